@@ -1,0 +1,191 @@
+"""Model folders: what evaluation, serving and any Hugging Face user load, with no other argument.
+
+A folder holds ``save_pretrained`` safetensors, the tokenizer and ``coconut.json`` (method, stage, number of thoughts,
+marker ids, provenance). It appears whole: written under a temporary name, then renamed. State dicts of the reference
+implementation (``checkpoint_N``) are read too, with ``weights_only=True``. A file that does not fit is an error, never
+a partial load.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut_ds.errors import CheckpointError
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import MarkerIds
+from coconut_ds.model.attention import check_attention
+from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
+from coconut_ds.settings import ModelConfig
+from coconut_ds.tokens import MARKERS
+
+CARD = "coconut.json"
+REFERENCE_PREFIX = "base_causallm."
+REFERENCE_DUPLICATE = "embedding.weight"
+"""The reference's wrapper holds the input embedding a second time under this name."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How a checkpoint thinks: the content of ``coconut.json``."""
+
+    method: str
+    stage: int
+    num_thoughts: int
+    """Thoughts at inference."""
+    c_thought: int
+    max_latent_stage: int
+    max_new_tokens: int
+    marker_ids: dict[str, int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it comes from: epoch, global_step, accuracy, versions, configuration."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelCard | None":
+        """The card of a model folder; None for a plain Hugging Face folder.
+
+        Raises:
+            CheckpointError: it is there and cannot be read.
+        """
+        path = folder / CARD
+        if not path.is_file():
+            return None
+        try:
+            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise CheckpointError(f"{path}: is no {CARD} of this project ({error})") from error
+        if card.method not in METHODS:
+            raise CheckpointError(
+                f"{path}: method {card.method!r} is unknown here; expected one of {', '.join(sorted(METHODS))}"
+            )
+        return card
+
+
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+) -> None:
+    """Writes a model folder. ``state`` holds full tensors (under ZeRO-3 the model itself holds shards)."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary, state_dict=dict(state))
+    tokenizer.save_pretrained(temporary)
+    (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32) -> Backbone:
+    """The backbone in a model folder, with exactly the weights that stand there.
+
+    Markers that the folder's tokenizer lacks (a plain Hugging Face model) are added as the backbone does.
+
+    Raises:
+        CheckpointError: files are missing, unsafe, or do not fit each other.
+    """
+    check_attention(attn_implementation)
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.name for path in folder.glob("checkpoint_*"))
+        hint = f"; it holds {', '.join(inside)}: name one of them" if inside else ""
+        raise CheckpointError(f"{folder}: is no model folder (config.json is missing){hint}")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+    _refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    return add_marker_rows(model, tokenizer)
+
+
+def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Backbone:
+    """The backbone of ``settings`` with the weights of a state dict file.
+
+    Keys may carry the reference's ``base_causallm.``; the number of embedding rows is the file's. Markers that the
+    file has no rows for are added as for pretrained weights.
+
+    Raises:
+        CheckpointError: the file is no state dict, or not of this architecture.
+    """
+    state = _read_state(path)
+    model = model_from_scratch(settings, tokenizer, _embedding_rows(path, state))
+    tied = set(model.all_tied_weights_keys or {})
+    if REFERENCE_DUPLICATE in state:
+        if not torch.equal(state[REFERENCE_DUPLICATE], state[_embedding_key(path, state)]):
+            raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
+        del state[REFERENCE_DUPLICATE]
+    wanted = model.state_dict()
+    # Causal masks that older versions of the library stored beside the weights.
+    state = {key: value for key, value in state.items() if key in wanted or not key.endswith((".attn.bias", ".attn.masked_bias"))}
+    _refuse_partial(
+        path,
+        [key for key in wanted if key not in state and key not in tied],
+        [key for key in state if key not in wanted],
+        [key for key in state if key in wanted and state[key].shape != wanted[key].shape],
+    )
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    return add_marker_rows(model, tokenizer)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a state dict ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict (names to tensors)")
+    return {str(key).removeprefix(REFERENCE_PREFIX): value for key, value in state.items()}
+
+
+def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
+    for key in ("transformer.wte.weight", "model.embed_tokens.weight"):
+        if key in state:
+            return key
+    shown = ", ".join(list(state)[:5])
+    raise CheckpointError(
+        f"{path}: no input embedding found; expected transformer.wte.weight or model.embed_tokens.weight (with or "
+        f"without {REFERENCE_PREFIX}), found {shown}, …"
+    )
+
+
+def _embedding_rows(path: Path, state: Mapping[str, Tensor]) -> int:
+    return int(state[_embedding_key(path, state)].shape[0])
+
+
+def _refuse_partial(where: Path, missing: Any, unexpected: Any, mismatched: Any) -> None:
+    found = [
+        f"{kind} {', '.join(map(str, list(keys)[:3]))}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        if keys
+    ]
+    if found:
+        raise CheckpointError(
+            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that it was trained "
+            "with"
+        )
+
+
+def marker_table(markers: MarkerIds) -> dict[str, int]:
+    """Names and ids of the markers, for the card."""
+    return dict(zip(MARKERS, markers.all(), strict=True))

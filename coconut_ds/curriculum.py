@@ -1,0 +1,97 @@
+"""What happens when: the stage of an epoch, stage mixing, the learning rate. Pure functions of numbers.
+
+Nothing here keeps state, so a resume needs the recorded stage switches and nothing else.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coconut_ds.methods.base import Method
+from coconut_ds.settings import TrainingConfig
+
+
+def final_stage(max_latent_stage: int, longest: int) -> int:
+    """The stage after which nothing changes any more, for problems of at most ``longest`` steps.
+
+    One stage past ``max_latent_stage`` removes whatever steps are left; where none are left it would repeat its
+    predecessor.
+    """
+    return max_latent_stage if longest <= max_latent_stage else max_latent_stage + 1
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The order of stages of one run."""
+
+    training: TrainingConfig
+    has_curriculum: bool
+    last_stage: int
+    """See ``final_stage``; 0 for methods without curriculum."""
+
+    @classmethod
+    def of(cls, training: TrainingConfig, method: Method, longest: int) -> "Curriculum":
+        """The curriculum of ``method`` on problems of at most ``longest`` steps."""
+        last = final_stage(training.max_latent_stage, longest) if method.has_curriculum else 0
+        return cls(training, method.has_curriculum, last)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether stages follow what happened in the run, not the epoch's number alone."""
+        return self.has_curriculum and self.training.advance == "accuracy" and self.training.stage_switches is None
+
+    def stage(self, epoch: int, switches: Sequence[int]) -> int:
+        """Stage of ``epoch``. ``switches``: the epochs at which stages 1, 2, ... began, as recorded so far."""
+        if not self.has_curriculum:
+            return 0
+        if self.training.stage_switches is not None:
+            switches = self.training.stage_switches
+        elif not self.recorded:
+            return min(epoch // self.training.epochs_per_stage, self.last_stage)
+        return min(sum(epoch >= switch for switch in switches), self.last_stage)
+
+    def advances(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
+        """Whether the stage ends with ``epoch``, which had this share of validation problems wholly right."""
+        if not self.recorded or self.stage(epoch, switches) >= self.last_stage:
+            return False
+        began = switches[-1] if switches else 0
+        lasted = epoch + 1 - began
+        if lasted < self.training.min_epochs_per_stage:
+            return False
+        longest = self.training.max_epochs_per_stage
+        return accuracy >= self.training.advance_at or (longest is not None and lasted >= longest)
+
+    def solved(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
+        """Whether the run may stop after ``epoch`` (``training.stop_at``)."""
+        wanted = self.training.stop_at
+        return wanted is not None and accuracy >= wanted and self.stage(epoch, switches) == self.last_stage
+
+
+def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_steps: int) -> int:
+    """The stage of one problem in one epoch, under ``uniform_prob`` or ``replay_prob``.
+
+    A counter-based draw: it depends on (seed, epoch, problem) and not on ranks, workers or order. ``uniform_prob``
+    draws from 0..num_steps (the reference's mixing, later stages included), ``replay_prob`` from 0..stage
+    ("Reasoning by Superposition", arXiv 2505.12514).
+    """
+    probability = training.uniform_prob or training.replay_prob
+    if not probability:
+        return stage
+    draw = random.Random(f"stage/{seed}/{epoch}/{problem}")
+    if draw.random() >= probability:
+        return stage
+    return draw.randint(0, num_steps if training.uniform_prob else stage)
+
+
+def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:
+    """Learning rate of the update that follows ``updates_since_reset`` others: linear warm-up, then constant."""
+    if updates_since_reset >= training.warmup_steps:
+        return training.lr
+    return training.lr * (updates_since_reset + 1) / training.warmup_steps
+
+
+def resets_optimizer(training: TrainingConfig, stage: int, previous_stage: int | None) -> bool:
+    """Whether optimizer state is set to zero before an epoch at ``stage`` that follows one at ``previous_stage``."""
+    if previous_stage is None or training.reset_optimizer == "never":
+        return False
+    return training.reset_optimizer == "epoch" or stage != previous_stage

@@ -1,0 +1,137 @@
+"""Generated chains of operations: running sums modulo m, running products of permutations of three elements.
+
+The question is the chain (``3 + 5 + 2 + 6 =``), the steps are the running results, the answer is the last of them.
+Permutation products are state tracking in a group where order matters: ``bca * acb`` applies ``acb`` first.
+
+Each problem is a pure function of (seed, split, epoch, index). A problem belongs to a split by a hash of its terms
+alone, so training, validation and test never share one, whatever the seed.
+"""
+
+import hashlib
+import itertools
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+from coconut_ds.settings import SplitSizes
+
+BUCKETS = 20
+"""Hash buckets: one for validation, one for test, the others for training (a tenth is held out)."""
+
+
+def split_of(terms: Sequence[str]) -> str:
+    """The split to which a problem with these terms belongs."""
+    digest = hashlib.blake2b(" ".join(terms).encode(), digest_size=8).digest()
+    return {0: "valid", 1: "test"}.get(int.from_bytes(digest, "big") % BUCKETS, "train")
+
+
+class Chains(ABC):
+    """A source of problems that apply one operation again and again."""
+
+    operator: ClassVar[str]
+
+    def __init__(self, seed: int, size: SplitSizes, num_terms: int, online: bool) -> None:
+        self.seed = seed
+        self.size = size
+        self.num_terms = num_terms
+        self.online = online
+        self._check_sizes()
+
+    @property
+    @abstractmethod
+    def elements(self) -> Sequence[str]:
+        """All elements, as words."""
+
+    @abstractmethod
+    def combine(self, left: str, right: str) -> str:
+        """The operation."""
+
+    def train(self, epoch: int) -> list[Problem]:
+        """Training problems of an epoch: new ones each time, or under ``online=False`` always epoch 0's."""
+        epoch = epoch if self.online else 0
+        return [self.problem(self._draw("train", epoch, index)) for index in range(self.size.train)]
+
+    def valid(self) -> list[Problem]:
+        """Validation problems, all different; always the same."""
+        return self._distinct("valid", self.size.valid)
+
+    def test(self) -> list[Problem]:
+        """Test problems, all different; always the same."""
+        return self._distinct("test", self.size.test)
+
+    def vocabulary(self) -> list[str]:
+        """Texts that together hold every word a problem can hold."""
+        return [self.problem([element] * self.num_terms).question for element in self.elements]
+
+    def problem(self, terms: Sequence[str]) -> Problem:
+        """The problem with these terms."""
+        results = list(itertools.accumulate(terms, self.combine))[1:]
+        return Problem(f" {self.operator} ".join(terms) + " =", tuple(results), results[-1])
+
+    def _draw(self, split: str, epoch: int, index: int) -> tuple[str, ...]:
+        numbers = random.Random(f"{self.seed}/{split}/{epoch}/{index}")
+        while True:
+            terms = tuple(numbers.choice(self.elements) for _ in range(self.num_terms))
+            if split_of(terms) == split:
+                return terms
+
+    def _distinct(self, split: str, count: int) -> list[Problem]:
+        draws = (self._draw(split, 0, index) for index in itertools.count())
+        chosen: dict[tuple[str, ...], None] = {}
+        while len(chosen) < count:
+            chosen[next(draws)] = None
+        return [self.problem(terms) for terms in chosen]
+
+    def _check_sizes(self) -> None:
+        space = len(self.elements) ** self.num_terms
+        for split in ("valid", "test"):
+            wanted = getattr(self.size, split)
+            # Counting is exact and cheap below 200,000 problems; above, a bucket of a 20th surely suffices.
+            there = space // BUCKETS // 2 if space > 200_000 else self._count(split)
+            if wanted > there:
+                raise DataError(
+                    f"data.size.{split}={wanted}: {self.num_terms} terms of {len(self.elements)} elements give only "
+                    f"{there} {split} problems; set data.size.{split}={there} or less, or a larger data.num_terms"
+                )
+
+    def _count(self, split: str) -> int:
+        return sum(split_of(terms) == split for terms in itertools.product(self.elements, repeat=self.num_terms))
+
+
+class ModularSum(Chains):
+    """Running sums modulo m."""
+
+    operator: ClassVar[str] = "+"
+
+    def __init__(self, seed: int, size: SplitSizes, num_terms: int, online: bool, modulus: int) -> None:
+        self.modulus = modulus
+        super().__init__(seed, size, num_terms, online)
+
+    @property
+    def elements(self) -> Sequence[str]:
+        """0 … m-1."""
+        return [str(number) for number in range(self.modulus)]
+
+    def combine(self, left: str, right: str) -> str:
+        """Sum modulo m."""
+        return str((int(left) + int(right)) % self.modulus)
+
+
+class PermutationProduct(Chains):
+    """Running products in the symmetric group of three elements, the smallest group where order matters."""
+
+    operator: ClassVar[str] = "*"
+    letters: ClassVar[str] = "abc"
+    _elements: ClassVar[tuple[str, ...]] = tuple("".join(p) for p in itertools.permutations("abc"))
+
+    @property
+    def elements(self) -> Sequence[str]:
+        """The six permutations, each written as the images of a, b and c."""
+        return self._elements
+
+    def combine(self, left: str, right: str) -> str:
+        """``left`` after ``right``: x goes to left[right[x]]."""
+        return "".join(left[self.letters.index(image)] for image in right)

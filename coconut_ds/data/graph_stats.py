@@ -1,0 +1,148 @@
+"""Statistics of graph problems (ProsQA's format), and a table of them for one or several files side by side.
+
+Does: sizes, shortest paths, in-degrees, and how far two shortcuts get that read no path: the option with more
+ancestors, and the option mentioned less often. A search claimed on such data must beat both. Does not: judge problems,
+nor read their text, but for the order of the two options.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from coconut_ds.data.graphs import Graph, GraphQuestion
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+
+GRAPH_KEYS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
+
+
+def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
+    """The graph question that a problem carries in ``extra``; ``where`` names the problem in errors.
+
+    Raises:
+        DataError: a key is missing, an edge names no node, or the root does not reach the target.
+    """
+    for key in GRAPH_KEYS:
+        if key not in problem.extra:
+            found = ", ".join(sorted(problem.extra)) or "none"
+            raise DataError(
+                f"{where}: key '{key}' is missing; found the keys {found}, expected a graph ({', '.join(GRAPH_KEYS)}); "
+                "make such a file with: python preprocessing/prosqa.py"
+            )
+    num_nodes, edges = len(problem.extra["idx_to_symbol"]), problem.extra["edges"]
+    numbers = [*chain.from_iterable(edges), *(problem.extra[key] for key in GRAPH_KEYS[2:])]
+    if any(len(edge) != 2 for edge in edges) or not all(isinstance(n, int) and 0 <= n < num_nodes for n in numbers):
+        raise DataError(f"{where}: edges, root, target and neg_target must hold indices 0 to {num_nodes - 1}")
+    root, target, distractor = (problem.extra[key] for key in GRAPH_KEYS[2:])
+    graph = Graph(num_nodes, tuple((parent, child) for parent, child in edges))
+    if root not in (0, 1) or target not in graph.distances(root):
+        raise DataError(f"{where}: found root {root} and target {target}, expected root 0 or 1 and a path to the target")
+    return GraphQuestion(graph, root, target, distractor)
+
+
+@dataclass(frozen=True)
+class GraphStats:
+    """Means over problems, and shares (which sum to 1) per value."""
+
+    num_problems: int
+    nodes: float
+    edges: float
+    path_length: float
+    """Edges of the shortest path from root to target."""
+    path_lengths: Mapping[int, float]
+    num_shortest_paths: float
+    in_degrees: Mapping[int, float]
+    """Of nodes 2 and higher: 0 and 1 are the two roots."""
+    answer_first: float
+    """Share of questions that name the answer before the distractor."""
+    distractor_depth: float
+    """Shortest distance from the other root, over the problems where that reaches the distractor; nan if none."""
+    sources: float
+    """Nodes without parents."""
+    more_ancestors: float
+    """Accuracy of choosing the option with more ancestors; a tie counts half."""
+    mentioned_less: float
+    """Accuracy of choosing the option in fewer sentences; a tie counts half."""
+
+
+def graph_stats(problems: Sequence[Problem], where: str = "problems") -> GraphStats:
+    """Measures problems; ``where`` names them in errors.
+
+    Raises:
+        DataError: there are none, or one carries no graph.
+    """
+    if not problems:
+        raise DataError(f"{where}: found no problems, expected at least one")
+    questions = [question_of(problem, f"{where}: item {index}") for index, problem in enumerate(problems)]
+    graphs = [question.graph for question in questions]
+    lengths = [q.graph.distances(q.root)[q.target] for q in questions]
+    ancestors = [_points(len(q.graph.ancestors(q.target)), len(q.graph.ancestors(q.distractor))) for q in questions]
+    mentions = [_points(-_mentions(q.graph, q.target), -_mentions(q.graph, q.distractor)) for q in questions]
+    depths = [q.graph.distances(1 - q.root).get(q.distractor) for q in questions]
+    return GraphStats(
+        num_problems=len(problems),
+        nodes=_mean([graph.num_nodes for graph in graphs]),
+        edges=_mean([len(graph.edges) for graph in graphs]),
+        path_length=_mean(lengths),
+        path_lengths=_shares(lengths),
+        num_shortest_paths=_mean([q.graph.shortest_path_counts(q.root)[q.target] for q in questions]),
+        in_degrees=_shares([len(parents) for graph in graphs for parents in graph.parents[2:]]),
+        answer_first=_mean([_answer_first(p, q) for p, q in zip(problems, questions, strict=True)]),
+        distractor_depth=_mean([depth for depth in depths if depth is not None]),
+        sources=_mean([len(graph.sources) for graph in graphs]),
+        more_ancestors=_mean(ancestors),
+        mentioned_less=_mean(mentions),
+    )
+
+
+def _points(target: int, distractor: int) -> float:
+    return 0.5 if target == distractor else float(target > distractor)
+
+
+def _mentions(graph: Graph, node: int) -> int:
+    return len(graph.parents[node]) + len(graph.children[node])
+
+
+def _answer_first(problem: Problem, question: GraphQuestion) -> bool:
+    options = problem.question.rstrip("?").split()[-3::2]
+    return options[0] == problem.extra["idx_to_symbol"][question.target]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _shares(values: Sequence[int]) -> dict[int, float]:
+    return {value: count / len(values) for value, count in sorted(Counter(values).items())}
+
+
+def table(stats: Mapping[str, GraphStats]) -> str:
+    """A text table: one row a statistic, one column a file, in the order given."""
+    columns = [_cells(one) for one in stats.values()]
+    labels = list(dict.fromkeys(chain.from_iterable(columns)))
+    order = {label: max(list(column).index(label) for column in columns if label in column) for label in labels}
+    labels.sort(key=lambda label: (_block(label), order[label]))
+    rows = [["", *stats]] + [[label, *(column.get(label, "0.0 %") for column in columns)] for label in labels]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _cells(one: GraphStats) -> dict[str, str]:
+    cells = {
+        "problems": str(one.num_problems),
+        "nodes": f"{one.nodes:.2f}",
+        "edges": f"{one.edges:.2f}",
+        "sources": f"{one.sources:.2f}",
+        "shortest path": f"{one.path_length:.2f}",
+    }
+    cells |= {f"shortest path = {length}": f"{share:.1%}" for length, share in one.path_lengths.items()}
+    cells["number of shortest paths"] = f"{one.num_shortest_paths:.2f}"
+    cells |= {f"in-degree = {degree}": f"{share:.1%}" for degree, share in one.in_degrees.items()}
+    return cells | {
+        "depth of the distractor": f"{one.distractor_depth:.2f}",
+        "answer named first": f"{one.answer_first:.1%}",
+        "shortcut: more ancestors": f"{one.more_ancestors:.1%}",
+        "shortcut: mentioned less": f"{one.mentioned_less:.1%}",
+    }

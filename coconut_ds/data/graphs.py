@@ -1,0 +1,174 @@
+"""Directed acyclic graphs, and questions about them in the words of ProsQA. Shared by `prosqa` and `layered`.
+
+Does: reachability, shortest paths (counted, and drawn evenly), a fingerprint that renumbering the nodes does not
+change, and the wording. Does not: make graphs. An edge (u, v) reads "u is a v" and leads to a higher index. Every draw comes from the ``random.Random`` passed in, so that a problem is a pure function of its seed.
+
+Wording, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769).
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, pairwise, product
+
+from coconut_ds.data.problem import Problem
+
+Edge = tuple[int, int]
+
+_NAMES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
+_STEMS = (
+    "bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum ster "
+    "stor ter tim tum vum wor wum yer yim yum zhor zum"
+)
+NAMES = tuple(_NAMES.split())
+CONCEPTS = tuple(f"{stem}pus" for stem in _STEMS.split())
+
+
+def concepts(count: int) -> tuple[str, ...]:
+    """The first ``count`` concepts: the published 38, then invented ones of the same sound."""
+    invented = (f"{a}{b}{c}pus" for a, b, c in product("bdfghjklmnprstvwyz", "aeiou", "ckdfgstvxz"))
+    words = (*CONCEPTS, *islice(invented, max(0, count - len(CONCEPTS))))[:count]
+    assert len(words) == count, f"{count} concepts wanted, {len(words)} can be named"
+    return words
+
+
+MAX_CONCEPTS = len(CONCEPTS) + 18 * 5 * 10
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes 0 .. num_nodes - 1 and edges (parent, child) with parent < child."""
+
+    num_nodes: int
+    edges: tuple[Edge, ...]
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """Children of each node."""
+        lists: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for parent, child in self.edges:
+            lists[parent].append(child)
+        return lists
+
+    @cached_property
+    def parents(self) -> list[list[int]]:
+        """Parents of each node."""
+        lists: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for parent, child in self.edges:
+            lists[child].append(parent)
+        return lists
+
+    @property
+    def sources(self) -> list[int]:
+        """Nodes without parents."""
+        return [node for node, above in enumerate(self.parents) if not above]
+
+    @property
+    def sinks(self) -> list[int]:
+        """Nodes without children."""
+        return [node for node, below in enumerate(self.children) if not below]
+
+    def distances(self, start: int) -> dict[int, int]:
+        """Edges of the shortest path from ``start`` to each node that it reaches, itself (0) included."""
+        return _breadth_first(self.children, start)
+
+    def ancestors(self, node: int) -> set[int]:
+        """All nodes that reach ``node``, without itself."""
+        return set(_breadth_first(self.parents, node)) - {node}
+
+    def shortest_path_counts(self, start: int) -> dict[int, int]:
+        """How many shortest paths lead from ``start`` to each node that it reaches."""
+        distance = self.distances(start)
+        counts = {start: 1}
+        for node in distance:  # in order of distance
+            if node != start:
+                counts[node] = sum(counts[parent] for parent in self._before(node, distance))
+        return counts
+
+    def draw_shortest_path(self, rng: random.Random, start: int, goal: int) -> list[int]:
+        """One of the shortest paths from ``start`` to ``goal``, each as likely as any other."""
+        distance, counts = self.distances(start), self.shortest_path_counts(start)
+        path = [goal]
+        while path[-1] != start:
+            before = self._before(path[-1], distance)
+            path += rng.choices(before, [counts[parent] for parent in before])
+        return path[::-1]
+
+    def _before(self, node: int, distance: dict[int, int]) -> list[int]:
+        return [parent for parent in self.parents[node] if distance.get(parent, -1) == distance[node] - 1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest that two graphs share if one is the other renumbered.
+
+        Colour refinement: a node's colour is its own with those of its parents and children, until no more colours
+        appear. Some different graphs share a digest too, so equal digests mean "perhaps the same", never "different".
+        """
+        colours, history, num_colours = [0] * self.num_nodes, [], 0
+        while True:
+            signatures = [
+                (colours[node], sorted(colours[p] for p in self.parents[node]), sorted(colours[c] for c in below))
+                for node, below in enumerate(self.children)
+            ]
+            history.append(sorted(signatures))
+            table = [entry for i, entry in enumerate(history[-1]) if i == 0 or entry != history[-1][i - 1]]
+            if len(table) == num_colours:
+                return hashlib.sha256(repr(history).encode()).hexdigest()
+            rank = {repr(entry): colour for colour, entry in enumerate(table)}
+            colours, num_colours = [rank[repr(signature)] for signature in signatures], len(table)
+
+
+def _breadth_first(neighbours: Sequence[Sequence[int]], start: int) -> dict[int, int]:
+    distance, queue = {start: 0}, [start]
+    for node in queue:  # grows while it is read
+        for neighbour in neighbours[node]:
+            if neighbour not in distance:
+                distance[neighbour] = distance[node] + 1
+                queue.append(neighbour)
+    return distance
+
+
+@dataclass(frozen=True)
+class GraphQuestion:
+    """Is ``root`` a ``target`` or a ``distractor``? It reaches only the target; both are sinks."""
+
+    graph: Graph
+    root: int
+    target: int
+    distractor: int
+
+
+def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CONCEPTS) -> Problem:
+    """The question in words: sources get names of persons, other nodes concepts out of ``words``, both at random.
+
+    Sentences stand in random order, as do the two options; the steps are one shortest path, drawn evenly.
+    """
+    graph = question.graph
+    sources = set(graph.sources)
+    names, others = rng.sample(NAMES, len(sources)), rng.sample(words, graph.num_nodes - len(sources))
+    symbols = [names.pop() if node in sources else others.pop() for node in range(graph.num_nodes)]
+
+    def sentence(parent: int, child: int) -> str:
+        subject = symbols[parent] if parent in sources else f"Every {symbols[parent]}"
+        return f"{subject} is a {symbols[child]}."
+
+    context = [sentence(*edge) for edge in graph.edges]
+    rng.shuffle(context)
+    options = [symbols[question.target], symbols[question.distractor]]
+    rng.shuffle(options)
+    path = graph.draw_shortest_path(rng, question.root, question.target)
+    root = symbols[question.root]
+    return Problem(
+        question=" ".join([*context, f"Is {root} a {options[0]} or {options[1]}?"]),
+        steps=tuple(sentence(*edge) for edge in pairwise(path)),
+        answer=f"{root} is a {symbols[question.target]}.",
+        extra={
+            "idx_to_symbol": symbols,
+            "edges": [list(edge) for edge in graph.edges],
+            "root": question.root,
+            "target": question.target,
+            "neg_target": question.distractor,
+        },
+    )

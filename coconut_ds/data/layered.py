@@ -1,0 +1,227 @@
+"""Layered graphs with questions as in ProsQA, of any size, drawn when needed: the data source ``data=synthetic``.
+
+Does: problems that are a pure function of (seed, split, epoch, index). Validation and test never change, and no graph
+stands in two splits, not even renumbered: its fingerprint assigns it to one. Does not: write files, nor promise that
+no graph comes twice within one split.
+
+The graph. Layer 0 holds two persons, root and rival. Each further node belongs to the family of one person (its parents
+do too) or is mixed (any parents). Each node below layer 0 has a parent one layer up, each above the last a child one
+layer down, and further edges skip layers, the longer the rarer, so that paths from root to target differ in length.
+Target: any sink that the root reaches and the rival does not; distractor: any sink that the root does not reach. Root
+and rival change places with even chance, so neither counts of ancestors nor of mentions tell the options apart.
+
+Cost: about 1 ms a training problem, ten times that for validation and test.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from coconut_ds.data.graphs import CONCEPTS, MAX_CONCEPTS, NAMES, Edge, Graph, GraphQuestion, concepts, word
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+MIXED = 2
+"""The third family; 0 and 1 are the families of nodes 0 and 1."""
+FAMILY_WEIGHTS = (0.35, 0.35, 0.30)
+SKIP_POWER = 2.0
+"""A further edge over d layers is drawn with weight d ** -SKIP_POWER."""
+MAX_TRIES = 1000
+
+Layers = list[list[int]]
+"""The family of each node, layer by layer; nodes are numbered in this order."""
+
+
+def split_of(graph: Graph) -> str:
+    """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
+    return ("valid", "test")[bucket] if (bucket := int(graph.fingerprint, 16) % 10) < 2 else "train"
+
+
+def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
+    """Each layer has a node of either person; families never shrink downwards, so a tree of n - 2 edges can hold all."""
+    counts = [[1] * num_layers, [1] * num_layers, [0] * num_layers]
+    for family in rng.choices(range(3), FAMILY_WEIGHTS, k=num_nodes - 2 * num_layers):
+        counts[family][rng.randrange(1, num_layers)] += 1
+    for family in range(3):
+        counts[family][1:] = sorted(counts[family][1:])
+    return [[family for family in range(3) for _ in range(counts[family][layer])] for layer in range(num_layers)]
+
+
+def _pairs(layers: Layers) -> dict[Edge, int]:
+    """Every edge the layers permit, and how many layers it leads down."""
+    nodes = [(layer, family) for layer, families in enumerate(layers) for family in families]
+    return {
+        (parent, child): nodes[child][0] - nodes[parent][0]
+        for parent, child in combinations(range(len(nodes)), 2)
+        if nodes[parent][0] < nodes[child][0] and nodes[child][1] in (MIXED, nodes[parent][1])
+    }
+
+
+def _draw_tree(rng: random.Random, layers: Layers) -> set[Edge]:
+    """One edge to each node below layer 0, such that each node above the last layer gets a child in its own family."""
+    edges, start = set(), 0
+    for above, below in zip(layers, layers[1:], strict=False):
+        middle = start + len(above)
+        for family in range(3):
+            own = [start + i for i, kind in enumerate(above) if kind == family]
+            possible = list(range(start, middle)) if family == MIXED else own
+            heirs = [middle + i for i, kind in enumerate(below) if kind == family]
+            parents = own + rng.choices(possible, k=len(heirs) - len(own))
+            rng.shuffle(parents)
+            edges |= set(zip(parents, heirs, strict=True))
+        start = middle
+    return edges
+
+
+def _draw_graph(rng: random.Random, num_nodes: int, num_layers: int, num_edges: int) -> Graph:
+    """Layers, drawn until they permit so many edges; a tree; and further edges."""
+    for _ in range(MAX_TRIES):
+        layers = _draw_layers(rng, num_nodes, num_layers)
+        pairs = _pairs(layers)
+        if len(pairs) >= num_edges:
+            break
+    else:
+        raise DataError(
+            f"data=synthetic: no {num_nodes} nodes in {num_layers} layers with {num_edges} edges found in {MAX_TRIES} "
+            "tries; expected ranges that leave room; lower the second number of data.num_edges"
+        )
+    edges = _draw_tree(rng, layers)
+    # The k smallest of u ** (1 / w), negated, are a weighted sample without replacement.
+    keys = {edge: -(rng.random() ** (down**SKIP_POWER)) for edge, down in pairs.items() if edge not in edges}
+    edges |= set(sorted(keys, key=keys.__getitem__)[: num_edges - len(edges)])
+    return Graph(num_nodes, tuple(sorted(edges, key=lambda edge: (edge[1], edge[0]))))
+
+
+def _ask(rng: random.Random, graph: Graph) -> GraphQuestion:
+    root, rival = rng.sample((0, 1), 2)
+    reached, reached_by_rival = graph.distances(root), graph.distances(rival)
+    sinks = graph.sinks
+    # Never empty: the last layer has a node of either family.
+    target = rng.choice([node for node in sinks if node in reached and node not in reached_by_rival])
+    distractor = rng.choice([node for node in sinks if node not in reached])
+    return GraphQuestion(graph, root, target, distractor)
+
+
+class LayeredGraphs:
+    """Problems over layered graphs; ranges are (smallest, largest), both included and drawn evenly."""
+
+    def __init__(
+        self,
+        seed: int,
+        size: Mapping[str, int],
+        num_nodes: tuple[int, int],
+        num_layers: tuple[int, int],
+        num_edges: tuple[int, int],
+        online: bool,
+    ) -> None:
+        """Refuses at once what cannot be drawn.
+
+        Args:
+            seed: of all splits.
+            size: problems of train (an epoch), valid and test.
+            num_nodes: of a graph.
+            num_layers: of a graph, the persons' layer included.
+            num_edges: of a graph.
+            online: whether each epoch has new training problems; otherwise those of epoch 0 come again.
+
+        Raises:
+            DataError: some numbers of the ranges cannot go together, or leave too few graphs for three splits.
+        """
+        self._seed, self._size, self._online = seed, dict(size), online
+        self._ranges = (num_nodes, num_layers, num_edges)
+        self._concepts = CONCEPTS
+        self._kept: dict[str, list[Problem]] = {}
+        _check_form(self._size, num_nodes, num_layers, num_edges)
+        _check_fit(num_nodes, num_layers, num_edges)
+        self._concepts = concepts(max(len(CONCEPTS), num_nodes[1] - 2))
+        for split in SPLITS:
+            if self._size[split]:
+                self.problem(split, 0, 0)
+
+    def train(self, epoch: int) -> list[Problem]:
+        """Training problems: new ones in each epoch if online."""
+        return self._draw("train", epoch) if self._online else self._keep("train")
+
+    def valid(self) -> list[Problem]:
+        """Validation problems, always the same."""
+        return self._keep("valid")
+
+    def test(self) -> list[Problem]:
+        """Test problems, always the same."""
+        return self._keep("test")
+
+    def vocabulary(self) -> list[str]:
+        """Texts that hold every word of any problem, with each mark that can follow it."""
+        one = self._concepts[0]
+        persons = [f"{name} is a {one}. Is {name} a {one} or {one}?" for name in NAMES]
+        return persons + [f"Every {concept} is a {concept}. Is {NAMES[0]} a {concept}?" for concept in self._concepts]
+
+    def problem(self, split: str, epoch: int, index: int) -> Problem:
+        """One problem, a pure function of the arguments and of the settings; graphs of other splits are drawn again."""
+        for count in range(MAX_TRIES):
+            rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}" + (f"/{count}" if count else ""))
+            graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
+            if split_of(graph) == split:
+                return word(_ask(rng, graph), rng, self._concepts)
+        nodes, layers, edges = map(list, self._ranges)
+        raise DataError(
+            f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges} give too few "
+            f"different graphs: {MAX_TRIES} draws held none for the split '{split}', expected about one in ten; widen "
+            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit"
+        )
+
+    def _draw(self, split: str, epoch: int) -> list[Problem]:
+        return [self.problem(split, epoch, index) for index in range(self._size[split])]
+
+    def _keep(self, split: str) -> list[Problem]:
+        if split not in self._kept:
+            self._kept[split] = self._draw(split, 0)
+        return self._kept[split]
+
+
+def _check_form(size: Mapping[str, int], *ranges: Sequence[int]) -> None:
+    if sorted(size) != sorted(SPLITS) or min(size.values()) < 0:
+        raise DataError(f"data.size: found {dict(size)}, expected train, valid and test, each at least 0")
+    for name, bounds in zip(("num_nodes", "num_layers", "num_edges"), ranges, strict=True):
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise DataError(
+                f"data.{name}: found {list(bounds)}, expected [smallest, largest]; set for instance "
+                f"data.{name}=[{min(bounds, default=8)},{max(bounds, default=8)}]"
+            )
+
+
+def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: Sequence[int]) -> None:
+    """All numbers of the three ranges must go together, since each is drawn without regard to the others."""
+    if num_layers[0] < 2:
+        raise DataError(
+            f"data.num_layers: found {list(num_layers)}, expected at least 2 (persons and sinks); "
+            f"set data.num_layers=[2,{max(2, num_layers[1])}]"
+        )
+    if num_nodes[0] < 2 * num_layers[1]:
+        raise DataError(
+            f"data.num_nodes: found {list(num_nodes)}, expected at least {2 * num_layers[1]}, two for each of the up to "
+            f"{num_layers[1]} layers (data.num_layers={list(num_layers)}); set "
+            f"data.num_nodes=[{2 * num_layers[1]},{max(num_nodes[1], 2 * num_layers[1])}] or fewer layers"
+        )
+    if num_nodes[1] - 2 > MAX_CONCEPTS:
+        raise DataError(
+            f"data.num_nodes: found {list(num_nodes)}, expected at most {MAX_CONCEPTS + 2} (there are no more words); "
+            f"set data.num_nodes=[{min(num_nodes[0], MAX_CONCEPTS + 2)},{MAX_CONCEPTS + 2}]"
+        )
+    if num_edges[0] < num_nodes[1] - 2:
+        least = num_nodes[1] - 2
+        raise DataError(
+            f"data.num_edges: found {list(num_edges)}, expected at least {least}, one for each node but the two persons "
+            f"(data.num_nodes={list(num_nodes)}); set data.num_edges=[{least},{max(least, num_edges[1])}]"
+        )
+    for layers in range(num_layers[0], num_layers[1] + 1):
+        rng = random.Random(layers)  # fixed, so that the answer is the same each time
+        most = max(len(_pairs(_draw_layers(rng, num_nodes[0], layers))) for _ in range(100))
+        if num_edges[1] > most:
+            raise DataError(
+                f"data.num_edges: found {list(num_edges)}, expected at most about {most}, the most that {num_nodes[0]} "
+                f"nodes in {layers} layers can hold (data.num_nodes={list(num_nodes)}, "
+                f"data.num_layers={list(num_layers)}); set data.num_edges=[{min(num_edges[0], most)},{most}], or more "
+                "nodes"
+            )

@@ -1,0 +1,93 @@
+"""Problems: question, reasoning steps, answer. Reading them from files and refusing bad ones by name.
+
+File format: a JSON list of ``{"question": str, "steps": [str, ...], "answer": str}``, or JSON Lines of the same
+objects. Further keys are kept in ``Problem.extra`` (graph data carry edges there) and never interpreted here.
+Nothing is skipped: the first bad item is an error that names file, index, key, what was found and what was expected.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.errors import DataError
+
+REQUIRED_KEYS = ("question", "steps", "answer")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem as text."""
+
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The problem in the file format, extra keys included."""
+        return {"question": self.question, "steps": list(self.steps), "answer": self.answer, **self.extra}
+
+
+def load_problems(path: str | Path) -> list[Problem]:
+    """Reads a JSON or JSON Lines file of problems.
+
+    Raises:
+        DataError: the file is missing, is no JSON, is empty, or holds an item of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    items = _parse(path, text)
+    if not items:
+        raise DataError(f"{path}: holds no problems; expected a JSON list with at least one")
+    return [_problem(path, index, item) for index, item in enumerate(items)]
+
+
+def _parse(path: Path, text: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            return list(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+    items = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}: broken JSON at line {number}, column {error.colno}: {error.msg}; expected a JSON list of "
+                "problems, or one problem a line"
+            ) from error
+    return items
+
+
+def _problem(path: Path, index: int, item: Any) -> Problem:
+    def refuse(what: str, found: Any, expected: str) -> DataError:
+        shown = json.dumps(found, ensure_ascii=False)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return DataError(f"{path}: item {index}, {what}: found {type(found).__name__} {shown}, expected {expected}")
+
+    if not isinstance(item, dict):
+        raise refuse("the item itself", item, "an object with the keys question, steps and answer")
+    for key in REQUIRED_KEYS:
+        if key not in item:
+            present = ", ".join(sorted(map(str, item))) or "none"
+            raise DataError(f"{path}: item {index}, key '{key}': missing; found the keys {present}, expected '{key}'")
+    for key in ("question", "answer"):
+        if not isinstance(item[key], str):
+            raise refuse(f"key '{key}'", item[key], "a string")
+    if not isinstance(item["steps"], list):
+        raise refuse("key 'steps'", item["steps"], "a list of strings")
+    for position, step in enumerate(item["steps"]):
+        if not isinstance(step, str):
+            raise refuse(f"key 'steps', step {position}", step, "a string")
+    extra = {key: value for key, value in item.items() if key not in REQUIRED_KEYS}
+    return Problem(item["question"], tuple(item["steps"]), item["answer"], extra)

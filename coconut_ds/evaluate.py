@@ -1,0 +1,183 @@
+"""Entry point: ``python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE`` or ``coconut-eval``.
+
+Method and number of thoughts come from the checkpoint. Writes ``scores.json`` and ``predictions.jsonl``.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Started as a file: Python put this folder on the path, where the project's root belongs.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from coconut_ds.compose import compose_values, option_names, parse_arguments, print_config  # noqa: E402
+from coconut_ds.distributed import Ranks  # noqa: E402
+from coconut_ds.errors import CheckpointError, CoconutError, ConfigError  # noqa: E402
+from coconut_ds.methods import METHODS  # noqa: E402
+from coconut_ds.methods.base import CurriculumSpec  # noqa: E402
+from coconut_ds.settings import Config, DataConfig, EvalConfig, validated  # noqa: E402
+
+if TYPE_CHECKING:
+    from coconut_ds.checkpoint import ModelCard
+    from coconut_ds.evaluation import Evaluation
+    from coconut_ds.model.backbone import Backbone
+
+USAGE = "python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE [key=value ...]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Composes and evaluates. Returns the exit code: 2 for an error to mend."""
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, EvalConfig, USAGE)
+        config = compose_eval_config(arguments.overrides, arguments.config_dir)
+        if arguments.cfg:
+            print_config(config)
+            return 0
+        evaluate(config)
+    except CoconutError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> EvalConfig:
+    """The configuration of an evaluation; ``data=FILE`` stands for a file of problems.
+
+    Raises:
+        ConfigError: an override is unknown, or checkpoint or data is missing.
+    """
+    given = {override.split("=", 1)[0] for override in overrides}
+    for key, example in (("checkpoint", "outputs/…/checkpoint_50"), ("data", "prosqa_eval, or data=FILE.json")):
+        if key not in given:
+            raise ConfigError(f"{key}: missing; set {key}={example}")
+    expanded: list[str] = []
+    name = ""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "data":
+            name = Path(value).stem
+            if value not in option_names(config_dirs)["data"]:
+                if not Path(value).is_file():
+                    names = ", ".join(option_names(config_dirs)["data"])
+                    raise ConfigError(f"data={value}: no such file and no such option; expected a file or one of {names}")
+                expanded += ["data.kind=file", f"data.test_path='{value}'"]
+                continue
+        expanded.append(override)
+    values = compose_values("evaluate", EvalConfig, expanded, config_dirs)
+    return validated(EvalConfig, {**values, "data_name": name})
+
+
+def evaluate(config: EvalConfig) -> "Evaluation":
+    """Loads the checkpoint, evaluates, writes and prints the scores."""
+    from coconut_ds.checkpoint import ModelCard, load_folder
+
+    folder = Path(config.checkpoint)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint={folder}: no such folder; set checkpoint to a model folder")
+    backbone = load_folder(folder, config.attn_implementation)
+    card = ModelCard.read(folder)
+    if card is None:
+        if config.method is None:
+            raise CheckpointError(
+                f"{folder}: has no coconut.json, so it does not say how it thinks; set method=cot (or another) and "
+                "n_thoughts=0"
+            )
+        card = _card_without_file(config.method, config.n_thoughts or 0, config.data.max_new_tokens)
+    num_thoughts = card.num_thoughts if config.n_thoughts is None else config.n_thoughts
+    out = Path(config.out or Path("outputs/eval") / "-".join(folder.resolve().parts[-2:]) / config.data_name)
+    return _evaluate(
+        backbone, card, num_thoughts, config.data, config.seed, config.batch_size, config.max_new_tokens, out
+    )
+
+
+def evaluate_config(config: Config, ranks: Ranks) -> "Evaluation":
+    """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
+    from coconut_ds.data.sources import open_source
+    from coconut_ds.experiment import card_of, starting_backbone
+
+    card = card_of(config)
+    backbone = starting_backbone(config, open_source(config.data, config.run.seed))
+    if card is None:
+        training = config.training
+        method = METHODS[config.method.kind]
+        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
+        # A state dict does not say its stage: the last one is what training ends with.
+        thoughts = method.num_thoughts(training.max_latent_stage, None, spec)
+        card = _card_without_file(config.method.kind, thoughts, config.data.max_new_tokens)
+    out = Path(config.run.save_path) / config.run.name / "eval"
+    size = config.training.batch_size_eval
+    return _evaluate(
+        backbone, card, card.num_thoughts, config.data, config.run.seed, size, None, out, config.run.debug, ranks
+    )
+
+
+def _card_without_file(method: str, num_thoughts: int, max_new_tokens: int) -> "ModelCard":
+    from coconut_ds.checkpoint import ModelCard
+
+    return ModelCard(method, 0, num_thoughts, 0, 0, max_new_tokens, {})
+
+
+def _evaluate(
+    backbone: "Backbone",
+    card: "ModelCard",
+    num_thoughts: int,
+    data: DataConfig,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int | None,
+    out: Path,
+    debug: bool = False,
+    ranks: Ranks = Ranks(),
+) -> "Evaluation":
+    from coconut_ds.data.sources import open_source
+    from coconut_ds.evaluation import Evaluator
+    from coconut_ds.model.backbone import context_length
+    from coconut_ds.model.latent_loop import LatentLoop
+
+    source = open_source(data, seed, debug)
+    on_test = data.kind != "file" or data.test_path is not None
+    problems = source.test() if on_test else source.valid()
+    method = METHODS[card.method]
+    spec = CurriculumSpec(card.c_thought, card.max_latent_stage)
+    loop = LatentLoop(backbone.model.to(ranks.device)).eval()  # type: ignore[arg-type]
+    evaluation = Evaluator(
+        backbone.tokenizer,
+        backbone.markers,
+        method,
+        max_new_tokens or card.max_new_tokens,
+        batch_size,
+        context_length(backbone.model),
+        ranks,
+    ).run(
+        loop, problems, num_thoughts, lambda num_steps: method.num_removed(card.stage, num_steps, spec), progress=True
+    )
+    if ranks.is_first:
+        _write(evaluation, card, out)
+        sys.stdout.write(
+            f"accuracy {evaluation.accuracy:.1%} on {len(problems):,} {'test' if on_test else 'validation'} problems, "
+            f"method {card.method}, {num_thoughts} thoughts; {out / 'scores.json'}\n"
+        )
+    return evaluation
+
+
+def _write(evaluation: "Evaluation", card: "ModelCard", out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(prediction.as_dict(), ensure_ascii=False) for prediction in evaluation.predictions]
+    (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    scores = {
+        "accuracy": evaluation.accuracy,
+        "wholly_right": evaluation.wholly_right,
+        "problems": len(evaluation.predictions),
+        "num_thoughts": evaluation.num_thoughts,
+        "method": card.method,
+        "stage": card.stage,
+        "tokens_a_problem": sum(p.num_tokens for p in evaluation.predictions) / len(evaluation.predictions),
+    }
+    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""Accuracy of a model on problems: greedy generation, exact match, each problem counted once on any number of ranks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.distributed import Ranks
+from coconut_ds.generation import Generated, GenerationSettings, check_prompts, generate
+from coconut_ds.layout import Layout, lay_out_prompt
+from coconut_ds.methods.base import MarkerIds, Method
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.scoring import extract_answer, is_correct, is_wholly_right
+from coconut_ds.tokens import decode, encode_questions
+
+Call = Callable[..., Any]
+"""A latent loop or an engine around one: ``call(task, *arguments)``."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model made of one problem."""
+
+    index: int
+    question: str
+    text: str
+    """Generated text without markers."""
+    extracted: str
+    """The answer found in it."""
+    answer: str
+    correct: bool
+    wholly_right: bool
+    """The answer and every step that the stage still writes."""
+    num_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions of all problems, in order."""
+
+    predictions: list[Prediction]
+    num_thoughts: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(p.correct for p in self.predictions) / len(self.predictions)
+
+    @property
+    def wholly_right(self) -> float:
+        """Share of problems with right answer and steps."""
+        return sum(p.wholly_right for p in self.predictions) / len(self.predictions)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """How to evaluate: what stays the same from one set of problems to the next."""
+
+    tokenizer: PreTrainedTokenizerBase
+    markers: MarkerIds
+    method: Method
+    max_new_tokens: int
+    batch_size: int
+    context_length: int | None
+    ranks: Ranks = Ranks()
+
+    def run(
+        self,
+        call: Call,
+        problems: Sequence[Problem],
+        num_thoughts: int,
+        num_removed: Callable[[int], int],
+        progress: bool = False,
+    ) -> Evaluation:
+        """Generates for each problem and compares.
+
+        Args:
+            call: latent loop or engine.
+            problems: at least one.
+            num_thoughts: thoughts of each prompt.
+            num_removed: steps that the model no longer writes, given a problem's number of steps.
+            progress: show a bar on rank 0 (only on a terminal).
+        """
+        mine = range(self.ranks.rank, len(problems), self.ranks.size)
+        questions = encode_questions(self.tokenizer, [problem.question for problem in problems])
+        prompts = [lay_out_prompt(self.method, ids, num_thoughts, self.markers) for ids in questions]
+        check_prompts(prompts, self.context_length)
+        predictions: list[Prediction] = []
+        # Rank 0 has the most problems; the others repeat their last batch so that all make as many passes.
+        starts = range(0, len(range(0, len(problems), self.ranks.size)), self.batch_size)
+        for start in tqdm(starts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
+            chosen = mine[start : start + self.batch_size]
+            made = self._generate(call, [prompts[index] for index in chosen] or prompts[:1])
+            for index, tokens in zip(chosen, made.tokens, strict=False):
+                predictions.append(self._judge(index, problems[index], tokens, num_removed))
+        gathered = [prediction for part in self.ranks.gather(predictions) for prediction in part]
+        return Evaluation(sorted(gathered, key=lambda prediction: prediction.index), num_thoughts)
+
+    def _generate(self, call: Call, prompts: Sequence[Layout]) -> Generated:
+        settings = GenerationSettings(
+            self.max_new_tokens, int(self.tokenizer.eos_token_id), self.markers.all(), self.context_length
+        )
+        made: Generated = call(generate, prompts, settings, self.ranks.every)
+        return made
+
+    def _judge(
+        self, index: int, problem: Problem, tokens: list[int], num_removed: Callable[[int], int]
+    ) -> Prediction:
+        text = decode(self.tokenizer, tokens, self.markers)
+        steps = problem.steps[num_removed(len(problem.steps)) :]
+        return Prediction(
+            index=index,
+            question=problem.question,
+            text=text,
+            extracted=extract_answer(text),
+            answer=problem.answer,
+            correct=is_correct(text, problem.answer),
+            wholly_right=is_wholly_right(text, steps, problem.answer),
+            num_tokens=len(tokens),
+        )
+
+
+@dataclass(frozen=True)
+class DecodedThought:
+    """The tokens nearest to one thought through the language model head. A projection, not a meaning."""
+
+    tokens: list[str]
+    probabilities: list[float]
+
+
+@torch.no_grad()
+def decode_thoughts(
+    loop: LatentLoop, tokenizer: PreTrainedTokenizerBase, thoughts: torch.Tensor, top_k: int = 5
+) -> list[list[DecodedThought]]:
+    """For thoughts [B, L, D] the top tokens of ``softmax(head(thought))`` (arXiv 2412.06769, figure 4)."""
+    logits = loop.head(thoughts.to(loop.device, loop.model.dtype))
+    values, ids = logits.softmax(dim=-1).topk(top_k, dim=-1)
+    return [
+        [
+            DecodedThought([tokenizer.decode([token]) for token in row_ids], row_values)
+            for row_ids, row_values in zip(ids[row].tolist(), values[row].tolist(), strict=True)
+        ]
+        for row in range(len(thoughts))
+    ]

@@ -1,0 +1,16 @@
+"""``no_cot``: the answer straight after the question. No thoughts, no curriculum."""
+
+from typing import ClassVar
+
+from coconut_ds.methods.base import CurriculumSpec
+from coconut_ds.methods.cot import Cot
+
+
+class NoCot(Cot):
+    """Q **A**."""
+
+    name: ClassVar[str] = "no_cot"
+
+    def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
+        """All steps at any stage."""
+        return num_steps

@@ -1,0 +1,1 @@
+"""The backbone, its thought markers and the latent loop."""

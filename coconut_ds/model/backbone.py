@@ -1,0 +1,147 @@
+"""The backbone: any Hugging Face causal language model, from weights or from scratch, with rows for the markers.
+
+A marker row that the source weights lack is set once, after they are loaded: to the row of ``<<`` where the tokenizer
+has it as one token, and to the mean of the source rows otherwise (input rows, and output rows where they are not tied).
+Rows that were there are never touched. Models from scratch keep their random rows.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut_ds.errors import ModelError
+from coconut_ds.hub import load_by_name
+from coconut_ds.methods.base import MarkerIds
+from coconut_ds.model.attention import check_attention
+from coconut_ds.settings import ModelConfig
+from coconut_ds.tokens import add_markers
+
+SEED_TOKEN = "<<"
+"""Its row starts the markers, as in the reference implementation."""
+UNSUPPORTED_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Configuration keys of models whose logits are not the head applied to the last hidden state."""
+
+
+@dataclass
+class Backbone:
+    """A model with the tokenizer that fits it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    markers: MarkerIds
+
+
+def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Backbone:
+    """The backbone that ``settings`` describe, in fp32 on the CPU.
+
+    Random weights come from torch's global generator: seed it first.
+
+    Raises:
+        ModelError: weights, configuration or attention kernel cannot be had.
+    """
+    check_attention(settings.attn_implementation)
+    if settings.model_init == "scratch":
+        markers, _ = add_markers(tokenizer)
+        return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
+    model = load_by_name(
+        partial(
+            AutoModelForCausalLM.from_pretrained,
+            dtype=torch.float32,
+            attn_implementation=settings.attn_implementation,
+            use_safetensors=True,
+        ),
+        settings.model_id,
+        "model.model_id",
+        "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights",
+    )
+    return add_marker_rows(model, tokenizer)
+
+
+def model_from_scratch(
+    settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, num_rows: int
+) -> PreTrainedModel:
+    """Random weights in the shape of ``settings`` with an embedding of ``num_rows``."""
+    config = architecture(settings)
+    config.update(
+        {
+            "vocab_size": num_rows,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": None,
+        }
+    )
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=settings.attn_implementation
+    )
+    check_supported(model)
+    return model
+
+
+def architecture(settings: ModelConfig) -> PreTrainedConfig:
+    """The Hugging Face configuration of ``settings``, overrides applied. A bare model type needs no download."""
+    overrides: dict[str, Any] = dict(settings.model_config_overrides)
+    name = settings.model_id
+    if "/" not in name and not Path(name).is_dir():
+        try:
+            config = AutoConfig.for_model(name)
+        except ValueError as error:
+            raise ModelError(f"model.model_id={name}: no such model type; set a folder, a hub name or a type") from error
+    else:
+        config = load_by_name(
+            AutoConfig.from_pretrained, name, "model.model_id", "set a local folder or a bare model type such as gpt2"
+        )
+    unknown = [key for key in overrides if not hasattr(config, key)]
+    if unknown:
+        raise ModelError(
+            f"model.model_config_overrides: {type(config).__name__} has no key {', '.join(unknown)}; "
+            f"it has, among others, {', '.join(sorted(config.to_dict())[:40])}"
+        )
+    return type(config).from_dict({**config.to_dict(), **overrides})
+
+
+def add_marker_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Backbone:
+    """Adds to tokenizer and embeddings the markers that they lack, and only those."""
+    check_supported(model)
+    markers, missing = add_markers(tokenizer)
+    rows_there = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows_there:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    new = [int(tokenizer.convert_tokens_to_ids(name)) for name in missing]
+    # Rows past the source's vocabulary are missing even if its tokenizer names the markers.
+    new += [marker for marker in markers.all() if marker >= rows_there and marker not in new]
+    if new:
+        _initialise_rows(model, tokenizer, new, min(rows_there, min(new)))
+    return Backbone(model, tokenizer, markers)
+
+
+@torch.no_grad()
+def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[int], known: int) -> None:
+    seed = tokenizer.get_vocab().get(SEED_TOKEN)
+    weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in weights.values():
+        value = weight[seed].clone() if seed is not None else weight[:known].mean(dim=0)
+        weight[rows] = value
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuses models whose logits are not ``head(last hidden state)``, which the latent loop relies on."""
+    config = model.config.get_text_config()
+    transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
+    if transformed:
+        raise ModelError(
+            f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop does "
+            "not reproduce; set model.model_id to a model of another family"
+        )
+    if not isinstance(model.get_output_embeddings(), nn.Module):
+        raise ModelError(f"{type(model).__name__}: has no language model head")
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Positions that the model knows; None where nothing limits them."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length is not None else None

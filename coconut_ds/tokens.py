@@ -1,0 +1,130 @@
+"""Text to token ids: tokenizers from a hub, a folder or the data set itself, the thought markers, tokenized problems.
+
+Text becomes tokens as in the reference implementation: ``question + "\\n"`` with the tokenizer's special tokens, each
+``step + "\\n"``, ``"### " + answer``, end of sequence. Markers are single tokens; they enter and leave by id, never by
+their spelling.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import ModelError
+from coconut_ds.hub import load_by_name
+from coconut_ds.methods.base import MarkerIds, TokenizedProblem
+
+MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
+"""In the order in which the reference implementation adds them, so that its state dicts fit."""
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
+ANSWER_PREFIX = "### "
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a local folder or the hub, with an end of sequence.
+
+    Raises:
+        ModelError: it cannot be had; says what to set.
+    """
+    tokenizer = load_by_name(
+        AutoTokenizer.from_pretrained,
+        name,
+        "model.tokenizer",
+        "set model.tokenizer to a local folder, or model.tokenizer=dataset to build a word-level one from the "
+        "problems (models trained from scratch)",
+    )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.tokenizer={name}: has no end-of-sequence token; set a tokenizer that has one")
+    return tokenizer
+
+
+def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A word-level tokenizer that knows the words of ``texts``; newlines are tokens, spaces only separate.
+
+    Sentence marks stand alone, so ``lempus.`` and ``lempus`` share a word. Decoding puts single spaces back, none
+    before a mark.
+    """
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n|[.,;:?!]"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r"[ \t\r]+"), behavior="removed"),
+        ]
+    )
+    words: dict[str, None] = {}
+    for text in (*texts, ANSWER_PREFIX, "\n"):
+        for word, _ in splitter.pre_tokenize_str(text):
+            words[word] = None
+    vocabulary = {word: index for index, word in enumerate([UNKNOWN, END_OF_TEXT, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex(r"^(?=[^\n.,;:?!])"), " "),
+            decoders.Fuse(),
+            decoders.Replace(Regex(r"(^|\n) "), "\n"),
+            decoders.Strip(content="\n", left=1, right=0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=UNKNOWN, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT
+    )
+
+
+def add_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[MarkerIds, list[str]]:
+    """Gives the tokenizer the markers that it lacks. Returns all marker ids and the names that were missing."""
+    known = tokenizer.get_vocab()
+    missing = [name for name in MARKERS if name not in known]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in missing], special_tokens=True)
+    start, end, thought = (int(tokenizer.convert_tokens_to_ids(name)) for name in MARKERS)
+    return MarkerIds(start, end, thought), missing
+
+
+def marker_ids(tokenizer: PreTrainedTokenizerBase) -> MarkerIds:
+    """The ids of markers that are there already."""
+    markers, missing = add_markers(tokenizer)
+    assert not missing, "this tokenizer was saved with its markers"
+    return markers
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[TokenizedProblem]:
+    """All problems as ids, encoded in three batches."""
+    eos = int(tokenizer.eos_token_id)
+    questions = encode_questions(tokenizer, [problem.question for problem in problems])
+    steps = _encode(tokenizer, [f"{step}\n" for problem in problems for step in problem.steps])
+    answers = _encode(tokenizer, [ANSWER_PREFIX + problem.answer for problem in problems])
+    tokenized, position = [], 0
+    for problem, question, answer in zip(problems, questions, answers, strict=True):
+        own = tuple(steps[position : position + len(problem.steps)])
+        position += len(problem.steps)
+        tokenized.append(TokenizedProblem(question, own, [*answer, eos]))
+    return tokenized
+
+
+def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[list[int]]:
+    """Questions with their newline and the tokenizer's special tokens."""
+    return _encode(tokenizer, [f"{question}\n" for question in questions], special=True)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
+    """Text of generated ids: markers and what stands from the end of sequence on are removed, by id."""
+    kept = []
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            break
+        if token not in markers.all():
+            kept.append(token)
+    text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
+    # Steps and answers repeat a lot: each different text is encoded once.
+    different = list(dict.fromkeys(texts))
+    if not different:
+        return []
+    encoded = tokenizer(different, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = dict(zip(different, encoded, strict=True))
+    return [list(ids[text]) for text in texts]

@@ -1,0 +1,56 @@
+"""Entry point: ``deepspeed coconut_ds/train.py [overrides]``, ``torchrun …``, ``python …``, or ``coconut-train``.
+
+``--help`` lists groups and keys, ``--cfg`` prints the resolved configuration.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Started as a file: Python put this folder on the path, where the project's root belongs.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from coconut_ds.compose import compose_config, parse_arguments, print_config  # noqa: E402
+from coconut_ds.distributed import launched_rank  # noqa: E402
+from coconut_ds.errors import CoconutError  # noqa: E402
+from coconut_ds.settings import Config  # noqa: E402
+
+USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Composes, then trains or (``run.only_eval``) evaluates. Returns the exit code: 2 for an error to mend."""
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
+        config = compose_config(arguments.overrides, arguments.config_dir)
+        if arguments.cfg:
+            print_config(config)
+            return 0
+        _run(config)
+    except CoconutError as error:
+        if launched_rank() == 0:
+            sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _run(config: Config) -> None:
+    # Imported here, so that a wrong command line is refused before torch is loaded.
+    from coconut_ds.engine import start_ranks, stop_ranks
+
+    ranks = start_ranks()
+    try:
+        if config.run.only_eval:
+            from coconut_ds.evaluate import evaluate_config
+
+            evaluate_config(config, ranks)
+        else:
+            from coconut_ds.experiment import train
+
+            train(config, ranks)
+    finally:
+        stop_ranks()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
