@@ -10,7 +10,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.methods import METHODS
@@ -31,6 +33,10 @@ CARD = "coconut.json"
 REFERENCE_PREFIX = "base_causallm."
 REFERENCE_DUPLICATE = "embedding.weight"
 """The reference's wrapper holds the input embedding a second time under this name."""
+
+
+STORED_MASKS = (".attn.bias", ".attn.masked_bias")
+"""Causal masks that older versions of transformers stored beside GPT-2's weights."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def save_model(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary, state_dict=dict(state))
+    with _without_bars():
+        model.save_pretrained(temporary, state_dict=dict(state))
     tokenizer.save_pretrained(temporary)
     (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     if folder.exists():
@@ -102,15 +109,17 @@ def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dt
         hint = f"; it holds {', '.join(inside)}: name one of them" if inside else ""
         raise CheckpointError(f"{folder}: is no model folder (config.json is missing){hint}")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
@@ -135,8 +144,7 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
             raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
         del state[REFERENCE_DUPLICATE]
     wanted = model.state_dict()
-    # Causal masks that older versions of the library stored beside the weights.
-    state = {key: value for key, value in state.items() if key in wanted or not key.endswith((".attn.bias", ".attn.masked_bias"))}
+    state = {key: value for key, value in state.items() if key in wanted or not key.endswith(STORED_MASKS)}
     _refuse_partial(
         path,
         [key for key in wanted if key not in state and key not in tied],
@@ -146,6 +154,18 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
     model.load_state_dict(state, strict=False)
     model.tie_weights()
     return add_marker_rows(model, tokenizer)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers' own bars over the files of one model would tear those of a run."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -181,8 +201,8 @@ def _refuse_partial(where: Path, missing: Any, unexpected: Any, mismatched: Any)
     ]
     if found:
         raise CheckpointError(
-            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that it was trained "
-            "with"
+            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model "
+            "options that it was trained with"
         )
 
 

@@ -90,9 +90,9 @@ def _resolved(override: str, schema: type[BaseModel], groups: dict[str, list[str
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise ConfigError(f"{override}: cannot be read; expected group=option or key=value (quote special signs)") from (
-            error
-        )
+        raise ConfigError(
+            f"{override}: cannot be read; expected group=option or key=value (quote special signs)"
+        ) from (error)
     if parsed.is_delete():
         raise ConfigError(f"{override}: keys cannot be deleted; set a value instead")
     key, _, value = override.lstrip("+").partition("=")

@@ -1,7 +1,7 @@
 """What ranks say to each other, over torch.distributed; with one process it says nothing."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the backend wants its tensors."""
 
     @property
@@ -56,6 +56,10 @@ class Ranks:
         """Until all ranks are here."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = Ranks()
+"""One process."""
 
 
 def launched_ranks() -> int:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -205,8 +206,12 @@ class Engine:
 
 
 def _deepspeed() -> Any:
-    # Imported late: it takes seconds, prints, and evaluation and configuration do without it.
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    """The deepspeed module. Imported late: it takes seconds, and configuration and evaluation do without it."""
+    if not torch.accelerator.is_available():
+        # Named, since the search for one ends in a warning.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Names of collectives that DeepSpeed uses and torch is about to rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed.utils import logger
 
@@ -217,7 +222,7 @@ def _deepspeed() -> Any:
 def _owned_values(config: Config, geometry: BatchGeometry, ranks: Ranks) -> dict[str, Any]:
     training = config.training
     values: dict[str, Any] = {
-        # Accumulation is counted here, not by DeepSpeed: the last global batch of an epoch may have fewer micro batches.
+        # Accumulation is counted by the caller: the last global batch of an epoch may have fewer micro batches.
         "train_micro_batch_size_per_gpu": geometry.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "train_batch_size": geometry.micro_batch_size * ranks.size,

@@ -6,6 +6,7 @@ Method and number of thoughts come from the checkpoint. Writes ``scores.json`` a
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,16 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, where the project's root belongs.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds.compose import compose_values, option_names, parse_arguments, print_config  # noqa: E402
-from coconut_ds.distributed import Ranks  # noqa: E402
-from coconut_ds.errors import CheckpointError, CoconutError, ConfigError  # noqa: E402
-from coconut_ds.methods import METHODS  # noqa: E402
-from coconut_ds.methods.base import CurriculumSpec  # noqa: E402
-from coconut_ds.settings import Config, DataConfig, EvalConfig, validated  # noqa: E402
+from coconut_ds.compose import compose_values, option_names, parse_arguments, print_config
+from coconut_ds.distributed import Ranks
+from coconut_ds.errors import CheckpointError, CoconutError, ConfigError
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import CurriculumSpec
+from coconut_ds.settings import Config, DataConfig, EvalConfig, validated
 
 if TYPE_CHECKING:
     from coconut_ds.checkpoint import ModelCard
+    from coconut_ds.data.problem import Problem
     from coconut_ds.evaluation import Evaluation
     from coconut_ds.model.backbone import Backbone
 
@@ -62,7 +64,9 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
             if value not in option_names(config_dirs)["data"]:
                 if not Path(value).is_file():
                     names = ", ".join(option_names(config_dirs)["data"])
-                    raise ConfigError(f"data={value}: no such file and no such option; expected a file or one of {names}")
+                    raise ConfigError(
+                        f"data={value}: no such file and no such option; expected a file or one of {names}"
+                    )
                 expanded += ["data.kind=file", f"data.test_path='{value}'"]
                 continue
         expanded.append(override)
@@ -85,80 +89,75 @@ def evaluate(config: EvalConfig) -> "Evaluation":
                 f"{folder}: has no coconut.json, so it does not say how it thinks; set method=cot (or another) and "
                 "n_thoughts=0"
             )
-        card = _card_without_file(config.method, config.n_thoughts or 0, config.data.max_new_tokens)
-    num_thoughts = card.num_thoughts if config.n_thoughts is None else config.n_thoughts
+        card = ModelCard(config.method, 0, config.n_thoughts or 0, 0, 0, config.data.max_new_tokens, {})
+    if config.n_thoughts is not None:
+        card = replace(card, num_thoughts=config.n_thoughts)
+    if config.max_new_tokens is not None:
+        card = replace(card, max_new_tokens=config.max_new_tokens)
     out = Path(config.out or Path("outputs/eval") / "-".join(folder.resolve().parts[-2:]) / config.data_name)
-    return _evaluate(
-        backbone, card, num_thoughts, config.data, config.seed, config.batch_size, config.max_new_tokens, out
-    )
+    problems, split = _problems(config.data, config.seed)
+    return _evaluate(backbone, card, problems, split, config.batch_size, out)
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> "Evaluation":
     """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
+    from coconut_ds.checkpoint import ModelCard
     from coconut_ds.data.sources import open_source
     from coconut_ds.experiment import card_of, starting_backbone
 
+    problems, split = _problems(config.data, config.run.seed, config.run.debug)
     card = card_of(config)
     backbone = starting_backbone(config, open_source(config.data, config.run.seed))
     if card is None:
-        training = config.training
-        method = METHODS[config.method.kind]
+        training, method = config.training, METHODS[config.method.kind]
         spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
         # A state dict does not say its stage: the last one is what training ends with.
-        thoughts = method.num_thoughts(training.max_latent_stage, None, spec)
-        card = _card_without_file(config.method.kind, thoughts, config.data.max_new_tokens)
+        stage = training.max_latent_stage
+        thoughts = method.num_thoughts(stage, None, spec)
+        card = ModelCard(method.name, stage, thoughts, spec.c_thought, stage, config.data.max_new_tokens, {})
     out = Path(config.run.save_path) / config.run.name / "eval"
-    size = config.training.batch_size_eval
-    return _evaluate(
-        backbone, card, card.num_thoughts, config.data, config.run.seed, size, None, out, config.run.debug, ranks
-    )
+    return _evaluate(backbone, card, problems, split, config.training.batch_size_eval, out, ranks)
 
 
-def _card_without_file(method: str, num_thoughts: int, max_new_tokens: int) -> "ModelCard":
-    from coconut_ds.checkpoint import ModelCard
+def _problems(data: DataConfig, seed: int, debug: bool = False) -> "tuple[list[Problem], str]":
+    from coconut_ds.data.sources import open_source
 
-    return ModelCard(method, 0, num_thoughts, 0, 0, max_new_tokens, {})
+    source = open_source(data, seed, debug)
+    on_test = data.kind != "file" or data.test_path is not None
+    return (source.test(), "test") if on_test else (source.valid(), "validation")
 
 
 def _evaluate(
     backbone: "Backbone",
     card: "ModelCard",
-    num_thoughts: int,
-    data: DataConfig,
-    seed: int,
+    problems: "list[Problem]",
+    split: str,
     batch_size: int,
-    max_new_tokens: int | None,
     out: Path,
-    debug: bool = False,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ALONE,
 ) -> "Evaluation":
-    from coconut_ds.data.sources import open_source
     from coconut_ds.evaluation import Evaluator
     from coconut_ds.model.backbone import context_length
     from coconut_ds.model.latent_loop import LatentLoop
 
-    source = open_source(data, seed, debug)
-    on_test = data.kind != "file" or data.test_path is not None
-    problems = source.test() if on_test else source.valid()
     method = METHODS[card.method]
     spec = CurriculumSpec(card.c_thought, card.max_latent_stage)
-    loop = LatentLoop(backbone.model.to(ranks.device)).eval()  # type: ignore[arg-type]
+    loop = LatentLoop(backbone.model).to(ranks.device).eval()
+    context = context_length(backbone.model)
     evaluation = Evaluator(
-        backbone.tokenizer,
-        backbone.markers,
-        method,
-        max_new_tokens or card.max_new_tokens,
-        batch_size,
-        context_length(backbone.model),
-        ranks,
+        backbone.tokenizer, backbone.markers, method, card.max_new_tokens, batch_size, context, ranks
     ).run(
-        loop, problems, num_thoughts, lambda num_steps: method.num_removed(card.stage, num_steps, spec), progress=True
+        loop,
+        problems,
+        card.num_thoughts,
+        lambda num_steps: method.num_removed(card.stage, num_steps, spec),
+        progress=ranks.is_first,
     )
     if ranks.is_first:
         _write(evaluation, card, out)
         sys.stdout.write(
-            f"accuracy {evaluation.accuracy:.1%} on {len(problems):,} {'test' if on_test else 'validation'} problems, "
-            f"method {card.method}, {num_thoughts} thoughts; {out / 'scores.json'}\n"
+            f"accuracy {evaluation.accuracy:.1%} on {len(problems):,} {split} problems, method {card.method}, "
+            f"{card.num_thoughts} thoughts; {out / 'scores.json'}\n"
         )
     return evaluation
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem
-from coconut_ds.distributed import Ranks
+from coconut_ds.distributed import ALONE, Ranks
 from coconut_ds.generation import Generated, GenerationSettings, check_prompts, generate
 from coconut_ds.layout import Layout, lay_out_prompt
 from coconut_ds.methods.base import MarkerIds, Method
@@ -70,7 +70,7 @@ class Evaluator:
     max_new_tokens: int
     batch_size: int
     context_length: int | None
-    ranks: Ranks = Ranks()
+    ranks: Ranks = ALONE
 
     def run(
         self,
@@ -111,9 +111,7 @@ class Evaluator:
         made: Generated = call(generate, prompts, settings, self.ranks.every)
         return made
 
-    def _judge(
-        self, index: int, problem: Problem, tokens: list[int], num_removed: Callable[[int], int]
-    ) -> Prediction:
+    def _judge(self, index: int, problem: Problem, tokens: list[int], num_removed: Callable[[int], int]) -> Prediction:
         text = decode(self.tokenizer, tokens, self.markers)
         steps = problem.steps[num_removed(len(problem.steps)) :]
         return Prediction(
@@ -145,7 +143,7 @@ def decode_thoughts(
     values, ids = logits.softmax(dim=-1).topk(top_k, dim=-1)
     return [
         [
-            DecodedThought([tokenizer.decode([token]) for token in row_ids], row_values)
+            DecodedThought([str(tokenizer.decode([token])) for token in row_ids], row_values)
             for row_ids, row_values in zip(ids[row].tolist(), values[row].tolist(), strict=True)
         ]
         for row in range(len(thoughts))

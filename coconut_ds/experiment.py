@@ -50,14 +50,19 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     first_problems = source.train(config.run.resume)
     curriculum = Curriculum.of(training, method, max(len(problem.steps) for problem in first_problems))
     check_lengths(
-        tokenize(backbone.tokenizer, first_problems), method, curriculum.last_stage, spec, context_length(backbone.model)
+        tokenize(backbone.tokenizer, first_problems),
+        method,
+        curriculum.last_stage,
+        spec,
+        context_length(backbone.model),
     )
+    description = _describe(backbone, source, first_problems)
     engine = Engine(LatentLoop(backbone.model), config, geometry, ranks)
     # The last thing that can be refused is behind us: only now something is written.
     folder = RunFolder(Path(ranks.from_first(str(start_attempt(config).path) if ranks.is_first else "")))
     with ExitStack() as stack:
         metrics = _open_metrics(config, folder, progress, stack) if ranks.is_first else None
-        progress.line(f"{folder.path}\n{geometry.describe()}; {_describe(backbone, source, first_problems)}")
+        progress.line(f"{folder.path}\n{geometry.describe()}; {description}")
         saver = RunSaver(config, method, spec, backbone, folder, ranks)
         trainer = Trainer(
             config=config,
@@ -123,7 +128,9 @@ def starting_backbone(config: Config, source: Source) -> Backbone:
         return load_folder(place, config.model.attn_implementation)
     if place.is_file():
         return load_state_dict(place, config.model, _tokenizer(config, source))
-    raise CheckpointError(f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict")
+    raise CheckpointError(
+        f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
+    )
 
 
 def card_of(config: Config) -> ModelCard | None:

@@ -9,6 +9,7 @@ Legend: ``B`` rows, ``W`` prompt columns, ``V`` vocabulary.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +32,8 @@ class GenerationSettings:
     """Positions that the model knows; generation ends there."""
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What the model wrote, and what it thought, for each row."""
+class Generated(NamedTuple):
+    """What the model wrote, and what it thought, for each row. A tuple, since ZeRO's hooks look for tensors in it."""
 
     tokens: list[list[int]]
     """New tokens, the end of sequence included where it was reached."""

@@ -35,7 +35,9 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
         return load(name, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         if Path(name).is_dir():
-            raise ModelError(f"{setting}={name}: this folder cannot be loaded ({_first_line(error)}); {advice}") from error
+            raise ModelError(
+                f"{setting}={name}: this folder cannot be loaded ({_first_line(error)}); {advice}"
+            ) from error
         if not hub_reachable():
             raise ModelError(
                 f"{setting}={name}: no such folder, not in the local cache, and the hub cannot be reached; {advice}"

@@ -31,9 +31,7 @@ class Layout:
         return len(self.input_ids)
 
 
-def lay_out(
-    method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, markers: MarkerIds
-) -> Layout:
+def lay_out(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, markers: MarkerIds) -> Layout:
     """The training sequence of ``problem`` at ``stage``."""
     num_steps = len(problem.steps)
     segments = method.segments(

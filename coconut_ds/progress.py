@@ -10,7 +10,7 @@ class Progress:
 
     def __init__(self, is_first: bool) -> None:
         self._is_first = is_first
-        self._bar: tqdm | None = None  # type: ignore[type-arg]
+        self._bar: tqdm | None = None
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar."""

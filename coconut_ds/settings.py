@@ -174,13 +174,13 @@ class TrainingConfig(_Group):
     stage_switches: tuple[Natural, ...] | None = None
     """Epochs at which stages 1, 2, ... begin; replaces the rule of advance (to repeat another run's history)."""
     pad_latent_to_max: bool = True
-    """true: every problem gets stage × c_thought thoughts; false: at most one group of c_thought for each of its steps."""
+    """true: every problem gets stage × c_thought thoughts; false: at most c_thought for each of its steps."""
     uniform_prob: Share = 0.0
     """Probability that a problem's stage is drawn uniformly from 0 to its number of steps."""
     replay_prob: Share = 0.0
     """Probability that a problem's stage is drawn uniformly from 0 to the current stage."""
     reset_optimizer: Literal["stage", "epoch", "never"] = "stage"
-    """When optimizer state is set to zero: at each stage switch (paper), each epoch (also true), or never (also false)."""
+    """When optimizer state is set to zero: stage (each switch; the paper), epoch (also true), never (also false)."""
     loss_reduction: Literal["token", "reference"] = "token"
     """token: mean over all target tokens of the global batch; reference: mean over micro batches of their means."""
     global_batch_size: Positive | None = 128

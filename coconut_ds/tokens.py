@@ -77,7 +77,8 @@ def add_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[MarkerIds, list[str
     known = tokenizer.get_vocab()
     missing = [name for name in MARKERS if name not in known]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in missing], special_tokens=True)
-    start, end, thought = (int(tokenizer.convert_tokens_to_ids(name)) for name in MARKERS)
+    vocabulary = tokenizer.get_vocab()
+    start, end, thought = (vocabulary[name] for name in MARKERS)
     return MarkerIds(start, end, thought), missing
 
 

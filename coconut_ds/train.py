@@ -10,10 +10,10 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, where the project's root belongs.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds.compose import compose_config, parse_arguments, print_config  # noqa: E402
-from coconut_ds.distributed import launched_rank  # noqa: E402
-from coconut_ds.errors import CoconutError  # noqa: E402
-from coconut_ds.settings import Config  # noqa: E402
+from coconut_ds.compose import compose_config, parse_arguments, print_config
+from coconut_ds.distributed import launched_rank
+from coconut_ds.errors import CoconutError
+from coconut_ds.settings import Config
 
 USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
 

@@ -188,9 +188,7 @@ class Trainer:
         """Token mean over all validation problems at ``stage``, without mixing."""
         tokenized = tokenize(self.backbone.tokenizer, problems)
         layouts = [lay_out(self.method, problem, stage, self.spec, self.backbone.markers) for problem in tokenized]
-        geometry = BatchGeometry(
-            len(layouts), self.config.training.batch_size_eval, 1, self.ranks.size
-        )
+        geometry = BatchGeometry(len(layouts), self.config.training.batch_size_eval, 1, self.ranks.size)
         pad = int(self.backbone.tokenizer.eos_token_id)
         mine = 0.0
         for batch in plan_update(layouts, geometry, self.ranks.rank, "token"):

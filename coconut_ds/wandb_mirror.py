@@ -46,7 +46,10 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
         return os.environ["WANDB_MODE"], None
     if wandb.login(prompt=False, verify=False):
         return "online", None
-    return "disabled", "wandb: not logged in, so numbers go to metrics.jsonl only (run.wandb=offline|online changes that)"
+    return (
+        "disabled",
+        "wandb: not logged in, so numbers go to metrics.jsonl only (run.wandb=offline|online changes that)",
+    )
 
 
 def open_mirror(config: Config, folder: Path) -> tuple[WandbMirror | None, str | None]:

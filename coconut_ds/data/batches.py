@@ -92,9 +92,7 @@ class MicroBatch:
     """No rank has thoughts in this micro step."""
 
 
-def plan_update(
-    layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str
-) -> list[MicroBatch]:
+def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str) -> list[MicroBatch]:
     """The micro batches of ``rank`` for one global batch, which may hold fewer problems than the geometry says.
 
     Weights add up to one update's mean over all ranks and micro batches: ``token`` gives each target of the global

@@ -8,7 +8,6 @@ nor read their text, but for the order of the two options.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from coconut_ds.data.graphs import Graph, GraphQuestion
 from coconut_ds.data.problem import Problem
@@ -31,13 +30,18 @@ def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
                 "make such a file with: python preprocessing/prosqa.py"
             )
     num_nodes, edges = len(problem.extra["idx_to_symbol"]), problem.extra["edges"]
-    numbers = [*chain.from_iterable(edges), *(problem.extra[key] for key in GRAPH_KEYS[2:])]
-    if any(len(edge) != 2 for edge in edges) or not all(isinstance(n, int) and 0 <= n < num_nodes for n in numbers):
-        raise DataError(f"{where}: edges, root, target and neg_target must hold indices 0 to {num_nodes - 1}")
-    root, target, distractor = (problem.extra[key] for key in GRAPH_KEYS[2:])
+    root, target, distractor = ends = [problem.extra[key] for key in GRAPH_KEYS[2:]]
+    for pair in (*edges, ends[:2], ends[1:]):
+        if not isinstance(pair, list) or len(pair) != 2 or any(node not in range(num_nodes) for node in pair):
+            raise DataError(
+                f"{where}: found {pair!r} among edges, (root, target) and (target, neg_target), expected two of the "
+                f"indices 0 to {num_nodes - 1} of idx_to_symbol"
+            )
     graph = Graph(num_nodes, tuple((parent, child) for parent, child in edges))
     if root not in (0, 1) or target not in graph.distances(root):
-        raise DataError(f"{where}: found root {root} and target {target}, expected root 0 or 1 and a path to the target")
+        raise DataError(
+            f"{where}: found root {root} and target {target}, expected root 0 or 1 and a path to the target"
+        )
     return GraphQuestion(graph, root, target, distractor)
 
 
@@ -119,28 +123,25 @@ def _shares(values: Sequence[int]) -> dict[int, float]:
 
 def table(stats: Mapping[str, GraphStats]) -> str:
     """A text table: one row a statistic, one column a file, in the order given."""
-    columns = [_cells(one) for one in stats.values()]
-    labels = list(dict.fromkeys(chain.from_iterable(columns)))
-    order = {label: max(list(column).index(label) for column in columns if label in column) for label in labels}
-    labels.sort(key=lambda label: (_block(label), order[label]))
-    rows = [["", *stats]] + [[label, *(column.get(label, "0.0 %") for column in columns)] for label in labels]
+    lengths = sorted({length for one in stats.values() for length in one.path_lengths})
+    degrees = sorted({degree for one in stats.values() for degree in one.in_degrees})
+    columns = [_cells(one, lengths, degrees) for one in stats.values()]
+    rows = [["", *stats]] + [[label, *(column[label] for column in columns)] for label in columns[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return "\n".join(lines)
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(line) for line in lines)
 
 
-def _cells(one: GraphStats) -> dict[str, str]:
-    cells = {
+def _cells(one: GraphStats, lengths: Sequence[int], degrees: Sequence[int]) -> dict[str, str]:
+    return {
         "problems": str(one.num_problems),
         "nodes": f"{one.nodes:.2f}",
         "edges": f"{one.edges:.2f}",
         "sources": f"{one.sources:.2f}",
         "shortest path": f"{one.path_length:.2f}",
-    }
-    cells |= {f"shortest path = {length}": f"{share:.1%}" for length, share in one.path_lengths.items()}
-    cells["number of shortest paths"] = f"{one.num_shortest_paths:.2f}"
-    cells |= {f"in-degree = {degree}": f"{share:.1%}" for degree, share in one.in_degrees.items()}
-    return cells | {
+        **{f"  {length} steps": f"{one.path_lengths.get(length, 0):.1%}" for length in lengths},
+        "number of shortest paths": f"{one.num_shortest_paths:.2f}",
+        **{f"in-degree {degree}": f"{one.in_degrees.get(degree, 0):.1%}" for degree in degrees},
         "depth of the distractor": f"{one.distractor_depth:.2f}",
         "answer named first": f"{one.answer_first:.1%}",
         "shortcut: more ancestors": f"{one.more_ancestors:.1%}",

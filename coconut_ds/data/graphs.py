@@ -1,7 +1,8 @@
 """Directed acyclic graphs, and questions about them in the words of ProsQA. Shared by `prosqa` and `layered`.
 
 Does: reachability, shortest paths (counted, and drawn evenly), a fingerprint that renumbering the nodes does not
-change, and the wording. Does not: make graphs. An edge (u, v) reads "u is a v" and leads to a higher index. Every draw comes from the ``random.Random`` passed in, so that a problem is a pure function of its seed.
+change, and the wording. Does not: make graphs. An edge (u, v) reads "u is a v" and leads to a higher index. Every draw
+comes from the ``random.Random`` passed in, so that a problem is a pure function of its seed.
 
 Wording, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769).
 """

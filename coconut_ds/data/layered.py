@@ -6,7 +6,8 @@ no graph comes twice within one split.
 
 The graph. Layer 0 holds two persons, root and rival. Each further node belongs to the family of one person (its parents
 do too) or is mixed (any parents). Each node below layer 0 has a parent one layer up, each above the last a child one
-layer down, and further edges skip layers, the longer the rarer, so that paths from root to target differ in length.
+layer down, and further edges may skip layers, the longer the rarer, so that paths from root to target differ in length;
+but no edge leads from a person to the last of three layers or more, so that those problems take two steps at least.
 Target: any sink that the root reaches and the rival does not; distractor: any sink that the root does not reach. Root
 and rival change places with even chance, so neither counts of ancestors nor of mentions tell the options apart.
 
@@ -15,7 +16,7 @@ Cost: about 1 ms a training problem, ten times that for validation and test.
 
 import random
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from coconut_ds.data.graphs import CONCEPTS, MAX_CONCEPTS, NAMES, Edge, Graph, GraphQuestion, concepts, word
 from coconut_ds.data.problem import Problem
@@ -39,7 +40,7 @@ def split_of(graph: Graph) -> str:
 
 
 def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
-    """Each layer has a node of either person; families never shrink downwards, so a tree of n - 2 edges can hold all."""
+    """Each layer has a node of either person; families never shrink downwards, so that n - 2 edges can hold all nodes."""
     counts = [[1] * num_layers, [1] * num_layers, [0] * num_layers]
     for family in rng.choices(range(3), FAMILY_WEIGHTS, k=num_nodes - 2 * num_layers):
         counts[family][rng.randrange(1, num_layers)] += 1
@@ -51,17 +52,18 @@ def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
 def _pairs(layers: Layers) -> dict[Edge, int]:
     """Every edge the layers permit, and how many layers it leads down."""
     nodes = [(layer, family) for layer, families in enumerate(layers) for family in families]
-    return {
-        (parent, child): nodes[child][0] - nodes[parent][0]
-        for parent, child in combinations(range(len(nodes)), 2)
-        if nodes[parent][0] < nodes[child][0] and nodes[child][1] in (MIXED, nodes[parent][1])
-    }
+    pairs, longest = {}, max(1, len(layers) - 2)
+    for parent, child in combinations(range(len(nodes)), 2):
+        down = nodes[child][0] - nodes[parent][0]
+        if 0 < down <= longest and nodes[child][1] in (MIXED, nodes[parent][1]):
+            pairs[parent, child] = down
+    return pairs
 
 
 def _draw_tree(rng: random.Random, layers: Layers) -> set[Edge]:
     """One edge to each node below layer 0, such that each node above the last layer gets a child in its own family."""
     edges, start = set(), 0
-    for above, below in zip(layers, layers[1:], strict=False):
+    for above, below in pairwise(layers):
         middle = start + len(above)
         for family in range(3):
             own = [start + i for i, kind in enumerate(above) if kind == family]
@@ -87,9 +89,9 @@ def _draw_graph(rng: random.Random, num_nodes: int, num_layers: int, num_edges: 
             "tries; expected ranges that leave room; lower the second number of data.num_edges"
         )
     edges = _draw_tree(rng, layers)
-    # The k smallest of u ** (1 / w), negated, are a weighted sample without replacement.
-    keys = {edge: -(rng.random() ** (down**SKIP_POWER)) for edge, down in pairs.items() if edge not in edges}
-    edges |= set(sorted(keys, key=keys.__getitem__)[: num_edges - len(edges)])
+    # The edges with the largest u ** (1 / weight), u uniform, are a weighted sample without replacement.
+    keys = {edge: rng.random() ** (down**SKIP_POWER) for edge, down in pairs.items() if edge not in edges}
+    edges |= set(sorted(keys, key=keys.__getitem__, reverse=True)[: num_edges - len(edges)])
     return Graph(num_nodes, tuple(sorted(edges, key=lambda edge: (edge[1], edge[0]))))
 
 
@@ -200,8 +202,8 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
         )
     if num_nodes[0] < 2 * num_layers[1]:
         raise DataError(
-            f"data.num_nodes: found {list(num_nodes)}, expected at least {2 * num_layers[1]}, two for each of the up to "
-            f"{num_layers[1]} layers (data.num_layers={list(num_layers)}); set "
+            f"data.num_nodes: found {list(num_nodes)}, expected at least {2 * num_layers[1]}, two for each of up "
+            f"to {num_layers[1]} layers (data.num_layers={list(num_layers)}); set "
             f"data.num_nodes=[{2 * num_layers[1]},{max(num_nodes[1], 2 * num_layers[1])}] or fewer layers"
         )
     if num_nodes[1] - 2 > MAX_CONCEPTS:
@@ -212,8 +214,8 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
     if num_edges[0] < num_nodes[1] - 2:
         least = num_nodes[1] - 2
         raise DataError(
-            f"data.num_edges: found {list(num_edges)}, expected at least {least}, one for each node but the two persons "
-            f"(data.num_nodes={list(num_nodes)}); set data.num_edges=[{least},{max(least, num_edges[1])}]"
+            f"data.num_edges: found {list(num_edges)}, expected at least {least}, one for each node but the two "
+            f"persons (data.num_nodes={list(num_nodes)}); set data.num_edges=[{least},{max(least, num_edges[1])}]"
         )
     for layers in range(num_layers[0], num_layers[1] + 1):
         rng = random.Random(layers)  # fixed, so that the answer is the same each time

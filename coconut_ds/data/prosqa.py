@@ -106,9 +106,7 @@ def generate_problem(rng: random.Random) -> Problem:
     return word(draw_question(rng), rng)
 
 
-def generate_split(
-    seed: int, split: str, size: int, exclude: Collection[str] = ()
-) -> Iterator[tuple[Problem, str]]:
+def generate_split(seed: int, split: str, size: int, exclude: Collection[str] = ()) -> Iterator[tuple[Problem, str]]:
     """``size`` problems, each with the fingerprint of its graph; no two graphs alike, and none in ``exclude``.
 
     Problem i is drawn from a seed of its own, so a smaller split is the beginning of a larger one.

@@ -5,10 +5,10 @@ A new source is one file, one line in ``SOURCES`` and one YAML in ``config/data`
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from coconut_ds.data.arithmetic import ModularSum, PermutationProduct
-LayeredGraphs: Any = None
+from coconut_ds.data.layered import LayeredGraphs
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut_ds.errors import ModelError
@@ -62,9 +62,7 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     return add_marker_rows(model, tokenizer)
 
 
-def model_from_scratch(
-    settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, num_rows: int
-) -> PreTrainedModel:
+def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedModel:
     """Random weights in the shape of ``settings`` with an embedding of ``num_rows``."""
     config = architecture(settings)
     config.update(
@@ -90,7 +88,9 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
         try:
             config = AutoConfig.for_model(name)
         except ValueError as error:
-            raise ModelError(f"model.model_id={name}: no such model type; set a folder, a hub name or a type") from error
+            raise ModelError(
+                f"model.model_id={name}: no such model type; set a folder, a hub name or a type"
+            ) from error
     else:
         config = load_by_name(
             AutoConfig.from_pretrained, name, "model.model_id", "set a local folder or a bare model type such as gpt2"
@@ -108,10 +108,11 @@ def add_marker_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Adds to tokenizer and embeddings the markers that they lack, and only those."""
     check_supported(model)
     markers, missing = add_markers(tokenizer)
-    rows_there = model.get_input_embeddings().weight.shape[0]
+    rows_there = embedding_weight(model.get_input_embeddings()).shape[0]
     if len(tokenizer) > rows_there:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    new = [int(tokenizer.convert_tokens_to_ids(name)) for name in missing]
+    vocabulary = tokenizer.get_vocab()
+    new = [vocabulary[name] for name in missing]
     # Rows past the source's vocabulary are missing even if its tokenizer names the markers.
     new += [marker for marker in markers.all() if marker >= rows_there and marker not in new]
     if new:
@@ -122,10 +123,17 @@ def add_marker_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 @torch.no_grad()
 def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[int], known: int) -> None:
     seed = tokenizer.get_vocab().get(SEED_TOKEN)
-    weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in weights.values():
+    weights = [embedding_weight(model.get_input_embeddings()), embedding_weight(model.get_output_embeddings())]
+    for weight in {id(weight): weight for weight in weights}.values():
         value = weight[seed].clone() if seed is not None else weight[:known].mean(dim=0)
         weight[rows] = value
+
+
+def embedding_weight(module: nn.Module | None) -> Tensor:
+    """The matrix [rows, D] of an embedding or a head."""
+    weight = getattr(module, "weight", None)
+    assert isinstance(weight, Tensor), "an embedding has a weight matrix"
+    return weight
 
 
 def check_supported(model: PreTrainedModel) -> None:
@@ -134,8 +142,8 @@ def check_supported(model: PreTrainedModel) -> None:
     transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
     if transformed:
         raise ModelError(
-            f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop does "
-            "not reproduce; set model.model_id to a model of another family"
+            f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop "
+            "does not reproduce; set model.model_id to a model of another family"
         )
     if not isinstance(model.get_output_embeddings(), nn.Module):
         raise ModelError(f"{type(model).__name__}: has no language model head")

@@ -1,6 +1,6 @@
 """From layouts to tensors for the latent loop.
 
-Columns of a batch, for rows with up to L thoughts (``Q`` question and marker, ``t`` thought, ``a`` the rest, ``.`` pad)::
+Columns of a batch, for rows with up to L thoughts (``Q`` question, ``t`` thought, ``a`` the rest, ``.`` pad)::
 
     prefix (P)   steps (L)  rest (R)
     Q Q Q . .    t t        a a a
@@ -16,6 +16,7 @@ Legend: ``B`` rows, ``P``/``L``/``R`` columns as above, ``T`` = P + L + R, ``N``
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,10 @@ class LatentInputs:
 
     def to(self, device: torch.device) -> "LatentInputs":
         """A copy on ``device``."""
-        return LatentInputs(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return LatentInputs(
+            **{name: None if value is None else value.to(device, non_blocking=True) for name, value in values.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,3 @@ def _inputs(
 
 def _padded(tokens: Sequence[int], width: int, pad_id: int) -> list[int]:
     return [*tokens, *[pad_id] * (width - len(tokens))]
-
-
-def _moved(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device, non_blocking=True)

@@ -1,0 +1,153 @@
+"""Layered graphs: a pure function of seed, split, epoch and index; no graph in two splits; no shortcut to the answer."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from test_prosqa import check
+
+from coconut_ds.data.graph_stats import graph_stats, question_of
+from coconut_ds.data.layered import LayeredGraphs, split_of
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+
+SETTINGS: dict[str, Any] = {
+    "seed": 0,
+    "size": {"train": 1000, "valid": 100, "test": 100},
+    "num_nodes": (16, 24),
+    "num_layers": (4, 6),
+    "num_edges": (24, 40),
+    "online": True,
+}
+SMALL = {"num_nodes": (8, 10), "num_layers": (3, 4), "num_edges": (9, 12)}
+LARGE = {"num_nodes": (60, 70), "num_layers": (3, 9), "num_edges": (70, 110)}
+
+
+def source(**changes: Any) -> LayeredGraphs:
+    return LayeredGraphs(**{**SETTINGS, **changes})
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Problem]:
+    return source(size={"train": 4000, "valid": 0, "test": 0}).train(0)
+
+
+def test_every_problem_is_well_formed_and_within_its_ranges(train: list[Problem]) -> None:
+    nodes, edges = Counter[int](), Counter[int]()
+    for problem in train[:1500]:
+        check(problem)
+        assert len(problem.steps) >= 2
+        nodes[len(problem.extra["idx_to_symbol"])] += 1
+        edges[len(problem.extra["edges"])] += 1
+    assert set(nodes) == set(range(16, 25)), "both ends of the range, and all between"
+    assert set(edges) == set(range(24, 41))
+
+
+def test_paths_to_the_target_differ_in_length_because_edges_skip_layers(train: list[Problem]) -> None:
+    """Shortest paths against longest ones, which always pass all layers from target to root."""
+    differ = 0
+    for problem in train[:500]:
+        question = question_of(problem)
+        longest: dict[int, int] = {question.root: 0}
+        for parent, child in question.graph.edges:
+            if parent in longest:
+                longest[child] = max(longest.get(child, 0), longest[parent] + 1)
+        differ += longest[question.target] > len(problem.steps)
+    assert differ > 250
+
+
+def test_no_shortcut_tells_the_options_apart(train: list[Problem]) -> None:
+    """Chance is 0.5 with a standard error below 0.008 at 4,000 problems; 0.03 is almost four of them."""
+    stats = graph_stats(train)
+    for share in (stats.more_ancestors, stats.mentioned_less, stats.answer_first):
+        assert share == pytest.approx(0.5, abs=0.03)
+    assert stats.distractor_depth == pytest.approx(stats.path_length, abs=0.1)
+
+
+def test_distractor_is_drawn_evenly_among_all_sinks_the_root_does_not_reach(train: list[Problem]) -> None:
+    """Its rank among them, scaled to 0..1, has mean 1/2 and standard deviation below 0.5: 0.03 is over three errors."""
+    ranks = []
+    for problem in train:
+        question = question_of(problem)
+        reached = question.graph.distances(question.root)
+        free = [node for node in question.graph.sinks if node not in reached]
+        if len(free) > 1:
+            ranks.append(free.index(question.distractor) / (len(free) - 1))
+    assert len(ranks) > 1500
+    assert sum(ranks) / len(ranks) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("ranges", [{}, SMALL], ids=["default", "small"])
+def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
+    """Fingerprints do not change with the numbering; of small graphs, thousands of draws would otherwise meet."""
+    one = source(**ranges)
+    splits = {"train": one.train(0) + one.train(1), "valid": one.valid(), "test": one.test()}
+    prints = {name: {question_of(p).graph.fingerprint for p in split} for name, split in splits.items()}
+    assert not prints["train"] & prints["valid"]
+    assert not prints["train"] & prints["test"]
+    assert not prints["valid"] & prints["test"]
+    assert all(split_of(question_of(p).graph) == name for name, split in splits.items() for p in split)
+
+
+def test_problems_depend_on_seed_split_epoch_and_index_only() -> None:
+    size = {"train": 20, "valid": 10, "test": 10}
+    online, offline = source(size=size), source(size=size, online=False)
+    assert online.train(1) != online.train(0)
+    assert online.train(1) == source(size=size).train(1), "no memory of what was drawn before"
+    assert offline.train(7) == offline.train(0) == online.train(0)
+    assert online.valid() == offline.valid() == source(size=size).valid()
+    assert source(size={**size, "valid": 5, "train": 3}).valid() == online.valid()[:5]
+    assert source(size=size, seed=1).valid() != online.valid()
+    assert online.valid() != online.test()
+    assert [len(online.train(0)), len(online.valid()), len(online.test())] == [20, 10, 10]
+
+
+@pytest.mark.parametrize("ranges", [{}, SMALL, LARGE], ids=["default", "small", "large"])
+def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) -> None:
+    """Split at blanks, and split at marks too. Graphs above 40 nodes need more concepts than the published 38."""
+    one = source(size={"train": 300, "valid": 20, "test": 20}, **ranges)
+    drawn = [text for p in one.train(0) + one.valid() + one.test() for text in (p.question, *p.steps, p.answer)]
+    for pattern in (r"\S+", r"\w+|[^\w\s]"):
+        known = {word for text in one.vocabulary() for word in re.findall(pattern, text)}
+        assert {word for text in drawn for word in re.findall(pattern, text)} <= known
+    for problem in one.train(0)[:50]:
+        symbols = problem.extra["idx_to_symbol"]
+        assert len(set(symbols)) == len(symbols)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_layers": (1, 4)},
+            r"data\.num_layers: found \[1, 4\], expected at least 2 .*set data\.num_layers=\[2,4\]",
+        ),
+        (
+            {"num_nodes": (10, 24)},
+            r"data\.num_nodes: found \[10, 24\], expected at least 12.*set data\.num_nodes=\[12,24\]",
+        ),
+        ({"num_nodes": (16, 2000)}, r"data\.num_nodes: .*expected at most 940"),
+        (
+            {"num_edges": (20, 40)},
+            r"data\.num_edges: found \[20, 40\], expected at least 22.*set data\.num_edges=\[22,40\]",
+        ),
+        ({"num_edges": (24, 200)}, r"data\.num_edges: found \[24, 200\], expected at most about \d+.*or more nodes"),
+        ({"num_nodes": (24, 16)}, r"data\.num_nodes: found \[24, 16\], expected \[smallest, largest\].*=\[16,24\]"),
+        ({"size": {"train": 5, "valid": 1}}, r"data\.size: found .*expected train, valid and test"),
+        ({"num_nodes": (4, 4), "num_layers": (2, 2), "num_edges": (2, 2)}, "too few different graphs"),
+    ],
+)
+def test_ranges_that_cannot_be_met_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        source(**changes)
+
+
+@pytest.mark.parametrize("corner", [(12, 6, 12), (16, 4, 14), (30, 2, 28), (17, 6, 40), (12, 6, 20)], ids=str)
+def test_narrow_ranges_that_can_be_met_are_drawn(corner: tuple[int, int, int]) -> None:
+    """One number a range, at the edge of what fits: as few nodes, as few edges or as many as there is room for."""
+    nodes, layers, edges = corner
+    one = source(num_nodes=(nodes, nodes), num_layers=(layers, layers), num_edges=(edges, edges))
+    for problem in one.train(0)[:100]:
+        check(problem)
+        assert (len(problem.extra["idx_to_symbol"]), len(problem.extra["edges"])) == (nodes, edges)
