@@ -15,7 +15,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.compose import compose_values, option_names, parse_arguments, print_config
-from coconut_ds.distributed import Ranks
+from coconut_ds.distributed import ALONE, Ranks
 from coconut_ds.errors import CheckpointError, CoconutError, ConfigError
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec

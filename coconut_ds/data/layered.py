@@ -40,7 +40,7 @@ def split_of(graph: Graph) -> str:
 
 
 def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
-    """Each layer has a node of either person; families never shrink downwards, so that n - 2 edges can hold all nodes."""
+    """Each layer has a node of either person; families never shrink downwards, so n - 2 edges can hold all nodes."""
     counts = [[1] * num_layers, [1] * num_layers, [0] * num_layers]
     for family in rng.choices(range(3), FAMILY_WEIGHTS, k=num_nodes - 2 * num_layers):
         counts[family][rng.randrange(1, num_layers)] += 1
@@ -221,9 +221,9 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
         rng = random.Random(layers)  # fixed, so that the answer is the same each time
         most = max(len(_pairs(_draw_layers(rng, num_nodes[0], layers))) for _ in range(100))
         if num_edges[1] > most:
+            remedy = f"set data.num_edges=[{min(num_edges[0], most)},{most}], or " if most >= num_nodes[1] - 2 else ""
             raise DataError(
-                f"data.num_edges: found {list(num_edges)}, expected at most about {most}, the most that {num_nodes[0]} "
-                f"nodes in {layers} layers can hold (data.num_nodes={list(num_nodes)}, "
-                f"data.num_layers={list(num_layers)}); set data.num_edges=[{min(num_edges[0], most)},{most}], or more "
-                "nodes"
+                f"data.num_edges: found {list(num_edges)}, expected at most about {most}, all that {num_nodes[0]} nodes in "
+                f"{layers} layers can hold (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
+                f"{remedy}raise the first number of data.num_nodes"
             )

@@ -48,9 +48,9 @@ class LatentInputs:
     def to(self, device: torch.device) -> "LatentInputs":
         """A copy on ``device``."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return LatentInputs(
-            **{name: None if value is None else value.to(device, non_blocking=True) for name, value in values.items()}
-        )
+        for name, value in values.items():
+            values[name] = None if value is None else value.to(device, non_blocking=True)
+        return LatentInputs(**values)
 
 
 @dataclass(frozen=True)
