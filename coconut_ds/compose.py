@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
-from coconut_ds.settings import Config, leaf_keys
+from coconut_ds.settings import Config, EvalConfig, leaf_keys, validated
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
@@ -54,6 +54,35 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
         # The user's accumulation wins over the preset's global batch, which is then what it comes to.
         values["training"]["global_batch_size"] = None
     return Config.from_dict(values)
+
+
+def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> EvalConfig:
+    """The configuration of an evaluation; ``data=FILE`` stands for a file of problems.
+
+    Raises:
+        ConfigError: an override is unknown, or checkpoint or data is missing.
+    """
+    given = {override.split("=", 1)[0] for override in overrides}
+    for key, example in (("checkpoint", "outputs/…/checkpoint_50"), ("data", "prosqa_eval, or data=FILE.json")):
+        if key not in given:
+            raise ConfigError(f"{key}: missing; set {key}={example}")
+    expanded: list[str] = []
+    name = ""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "data":
+            name = Path(value).stem
+            if value not in option_names(config_dirs)["data"]:
+                if not Path(value).is_file():
+                    names = ", ".join(option_names(config_dirs)["data"])
+                    raise ConfigError(
+                        f"data={value}: no such file and no such option; expected a file or one of {names}"
+                    )
+                expanded += ["data.kind=file", f"data.test_path='{value}'"]
+                continue
+        expanded.append(override)
+    values = compose_values("evaluate", EvalConfig, expanded, config_dirs)
+    return validated(EvalConfig, {**values, "data_name": name})
 
 
 def compose_values(

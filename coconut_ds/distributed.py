@@ -1,6 +1,5 @@
 """What ranks say to each other, over torch.distributed; with one process it says nothing."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -60,13 +59,3 @@ class Ranks:
 
 ALONE = Ranks()
 """One process."""
-
-
-def launched_ranks() -> int:
-    """Number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launched_rank() -> int:
-    """This process's number among them; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))

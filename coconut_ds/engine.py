@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from coconut_ds.data.batches import BatchGeometry
-from coconut_ds.distributed import Ranks, launched_rank, launched_ranks
+from coconut_ds.distributed import Ranks
 from coconut_ds.errors import ConfigError, NonFiniteError
 from coconut_ds.files import project_folder
+from coconut_ds.launch import launched_rank, launched_ranks
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.settings import Config

@@ -11,8 +11,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.compose import compose_config, parse_arguments, print_config
-from coconut_ds.distributed import launched_rank
 from coconut_ds.errors import CoconutError
+from coconut_ds.launch import launched_rank
 from coconut_ds.settings import Config
 
 USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
@@ -41,7 +41,7 @@ def _run(config: Config) -> None:
     ranks = start_ranks()
     try:
         if config.run.only_eval:
-            from coconut_ds.evaluate import evaluate_config
+            from coconut_ds.assessment import evaluate_config
 
             evaluate_config(config, ranks)
         else:

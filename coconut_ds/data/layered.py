@@ -221,7 +221,8 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
         rng = random.Random(layers)  # fixed, so that the answer is the same each time
         most = max(len(_pairs(_draw_layers(rng, num_nodes[0], layers))) for _ in range(100))
         if num_edges[1] > most:
-            remedy = f"set data.num_edges=[{min(num_edges[0], most)},{most}], or " if most >= num_nodes[1] - 2 else ""
+            narrower = f"set data.num_edges=[{min(num_edges[0], most)},{most}], or "
+            remedy = narrower if most >= num_nodes[1] - 2 else ""  # else the largest graph would lack edges
             raise DataError(
                 f"data.num_edges: found {list(num_edges)}, expected at most about {most}, all that {num_nodes[0]} nodes in "
                 f"{layers} layers can hold (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
