@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -121,7 +122,7 @@ def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dt
             )
             model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
     _refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
     return add_marker_rows(model, tokenizer)
@@ -137,7 +138,8 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
         CheckpointError: the file is no state dict, or not of this architecture.
     """
     state = _read_state(path)
-    model = model_from_scratch(settings, tokenizer, _embedding_rows(path, state))
+    rows = int(state[_embedding_key(path, state)].shape[0])
+    model = model_from_scratch(settings, tokenizer, rows)
     tied = set(model.all_tied_weights_keys or {})
     if REFERENCE_DUPLICATE in state:
         if not torch.equal(state[REFERENCE_DUPLICATE], state[_embedding_key(path, state)]):
@@ -153,7 +155,7 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
     )
     model.load_state_dict(state, strict=False)
     model.tie_weights()
-    return add_marker_rows(model, tokenizer)
+    return add_marker_rows(model, tokenizer, rows)
 
 
 @contextmanager
@@ -187,10 +189,6 @@ def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
         f"{path}: no input embedding found; expected transformer.wte.weight or model.embed_tokens.weight (with or "
         f"without {REFERENCE_PREFIX}), found {shown}, …"
     )
-
-
-def _embedding_rows(path: Path, state: Mapping[str, Tensor]) -> int:
-    return int(state[_embedding_key(path, state)].shape[0])
 
 
 def _refuse_partial(where: Path, missing: Any, unexpected: Any, mismatched: Any) -> None:

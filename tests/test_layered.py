@@ -60,7 +60,8 @@ def test_paths_to_the_target_differ_in_length_because_edges_skip_layers(train: l
 def test_no_shortcut_tells_the_options_apart(train: list[Problem]) -> None:
     """Chance is 0.5 with a standard error below 0.008 at 4,000 problems; 0.03 is almost four of them."""
     stats = graph_stats(train)
-    for share in (stats.more_ancestors, stats.mentioned_less, stats.answer_first):
+    root_second = sum(problem.extra["root"] for problem in train) / len(train)
+    for share in (stats.more_ancestors, stats.mentioned_less, stats.answer_first, root_second):
         assert share == pytest.approx(0.5, abs=0.03)
     assert stats.distractor_depth == pytest.approx(stats.path_length, abs=0.1)
 
@@ -134,12 +135,15 @@ def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) ->
         ),
         (
             {"num_edges": (24, 200)},
-            r"data\.num_edges: found \[24, 200\], expected at most about \d+.*set data\.num_edges=\[24,\d+\], or raise",
+            r"data\.num_edges: found \[24, 200\], expected at most \d+.*set data\.num_edges=\[24,\d+\], or raise",
         ),
         ({"num_nodes": (24, 16)}, r"data\.num_nodes: found \[24, 16\], expected \[smallest, largest\].*=\[16,24\]"),
         ({"size": {"train": 5, "valid": 1}}, r"data\.size: found .*expected train, valid and test"),
         ({"num_nodes": (4, 4), "num_layers": (2, 2), "num_edges": (2, 2)}, "too few different graphs"),
-        ({"num_nodes": (12, 80), "num_edges": (78, 80)}, r"can hold \(.*\); raise the first number of data\.num_nodes"),
+        (
+            {"num_nodes": (12, 80), "num_edges": (78, 80)},
+            r"layers hold \(.*\); raise the first number of data\.num_nodes",
+        ),
     ],
 )
 def test_ranges_that_cannot_be_met_are_refused_at_once(changes: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from coconut_ds.data.graph_stats import GraphStats, graph_stats, question_of, table
 from coconut_ds.data.graphs import CONCEPTS, NAMES, Graph
 from coconut_ds.data.problem import Problem, load_problems
-from coconut_ds.data.prosqa import generate_problem, generate_split
+from coconut_ds.data.prosqa import draw_question, generate_problem, generate_split
 from coconut_ds.errors import DataError
 
 SCRIPT = Path(__file__).parents[1] / "preprocessing" / "prosqa.py"
@@ -134,6 +134,14 @@ def test_no_graph_stands_twice_and_seeds_repeat() -> None:
     assert generate_problem(random.Random(1)) == generate_problem(random.Random(1))
 
 
+def test_a_graph_drawn_again_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real graphs hardly ever meet, so draw from five: a split of five must hold each of them once."""
+    pool = [draw_question(random.Random(seed)) for seed in range(5)]
+    monkeypatch.setattr("coconut_ds.data.prosqa.draw_question", lambda rng: rng.choice(pool))
+    drawn = [fingerprint for _, fingerprint in generate_split(0, "train", 5)]
+    assert sorted(drawn) == sorted(question.graph.fingerprint for question in pool)
+
+
 def test_fingerprint_ignores_numbering_and_sees_an_edge() -> None:
     """Nodes renumbered in another topological order give the same digest; one edge moved another one."""
     graph = Graph(6, ((0, 2), (1, 3), (2, 4), (3, 5), (0, 3)))
@@ -145,14 +153,14 @@ def test_fingerprint_ignores_numbering_and_sees_an_edge() -> None:
 
 
 def test_shortest_paths_are_drawn_evenly() -> None:
-    """0 to 6 has three paths of three edges, two of them through 1: each comes a third of the time, not 1/4, 1/4, 1/2.
+    """Each of the three paths from 0 to 5 comes a third of the time, not 1/4, 1/4, 1/2 as when every step is even.
 
     Of 3,000 draws 1,000 +- 26 are expected; 130 is five standard deviations.
     """
-    graph = Graph(7, ((0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 6), (4, 6), (5, 6)))
+    graph = Graph(6, ((0, 1), (0, 2), (1, 3), (2, 3), (2, 4), (3, 5), (4, 5)))
     rng = random.Random(0)
-    counts = Counter(tuple(graph.draw_shortest_path(rng, 0, 6)) for _ in range(3000))
-    assert len(counts) == graph.shortest_path_counts(0)[6] == 3
+    counts = Counter(tuple(graph.draw_shortest_path(rng, 0, 5)) for _ in range(3000))
+    assert len(counts) == graph.shortest_path_counts(0)[5] == 3
     assert all(abs(count - 1000) < 130 for count in counts.values()), counts
 
 

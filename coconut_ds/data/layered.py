@@ -224,7 +224,7 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
             narrower = f"set data.num_edges=[{min(num_edges[0], most)},{most}], or "
             remedy = narrower if most >= num_nodes[1] - 2 else ""  # else the largest graph would lack edges
             raise DataError(
-                f"data.num_edges: found {list(num_edges)}, expected at most about {most}, all that {num_nodes[0]} nodes in "
-                f"{layers} layers can hold (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
+                f"data.num_edges: found {list(num_edges)}, expected at most {most}, all that {num_nodes[0]} nodes "
+                f"in {layers} layers hold (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
                 f"{remedy}raise the first number of data.num_nodes"
             )

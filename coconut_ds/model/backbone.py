@@ -5,14 +5,21 @@ has it as one token, and to the mean of the source rows otherwise (input rows, a
 Rows that were there are never touched. Models from scratch keep their random rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
@@ -82,41 +89,52 @@ def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase
 
 def architecture(settings: ModelConfig) -> PreTrainedConfig:
     """The Hugging Face configuration of ``settings``, overrides applied. A bare model type needs no download."""
-    overrides: dict[str, Any] = dict(settings.model_config_overrides)
-    name = settings.model_id
+    name, overrides = settings.model_id, settings.model_config_overrides
     if "/" not in name and not Path(name).is_dir():
-        try:
-            config = AutoConfig.for_model(name)
-        except ValueError as error:
-            raise ModelError(
-                f"model.model_id={name}: no such model type; set a folder, a hub name or a type"
-            ) from error
+        make: Callable[..., PreTrainedConfig] = partial(AutoConfig.for_model, name)
+        if name not in CONFIG_MAPPING:
+            raise ModelError(f"model.model_id={name}: no such model type; set a folder, a hub name or a model type")
     else:
-        config = load_by_name(
-            AutoConfig.from_pretrained, name, "model.model_id", "set a local folder or a bare model type such as gpt2"
+        make = partial(
+            load_by_name,
+            partial(AutoConfig.from_pretrained, **overrides),
+            name,
+            "model.model_id",
+            "set a local folder or a bare model type such as gpt2",
         )
-    unknown = [key for key in overrides if not hasattr(config, key)]
+    known = CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else make()
+    unknown = [key for key in overrides if not hasattr(known, key)]
     if unknown:
         raise ModelError(
-            f"model.model_config_overrides: {type(config).__name__} has no key {', '.join(unknown)}; "
-            f"it has, among others, {', '.join(sorted(config.to_dict())[:40])}"
+            f"model.model_config_overrides: {type(known).__name__} has no key {', '.join(unknown)}; "
+            f"it has, among others, {', '.join(sorted(known.to_dict())[:40])}"
         )
-    return type(config).from_dict({**config.to_dict(), **overrides})
+    try:
+        return make(**overrides) if name in CONFIG_MAPPING else known
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"model.model_config_overrides: {error}") from error
 
 
-def add_marker_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Backbone:
-    """Adds to tokenizer and embeddings the markers that they lack, and only those."""
+def add_marker_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows_known: int | None = None
+) -> Backbone:
+    """Adds to tokenizer and embeddings the markers that they lack, and only those.
+
+    Args:
+        model: with its source weights.
+        tokenizer: that of the source.
+        rows_known: rows of the embedding that belong to tokens of the source; the tokenizer's length by default, since
+            some embeddings have spare rows behind it.
+    """
     check_supported(model)
-    markers, missing = add_markers(tokenizer)
     rows_there = embedding_weight(model.get_input_embeddings()).shape[0]
+    known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
+    markers, _ = add_markers(tokenizer)
     if len(tokenizer) > rows_there:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    vocabulary = tokenizer.get_vocab()
-    new = [vocabulary[name] for name in missing]
-    # Rows past the source's vocabulary are missing even if its tokenizer names the markers.
-    new += [marker for marker in markers.all() if marker >= rows_there and marker not in new]
+    new = [marker for marker in markers.all() if marker >= known]
     if new:
-        _initialise_rows(model, tokenizer, new, min(rows_there, min(new)))
+        _initialise_rows(model, tokenizer, new, known)
     return Backbone(model, tokenizer, markers)
 
 

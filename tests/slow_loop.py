@@ -1,0 +1,43 @@
+"""The latent loop, slow and obvious: one row at a time, no cache, everything encoded again for each thought."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from coconut_ds.layout import IGNORE, Layout
+
+
+def slow_embeddings(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """[1, T, D] input embeddings, thoughts filled in one after the other."""
+    embeds = model.get_input_embeddings()(torch.tensor([list(layout.input_ids)]))
+    for place in range(layout.first_thought, layout.first_thought + layout.num_thoughts):
+        states = model.base_model(inputs_embeds=embeds[:, :place], use_cache=False).last_hidden_state
+        embeds = torch.cat([embeds[:, :place], states[:, -1:], embeds[:, place + 1 :]], dim=1)
+    return embeds
+
+
+def slow_logits(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """[T, V] logits of one row."""
+    return model(inputs_embeds=slow_embeddings(model, layout), use_cache=False).logits[0]
+
+
+def slow_loss(model: PreTrainedModel, layouts: list[Layout], weights: list[float]) -> Tensor:
+    """The weighted sum of cross entropies of all targets."""
+    total = torch.zeros(())
+    for layout, weight in zip(layouts, weights, strict=True):
+        logits = slow_logits(model, layout)
+        labels = torch.tensor(list(layout.labels))
+        total = total + weight * F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction="sum")
+    return total
+
+
+@torch.no_grad()
+def slow_generate(model: PreTrainedModel, prompt: Layout, max_new_tokens: int, eos_id: int) -> list[int]:
+    """Greedy continuation, the whole sequence encoded again for each token."""
+    embeds = slow_embeddings(model, prompt)
+    tokens: list[int] = []
+    while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != eos_id):
+        tokens.append(int(model(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
+        embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))], dim=1)
+    return tokens

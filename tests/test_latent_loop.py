@@ -1,0 +1,158 @@
+"""The fast loop equals the slow one: loss, every gradient, generated tokens."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, make_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from slow_loop import slow_embeddings, slow_generate, slow_loss
+
+from coconut_ds.errors import DataError, ModelError
+from coconut_ds.evaluation import decode_thoughts
+from coconut_ds.generation import GenerationSettings, generate
+from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.model.attention import check_attention
+from coconut_ds.model.collate import collate
+from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+
+FAMILIES = ["gpt2", "llama", "qwen3"]
+tokens = st.integers(1, VOCABULARY - 1)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Layout:
+    """Any sequence: 0 to 6 thoughts anywhere, targets anywhere after the first token."""
+    before = draw(st.lists(tokens, min_size=1, max_size=12))
+    count = draw(st.integers(0, 6))
+    after = draw(st.lists(tokens, min_size=1, max_size=8))
+    ids = [*before, *[VOCABULARY - 1] * count, *after]
+    places = [*range(1, len(before)), *range(len(before) + count, len(ids))]
+    chosen = draw(st.sets(st.sampled_from(places), min_size=1)) if places else {len(ids) - 1}
+    labels = [token if place in chosen else IGNORE for place, token in enumerate(ids)]
+    return Layout(ids, labels, len(before) if count else len(ids), count)
+
+
+def compare(model: torch.nn.Module, layouts: list[Layout], weights: list[float], extra_passes: int = 0) -> None:
+    loop = LatentLoop(model)
+    thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
+    results = []
+    for loss in (
+        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3)),
+        lambda: slow_loss(model, layouts, weights),
+    ):
+        model.zero_grad()
+        value = loss()
+        value.backward()
+        results.append((value.item(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (fast, fast_grads), (slow, slow_grads) = results
+    assert fast == pytest.approx(slow, rel=1e-5, abs=1e-6)
+    for name, gradient in slow_grads.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(fast_grads[name], gradient, rtol=1e-3, atol=2e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layouts=st.lists(rows(), min_size=1, max_size=5), data=st.data())
+def test_loss_and_gradients_equal_the_slow_loop(tiny_model, family, layouts, data):
+    """Mixed numbers of thoughts, any padding, any weights; also with more passes than any row needs (other ranks)."""
+    weights = data.draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=len(layouts), max_size=len(layouts)))
+    compare(tiny_model(family), layouts, weights, extra_passes=data.draw(st.integers(0, 2)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_thoughts_it_is_the_hugging_face_loss(tiny_model, family):
+    model = tiny_model(family)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, VOCABULARY, (3, 14), generator=generator)
+    labels = ids.clone()
+    labels[:, :5] = IGNORE
+    layouts = [Layout(row.tolist(), label.tolist(), 14, 0) for row, label in zip(ids, labels, strict=True)]
+    ours = latent_loss(LatentLoop(model), *collate(layouts, [1 / 27] * 3, 0, pad_id=0))
+    assert ours.item() == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-5)
+
+
+def test_thoughts_are_fed_back_and_learned_from(tiny_model):
+    """The gradient of a loss behind the thoughts reaches the question only through them and the cache."""
+    model = tiny_model("gpt2")
+    layout = Layout([5, 6, 39, 39, 7, 8], [IGNORE] * 5 + [8], 2, 2)
+    inputs, targets = collate([layout], [1.0], 2, pad_id=0)
+    as_tokens, _ = collate([Layout(layout.input_ids, layout.labels, 6, 0)], [1.0], 0, pad_id=0)
+    loop = LatentLoop(model)
+    thinking, reading = (loop.encode(batch, loop.new_cache())[0, -2] for batch in (inputs, as_tokens))
+    assert not torch.allclose(thinking, reading, atol=1e-2)
+    assert targets.ids.tolist() == [8]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    questions=st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=4),
+    count=st.integers(0, 6),
+    eos=st.integers(1, VOCABULARY - 1),
+)
+def test_batched_cached_generation_equals_the_slow_one(tiny_model, family, questions, count, eos):
+    """Unequal prompts in one batch, with and without thoughts, an end of sequence that does occur."""
+    model = tiny_model(family)
+    prompts = []
+    for question in questions:
+        ids = [*question, *[VOCABULARY - 1] * count, 2]
+        prompts.append(Layout(ids, [IGNORE] * len(ids), len(question) if count else len(ids), count))
+    made = generate(LatentLoop(model), prompts, GenerationSettings(7, eos))
+    assert made.tokens == [slow_generate(model, prompt, 7, eos) for prompt in prompts]
+    assert made.thoughts.shape == (len(prompts), count, 32)
+
+
+def test_generation_returns_the_thoughts_that_were_fed_back(tiny_model):
+    model = tiny_model("llama")
+    prompt = Layout([4, 5, 6, 39, 39, 39, 2], [IGNORE] * 7, 3, 3)
+    made = generate(LatentLoop(model), [prompt], GenerationSettings(1, 0))
+    expected = slow_embeddings(model, prompt)[0, 3:6]
+    torch.testing.assert_close(made.thoughts[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_suppressed_tokens_are_never_written_and_the_context_is_kept(tiny_model):
+    model = tiny_model("gpt2")
+    prompt = Layout([7] * 90, [IGNORE] * 90, 90, 0)
+    first = generate(LatentLoop(model), [prompt], GenerationSettings(1, 0)).tokens[0][0]
+    made = generate(LatentLoop(model), [prompt], GenerationSettings(20, 0, suppress=(first,), context_length=96)).tokens
+    assert first not in made[0]
+    assert len(made[0]) <= 6
+    with pytest.raises(DataError, match=r"problem 0: its prompt has 90 positions.*context is 90"):
+        generate(LatentLoop(model), [prompt], GenerationSettings(20, 0, context_length=90))
+
+
+def test_a_row_at_the_end_of_the_context_may_share_a_batch_with_any_other(tiny_model):
+    """Pads get no position of their own, so padding cannot leave the model's context."""
+    long_question = Layout([5] * 92 + [39, 39, 2, 8], [IGNORE] * 95 + [8], 92, 2)
+    long_answer = Layout([5, 39, 39, 2, *[8] * 60], [IGNORE] * 4 + [8] * 60, 1, 2)
+    compare(tiny_model("gpt2"), [long_question, long_answer], [0.5, 0.02])
+
+
+def test_decoded_thoughts_are_the_heads_probabilities(tiny_model):
+    class Names:
+        def decode(self, ids):
+            return f"t{ids[0]}"
+
+    loop = LatentLoop(tiny_model("gpt2"))
+    thoughts = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    expected = torch.softmax(loop.model.lm_head(thoughts), dim=-1).detach()
+    decoded = decode_thoughts(loop, Names(), thoughts, top_k=2)
+    assert decoded[1][2].tokens[0] == f"t{int(expected[1, 2].argmax())}"
+    assert decoded[1][2].probabilities[0] == pytest.approx(float(expected[1, 2].max()), rel=1e-5)
+
+
+def test_checkpointing_that_drops_the_cache_is_refused():
+    model = make_model("gpt2")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ModelError, match="drops the key/value cache"):
+        LatentLoop(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("flash_attention_2", "flash_attn.*pip install.*sdpa"), ("flashy", "unknown; expected one of sdpa, eager")],
+)
+def test_attention_kernels_that_are_not_there_say_what_is_missing(name, words):
+    with pytest.raises(ModelError, match=words):
+        check_attention(name)

@@ -1,0 +1,111 @@
+"""Imports go one way, heavy packages stay in one file each, and configuration and data load without torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import coconut_ds
+
+PACKAGE = Path(coconut_ds.__file__).parent
+
+# A module may import its own layer and those before it. Names are without "coconut_ds."; "" is the package itself.
+PLAIN: list[set[str]] = [
+    {"", "errors", "files", "launch", "scoring"},
+    {"methods", "methods.base", "methods.coconut", "methods.cot", "methods.no_cot", "methods.no_thoughts"},
+    {"settings"},
+    {"layout", "curriculum", "metrics", "progress", "run_folder"},
+    {"data", "data.problem", "data.graphs", "data.graph_stats", "data.prosqa", "data.layered", "data.arithmetic"},
+    {"data.sources", "data.batches"},
+]
+HEAVY: list[set[str]] = [
+    {"distributed"},
+    {"hub", "tokens"},
+    {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone"},
+    {"generation", "evaluation"},
+    {"checkpoint", "engine", "run_saver", "wandb_mirror"},
+    {"trainer", "experiment", "assessment"},
+]
+# What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
+ENTRY: set[str] = {"compose", "train", "evaluate"}
+LAYERS = [*PLAIN, *HEAVY, ENTRY]
+
+ONLY_IN: dict[str, set[str]] = {
+    "deepspeed": {"engine"},
+    "wandb": {"wandb_mirror"},
+    "hydra": {"compose"},
+    "omegaconf": {"compose"},
+    "gradio": set(),
+    "serve": set(),
+    "tests": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, imports inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(name: str, known: dict[str, Path]) -> str | None:
+    """The module of the package that an imported full name stands for (``settings.Config`` stands in ``settings``)."""
+    first, *parts = name.split(".")
+    if first != "coconut_ds":
+        return None
+    while ".".join(parts) not in known:
+        parts.pop()
+    return ".".join(parts)
+
+
+def test_every_module_stands_in_one_layer() -> None:
+    listed = [name for layer in LAYERS for name in layer]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == set(modules()), "give a new module its place in the table above"
+
+
+def test_no_module_imports_a_later_layer() -> None:
+    known = modules()
+    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in known.items()
+        for target in {own(full, known) for full in imported(path)}
+        if target is not None and rank.get(target, 0) > rank.get(name, len(LAYERS))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_heavy_or_outer_package_is_imported_by_its_one_module_alone(package: str) -> None:
+    found = {name for name, path in modules().items() if any(full.split(".")[0] == package for full in imported(path))}
+    assert found == ONLY_IN[package]
+
+
+def test_configuration_and_data_load_without_torch() -> None:
+    names = sorted(f"coconut_ds.{name}".rstrip(".") for layer in (*PLAIN, ENTRY) for name in layer)
+    heavy = ["torch", "transformers", "tokenizers", "deepspeed", "wandb"]
+    script = f"import sys, {', '.join(names)}\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    """``python coconut_ds/train.py`` puts the package's folder on the path."""
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names & sys.stdlib_module_names == set()

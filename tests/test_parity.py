@@ -1,0 +1,38 @@
+"""Recorded numbers of the public implementation (its own code under transformers 4.46) hold here too."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parity import TOLERANCE, measure
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_recorded_numbers_are_reproduced(family):
+    """Loss, logits at labels, gradient norms, greedy generations, AdamW's loss curve: all within 1e-4."""
+    errors = measure(HERE / "parity_data" / family)
+    assert set(errors) == {
+        "logits",
+        "loss",
+        "gradient norms (relative)",
+        "generated tokens that differ",
+        "loss curve",
+    }
+    assert max(errors.values()) <= TOLERANCE, errors
+
+
+def test_the_command_refuses_other_numbers(tmp_path):
+    """A folder whose recorded loss is 1 % off exits 1."""
+    folder = shutil.copytree(HERE / "parity_data" / "gpt2", tmp_path / "gpt2")
+    expected = json.loads((folder / "expected.json").read_text())
+    expected["cases"] = expected["cases"][:1]
+    expected["cases"][0]["loss"] *= 1.01
+    (folder / "expected.json").write_text(json.dumps(expected))
+    done = subprocess.run([sys.executable, HERE / "parity.py", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "NOT within" in done.stdout
