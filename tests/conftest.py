@@ -34,7 +34,9 @@ SHAPES = {
     },
 }
 
-torch.set_num_threads(2)
+# Tiny tensors: a second thread costs more than it gives, the more so in processes beside each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut_ds.data.arithmetic import Chains, ModularSum, PermutationProduct, split_of
@@ -13,28 +13,34 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.settings import SplitSizes
 
-SIZE = SplitSizes(train=60, valid=20, test=20)
+SIZE = SplitSizes(train=40, valid=20, test=20)
 KINDS = ["sum", "product"]
+few = settings(max_examples=25, deadline=None)
 
 
-def source(kind: str, seed: int = 0, size: SplitSizes = SIZE, num_terms: int = 5, online: bool = True) -> Chains:
+def source(kind: str, seed: int = 0, size: SplitSizes = SIZE, num_terms: int = 4, online: bool = True) -> Chains:
     if kind == "sum":
         return ModularSum(seed, size, num_terms, online, modulus=7)
     return PermutationProduct(seed, size, num_terms, online)
+
+
+SUMS, PRODUCTS = source("sum"), source("product")
 
 
 def terms_of(problem: Problem) -> tuple[str, ...]:
     return tuple(problem.question.removesuffix(" =").replace(" + ", " * ").split(" * "))
 
 
-@given(st.lists(st.integers(0, 12), min_size=2, max_size=8))
+@few
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=8))
 def test_a_sum_writes_every_running_sum(numbers: list[int]) -> None:
-    problem = ModularSum(0, SplitSizes(train=1, valid=1, test=1), 4, True, modulus=13).problem(list(map(str, numbers)))
+    problem = SUMS.problem(list(map(str, numbers)))
     assert problem.question == " + ".join(map(str, numbers)) + " ="
-    assert list(problem.steps) == [str(sum(numbers[: end + 1]) % 13) for end in range(1, len(numbers))]
-    assert problem.answer == str(sum(numbers) % 13)
+    assert list(problem.steps) == [str(sum(numbers[: end + 1]) % 7) for end in range(1, len(numbers))]
+    assert problem.answer == str(sum(numbers) % 7)
 
 
+@few
 @given(st.lists(st.permutations("abc"), min_size=2, max_size=7))
 def test_a_product_composes_maps_from_the_right(letters: list[list[str]]) -> None:
     """Each permutation as a dictionary; the product of a prefix sends x through its last factor first."""
@@ -47,14 +53,13 @@ def test_a_product_composes_maps_from_the_right(letters: list[list[str]]) -> Non
                 letter = factor[letter]
             images += letter
         running.append(images)
-    problem = source("product").problem(["".join(images) for images in letters])
+    problem = PRODUCTS.problem(["".join(images) for images in letters])
     assert (problem.steps, problem.answer) == (tuple(running), running[-1])
 
 
 def test_order_matters_in_a_product() -> None:
-    product = source("product")
-    assert product.problem(["bca", "acb"]).answer == "bac"
-    assert product.problem(["acb", "bca"]).answer == "cba"
+    assert PRODUCTS.problem(["bca", "acb"]).answer == "bac"
+    assert PRODUCTS.problem(["acb", "bca"]).answer == "cba"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,11 +68,12 @@ def test_all_splits_hold_well_formed_problems_with_words_of_the_vocabulary(kind:
     known = {word for text in chains.vocabulary() for word in text.split()}
     for problem in (*chains.train(0), *chains.valid(), *chains.test()):
         assert problem == chains.problem(terms_of(problem))
-        assert len(terms_of(problem)) == 5
-        assert len(problem.steps) == 4
+        assert len(terms_of(problem)) == 4
+        assert len(problem.steps) == 3
         assert {*problem.question.split(), *problem.steps, problem.answer} <= known
 
 
+@few
 @pytest.mark.parametrize("kind", KINDS)
 @given(seeds=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32), st.integers(0, 2**32)), epoch=st.integers(0, 99))
 def test_no_problem_stands_in_two_splits_whatever_the_seeds(kind: str, seeds: tuple[int, int, int], epoch: int) -> None:
@@ -126,7 +132,7 @@ def test_more_than_there_are_is_refused_with_the_number_that_works(split: str) -
     works = int(re.findall(rf"set data\.size\.{split}=(\d+) or less", str(caught.value))[0])
     problems = getattr(sums(works), split)()
     assert len(set(problems)) == works == sum(split_of(t) == split for t in itertools.product("0123456", repeat=3))
-    with pytest.raises(DataError, match="data.num_terms"):
+    with pytest.raises(DataError, match=r"data\.num_terms"):
         sums(works + 1)
 
 
@@ -139,6 +145,6 @@ def test_a_space_too_large_to_count_is_bounded_without_counting() -> None:
 
 def test_where_no_size_works_only_another_setting_is_proposed() -> None:
     """Sizes are positive: ``0 or less`` could not be typed."""
-    with pytest.raises(DataError, match="data.num_terms") as caught:
+    with pytest.raises(DataError, match=r"data\.num_terms") as caught:
         ModularSum(0, SplitSizes(train=1, valid=1, test=1), 2, True, modulus=2)
     assert "=0 or less" not in str(caught.value)
