@@ -5,7 +5,7 @@ Method and number of thoughts come from the checkpoint, never from the gold step
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coconut_ds.checkpoint import ModelCard, load_folder
@@ -13,17 +13,59 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.distributed import ALONE, Ranks
 from coconut_ds.errors import CheckpointError
-from coconut_ds.evaluation import Evaluation, Evaluator
+from coconut_ds.evaluation import DecodedThought, Evaluation, Evaluator, decode_thoughts
 from coconut_ds.experiment import card_of, starting_backbone
+from coconut_ds.generation import GenerationSettings, generate
+from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.model.backbone import Backbone, context_length
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.scoring import extract_answer, is_correct
 from coconut_ds.settings import Config, DataConfig, EvalConfig
+from coconut_ds.tokens import decode, encode_questions
 
 
 def evaluate(config: EvalConfig) -> Evaluation:
     """Loads the checkpoint, evaluates, writes and prints the scores."""
+    backbone, card = _load(config)
+    name = "-".join(Path(config.checkpoint).resolve().parts[-2:])
+    out = Path(config.out or Path("outputs/eval") / name / config.data_name)
+    problems, split = _problems(config.data, config.seed)
+    return _evaluate(backbone, card, problems, split, config.batch_size, out, ALONE)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One problem with what the model thought and answered."""
+
+    problem: Problem
+    thoughts: list[DecodedThought]
+    answer: str
+    correct: bool
+
+
+def trace(config: EvalConfig, count: int) -> list[Trace]:
+    """The first ``count`` problems with their decoded thoughts."""
+    backbone, card = _load(config)
+    problems = _problems(config.data, config.seed)[0][:count]
+    loop = LatentLoop(backbone.model).eval()
+    questions = encode_questions(backbone.tokenizer, [problem.question for problem in problems])
+    method = METHODS[card.method]
+    prompts = [lay_out_prompt(method, ids, card.num_thoughts, backbone.markers) for ids in questions]
+    eos = int(backbone.tokenizer.eos_token_id)
+    settings = GenerationSettings(card.max_new_tokens, eos, backbone.markers.all(), context_length(backbone.model))
+    made = generate(loop, prompts, settings)
+    decoded = decode_thoughts(loop, backbone.tokenizer, made.thoughts)
+    texts = [decode(backbone.tokenizer, tokens, backbone.markers) for tokens in made.tokens]
+    return [
+        Trace(problem, thoughts, extract_answer(text), is_correct(text, problem.answer))
+        for problem, thoughts, text in zip(problems, decoded, texts, strict=True)
+    ]
+
+
+def _load(config: EvalConfig) -> tuple[Backbone, ModelCard]:
+    """The checkpoint with its card, changed by what the configuration asks for."""
     folder = Path(config.checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint={folder}: no such folder; set checkpoint to a model folder")
@@ -40,9 +82,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         card = replace(card, num_thoughts=config.n_thoughts)
     if config.max_new_tokens is not None:
         card = replace(card, max_new_tokens=config.max_new_tokens)
-    out = Path(config.out or Path("outputs/eval") / "-".join(folder.resolve().parts[-2:]) / config.data_name)
-    problems, split = _problems(config.data, config.seed)
-    return _evaluate(backbone, card, problems, split, config.batch_size, out, ALONE)
+    return backbone, card
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:

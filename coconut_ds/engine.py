@@ -8,7 +8,6 @@ this file stand beside the lines that they concern.
 import json
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.distributed import Ranks
 from coconut_ds.errors import ConfigError, NonFiniteError
 from coconut_ds.files import project_folder
-from coconut_ds.launch import launched_rank, launched_ranks
+from coconut_ds.launch import free_port, launched_rank, launched_ranks
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.settings import Config
@@ -64,7 +63,7 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
     if "RANK" not in os.environ:
         # DeepSpeed would look for MPI: a process without a launcher is a group of one.
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
     # On the CPU, init_distributed would compile this op, which takes a minute and a C++ compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     arguments = {} if timeout is None else {"timeout": timeout}
@@ -256,9 +255,3 @@ def _norm(gradients: Any) -> float:
 def _refuse_non_finite(what: str, value: float) -> None:
     if not torch.isfinite(torch.tensor(value)):
         raise NonFiniteError(f"{what} is {value}, not finite")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

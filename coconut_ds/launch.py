@@ -1,6 +1,7 @@
-"""What the launcher says about this process, from its environment."""
+"""What the launcher says about this process, from its environment, and what it needs to start."""
 
 import os
+import socket
 
 
 def launched_ranks() -> int:
@@ -11,3 +12,10 @@ def launched_ranks() -> int:
 def launched_rank() -> int:
     """This process's number among them; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -64,7 +64,7 @@ class SplitSizes(_Group):
 
     train: Positive = 6400
     """Training problems an epoch."""
-    valid: Positive = 500
+    valid: Positive = 300
     """Validation problems."""
     test: Positive = 1000
     """Test problems."""

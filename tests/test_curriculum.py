@@ -1,0 +1,170 @@
+"""The stage of an epoch, stage mixing, the learning rate: pure functions, held to what the words say."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coconut_ds.curriculum import Curriculum, final_stage, learning_rate, mixed_stage, resets_optimizer
+from coconut_ds.methods import METHODS
+from coconut_ds.settings import TrainingConfig
+
+
+def curriculum(method: str = "coconut", longest: int = 9, **training: Any) -> Curriculum:
+    return Curriculum.of(TrainingConfig(**training), METHODS[method], longest)
+
+
+def run(plan: Curriculum, accuracies: list[float]) -> tuple[list[int], list[int]]:
+    """Stages of the epochs and recorded switches of a run with these validation accuracies."""
+    stages: list[int] = []
+    switches: list[int] = []
+    for epoch, accuracy in enumerate(accuracies):
+        stages.append(plan.stage(epoch, switches))
+        if plan.advances(epoch, switches, accuracy):
+            switches.append(epoch + 1)
+    return stages, switches
+
+
+@pytest.mark.parametrize(
+    ("longest", "stages"),
+    [
+        (3, [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]),  # one past the maximum: the third step goes, thoughts stay
+        (2, [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]),  # nothing is left to remove past the maximum
+        (1, [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_stages_by_epochs_end_where_nothing_changes_any_more(longest: int, stages: list[int]) -> None:
+    plan = curriculum(longest=longest, max_latent_stage=2, epochs_per_stage=2)
+    assert [plan.stage(epoch, []) for epoch in range(10)] == stages
+    assert final_stage(2, longest) == plan.last_stage == stages[-1]
+
+
+def test_stages_by_epochs_ignore_accuracy_and_history() -> None:
+    plan = curriculum(max_latent_stage=6, epochs_per_stage=5)
+    assert not any(plan.advances(epoch, [], 1.0) for epoch in range(40))
+    assert plan.stage(12, [1, 2, 3, 4]) == plan.stage(12, []) == 2
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.has_curriculum])
+@pytest.mark.parametrize("rule", [{"advance": "epochs"}, {"advance": "accuracy"}, {"stage_switches": [1, 2]}])
+def test_methods_without_curriculum_stay_at_stage_0(method: str, rule: dict[str, Any]) -> None:
+    plan = curriculum(method, epochs_per_stage=1, **rule)
+    assert run(plan, [1.0] * 5) == ([0] * 5, [])
+
+
+def test_stages_by_accuracy_follow_it_and_record_when() -> None:
+    plan = curriculum(longest=2, max_latent_stage=2, advance="accuracy", advance_at=0.9)
+    assert run(plan, [0.2, 0.9, 0.89, 0.95, 1.0, 1.0]) == ([0, 0, 1, 1, 2, 2], [2, 4])
+
+
+def test_the_least_and_the_largest_number_of_epochs_bound_a_stage() -> None:
+    bounds = {"max_latent_stage": 2, "advance": "accuracy", "min_epochs_per_stage": 2, "max_epochs_per_stage": 3}
+    assert run(curriculum(longest=2, **bounds), [1.0] * 7) == ([0, 0, 1, 1, 2, 2, 2], [2, 4])
+    assert run(curriculum(longest=2, **bounds), [0.0] * 8) == ([0, 0, 0, 1, 1, 1, 2, 2], [3, 6])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    accuracies=st.lists(st.sampled_from([0.0, 0.5, 0.8, 1.0]), min_size=1, max_size=25),
+    least=st.integers(1, 3),
+    more=st.none() | st.integers(0, 3),
+    last=st.integers(0, 4),
+)
+def test_every_recorded_stage_ends_for_a_reason_and_the_record_repeats_the_run(
+    accuracies: list[float], least: int, more: int | None, last: int
+) -> None:
+    longest = None if more is None else least + more
+    rules = {"advance_at": 0.8, "min_epochs_per_stage": least, "max_epochs_per_stage": longest}
+    plan = curriculum(longest=last, max_latent_stage=last, advance="accuracy", **rules)
+    stages, switches = run(plan, accuracies)
+    for stage, count in Counter(stages).items():
+        if stage == last:
+            continue
+        first = stages.index(stage)
+        seen = accuracies[first + least - 1 : first + count]  # those after which the stage could end
+        assert not any(accuracy >= 0.8 for accuracy in seen[:-1])
+        assert longest is None or count <= longest
+        if stage + 1 in stages:
+            assert count >= least
+            assert seen[-1] >= 0.8 or count == longest
+    repeated = curriculum(longest=last, max_latent_stage=last, stage_switches=switches)
+    assert run(repeated, [0.0] * len(accuracies)) == (stages, [])
+
+
+def test_a_resume_needs_the_switches_alone() -> None:
+    plan = curriculum(max_latent_stage=3, advance="accuracy", min_epochs_per_stage=2)
+    accuracies = [1.0, 0.2, 1.0, 1.0, 1.0, 0.3, 1.0, 0.1]
+    stages, switches = run(plan, accuracies)
+    assert [plan.stage(epoch, switches) for epoch in range(len(stages))] == stages
+
+
+def test_a_run_is_solved_in_its_last_stage_only() -> None:
+    plan = curriculum(longest=1, max_latent_stage=1, advance="accuracy", stop_at=0.97)
+    assert not plan.solved(4, [], 1.0)
+    assert not plan.solved(4, [2], 0.96)
+    assert plan.solved(4, [2], 0.97)
+    assert not plan.solved(1, [2], 1.0)
+    assert not curriculum(longest=1, max_latent_stage=1).solved(99, [], 1.0)
+    assert curriculum("cot", stop_at=0.97).solved(0, [], 0.97)
+
+
+def draws(training: TrainingConfig, stage: int, num_steps: int, count: int = 4000) -> Counter[int]:
+    return Counter(mixed_stage(training, 3, 5, problem, stage, num_steps) for problem in range(count))
+
+
+@pytest.mark.parametrize(
+    ("key", "last"),
+    [("uniform_prob", 6), ("replay_prob", 3)],
+    ids=["uniform-over-0-to-the-number-of-steps", "replay-over-0-to-the-stage"],
+)
+def test_mixed_stages_come_as_often_as_they_should(key: str, last: int) -> None:
+    """Stage 3, 6 steps, probability 0.35: each drawn stage has 0.35 / (last + 1), stage 3 the other 0.65 too.
+
+    Counts of N = 4,000 draws have standard deviation sqrt(N p (1 - p)) < 31; five of them are allowed.
+    """
+    found = draws(TrainingConfig(**{key: 0.35}), stage=3, num_steps=6)
+    assert set(found) == set(range(last + 1))
+    for stage in range(last + 1):
+        p = 0.35 / (last + 1) + (0.65 if stage == 3 else 0)
+        assert abs(found[stage] - 4000 * p) < 5 * math.sqrt(4000 * p * (1 - p))
+
+
+def test_uniform_mixing_reaches_past_and_replay_only_up_to_the_stage() -> None:
+    assert set(draws(TrainingConfig(uniform_prob=1.0), stage=1, num_steps=4)) == {0, 1, 2, 3, 4}
+    assert set(draws(TrainingConfig(uniform_prob=1.0), stage=5, num_steps=1)) == {0, 1}
+    assert set(draws(TrainingConfig(replay_prob=1.0), stage=2, num_steps=0)) == {0, 1, 2}
+    assert set(draws(TrainingConfig(replay_prob=1.0), stage=0, num_steps=4)) == {0}
+    assert set(draws(TrainingConfig(), stage=2, num_steps=4)) == {2}
+
+
+def test_a_mixed_stage_depends_on_seed_epoch_and_problem_alone() -> None:
+    training = TrainingConfig(uniform_prob=0.8)
+
+    def stages(seed: int, epoch: int, order: list[int]) -> dict[int, int]:
+        return {problem: mixed_stage(training, seed, epoch, problem, 2, 5) for problem in order}
+
+    one = stages(0, 0, list(range(50)))
+    assert stages(0, 0, list(reversed(range(50)))) == one
+    assert len(set(one.values())) > 1
+    assert stages(1, 0, list(range(50))) != one
+    assert stages(0, 1, list(range(50))) != one
+
+
+def test_the_learning_rate_rises_linearly_then_stays() -> None:
+    training = TrainingConfig(lr=2e-3, warmup_steps=4)
+    assert [learning_rate(training, done) for done in range(6)] == pytest.approx([5e-4, 1e-3, 1.5e-3, 2e-3, 2e-3, 2e-3])
+    assert learning_rate(TrainingConfig(lr=2e-3), 0) == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("rule", "at_start", "same_stage", "new_stage"),
+    [("stage", False, False, True), ("epoch", False, True, True), ("never", False, False, False)],
+)
+def test_optimizer_state_is_reset_as_set(rule: str, at_start: bool, same_stage: bool, new_stage: bool) -> None:
+    training = TrainingConfig(reset_optimizer=rule)
+    assert resets_optimizer(training, 0, None) is at_start
+    assert resets_optimizer(training, 2, 2) is same_stage
+    assert resets_optimizer(training, 3, 2) is new_stage

@@ -1,0 +1,157 @@
+"""Training on the DeepSpeed engine equals training in plain torch, under every ZeRO stage, on one process and two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from slow_loop import slow_loss
+from zero_worker import OVERRIDES
+
+from coconut_ds.compose import compose_config
+from coconut_ds.curriculum import Curriculum, learning_rate, mixed_stage
+from coconut_ds.data.batches import epoch_batches
+from coconut_ds.data.sources import open_source
+from coconut_ds.engine import read_engine_file
+from coconut_ds.errors import ConfigError
+from coconut_ds.experiment import starting_backbone
+from coconut_ds.layout import lay_out
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import CurriculumSpec
+from coconut_ds.tokens import tokenize
+
+WORKER = Path(__file__).parent / "zero_worker.py"
+FP32 = ["zero0", "zero1", "zero2", "zero3", "zero3_live0"]
+
+
+def plain_torch_losses() -> list[float]:
+    """The same experiment without engine, cache, micro batches or ranks: the slow loop and torch's AdamW."""
+    config = compose_config(OVERRIDES)
+    training, seed = config.training, config.run.seed
+    torch.manual_seed(seed)
+    source = open_source(config.data, seed)
+    backbone = starting_backbone(config, source)
+    method = METHODS["coconut"]
+    spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
+    curriculum = Curriculum.of(training, method, longest=3)
+    losses, previous = [], -1
+    for epoch in range(training.num_epochs):
+        stage = curriculum.stage(epoch, ())
+        if stage != previous:
+            optimizer = torch.optim.AdamW(
+                backbone.model.parameters(), betas=training.betas, eps=training.eps, weight_decay=training.weight_decay
+            )
+            updates, previous = 0, stage
+        problems = tokenize(backbone.tokenizer, source.train(epoch))
+        for indices in epoch_batches(seed, epoch, len(problems), 32):
+            stages = [mixed_stage(training, seed, epoch, i, stage, len(problems[i].steps)) for i in indices]
+            layouts = [
+                lay_out(method, problems[i], own, spec, backbone.markers)
+                for i, own in zip(indices, stages, strict=True)
+            ]
+            total = sum(layout.num_targets for layout in layouts)
+            loss = slow_loss(backbone.model, layouts, [1 / total] * len(layouts))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), training.max_grad_norm)
+            optimizer.param_groups[0]["lr"] = learning_rate(training, updates)
+            optimizer.step()
+            updates += 1
+            losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, dict]:
+    """What the worker recorded on one process (no launcher) and on two (the deepspeed launcher)."""
+    found = {}
+    deepspeed = Path(sys.executable).with_name("deepspeed")
+    for ranks, launch in ((1, [sys.executable]), (2, [deepspeed, "--num_accelerators", "2"])):
+        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        command = [*map(str, launch), str(WORKER), str(folder / "out.json"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment())
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        found[ranks] = json.loads((folder / "out.json").read_text())
+    return found
+
+
+def environment() -> dict[str, str]:
+    """No compiler, no launcher variables of an outer process, a free port."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "CXX": "/nonexistent", "CC": "/nonexistent"}
+
+
+@pytest.mark.slow
+def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processes(results):
+    """18 updates over three stages with different numbers of thoughts, replayed stages, an uneven last batch, clipping,
+    warm-up and an optimizer reset at each switch: 1e-5."""
+    expected = plain_torch_losses()
+    assert len(expected) == 18
+    for ranks in (1, 2):
+        for variant in FP32:
+            record = results[ranks][variant]
+            assert record["stages"] == [stage for stage in (0, 1, 2) for _ in range(6)]
+            assert record["losses"] == pytest.approx(expected, abs=1e-5), (ranks, variant)
+
+
+@pytest.mark.slow
+def test_weights_norms_and_evaluations_do_not_depend_on_stage_or_ranks(results):
+    reference = results[1]["zero0"]
+    for ranks in (1, 2):
+        for variant in FP32:
+            record = results[ranks][variant]
+            assert record["weights_off"] < 1e-5
+            assert record["dtype"] == "torch.float32"
+            assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4)
+            for ours, theirs in zip(record["evaluations"], reference["evaluations"], strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_bf16_follows_fp32(results):
+    """fp32 masters and accumulation: bf16's 8 bits show in a loss of about 3 as less than 0.02."""
+    for ranks in (1, 2):
+        record = results[ranks]["zero2_bf16"]
+        assert record["losses"] == pytest.approx(results[1]["zero0"]["losses"], abs=0.02)
+        assert record["dtype"] == "torch.bfloat16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+def test_a_non_finite_loss_or_gradient_stops_all_ranks_before_the_optimizer_moves(results, stage):
+    """On two ranks only the last one is spoiled."""
+    for ranks in (1, 2):
+        assert results[ranks]["same_on_all_ranks"]
+        for what, name in (("loss", "loss"), ("gradient", "gradient norm")):
+            outcome = results[ranks][f"spoiled_{stage}"][what]
+            assert outcome["error"].startswith(f"{name} is ")
+            assert not outcome["moved"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"train_batch_size": 8}', "sets train_batch_size, which training"),
+        ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16"),
+        ("{", "broken JSON at line 1"),
+        ("[]", "found list, expected an object"),
+    ],
+)
+def test_an_engine_file_that_cannot_be_is_refused(tmp_path, content, words):
+    path = tmp_path / "own.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        read_engine_file(compose_config([f"deepspeed.config={path}"]))
+
+
+def test_engine_files_by_name():
+    with pytest.raises(ConfigError, match=r"deepspeed.config=zero9: no such file.*zero0, zero1"):
+        read_engine_file(compose_config(["deepspeed.config=zero9"]))
+    with pytest.raises(ConfigError, match=r"bf16=true with ZeRO stage 0.*set deepspeed=zero1"):
+        read_engine_file(compose_config(["deepspeed=zero0", "bf16=true"]))
+    for stage in range(4):
+        values = read_engine_file(compose_config([f"deepspeed=zero{stage}"]))
+        assert values["zero_optimization"]["stage"] == stage
