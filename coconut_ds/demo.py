@@ -105,7 +105,7 @@ def train(method: str, overrides: Sequence[str]) -> MethodRun:
     started = time.perf_counter()
     command = [
         str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_accelerators", "1", "--master_port", str(free_port()), "--log_level", "warning"),
+        *("--num_accelerators", "1", "--master_port", str(free_port()), "--log_level", "error"),
         str(train_script()),
         *("run=demo", "data=permutation_product", f"method={method}", "model=gpt2_scratch_tiny", "tokenizer=dataset"),
         *("training=demo", f"run.name={method}"),
@@ -160,7 +160,7 @@ def draw_curves(runs: Sequence[MethodRun], path: Path) -> None:
 
     from coconut_ds.metrics import read_metrics
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
     colours = {"coconut": "#0072B2", "no_thoughts": "#D55E00", "no_cot": "#666666"}
     for run in runs:
         lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval/accuracy" in line]
@@ -171,7 +171,7 @@ def draw_curves(runs: Sequence[MethodRun], path: Path) -> None:
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.08))
     axes.set_title("Permutation products: stage k replaces the first k steps")
-    axes.legend(loc="lower left", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

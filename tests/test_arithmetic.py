@@ -1,6 +1,7 @@
 """Generated chains: right by brute force, pure functions of seed, epoch and index, no problem in two splits."""
 
 import itertools
+import math
 import re
 from typing import Any
 
@@ -114,12 +115,11 @@ def test_a_problem_is_a_function_of_seed_epoch_and_index_alone(kind: str) -> Non
     assert source(kind, seed=1).valid() != whole.valid()
 
 
-def test_about_a_tenth_of_all_problems_is_held_out() -> None:
-    """10,000 sums, each held out with probability 0.1: mean 1,000, standard deviation 30; five of them are allowed."""
+def test_a_twentieth_of_all_problems_is_for_validation_and_three_for_test() -> None:
+    """N = 10,000 sums, each in a split with probability p: standard deviation sqrt(N p (1 - p)); five are allowed."""
     splits = [split_of(terms) for terms in itertools.product("0123456789", repeat=4)]
-    held_out = {name: splits.count(name) for name in ("valid", "test")}
-    assert abs(sum(held_out.values()) - 1000) < 150
-    assert min(held_out.values()) > 400
+    for split, p in (("valid", 0.05), ("test", 0.15), ("train", 0.8)):
+        assert abs(splits.count(split) - 10_000 * p) < 5 * math.sqrt(10_000 * p * (1 - p))
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -30,7 +30,7 @@ HEAVY: list[set[str]] = [
     {"trainer", "experiment", "assessment"},
 ]
 # What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
-ENTRY: set[str] = {"compose", "train", "evaluate"}
+ENTRY: set[str] = {"compose", "train", "evaluate", "demo"}
 LAYERS = [*PLAIN, *HEAVY, ENTRY]
 
 ONLY_IN: dict[str, set[str]] = {

@@ -1,0 +1,256 @@
+"""Runs from the command line: launchers, what is written, what is refused and leaves nothing behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / "coconut_ds" / "train.py"
+EVALUATE = ROOT / "coconut_ds" / "evaluate.py"
+TINY = [
+    "run=demo",
+    "data=modular_sum",
+    "num_terms=3",
+    "size.train=40",
+    "size.valid=10",
+    "size.test=12",
+    "model=gpt2_scratch_tiny",
+    "tokenizer=dataset",
+    "model.model_config_overrides.n_embd=16",
+    "training=demo",
+    "advance=epochs",
+    "stop_at=null",
+    "max_latent_stage=2",
+    "epochs_per_stage=1",
+    "num_epochs=3",
+    "global_batch_size=16",
+    "batch_size_training=8",
+]
+UPDATES = 9
+"""Three epochs of 16 + 16 + 8 problems."""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """No launcher's variables, no compiler, a home without anything in it."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "CXX": "/nonexistent", "CC": "/nonexistent", **extra}
+
+
+def start(command: list[object], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in ``folder``, an empty place that is not the checkout."""
+    return subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=folder,
+        env=environment(HOME=str(folder), **extra),
+    )
+
+
+def only_run(folder: Path) -> Path:
+    """The directory of the single attempt in ``folder``."""
+    (config,) = folder.glob("outputs/*/*/*/config.yaml")
+    return config.parent
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+LAUNCHERS = {
+    "python": [sys.executable, TRAIN],
+    "deepspeed": [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "1", TRAIN],
+    "deepspeed, two ranks": [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2", TRAIN],
+    "torchrun": [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--master_port", "29533", TRAIN],
+    "installed": [Path(sys.executable).with_name("coconut-train")],
+}
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> dict[str, Path]:
+    """The run that each launcher made, from a folder that is not the checkout, with an empty home."""
+    runs = {}
+    for name, command in LAUNCHERS.items():
+        folder = tmp_path_factory.mktemp("launch")
+        done = start([*command, *TINY], folder)
+        assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
+        runs[name] = only_run(folder)
+    return runs
+
+
+@pytest.mark.slow
+def test_every_launcher_gives_the_same_losses(launched):
+    expected = losses(launched["python"])
+    assert len(expected) == UPDATES
+    for name, run in launched.items():
+        assert losses(run) == pytest.approx(expected, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_behind(launched):
+    run = launched["python"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoint_1",
+        "checkpoint_2",
+        "checkpoint_3",
+        "config.yaml",
+        "metrics.jsonl",
+        "samples",
+        "summary.json",
+    ]
+    card = json.loads((run / "checkpoint_3" / "coconut.json").read_text())
+    assert (card["method"], card["stage"], card["num_thoughts"]) == ("coconut", 2, 4)
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["global_batch_size"] == 16
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["updates"], summary["epochs"], summary["best_stage"]) == (UPDATES, 3, 2)
+    assert Path(summary["last_checkpoint"]).name == "checkpoint_3"
+    samples = json.loads((run / "samples" / "epoch_3.json").read_text())
+    assert {"question", "text", "answer", "correct"} <= samples[0].keys()
+    model = AutoModelForCausalLM.from_pretrained(run / "checkpoint_3")
+    assert model.config.n_embd == 16
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_with_nothing_else_given(launched, tmp_path):
+    checkpoint = launched["python"] / "checkpoint_3"
+    sizes = ["num_terms=3", "size.test=12", "size.valid=10"]
+    done = start([sys.executable, EVALUATE, f"checkpoint={checkpoint}", "data=modular_sum", *sizes], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 test problems, method coconut, 4 thoughts" in done.stdout
+    (scores,) = tmp_path.glob("outputs/eval/*/modular_sum/scores.json")
+    values = json.loads(scores.read_text())
+    lines = [json.loads(line) for line in (scores.parent / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == values["problems"] == 12
+    assert values["accuracy"] == sum(line["correct"] for line in lines) / 12
+
+    again = tmp_path / "problems.json"
+    again.write_text(
+        json.dumps([{"question": line["question"], "steps": [], "answer": line["answer"]} for line in lines])
+    )
+    done = start([sys.executable, EVALUATE, f"checkpoint={checkpoint}", f"data={again}", "batch_size=5"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (scores,) = tmp_path.glob("outputs/eval/*/problems/scores.json")
+    assert json.loads(scores.read_text())["accuracy"] == values["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_checkpoint_and_skips_the_epochs_it_stands_for(launched, tmp_path):
+    """The first validation loss after loading is near the loaded model's, far below a fresh one's."""
+    path = launched["python"] / "checkpoint_3"
+    extra = [f"load_model_path={path}", "resume=2", "lr=1e-9", "save_only_improve=true", "reset_optimizer=epoch"]
+    done = start([sys.executable, TRAIN, *TINY, *extra], tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    old, new = (json.loads((r / "metrics.jsonl").read_text().splitlines()[-1]) for r in (launched["python"], run))
+    assert new["epoch"] == 3
+    assert new["eval/loss"] == pytest.approx(old["eval/loss"], rel=1e-3)
+    loaded, saved = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (path, run / "checkpoint_3"))
+    assert all(torch.allclose(loaded[name], saved[name], atol=1e-6) for name in loaded)
+
+
+@pytest.mark.slow
+def test_only_eval_and_debug(launched, tmp_path):
+    path = launched["python"] / "checkpoint_3"
+    done = start([sys.executable, TRAIN, *TINY, f"load_model_path={path}", "only_eval=true"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "outputs/demo/eval/scores.json").read_text())["problems"] == 12
+    assert not list(tmp_path.glob("outputs/*/*/*/config.yaml"))
+
+
+@pytest.mark.slow
+def test_accuracy_moves_the_curriculum_and_its_switches_can_be_repeated(tmp_path):
+    """With advance_at 0 every epoch ends its stage; repeating the recorded switches gives the same losses."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    done = start([sys.executable, TRAIN, *TINY, "advance=accuracy", "advance_at=0", "stop_at=0"], first)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((only_run(first) / "summary.json").read_text())
+    assert summary["stage_switches"] == [1, 2]
+    done = start([sys.executable, TRAIN, *TINY, "stage_switches=[1,2]"], second)
+    assert losses(only_run(second)) == losses(only_run(first))
+
+
+@pytest.mark.slow
+def test_wandb_offline_mirrors_the_record(tmp_path):
+    done = start([sys.executable, TRAIN, *TINY, "num_epochs=1", "run.wandb=offline"], tmp_path, WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr
+    assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
+
+
+def problems(**changes: object) -> list[dict[str, object]]:
+    return [{"question": "a b ?", "steps": ["c", "d"], "answer": "e", **changes}]
+
+
+FILES = {
+    "missing": (None, r"data.train_path=.*train.json: no such file"),
+    "broken": ('[{"question": "a"', r"train.json: broken JSON at line 1"),
+    "no answer": (json.dumps([{"question": "a", "steps": []}]), r"train.json: item 0, key 'answer': missing"),
+    "empty": ("[]", r"train.json: holds no problems"),
+    "step": (json.dumps(problems(steps=["c", 5])), r"train.json: item 0, key 'steps', step 1: found int 5"),
+}
+BAD = {
+    "unknown method": (["method.kind=telepathy"], "method.kind: found 'telepathy'"),
+    "batch": (["batch_size_training=5"], "batch_size_training=5 does not divide.*one of 1, 2, 4, 8, 16"),
+    "tokenizer": (["tokenizer=/nowhere/tokenizer"], "model.tokenizer=/nowhere/tokenizer: no such folder"),
+    "hub tokenizer": (["tokenizer=openai-community/gpt2"], "hub cannot be reached; set model.tokenizer"),
+    "context": (["model.model_config_overrides.n_positions=8"], "problem 0 has .* tokens.*context is 8"),
+    "force": (["resume_mode=force"], "resume_mode=force: every launch starts a new attempt"),
+    "checkpoint": (["load_model_path=/nowhere"], "load_model_path=/nowhere: no such file or folder"),
+    "kernel": (["attn_implementation=flash_attention_2"], "flash_attn.*is missing"),
+    "engine": (["deepspeed=zero0", "bf16=true"], "bf16=true with ZeRO stage 0"),
+    "overlap": (["num_terms=1"], "data.num_terms: found 1"),
+    "multirun": (["--multirun"], "--multirun"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*FILES, *BAD])
+def test_bad_input_is_one_clear_error_and_nothing_is_left_behind(case, tmp_path, capsys, monkeypatch):
+    """Through the real entry point, in one process: exit code 2, one error, no output folder."""
+    from coconut_ds.train import main
+
+    monkeypatch.chdir(tmp_path)
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(key, raising=False)
+    arguments = list(TINY)
+    if case in FILES:
+        content, words = FILES[case]
+        for name in ("train", "valid"):
+            text = json.dumps(problems()) if name == "valid" else content
+            if text is not None:
+                (tmp_path / f"{name}.json").write_text(text)
+        arguments[1:6] = ["data=prosqa_file", "train_path=train.json", "val_path=valid.json"]
+    else:
+        extra, words = BAD[case]
+        arguments += extra
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert re.search(words, error, flags=re.DOTALL), error
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_default_data_that_is_not_there_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    from coconut_ds.compose import compose_config
+    from coconut_ds.data.sources import open_source
+    from coconut_ds.errors import DataError
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=r"prosqa_train\.json: no such file; make it with: python preprocessing/prosqa\.py"
+    ):
+        open_source(compose_config([]).data, 0)
+    assert (ROOT / "preprocessing" / "prosqa.py").is_file()
