@@ -50,7 +50,8 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
     """
     values = compose_values("config", Config, overrides, config_dirs)
     given = {override.split("=", 1)[0].lstrip("+").rsplit(".", 1)[-1] for override in overrides}
-    if "gradient_accumulation_steps" in given and "global_batch_size" not in given:
+    own = "gradient_accumulation_steps" in given and values["training"].get("gradient_accumulation_steps") is not None
+    if own and "global_batch_size" not in given:
         # The user's accumulation wins over the preset's global batch, which is then what it comes to.
         values["training"]["global_batch_size"] = None
     return Config.from_dict(values)
@@ -67,9 +68,14 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
         if key not in given:
             raise ConfigError(f"{key}: missing; set {key}={example}")
     expanded: list[str] = []
+    extra: dict[str, str] = {}
     name = ""
     for override in overrides:
         key, _, value = override.partition("=")
+        if key == "method":
+            # A key here, but a group's name to Hydra.
+            extra["method"] = value
+            continue
         if key == "data":
             name = Path(value).stem
             if value not in option_names(config_dirs)["data"]:
@@ -82,14 +88,21 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
                 continue
         expanded.append(override)
     values = compose_values("evaluate", EvalConfig, expanded, config_dirs)
-    return validated(EvalConfig, {**values, "data_name": name})
+    return validated(EvalConfig, {**values, **extra, "data_name": name})
 
 
 def compose_values(
     root: str, schema: type[BaseModel], overrides: Sequence[str], config_dirs: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Plain values composed from ``config/<root>.yaml`` and overrides, names of keys checked against ``schema``."""
-    groups = option_names(config_dirs)
+    absent = [folder for folder in config_dirs if not Path(folder).is_dir()]
+    if absent:
+        raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
+    groups = {
+        group: names
+        for group, names in option_names(config_dirs).items()
+        if group in schema.model_fields and group not in leaf_keys(schema)
+    }
     resolved = [_resolved(override, schema, groups) for override in overrides]
     search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
     if search:
@@ -137,7 +150,11 @@ def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
     # A key below a mapping (model.model_config_overrides.n_layer) belongs to the mapping.
     if key in keys or any(key.startswith(f"{known}.") for known in keys):
         return key
-    candidates = [known for known in keys if known.split(".", 1)[-1] == key]
+    # A key above others (data.size) may be given whole.
+    inner = {known.rsplit(".", 1)[0] for known in keys if known.count(".") > 1}
+    if key in inner:
+        return key
+    candidates = [known for known in [*keys, *sorted(inner)] if known.split(".", 1)[-1] == key]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:

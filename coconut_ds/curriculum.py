@@ -28,12 +28,14 @@ class Curriculum:
     has_curriculum: bool
     last_stage: int
     """See ``final_stage``; 0 for methods without curriculum."""
+    first_epoch: int = 0
+    """The first epoch that is trained (``run.resume``)."""
 
     @classmethod
-    def of(cls, training: TrainingConfig, method: Method, longest: int) -> "Curriculum":
+    def of(cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0) -> "Curriculum":
         """The curriculum of ``method`` on problems of at most ``longest`` steps."""
         last = final_stage(training.max_latent_stage, longest) if method.has_curriculum else 0
-        return cls(training, method.has_curriculum, last)
+        return cls(training, method.has_curriculum, last, first_epoch)
 
     @property
     def recorded(self) -> bool:
@@ -54,7 +56,7 @@ class Curriculum:
         """Whether the stage ends with ``epoch``, which had this share of validation problems wholly right."""
         if not self.recorded or self.stage(epoch, switches) >= self.last_stage:
             return False
-        began = switches[-1] if switches else 0
+        began = switches[-1] if switches else self.first_epoch
         lasted = epoch + 1 - began
         if lasted < self.training.min_epochs_per_stage:
             return False

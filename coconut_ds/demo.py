@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    common = [f"run.seed={arguments.seed}", f"run.save_path={out / 'runs'}", *arguments.overrides]
+    common = [f"run.seed={arguments.seed}", f"run.save_path={quoted(out / 'runs')}", *arguments.overrides]
     runs = train_all(common)
     accuracies = {run.method: evaluate(run, arguments.seed, out, arguments.overrides) for run in runs}
     evaluated_s = time.perf_counter() - started - runs[0].duration_s - max(run.duration_s for run in runs[1:])
@@ -140,15 +140,20 @@ def evaluate(run: MethodRun, seed: int, out: Path, overrides: Sequence[str]) -> 
 
     config = compose_eval_config(
         [
-            f"checkpoint={run.summary['last_checkpoint']}",
+            f"checkpoint={quoted(run.summary['last_checkpoint'])}",
             "data=permutation_product",
             f"seed={seed}",
             "batch_size=500",
-            f"out={out / 'evaluation' / run.method}",
+            f"out={quoted(out / 'evaluation' / run.method)}",
             *data_overrides(overrides),
         ]
     )
     return assess(config).accuracy
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a Hydra value, whatever signs it holds."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def draw_curves(runs: Sequence[MethodRun], path: Path) -> None:
@@ -210,7 +215,7 @@ def show_thoughts(run: MethodRun, seed: int, overrides: Sequence[str]) -> None:
 
     config = compose_eval_config(
         [
-            f"checkpoint={run.summary['last_checkpoint']}",
+            f"checkpoint={quoted(run.summary['last_checkpoint'])}",
             "data=permutation_product",
             f"seed={seed}",
             *data_overrides(overrides),

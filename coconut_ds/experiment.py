@@ -48,7 +48,9 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     training = config.training
     spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
     first_problems = source.train(config.run.resume)
-    curriculum = Curriculum.of(training, method, max(len(problem.steps) for problem in first_problems))
+    curriculum = Curriculum.of(
+        training, method, max(len(problem.steps) for problem in first_problems), config.run.resume
+    )
     check_lengths(
         tokenize(backbone.tokenizer, first_problems),
         method,

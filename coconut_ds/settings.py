@@ -13,15 +13,17 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
 
 Schema = TypeVar("Schema", bound=BaseModel)
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class _Group(BaseModel):
     """A group of keys: immutable, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
 
 
 class RunConfig(_Group):
@@ -31,7 +33,7 @@ class RunConfig(_Group):
     """Name of the run; the first folder under save_path."""
     save_path: str = "outputs"
     """Folder under which the run's directory is made."""
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True)] = 0
     """Seed of weights, order of problems, stage mixing and generated data."""
     debug: bool = False
     """Small run: 32 validation and at most 5,000 training problems, no wandb."""
@@ -89,9 +91,9 @@ class DataConfig(_Group):
     """Problems a split (generated data)."""
     online: bool = True
     """Draw new training problems each epoch (generated data)."""
-    num_terms: Annotated[int, Field(ge=2)] = 4
+    num_terms: Annotated[int, Field(ge=2, strict=True)] = 4
     """Terms of a sum or product."""
-    modulus: Annotated[int, Field(ge=2)] = 10
+    modulus: Annotated[int, Field(ge=2, strict=True)] = 10
     """Modulus of modular_sum."""
     num_nodes: tuple[Positive, Positive] = (16, 24)
     """Smallest and largest number of nodes (synthetic)."""
@@ -193,17 +195,17 @@ class TrainingConfig(_Group):
     """Problems in one validation pass on one rank."""
     num_epochs: Positive = 50
     """Epochs in all, the skipped ones (run.resume) included."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Annotated[float, Field(gt=0, strict=True)] = 1e-4
     """Learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
     """AdamW's decoupled weight decay."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """AdamW's coefficients."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0, strict=True)] = 1e-8
     """AdamW's denominator term."""
     warmup_steps: Natural = 0
     """Updates over which the learning rate rises linearly, counted from the last reset of the optimizer."""
-    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Largest gradient norm of an update; 0: no clipping."""
 
     @field_validator("reset_optimizer", mode="before")
@@ -268,7 +270,12 @@ class Config(_Group):
         ]
 
     def _run_problems(self) -> list[str]:
-        problems = []
+        known = leaf_keys(type(self))
+        problems = [
+            f"run.signature_ignore_keys: found {key!r}, which is no key; expected dotted ones such as training.lr"
+            for key in self.run.signature_ignore_keys
+            if key not in known
+        ]
         if self.run.only_eval and self.run.load_model_path is None:
             problems.append(
                 "run.load_model_path: found null with run.only_eval=true, expected the checkpoint to evaluate; "
@@ -310,7 +317,7 @@ class EvalConfig(_Group):
     """Longest generated text, in tokens; null: the checkpoint's."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2, flash_attention_3."""
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems."""
     out: str | None = None
     """Folder for the results; null: outputs/eval/<checkpoint>/<data>."""

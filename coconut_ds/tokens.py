@@ -43,12 +43,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """A word-level tokenizer that knows the words of ``texts``; newlines are tokens, spaces only separate.
 
-    Sentence marks stand alone, so ``lempus.`` and ``lempus`` share a word. Decoding puts single spaces back, none
-    before a mark.
+    Marks at a word's end stand alone, so ``lempus.`` and ``lempus`` share a word and ``1,000`` is one. Decoding puts
+    single spaces back, none before a mark.
     """
     splitter = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\n|[.,;:?!]"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r"\n|[.,;:?!](?=[\s.,;:?!]|\z)"), behavior="isolated"),
             pre_tokenizers.Split(Regex(r"[ \t\r]+"), behavior="removed"),
         ]
     )
@@ -61,10 +61,10 @@ def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Sequence(
         [
-            decoders.Replace(Regex(r"^(?=[^\n.,;:?!])"), " "),
+            # A space before every token but a mark or a newline, joined, then none at the start of a line.
+            decoders.Replace(Regex(r"\A(?![\n.,;:?!]\z)"), " "),
             decoders.Fuse(),
-            decoders.Replace(Regex(r"(^|\n) "), "\n"),
-            decoders.Strip(content="\n", left=1, right=0),
+            decoders.Replace(Regex(r"(?<![^\n]) "), ""),
         ]
     )
     return PreTrainedTokenizerFast(
@@ -126,6 +126,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool 
     different = list(dict.fromkeys(texts))
     if not different:
         return []
-    encoded = tokenizer(different, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    encoded = tokenizer(
+        different, add_special_tokens=special, return_attention_mask=False, verbose=False, split_special_tokens=True
+    )["input_ids"]
     ids = dict(zip(different, encoded, strict=True))
     return [list(ids[text]) for text in texts]

@@ -98,7 +98,8 @@ class Chains(ABC):
             if wanted > there:
                 raise DataError(
                     f"data.size.{split}={wanted}: {self.num_terms} terms of {len(self.elements)} elements give only "
-                    f"{there} {split} problems; set data.size.{split}={there} or less, or a larger data.num_terms"
+                    f"{there} {split} problems; set {f'data.size.{split}={there} or less, or ' if there else ''}"
+                    "a larger data.num_terms"
                 )
 
     def _count(self, split: str) -> int:

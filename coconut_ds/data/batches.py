@@ -44,7 +44,9 @@ class BatchGeometry:
                 )
             return cls(wanted, micro, accumulation, world_size)
         if wanted % world_size:
-            near = [size for size in (wanted // world_size * world_size, -(-wanted // world_size) * world_size) if size]
+            # Below one full micro batch a rank, micro batches shrink; above, they must fill up.
+            unit = world_size if wanted < micro * world_size else micro * world_size
+            near = [size for size in (wanted // unit * unit, -(-wanted // unit) * unit) if size]
             raise ConfigError(
                 f"training.global_batch_size={wanted} does not divide among {world_size} ranks; "
                 f"set training.global_batch_size={' or '.join(map(str, near))}"
@@ -116,6 +118,6 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
         else:
             weight = 1 / (filled * sum(layout.num_targets for layout in mine)) if mine else 0.0
         num_thoughts = max(layout.num_thoughts for other in range(world) for layout in chunks[step, other])
-        rows = list(mine) or [layouts[0]]
+        rows = list(mine) or [chunks[step, 0][0]]
         plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts, num_thoughts == 0))
     return plan

@@ -40,7 +40,7 @@ def load_problems(path: str | Path) -> list[Problem]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     items = _parse(path, text)
@@ -56,7 +56,7 @@ def _parse(path: Path, text: str) -> list[Any]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     items = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
