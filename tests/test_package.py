@@ -1,0 +1,74 @@
+"""The wheel, and the demo end to end in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coconut_ds.demo import what_it_shows
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
+    """Installed beside nothing of the checkout: composes defaults, finds its engine files and its launch script."""
+    pip = [sys.executable, "-m", "pip"]
+    wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(wheel, check=True, cwd=tmp_path)
+    (built,) = tmp_path.glob("coconut_ds-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(built)], check=True)
+    code = (
+        "from coconut_ds import files, compose, engine; import sys\n"
+        f"assert files.__file__.startswith({str(site)!r}), files.__file__\n"
+        "config = compose.compose_config(['deepspeed=zero3'])\n"
+        "print(config.training.max_latent_stage, engine.read_engine_file(config)['zero_optimization']['stage'])\n"
+        "assert files.train_script().is_file()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6", "3"]
+
+
+@pytest.mark.slow
+def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
+    """Two epochs of little: nothing is learned, and the demo says so."""
+    out = tmp_path / "a demo's folder"
+    small = ["num_epochs=2", "size.train=256", "size.valid=40", "size.test=60"]
+    command = [sys.executable, "-m", "coconut_ds.demo", "--out", str(out), *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    for method in ("coconut", "no_thoughts", "no_cot"):
+        lines = (out / "evaluation" / method / "predictions.jsonl").read_text().splitlines()
+        right = sum(json.loads(line)["correct"] for line in lines)
+        assert summary[method] == pytest.approx(right / 60, abs=1e-4)
+        assert summary["updates"][method] == 4
+    assert (out / "accuracy.png").stat().st_size > 10_000
+    assert summary["sentence"].startswith("Not solved within the epochs given")
+    assert summary["sentence"] in done.stdout
+    assert done.stdout.count("answer: ") == 5
+
+
+@pytest.mark.parametrize(
+    ("coconut", "no_thoughts", "begins"),
+    [
+        (0.9, 0.1, "Not solved"),
+        (0.98, 0.2, "Here the thoughts themselves matter: coconut 98.0%"),
+        (0.98, 0.97, "Here the curriculum does the work"),
+        (0.98, 0.8, "Thoughts help, and the curriculum alone"),
+    ],
+)
+def test_the_demos_sentence_follows_the_numbers(coconut, no_thoughts, begins):
+    assert what_it_shows({"coconut": coconut, "no_thoughts": no_thoughts, "no_cot": 0.17}).startswith(begins)
