@@ -3,7 +3,6 @@
 import json
 import random
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
 from coconut_ds.curriculum import Curriculum
 from coconut_ds.data.batches import BatchGeometry
-from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, read_engine_file
@@ -28,8 +26,8 @@ from coconut_ds.progress import Progress
 from coconut_ds.run_folder import RunFolder, start_attempt
 from coconut_ds.run_saver import RunSaver
 from coconut_ds.settings import Config
-from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
-from coconut_ds.trainer import Trainer, check_lengths, summary_of
+from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
+from coconut_ds.trainer import RunProblems, Trainer, check_lengths, summary_of
 from coconut_ds.wandb_mirror import open_mirror
 
 
@@ -51,14 +49,12 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     curriculum = Curriculum.of(
         training, method, max(len(problem.steps) for problem in first_problems), config.run.resume
     )
+    problems = RunProblems(source, backbone.tokenizer)
+    context = context_length(backbone.model)
     check_lengths(
-        tokenize(backbone.tokenizer, first_problems),
-        method,
-        curriculum.last_stage,
-        spec,
-        context_length(backbone.model),
+        [*problems.train(config.run.resume), *problems.valid_tokens], method, curriculum.last_stage, spec, context
     )
-    description = _describe(backbone, source, first_problems)
+    description = _describe(backbone, len(first_problems), len(problems.valid))
     engine = Engine(LatentLoop(backbone.model), config, geometry, ranks)
     # The last thing that can be refused is behind us: only now something is written.
     folder = RunFolder(Path(ranks.from_first(str(start_attempt(config).path) if ranks.is_first else "")))
@@ -71,7 +67,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
             method=method,
             spec=spec,
             curriculum=curriculum,
-            source=source,
+            problems=problems,
             backbone=backbone,
             engine=engine,
             geometry=geometry,
@@ -81,7 +77,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
                 method,
                 config.data.max_new_tokens,
                 training.batch_size_eval,
-                context_length(backbone.model),
+                context,
                 ranks,
             ),
             ranks=ranks,
@@ -153,9 +149,9 @@ def _open_metrics(config: Config, folder: RunFolder, progress: Progress, stack: 
     return stack.enter_context(MetricsLog(folder.metrics, mirror))
 
 
-def _describe(backbone: Backbone, source: Source, problems: Sequence[Problem]) -> str:
+def _describe(backbone: Backbone, num_train: int, num_valid: int) -> str:
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     return (
         f"{type(backbone.model).__name__}, {parameters / 1e6:.2f} M parameters, {len(backbone.tokenizer)} tokens; "
-        f"{len(problems):,} training and {len(source.valid()):,} validation problems"
+        f"{num_train:,} training and {num_valid:,} validation problems"
     )

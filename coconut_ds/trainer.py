@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.curriculum import Curriculum, learning_rate, mixed_stage, resets_optimizer
 from coconut_ds.data.batches import BatchGeometry, epoch_batches, plan_update
@@ -29,6 +30,24 @@ from coconut_ds.progress import Progress
 from coconut_ds.run_saver import RunSaver
 from coconut_ds.settings import Config
 from coconut_ds.tokens import tokenize
+
+
+class RunProblems:
+    """The problems of a run as tokens. What does not change from epoch to epoch is tokenized once."""
+
+    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._source, self._tokenizer = source, tokenizer
+        self.valid = source.valid()
+        self.valid_tokens = tokenize(tokenizer, self.valid)
+        self._texts: list[Problem] = []
+        self._tokens: list[TokenizedProblem] = []
+
+    def train(self, epoch: int) -> list[TokenizedProblem]:
+        """Training problems of an epoch."""
+        texts = self._source.train(epoch)
+        if texts != self._texts:
+            self._texts, self._tokens = texts, tokenize(self._tokenizer, texts)
+        return self._tokens
 
 
 @dataclass
@@ -52,7 +71,7 @@ class Trainer:
     method: Method
     spec: CurriculumSpec
     curriculum: Curriculum
-    source: Source
+    problems: "RunProblems"
     backbone: Backbone
     engine: Engine
     geometry: BatchGeometry
@@ -74,8 +93,10 @@ class Trainer:
             if resets_optimizer(training, stage, previous_stage):
                 self.engine.reset_optimizer()
                 position.updates_since_reset = 0
-            problems = tokenize(self.backbone.tokenizer, texts := self.source.train(position.epoch))
-            batches = epoch_batches(self.config.run.seed, position.epoch, len(texts), self.geometry.global_batch_size)
+            problems = self.problems.train(position.epoch)
+            batches = epoch_batches(
+                self.config.run.seed, position.epoch, len(problems), self.geometry.global_batch_size
+            )
             if not started:
                 self.progress.start(len(batches) * (training.num_epochs - position.epoch))
                 started = True
@@ -153,11 +174,10 @@ class Trainer:
     def _validate(self, position: Position, stage: int, train_loss: float, trained_s: float) -> Evaluation:
         began = time.perf_counter()
         self.engine.train(False)
-        problems = self.source.valid()
-        loss = self._validation_loss(problems, stage)
+        loss = self._validation_loss(stage)
         evaluation = self.evaluator.run(
             self.engine,
-            problems,
+            self.problems.valid,
             self.method.num_thoughts(stage, None, self.spec),
             lambda num_steps: self.method.num_removed(stage, num_steps, self.spec),
             progress=self.ranks.is_first,
@@ -184,9 +204,9 @@ class Trainer:
         return evaluation
 
     @torch.no_grad()
-    def _validation_loss(self, problems: Sequence[Problem], stage: int) -> float:
+    def _validation_loss(self, stage: int) -> float:
         """Token mean over all validation problems at ``stage``, without mixing."""
-        tokenized = tokenize(self.backbone.tokenizer, problems)
+        tokenized = self.problems.valid_tokens
         layouts = [lay_out(self.method, problem, stage, self.spec, self.backbone.markers) for problem in tokenized]
         geometry = BatchGeometry(len(layouts), self.config.training.batch_size_eval, 1, self.ranks.size)
         pad = int(self.backbone.tokenizer.eos_token_id)

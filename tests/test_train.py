@@ -27,7 +27,6 @@ TINY = [
     "model.model_config_overrides.n_embd=16",
     "training=demo",
     "advance=epochs",
-    "stop_at=null",
     "max_latent_stage=2",
     "epochs_per_stage=1",
     "num_epochs=3",

@@ -36,7 +36,6 @@ OVERRIDES = [
     "model.model_config_overrides.n_embd=32",
     "training=demo",
     "advance=epochs",
-    "stop_at=null",
     "c_thought=1",
     "max_latent_stage=3",
     "epochs_per_stage=2",
