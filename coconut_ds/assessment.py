@@ -11,7 +11,7 @@ from pathlib import Path
 from coconut_ds.checkpoint import ModelCard, load_folder
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
-from coconut_ds.distributed import ALONE, Ranks
+from coconut_ds.distributed import Ranks, alone
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation import DecodedThought, Evaluation, Evaluator, decode_thoughts
 from coconut_ds.experiment import card_of, starting_backbone
@@ -32,7 +32,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     name = "-".join(Path(config.checkpoint).resolve().parts[-2:])
     out = Path(config.out or Path("outputs/eval") / name / config.data_name)
     problems, split = _problems(config.data, config.seed)
-    return _evaluate(backbone, card, problems, split, config.batch_size, out, ALONE)
+    return _evaluate(backbone, card, problems, split, config.batch_size, out, alone())
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def trace(config: EvalConfig, count: int) -> list[Trace]:
     """The first ``count`` problems with their decoded thoughts."""
     backbone, card = _load(config)
     problems = _problems(config.data, config.seed)[0][:count]
-    loop = LatentLoop(backbone.model).eval()
+    loop = LatentLoop(backbone.model).to(alone().device).eval()
     questions = encode_questions(backbone.tokenizer, [problem.question for problem in problems])
     method = METHODS[card.method]
     prompts = [lay_out_prompt(method, ids, card.num_thoughts, backbone.markers) for ids in questions]

@@ -58,4 +58,9 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""One process."""
+"""One process on the CPU."""
+
+
+def alone() -> Ranks:
+    """One process on the accelerator where there is one, else on the CPU."""
+    return Ranks(device=torch.accelerator.current_accelerator() or torch.device("cpu"))

@@ -1,0 +1,58 @@
+"""What the README says can be typed, can be typed; what it says is there, is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from coconut_ds.compose import compose_config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text below a heading."""
+    return README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def configuration_rows() -> list[str]:
+    """The overrides of each row of the table of configurations."""
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", section("Configurations"), flags=re.MULTILINE)
+    assert len(rows) >= 10
+    return rows
+
+
+@pytest.mark.parametrize("row", configuration_rows())
+def test_every_row_of_the_table_composes(row):
+    config = compose_config(row.split())
+    if "load_model_path=P" in row:
+        assert config.run.load_model_path == "P"
+
+
+def test_the_command_lines_compose():
+    commands = re.findall(r"coconut_ds/train\.py((?:[^#\n]|\\\n)*)", section("Train"))
+    assert len(commands) >= 2
+    for command in commands:
+        if "…" not in command:
+            compose_config([word for word in command.replace("\\\n", " ").split() if "=" in word])
+        else:
+            assert compose_config(command.replace("\\\n", " ").split()).run.resume == 3
+
+
+def test_the_tree_is_as_described():
+    names = re.findall(r"([\w/]+(?:/|\.py))(?=\s)", section("Where things are"))
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / name).exists() or (ROOT / "coconut_ds" / name).exists(), name
+
+
+def test_files_and_targets_that_are_named_exist():
+    for name in re.findall(r"(?:preprocessing|docs|tests)/[\w./]+\w", README):
+        assert (ROOT / name).exists(), name
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= set(targets)
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) < 200
