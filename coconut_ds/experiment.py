@@ -1,109 +1,121 @@
-"""Puts a run together from its configuration, trains, and says what came out."""
+"""An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
 
-import json
 import random
-import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
-from coconut_ds.curriculum import Curriculum
+from coconut_ds.curriculum import Curriculum, mixed_stage
 from coconut_ds.data.batches import BatchGeometry
+from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
-from coconut_ds.engine import Engine, read_engine_file
-from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.errors import CheckpointError, ConfigError, DataError
 from coconut_ds.evaluation import Evaluator
+from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.metrics import MetricsLog
+from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone, context_length
-from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.progress import Progress
-from coconut_ds.run_folder import RunFolder, start_attempt
-from coconut_ds.run_saver import RunSaver
 from coconut_ds.settings import Config
-from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
-from coconut_ds.trainer import RunProblems, Trainer, check_lengths, summary_of
-from coconut_ds.wandb_mirror import open_mirror
+from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
 
 
-def train(config: Config, ranks: Ranks) -> RunFolder:
-    """One attempt at the run of ``config``. All ranks call it."""
-    started = time.perf_counter()
-    progress = Progress(ranks.is_first)
-    geometry = BatchGeometry.derive(config.training, ranks.size)
-    check_start(config)
-    read_engine_file(config)
-    torch.manual_seed(config.run.seed)
-    random.seed(config.run.seed)
-    source = open_source(config.data, config.run.seed, config.run.debug)
-    backbone = starting_backbone(config, source)
-    method = METHODS[config.method.kind]
-    training = config.training
-    spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
-    first_problems = source.train(config.run.resume)
-    curriculum = Curriculum.of(
-        training, method, max(len(problem.steps) for problem in first_problems), config.run.resume
-    )
-    problems = RunProblems(source, backbone.tokenizer)
-    context = context_length(backbone.model)
-    check_lengths(
-        [*problems.train(config.run.resume), *problems.valid_tokens], method, curriculum.last_stage, spec, context
-    )
-    description = _describe(backbone, len(first_problems), len(problems.valid))
-    engine = Engine(LatentLoop(backbone.model), config, geometry, ranks)
-    # The last thing that can be refused is behind us: only now something is written.
-    folder = RunFolder(Path(ranks.from_first(str(start_attempt(config).path) if ranks.is_first else "")))
-    with ExitStack() as stack:
-        metrics = _open_metrics(config, folder, progress, stack) if ranks.is_first else None
-        progress.line(f"{folder.path}\n{geometry.describe()}; {description}")
-        saver = RunSaver(config, method, spec, backbone, folder, ranks)
-        trainer = Trainer(
-            config=config,
-            method=method,
-            spec=spec,
-            curriculum=curriculum,
-            problems=problems,
-            backbone=backbone,
-            engine=engine,
-            geometry=geometry,
-            evaluator=Evaluator(
-                backbone.tokenizer,
-                backbone.markers,
-                method,
-                config.data.max_new_tokens,
-                training.batch_size_eval,
-                context,
-                ranks,
-            ),
-            ranks=ranks,
-            progress=progress,
-            saver=saver,
-            metrics=metrics,
+class RunProblems:
+    """The problems of a run as tokens. What does not change from epoch to epoch is tokenized once."""
+
+    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._source, self._tokenizer = source, tokenizer
+        self.valid = source.valid()
+        self.valid_tokens = tokenize(tokenizer, self.valid)
+        self._texts: list[Problem] = []
+        self._tokens: list[TokenizedProblem] = []
+
+    def train(self, epoch: int) -> list[TokenizedProblem]:
+        """Training problems of an epoch."""
+        texts = self._source.train(epoch)
+        if texts != self._texts:
+            self._texts, self._tokens = texts, tokenize(self._tokenizer, texts)
+        return self._tokens
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what, and how."""
+
+    config: Config
+    ranks: Ranks
+    geometry: BatchGeometry
+    method: Method
+    spec: CurriculumSpec
+    curriculum: Curriculum
+    backbone: Backbone
+    problems: RunProblems
+
+    @classmethod
+    def prepare(cls, config: Config, ranks: Ranks) -> "Experiment":
+        """Builds all parts; random weights follow ``run.seed``.
+
+        Raises:
+            CoconutError: something of the configuration, the data or the model cannot be.
+        """
+        training = config.training
+        geometry = BatchGeometry.derive(training, ranks.size)
+        check_start(config)
+        torch.manual_seed(config.run.seed)
+        random.seed(config.run.seed)
+        source = open_source(config.data, config.run.seed, config.run.debug)
+        backbone = starting_backbone(config, source)
+        method = METHODS[config.method.kind]
+        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
+        problems = RunProblems(source, backbone.tokenizer)
+        first = problems.train(config.run.resume)
+        longest = max(len(problem.steps) for problem in first)
+        curriculum = Curriculum.of(training, method, longest, config.run.resume)
+        check_lengths(
+            [*first, *problems.valid_tokens], method, curriculum.last_stage, spec, context_length(backbone.model)
         )
-        position = trainer.fit()
-        if ranks.is_first:
-            summary = summary_of(
-                position,
-                {
-                    "best_checkpoint": saver.best_checkpoint,
-                    "best_accuracy": saver.best_accuracy,
-                    "best_stage": saver.best_stage,
-                    "last_checkpoint": saver.last_checkpoint,
-                    "last_accuracy": saver.last_accuracy,
-                    "duration_s": round(time.perf_counter() - started, 1),
-                },
-            )
-            folder.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            progress.line(
-                f"done: {saver.best_accuracy:.1%} on validation problems at stage {saver.best_stage}, "
-                f"{saver.best_checkpoint}"
-            )
-    return folder
+        return cls(config, ranks, geometry, method, spec, curriculum, backbone, problems)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows; nothing that counts sees it."""
+        return int(self.backbone.tokenizer.eos_token_id)
+
+    def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
+        """The sequence of a problem at a stage."""
+        return lay_out(self.method, problem, stage, self.spec, self.backbone.markers)
+
+    def training_layout(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> Layout:
+        """The sequence of the epoch's problem ``index``, its stage mixed where the method has a curriculum."""
+        if self.method.has_curriculum:
+            training, seed = self.config.training, self.config.run.seed
+            stage = mixed_stage(training, seed, epoch, index, stage, len(problem.steps))
+        return self.layout(problem, stage)
+
+    def evaluator(self) -> Evaluator:
+        """How validation problems are answered."""
+        return Evaluator(
+            self.backbone.tokenizer,
+            self.backbone.markers,
+            self.method,
+            self.config.data.max_new_tokens,
+            self.config.training.batch_size_eval,
+            context_length(self.backbone.model),
+            self.ranks,
+        )
+
+    def describe(self) -> str:
+        """One line for the log. To be called before an engine has cut the parameters into shards."""
+        parameters = sum(parameter.numel() for parameter in self.backbone.model.parameters())
+        return (
+            f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters, "
+            f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
+            f"{len(self.problems.valid):,} validation problems"
+        )
 
 
 def check_start(config: Config) -> None:
@@ -142,16 +154,21 @@ def _tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
     return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)
 
 
-def _open_metrics(config: Config, folder: RunFolder, progress: Progress, stack: ExitStack) -> MetricsLog:
-    mirror, line = open_mirror(config, folder.path)
-    if line:
-        progress.line(line)
-    return stack.enter_context(MetricsLog(folder.metrics, mirror))
+def check_lengths(
+    problems: Sequence[TokenizedProblem], method: Method, last_stage: int, spec: CurriculumSpec, context: int | None
+) -> None:
+    """Refuses problems that do not fit the model's context at some stage.
 
-
-def _describe(backbone: Backbone, num_train: int, num_valid: int) -> str:
-    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    return (
-        f"{type(backbone.model).__name__}, {parameters / 1e6:.2f} M parameters, {len(backbone.tokenizer)} tokens; "
-        f"{num_train:,} training and {num_valid:,} validation problems"
-    )
+    Raises:
+        DataError: names the first one.
+    """
+    if context is None:
+        return
+    for index, problem in enumerate(problems):
+        markers = 2 + method.num_thoughts(last_stage, None, spec)
+        longest = len(problem.question) + sum(map(len, problem.steps)) + len(problem.answer) + markers
+        if longest > context:
+            raise DataError(
+                f"problem {index} has {longest} tokens with its thoughts; the model's context is {context}; "
+                "shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for scratch models"
+            )

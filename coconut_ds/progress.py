@@ -19,8 +19,9 @@ class Progress:
             sys.stdout.flush()
 
     def start(self, total: int) -> None:
-        """A bar over ``total`` updates (not drawn when standard error is no terminal)."""
-        self._bar = tqdm(total=total, unit="update", disable=None if self._is_first else True, dynamic_ncols=True)
+        """A bar over ``total`` updates, unless there is one (not drawn when standard error is no terminal)."""
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit="update", disable=None if self._is_first else True, dynamic_ncols=True)
 
     def update(self, stage: int, loss: float, tokens_per_s: float) -> None:
         """One update is done."""

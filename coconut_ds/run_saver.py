@@ -6,13 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from coconut_ds.checkpoint import ModelCard, marker_table, save_model
-from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine
 from coconut_ds.evaluation import Evaluation
-from coconut_ds.methods.base import CurriculumSpec, Method
-from coconut_ds.model.backbone import Backbone
+from coconut_ds.experiment import Experiment
 from coconut_ds.run_folder import RunFolder
-from coconut_ds.settings import Config
 
 NUM_SAMPLES = 5
 
@@ -21,12 +18,8 @@ NUM_SAMPLES = 5
 class RunSaver:
     """Writes a model folder after each epoch. Accuracies are compared within a stage: earlier stages are easier."""
 
-    config: Config
-    method: Method
-    spec: CurriculumSpec
-    backbone: Backbone
+    experiment: Experiment
     folder: RunFolder
-    ranks: Ranks
     best_stage: int = -1
     best_accuracy: float = -1.0
     best_checkpoint: str | None = None
@@ -38,36 +31,36 @@ class RunSaver:
         """Saves unless ``save_only_improve`` says no. All ranks must call it."""
         improved = stage > self.best_stage or evaluation.accuracy > self.best_accuracy
         self.last_accuracy = evaluation.accuracy
-        if self.ranks.is_first:
+        if self.experiment.ranks.is_first:
             self.folder.write_samples(epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
-        if self.config.run.save_only_improve and not improved:
+        if self.experiment.config.run.save_only_improve and not improved:
             return
         state = engine.model_state()
         target = self.folder.checkpoint(epoch)
-        if self.ranks.is_first:
+        if self.experiment.ranks.is_first:
             card = self._card(epoch, global_step, stage, evaluation)
-            save_model(target, self.backbone.model, state, self.backbone.tokenizer, card)
-        self.ranks.wait()
+            save_model(target, self.experiment.backbone.model, state, self.experiment.backbone.tokenizer, card)
+        self.experiment.ranks.wait()
         self.last_checkpoint = str(target)
         if improved:
             self.best_stage, self.best_accuracy, self.best_checkpoint = stage, evaluation.accuracy, str(target)
 
     def _card(self, epoch: int, global_step: int, stage: int, evaluation: Evaluation) -> ModelCard:
         return ModelCard(
-            method=self.method.name,
+            method=self.experiment.method.name,
             stage=stage,
             num_thoughts=evaluation.num_thoughts,
-            c_thought=self.spec.c_thought,
-            max_latent_stage=self.spec.max_latent_stage,
-            max_new_tokens=self.config.data.max_new_tokens,
-            marker_ids=marker_table(self.backbone.markers),
+            c_thought=self.experiment.spec.c_thought,
+            max_latent_stage=self.experiment.spec.max_latent_stage,
+            max_new_tokens=self.experiment.config.data.max_new_tokens,
+            marker_ids=marker_table(self.experiment.backbone.markers),
             provenance={
                 "epoch": epoch,
                 "global_step": global_step,
                 "validation_accuracy": evaluation.accuracy,
-                "run": self.config.run.name,
-                "seed": self.config.run.seed,
-                "data": self.config.data.kind,
+                "run": self.experiment.config.run.name,
+                "seed": self.experiment.config.run.seed,
+                "data": self.experiment.config.data.kind,
                 **self.versions(),
             },
         )

@@ -45,7 +45,7 @@ def _run(config: Config) -> None:
 
             evaluate_config(config, ranks)
         else:
-            from coconut_ds.experiment import train
+            from coconut_ds.training import train
 
             train(config, ranks)
     finally:

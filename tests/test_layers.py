@@ -26,8 +26,11 @@ HEAVY: list[set[str]] = [
     {"hub", "tokens"},
     {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone"},
     {"generation", "evaluation"},
-    {"checkpoint", "engine", "run_saver", "wandb_mirror"},
-    {"trainer", "experiment", "assessment"},
+    {"checkpoint", "engine", "wandb_mirror"},
+    {"experiment"},
+    {"run_saver"},
+    {"trainer", "assessment"},
+    {"training"},
 ]
 # What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
 ENTRY: set[str] = {"compose", "train", "evaluate", "demo"}

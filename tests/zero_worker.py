@@ -20,13 +20,13 @@ from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, start_ranks, stop_ranks
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.experiment import train
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.metrics import read_metrics
 from coconut_ds.model.backbone import build_backbone
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.tokens import build_word_tokenizer
+from coconut_ds.training import train
 
 OVERRIDES = [
     "run=demo",
