@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from coconut_ds.checkpoint import ModelCard, load_folder
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
@@ -26,13 +28,45 @@ from coconut_ds.settings import Config, DataConfig, EvalConfig
 from coconut_ds.tokens import decode, encode_questions
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model that knows how it thinks."""
+
+    name: str
+    """For the output folder."""
+    backbone: Backbone
+    card: ModelCard
+
+
 def evaluate(config: EvalConfig) -> Evaluation:
     """Loads the checkpoint, evaluates, writes and prints the scores."""
-    backbone, card = _load(config)
-    name = "-".join(Path(config.checkpoint).resolve().parts[-2:])
-    out = Path(config.out or Path("outputs/eval") / name / config.data_name)
+    subject = _load(config)
     problems, split = _problems(config.data, config.seed)
-    return _evaluate(backbone, card, problems, split, config.batch_size, out, alone())
+    asked = "" if config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
+    out = Path(config.out or Path("outputs/eval") / subject.name / f"{config.data_name}{asked}")
+    evaluation = _answers(subject, problems, config.data.max_new_tokens, config.batch_size, alone())
+    _report(subject, evaluation, split, out)
+    return evaluation
+
+
+def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
+    """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
+    problems, split = _problems(config.data, config.run.seed, config.run.debug)
+    backbone = starting_backbone(config, open_source(config.data, config.run.seed))
+    card = card_of(config)
+    if card is None:
+        training, method = config.training, METHODS[config.method.kind]
+        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
+        # A state dict does not say its stage: the last one is what training ends with.
+        stage = training.max_latent_stage
+        thoughts = method.num_thoughts(stage, None, spec)
+        card = ModelCard(method.name, stage, thoughts, spec.c_thought, stage, {})
+    subject = Subject(_name(config.run.load_model_path), backbone, card)
+    size = config.training.batch_size_eval
+    evaluation = _answers(subject, problems, config.data.max_new_tokens, size, ranks, config.run.bf16)
+    if ranks.is_first:
+        _report(subject, evaluation, split, Path(config.run.save_path) / config.run.name / "eval" / subject.name)
+    return evaluation
 
 
 @dataclass(frozen=True)
@@ -47,15 +81,16 @@ class Trace:
 
 def trace(config: EvalConfig, count: int) -> list[Trace]:
     """The first ``count`` problems with their decoded thoughts."""
-    backbone, card = _load(config)
+    subject = _load(config)
+    backbone, card = subject.backbone, subject.card
     problems = _problems(config.data, config.seed)[0][:count]
     loop = LatentLoop(backbone.model).to(alone().device).eval()
     questions = encode_questions(backbone.tokenizer, [problem.question for problem in problems])
     method = METHODS[card.method]
     prompts = [lay_out_prompt(method, ids, card.num_thoughts, backbone.markers) for ids in questions]
     eos = int(backbone.tokenizer.eos_token_id)
-    settings = GenerationSettings(card.max_new_tokens, eos, backbone.markers.all(), context_length(backbone.model))
-    made = generate(loop, prompts, settings)
+    context = context_length(backbone.model)
+    made = generate(loop, prompts, GenerationSettings(config.data.max_new_tokens, eos, backbone.markers.all(), context))
     decoded = decode_thoughts(loop, backbone.tokenizer, made.thoughts)
     texts = [decode(backbone.tokenizer, tokens, backbone.markers) for tokens in made.tokens]
     return [
@@ -64,12 +99,13 @@ def trace(config: EvalConfig, count: int) -> list[Trace]:
     ]
 
 
-def _load(config: EvalConfig) -> tuple[Backbone, ModelCard]:
-    """The checkpoint with its card, changed by what the configuration asks for."""
+def _load(config: EvalConfig) -> Subject:
+    """The checkpoint with its card, the number of thoughts changed where the configuration asks for it."""
     folder = Path(config.checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint={folder}: no such folder; set checkpoint to a model folder")
-    backbone = load_folder(folder, config.attn_implementation)
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    backbone = load_folder(folder, config.attn_implementation, dtype)
     card = ModelCard.read(folder)
     if card is None:
         if config.method is None:
@@ -77,28 +113,16 @@ def _load(config: EvalConfig) -> tuple[Backbone, ModelCard]:
                 f"{folder}: has no coconut.json, so it does not say how it thinks; set method=cot (or another) and "
                 "n_thoughts=0"
             )
-        card = ModelCard(config.method, 0, config.n_thoughts or 0, 0, 0, config.data.max_new_tokens, {})
+        card = ModelCard(config.method, 0, config.n_thoughts or 0, 0, 0, {})
+    elif config.method not in (None, card.method):
+        raise CheckpointError(f"{folder}: was trained with method={card.method}; leave method={config.method} out")
     if config.n_thoughts is not None:
         card = replace(card, num_thoughts=config.n_thoughts)
-    if config.max_new_tokens is not None:
-        card = replace(card, max_new_tokens=config.max_new_tokens)
-    return backbone, card
+    return Subject(_name(folder), backbone, card)
 
 
-def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
-    """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
-    problems, split = _problems(config.data, config.run.seed, config.run.debug)
-    card = card_of(config)
-    backbone = starting_backbone(config, open_source(config.data, config.run.seed))
-    if card is None:
-        training, method = config.training, METHODS[config.method.kind]
-        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
-        # A state dict does not say its stage: the last one is what training ends with.
-        stage = training.max_latent_stage
-        thoughts = method.num_thoughts(stage, None, spec)
-        card = ModelCard(method.name, stage, thoughts, spec.c_thought, stage, config.data.max_new_tokens, {})
-    out = Path(config.run.save_path) / config.run.name / "eval"
-    return _evaluate(backbone, card, problems, split, config.training.batch_size_eval, out, ranks)
+def _name(path: str | Path | None) -> str:
+    return "-".join(Path(path or "model").resolve().parts[-2:])
 
 
 def _problems(data: DataConfig, seed: int, debug: bool = False) -> tuple[list[Problem], str]:
@@ -107,48 +131,47 @@ def _problems(data: DataConfig, seed: int, debug: bool = False) -> tuple[list[Pr
     return (source.test(), "test") if on_test else (source.valid(), "validation")
 
 
-def _evaluate(
-    backbone: Backbone,
-    card: ModelCard,
-    problems: list[Problem],
-    split: str,
-    batch_size: int,
-    out: Path,
-    ranks: Ranks,
+def _answers(
+    subject: Subject, problems: list[Problem], max_new_tokens: int, batch_size: int, ranks: Ranks, bf16: bool = False
 ) -> Evaluation:
+    backbone, card = subject.backbone, subject.card
     method = METHODS[card.method]
     spec = CurriculumSpec(card.c_thought, card.max_latent_stage)
-    loop = LatentLoop(backbone.model).to(ranks.device).eval()
     context = context_length(backbone.model)
-    evaluation = Evaluator(
-        backbone.tokenizer, backbone.markers, method, card.max_new_tokens, batch_size, context, ranks
-    ).run(
-        loop,
+    evaluator = Evaluator(backbone.tokenizer, backbone.markers, method, max_new_tokens, batch_size, context, ranks)
+    if bf16:
+        # Parameters only: rotary tables stay in fp32, as in training.
+        for parameter in backbone.model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return evaluator.run(
+        LatentLoop(backbone.model).to(ranks.device).eval(),
         problems,
         card.num_thoughts,
         lambda num_steps: method.num_removed(card.stage, num_steps, spec),
         progress=ranks.is_first,
     )
-    if ranks.is_first:
-        _write(evaluation, card, out)
-        sys.stdout.write(
-            f"accuracy {evaluation.accuracy:.1%} on {len(problems):,} {split} problems, method {card.method}, "
-            f"{card.num_thoughts} thoughts; {out / 'scores.json'}\n"
-        )
-    return evaluation
 
 
-def _write(evaluation: Evaluation, card: ModelCard, out: Path) -> None:
+def _report(subject: Subject, evaluation: Evaluation, split: str, out: Path) -> None:
+    _write(evaluation, subject, out)
+    sys.stdout.write(
+        f"accuracy {evaluation.accuracy:.1%} on {len(evaluation.predictions):,} {split} problems, method "
+        f"{subject.card.method}, {subject.card.num_thoughts} thoughts; {out / 'scores.json'}\n"
+    )
+
+
+def _write(evaluation: Evaluation, subject: Subject, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(prediction.as_dict(), ensure_ascii=False) for prediction in evaluation.predictions]
     (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     scores = {
+        "checkpoint": subject.name,
         "accuracy": evaluation.accuracy,
         "wholly_right": evaluation.wholly_right,
         "problems": len(evaluation.predictions),
         "num_thoughts": evaluation.num_thoughts,
-        "method": card.method,
-        "stage": card.stage,
+        "method": subject.card.method,
+        "stage": subject.card.stage,
         "tokens_a_problem": sum(p.num_tokens for p in evaluation.predictions) / len(evaluation.predictions),
     }
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

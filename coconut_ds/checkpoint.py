@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,9 +27,9 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
-from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
+from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch, refuse_partial
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import MARKERS
+from coconut_ds.tokens import MARKERS, add_markers
 
 CARD = "coconut.json"
 REFERENCE_PREFIX = "base_causallm."
@@ -50,7 +51,6 @@ class ModelCard:
     """Thoughts at inference."""
     c_thought: int
     max_latent_stage: int
-    max_new_tokens: int
     marker_ids: dict[str, int]
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: epoch, global_step, accuracy, versions, configuration."""
@@ -66,9 +66,9 @@ class ModelCard:
         if not path.is_file():
             return None
         try:
-            card = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise CheckpointError(f"{path}: is no {CARD} of this project ({error})") from error
+            card = TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"), strict=True, extra="forbid")
+        except ValidationError as error:
+            raise CheckpointError(f"{path}: is no {CARD} of this project ({error.errors()[0]['msg']})") from error
         if card.method not in METHODS:
             raise CheckpointError(
                 f"{path}: method {card.method!r} is unknown here; expected one of {', '.join(sorted(METHODS))}"
@@ -86,14 +86,23 @@ def save_model(
     """Writes a model folder. ``state`` holds full tensors (under ZeRO-3 the model itself holds shards)."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with _without_bars():
-        model.save_pretrained(temporary, state_dict=dict(state))
-    tokenizer.save_pretrained(temporary)
-    (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    try:
+        temporary.mkdir(parents=True)
+        with _without_bars():
+            model.save_pretrained(temporary, state_dict=dict(state))
+        tokenizer.save_pretrained(temporary)
+        (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            # Set aside, not removed: between the two names one of them is always whole.
+            old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{folder}: could not be written ({error}); what was there is untouched") from error
 
 
 def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32) -> Backbone:
@@ -124,8 +133,17 @@ def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dt
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
-    _refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
-    return add_marker_rows(model, tokenizer)
+    refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
+    backbone = add_marker_rows(model, tokenizer)
+    card = ModelCard.read(folder)
+    if card is not None and card.marker_ids != marker_table(backbone.markers):
+        raise CheckpointError(
+            f"{folder}: {CARD} gives the markers {card.marker_ids}, the tokenizer {marker_table(backbone.markers)}; "
+            "these files are not of one checkpoint"
+        )
+    return backbone
 
 
 def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Backbone:
@@ -139,6 +157,13 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
     """
     state = _read_state(path)
     rows = int(state[_embedding_key(path, state)].shape[0])
+    without = len(tokenizer)
+    add_markers(tokenizer)
+    if rows not in (without, len(tokenizer)):
+        raise CheckpointError(
+            f"{path}: has rows for {rows} tokens; expected {without}, the tokenizer's, or {len(tokenizer)} with the "
+            "thought markers; set model.tokenizer to the one that it was trained with"
+        )
     model = model_from_scratch(settings, tokenizer, rows)
     tied = set(model.all_tied_weights_keys or {})
     if REFERENCE_DUPLICATE in state:
@@ -147,7 +172,7 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
         del state[REFERENCE_DUPLICATE]
     wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key in wanted or not key.endswith(STORED_MASKS)}
-    _refuse_partial(
+    refuse_partial(
         path,
         [key for key in wanted if key not in state and key not in tied],
         [key for key in state if key not in wanted],
@@ -189,19 +214,6 @@ def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
         f"{path}: no input embedding found; expected transformer.wte.weight or model.embed_tokens.weight (with or "
         f"without {REFERENCE_PREFIX}), found {shown}, …"
     )
-
-
-def _refuse_partial(where: Path, missing: Any, unexpected: Any, mismatched: Any) -> None:
-    found = [
-        f"{kind} {', '.join(map(str, list(keys)[:3]))}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
-        if keys
-    ]
-    if found:
-        raise CheckpointError(
-            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model "
-            "options that it was trained with"
-        )
 
 
 def marker_table(markers: MarkerIds) -> dict[str, int]:

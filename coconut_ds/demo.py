@@ -21,6 +21,7 @@ from typing import Any
 from coconut_ds.compose import compose_eval_config
 from coconut_ds.files import train_script
 from coconut_ds.launch import free_port
+from coconut_ds.run_folder import RUN_LINE
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
 CHANCE = 1 / 6
@@ -123,8 +124,8 @@ def train(method: str, overrides: Sequence[str]) -> MethodRun:
         for line in process.stdout:
             sys.stdout.write(f"{method:>11} | {line}")
             sys.stdout.flush()
-            if folder is None and Path(line.strip(), "config.yaml").is_file():
-                folder = Path(line.strip())
+            if line.startswith(RUN_LINE):
+                folder = Path(line.removeprefix(RUN_LINE).rstrip("\n"))
     if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
         raise DemoError(f"{method} ended with exit code {process.returncode}; see the lines above")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -63,4 +63,6 @@ ALONE = Ranks()
 
 def alone() -> Ranks:
     """One process on the accelerator where there is one, else on the CPU."""
-    return Ranks(device=torch.accelerator.current_accelerator() or torch.device("cpu"))
+    # The current accelerator is the one torch was built for, whether or not the machine has it.
+    built_for = torch.accelerator.current_accelerator()
+    return Ranks(device=built_for if built_for and torch.accelerator.is_available() else torch.device("cpu"))

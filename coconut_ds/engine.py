@@ -39,8 +39,16 @@ OWNED_KEYS = (
     "bf16",
     "fp16",
     "data_types",
+    "communication_data_type",
+    "gradient_allreduce_op",
+    "managed_gradient_accumulation",
+    "torch_autocast",
+    "amp",
 )
 """Keys of DeepSpeed's file that this project's configuration sets."""
+
+
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
         timeout: how long a collective may wait; None takes DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
     """
     deepspeed = _deepspeed()
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if "RANK" in os.environ and missing:
+        raise ConfigError(
+            f"environment: RANK is set, but {', '.join(missing)} not; start with deepspeed, torchrun or plain python"
+        )
     if "RANK" not in os.environ:
         # DeepSpeed would look for MPI: a process without a launcher is a group of one.
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
@@ -104,7 +117,10 @@ def read_engine_file(config: Config) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: sets {', '.join(owned)}, which training.* and run.bf16 set; remove them from the file"
         )
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    section = values.get("zero_optimization", {})
+    stage = section.get("stage", 0) if isinstance(section, dict) else section
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise ConfigError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
     if config.run.bf16 and stage == 0:
         # Its bf16 optimizer runs one step on zero gradients at the start, which decays the weights and shifts Adam.
         raise ConfigError(
@@ -240,11 +256,13 @@ def _owned_values(config: Config, geometry: BatchGeometry, ranks: Ranks) -> dict
                 "fused": True,
             },
         },
-        "bf16": {"enabled": config.run.bf16},
+        # The stop on non-finite gradients relies on this check.
+        "bf16": {"enabled": config.run.bf16, "check_grad_overflow": True},
         "fp16": {"enabled": False},
     }
     if config.run.bf16:
         values["data_types"] = {"grad_accum_dtype": "fp32"}
+        values["communication_data_type"] = "fp32"
     return values
 
 

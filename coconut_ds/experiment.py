@@ -1,8 +1,8 @@
 """An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,14 +18,14 @@ from coconut_ds.errors import CheckpointError, ConfigError, DataError
 from coconut_ds.evaluation import Evaluator
 from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone, context_length
 from coconut_ds.settings import Config
 from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
 
 
 class RunProblems:
-    """The problems of a run as tokens. What does not change from epoch to epoch is tokenized once."""
+    """The problems of a run as tokens. What does not change from epoch to epoch is tokenized and checked once."""
 
     def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source, self._tokenizer = source, tokenizer
@@ -33,12 +33,20 @@ class RunProblems:
         self.valid_tokens = tokenize(tokenizer, self.valid)
         self._texts: list[Problem] = []
         self._tokens: list[TokenizedProblem] = []
+        self._limit: Callable[[str, Sequence[TokenizedProblem]], None] = lambda split, problems: None
+
+    def limit(self, check: Callable[[str, Sequence[TokenizedProblem]], None]) -> None:
+        """From now on each set of problems must pass ``check``, beginning with those that are there."""
+        self._limit = check
+        check("validation", self.valid_tokens)
+        check("training", self._tokens)
 
     def train(self, epoch: int) -> list[TokenizedProblem]:
         """Training problems of an epoch."""
         texts = self._source.train(epoch)
         if texts != self._texts:
             self._texts, self._tokens = texts, tokenize(self._tokenizer, texts)
+            self._limit("training", self._tokens)
         return self._tokens
 
 
@@ -66,7 +74,6 @@ class Experiment:
         geometry = BatchGeometry.derive(training, ranks.size)
         check_start(config)
         torch.manual_seed(config.run.seed)
-        random.seed(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
         backbone = starting_backbone(config, source)
         method = METHODS[config.method.kind]
@@ -75,9 +82,9 @@ class Experiment:
         first = problems.train(config.run.resume)
         longest = max(len(problem.steps) for problem in first)
         curriculum = Curriculum.of(training, method, longest, config.run.resume)
-        check_lengths(
-            [*first, *problems.valid_tokens], method, curriculum.last_stage, spec, context_length(backbone.model)
-        )
+        context = context_length(backbone.model)
+        if context is not None:
+            problems.limit(partial(check_lengths, method, curriculum.last_stage, spec, context))
         return cls(config, ranks, geometry, method, spec, curriculum, backbone, problems)
 
     @property
@@ -111,8 +118,10 @@ class Experiment:
     def describe(self) -> str:
         """One line for the log. To be called before an engine has cut the parameters into shards."""
         parameters = sum(parameter.numel() for parameter in self.backbone.model.parameters())
+        start = self.config.run.load_model_path
         return (
-            f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters, "
+            f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
+            f"{f' with weights and tokenizer of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
         )
@@ -155,20 +164,28 @@ def _tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
 
 
 def check_lengths(
-    problems: Sequence[TokenizedProblem], method: Method, last_stage: int, spec: CurriculumSpec, context: int | None
+    method: Method,
+    last_stage: int,
+    spec: CurriculumSpec,
+    context: int,
+    split: str,
+    problems: Sequence[TokenizedProblem],
 ) -> None:
     """Refuses problems that do not fit the model's context at some stage.
 
     Raises:
         DataError: names the first one.
     """
-    if context is None:
-        return
+    nowhere = MarkerIds(0, 0, 0)
+    most = method.num_thoughts(last_stage, None, spec)
     for index, problem in enumerate(problems):
-        markers = 2 + method.num_thoughts(last_stage, None, spec)
-        longest = len(problem.question) + sum(map(len, problem.steps)) + len(problem.answer) + markers
+        # A bound that most problems keep, before every stage is laid out.
+        if len(problem.question) + sum(map(len, problem.steps)) + len(problem.answer) + most + 2 <= context:
+            continue
+        stages = range(max(last_stage, len(problem.steps)) + 1)
+        longest = max(len(lay_out(method, problem, stage, spec, nowhere)) for stage in stages)
         if longest > context:
             raise DataError(
-                f"problem {index} has {longest} tokens with its thoughts; the model's context is {context}; "
+                f"{split} problem {index} has {longest} tokens with its thoughts; the model's context is {context}; "
                 "shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for scratch models"
             )

@@ -70,16 +70,16 @@ def generate(
         settings: see there.
         all_done: whether every rank has finished, given whether this one has.
     """
+    check_prompts(prompts, settings.context_length)
     inputs = collate_prompts(prompts, settings.eos_id).to(loop.device)
     cache = loop.new_cache()
     states = loop.encode(inputs, cache)
     width = states.shape[1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=loop.device)
     suppressed = torch.tensor(settings.suppress, dtype=torch.long, device=loop.device)
-    budget = settings.max_new_tokens
-    check_prompts(prompts, settings.context_length)
+    limits = torch.full_like(lengths, settings.max_new_tokens)
     if settings.context_length is not None:
-        budget = min(budget, settings.context_length - int(lengths.max()))
+        limits = torch.minimum(limits, settings.context_length - lengths)
 
     rows = torch.arange(len(prompts), device=loop.device)
     last = states[rows, inputs.prefix_last] if inputs.step_ids.shape[1] == 0 else states[:, -1]
@@ -93,17 +93,16 @@ def generate(
         logits = loop.head(last)
         logits[:, suppressed] = float("-inf")
         chosen = torch.where(done, settings.eos_id, logits.argmax(dim=-1))
-        if count < budget:
-            tokens.append(chosen)
-        done |= chosen == settings.eos_id
-        if all_done(count + 1 >= budget or bool(done.all())):
+        tokens.append(chosen)
+        done |= (chosen == settings.eos_id) | (count + 1 >= limits)
+        if all_done(bool(done.all())):
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        # A rank past its own budget runs along for the others; its positions stay within the context.
-        position = lengths + min(count, budget - 1)
+        # A row past its limit runs along for the others; its positions stay within the context.
+        position = lengths + torch.clamp(limits - 1, max=count)
         last = loop.states(loop.embed(chosen.unsqueeze(1)), cache, mask, position.unsqueeze(1))[:, 0]
-    return Generated(_until_end(tokens, settings.eos_id), thoughts)
+    return Generated(_until_end(tokens, limits.tolist(), settings.eos_id), thoughts)
 
 
 def _thoughts(inputs: LatentInputs, states: Tensor) -> Tensor:
@@ -117,6 +116,7 @@ def _thoughts(inputs: LatentInputs, states: Tensor) -> Tensor:
     return torch.cat([first, states[:, width : width + count - 1]], dim=1).float().cpu()
 
 
-def _until_end(tokens: list[Tensor], eos_id: int) -> list[list[int]]:
+def _until_end(tokens: list[Tensor], limits: list[int], eos_id: int) -> list[list[int]]:
     rows: list[list[int]] = torch.stack(tokens, dim=1).tolist()
+    rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
     return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]

@@ -12,11 +12,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 from coconut_ds.errors import ModelError
 
 Loaded = TypeVar("Loaded")
 PROBE_TIMEOUT_S = 3.0
+FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+"""What loading code raises for files that are not there, broken, or need a package that is not."""
 
 
 def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: str) -> Loaded:
@@ -33,7 +36,7 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
     """
     try:
         return load(name, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except FAULTS as error:
         if Path(name).is_dir():
             raise ModelError(
                 f"{setting}={name}: this folder cannot be loaded ({_first_line(error)}); {advice}"
@@ -44,7 +47,7 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
             ) from error
     try:
         return load(name)
-    except (OSError, ValueError, KeyError) as error:
+    except FAULTS as error:
         raise ModelError(f"{setting}={name}: the hub did not give it ({_first_line(error)}); {advice}") from error
 
 

@@ -14,6 +14,11 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def speaks_for_machine() -> bool:
+    """Whether this is the first process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
     with socket.socket() as probe:

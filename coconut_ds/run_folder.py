@@ -7,6 +7,7 @@ The signature stands for the resolved configuration less what cannot change a nu
 import hashlib
 import json
 import secrets
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config
 
 NOT_IN_SIGNATURE = (
@@ -27,6 +29,10 @@ NOT_IN_SIGNATURE = (
     "training.num_epochs",
 )
 """Where things go, how they are logged, how long to go on."""
+
+
+RUN_LINE = "run: "
+"""What stands before the directory in a run's log."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class RunFolder:
     def checkpoint(self, epoch: int) -> Path:
         """The model folder after ``epoch`` epochs."""
         return self.path / f"checkpoint_{epoch}"
+
+    def discard(self) -> None:
+        """Removes an attempt that never began, and folders above it that are empty now."""
+        shutil.rmtree(self.path)
+        for parent in self.path.parents[:3]:
+            if any(parent.iterdir()):
+                break
+            parent.rmdir()
 
     def write_samples(self, epoch: int, samples: list[dict[str, Any]]) -> None:
         """A few validation problems with what the model wrote."""
@@ -73,7 +87,10 @@ def start_attempt(config: Config) -> RunFolder:
     """Makes the directory of a new attempt and writes ``config.yaml`` in it. Rank 0 only."""
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = Path(config.run.save_path) / config.run.name / signature(config) / attempt
-    path.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"run.save_path={config.run.save_path}: cannot be written to ({error})") from error
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (path / "config.yaml").write_text(text, encoding="utf-8")
     return RunFolder(path)

@@ -52,7 +52,6 @@ class RunSaver:
             num_thoughts=evaluation.num_thoughts,
             c_thought=self.experiment.spec.c_thought,
             max_latent_stage=self.experiment.spec.max_latent_stage,
-            max_new_tokens=self.experiment.config.data.max_new_tokens,
             marker_ids=marker_table(self.experiment.backbone.markers),
             provenance={
                 "epoch": epoch,

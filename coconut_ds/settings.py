@@ -15,6 +15,7 @@ from coconut_ds.methods import METHODS
 Schema = TypeVar("Schema", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
+Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
@@ -199,7 +200,7 @@ class TrainingConfig(_Group):
     """Learning rate."""
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
     """AdamW's decoupled weight decay."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's coefficients."""
     eps: Annotated[float, Field(gt=0, strict=True)] = 1e-8
     """AdamW's denominator term."""
@@ -281,6 +282,16 @@ class Config(_Group):
                 "run.load_model_path: found null with run.only_eval=true, expected the checkpoint to evaluate; "
                 "set load_model_path=PATH"
             )
+        if self.model.attn_implementation.startswith("flash") and not self.run.bf16:
+            problems.append(
+                f"model.attn_implementation={self.model.attn_implementation} computes in half precision; "
+                "set run.bf16=true, or model.attn_implementation=sdpa"
+            )
+        if self.run.resume and self.run.load_model_path is None:
+            problems.append(
+                f"run.resume={self.run.resume} skips epochs that a checkpoint stands for, but run.load_model_path is "
+                "null; set load_model_path=PATH, or resume=0"
+            )
         if not self.run.only_eval and self.run.resume >= self.training.num_epochs:
             problems.append(
                 f"run.resume={self.run.resume} skips all of training.num_epochs={self.training.num_epochs}; "
@@ -313,14 +324,22 @@ class EvalConfig(_Group):
     """Number of thoughts; null: the checkpoint's."""
     batch_size: Positive = 64
     """Problems at a time."""
-    max_new_tokens: Positive | None = None
-    """Longest generated text, in tokens; null: the checkpoint's."""
+    bf16: bool = False
+    """Compute in bfloat16 (needed by flash attention)."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2, flash_attention_3."""
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems."""
     out: str | None = None
     """Folder for the results; null: outputs/eval/<checkpoint>/<data>."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.attn_implementation.startswith("flash") and not self.bf16:
+            raise ValueError(
+                f"attn_implementation={self.attn_implementation} computes in half precision; set bf16=true"
+            )
+        return self
 
     @field_validator("method")
     @classmethod

@@ -82,13 +82,6 @@ def add_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[MarkerIds, list[str
     return MarkerIds(start, end, thought), missing
 
 
-def marker_ids(tokenizer: PreTrainedTokenizerBase) -> MarkerIds:
-    """The ids of markers that are there already."""
-    markers, missing = add_markers(tokenizer)
-    assert not missing, "this tokenizer was saved with its markers"
-    return markers
-
-
 def tokenize(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[TokenizedProblem]:
     """All problems as ids, encoded in three batches."""
     eos = int(tokenizer.eos_token_id)

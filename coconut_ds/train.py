@@ -11,8 +11,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.compose import compose_config, parse_arguments, print_config
+from coconut_ds.data.batches import BatchGeometry
+from coconut_ds.data.sources import check_file
 from coconut_ds.errors import CoconutError
-from coconut_ds.launch import launched_rank
+from coconut_ds.launch import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.settings import Config
 
 USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
@@ -26,12 +28,23 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.cfg:
             print_config(config)
             return 0
+        _check_early(config)
         _run(config)
     except CoconutError as error:
-        if launched_rank() == 0:
-            sys.stderr.write(f"error: {error}\n")
+        # One voice a machine: a file may be missing on one of several.
+        if speaks_for_machine():
+            sys.stderr.write(f"error{f' (rank {launched_rank()})' if launched_rank() else ''}: {error}\n")
         return 2
     return 0
+
+
+def _check_early(config: Config) -> None:
+    """What can be known wrong in the first second, before torch is loaded."""
+    if not config.run.only_eval:
+        BatchGeometry.derive(config.training, launched_ranks())
+        if config.data.kind == "file":
+            for key in ("train_path", "val_path"):
+                check_file(config.data, key)
 
 
 def _run(config: Config) -> None:

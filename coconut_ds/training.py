@@ -9,11 +9,12 @@ import torch
 
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, read_engine_file
+from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import Experiment
 from coconut_ds.metrics import MetricsLog
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.progress import Progress
-from coconut_ds.run_folder import RunFolder, start_attempt
+from coconut_ds.run_folder import RUN_LINE, RunFolder, start_attempt
 from coconut_ds.run_saver import RunSaver
 from coconut_ds.settings import Config
 from coconut_ds.trainer import Position, Trainer
@@ -30,11 +31,11 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     engine = Engine(LatentLoop(experiment.backbone.model), config, experiment.geometry, ranks)
     # Weights are drawn; from here on ranks differ, so that dropout does.
     torch.manual_seed(config.run.seed + ranks.rank)
-    # The last thing that can be refused is behind us: only now something is written.
+    # What can be refused is behind us, but for the record's mirror: only now something is written.
     folder = RunFolder(Path(ranks.from_first(str(start_attempt(config).path) if ranks.is_first else "")))
     with ExitStack() as stack:
         metrics = _open_metrics(config, folder, progress, stack) if ranks.is_first else None
-        progress.line(f"{folder.path}\n{description}")
+        progress.line(f"{RUN_LINE}{folder.path}\n{description}")
         saver = RunSaver(experiment, folder)
         position = Trainer(experiment, engine, saver, progress, metrics).fit()
     if ranks.is_first:
@@ -47,7 +48,11 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
 
 
 def _open_metrics(config: Config, folder: RunFolder, progress: Progress, stack: ExitStack) -> MetricsLog:
-    mirror, line = open_mirror(config, folder.path)
+    try:
+        mirror, line = open_mirror(config, folder.path)
+    except ConfigError:
+        folder.discard()
+        raise
     if line:
         progress.line(line)
     return stack.enter_context(MetricsLog(folder.metrics, mirror))

@@ -23,7 +23,7 @@ class WandbMirror:
                 mode=mode,  # type: ignore[arg-type]
                 config=config.model_dump(mode="json"),
             )
-        except (wandb.Error, OSError) as error:
+        except (wandb.Error, OSError, ValueError) as error:
             raise ConfigError(f"run.wandb={mode}: wandb did not start ({error}); set run.wandb=disabled") from error
 
     def log(self, values: dict[str, Any], step: int) -> None:

@@ -1,6 +1,7 @@
 """Model folders and state dicts: identity on reload, markers once, wrong files refused whole."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
+from coconut_ds.distributed import alone
 from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
 from coconut_ds.settings import ModelConfig
@@ -29,7 +31,7 @@ def make_backbone(family: str = "gpt2", seed: int = 0):
 
 
 def make_card(backbone) -> ModelCard:
-    return ModelCard("coconut", 3, 6, 2, 3, 16, marker_table(backbone.markers), {"epoch": 4})
+    return ModelCard("coconut", 3, 6, 2, 3, marker_table(backbone.markers), {"epoch": 4})
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
@@ -191,9 +193,7 @@ def test_a_card_that_is_broken_or_of_another_method_is_refused(tmp_path):
     card.write_text("{")
     with pytest.raises(CheckpointError, match=r"is no coconut\.json"):
         ModelCard.read(tmp_path)
-    values = json.loads(
-        '{"stage":0,"num_thoughts":0,"c_thought":1,"max_latent_stage":1,"max_new_tokens":1,"marker_ids":{}}'
-    )
+    values = json.loads('{"stage":0,"num_thoughts":0,"c_thought":1,"max_latent_stage":1,"marker_ids":{}}')
     card.write_text(json.dumps({**values, "method": "telepathy"}))
     with pytest.raises(CheckpointError, match="'telepathy' is unknown here"):
         ModelCard.read(tmp_path)
@@ -208,3 +208,76 @@ def test_architectures_that_cannot_be_are_refused():
         build_backbone(ModelConfig(model_id="gtp2", model_init="scratch"), build_word_tokenizer(TEXTS))
     with pytest.raises(ModelError, match="hub cannot be reached"):
         build_backbone(ModelConfig(model_id="openai-community/gpt2-none"), build_word_tokenizer(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("mistral", {"sliding_window": 4}),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 4, "num_layers": 2}),
+        ("gemma3_text", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
+def test_models_whose_layers_see_a_window_are_refused(family, values):
+    """Pads between prefix and steps would use the window up, row by row differently."""
+    common = {} if family == "gpt_neo" else {"num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 8}
+    heads = {"num_heads": 2} if family == "gpt_neo" else {"num_attention_heads": 2, "num_key_value_heads": 2}
+    overrides = {"hidden_size": 16, "max_position_embeddings": 64, **common, **heads, **values}
+    eager = {"model_id": family, "model_init": "scratch", "attn_implementation": "eager"}
+    settings = ModelConfig(**eager, model_config_overrides=overrides)
+    with pytest.raises(ModelError, match="some layers see only the last"):
+        build_backbone(settings, build_word_tokenizer(TEXTS))
+
+
+def test_pretrained_weights_load_whole_or_not_at_all(tmp_path):
+    backbone = make_backbone()
+    backbone.model.save_pretrained(tmp_path)
+    settings = ModelConfig(model_id=str(tmp_path), tokenizer="x")
+    assert build_backbone(settings, backbone.tokenizer).markers == backbone.markers
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.ln_2.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing transformer\.h\.1\.ln_2\.bias"):
+        build_backbone(settings, backbone.tokenizer)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    backbone = make_backbone()
+    many = build_word_tokenizer([" ".join(f"w{i}" for i in range(99))])
+    path = tmp_path / "checkpoint_1"
+    torch.save(backbone.model.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"has rows for \d+ tokens; expected \d+, the tokenizer's"):
+        load_state_dict(path, settings_of(), many)
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, the weights have rows for"):
+        add_marker_rows(backbone.model, many)
+    folder = tmp_path / "folder"
+    other = replace(make_card(backbone), marker_ids={**make_card(backbone).marker_ids, "<|latent|>": 0})
+    save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, other)
+    with pytest.raises(CheckpointError, match="these files are not of one checkpoint"):
+        load_folder(folder)
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    backbone = make_backbone()
+    folder = tmp_path / "checkpoint_1"
+    arguments = (folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    save_model(*arguments)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(backbone.tokenizer), "save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"could not be written.*No space left.*untouched"):
+        save_model(*arguments)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+def test_without_an_accelerator_the_processor_is_used(monkeypatch):
+    """torch names the accelerator it was built for even where there is none."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert alone().device.type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert alone().device.type == "cuda"

@@ -139,11 +139,13 @@ def test_a_test_file_that_is_not_there_does_not_matter_until_it_is_asked_for(tmp
         ({"val_path": "gone.json"}, "data.val_path=gone.json: no such file; set data.val_path=FILE"),
     ],
 )
-def test_a_missing_training_or_validation_file_is_refused_at_once_with_what_makes_it(
+def test_a_missing_training_or_validation_file_is_refused_with_what_makes_it(
     tmp_path: Path, changes: dict[str, str], words: str
 ) -> None:
+    source = open_source(files(tmp_path, **changes), seed=0)
+    ask = (lambda: source.train(0)) if "train_path" in changes else source.valid
     with pytest.raises(DataError) as caught:
-        open_source(files(tmp_path, **changes), seed=0)
+        ask()
     assert words in str(caught.value)
     assert changes.get("made_by", "") in str(caught.value)
 

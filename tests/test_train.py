@@ -159,11 +159,12 @@ def test_a_run_starts_from_a_checkpoint_and_skips_the_epochs_it_stands_for(launc
 
 
 @pytest.mark.slow
-def test_only_eval_and_debug(launched, tmp_path):
+def test_only_eval_writes_scores_and_no_attempt(launched, tmp_path):
     path = launched["python"] / "checkpoint_3"
     done = start([sys.executable, TRAIN, *TINY, f"load_model_path={path}", "only_eval=true"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "outputs/demo/eval/scores.json").read_text())["problems"] == 12
+    (scores,) = tmp_path.glob("outputs/demo/eval/*-checkpoint_3/scores.json")
+    assert json.loads(scores.read_text())["problems"] == 12
     assert not list(tmp_path.glob("outputs/*/*/*/config.yaml"))
 
 
@@ -179,6 +180,32 @@ def test_accuracy_moves_the_curriculum_and_its_switches_can_be_repeated(tmp_path
     assert summary["stage_switches"] == [1, 2]
     done = start([sys.executable, TRAIN, *TINY, "stage_switches=[1,2]"], second)
     assert losses(only_run(second)) == losses(only_run(first))
+
+
+@pytest.mark.slow
+def test_debug_is_small_and_improvements_alone_are_kept_where_asked(tmp_path):
+    """A learning rate of almost 0 improves nothing: one checkpoint a stage."""
+    more = [
+        "debug=true",
+        "size.valid=40",
+        "save_only_improve=true",
+        "lr=1e-9",
+        "epochs_per_stage=2",
+        "max_latent_stage=1",
+    ]
+    done = start([sys.executable, TRAIN, *TINY, *more, "num_terms=4", "run.wandb=online"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "32 validation problems" in done.stdout
+    kept = sorted(path.name for path in only_run(tmp_path).glob("checkpoint_*"))
+    assert kept == ["checkpoint_1", "checkpoint_3"]
+
+
+@pytest.mark.slow
+def test_wandb_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path):
+    done = start([sys.executable, TRAIN, *TINY, "run.wandb=online"], tmp_path, WANDB_MODE="online", WANDB_API_KEY="no")
+    assert done.returncode == 2
+    assert "run.wandb=online: wandb did not start" in done.stderr
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 @pytest.mark.slow
@@ -205,10 +232,14 @@ BAD = {
     "tokenizer": (["tokenizer=/nowhere/tokenizer"], "model.tokenizer=/nowhere/tokenizer: no such folder"),
     "hub tokenizer": (["tokenizer=openai-community/gpt2"], "hub cannot be reached; set model.tokenizer"),
     "context": (["model.model_config_overrides.n_positions=8"], "problem 0 has .* tokens.*context is 8"),
+    "save path": (["save_path=/dev/null/x"], "save_path=/dev/null/x: cannot be written to"),
+    "width": (["model.model_config_overrides.n_embd=30"], "n_embd.*GPT2Config cannot be built so"),
+    "resume": (["resume=1"], "resume=1 skips epochs.*load_model_path"),
     "force": (["resume_mode=force"], "resume_mode=force: every launch starts a new attempt"),
     "checkpoint": (["load_model_path=/nowhere"], "load_model_path=/nowhere: no such file or folder"),
-    "kernel": (["attn_implementation=flash_attention_2"], "flash_attn.*is missing"),
+    "kernel": (["attn_implementation=flash_attention_2", "bf16=true"], "flash_attn.*is missing"),
     "engine": (["deepspeed=zero0", "bf16=true"], "bf16=true with ZeRO stage 0"),
+    "half": (["attn_implementation=flash_attention_2"], "needs|half precision"),
     "overlap": (["num_terms=1"], "data.num_terms: found 1"),
     "multirun": (["--multirun"], "--multirun"),
 }
@@ -251,5 +282,5 @@ def test_default_data_that_is_not_there_names_the_command_that_makes_it(tmp_path
     with pytest.raises(
         DataError, match=r"prosqa_train\.json: no such file; make it with: python preprocessing/prosqa\.py"
     ):
-        open_source(compose_config([]).data, 0)
+        open_source(compose_config([]).data, 0).train(0)
     assert (ROOT / "preprocessing" / "prosqa.py").is_file()

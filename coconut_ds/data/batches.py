@@ -90,8 +90,6 @@ class MicroBatch:
     """For each row, the weight of each of its targets in the update's loss."""
     num_thoughts: int
     """Largest number of thoughts in this micro step on any rank: all ranks make as many one-position passes."""
-    single_pass: bool
-    """No rank has thoughts in this micro step."""
 
 
 def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str) -> list[MicroBatch]:
@@ -101,6 +99,9 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
     batch 1/targets; ``reference`` gives the mean over micro batches of their own token means.
     """
     assert layouts, "a global batch holds at least one problem"
+    if loss_reduction == "token":
+        # Similar ones together, for less padding; the reference's mean of means depends on who stands with whom.
+        layouts = sorted(layouts, key=lambda layout: (layout.num_thoughts, len(layout)))
     micro, world = geometry.micro_batch_size, geometry.world_size
     num_steps = math.ceil(len(layouts) / (micro * world))
     chunks = {
@@ -119,5 +120,5 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
             weight = 1 / (filled * sum(layout.num_targets for layout in mine)) if mine else 0.0
         num_thoughts = max(layout.num_thoughts for other in range(world) for layout in chunks[step, other])
         rows = list(mine) or [chunks[step, 0][0]]
-        plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts, num_thoughts == 0))
+        plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts))
     return plan

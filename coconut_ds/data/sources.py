@@ -39,8 +39,6 @@ class FileSource:
     def __init__(self, data: DataConfig) -> None:
         self._data = data
         self._read: dict[str, list[Problem]] = {}
-        for key in ("train_path", "val_path", "test_path"):
-            self._require(key, optional=True)
 
     def train(self, epoch: int) -> list[Problem]:
         """The training file, in every epoch."""
@@ -60,18 +58,23 @@ class FileSource:
 
     def _problems(self, key: str) -> list[Problem]:
         if key not in self._read:
-            self._read[key] = load_problems(self._require(key))
+            self._read[key] = load_problems(check_file(self._data, key))
         return self._read[key]
 
-    def _require(self, key: str, optional: bool = False) -> str:
-        path = getattr(self._data, key)
-        if path is None and not optional:
-            raise DataError(f"data.{key}: found null, expected a file of problems; set data.{key}=FILE")
-        # A test file may come later: training does not read it.
-        if path is not None and not Path(path).is_file() and not (optional and key == "test_path"):
-            made_by = f"; make it with: {self._data.made_by}" if self._data.made_by else f"; set data.{key}=FILE"
-            raise DataError(f"data.{key}={path}: no such file{made_by}")
-        return str(path)
+
+def check_file(data: DataConfig, key: str) -> str:
+    """The path under a key of ``data``.
+
+    Raises:
+        DataError: it is null or not there; names the command that makes it where one is known.
+    """
+    path = getattr(data, key)
+    if path is None:
+        raise DataError(f"data.{key}: found null, expected a file of problems; set data.{key}=FILE")
+    if not Path(path).is_file():
+        made_by = f"; make it with: {data.made_by}" if data.made_by else f"; set data.{key}=FILE"
+        raise DataError(f"data.{key}={path}: no such file{made_by}")
+    return str(path)
 
 
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {

@@ -5,10 +5,12 @@ has it as one token, and to the mean of the source rows otherwise (input rows, a
 Rows that were there are never touched. Models from scratch keep their random rows.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +23,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from coconut_ds.errors import ModelError
+from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import add_markers
+from coconut_ds.tokens import MARKERS, add_markers
 
 SEED_TOKEN = "<<"
 """Its row starts the markers, as in the reference implementation."""
@@ -55,17 +57,21 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     if settings.model_init == "scratch":
         markers, _ = add_markers(tokenizer)
         return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
-    model = load_by_name(
+    loaded: Any = load_by_name(
         partial(
             AutoModelForCausalLM.from_pretrained,
             dtype=torch.float32,
             attn_implementation=settings.attn_implementation,
             use_safetensors=True,
+            output_loading_info=True,
         ),
         settings.model_id,
         "model.model_id",
         "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights",
     )
+    model, report = loaded
+    # Weights that the model has no use for (another head) are left aside; none may be missing.
+    refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
     return add_marker_rows(model, tokenizer)
 
 
@@ -80,9 +86,15 @@ def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase
             "pad_token_id": None,
         }
     )
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=settings.attn_implementation
-    )
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=settings.attn_implementation
+        )
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
+        raise ModelError(
+            f"model.model_config_overrides={settings.model_config_overrides}: {type(config).__name__} cannot be built "
+            f"so ({type(error).__name__}: {error})"
+        ) from error
     check_supported(model)
     return model
 
@@ -129,6 +141,12 @@ def add_marker_rows(
     check_supported(model)
     rows_there = embedding_weight(model.get_input_embeddings()).shape[0]
     known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
+    tokens = len(tokenizer) - sum(name in tokenizer.get_vocab() for name in MARKERS)
+    if tokens > rows_there:
+        raise ModelError(
+            f"the tokenizer has {tokens} tokens, the weights have rows for {rows_there}; set model.tokenizer to "
+            "the one that the weights were trained with"
+        )
     markers, _ = add_markers(tokenizer)
     if len(tokenizer) > rows_there:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -163,8 +181,48 @@ def check_supported(model: PreTrainedModel) -> None:
             f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop "
             "does not reproduce; set model.model_id to a model of another family"
         )
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        raise ModelError(f"{type(model).__name__}: has no key/value cache, over which thoughts are passed on")
+    window = _attention_window(config)
+    context = context_length(model)
+    if window is not None and (context is None or window < context):
+        raise ModelError(
+            f"{type(model).__name__}: some layers see only the last {window or 'few'} columns, pads among them, so "
+            "rows of different lengths would not be independent; set model.model_id to a model with full attention"
+        )
     if not isinstance(model.get_output_embeddings(), nn.Module):
         raise ModelError(f"{type(model).__name__}: has no language model head")
+
+
+def _attention_window(config: PreTrainedConfig) -> int | None:
+    """Columns that the most short-sighted layer sees; 0 where it is not a number, None for full attention."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and all(kind == "full_attention" for kind in kinds):
+        return None
+    local = "local" in (getattr(config, "attention_layers", None) or ())
+    window = getattr(config, "window_size", None) if local else getattr(config, "sliding_window", None)
+    if window is None and kinds is not None:
+        return 0
+    return int(window) if window is not None else None
+
+
+def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any]) -> None:
+    """Weights fill a model wholly or not at all.
+
+    Raises:
+        CheckpointError: names the first keys that do not fit.
+    """
+    found = []
+    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        names = [str(key[0] if isinstance(key, tuple) else key) for key in keys]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(f"{kind} {', '.join(sorted(names)[:3])}{more}")
+    if found:
+        raise CheckpointError(
+            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that it was "
+            "trained with"
+        )
 
 
 def context_length(model: PreTrainedModel) -> int | None:
