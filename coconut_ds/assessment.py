@@ -21,8 +21,9 @@ from coconut_ds.generation import GenerationSettings, generate
 from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.model.backbone import Backbone, context_length
+from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.support import context_length
 from coconut_ds.scoring import extract_answer, is_correct
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 from coconut_ds.tokens import decode, encode_questions

@@ -27,7 +27,8 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
-from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch, refuse_partial
+from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
+from coconut_ds.model.support import refuse_partial
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, add_markers
 

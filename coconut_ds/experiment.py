@@ -19,7 +19,8 @@ from coconut_ds.evaluation import Evaluator
 from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
-from coconut_ds.model.backbone import Backbone, build_backbone, context_length
+from coconut_ds.model.backbone import Backbone, build_backbone
+from coconut_ds.model.support import context_length
 from coconut_ds.settings import Config
 from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
 

@@ -24,7 +24,7 @@ PLAIN: list[set[str]] = [
 HEAVY: list[set[str]] = [
     {"distributed"},
     {"hub", "tokens"},
-    {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone"},
+    {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone", "model.support"},
     {"generation", "evaluation"},
     {"checkpoint", "engine", "wandb_mirror"},
     {"experiment"},

@@ -5,15 +5,12 @@ has it as one token, and to the mean of the source rows otherwise (input rows, a
 Rows that were there are never touched. Models from scratch keep their random rows.
 """
 
-import inspect
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -23,17 +20,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from coconut_ds.errors import CheckpointError, ModelError
+from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
+from coconut_ds.model.support import check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, add_markers
 
 SEED_TOKEN = "<<"
 """Its row starts the markers, as in the reference implementation."""
-UNSUPPORTED_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Configuration keys of models whose logits are not the head applied to the last hidden state."""
 
 
 @dataclass
@@ -102,19 +98,17 @@ def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase
 def architecture(settings: ModelConfig) -> PreTrainedConfig:
     """The Hugging Face configuration of ``settings``, overrides applied. A bare model type needs no download."""
     name, overrides = settings.model_id, settings.model_config_overrides
-    if "/" not in name and not Path(name).is_dir():
-        make: Callable[..., PreTrainedConfig] = partial(AutoConfig.for_model, name)
-        if name not in CONFIG_MAPPING:
-            raise ModelError(f"model.model_id={name}: no such model type; set a folder, a hub name or a model type")
-    else:
-        make = partial(
-            load_by_name,
-            partial(AutoConfig.from_pretrained, **overrides),
-            name,
-            "model.model_id",
-            "set a local folder or a bare model type such as gpt2",
-        )
-    known = CONFIG_MAPPING[name]() if name in CONFIG_MAPPING else make()
+    is_type = "/" not in name and not Path(name).is_dir()
+    if is_type and name not in CONFIG_MAPPING:
+        raise ModelError(f"model.model_id={name}: no such model type; set a folder, a hub name or a model type")
+
+    def load(**changes: Any) -> PreTrainedConfig:
+        if is_type:
+            return AutoConfig.for_model(name, **changes)
+        advice = "set a local folder or a bare model type such as gpt2"
+        return load_by_name(partial(AutoConfig.from_pretrained, **changes), name, "model.model_id", advice)
+
+    known = load()
     unknown = [key for key in overrides if not hasattr(known, key)]
     if unknown:
         raise ModelError(
@@ -122,7 +116,7 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
             f"it has, among others, {', '.join(sorted(known.to_dict())[:40])}"
         )
     try:
-        return make(**overrides) if name in CONFIG_MAPPING else known
+        return load(**overrides)
     except (ValueError, TypeError) as error:
         raise ModelError(f"model.model_config_overrides: {error}") from error
 
@@ -163,69 +157,3 @@ def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     for weight in {id(weight): weight for weight in weights}.values():
         value = weight[seed].clone() if seed is not None else weight[:known].mean(dim=0)
         weight[rows] = value
-
-
-def embedding_weight(module: nn.Module | None) -> Tensor:
-    """The matrix [rows, D] of an embedding or a head."""
-    weight = getattr(module, "weight", None)
-    assert isinstance(weight, Tensor), "an embedding has a weight matrix"
-    return weight
-
-
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuses models whose logits are not ``head(last hidden state)``, which the latent loop relies on."""
-    config = model.config.get_text_config()
-    transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
-    if transformed:
-        raise ModelError(
-            f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop "
-            "does not reproduce; set model.model_id to a model of another family"
-        )
-    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
-        raise ModelError(f"{type(model).__name__}: has no key/value cache, over which thoughts are passed on")
-    window = _attention_window(config)
-    context = context_length(model)
-    if window is not None and (context is None or window < context):
-        raise ModelError(
-            f"{type(model).__name__}: some layers see only the last {window or 'few'} columns, pads among them, so "
-            "rows of different lengths would not be independent; set model.model_id to a model with full attention"
-        )
-    if not isinstance(model.get_output_embeddings(), nn.Module):
-        raise ModelError(f"{type(model).__name__}: has no language model head")
-
-
-def _attention_window(config: PreTrainedConfig) -> int | None:
-    """Columns that the most short-sighted layer sees; 0 where it is not a number, None for full attention."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and all(kind == "full_attention" for kind in kinds):
-        return None
-    local = "local" in (getattr(config, "attention_layers", None) or ())
-    window = getattr(config, "window_size", None) if local else getattr(config, "sliding_window", None)
-    if window is None and kinds is not None:
-        return 0
-    return int(window) if window is not None else None
-
-
-def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any]) -> None:
-    """Weights fill a model wholly or not at all.
-
-    Raises:
-        CheckpointError: names the first keys that do not fit.
-    """
-    found = []
-    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        names = [str(key[0] if isinstance(key, tuple) else key) for key in keys]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            found.append(f"{kind} {', '.join(sorted(names)[:3])}{more}")
-    if found:
-        raise CheckpointError(
-            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that it was "
-            "trained with"
-        )
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Positions that the model knows; None where nothing limits them."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length is not None else None
