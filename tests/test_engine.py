@@ -18,6 +18,7 @@ from coconut_ds.data.sources import open_source
 from coconut_ds.engine import read_engine_file
 from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import starting_backbone
+from coconut_ds.launch import free_port
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
@@ -69,7 +70,10 @@ def results(tmp_path_factory) -> dict[int, dict]:
     """What the worker recorded on one process (no launcher) and on two (the deepspeed launcher)."""
     found = {}
     deepspeed = Path(sys.executable).with_name("deepspeed")
-    for ranks, launch in ((1, [sys.executable]), (2, [deepspeed, "--num_accelerators", "2"])):
+    for ranks, launch in (
+        (1, [sys.executable]),
+        (2, [deepspeed, "--master_port", free_port(), "--num_accelerators", "2"]),
+    ):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         command = [*map(str, launch), str(WORKER), str(folder / "out.json"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment())

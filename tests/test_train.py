@@ -12,6 +12,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from coconut_ds.launch import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "coconut_ds" / "train.py"
 EVALUATE = ROOT / "coconut_ds" / "evaluate.py"
@@ -67,11 +69,12 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 LAUNCHERS = {
     "python": [sys.executable, TRAIN],
-    "deepspeed": [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "1", TRAIN],
-    "deepspeed, two ranks": [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2", TRAIN],
-    "torchrun": [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--master_port", "29533", TRAIN],
+    "deepspeed": [DEEPSPEED, "--master_port", free_port(), TRAIN],
+    "deepspeed, two ranks": [DEEPSPEED, "--master_port", free_port(), "--num_accelerators", "2", TRAIN],
+    "torchrun": [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", TRAIN],
     "installed": [Path(sys.executable).with_name("coconut-train")],
 }
 
