@@ -22,7 +22,8 @@ from pydantic import BaseModel
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
-from coconut_ds.settings import Config, EvalConfig, leaf_keys, validated
+from coconut_ds.schema import describe_key, leaf_keys, validated
+from coconut_ds.settings import Config, EvalConfig
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
@@ -170,14 +171,7 @@ def _help(schema: type[BaseModel]) -> str:
         f"  {group}: {', '.join(names)}" for group, names in option_names().items() if group in schema.model_fields
     ]
     lines.append("\nkeys (key=value; the group may be left out):")
-    for name, group in schema.model_fields.items():
-        annotation = group.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            for key in leaf_keys(annotation):
-                field = annotation.model_fields[key.split(".")[0]]
-                lines.append(f"  {name}.{key}: {field.description or ''}")
-        else:
-            lines.append(f"  {name}: {group.description or ''}")
+    lines += [f"  {key}: {describe_key(schema, key)}" for key in leaf_keys(schema)]
     return "\n".join(lines).replace("%", "%%")
 
 

@@ -5,29 +5,20 @@ enters through ``Config.from_dict``; nothing further in sees Hydra or OmegaConf.
 and combinations that cannot work are refused at once, all of them in one message.
 """
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
+from coconut_ds.schema import Group, leaf_keys, validated
 
-Schema = TypeVar("Schema", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Decay = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-class _Group(BaseModel):
-    """A group of keys: immutable, and strict about names."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
-    )
-
-
-class RunConfig(_Group):
+class RunConfig(Group):
     """Who and where: name, outputs, seed, logging, what to start from."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -49,11 +40,11 @@ class RunConfig(_Group):
     resume: Natural = 0
     """Epochs to skip at the start, e.g. those that the loaded CoT checkpoint stands for."""
     resume_mode: Literal["auto", "force", "never"] = "auto"
-    """Which attempt of the same signature to continue: auto, force or never."""
+    """Which attempt to continue. Every launch starts a new one, so auto and never are the same and force is refused."""
     resume_attempt_id: str | None = None
-    """A single attempt to continue; wins over resume_mode."""
+    """An attempt to continue; refused, since every launch starts a new one."""
     signature_ignore_keys: tuple[str, ...] = ()
-    """Dotted keys that do not count as part of the experiment's identity."""
+    """Dotted keys that do not count in the signature, the name of the folder that attempts of one run share."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None
@@ -62,7 +53,7 @@ class RunConfig(_Group):
     """auto: online when logged in, else disabled with one line that says so."""
 
 
-class SplitSizes(_Group):
+class SplitSizes(Group):
     """Problems in each split of a generated data set."""
 
     train: Positive = 6400
@@ -73,7 +64,7 @@ class SplitSizes(_Group):
     """Test problems."""
 
 
-class DataConfig(_Group):
+class DataConfig(Group):
     """Where problems come from."""
 
     kind: Literal["file", "modular_sum", "permutation_product", "synthetic"]
@@ -111,7 +102,7 @@ class DataConfig(_Group):
         return value
 
 
-class MethodConfig(_Group):
+class MethodConfig(Group):
     """What the model is taught to do with the steps: one name of the registry."""
 
     kind: str
@@ -125,7 +116,7 @@ class MethodConfig(_Group):
         return value
 
 
-class ModelConfig(_Group):
+class ModelConfig(Group):
     """The backbone and its tokenizer."""
 
     model_id: str
@@ -155,7 +146,7 @@ class ModelConfig(_Group):
         return self
 
 
-class TrainingConfig(_Group):
+class TrainingConfig(Group):
     """Curriculum, batches and optimizer."""
 
     c_thought: Natural = 1
@@ -233,14 +224,14 @@ class TrainingConfig(_Group):
         return self
 
 
-class DeepSpeedConfig(_Group):
+class DeepSpeedConfig(Group):
     """The engine's file."""
 
     config: str
     """Name of a file of ds_configs/ (zero0 … zero3, zero2_offload, zero3_offload) or a path to a JSON file."""
 
 
-class Config(_Group):
+class Config(Group):
     """One experiment."""
 
     run: RunConfig
@@ -309,7 +300,7 @@ class Config(_Group):
         return validated(cls, values)
 
 
-class EvalConfig(_Group):
+class EvalConfig(Group):
     """One evaluation."""
 
     checkpoint: str
@@ -347,29 +338,3 @@ class EvalConfig(_Group):
         if value is not None and value not in METHODS:
             raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
         return value
-
-
-def validated(schema: type[Schema], values: dict[str, Any]) -> Schema:
-    """``schema`` from plain values; pydantic's findings become one readable ConfigError."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for issue in error.errors(include_url=False):
-            where = ".".join(str(part) for part in issue["loc"]) or "configuration"
-            message = issue["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(issue["input"], (dict, BaseModel)) else f" found {issue['input']!r},"
-            lines.append(f"{where}:{shown} {message}")
-        raise ConfigError("\n".join(lines)) from error
-
-
-def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a schema, nested groups included."""
-    keys: list[str] = []
-    for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += leaf_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
-    return keys

@@ -18,7 +18,8 @@ from coconut_ds.compose import (
     print_config,
 )
 from coconut_ds.errors import ConfigError
-from coconut_ds.settings import Config, EvalConfig, leaf_keys
+from coconut_ds.schema import leaf_keys
+from coconut_ds.settings import Config, EvalConfig
 
 OPTIONS = option_names()
 # What options leave to the user.

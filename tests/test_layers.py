@@ -16,7 +16,7 @@ PACKAGE = Path(coconut_ds.__file__).parent
 PLAIN: list[set[str]] = [
     {"", "errors", "files", "launch", "scoring"},
     {"methods", "methods.base", "methods.coconut", "methods.cot", "methods.no_cot", "methods.no_thoughts"},
-    {"settings"},
+    {"schema", "settings"},
     {"layout", "curriculum", "metrics", "progress", "run_folder"},
     {"data", "data.problem", "data.graphs", "data.graph_stats", "data.prosqa", "data.layered", "data.arithmetic"},
     {"data.sources", "data.batches"},
