@@ -69,7 +69,9 @@ class ModelCard:
         try:
             card = TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"), strict=True, extra="forbid")
         except ValidationError as error:
-            raise CheckpointError(f"{path}: is no {CARD} of this project ({error.errors()[0]['msg']})") from error
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise CheckpointError(f"{path}: is no {CARD} of this project ({where}: {first['msg']})") from error
         if card.method not in METHODS:
             raise CheckpointError(
                 f"{path}: method {card.method!r} is unknown here; expected one of {', '.join(sorted(METHODS))}"
@@ -94,16 +96,26 @@ def save_model(
         tokenizer.save_pretrained(temporary)
         (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
-            # Set aside, not removed: between the two names one of them is always whole.
-            old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
+            _replace(folder, temporary)
         else:
             temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{folder}: could not be written ({error}); what was there is untouched") from error
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts ``new`` in the place of ``folder``; whatever fails, one of them stands there whole."""
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    # A left-over of the old one does no harm to the new.
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32) -> Backbone:
@@ -163,7 +175,9 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
     if rows not in (without, len(tokenizer)):
         raise CheckpointError(
             f"{path}: has rows for {rows} tokens; expected {without}, the tokenizer's, or {len(tokenizer)} with the "
-            "thought markers; set model.tokenizer to the one that it was trained with"
+            "thought markers, as the reference implementation writes them (a padded vocabulary has none of them in a "
+            "known place: save such a model with save_pretrained, and load the folder); if the tokenizer is another "
+            "model's, set model.tokenizer"
         )
     model = model_from_scratch(settings, tokenizer, rows)
     tied = set(model.all_tied_weights_keys or {})

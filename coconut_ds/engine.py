@@ -118,7 +118,9 @@ def read_engine_file(config: Config) -> dict[str, Any]:
             f"{path}: sets {', '.join(owned)}, which training.* and run.bf16 set; remove them from the file"
         )
     section = values.get("zero_optimization", {})
-    stage = section.get("stage", 0) if isinstance(section, dict) else section
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: zero_optimization: found {section!r}, expected an object with a stage")
+    stage = section.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
     if config.run.bf16 and stage == 0:

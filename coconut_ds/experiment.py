@@ -16,7 +16,7 @@ from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
 from coconut_ds.evaluation import Evaluator
-from coconut_ds.layout import Layout, lay_out
+from coconut_ds.layout import Layout, lay_out, lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone
@@ -120,9 +120,10 @@ class Experiment:
         """One line for the log. To be called before an engine has cut the parameters into shards."""
         parameters = sum(parameter.numel() for parameter in self.backbone.model.parameters())
         start = self.config.run.load_model_path
+        took = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
         return (
             f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
-            f"{f' with weights and tokenizer of {start}' if start else ''}, "
+            f"{f' with {took} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
         )
@@ -184,7 +185,14 @@ def check_lengths(
         if len(problem.question) + sum(map(len, problem.steps)) + len(problem.answer) + most + 2 <= context:
             continue
         stages = range(max(last_stage, len(problem.steps)) + 1)
-        longest = max(len(lay_out(method, problem, stage, spec, nowhere)) for stage in stages)
+        longest = max(
+            max(
+                len(lay_out(method, problem, stage, spec, nowhere)),
+                # At inference the number of thoughts does not follow the gold steps; one token must fit behind.
+                len(lay_out_prompt(method, problem.question, method.num_thoughts(stage, None, spec), nowhere)) + 1,
+            )
+            for stage in stages
+        )
         if longest > context:
             raise DataError(
                 f"{split} problem {index} has {longest} tokens with its thoughts; the model's context is {context}; "

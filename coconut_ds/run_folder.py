@@ -57,11 +57,13 @@ class RunFolder:
 
     def discard(self) -> None:
         """Removes an attempt that never began, and folders above it that are empty now."""
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
         for parent in self.path.parents[:3]:
-            if any(parent.iterdir()):
-                break
-            parent.rmdir()
+            try:
+                parent.rmdir()
+            except OSError:
+                # Not empty, or not ours to remove: it stays, and so do those above.
+                return
 
     def write_samples(self, epoch: int, samples: list[dict[str, Any]]) -> None:
         """A few validation problems with what the model wrote."""

@@ -322,7 +322,7 @@ class EvalConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems."""
     out: str | None = None
-    """Folder for the results; null: outputs/eval/<checkpoint>/<data>."""
+    """Folder for the results; null: outputs/eval/<checkpoint>/<data>, with n_thoughts where it was given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from coconut_ds.data.batches import BatchGeometry, MicroBatch, epoch_batches, plan_update
 from coconut_ds.errors import ConfigError
+from coconut_ds.launch import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.settings import TrainingConfig
 
@@ -173,3 +174,13 @@ def test_what_an_update_is_made_of_does_not_depend_on_the_number_of_ranks() -> N
         rows = [row for batch in batches for row in zip(batch.layouts, batch.weights, strict=True)]
         found.append(sorted((item.input_ids[0], weight) for item, weight in rows if weight))
     assert found == [found[0]] * 4
+
+
+def test_variables_without_a_rank_are_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left-overs of a shell neither change the number of ranks nor silence the process."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (launched_ranks(), launched_rank(), speaks_for_machine()) == (1, 0, True)
+    monkeypatch.setenv("RANK", "1")
+    assert (launched_ranks(), launched_rank(), speaks_for_machine()) == (3, 1, False)

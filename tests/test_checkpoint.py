@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,3 +282,23 @@ def test_without_an_accelerator_the_processor_is_used(monkeypatch):
     assert alone().device.type == "cpu"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert alone().device.type == "cuda"
+
+
+def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    """The second of two renames fails."""
+    backbone = make_backbone()
+    folder = tmp_path / "checkpoint_1"
+    arguments = (folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    save_model(*arguments)
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.startswith(".checkpoint_1.") and ".old." not in self.name:
+            raise OSError("busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save_model(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+    assert load_folder(folder).markers == backbone.markers

@@ -143,6 +143,7 @@ def test_a_non_finite_loss_or_gradient_stops_all_ranks_before_the_optimizer_move
         ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16"),
         ("{", "broken JSON at line 1"),
         ("[]", "found list, expected an object"),
+        ('{"zero_optimization": 2}', "zero_optimization: found 2, expected an object"),
         ('{"gradient_allreduce_op": "sum"}', "sets gradient_allreduce_op"),
         ('{"zero_optimization": {"stage": "auto"}}', "stage: found 'auto', expected 0, 1, 2 or 3"),
     ],

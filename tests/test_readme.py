@@ -52,5 +52,10 @@ def test_files_and_targets_that_are_named_exist():
     assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= set(targets)
 
 
+def test_nothing_is_left_to_fill_in():
+    """No line is a bare placeholder in capitals."""
+    assert not re.findall(r"^[A-Z][A-Z_]+$", README, flags=re.MULTILINE)
+
+
 def test_it_stays_short():
     assert len(README.splitlines()) < 200

@@ -32,8 +32,7 @@ def check_supported(model: PreTrainedModel) -> None:
     if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
         raise ModelError(f"{type(model).__name__}: has no key/value cache, over which thoughts are passed on")
     window = _attention_window(config)
-    context = context_length(model)
-    if window is not None and (context is None or window < context):
+    if window is not None:
         raise ModelError(
             f"{type(model).__name__}: some layers see only the last {window or 'few'} columns, pads among them, so "
             "rows of different lengths would not be independent; set model.model_id to a model with full attention"
