@@ -24,6 +24,8 @@ from coconut_ds.launch import free_port
 from coconut_ds.run_folder import RUN_LINE
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
+STAGED = METHODS[:2]
+"""Those with a curriculum."""
 CHANCE = 1 / 6
 """Six permutations."""
 SHOWN = 5
@@ -170,27 +172,28 @@ def draw_curves(runs: Sequence[MethodRun], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
     colours = {"coconut": "#0072B2", "no_thoughts": "#D55E00", "no_cot": "#666666"}
+    heights = iter((1.16, 1.09))
     for run in runs:
         lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval/accuracy" in line]
         steps = [line["global_step"] for line in lines]
-        axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.method, color=colours[run.method])
-        if run.method == "coconut":
-            mark_stages(axes, steps, [line["eval/stage"] for line in lines])
+        colour = colours[run.method]
+        axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.method, color=colour)
+        if run.method in STAGED:
+            mark_stages(axes, steps, [line["eval/stage"] for line in lines], colour, next(heights))
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.08))
-    axes.set_title("Permutation products: stage k replaces the first k steps")
+    axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.22))
+    axes.set_title("Permutation products (numbers: where each method's stages begin)")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def mark_stages(axes: Any, steps: Sequence[int], stages: Sequence[int]) -> None:
-    """A line where each stage begins and its number above."""
+def mark_stages(axes: Any, steps: Sequence[int], stages: Sequence[int], colour: str, height: float) -> None:
+    """The number of each stage, above where it begins."""
     for index, stage in enumerate(stages):
         if index == 0 or stage != stages[index - 1]:
             begin = steps[index - 1] if index else 0
-            axes.axvline(begin, color="#CCCCCC", linewidth=0.8, zorder=0)
-            axes.text(begin, 1.03, f" stage {stage}", fontsize=8, color="#444444")
+            axes.text(begin, height, str(stage), fontsize=9, color=colour, ha="center", va="center", weight="bold")
 
 
 def what_it_shows(accuracies: dict[str, float]) -> str:
