@@ -12,13 +12,11 @@ import torch
 
 from coconut_ds.checkpoint import ModelCard, load_folder
 from coconut_ds.data.problem import Problem
-from coconut_ds.data.sources import open_source
+from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation import DecodedThought, Evaluation, Evaluator, decode_thoughts
 from coconut_ds.experiment import card_of, starting_backbone
-from coconut_ds.generation import GenerationSettings, generate
-from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.model.backbone import Backbone
@@ -26,7 +24,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.support import context_length
 from coconut_ds.scoring import extract_answer, is_correct
 from coconut_ds.settings import Config, DataConfig, EvalConfig
-from coconut_ds.tokens import decode, encode_questions
+from coconut_ds.tokens import decode
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Subject:
 def evaluate(config: EvalConfig) -> Evaluation:
     """Loads the checkpoint, evaluates, writes and prints the scores."""
     subject = _load(config)
-    problems, split = _problems(config.data, config.seed)
+    problems, split = _problems(config.data, open_source(config.data, config.seed))
     asked = "" if config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
     out = Path(config.out or Path("outputs/eval") / subject.name / f"{config.data_name}{asked}")
     evaluation = _answers(subject, problems, config.data.max_new_tokens, config.batch_size, alone())
@@ -52,8 +50,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
-    problems, split = _problems(config.data, config.run.seed, config.run.debug)
-    backbone = starting_backbone(config, open_source(config.data, config.run.seed))
+    source = open_source(config.data, config.run.seed, config.run.debug)
+    problems, split = _problems(config.data, source)
+    backbone = starting_backbone(config, source)
     card = card_of(config)
     if card is None:
         training, method = config.training, METHODS[config.method.kind]
@@ -83,15 +82,11 @@ class Trace:
 def trace(config: EvalConfig, count: int) -> list[Trace]:
     """The first ``count`` problems with their decoded thoughts."""
     subject = _load(config)
-    backbone, card = subject.backbone, subject.card
-    problems = _problems(config.data, config.seed)[0][:count]
+    backbone = subject.backbone
+    problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
     loop = LatentLoop(backbone.model).to(alone().device).eval()
-    questions = encode_questions(backbone.tokenizer, [problem.question for problem in problems])
-    method = METHODS[card.method]
-    prompts = [lay_out_prompt(method, ids, card.num_thoughts, backbone.markers) for ids in questions]
-    eos = int(backbone.tokenizer.eos_token_id)
-    context = context_length(backbone.model)
-    made = generate(loop, prompts, GenerationSettings(config.data.max_new_tokens, eos, backbone.markers.all(), context))
+    evaluator = _evaluator(subject, config.data.max_new_tokens, count, alone())
+    made = evaluator.generate(loop, evaluator.prompts(problems, subject.card.num_thoughts))
     decoded = decode_thoughts(loop, backbone.tokenizer, made.thoughts)
     texts = [decode(backbone.tokenizer, tokens, backbone.markers) for tokens in made.tokens]
     return [
@@ -126,10 +121,22 @@ def _name(path: str | Path | None) -> str:
     return "-".join(Path(path or "model").resolve().parts[-2:])
 
 
-def _problems(data: DataConfig, seed: int, debug: bool = False) -> tuple[list[Problem], str]:
-    source = open_source(data, seed, debug)
+def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
     on_test = data.kind != "file" or data.test_path is not None
     return (source.test(), "test") if on_test else (source.valid(), "validation")
+
+
+def _evaluator(subject: Subject, max_new_tokens: int, batch_size: int, ranks: Ranks) -> Evaluator:
+    backbone = subject.backbone
+    return Evaluator(
+        backbone.tokenizer,
+        backbone.markers,
+        METHODS[subject.card.method],
+        max_new_tokens,
+        batch_size,
+        context_length(backbone.model),
+        ranks,
+    )
 
 
 def _answers(
@@ -138,13 +145,11 @@ def _answers(
     backbone, card = subject.backbone, subject.card
     method = METHODS[card.method]
     spec = CurriculumSpec(card.c_thought, card.max_latent_stage)
-    context = context_length(backbone.model)
-    evaluator = Evaluator(backbone.tokenizer, backbone.markers, method, max_new_tokens, batch_size, context, ranks)
     if bf16:
         # Parameters only: rotary tables stay in fp32, as in training.
         for parameter in backbone.model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return evaluator.run(
+    return _evaluator(subject, max_new_tokens, batch_size, ranks).run(
         LatentLoop(backbone.model).to(ranks.device).eval(),
         problems,
         card.num_thoughts,

@@ -90,21 +90,27 @@ class Evaluator:
             progress: show a bar on rank 0 (only on a terminal).
         """
         mine = range(self.ranks.rank, len(problems), self.ranks.size)
-        questions = encode_questions(self.tokenizer, [problem.question for problem in problems])
-        prompts = [lay_out_prompt(self.method, ids, num_thoughts, self.markers) for ids in questions]
-        check_prompts(prompts, self.context_length)
+        prompts = self.prompts(problems, num_thoughts)
         predictions: list[Prediction] = []
         # Rank 0 has the most problems; the others repeat their last batch so that all make as many passes.
         starts = range(0, len(range(0, len(problems), self.ranks.size)), self.batch_size)
         for start in tqdm(starts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
             chosen = mine[start : start + self.batch_size]
-            made = self._generate(call, [prompts[index] for index in chosen] or prompts[:1])
+            made = self.generate(call, [prompts[index] for index in chosen] or prompts[:1])
             for index, tokens in zip(chosen, made.tokens, strict=False):
                 predictions.append(self._judge(index, problems[index], tokens, num_removed))
         gathered = [prediction for part in self.ranks.gather(predictions) for prediction in part]
         return Evaluation(sorted(gathered, key=lambda prediction: prediction.index), num_thoughts)
 
-    def _generate(self, call: Call, prompts: Sequence[Layout]) -> Generated:
+    def prompts(self, problems: Sequence[Problem], num_thoughts: int) -> list[Layout]:
+        """What the model is given for each problem; refuses those that do not fit its context."""
+        questions = encode_questions(self.tokenizer, [problem.question for problem in problems])
+        prompts = [lay_out_prompt(self.method, ids, num_thoughts, self.markers) for ids in questions]
+        check_prompts(prompts, self.context_length)
+        return prompts
+
+    def generate(self, call: Call, prompts: Sequence[Layout]) -> Generated:
+        """Greedy continuations of one batch of prompts."""
         settings = GenerationSettings(
             self.max_new_tokens, int(self.tokenizer.eos_token_id), self.markers.all(), self.context_length
         )

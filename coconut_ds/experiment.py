@@ -32,6 +32,7 @@ class RunProblems:
         self._source, self._tokenizer = source, tokenizer
         self.valid = source.valid()
         self.valid_tokens = tokenize(tokenizer, self.valid)
+        self._epoch = -1
         self._texts: list[Problem] = []
         self._tokens: list[TokenizedProblem] = []
         self._limit: Callable[[str, Sequence[TokenizedProblem]], None] = lambda split, problems: None
@@ -44,7 +45,9 @@ class RunProblems:
 
     def train(self, epoch: int) -> list[TokenizedProblem]:
         """Training problems of an epoch."""
-        texts = self._source.train(epoch)
+        if epoch == self._epoch:
+            return self._tokens
+        texts, self._epoch = self._source.train(epoch), epoch
         if texts != self._texts:
             self._texts, self._tokens = texts, tokenize(self._tokenizer, texts)
             self._limit("training", self._tokens)
