@@ -5,12 +5,13 @@ Method and number of thoughts come from the checkpoint, never from the gold step
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from coconut_ds.checkpoint import ModelCard, load_folder
+from coconut_ds.curriculum import spec_of
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
@@ -18,7 +19,6 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation import DecodedThought, Evaluation, Evaluator, decode_thoughts
 from coconut_ds.experiment import card_of, starting_backbone
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.support import context_length
@@ -56,11 +56,9 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     card = card_of(config)
     if card is None:
         training, method = config.training, METHODS[config.method.kind]
-        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
         # A state dict does not say its stage: the last one is what training ends with.
-        stage = training.max_latent_stage
-        thoughts = method.num_thoughts(stage, None, spec)
-        card = ModelCard(method.name, stage, thoughts, spec.c_thought, stage, {})
+        stage = training.max_latent_stage + 1 if method.has_curriculum else 0
+        card = ModelCard.of(method, stage, spec_of(training), config.data.format, {})
     subject = Subject(_name(config.run.load_model_path), backbone, card)
     size = config.training.batch_size_eval
     evaluation = _answers(subject, problems, config.data.max_new_tokens, size, ranks, config.run.bf16)
@@ -86,11 +84,13 @@ def trace(config: EvalConfig, count: int) -> list[Trace]:
     problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
     loop = LatentLoop(backbone.model).to(alone().device).eval()
     evaluator = _evaluator(subject, config.data.max_new_tokens, count, alone())
-    made = evaluator.generate(loop, evaluator.prompts(problems, subject.card.num_thoughts))
+    num_latents = subject.card.num_latents
+    made = evaluator.generate(loop, evaluator.prompts(problems, num_latents), num_latents)
+    form = subject.card.text_format
     decoded = decode_thoughts(loop, backbone.tokenizer, made.thoughts)
     texts = [decode(backbone.tokenizer, tokens, backbone.markers) for tokens in made.tokens]
     return [
-        Trace(problem, thoughts, extract_answer(text), is_correct(text, problem.answer))
+        Trace(problem, thoughts, extract_answer(text, form), is_correct(text, problem.answer, form))
         for problem, thoughts, text in zip(problems, decoded, texts, strict=True)
     ]
 
@@ -109,11 +109,11 @@ def _load(config: EvalConfig) -> Subject:
                 f"{folder}: has no coconut.json, so it does not say how it thinks; set method=cot (or another) and "
                 "n_thoughts=0"
             )
-        card = ModelCard(config.method, 0, config.n_thoughts or 0, 0, 0, {})
+        card = ModelCard(config.method, 0, 0, 0, 0, {})
     elif config.method not in (None, card.method):
         raise CheckpointError(f"{folder}: was trained with method={card.method}; leave method={config.method} out")
     if config.n_thoughts is not None:
-        card = replace(card, num_thoughts=config.n_thoughts)
+        card = card.with_latents(config.n_thoughts)
     return Subject(_name(folder), backbone, card)
 
 
@@ -132,6 +132,8 @@ def _evaluator(subject: Subject, max_new_tokens: int, batch_size: int, ranks: Ra
         backbone.tokenizer,
         backbone.markers,
         METHODS[subject.card.method],
+        subject.card.spec,
+        subject.card.text_format,
         max_new_tokens,
         batch_size,
         context_length(backbone.model),
@@ -143,8 +145,6 @@ def _answers(
     subject: Subject, problems: list[Problem], max_new_tokens: int, batch_size: int, ranks: Ranks, bf16: bool = False
 ) -> Evaluation:
     backbone, card = subject.backbone, subject.card
-    method = METHODS[card.method]
-    spec = CurriculumSpec(card.c_thought, card.max_latent_stage)
     if bf16:
         # Parameters only: rotary tables stay in fp32, as in training.
         for parameter in backbone.model.parameters():
@@ -152,8 +152,8 @@ def _answers(
     return _evaluator(subject, max_new_tokens, batch_size, ranks).run(
         LatentLoop(backbone.model).to(ranks.device).eval(),
         problems,
-        card.num_thoughts,
-        lambda num_steps: method.num_removed(card.stage, num_steps, spec),
+        card.stage,
+        card.num_latents,
         progress=ranks.is_first,
     )
 
@@ -162,7 +162,8 @@ def _report(subject: Subject, evaluation: Evaluation, split: str, out: Path) -> 
     _write(evaluation, subject, out)
     sys.stdout.write(
         f"accuracy {evaluation.accuracy:.1%} on {len(evaluation.predictions):,} {split} problems, method "
-        f"{subject.card.method}, {subject.card.num_thoughts} thoughts; {out / 'scores.json'}\n"
+        f"{subject.card.method}, {evaluation.num_thoughts} thoughts"
+        f"{f', {evaluation.num_pauses} pauses' if evaluation.num_pauses else ''}; {out / 'scores.json'}\n"
     )
 
 
@@ -176,6 +177,7 @@ def _write(evaluation: Evaluation, subject: Subject, out: Path) -> None:
         "wholly_right": evaluation.wholly_right,
         "problems": len(evaluation.predictions),
         "num_thoughts": evaluation.num_thoughts,
+        "num_pauses": evaluation.num_pauses,
         "method": subject.card.method,
         "stage": subject.card.stage,
         "tokens_a_problem": sum(p.num_tokens for p in evaluation.predictions) / len(evaluation.predictions),

@@ -12,7 +12,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.formats import FORMATS, TEXT, Format
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import MarkerIds
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
 from coconut_ds.model.support import refuse_partial
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import MARKERS, add_markers
+from coconut_ds.tokens import MARKERS, PAUSE, add_markers
 
 CARD = "coconut.json"
 REFERENCE_PREFIX = "base_causallm."
@@ -53,8 +54,60 @@ class ModelCard:
     c_thought: int
     max_latent_stage: int
     marker_ids: dict[str, int]
+    num_pauses: int = 0
+    """Pause tokens at inference."""
+    tokens_per_epoch: int = 8
+    format: str = TEXT.name
+    """A name of ``formats``."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where it comes from: epoch, global_step, accuracy, versions, configuration."""
+    """Where it comes from: epoch, global_step, accuracy, stage switches, versions, configuration."""
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        stage: int,
+        spec: CurriculumSpec,
+        format: str,
+        marker_ids: dict[str, int],
+        provenance: dict[str, Any] | None = None,
+    ) -> "ModelCard":
+        """The card of a model that was trained up to ``stage``."""
+        latents = method.num_latents(stage, None, spec)
+        thoughts, pauses = (0, latents) if method.pauses else (latents, 0)
+        return cls(
+            method.name,
+            stage,
+            thoughts,
+            spec.c_thought,
+            spec.max_latent_stage,
+            marker_ids,
+            pauses,
+            spec.tokens_per_epoch,
+            format,
+            provenance or {},
+        )
+
+    @property
+    def num_latents(self) -> int:
+        """Thoughts or pauses at inference."""
+        return self.num_thoughts + self.num_pauses
+
+    def with_latents(self, count: int) -> "ModelCard":
+        """The same with another number of thoughts, or of pauses where the method pauses."""
+        if METHODS[self.method].pauses:
+            return replace(self, num_pauses=count)
+        return replace(self, num_thoughts=count)
+
+    @property
+    def spec(self) -> CurriculumSpec:
+        """What layouts need to know; the number of latents at inference is the card's own."""
+        return CurriculumSpec(self.c_thought, self.max_latent_stage, tokens_per_epoch=self.tokens_per_epoch)
+
+    @property
+    def text_format(self) -> Format:
+        """What ``format`` names."""
+        return FORMATS[self.format]
 
     @classmethod
     def read(cls, folder: Path) -> "ModelCard | None":
@@ -75,6 +128,10 @@ class ModelCard:
         if card.method not in METHODS:
             raise CheckpointError(
                 f"{path}: method {card.method!r} is unknown here; expected one of {', '.join(sorted(METHODS))}"
+            )
+        if card.format not in FORMATS:
+            raise CheckpointError(
+                f"{path}: format {card.format!r} is unknown here; expected one of {', '.join(FORMATS)}"
             )
         return card
 
@@ -118,10 +175,13 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_folder(
+    folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32, pause: bool = False
+) -> Backbone:
     """The backbone in a model folder, with exactly the weights that stand there.
 
-    Markers that the folder's tokenizer lacks (a plain Hugging Face model) are added as the backbone does.
+    Markers that the folder's tokenizer lacks (a plain Hugging Face model) are added as the backbone does, ``<|pause|>``
+    only where ``pause`` asks for it.
 
     Raises:
         CheckpointError: files are missing, unsafe, or do not fit each other.
@@ -149,9 +209,9 @@ def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dt
     refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
-    backbone = add_marker_rows(model, tokenizer)
+    backbone = add_marker_rows(model, tokenizer, pause=pause)
     card = ModelCard.read(folder)
-    if card is not None and card.marker_ids != marker_table(backbone.markers):
+    if card is not None and not card.marker_ids.items() <= marker_table(backbone.markers).items():
         raise CheckpointError(
             f"{folder}: {CARD} gives the markers {card.marker_ids}, the tokenizer {marker_table(backbone.markers)}; "
             "these files are not of one checkpoint"
@@ -159,7 +219,9 @@ def load_folder(folder: Path, attn_implementation: str = "sdpa", dtype: torch.dt
     return backbone
 
 
-def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Backbone:
+def load_state_dict(
+    path: Path, settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False
+) -> Backbone:
     """The backbone of ``settings`` with the weights of a state dict file.
 
     Keys may carry the reference's ``base_causallm.``; the number of embedding rows is the file's. Markers that the
@@ -195,7 +257,7 @@ def load_state_dict(path: Path, settings: ModelConfig, tokenizer: PreTrainedToke
     )
     model.load_state_dict(state, strict=False)
     model.tie_weights()
-    return add_marker_rows(model, tokenizer, rows)
+    return add_marker_rows(model, tokenizer, rows, pause)
 
 
 @contextmanager
@@ -233,4 +295,4 @@ def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
 
 def marker_table(markers: MarkerIds) -> dict[str, int]:
     """Names and ids of the markers, for the card."""
-    return dict(zip(MARKERS, markers.all(), strict=True))
+    return dict(zip((*MARKERS, PAUSE), markers.all(), strict=False))

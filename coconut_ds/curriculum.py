@@ -7,17 +7,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coconut_ds.methods.base import Method
+from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.settings import TrainingConfig
 
 
-def final_stage(max_latent_stage: int, longest: int) -> int:
-    """The stage after which nothing changes any more, for problems of at most ``longest`` steps.
-
-    One stage past ``max_latent_stage`` removes whatever steps are left; where none are left it would repeat its
-    predecessor.
-    """
-    return max_latent_stage if longest <= max_latent_stage else max_latent_stage + 1
+def spec_of(training: TrainingConfig) -> CurriculumSpec:
+    """What layouts need to know of ``training``."""
+    return CurriculumSpec(
+        training.c_thought, training.max_latent_stage, training.pad_latent_to_max, training.tokens_per_epoch
+    )
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,18 @@ class Curriculum:
     training: TrainingConfig
     has_curriculum: bool
     last_stage: int
-    """See ``final_stage``; 0 for methods without curriculum."""
+    """See ``Method.final_stage``; 0 for methods without curriculum."""
+    epochs_per_stage: int
+    """Under ``advance=epochs``."""
     first_epoch: int = 0
     """The first epoch that is trained (``run.resume``)."""
 
     @classmethod
     def of(cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0) -> "Curriculum":
-        """The curriculum of ``method`` on problems of at most ``longest`` steps."""
-        last = final_stage(training.max_latent_stage, longest) if method.has_curriculum else 0
-        return cls(training, method.has_curriculum, last, first_epoch)
+        """The curriculum of ``method`` on problems of at most ``longest`` stages (``Method.num_stages``)."""
+        last = method.final_stage(longest, spec_of(training)) if method.has_curriculum else 0
+        epochs_per_stage = method.epochs_per_stage or training.epochs_per_stage
+        return cls(training, method.has_curriculum, last, epochs_per_stage, first_epoch)
 
     @property
     def recorded(self) -> bool:
@@ -49,7 +50,7 @@ class Curriculum:
         if self.training.stage_switches is not None:
             switches = self.training.stage_switches
         elif not self.recorded:
-            return min(epoch // self.training.epochs_per_stage, self.last_stage)
+            return min(epoch // self.epochs_per_stage, self.last_stage)
         return min(sum(epoch >= switch for switch in switches), self.last_stage)
 
     def advances(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
@@ -69,12 +70,12 @@ class Curriculum:
         return wanted is not None and accuracy >= wanted and self.stage(epoch, switches) == self.last_stage
 
 
-def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_steps: int) -> int:
+def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_stages: int) -> int:
     """The stage of one problem in one epoch, under ``uniform_prob`` or ``replay_prob``.
 
     A counter-based draw: it depends on (seed, epoch, problem) and not on ranks, workers or order. ``uniform_prob``
-    draws from 0..num_steps (the reference's mixing, later stages included), ``replay_prob`` from 0..stage
-    ("Reasoning by Superposition", arXiv 2505.12514).
+    draws from 0..num_stages, all those of the problem itself (the reference's mixing, later stages included),
+    ``replay_prob`` from 0..stage ("Reasoning by Superposition", arXiv 2505.12514).
     """
     probability = training.uniform_prob or training.replay_prob
     if not probability:
@@ -82,7 +83,7 @@ def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, s
     draw = random.Random(f"stage/{seed}/{epoch}/{problem}")
     if draw.random() >= probability:
         return stage
-    return draw.randint(0, num_steps if training.uniform_prob else stage)
+    return draw.randint(0, num_stages if training.uniform_prob else stage)
 
 
 def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:

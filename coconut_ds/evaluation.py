@@ -10,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.distributed import ALONE, Ranks
-from coconut_ds.generation import Generated, GenerationSettings, check_prompts, generate
-from coconut_ds.layout import Layout, lay_out_prompt
-from coconut_ds.methods.base import MarkerIds, Method
+from coconut_ds.formats import Format
+from coconut_ds.generation import Generated, GenerationSettings, Thinking, check_prompts, generate
+from coconut_ds.layout import Layout, expected_tokens, lay_out_prompt
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.scoring import extract_answer, is_correct, is_wholly_right
-from coconut_ds.tokens import decode, encode_questions
+from coconut_ds.scoring import extract_answer, is_correct
+from coconut_ds.tokens import decode, encode_cue, encode_questions, tokenize
 
 Call = Callable[..., Any]
 """A latent loop or an engine around one: ``call(task, *arguments)``."""
@@ -34,7 +35,7 @@ class Prediction:
     answer: str
     correct: bool
     wholly_right: bool
-    """The answer and every step that the stage still writes."""
+    """The answer and every step that the stage still writes, token by token."""
     num_tokens: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class Evaluation:
 
     predictions: list[Prediction]
     num_thoughts: int
+    num_pauses: int
 
     @property
     def accuracy(self) -> float:
@@ -67,67 +69,74 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     markers: MarkerIds
     method: Method
+    spec: CurriculumSpec
+    format: Format
     max_new_tokens: int
     batch_size: int
     context_length: int | None
     ranks: Ranks = ALONE
 
     def run(
-        self,
-        call: Call,
-        problems: Sequence[Problem],
-        num_thoughts: int,
-        num_removed: Callable[[int], int],
-        progress: bool = False,
+        self, call: Call, problems: Sequence[Problem], stage: int, num_latents: int, progress: bool = False
     ) -> Evaluation:
         """Generates for each problem and compares.
 
         Args:
             call: latent loop or engine.
             problems: at least one.
-            num_thoughts: thoughts of each prompt.
-            num_removed: steps that the model no longer writes, given a problem's number of steps.
+            stage: tells which steps the model still writes.
+            num_latents: thoughts or pauses of each problem.
             progress: show a bar on rank 0 (only on a terminal).
         """
         mine = range(self.ranks.rank, len(problems), self.ranks.size)
-        prompts = self.prompts(problems, num_thoughts)
+        prompts = self.prompts(problems, num_latents)
+        gold = dict(zip(mine, tokenize(self.tokenizer, [problems[i] for i in mine], self.format), strict=True))
         predictions: list[Prediction] = []
         # Rank 0 has the most problems; the others repeat their last batch so that all make as many passes.
         starts = range(0, len(range(0, len(problems), self.ranks.size)), self.batch_size)
         for start in tqdm(starts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
             chosen = mine[start : start + self.batch_size]
-            made = self.generate(call, [prompts[index] for index in chosen] or prompts[:1])
+            made = self.generate(call, [prompts[index] for index in chosen] or prompts[:1], num_latents)
             for index, tokens in zip(chosen, made.tokens, strict=False):
-                predictions.append(self._judge(index, problems[index], tokens, num_removed))
+                expected = expected_tokens(self.method, gold[index], stage, self.spec, self.markers)
+                predictions.append(self._judge(index, problems[index], tokens, expected))
         gathered = [prediction for part in self.ranks.gather(predictions) for prediction in part]
-        return Evaluation(sorted(gathered, key=lambda prediction: prediction.index), num_thoughts)
+        in_order = sorted(gathered, key=lambda prediction: prediction.index)
+        pauses = num_latents if self.method.pauses else 0
+        return Evaluation(in_order, num_latents - pauses, pauses)
 
-    def prompts(self, problems: Sequence[Problem], num_thoughts: int) -> list[Layout]:
+    def prompts(self, problems: Sequence[Problem], num_latents: int) -> list[Layout]:
         """What the model is given for each problem; refuses those that do not fit its context."""
-        questions = encode_questions(self.tokenizer, [problem.question for problem in problems])
-        prompts = [lay_out_prompt(self.method, ids, num_thoughts, self.markers) for ids in questions]
+        questions = encode_questions(self.tokenizer, [problem.question for problem in problems], self.format)
+        cue = encode_cue(self.tokenizer, self.format)
+        prompts = [lay_out_prompt(self.method, ids, num_latents, self.markers, cue) for ids in questions]
         check_prompts(prompts, self.context_length)
         return prompts
 
-    def generate(self, call: Call, prompts: Sequence[Layout]) -> Generated:
+    def generate(self, call: Call, prompts: Sequence[Layout], num_latents: int) -> Generated:
         """Greedy continuations of one batch of prompts."""
+        starts = self.method.starts_thinking
+        one_token = self.format.one_token and not self.method.writes_steps
         settings = GenerationSettings(
-            self.max_new_tokens, int(self.tokenizer.eos_token_id), self.markers.all(), self.context_length
+            1 if one_token else self.max_new_tokens,
+            int(self.tokenizer.eos_token_id),
+            tuple(marker for marker in self.markers.all() if not (starts and marker == self.markers.start)),
+            self.context_length,
+            Thinking(self.markers.start, self.markers.end, num_latents) if starts else None,
         )
         made: Generated = call(generate, prompts, settings, self.ranks.every)
         return made
 
-    def _judge(self, index: int, problem: Problem, tokens: list[int], num_removed: Callable[[int], int]) -> Prediction:
+    def _judge(self, index: int, problem: Problem, tokens: list[int], expected: list[int]) -> Prediction:
         text = decode(self.tokenizer, tokens, self.markers)
-        steps = problem.steps[num_removed(len(problem.steps)) :]
         return Prediction(
             index=index,
             question=problem.question,
             text=text,
-            extracted=extract_answer(text),
+            extracted=extract_answer(text, self.format),
             answer=problem.answer,
-            correct=is_correct(text, problem.answer),
-            wholly_right=is_wholly_right(text, steps, problem.answer),
+            correct=is_correct(text, problem.answer, self.format),
+            wholly_right=tokens == expected,
             num_tokens=len(tokens),
         )
 

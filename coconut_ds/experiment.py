@@ -9,13 +9,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
-from coconut_ds.curriculum import Curriculum, mixed_stage
+from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
 from coconut_ds.evaluation import Evaluator
+from coconut_ds.formats import Format
 from coconut_ds.layout import Layout, lay_out, lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
@@ -28,10 +29,11 @@ from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
 class RunProblems:
     """The problems of a run as tokens. What does not change from epoch to epoch is tokenized and checked once."""
 
-    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._source, self._tokenizer = source, tokenizer
+    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase, format: Format) -> None:
+        self._source = source
+        self._tokenize = partial(tokenize, tokenizer, format=format)
         self.valid = source.valid()
-        self.valid_tokens = tokenize(tokenizer, self.valid)
+        self.valid_tokens = self._tokenize(self.valid)
         self._epoch = -1
         self._texts: list[Problem] = []
         self._tokens: list[TokenizedProblem] = []
@@ -49,7 +51,7 @@ class RunProblems:
             return self._tokens
         texts, self._epoch = self._source.train(epoch), epoch
         if texts != self._texts:
-            self._texts, self._tokens = texts, tokenize(self._tokenizer, texts)
+            self._texts, self._tokens = texts, self._tokenize(texts)
             self._limit("training", self._tokens)
         return self._tokens
 
@@ -81,10 +83,9 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         backbone = starting_backbone(config, source)
         method = METHODS[config.method.kind]
-        spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
-        problems = RunProblems(source, backbone.tokenizer)
-        first = problems.train(config.run.resume)
-        longest = max(len(problem.steps) for problem in first)
+        spec = spec_of(training)
+        problems = RunProblems(source, backbone.tokenizer, config.data.text_format)
+        longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume)
         context = context_length(backbone.model)
         if context is not None:
@@ -104,7 +105,8 @@ class Experiment:
         """The sequence of the epoch's problem ``index``, its stage mixed where the method has a curriculum."""
         if self.method.has_curriculum:
             training, seed = self.config.training, self.config.run.seed
-            stage = mixed_stage(training, seed, epoch, index, stage, len(problem.steps))
+            stages = self.method.num_stages(problem, self.spec)
+            stage = mixed_stage(training, seed, epoch, index, stage, stages)
         return self.layout(problem, stage)
 
     def evaluator(self) -> Evaluator:
@@ -113,6 +115,8 @@ class Experiment:
             self.backbone.tokenizer,
             self.backbone.markers,
             self.method,
+            self.spec,
+            self.config.data.text_format,
             self.config.data.max_new_tokens,
             self.config.training.batch_size_eval,
             context_length(self.backbone.model),
@@ -144,14 +148,14 @@ def check_start(config: Config) -> None:
 
 def starting_backbone(config: Config, source: Source) -> Backbone:
     """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes."""
-    path = config.run.load_model_path
+    path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
     if path is None:
-        return build_backbone(config.model, _tokenizer(config, source))
+        return build_backbone(config.model, _tokenizer(config, source), pause)
     place = Path(path)
     if place.is_dir():
-        return load_folder(place, config.model.attn_implementation)
+        return load_folder(place, config.model.attn_implementation, pause=pause)
     if place.is_file():
-        return load_state_dict(place, config.model, _tokenizer(config, source))
+        return load_state_dict(place, config.model, _tokenizer(config, source), pause)
     raise CheckpointError(
         f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
     )
@@ -181,23 +185,25 @@ def check_lengths(
     Raises:
         DataError: names the first one.
     """
-    nowhere = MarkerIds(0, 0, 0)
-    most = method.num_thoughts(last_stage, None, spec)
+    most = method.num_latents(last_stage, None, spec)
     for index, problem in enumerate(problems):
         # A bound that most problems keep, before every stage is laid out.
-        if len(problem.question) + sum(map(len, problem.steps)) + len(problem.answer) + most + 2 <= context:
+        tokens = len(problem.question) + sum(map(len, problem.steps)) + len(problem.cue) + len(problem.answer)
+        if tokens + most + 2 <= context:
             continue
-        stages = range(max(last_stage, len(problem.steps)) + 1)
-        longest = max(
-            max(
-                len(lay_out(method, problem, stage, spec, nowhere)),
-                # At inference the number of thoughts does not follow the gold steps; one token must fit behind.
-                len(lay_out_prompt(method, problem.question, method.num_thoughts(stage, None, spec), nowhere)) + 1,
-            )
-            for stage in stages
-        )
+        stages = range(max(last_stage, method.num_stages(problem, spec)) + 1)
+        longest = max(_longest(method, problem, stage, spec) for stage in stages)
         if longest > context:
             raise DataError(
-                f"{split} problem {index} has {longest} tokens with its thoughts; the model's context is {context}; "
-                "shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for scratch models"
+                f"{split} problem {index} has {longest} tokens with its thoughts or pauses; the model's context is "
+                f"{context}; shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for "
+                "scratch models"
             )
+
+
+def _longest(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> int:
+    """Positions that a problem takes in training or, with one token to write, at inference."""
+    nowhere = MarkerIds(0, 0, 0, 0)
+    # At inference the number of thoughts does not follow the gold steps.
+    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), nowhere, problem.cue)
+    return max(len(lay_out(method, problem, stage, spec, nowhere)), len(prompt) + 1)

@@ -1,7 +1,9 @@
 """Greedy generation in batches over the key/value cache: prompt, thoughts, text.
 
 One pass over the prompts, one one-position pass a thought, one a token; rows that have ended run along until all have.
-Under ZeRO-3 every rank must make the same passes, so the end is agreed on through ``all_done``.
+Thoughts stand in the prompt, or come where the model asks for them (``Thinking``): a thought and a token are the same
+one-position pass with another input row, so a batch mixes both. Under ZeRO-3 every rank must make the same passes, so
+the end is agreed on through ``all_done``.
 
 Legend: ``B`` rows, ``W`` prompt columns, ``V`` vocabulary.
 """
@@ -19,6 +21,18 @@ from coconut_ds.layout import Layout
 from coconut_ds.model.collate import LatentInputs, collate_prompts
 from coconut_ds.model.latent_loop import LatentLoop
 
+NOTHING = -1
+"""Stands where a row wrote no token: it was thinking, or had ended."""
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model thinks that begins by itself: once it writes ``start``, thoughts follow, then ``end`` is given."""
+
+    start: int
+    end: int
+    num_thoughts: int
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -30,6 +44,8 @@ class GenerationSettings:
     """Tokens that are never chosen; the thought markers, which only a prompt may hold."""
     context_length: int | None = None
     """Positions that the model knows; generation ends there."""
+    thinking: Thinking | None = None
+    """None: all thoughts stand in the prompt."""
 
 
 class Generated(NamedTuple):
@@ -38,7 +54,7 @@ class Generated(NamedTuple):
     tokens: list[list[int]]
     """New tokens, the end of sequence included where it was reached."""
     thoughts: Tensor
-    """[B, thoughts, D] the hidden states that were fed back, on the CPU in fp32."""
+    """[B, thoughts, D] the hidden states that were fed back, on the CPU in fp32; zeros where a row never thought."""
 
 
 def check_prompts(prompts: Sequence[Layout], context_length: int | None) -> None:
@@ -76,33 +92,72 @@ def generate(
     states = loop.encode(inputs, cache)
     width = states.shape[1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=loop.device)
-    suppressed = torch.tensor(settings.suppress, dtype=torch.long, device=loop.device)
-    limits = torch.full_like(lengths, settings.max_new_tokens)
-    if settings.context_length is not None:
-        limits = torch.minimum(limits, settings.context_length - lengths)
-
     rows = torch.arange(len(prompts), device=loop.device)
     last = states[rows, inputs.prefix_last] if inputs.step_ids.shape[1] == 0 else states[:, -1]
-    thoughts = _thoughts(inputs, states)
     mask = inputs.attention_mask
     if mask is None and int(lengths.min()) < width:
         mask = (torch.arange(width, device=loop.device) < lengths[:, None]).long()
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=loop.device)
-    tokens: list[Tensor] = []
+    writer = _Writer(settings, len(prompts), loop)
+    thoughts = _thoughts(inputs, states)
     for count in itertools.count():
-        logits = loop.head(last)
-        logits[:, suppressed] = float("-inf")
-        chosen = torch.where(done, settings.eos_id, logits.argmax(dim=-1))
-        tokens.append(chosen)
-        done |= (chosen == settings.eos_id) | (count + 1 >= limits)
-        if all_done(bool(done.all())):
+        place = lengths + count
+        if settings.context_length is not None:
+            # A row at its end runs along for the others; its positions stay within the context.
+            place = place.clamp(max=settings.context_length - 1)
+        embeds = writer.write(last)
+        writer.done |= place + 1 == settings.context_length
+        if all_done(bool(writer.done.all())):
             break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        # A row past its limit runs along for the others; its positions stay within the context.
-        position = lengths + torch.clamp(limits - 1, max=count)
-        last = loop.states(loop.embed(chosen.unsqueeze(1)), cache, mask, position.unsqueeze(1))[:, 0]
-    return Generated(_until_end(tokens, limits.tolist(), settings.eos_id), thoughts)
+        last = loop.states(embeds.unsqueeze(1), cache, mask, place.unsqueeze(1))[:, 0]
+    return Generated(writer.tokens(), thoughts if settings.thinking is None else writer.thoughts)
+
+
+class _Writer:
+    """Turns each row's last state into its next input: the token it chooses, a thought, or the marker that follows."""
+
+    def __init__(self, settings: GenerationSettings, size: int, loop: LatentLoop) -> None:
+        self._settings, self._loop, self._thinking = settings, loop, settings.thinking
+        self.done = torch.zeros(size, dtype=torch.bool, device=loop.device)
+        self.thoughts = torch.zeros(size, self._thinking.num_thoughts if self._thinking else 0, loop.width)
+        self._columns: list[Tensor] = []
+        self._suppressed = torch.tensor(settings.suppress, dtype=torch.long, device=loop.device)
+        self._num_tokens = torch.zeros(size, dtype=torch.long, device=loop.device)
+        # Passes that a row still owes to its thoughts, the marker after them included; -1 where it never began.
+        self._owed = torch.full_like(self._num_tokens, -1)
+
+    def write(self, last: Tensor) -> Tensor:
+        """Input embeddings [B, D] that follow states [B, D]."""
+        logits = self._loop.head(last)
+        logits[:, self._suppressed] = float("-inf")
+        if self._thinking is not None:
+            # Nobody thinks twice.
+            logits[self._owed >= 0, self._thinking.start] = float("-inf")
+        chosen = torch.where(self.done, self._settings.eos_id, logits.argmax(dim=-1))
+        writes = self._owed <= 0
+        self._columns.append(torch.where(writes & ~self.done, chosen, NOTHING))
+        self._num_tokens += writes
+        self.done |= writes & ((chosen == self._settings.eos_id) | (self._num_tokens >= self._settings.max_new_tokens))
+        if self._thinking is None:
+            return self._loop.embed(chosen)
+        return self._think(self._thinking, last, chosen)
+
+    def tokens(self) -> list[list[int]]:
+        """New tokens of each row."""
+        rows: list[list[int]] = torch.stack(self._columns, dim=1).tolist()
+        return [[token for token in row if token != NOTHING] for row in rows]
+
+    def _think(self, thinking: Thinking, last: Tensor, chosen: Tensor) -> Tensor:
+        owed = self._owed
+        thinks = (owed > 1) & ~self.done
+        for row in thinks.nonzero().flatten().tolist():
+            self.thoughts[row, thinking.num_thoughts + 1 - int(owed[row])] = last[row].float().cpu()
+        embeds = self._loop.embed(torch.where(owed == 1, thinking.end, chosen))
+        embeds = torch.where(thinks[:, None], last, embeds)
+        begins = (owed < 0) & (chosen == thinking.start)
+        self._owed = torch.where(begins, thinking.num_thoughts + 1, torch.where(owed > 0, owed - 1, owed))
+        return embeds
 
 
 def _thoughts(inputs: LatentInputs, states: Tensor) -> Tensor:
@@ -114,9 +169,3 @@ def _thoughts(inputs: LatentInputs, states: Tensor) -> Tensor:
     rows = torch.arange(len(states), device=states.device)
     first = states[rows, inputs.prefix_last].unsqueeze(1)
     return torch.cat([first, states[:, width : width + count - 1]], dim=1).float().cpu()
-
-
-def _until_end(tokens: list[Tensor], limits: list[int], eos_id: int) -> list[list[int]]:
-    rows: list[list[int]] = torch.stack(tokens, dim=1).tolist()
-    rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
-    return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]

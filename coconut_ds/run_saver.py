@@ -9,6 +9,7 @@ from coconut_ds.checkpoint import ModelCard, marker_table, save_model
 from coconut_ds.engine import Engine
 from coconut_ds.evaluation import Evaluation
 from coconut_ds.experiment import Experiment
+from coconut_ds.position import Position
 from coconut_ds.run_folder import RunFolder
 
 NUM_SAMPLES = 5
@@ -27,39 +28,40 @@ class RunSaver:
     last_accuracy: float = -1.0
     _versions: dict[str, str] = field(default_factory=dict)
 
-    def after_epoch(self, engine: Engine, epoch: int, global_step: int, stage: int, evaluation: Evaluation) -> None:
+    def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation) -> None:
         """Saves unless ``save_only_improve`` says no. All ranks must call it."""
         improved = stage > self.best_stage or evaluation.accuracy > self.best_accuracy
         self.last_accuracy = evaluation.accuracy
         if self.experiment.ranks.is_first:
-            self.folder.write_samples(epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
+            self.folder.write_samples(position.epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
         if self.experiment.config.run.save_only_improve and not improved:
             return
         state = engine.model_state()
-        target = self.folder.checkpoint(epoch)
+        target = self.folder.checkpoint(position.epoch)
         if self.experiment.ranks.is_first:
-            card = self._card(epoch, global_step, stage, evaluation)
+            card = self._card(position, stage, evaluation)
             save_model(target, self.experiment.backbone.model, state, self.experiment.backbone.tokenizer, card)
         self.experiment.ranks.wait()
         self.last_checkpoint = str(target)
         if improved:
             self.best_stage, self.best_accuracy, self.best_checkpoint = stage, evaluation.accuracy, str(target)
 
-    def _card(self, epoch: int, global_step: int, stage: int, evaluation: Evaluation) -> ModelCard:
-        return ModelCard(
-            method=self.experiment.method.name,
-            stage=stage,
-            num_thoughts=evaluation.num_thoughts,
-            c_thought=self.experiment.spec.c_thought,
-            max_latent_stage=self.experiment.spec.max_latent_stage,
-            marker_ids=marker_table(self.experiment.backbone.markers),
-            provenance={
-                "epoch": epoch,
-                "global_step": global_step,
+    def _card(self, position: Position, stage: int, evaluation: Evaluation) -> ModelCard:
+        run = self.experiment
+        return ModelCard.of(
+            run.method,
+            stage,
+            run.spec,
+            run.config.data.format,
+            marker_table(run.backbone.markers),
+            {
+                "epoch": position.epoch,
+                "global_step": position.global_step,
+                "stage_switches": position.stage_switches,
                 "validation_accuracy": evaluation.accuracy,
-                "run": self.experiment.config.run.name,
-                "seed": self.experiment.config.run.seed,
-                "data": self.experiment.config.data.kind,
+                "run": run.config.run.name,
+                "seed": run.config.run.seed,
+                "data": run.config.data.kind,
                 **self.versions(),
             },
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from coconut_ds.formats import FORMATS, Format
 from coconut_ds.methods import METHODS
 from coconut_ds.schema import Group, leaf_keys, validated
 
@@ -67,7 +68,7 @@ class SplitSizes(Group):
 class DataConfig(Group):
     """Where problems come from."""
 
-    kind: Literal["file", "modular_sum", "permutation_product", "synthetic"]
+    kind: Literal["file", "modular_sum", "permutation_product", "synthetic", "prosqa_symbolic"]
     """file, or the name of a generator."""
     train_path: str | None = None
     """Training problems (kind=file)."""
@@ -77,6 +78,10 @@ class DataConfig(Group):
     """Test problems (kind=file)."""
     made_by: str | None = None
     """The command that makes the files; shown when one is missing."""
+    format: str = "text"
+    """text: sentences; symbolic: triples of symbols, one target token a sequence (prosqa_symbolic)."""
+    cache_path: str = "~/.cache/coconut-ds"
+    """Folder for tokenized training files, shared by all runs."""
     max_new_tokens: Positive = 128
     """Longest generated text, in tokens."""
     size: SplitSizes = SplitSizes()
@@ -94,7 +99,22 @@ class DataConfig(Group):
     num_edges: tuple[Positive, Positive] = (24, 40)
     """Smallest and largest number of edges (synthetic)."""
 
-    @field_validator("num_nodes", "num_layers", "num_edges")
+    num_hops: tuple[Positive, Positive] = (3, 4)
+    """Smallest and largest number of edges from root to target (prosqa_symbolic)."""
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in FORMATS:
+            raise ValueError(f"unknown format; expected one of {', '.join(FORMATS)}")
+        return value
+
+    @property
+    def text_format(self) -> Format:
+        """What ``format`` names."""
+        return FORMATS[self.format]
+
+    @field_validator("num_nodes", "num_layers", "num_edges", "num_hops")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1]:
@@ -171,6 +191,8 @@ class TrainingConfig(Group):
     """true: every problem gets stage × c_thought thoughts; false: at most c_thought for each of its steps."""
     uniform_prob: Share = 0.0
     """Probability that a problem's stage is drawn uniformly from 0 to its number of steps."""
+    tokens_per_epoch: Positive = 8
+    """Step tokens that method=icot removes from one epoch to the next (one stage to the next under accuracy)."""
     replay_prob: Share = 0.0
     """Probability that a problem's stage is drawn uniformly from 0 to the current stage."""
     reset_optimizer: Literal["stage", "epoch", "never"] = "stage"
@@ -243,7 +265,7 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [*self._file_problems(), *self._run_problems()]
+        problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -287,6 +309,22 @@ class Config(Group):
             problems.append(
                 f"run.resume={self.run.resume} skips all of training.num_epochs={self.training.num_epochs}; "
                 f"set run.resume below {self.training.num_epochs} or num_epochs above {self.run.resume}"
+            )
+        return problems
+
+    def _format_problems(self) -> list[str]:
+        if not self.data.text_format.one_token:
+            return []
+        problems = []
+        if METHODS[self.method.kind].starts_thinking:
+            problems.append(
+                f"method.kind={self.method.kind}: the model begins to think by writing a marker, and "
+                f"data.format={self.data.format} has none; set method=coconut"
+            )
+        if self.training.advance == "accuracy" and self.training.stage_switches is None:
+            problems.append(
+                f"training.advance=accuracy with data.format={self.data.format}: before the last stage several nodes "
+                "are right, so accuracy does not say when a stage is learned; set training.advance=epochs"
             )
         return problems
 

@@ -6,7 +6,7 @@ gradients from ``engine``. Its own state is ``Position``: a few numbers.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,21 +22,9 @@ from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.metrics import MetricsLog
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import latent_loss
+from coconut_ds.position import Position
 from coconut_ds.progress import Progress
 from coconut_ds.run_saver import RunSaver
-
-
-@dataclass
-class Position:
-    """Where a run stands."""
-
-    epoch: int = 0
-    """Epochs done."""
-    global_step: int = 0
-    """Updates done."""
-    updates_since_reset: int = 0
-    stage_switches: list[int] = field(default_factory=list)
-    """Epochs at which stages 1, 2, ... began, as the curriculum decided."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +58,9 @@ class Trainer:
             solved = run.curriculum.solved(position.epoch, position.stage_switches, evaluation.wholly_right)
             if run.curriculum.advances(position.epoch, position.stage_switches, evaluation.wholly_right):
                 position.stage_switches.append(position.epoch + 1)
+                self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
             position.epoch += 1
-            self.saver.after_epoch(self.engine, position.epoch, position.global_step, stage, evaluation)
+            self.saver.after_epoch(self.engine, position, stage, evaluation)
             if solved:
                 break
         self.progress.close()
@@ -134,8 +123,8 @@ class Trainer:
         evaluation = run.evaluator().run(
             self.engine,
             run.problems.valid,
-            run.method.num_thoughts(stage, None, run.spec),
-            lambda num_steps: run.method.num_removed(stage, num_steps, run.spec),
+            stage,
+            run.method.num_latents(stage, None, run.spec),
             progress=run.ranks.is_first,
         )
         self._log(
@@ -144,6 +133,7 @@ class Trainer:
             {
                 "eval/stage": stage,
                 "eval/num_thoughts": evaluation.num_thoughts,
+                "eval/num_pauses": evaluation.num_pauses,
                 "eval/loss": loss,
                 "eval/accuracy": evaluation.accuracy,
                 "eval/wholly_right": evaluation.wholly_right,
@@ -152,7 +142,9 @@ class Trainer:
             },
         )
         self.progress.line(
-            f"epoch {position.epoch + 1:>3}  stage {stage}  thoughts {evaluation.num_thoughts}  "
+            f"epoch {position.epoch + 1:>3}  stage {stage}  "
+            + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
+            + f"  "
             f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
             f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
         )

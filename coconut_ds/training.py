@@ -13,11 +13,12 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import Experiment
 from coconut_ds.metrics import MetricsLog
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.position import Position
 from coconut_ds.progress import Progress
 from coconut_ds.run_folder import RUN_LINE, RunFolder, start_attempt
 from coconut_ds.run_saver import RunSaver
 from coconut_ds.settings import Config
-from coconut_ds.trainer import Position, Trainer
+from coconut_ds.trainer import Trainer
 from coconut_ds.wandb_mirror import open_mirror
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from coconut_ds.generation import Thinking
 from coconut_ds.layout import IGNORE, Layout
 
 
@@ -33,11 +34,26 @@ def slow_loss(model: PreTrainedModel, layouts: list[Layout], weights: list[float
 
 
 @torch.no_grad()
-def slow_generate(model: PreTrainedModel, prompt: Layout, max_new_tokens: int, eos_id: int) -> list[int]:
-    """Greedy continuation, the whole sequence encoded again for each token."""
+def slow_generate(
+    model: PreTrainedModel,
+    prompt: Layout,
+    max_new_tokens: int,
+    eos_id: int,
+    thinking: Thinking | None = None,
+) -> list[int]:
+    """Greedy continuation, the whole sequence encoded again for each token and each thought."""
+    embed = model.get_input_embeddings()
     embeds = slow_embeddings(model, prompt)
     tokens: list[int] = []
     while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != eos_id):
-        tokens.append(int(model(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
-        embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))], dim=1)
+        logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -1]
+        if thinking is not None and thinking.start in tokens:
+            logits[thinking.start] = float("-inf")
+        tokens.append(int(logits.argmax()))
+        embeds = torch.cat([embeds, embed(torch.tensor([[tokens[-1]]]))], dim=1)
+        if thinking is not None and tokens[-1] == thinking.start:
+            for _ in range(thinking.num_thoughts):
+                states = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+                embeds = torch.cat([embeds, states[:, -1:]], dim=1)
+            embeds = torch.cat([embeds, embed(torch.tensor([[thinking.end]]))], dim=1)
     return tokens

@@ -32,7 +32,7 @@ def make_backbone(family: str = "gpt2", seed: int = 0):
 
 
 def make_card(backbone) -> ModelCard:
-    return ModelCard("coconut", 3, 6, 2, 3, marker_table(backbone.markers), {"epoch": 4})
+    return ModelCard("coconut", 3, 6, 2, 3, marker_table(backbone.markers), provenance={"epoch": 4})
 
 
 @pytest.mark.parametrize("family", list(SHAPES))

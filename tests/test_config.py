@@ -198,7 +198,7 @@ def test_accumulation_on_the_command_line_replaces_the_global_batch_of_a_preset(
         ("load_model_pth=P", ["no group has this key", "did you mean", "load_model_path"]),
         ("xyzzy=1", ["xyzzy=1", "no group has this key", "--help"]),
         ("hydra.run.dir=x", ["hydra.run.dir=x", "no group has this key"]),
-        ("method=cott", ["method=cott: no such option", "coconut, cot, no_cot, no_thoughts"]),
+        ("method=cott", ["method=cott: no such option", "icot, no_cot, no_thoughts, pause, pause_as_thought"]),
         ("data=gsm", ["data=gsm: no such option", "gsm_eval, gsm_file"]),
         ("~training.lr", ["~training.lr", "cannot be deleted", "set a value"]),
         ("~data", ["~data", "cannot be deleted"]),
@@ -214,7 +214,7 @@ def test_an_override_that_cannot_be_meant_is_refused_with_what_can(override: str
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method.kind": "cott"}, ["method.kind: found 'cott'", "unknown method", "coconut, cot, no_cot, no_thoughts"]),
+        ({"method.kind": "cott"}, ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"]),
         ({"data.kind": "web"}, ["data.kind: found 'web'", "'file'", "'synthetic'"]),
         ({"training.num_epochs": "many"}, ["training.num_epochs: found 'many'", "valid integer"]),
         ({"training.num_epochs": True}, ["training.num_epochs: found True", "valid integer"]),

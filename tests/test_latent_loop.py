@@ -9,7 +9,7 @@ from slow_loop import slow_embeddings, slow_generate, slow_loss
 
 from coconut_ds.errors import DataError, ModelError
 from coconut_ds.evaluation import decode_thoughts
-from coconut_ds.generation import GenerationSettings, generate
+from coconut_ds.generation import GenerationSettings, Thinking, generate
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
@@ -101,6 +101,29 @@ def test_batched_cached_generation_equals_the_slow_one(tiny_model, family, quest
     made = generate(LatentLoop(model), prompts, GenerationSettings(7, eos))
     assert made.tokens == [slow_generate(model, prompt, 7, eos) for prompt in prompts]
     assert made.thoughts.shape == (len(prompts), count, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    questions=st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=4),
+    count=st.integers(0, 4),
+    eos=st.integers(1, VOCABULARY - 1),
+    after=st.integers(0, 3),
+)
+def test_a_model_that_begins_to_think_by_itself_equals_the_slow_one(tiny_model, family, questions, count, eos, after):
+    """Rows of one batch begin at different times, some never. The marker is one that the first row does write."""
+    model = tiny_model(family)
+    prompts = [Layout(ids, [IGNORE] * len(ids), len(ids), 0) for ids in questions]
+    wrote = slow_generate(model, prompts[0], 7, eos)
+    thinking = Thinking(wrote[min(after, len(wrote) - 1)], 3, count)
+    made = generate(LatentLoop(model), prompts, GenerationSettings(7, eos, thinking=thinking))
+    assert made.tokens == [slow_generate(model, prompt, 7, eos, thinking) for prompt in prompts]
+    place = len(questions[0]) + 1 + made.tokens[0].index(thinking.start)
+    ids = [*questions[0], *made.tokens[0][: place - len(questions[0])], *[0] * count]
+    if made.tokens[0].index(thinking.start) + 1 < min(7, len(made.tokens[0])):
+        slow = slow_embeddings(model, Layout(ids, [IGNORE] * len(ids), place, count))[0, place:]
+        torch.testing.assert_close(made.thoughts[0], slow, rtol=1e-4, atol=1e-5)
 
 
 def test_generation_returns_the_thoughts_that_were_fed_back(tiny_model):

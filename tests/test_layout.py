@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 
-from coconut_ds.layout import IGNORE, Layout, lay_out, lay_out_prompt
+from coconut_ds.layout import IGNORE, Layout, expected_tokens, lay_out, lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
 
-WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>"]
+WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>", "<p>", "[A]"]
 ID = {word: number for number, word in enumerate(WORDS)}
-MARKERS = MarkerIds(start=ID["<s>"], end=ID["<e>"], thought=ID["<t>"])
+MARKERS = MarkerIds(start=ID["<s>"], end=ID["<e>"], thought=ID["<t>"], pause=ID["<p>"])
 STAGES = range(7)
 
 
@@ -20,7 +20,8 @@ def problem(num_steps: int = 3) -> TokenizedProblem:
 
 
 def made(method: str, stage: int, num_steps: int = 3, c: int = 1, last: int = 6, pad: bool = True) -> Layout:
-    return lay_out(METHODS[method], problem(num_steps), stage, CurriculumSpec(c, last, pad), MARKERS)
+    spec = CurriculumSpec(c, last, pad, tokens_per_epoch=3)
+    return lay_out(METHODS[method], problem(num_steps), stage, spec, MARKERS)
 
 
 def read(layout: Layout) -> str:
@@ -56,6 +57,24 @@ ALL = "s1 s1 s2 s2 s3 s3 A A eos"
         ("no_cot", 0, "Q Q | A A eos"),
         ("no_cot", 1, "Q Q | A A eos"),
         ("no_cot", 7, "Q Q | A A eos"),
+        ("icot", 0, f"Q Q | {ALL}"),
+        ("icot", 1, "Q Q | s2 s3 s3 A A eos"),
+        ("icot", 2, "Q Q | A A eos"),
+        ("icot", 7, "Q Q | A A eos"),
+        ("coconut_no_curriculum", 0, f"Q Q <s>{' <t>' * 6} <e> | A A eos"),
+        ("coconut_no_curriculum", 7, f"Q Q <s>{' <t>' * 6} <e> | A A eos"),
+        ("coconut_reversed", 0, "Q Q s1 s1 s2 s2 s3 s3 <s> <e> A A eos // . . s1 s1 s2 s2 s3 s3 <s> . A A eos"),
+        ("coconut_reversed", 1, "Q Q s1 s1 s2 s2 <s> <t> <e> A A eos // . . s1 s1 s2 s2 <s> . . A A eos"),
+        ("coconut_reversed", 3, "Q Q <s> <t> <t> <t> <e> A A eos // . . <s> . . . . A A eos"),
+        ("coconut_reversed", 4, "Q Q <s> <t> <t> <t> <t> <e> A A eos // . . <s> . . . . . A A eos"),
+        ("coconut_reversed", 7, f"Q Q <s>{' <t>' * 6} <e> A A eos // . . <s>{' .' * 7} A A eos"),
+        ("pause_as_thought", 0, f"Q Q <s> <e> | {ALL}"),
+        ("pause_as_thought", 1, "Q Q <s> <p> <e> | s2 s2 s3 s3 A A eos"),
+        ("pause_as_thought", 3, "Q Q <s> <p> <p> <p> <e> | A A eos"),
+        ("pause_as_thought", 4, "Q Q <s> <p> <p> <p> <p> <e> | A A eos"),
+        ("pause_as_thought", 7, f"Q Q <s>{' <p>' * 6} <e> | A A eos"),
+        ("pause", 0, f"Q Q{' <p>' * 6} | A A eos"),
+        ("pause", 7, f"Q Q{' <p>' * 6} | A A eos"),
     ],
 )
 def test_each_method_lays_three_steps_out_so(method: str, stage: int, expected: str) -> None:
@@ -71,6 +90,11 @@ def test_each_method_lays_three_steps_out_so(method: str, stage: int, expected: 
         ("no_thoughts", 1, "Q Q | s2 s2 s3 s3 A A eos"),
         ("no_thoughts", 2, "Q Q | A A eos"),
         ("cot", 2, f"Q Q | {ALL}"),
+        ("coconut_no_curriculum", 0, "Q Q <s> <t> <e> | A A eos"),
+        ("coconut_reversed", 2, "Q Q <s> <t> <e> A A eos // . . <s> . . A A eos"),
+        ("coconut_reversed", 9, "Q Q <s> <t> <e> A A eos // . . <s> . . A A eos"),
+        ("pause_as_thought", 2, "Q Q <s> <p> <e> | A A eos"),
+        ("pause", 0, "Q Q <p> | A A eos"),
     ],
 )
 def test_past_the_last_stage_all_steps_go_and_the_thoughts_stay(method: str, stage: int, expected: str) -> None:
@@ -78,18 +102,27 @@ def test_past_the_last_stage_all_steps_go_and_the_thoughts_stay(method: str, sta
 
 
 @pytest.mark.parametrize(
-    ("c", "stage", "expected"),
+    ("method", "c", "stage", "expected"),
     [
-        (0, 2, "Q Q <s> <e> | s3 s3 A A eos"),
-        (0, 3, "Q Q <s> <e> | A A eos"),
-        (2, 0, f"Q Q <s> <e> | {ALL}"),
-        (2, 1, "Q Q <s> <t> <t> <e> | s2 s2 s3 s3 A A eos"),
-        (2, 2, "Q Q <s> <t> <t> <t> <t> <e> | s3 s3 A A eos"),
-        (2, 3, "Q Q <s> <t> <t> <t> <t> <e> | A A eos"),
+        ("coconut", 0, 2, "Q Q <s> <e> | s3 s3 A A eos"),
+        ("coconut", 0, 3, "Q Q <s> <e> | A A eos"),
+        ("coconut", 2, 0, f"Q Q <s> <e> | {ALL}"),
+        ("coconut", 2, 1, "Q Q <s> <t> <t> <e> | s2 s2 s3 s3 A A eos"),
+        ("coconut", 2, 2, "Q Q <s> <t> <t> <t> <t> <e> | s3 s3 A A eos"),
+        ("coconut", 2, 3, "Q Q <s> <t> <t> <t> <t> <e> | A A eos"),
+        ("coconut_no_curriculum", 0, 0, "Q Q <s> <e> | A A eos"),
+        ("coconut_no_curriculum", 2, 0, "Q Q <s> <t> <t> <t> <t> <e> | A A eos"),
+        ("coconut_reversed", 0, 2, "Q Q s1 s1 <s> <e> A A eos // . . s1 s1 <s> . A A eos"),
+        ("coconut_reversed", 2, 2, "Q Q s1 s1 <s> <t> <t> <t> <t> <e> A A eos // . . s1 s1 <s> . . . . . A A eos"),
+        ("coconut_reversed", 2, 3, "Q Q <s> <t> <t> <t> <t> <e> A A eos // . . <s> . . . . . A A eos"),
+        ("pause_as_thought", 0, 2, "Q Q <s> <e> | s3 s3 A A eos"),
+        ("pause_as_thought", 2, 3, "Q Q <s> <p> <p> <p> <p> <e> | A A eos"),
+        ("pause", 0, 0, "Q Q | A A eos"),
+        ("pause", 2, 0, "Q Q <p> <p> <p> <p> | A A eos"),
     ],
 )
-def test_c_thoughts_stand_for_each_step(c: int, stage: int, expected: str) -> None:
-    assert read(made("coconut", stage, c=c, last=2)) == expected
+def test_c_latents_stand_for_each_step(method: str, c: int, stage: int, expected: str) -> None:
+    assert read(made(method, stage, c=c, last=2)) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,6 +142,12 @@ def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
     pad: bool, num_steps: int, stage: int, expected: str
 ) -> None:
     assert read(made("coconut", stage, num_steps, c=2, last=4, pad=pad)) == expected
+    pauses = made("pause_as_thought", stage, num_steps, c=2, last=4, pad=pad)
+    assert read(pauses) == expected.replace("<t>", "<p>")
+    assert (pauses.num_thoughts, pauses.first_thought) == (0, len(pauses))
+    turned = made("coconut_reversed", stage, num_steps, c=2, last=4, pad=pad)
+    assert turned.num_thoughts == expected.count("<t>")
+    assert len(turned) == len(expected.split()) - 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -126,17 +165,58 @@ def test_positions_and_counts_are_those_of_the_tokens(method: str) -> None:
 def test_a_prompt_is_the_training_sequence_up_to_its_first_target(method: str) -> None:
     for stage, num_steps, c, pad in itertools.product(STAGES, range(4), range(3), (True, False)):
         layout = made(method, stage, num_steps, c=c, last=4, pad=pad)
-        context = read(layout).split(" | ")[0]
-        prompt = lay_out_prompt(METHODS[method], problem().question, layout.num_thoughts, MARKERS)
-        assert read(prompt) == f"{context} | "
-        assert prompt.num_thoughts == layout.num_thoughts
+        first = next(position for position, label in enumerate(layout.labels) if label != IGNORE)
+        latents = sum(token in (MARKERS.thought, MARKERS.pause) for token in layout.input_ids)
+        prompt = lay_out_prompt(METHODS[method], problem().question, latents, MARKERS)
+        assert list(prompt.input_ids) == list(layout.input_ids[:first])
+        assert prompt.num_targets == 0
+        assert prompt.num_thoughts == (0 if METHODS[method].starts_thinking else layout.num_thoughts)
         assert prompt.first_thought == min(layout.first_thought, len(prompt))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pad", [True, False])
-def test_the_number_of_thoughts_at_inference_is_that_of_a_long_problem_in_training(method: str, pad: bool) -> None:
+def test_the_number_of_latents_at_inference_is_that_of_a_long_problem_in_training(method: str, pad: bool) -> None:
     """At inference the steps are not looked at: every question is treated like one with enough of them."""
     for stage, c in itertools.product(STAGES, range(3)):
         spec = CurriculumSpec(c, 3, pad)
-        assert METHODS[method].num_thoughts(stage, None, spec) == made(method, stage, 3, c, 3, pad).num_thoughts
+        latents = sum(t in (MARKERS.thought, MARKERS.pause) for t in made(method, stage, 3, c, 3, pad).input_ids)
+        assert METHODS[method].num_latents(stage, None, spec) == latents
+
+
+SYMBOLIC = TokenizedProblem([ID["Q"]] * 2, ([ID["s1"]], [ID["s2"]], [ID["s3"]]), [ID["A"], ID["eos"]], [ID["[A]"]])
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "expected"),
+    [
+        ("coconut", 0, "Q Q | s1"),
+        ("coconut", 1, "Q Q <t> | s2"),
+        ("coconut", 2, "Q Q <t> <t> | s3"),
+        ("coconut", 3, "Q Q <t> <t> <t> [A] | A"),
+        ("coconut", 4, "Q Q <t> <t> <t> <t> [A] | A"),
+        ("coconut", 5, "Q Q <t> <t> <t> <t> [A] | A"),
+        ("no_thoughts", 2, "Q Q | s3"),
+        ("no_thoughts", 5, "Q Q [A] | A"),
+        ("pause_as_thought", 1, "Q Q <p> | s2"),
+        ("coconut_no_curriculum", 0, "Q Q <t> <t> <t> <t> [A] | A"),
+        ("pause", 0, "Q Q <p> <p> <p> <p> [A] | A"),
+        ("no_cot", 0, "Q Q [A] | A"),
+        ("cot", 0, "Q Q | s1 s2 s3 [A] A eos"),
+        ("icot", 1, "Q Q | s2"),
+    ],
+)
+def test_symbolic_problems_have_one_target_and_no_markers(method: str, stage: int, expected: str) -> None:
+    spec = CurriculumSpec(1, 4, tokens_per_epoch=1)
+    assert read(lay_out(METHODS[method], SYMBOLIC, stage, spec, MARKERS)) == expected
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.starts_thinking])
+def test_symbolic_prompts_ask_for_the_answer(method: str) -> None:
+    spec = CurriculumSpec(1, 4, tokens_per_epoch=1)
+    last = METHODS[method].final_stage(METHODS[method].num_stages(SYMBOLIC, spec), spec)
+    layout = lay_out(METHODS[method], SYMBOLIC, last, spec, MARKERS)
+    latents = METHODS[method].num_latents(last, None, spec)
+    prompt = lay_out_prompt(METHODS[method], SYMBOLIC.question, latents, MARKERS, SYMBOLIC.cue)
+    assert read(prompt) == read(layout).split("|")[0] + "| "
+    assert expected_tokens(METHODS[method], SYMBOLIC, last, spec, MARKERS) == layout.targets

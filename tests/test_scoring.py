@@ -1,8 +1,9 @@
-"""Answers are compared as the reference implementation does; whole solutions step by step."""
+"""Answers are compared as the reference implementation does; symbolic ones by one symbol."""
 
 import pytest
 
-from coconut_ds.scoring import extract_answer, is_correct, is_wholly_right, steps_written
+from coconut_ds.formats import SYMBOLIC
+from coconut_ds.scoring import extract_answer, is_correct
 
 
 @pytest.mark.parametrize(
@@ -36,22 +37,8 @@ def test_an_answer_is_right_when_it_is_exactly_the_gold_one(text: str, gold: str
     assert is_correct(text, gold) is correct
 
 
-def test_written_steps_are_the_lines_before_the_first_hash() -> None:
-    assert steps_written(" 3 \n\n6\n### 6\n9") == ["3", "6"]
-    assert steps_written("### 6") == []
-
-
 @pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("3\n6\n### 6", True),
-        (" 3\n6 \n\n###6 ", True),
-        ("6\n### 6", False),
-        ("3\n3\n6\n### 6", False),
-        ("6\n3\n### 6", False),
-        ("3\n6\n### 5", False),
-        ("3 6\n### 6", False),
-    ],
+    ("text", "answer"), [("12", "12"), ("7 9 [A] 12", "12"), ("[A] 12 13", "12"), ("[A]", ""), ("", "")]
 )
-def test_wholly_right_needs_every_step_in_order_and_the_answer(text: str, right: bool) -> None:
-    assert is_wholly_right(text, ["3", "6\n"], "6") is right
+def test_a_symbolic_answer_is_the_first_symbol_after_the_last_cue(text: str, answer: str) -> None:
+    assert extract_answer(text, SYMBOLIC) == answer

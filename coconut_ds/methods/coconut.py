@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, Segment, TokenizedProblem, join
+from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, Segment, padded_groups
 
 
 class Coconut(Method):
@@ -11,20 +11,16 @@ class Coconut(Method):
     name: ClassVar[str] = "coconut"
     has_curriculum: ClassVar[bool] = True
 
-    def num_thoughts(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
-        """min(stage, M)·c; without padding to the maximum at most c for each step the problem has."""
-        groups = min(stage, spec.max_latent_stage)
-        if not spec.pad_latent_to_max and num_steps is not None:
-            groups = min(groups, num_steps)
-        return groups * spec.c_thought
+    def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
+        """min(k, M)·c; without padding to the maximum at most c for each step the problem has."""
+        return padded_groups(stage, num_steps, spec) * spec.c_thought
 
-    def segments(
-        self, problem: TokenizedProblem, num_removed: int, num_thoughts: int, markers: MarkerIds
-    ) -> list[Segment]:
+    def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
         """Both markers stand there at stage 0 too, so that later stages change nothing but the thoughts."""
         return [
-            Segment([*problem.question, markers.start]),
-            Segment([markers.thought] * num_thoughts, thought=True),
-            Segment([markers.end]),
-            Segment([*join(problem.steps[num_removed:]), *problem.answer], loss=True),
+            Segment(question),
+            Segment([markers.start], marker=True),
+            Segment([markers.thought] * num_latents, thought=True),
+            Segment([markers.end], marker=True),
+            Segment([*written, *answer], loss=True),
         ]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, Segment, TokenizedProblem, join
+from coconut_ds.methods.base import CurriculumSpec, Method
 
 
 class Cot(Method):
@@ -10,16 +10,8 @@ class Cot(Method):
 
     name: ClassVar[str] = "cot"
     has_curriculum: ClassVar[bool] = False
+    writes_steps: ClassVar[bool] = True
 
     def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
         """None at any stage."""
         return 0
-
-    def segments(
-        self, problem: TokenizedProblem, num_removed: int, num_thoughts: int, markers: MarkerIds
-    ) -> list[Segment]:
-        """Plain language, no markers."""
-        return [
-            Segment(problem.question),
-            Segment([*join(problem.steps[num_removed:]), *problem.answer], loss=True),
-        ]

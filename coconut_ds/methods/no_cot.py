@@ -2,14 +2,14 @@
 
 from typing import ClassVar
 
-from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.methods.cot import Cot
+from coconut_ds.methods.base import CurriculumSpec, Method
 
 
-class NoCot(Cot):
+class NoCot(Method):
     """Q **A**."""
 
     name: ClassVar[str] = "no_cot"
+    has_curriculum: ClassVar[bool] = False
 
     def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
         """All steps at any stage."""

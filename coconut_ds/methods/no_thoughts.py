@@ -2,16 +2,11 @@
 
 from typing import ClassVar
 
-from coconut_ds.methods.base import CurriculumSpec, Method
-from coconut_ds.methods.cot import Cot
+from coconut_ds.methods.base import Method
 
 
-class NoThoughts(Cot):
+class NoThoughts(Method):
     """Q **s[k:] A**."""
 
     name: ClassVar[str] = "no_thoughts"
     has_curriculum: ClassVar[bool] = True
-
-    def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
-        """The first k steps, as under the curriculum of ``coconut``."""
-        return Method.num_removed(self, stage, num_steps, spec)

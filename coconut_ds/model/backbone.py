@@ -26,7 +26,7 @@ from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.support import check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import MARKERS, add_markers
+from coconut_ds.tokens import MARKERS, PAUSE, add_markers
 
 SEED_TOKEN = "<<"
 """Its row starts the markers, as in the reference implementation."""
@@ -41,17 +41,17 @@ class Backbone:
     markers: MarkerIds
 
 
-def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Backbone:
+def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> Backbone:
     """The backbone that ``settings`` describe, in fp32 on the CPU.
 
-    Random weights come from torch's global generator: seed it first.
+    Random weights come from torch's global generator: seed it first. ``pause``: whether ``<|pause|>`` is needed.
 
     Raises:
         ModelError: weights, configuration or attention kernel cannot be had.
     """
     check_attention(settings.attn_implementation)
     if settings.model_init == "scratch":
-        markers, _ = add_markers(tokenizer)
+        markers, _ = add_markers(tokenizer, pause)
         return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
     loaded: Any = load_by_name(
         partial(
@@ -68,7 +68,7 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     model, report = loaded
     # Weights that the model has no use for (another head) are left aside; none may be missing.
     refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
-    return add_marker_rows(model, tokenizer)
+    return add_marker_rows(model, tokenizer, pause=pause)
 
 
 def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedModel:
@@ -122,7 +122,7 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
 
 
 def add_marker_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows_known: int | None = None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows_known: int | None = None, pause: bool = False
 ) -> Backbone:
     """Adds to tokenizer and embeddings the markers that they lack, and only those.
 
@@ -131,17 +131,18 @@ def add_marker_rows(
         tokenizer: that of the source.
         rows_known: rows of the embedding that belong to tokens of the source; the tokenizer's length by default, since
             some embeddings have spare rows behind it.
+        pause: whether ``<|pause|>`` is wanted too.
     """
     check_supported(model)
     rows_there = embedding_weight(model.get_input_embeddings()).shape[0]
     known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
-    tokens = len(tokenizer) - sum(name in tokenizer.get_vocab() for name in MARKERS)
+    tokens = len(tokenizer) - sum(name in tokenizer.get_vocab() for name in (*MARKERS, PAUSE))
     if tokens > rows_there:
         raise ModelError(
             f"the tokenizer has {tokens} tokens, the weights have rows for {rows_there}; set model.tokenizer to "
             "the one that the weights were trained with"
         )
-    markers, _ = add_markers(tokenizer)
+    markers, _ = add_markers(tokenizer, pause)
     if len(tokenizer) > rows_there:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     new = [marker for marker in markers.all() if marker >= known]

@@ -45,6 +45,11 @@ class LatentLoop(nn.Module):
         """Where inputs must be."""
         return self.model.device
 
+    @property
+    def width(self) -> int:
+        """D: entries of an input embedding."""
+        return int(self.model.config.get_text_config().hidden_size)
+
     def new_cache(self) -> DynamicCache:
         """An empty key/value cache."""
         return DynamicCache(config=self.model.config)

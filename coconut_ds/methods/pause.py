@@ -1,0 +1,25 @@
+"""``pause`` (the paper's "Pause token"): M·c pause tokens between question and answer, no curriculum.
+
+After Goyal et al. 2023 (arXiv 2310.02226), fine-tuning only.
+"""
+
+from typing import ClassVar
+
+from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Segment
+from coconut_ds.methods.no_cot import NoCot
+
+
+class Pause(NoCot):
+    """Q pauses **A**."""
+
+    name: ClassVar[str] = "pause"
+    pauses: ClassVar[bool] = True
+
+    def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
+        """M·c for each problem."""
+        return spec.max_latent_stage * spec.c_thought
+
+    def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
+        """No markers: the pauses speak for themselves."""
+        assert markers.pause is not None, "the tokenizer of a method with pauses has the marker"
+        return [Segment(question), Segment([markers.pause] * num_latents), Segment(answer, loss=True)]
