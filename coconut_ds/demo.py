@@ -8,42 +8,25 @@ in the last stage, where no step is written any more. Results go to ``outputs/de
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.compose import compose_eval_config
-from coconut_ds.files import train_script
-from coconut_ds.launch import free_port
-from coconut_ds.run_folder import RUN_LINE
+from coconut_ds.harness import HarnessError, TrainedRun, data_overrides, quoted, score_on_test, train
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
 STAGED = METHODS[:2]
 """Those with a curriculum."""
+TASK = ("run=demo", "data=permutation_product", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo")
 CHANCE = 1 / 6
 """Six permutations."""
 SHOWN = 5
 """Problems shown with their decoded thoughts."""
-
-
-class DemoError(RuntimeError):
-    """A training run did not end as it should."""
-
-
-@dataclass
-class MethodRun:
-    """One method's training."""
-
-    method: str
-    folder: Path
-    summary: dict[str, Any]
-    duration_s: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = [f"run.seed={arguments.seed}", f"run.save_path={quoted(out / 'runs')}", *arguments.overrides]
     try:
         runs = train_all(common)
-    except DemoError as error:
+    except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     trained_s = time.perf_counter() - started
-    accuracies = {method: evaluate(run, arguments.seed, out, arguments.overrides) for method, run in runs.items()}
+    data = ["data=permutation_product", f"seed={arguments.seed}", "batch_size=500"]
+    data += data_overrides(arguments.overrides)
+    accuracies = {method: score_on_test(run, data, out / "evaluation" / method) for method, run in runs.items()}
     draw_curves(list(runs.values()), out / "accuracy.png")
     sentence = what_it_shows(accuracies)
     summary = {
@@ -77,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "training": round(trained_s, 1),
             "total": round(time.perf_counter() - started, 1),
         },
-        "checkpoints": {method: run.summary["last_checkpoint"] for method, run in runs.items()},
+        "checkpoints": {method: run.checkpoint for method, run in runs.items()},
         "sentence": sentence,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -86,99 +71,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train_all(common: Sequence[str]) -> dict[str, MethodRun]:
-    """All methods, two at a time: coconut takes about as long as both others."""
-    runs: dict[str, MethodRun] = {}
-
-    def lane(methods: Sequence[str]) -> None:
-        for method in methods:
-            runs[method] = train(method, common)
-
-    lanes = [threading.Thread(target=lane, args=(methods,)) for methods in (METHODS[:1], METHODS[1:])]
-    for thread in lanes:
-        thread.start()
-    for thread in lanes:
-        thread.join()
-    missing = [method for method in METHODS if method not in runs]
-    if missing:
-        raise DemoError(f"{', '.join(missing)} did not finish; see the lines above")
+def train_all(common: Sequence[str]) -> dict[str, TrainedRun]:
+    """All methods under the deepspeed launcher, two at a time: coconut takes about as long as both others."""
+    with ThreadPoolExecutor(2) as pool:
+        lanes = [pool.submit(train_lane, methods, common) for methods in (METHODS[:1], METHODS[1:])]
+    runs = {run.label: run for lane in lanes for run in lane.result()}
     return {method: runs[method] for method in METHODS}
 
 
-def train(method: str, overrides: Sequence[str]) -> MethodRun:
-    """One run under the deepspeed launcher; its lines are shown with the method in front."""
-    started = time.perf_counter()
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_accelerators", "1", "--master_port", str(free_port()), "--log_level", "error"),
-        str(train_script()),
-        *("run=demo", "data=permutation_product", f"method={method}", "model=gpt2_scratch_tiny", "tokenizer=dataset"),
-        *("training=demo", f"run.name={method}"),
-        *overrides,
-    ]
-    # One thread: the tensors are tiny, and the controls run beside each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    folder = None
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.write(f"{method:>11} | {line}")
-            sys.stdout.flush()
-            if line.startswith(RUN_LINE):
-                folder = Path(line.removeprefix(RUN_LINE).rstrip("\n"))
-    if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
-        raise DemoError(f"{method} ended with exit code {process.returncode}; see the lines above")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return MethodRun(method, folder, summary, time.perf_counter() - started)
+def train_lane(methods: Sequence[str], common: Sequence[str]) -> list[TrainedRun]:
+    """One method after the other; lines are shown with the method in front."""
+
+    def show(method: str, line: str) -> None:
+        sys.stdout.write(f"{method:>11} | {line}")
+        sys.stdout.flush()
+
+    return [train(m, [*TASK, f"method={m}", f"run.name={m}", *common], partial(show, m)) for m in methods]
 
 
-def data_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those overrides that change problems, for the evaluation."""
-    return [override for override in overrides if override.startswith(("data.", "num_terms=", "size."))]
-
-
-def evaluate(run: MethodRun, seed: int, out: Path, overrides: Sequence[str]) -> float:
-    """Accuracy of the last checkpoint on the test problems."""
-    from coconut_ds.assessment import evaluate as assess
-
-    config = compose_eval_config(
-        [
-            f"checkpoint={quoted(run.summary['last_checkpoint'])}",
-            "data=permutation_product",
-            f"seed={seed}",
-            "batch_size=500",
-            f"out={quoted(out / 'evaluation' / run.method)}",
-            *data_overrides(overrides),
-        ]
-    )
-    return assess(config).accuracy
-
-
-def quoted(path: str | Path) -> str:
-    """A path as a Hydra value, whatever signs it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def draw_curves(runs: Sequence[MethodRun], path: Path) -> None:
+def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
     """Validation accuracy over updates, with the stages of the curriculum."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from coconut_ds.metrics import read_metrics
-
     figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
     colours = {"coconut": "#0072B2", "no_thoughts": "#D55E00", "no_cot": "#666666"}
     heights = iter((1.16, 1.09))
     for run in runs:
-        lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval/accuracy" in line]
+        lines = run.evaluations()
         steps = [line["global_step"] for line in lines]
-        colour = colours[run.method]
-        axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.method, color=colour)
-        if run.method in STAGED:
+        colour = colours[run.label]
+        axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.label, color=colour)
+        if run.label in STAGED:
             mark_stages(axes, steps, [line["eval/stage"] for line in lines], colour, next(heights))
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.22))
@@ -215,17 +141,12 @@ def what_it_shows(accuracies: dict[str, float]) -> str:
     return f"Thoughts help, and the curriculum alone does part of the work: {numbers}."
 
 
-def show_thoughts(run: MethodRun, seed: int, overrides: Sequence[str]) -> None:
+def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
     """Prints a few test problems with the tokens nearest to each thought."""
     from coconut_ds.assessment import trace
 
     config = compose_eval_config(
-        [
-            f"checkpoint={quoted(run.summary['last_checkpoint'])}",
-            "data=permutation_product",
-            f"seed={seed}",
-            *data_overrides(overrides),
-        ]
+        [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
     )
     sys.stdout.write("\nThoughts through the language model head (nearest token and its probability):\n")
     for traced in trace(config, SHOWN):

@@ -1,6 +1,5 @@
 """An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,49 +10,18 @@ from transformers import PreTrainedTokenizerBase
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
 from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
 from coconut_ds.data.batches import BatchGeometry
-from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
-from coconut_ds.errors import CheckpointError, ConfigError, DataError
+from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.evaluation import Evaluator
-from coconut_ds.formats import Format
-from coconut_ds.layout import Layout, lay_out, lay_out_prompt
+from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
+from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.support import context_length
+from coconut_ds.run_problems import Notify, RunProblems, check_lengths
 from coconut_ds.settings import Config
-from coconut_ds.tokens import build_word_tokenizer, load_tokenizer, tokenize
-
-
-class RunProblems:
-    """The problems of a run as tokens. What does not change from epoch to epoch is tokenized and checked once."""
-
-    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase, format: Format) -> None:
-        self._source = source
-        self._tokenize = partial(tokenize, tokenizer, format=format)
-        self.valid = source.valid()
-        self.valid_tokens = self._tokenize(self.valid)
-        self._epoch = -1
-        self._texts: list[Problem] = []
-        self._tokens: list[TokenizedProblem] = []
-        self._limit: Callable[[str, Sequence[TokenizedProblem]], None] = lambda split, problems: None
-
-    def limit(self, check: Callable[[str, Sequence[TokenizedProblem]], None]) -> None:
-        """From now on each set of problems must pass ``check``, beginning with those that are there."""
-        self._limit = check
-        check("validation", self.valid_tokens)
-        check("training", self._tokens)
-
-    def train(self, epoch: int) -> list[TokenizedProblem]:
-        """Training problems of an epoch."""
-        if epoch == self._epoch:
-            return self._tokens
-        texts, self._epoch = self._source.train(epoch), epoch
-        if texts != self._texts:
-            self._texts, self._tokens = texts, self._tokenize(texts)
-            self._limit("training", self._tokens)
-        return self._tokens
+from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,8 +38,8 @@ class Experiment:
     problems: RunProblems
 
     @classmethod
-    def prepare(cls, config: Config, ranks: Ranks) -> "Experiment":
-        """Builds all parts; random weights follow ``run.seed``.
+    def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
+        """Builds all parts; random weights follow ``run.seed``. ``notify`` gets lines for the log.
 
         Raises:
             CoconutError: something of the configuration, the data or the model cannot be.
@@ -84,12 +52,12 @@ class Experiment:
         backbone = starting_backbone(config, source)
         method = METHODS[config.method.kind]
         spec = spec_of(training)
-        problems = RunProblems(source, backbone.tokenizer, config.data.text_format)
+        problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume)
         context = context_length(backbone.model)
         if context is not None:
-            problems.limit(partial(check_lengths, method, curriculum.last_stage, spec, context))
+            problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
         return cls(config, ranks, geometry, method, spec, curriculum, backbone, problems)
 
     @property
@@ -170,40 +138,3 @@ def card_of(config: Config) -> ModelCard | None:
 def _tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
     name = config.model.tokenizer or config.model.model_id
     return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)
-
-
-def check_lengths(
-    method: Method,
-    last_stage: int,
-    spec: CurriculumSpec,
-    context: int,
-    split: str,
-    problems: Sequence[TokenizedProblem],
-) -> None:
-    """Refuses problems that do not fit the model's context at some stage.
-
-    Raises:
-        DataError: names the first one.
-    """
-    most = method.num_latents(last_stage, None, spec)
-    for index, problem in enumerate(problems):
-        # A bound that most problems keep, before every stage is laid out.
-        tokens = len(problem.question) + sum(map(len, problem.steps)) + len(problem.cue) + len(problem.answer)
-        if tokens + most + 2 <= context:
-            continue
-        stages = range(max(last_stage, method.num_stages(problem, spec)) + 1)
-        longest = max(_longest(method, problem, stage, spec) for stage in stages)
-        if longest > context:
-            raise DataError(
-                f"{split} problem {index} has {longest} tokens with its thoughts or pauses; the model's context is "
-                f"{context}; shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for "
-                "scratch models"
-            )
-
-
-def _longest(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> int:
-    """Positions that a problem takes in training or, with one token to write, at inference."""
-    nowhere = MarkerIds(0, 0, 0, 0)
-    # At inference the number of thoughts does not follow the gold steps.
-    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), nowhere, problem.cue)
-    return max(len(lay_out(method, problem, stage, spec, nowhere)), len(prompt) + 1)

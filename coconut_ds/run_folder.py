@@ -1,6 +1,7 @@
 """The directory of one attempt at a run: ``<save_path>/<name>/<signature>/<attempt_id>/``.
 
-It holds ``config.yaml``, ``metrics.jsonl``, ``samples/``, ``checkpoint_<epoch>/`` and, at the end, ``summary.json``.
+It holds ``config.yaml``, ``metrics.jsonl``, ``problems/`` where they are generated,
+``samples/``, ``checkpoint_<epoch>/`` and, at the end, ``summary.json``.
 The signature stands for the resolved configuration less what cannot change a number. Each launch makes a new attempt.
 """
 
@@ -26,6 +27,7 @@ NOT_IN_SIGNATURE = (
     "run.resume_mode",
     "run.resume_attempt_id",
     "run.signature_ignore_keys",
+    "data.cache_path",
     "training.num_epochs",
 )
 """Where things go, how they are logged, how long to go on."""
@@ -50,6 +52,11 @@ class RunFolder:
     def summary(self) -> Path:
         """What came out of a run that ended."""
         return self.path / "summary.json"
+
+    @property
+    def problems(self) -> Path:
+        """Generated problems."""
+        return self.path / "problems"
 
     def checkpoint(self, epoch: int) -> Path:
         """The model folder after ``epoch`` epochs."""

@@ -1,8 +1,8 @@
 """Text to token ids: tokenizers from a hub, a folder or the data set itself, the thought markers, tokenized problems.
 
-Text becomes tokens as in the reference implementation: ``question + "\\n"`` with the tokenizer's special tokens, each
-``step + "\\n"``, ``"### " + answer``, end of sequence. Markers are single tokens; they enter and leave by id, never by
-their spelling.
+Text becomes tokens as its format says (``formats``); in the reference implementation's, ``question + "\\n"`` with the
+tokenizer's special tokens, each ``step + "\\n"``, ``"### " + answer``, end of sequence. Markers are single tokens; they
+enter and leave by id, never by their spelling.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import ModelError
+from coconut_ds.formats import TEXT, Format
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds, TokenizedProblem
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 """In the order in which the reference implementation adds them, so that its state dicts fit."""
+PAUSE = "<|pause|>"
+"""Only methods that pause have it: a row more would change the numbers of the others."""
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-ANSWER_PREFIX = "### "
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -53,7 +55,7 @@ def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
         ]
     )
     words: dict[str, None] = {}
-    for text in (*texts, ANSWER_PREFIX, "\n"):
+    for text in (*texts, TEXT.answer_start, "\n"):
         for word, _ in splitter.pre_tokenize_str(text):
             words[word] = None
     vocabulary = {word: index for index, word in enumerate([UNKNOWN, END_OF_TEXT, *sorted(words)])}
@@ -72,33 +74,51 @@ def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     )
 
 
-def add_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[MarkerIds, list[str]]:
-    """Gives the tokenizer the markers that it lacks. Returns all marker ids and the names that were missing."""
+def add_markers(tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> tuple[MarkerIds, list[str]]:
+    """Gives the tokenizer the markers that it lacks. Returns all marker ids and the names that were missing.
+
+    Args:
+        tokenizer: is changed.
+        pause: whether ``<|pause|>`` is wanted too; where it is there it stays.
+    """
     known = tokenizer.get_vocab()
-    missing = [name for name in MARKERS if name not in known]
+    missing = [name for name in (*MARKERS, *([PAUSE] if pause else [])) if name not in known]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in missing], special_tokens=True)
     vocabulary = tokenizer.get_vocab()
     start, end, thought = (vocabulary[name] for name in MARKERS)
-    return MarkerIds(start, end, thought), missing
+    return MarkerIds(start, end, thought, vocabulary.get(PAUSE)), missing
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[TokenizedProblem]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], format: Format = TEXT
+) -> list[TokenizedProblem]:
     """All problems as ids, encoded in three batches."""
     eos = int(tokenizer.eos_token_id)
-    questions = encode_questions(tokenizer, [problem.question for problem in problems])
-    steps = _encode(tokenizer, [f"{step}\n" for problem in problems for step in problem.steps])
-    answers = _encode(tokenizer, [ANSWER_PREFIX + problem.answer for problem in problems])
+    cue = encode_cue(tokenizer, format)
+    before = "" if cue else format.answer_start
+    questions = encode_questions(tokenizer, [problem.question for problem in problems], format)
+    steps = _encode(tokenizer, [f"{step}{format.step_end}" for problem in problems for step in problem.steps])
+    answers = _encode(tokenizer, [before + problem.answer for problem in problems])
     tokenized, position = [], 0
     for problem, question, answer in zip(problems, questions, answers, strict=True):
         own = tuple(steps[position : position + len(problem.steps)])
         position += len(problem.steps)
-        tokenized.append(TokenizedProblem(question, own, [*answer, eos]))
+        tokenized.append(TokenizedProblem(question, own, [*answer, eos], cue))
     return tokenized
 
 
-def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[list[int]]:
-    """Questions with their newline and the tokenizer's special tokens."""
-    return _encode(tokenizer, [f"{question}\n" for question in questions], special=True)
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], format: Format = TEXT
+) -> list[list[int]]:
+    """Questions with the tokenizer's special tokens and what the format puts around them."""
+    encoded = _encode(tokenizer, [f"{question}{format.question_end}" for question in questions], special=True)
+    start = [int(tokenizer.eos_token_id)] if format.starts_with_eos else []
+    return [[*start, *ids] for ids in encoded] if start else encoded
+
+
+def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
+    """What asks for the answer, where the format gives it (``TokenizedProblem.cue``)."""
+    return _encode(tokenizer, [format.answer_start])[0] if format.one_token else []
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:

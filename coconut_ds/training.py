@@ -27,7 +27,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     started = time.perf_counter()
     progress = Progress(ranks.is_first)
     read_engine_file(config)
-    experiment = Experiment.prepare(config, ranks)
+    experiment = Experiment.prepare(config, ranks, progress.line)
     description = experiment.describe()
     engine = Engine(LatentLoop(experiment.backbone.model), config, experiment.geometry, ranks)
     # Weights are drawn; from here on ranks differ, so that dropout does.
@@ -37,6 +37,8 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     with ExitStack() as stack:
         metrics = _open_metrics(config, folder, progress, stack) if ranks.is_first else None
         progress.line(f"{RUN_LINE}{folder.path}\n{description}")
+        if ranks.is_first:
+            experiment.problems.write(folder.problems)
         saver = RunSaver(experiment, folder)
         position = Trainer(experiment, engine, saver, progress, metrics).fit()
     if ranks.is_first:

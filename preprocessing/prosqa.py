@@ -1,15 +1,13 @@
 """Writes ProsQA files: ``python preprocessing/prosqa.py [--out data] [--seed 0] [--sizes 17886 300 500]``.
 
 Makes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph stands twice in them. ``--stats FILE...``
-prints statistics of graph files side by side instead. Not here: the generator (`coconut_ds.data.prosqa`) and the
-statistics (`coconut_ds.data.graph_stats`).
+prints statistics of graph files side by side instead. Not here: the generator (`coconut_ds.data.prosqa`), the
+statistics (`coconut_ds.data.graph_stats`) and the published files (`prosqa.bash`).
 """
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,33 +19,30 @@ from tqdm import tqdm
 from coconut_ds.data.graph_stats import graph_stats, table
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.prosqa import generate_split
+from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 
 
-def generate(seed: int, sizes: dict[str, int]) -> dict[str, list[Problem]]:
-    """The three splits; test first, so that the size of one does not change those before it."""
-    splits: dict[str, list[Problem]] = {}
+def generate(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
+    """Split and problem, one by one; test first, so that the size of a split does not change those before it."""
     taken: set[str] = set()
     with tqdm(total=sum(sizes.values()), unit=" problems", disable=not sys.stderr.isatty()) as bar:
         for split in reversed(SPLITS):
-            splits[split] = []
             for problem, fingerprint in generate_split(seed, split, sizes[split], taken):
-                splits[split].append(problem)
                 taken.add(fingerprint)
+                yield split, problem
                 bar.update()
-    return splits
 
 
-def write(path: Path, problems: Sequence[Problem]) -> None:
-    """Writes a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps([problem.as_dict() for problem in problems]), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write(out: Path, seed: int, sizes: dict[str, int]) -> str:
+    """Writes the three files and their manifest; returns a summary of them."""
+    with Outputs(out, "prosqa", seed=seed, sizes=sizes) as outputs:
+        files = {split: outputs.open(f"prosqa_{split}.json") for split in SPLITS}
+        for split, problem in generate(seed, sizes):
+            files[split].write(problem)
+    return outputs.summary()
 
 
 def _size(text: str) -> int:
@@ -78,12 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
-    splits = generate(options.seed, dict(zip(SPLITS, options.sizes, strict=True)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        path = options.out / f"prosqa_{split}.json"
-        write(path, splits[split])
-        print(f"{path}: {len(splits[split])} problems")
+    try:
+        print(write(options.out, options.seed, dict(zip(SPLITS, options.sizes, strict=True))))
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -214,7 +214,10 @@ def test_an_override_that_cannot_be_meant_is_refused_with_what_can(override: str
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method.kind": "cott"}, ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"]),
+        (
+            {"method.kind": "cott"},
+            ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"],
+        ),
         ({"data.kind": "web"}, ["data.kind: found 'web'", "'file'", "'synthetic'"]),
         ({"training.num_epochs": "many"}, ["training.num_epochs: found 'many'", "valid integer"]),
         ({"training.num_epochs": True}, ["training.num_epochs: found True", "valid integer"]),

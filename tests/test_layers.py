@@ -9,32 +9,49 @@ from pathlib import Path
 import pytest
 
 import coconut_ds
+from coconut_ds.methods import METHODS
 
 PACKAGE = Path(coconut_ds.__file__).parent
 
+GROUPS = ("run", "data", "model", "training")
 # A module may import its own layer and those before it. Names are without "coconut_ds."; "" is the package itself.
 PLAIN: list[set[str]] = [
-    {"", "errors", "files", "launch", "scoring"},
-    {"methods", "methods.base", "methods.coconut", "methods.cot", "methods.no_cot", "methods.no_thoughts"},
-    {"schema", "settings"},
-    {"layout", "curriculum", "metrics", "progress", "run_folder"},
-    {"data", "data.problem", "data.graphs", "data.graph_stats", "data.prosqa", "data.layered", "data.arithmetic"},
+    {"", "errors", "files", "launch", "formats"},
+    {"scoring"},
+    {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
+    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation"))},
+    {"layout", "curriculum", "metrics", "position", "progress", "run_folder"},
+    {
+        "data",
+        "data.problem",
+        "data.graphs",
+        "data.graph_stats",
+        "data.prosqa",
+        "data.layered",
+        "data.symbolic",
+        "data.arithmetic",
+    },
+    {"data.downloads", "data.writing"},
     {"data.sources", "data.batches"},
 ]
 HEAVY: list[set[str]] = [
     {"distributed"},
     {"hub", "tokens"},
+    {"token_table"},
+    {"data_report"},
+    {"data_report_text", "data_report_picture"},
     {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone", "model.support"},
     {"generation", "evaluation"},
     {"checkpoint", "engine", "wandb_mirror"},
+    {"run_problems"},
     {"experiment"},
     {"run_saver"},
     {"trainer", "assessment"},
     {"training"},
 ]
 # What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
-ENTRY: set[str] = {"compose", "train", "evaluate", "demo"}
-LAYERS = [*PLAIN, *HEAVY, ENTRY]
+ENTRY: list[set[str]] = [{"compose"}, {"harness"}, {"train", "evaluate", "demo", "compare", "data.__main__"}]
+LAYERS = [*PLAIN, *HEAVY, *ENTRY]
 
 ONLY_IN: dict[str, set[str]] = {
     "deepspeed": {"engine"},
@@ -101,7 +118,7 @@ def test_a_heavy_or_outer_package_is_imported_by_its_one_module_alone(package: s
 
 
 def test_configuration_and_data_load_without_torch() -> None:
-    names = sorted(f"coconut_ds.{name}".rstrip(".") for layer in (*PLAIN, ENTRY) for name in layer)
+    names = sorted(f"coconut_ds.{name}".rstrip(".") for layer in (*PLAIN, *ENTRY) for name in layer)
     heavy = ["torch", "transformers", "tokenizers", "deepspeed", "wandb"]
     script = f"import sys, {', '.join(names)}\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)

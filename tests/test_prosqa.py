@@ -194,7 +194,9 @@ def test_script_runs_as_a_file_from_any_folder(tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     out = tmp_path / "new" / "data"
-    assert sorted(path.name for path in out.iterdir()) == [f"prosqa_{s}.json" for s in ("test", "train", "valid")]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"prosqa_{s}.json" for s in ("manifest", "test", "train", "valid")
+    ]
     assert [len(load_problems(out / f"prosqa_{split}.json")) for split in ("train", "valid", "test")] == [8, 2, 3]
     keys = {"question", "steps", "answer", "idx_to_symbol", "edges", "root", "target", "neg_target"}
     assert all(set(item) == keys for item in json.loads((out / "prosqa_valid.json").read_text()))

@@ -17,7 +17,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
-from coconut_ds.scoring import is_wholly_right
+from coconut_ds.scoring import is_correct
 from coconut_ds.tokens import (
     MARKERS,
     add_markers,
@@ -102,7 +102,7 @@ def test_numbers_with_marks_inside_are_scored_as_right() -> None:
     problem = Problem("How much?", ("<<2.5*400=1,000>>", "0.5"), "1,000")
     tokenizer = build_word_tokenizer([problem.question, *problem.steps, problem.answer])
     generated = text_of(tokenizer, ids_of(tokenizer, written(problem)))
-    assert is_wholly_right(generated, problem.steps, problem.answer), generated
+    assert is_correct(generated, problem.answer), generated
 
 
 def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

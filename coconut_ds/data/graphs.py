@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise, product
+from typing import Any
 
 from coconut_ds.data.problem import Problem
 
@@ -121,6 +122,11 @@ class Graph:
             colours, num_colours = [rank[repr(signature)] for signature in signatures], len(table)
 
 
+def split_of(graph: Graph) -> str:
+    """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
+    return ("valid", "test")[bucket] if (bucket := int(graph.fingerprint, 16) % 10) < 2 else "train"
+
+
 def _breadth_first(neighbours: Sequence[Sequence[int]], start: int) -> dict[int, int]:
     distance, queue = {start: 0}, [start]
     for node in queue:  # grows while it is read
@@ -139,6 +145,16 @@ class GraphQuestion:
     root: int
     target: int
     distractor: int
+
+    def as_dict(self, symbols: Sequence[str]) -> dict[str, Any]:
+        """The graph in the keys of the published ProsQA files."""
+        return {
+            "idx_to_symbol": list(symbols),
+            "edges": [list(edge) for edge in self.graph.edges],
+            "root": self.root,
+            "target": self.target,
+            "neg_target": self.distractor,
+        }
 
 
 def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CONCEPTS) -> Problem:
@@ -165,11 +181,5 @@ def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CON
         question=" ".join([*context, f"Is {root} a {options[0]} or {options[1]}?"]),
         steps=tuple(sentence(*edge) for edge in pairwise(path)),
         answer=f"{root} is a {symbols[question.target]}.",
-        extra={
-            "idx_to_symbol": symbols,
-            "edges": [list(edge) for edge in graph.edges],
-            "root": question.root,
-            "target": question.target,
-            "neg_target": question.distractor,
-        },
+        extra=question.as_dict(symbols),
     )

@@ -18,7 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
-from coconut_ds.data.graphs import CONCEPTS, MAX_CONCEPTS, NAMES, Edge, Graph, GraphQuestion, concepts, word
+from coconut_ds.data.graphs import CONCEPTS, MAX_CONCEPTS, NAMES, Edge, Graph, GraphQuestion, concepts, split_of, word
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 
@@ -32,11 +32,6 @@ MAX_TRIES = 1000
 
 Layers = list[list[int]]
 """The family of each node, layer by layer; nodes are numbered in this order."""
-
-
-def split_of(graph: Graph) -> str:
-    """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
-    return ("valid", "test")[bucket] if (bucket := int(graph.fingerprint, 16) % 10) < 2 else "train"
 
 
 def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:

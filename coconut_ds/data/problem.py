@@ -5,8 +5,9 @@ objects. Further keys are kept in ``Problem.extra`` (graph data carry edges ther
 Nothing is skipped: the first bad item is an error that names file, index, key, what was found and what was expected.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,17 @@ def load_problems(path: str | Path) -> list[Problem]:
     Raises:
         DataError: the file is missing, is no JSON, is empty, or holds an item of another shape.
     """
+    return list(iter_problems(path))
+
+
+def iter_problems(path: str | Path) -> Iterator[Problem]:
+    """The problems of a file one by one, for those who do not keep them; ``operator.length_hint`` tells how many come.
+
+    Raises:
+        DataError: as ``load_problems``; an item of another shape when its turn comes, all else at once.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
+    _check_there(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -46,7 +55,39 @@ def load_problems(path: str | Path) -> list[Problem]:
     items = _parse(path, text)
     if not items:
         raise DataError(f"{path}: holds no problems; expected a JSON list with at least one")
-    return [_problem(path, index, item) for index, item in enumerate(items)]
+    return _Problems(path, items)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    path = Path(path)
+    _check_there(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Problems(Iterator[Problem]):
+    """Items become problems one by one; each item's memory is free once it is one."""
+
+    def __init__(self, path: Path, items: list[Any]) -> None:
+        self._path, self._count, self._rest = path, len(items), items[::-1]
+
+    def __next__(self) -> Problem:
+        if not self._rest:
+            raise StopIteration
+        return _problem(self._path, self._count - len(self._rest), self._rest.pop())
+
+    def __length_hint__(self) -> int:
+        return len(self._rest)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
 
 
 def _parse(path: Path, text: str) -> list[Any]:

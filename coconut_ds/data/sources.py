@@ -3,13 +3,15 @@
 A new source is one file, one line in ``SOURCES`` and one YAML in ``config/data``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
+from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
 from coconut_ds.data.arithmetic import ModularSum, PermutationProduct
 from coconut_ds.data.layered import LayeredGraphs
-from coconut_ds.data.problem import Problem, load_problems
+from coconut_ds.data.problem import Problem, iter_problems, load_problems
+from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig
 
@@ -34,32 +36,74 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Problems from files; each file is read once, when first asked for."""
+    """Problems from files, read when asked for."""
 
     def __init__(self, data: DataConfig) -> None:
         self._data = data
-        self._read: dict[str, list[Problem]] = {}
 
     def train(self, epoch: int) -> list[Problem]:
         """The training file, in every epoch."""
-        return self._problems("train_path")
+        return load_problems(self.path("train_path"))
 
     def valid(self) -> list[Problem]:
         """The validation file."""
-        return self._problems("val_path")
+        return load_problems(self.path("val_path"))
 
     def test(self) -> list[Problem]:
         """The test file."""
-        return self._problems("test_path")
+        return load_problems(self.path("test_path"))
 
     def vocabulary(self) -> list[str]:
-        """All texts of the training file."""
-        return [text for problem in self.train(0) for text in (problem.question, *problem.steps, problem.answer)]
+        """The words of the training file, each once."""
+        words: dict[str, None] = {}
+        for problem in iter_problems(self.path("train_path")):
+            for text in (problem.question, *problem.steps, problem.answer):
+                words |= dict.fromkeys(text.split(" "))
+        return list(words)
 
-    def _problems(self, key: str) -> list[Problem]:
-        if key not in self._read:
-            self._read[key] = load_problems(check_file(self._data, key))
-        return self._read[key]
+    def path(self, key: str) -> Path:
+        """The file under a key of ``data`` (``check_file``)."""
+        return Path(check_file(self._data, key))
+
+
+def training_file(source: "Source") -> Path | None:
+    """The file that holds all training problems as they are, where there is one."""
+    return source.path("train_path") if isinstance(source, FileSource) else None
+
+
+def check_splits(
+    data: DataConfig,
+    trained: Set[int],
+    valid: Sequence[Problem],
+    hash_question: Callable[[str], int],
+    notify: Callable[[str], None],
+) -> None:
+    """Refuses a test file that holds the validation questions; ``notify`` gets a line about questions in two files.
+
+    Args:
+        data: names the files; a test file that is not there yet is not looked at.
+        trained: hashes of the training questions.
+        valid: validation problems.
+        hash_question: of a question's text.
+        notify: takes the line.
+
+    Raises:
+        DataError: selecting checkpoints on the test questions would make their score worthless.
+    """
+    there = data.test_path is not None and Path(data.test_path).is_file()
+    splits = {"training": trained, "validation": {hash_question(problem.question) for problem in valid}}
+    if there:
+        assert data.test_path is not None
+        splits["test"] = {hash_question(problem.question) for problem in iter_problems(data.test_path)}
+        if splits["test"] == splits["validation"]:
+            raise DataError(
+                f"data.val_path={data.val_path} and data.test_path={data.test_path} hold the same questions; the best "
+                "checkpoint is chosen on the validation problems, so set another data.test_path (or null)"
+            )
+    for one, other in combinations(splits, 2):
+        shared = len(splits[one] & splits[other])
+        if shared:
+            notify(f"warning: {shared:,} of {len(splits[other]):,} {other} questions are {one} questions too")
 
 
 def check_file(data: DataConfig, key: str) -> str:
@@ -84,6 +128,7 @@ SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
     "synthetic": lambda data, seed: LayeredGraphs(
         seed, data.size.model_dump(), data.num_nodes, data.num_layers, data.num_edges, data.online
     ),
+    "prosqa_symbolic": lambda data, seed: SymbolicProsqa(seed, data.size, data.num_hops, data.online),
 }
 
 

@@ -1,0 +1,108 @@
+"""Reports on files of problems: ``python -m coconut_ds.data FILE...``.
+
+Prints how long the problems are, how many steps they have, what stands twice, how good a constant answer would be, and
+the sequences that a method makes of a few of them at each stage; draws the same. Give the training file first: the
+last stage is that of training on it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from coconut_ds.data.problem import Problem, load_problems
+from coconut_ds.errors import CoconutError
+from coconut_ds.methods import METHODS
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses a command line in one line, as all other errors are told."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit code: 2 for an error to mend."""
+    options = _parser().parse_args(argv)
+    try:
+        files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
+        options.png.parent.mkdir(parents=True, exist_ok=True)
+        # Imported here, so that files that cannot be read are refused before torch is loaded.
+        from coconut_ds.data_report import make_report
+        from coconut_ds.data_report_picture import draw
+        from coconut_ds.data_report_text import render
+        from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
+
+        if options.tokenizer == "dataset":
+            tokenizer = build_word_tokenizer(words(problem for _, problems in files for problem in problems))
+        else:
+            tokenizer = load_tokenizer(options.tokenizer)
+        report = make_report(
+            files, tokenizer, METHODS[options.method], options.c_thought, options.max_latent_stage, options.examples
+        )
+        draw(report, options.png)
+    except (CoconutError, OSError) as error:
+        # Where the tokenizer is a setting of training, the message calls it by that name.
+        sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
+        return 2
+    _show(f"{render(report)}\n{options.png}\n")
+    return 0
+
+
+def file_names(paths: Sequence[Path]) -> list[str]:
+    """What files are called: their last names, whole paths where two have the same."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def words(problems: Iterable[Problem]) -> list[str]:
+    """What stands between spaces, each once."""
+    found: dict[str, None] = {}
+    for problem in problems:
+        for text in (problem.question, *problem.steps, problem.answer):
+            found |= dict.fromkeys(text.split(" "))
+    return list(found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m coconut_ds.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON: question, steps, answer")
+    parser.add_argument(
+        "--tokenizer", default="dataset", help="a folder, a hub name, or dataset: the words of the files (%(default)s)"
+    )
+    parser.add_argument("--method", choices=METHODS, default="coconut", help="%(default)s")
+    parser.add_argument("--c-thought", type=_from(1), default=1, metavar="C", help="thoughts a step (%(default)s)")
+    parser.add_argument(
+        "--max-latent-stage", type=_from(0), metavar="M", help="most steps of a problem of the first file"
+    )
+    parser.add_argument("--png", type=Path, default=Path("outputs/data_report.png"), help="%(default)s")
+    parser.add_argument("--examples", type=_from(0), default=3, metavar="N", help="problems laid out (%(default)s)")
+    return parser
+
+
+def _from(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return whole_number
+
+
+def _show(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # A reader such as head has seen enough; what is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

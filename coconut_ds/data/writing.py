@@ -1,0 +1,138 @@
+"""Writing problem files: streamed, a problem a line, all files of a data set or none, and a manifest beside them.
+
+Not here: what the problems are (the scripts in `preprocessing/`), and reading them (`coconut_ds.data.problem`).
+The manifest holds no dates and no folders: the same problems give the same bytes in it too.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+
+
+class ProblemFile:
+    """A JSON list of problems while it is written; `Outputs.open` makes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.problems = 0
+        self._stream = path.open("w", encoding="utf-8", newline="\n")
+
+    def write(self, problem: Problem) -> None:
+        """Appends one problem."""
+        self._stream.write((",\n" if self.problems else "[\n") + json.dumps(problem.as_dict()))
+        self.problems += 1
+
+    def finish(self) -> None:
+        """Ends the list."""
+        self._stream.write("\n]\n" if self.problems else "[]\n")
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file as it is."""
+        self._stream.close()
+
+
+@dataclass
+class _Output:
+    temporary: Path
+    problems: int | ProblemFile
+    inputs: Sequence[Path]
+
+    @property
+    def count(self) -> int:
+        return self.problems.problems if isinstance(self.problems, ProblemFile) else self.problems
+
+
+class Outputs:
+    """The files of one data set: ``with Outputs(folder, "gsm") as outputs: outputs.open("gsm_test.json").write(...)``.
+
+    They lie under temporary names until the block ends without an error; then they are renamed, `<name>_manifest.json`
+    last. After an error all that was in the folder is as before. The manifest gives for each output its problems,
+    bytes, sha256, the ``options`` it was made with, and name, bytes, sha256 of each input. Entries of other outputs
+    that still lie in the folder stay in it.
+    """
+
+    def __init__(self, folder: Path, name: str, **options: Any) -> None:
+        self._folder = folder
+        self._manifest = folder / f"{name}_manifest.json"
+        self._options = options
+        self._outputs: dict[str, _Output] = {}
+
+    def open(self, file: str, inputs: Sequence[Path] = ()) -> ProblemFile:
+        """A new file of the folder; ``inputs`` are the files its problems come from."""
+        temporary = self._temporary(file)
+        problems = ProblemFile(temporary)
+        self._outputs[file] = _Output(temporary, problems, inputs)
+        return problems
+
+    def copy(self, source: Path, problems: int) -> None:
+        """A file of ``problems`` problems that is taken byte by byte, under its own name."""
+        self._outputs[source.name] = _Output(self._temporary(source.name), problems, [source])
+        shutil.copyfile(source, self._outputs[source.name].temporary)
+
+    def summary(self) -> str:
+        """A line for each file: its path and its number of problems."""
+        return "\n".join(f"{self._folder / file}: {output.count} problems" for file, output in self._outputs.items())
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._earlier = _read_manifest(self._manifest)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        manifest = self._temporary(self._manifest.name)
+        try:
+            if kind is None:
+                for output in self._outputs.values():
+                    if isinstance(output.problems, ProblemFile):
+                        output.problems.finish()
+                manifest.write_text(json.dumps({"outputs": self._entries()}, indent=2) + "\n", encoding="utf-8")
+                for file, output in self._outputs.items():
+                    os.replace(output.temporary, self._folder / file)
+                os.replace(manifest, self._manifest)
+        finally:
+            for output in self._outputs.values():
+                if isinstance(output.problems, ProblemFile):
+                    output.problems.close()
+                output.temporary.unlink(missing_ok=True)
+            manifest.unlink(missing_ok=True)
+
+    def _temporary(self, file: str) -> Path:
+        return self._folder / f".{file}.{os.getpid()}.tmp"
+
+    def _entries(self) -> dict[str, Any]:
+        entries = {file: entry for file, entry in self._earlier.items() if (self._folder / file).is_file()}
+        of_input = {path: {"name": path.name, **fingerprint(path)} for o in self._outputs.values() for path in o.inputs}
+        for file, output in self._outputs.items():
+            entries[file] = {
+                "problems": output.count,
+                **fingerprint(output.temporary),
+                "options": self._options,
+                "inputs": [of_input[path] for path in output.inputs],
+            }
+        return dict(sorted(entries.items()))
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size of a file in bytes, and its sha256."""
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["outputs"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: is no manifest of this project; delete it and run again") from error

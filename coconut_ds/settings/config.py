@@ -1,0 +1,97 @@
+"""One experiment: all groups, and which of them cannot go together."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from coconut_ds.methods import METHODS
+from coconut_ds.schema import Group, leaf_keys, validated
+from coconut_ds.settings.data import DataConfig
+from coconut_ds.settings.model import MethodConfig, ModelConfig
+from coconut_ds.settings.run import RunConfig
+from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
+
+
+class Config(Group):
+    """One experiment."""
+
+    run: RunConfig
+    data: DataConfig
+    method: MethodConfig
+    model: ModelConfig
+    training: TrainingConfig
+    deepspeed: DeepSpeedConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _file_problems(self) -> list[str]:
+        if self.data.kind != "file":
+            return []
+        if self.run.only_eval:
+            if not (self.data.test_path or self.data.val_path):
+                return ["data.test_path: found null, expected a file to evaluate; set data.test_path=FILE"]
+            return []
+        return [
+            f"data.{key}: found null, expected a file to train with; set data.{key}=FILE"
+            for key in ("train_path", "val_path")
+            if getattr(self.data, key) is None
+        ]
+
+    def _run_problems(self) -> list[str]:
+        known = leaf_keys(type(self))
+        problems = [
+            f"run.signature_ignore_keys: found {key!r}, which is no key; expected dotted ones such as training.lr"
+            for key in self.run.signature_ignore_keys
+            if key not in known
+        ]
+        if self.run.only_eval and self.run.load_model_path is None:
+            problems.append(
+                "run.load_model_path: found null with run.only_eval=true, expected the checkpoint to evaluate; "
+                "set load_model_path=PATH"
+            )
+        if self.model.attn_implementation.startswith("flash") and not self.run.bf16:
+            problems.append(
+                f"model.attn_implementation={self.model.attn_implementation} computes in half precision; "
+                "set run.bf16=true, or model.attn_implementation=sdpa"
+            )
+        if self.run.resume and self.run.load_model_path is None:
+            problems.append(
+                f"run.resume={self.run.resume} skips epochs that a checkpoint stands for, but run.load_model_path is "
+                "null; set load_model_path=PATH, or resume=0"
+            )
+        if not self.run.only_eval and self.run.resume >= self.training.num_epochs:
+            problems.append(
+                f"run.resume={self.run.resume} skips all of training.num_epochs={self.training.num_epochs}; "
+                f"set run.resume below {self.training.num_epochs} or num_epochs above {self.run.resume}"
+            )
+        return problems
+
+    def _format_problems(self) -> list[str]:
+        if not self.data.text_format.one_token:
+            return []
+        problems = []
+        if METHODS[self.method.kind].starts_thinking:
+            problems.append(
+                f"method.kind={self.method.kind}: the model begins to think by writing a marker, and "
+                f"data.format={self.data.format} has none; set method=coconut"
+            )
+        if self.training.advance == "accuracy" and self.training.stage_switches is None:
+            problems.append(
+                f"training.advance=accuracy with data.format={self.data.format}: before the last stage several nodes "
+                "are right, so accuracy does not say when a stage is learned; set training.advance=epochs"
+            )
+        return problems
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Validates plain composed values.
+
+        Raises:
+            ConfigError: naming each bad field, the value found and what was expected.
+        """
+        return validated(cls, values)

@@ -1,0 +1,52 @@
+"""The groups ``method`` and ``model``."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from coconut_ds.methods import METHODS
+from coconut_ds.schema import Group
+
+
+class MethodConfig(Group):
+    """What the model is taught to do with the steps: one name of the registry."""
+
+    kind: str
+    """Name of a method in coconut_ds/methods."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
+        return value
+
+
+class ModelConfig(Group):
+    """The backbone and its tokenizer."""
+
+    model_id: str
+    """Hugging Face name or local folder of the backbone (for scratch models: of its architecture), or a bare model
+    type such as gpt2 with model_config_overrides."""
+    model_init: Literal["pretrained", "scratch"] = "pretrained"
+    """pretrained: load the weights of model_id; scratch: random weights from its configuration."""
+    model_config_overrides: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the Hugging Face configuration to replace (scratch only)."""
+    tokenizer: str | None = None
+    """Tokenizer folder or name; dataset builds a word-level one from the problems; null takes model_id's."""
+    attn_implementation: str = "sdpa"
+    """sdpa, eager, flash_attention_2, flash_attention_3."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.model_init == "pretrained" and self.model_config_overrides:
+            raise ValueError(
+                "model_config_overrides change the architecture, which pretrained weights would not fit; "
+                "set model.model_init=scratch or model.model_config_overrides={}"
+            )
+        if self.model_init == "pretrained" and self.tokenizer == "dataset":
+            raise ValueError(
+                "tokenizer=dataset gives words ids that pretrained weights do not know; "
+                "set model.tokenizer=null or model=gpt2_scratch_small"
+            )
+        return self

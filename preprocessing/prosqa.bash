@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Downloads the published ProsQA into data/prosqa_raw and puts it into data: bash preprocessing/prosqa.bash [--force]
+# Files that are there with other content, such as those of prosqa.py, are replaced only with --force.
+# PROSQA_URL, where set, is a folder that holds prosqa_{train,valid,test}.json (a mirror: http://... or file://...).
+# PYTHON is the interpreter (python3).
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/fetch.bash"
+
+[[ $# == 0 || $* == --force ]] || fail "usage: bash preprocessing/prosqa.bash [--force] (found: $*)"
+
+url_of() {
+  local folder=${PROSQA_URL:-https://raw.githubusercontent.com/facebookresearch/coconut/main/data}
+  echo "${folder%/}/$1"
+}
+
+fetch_all "$here/prosqa.sha256" data/prosqa_raw PROSQA_URL
+exec "${PYTHON:-python3}" "$here/prosqa_published.py" --raw data/prosqa_raw --out data \
+  --counts "$here/prosqa.sha256" "$@"

@@ -1,0 +1,262 @@
+"""Scripts that download: files come once, go on where they stopped, and are never taken for right unchecked."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coconut_ds.data.downloads import expected_counts
+from coconut_ds.data.problem import Problem, load_problems
+from coconut_ds.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+REAL = ROOT.parent / "shared" / "data"  # whole files of the lists, where there are any
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Server:
+    """Files by name on 127.0.0.1; ``ranges`` says whether it sends the rest of a file. Notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.asked: list[tuple[str, str | None]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name, wanted = self.path.removeprefix("/"), self.headers["Range"]
+                server.asked.append((name, wanted))
+                start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and server.ranges else 0
+                content = server.files.get(name, b"")
+                if not content:
+                    self.send_error(404)
+                elif start and start >= len(content):
+                    self.send_error(416)
+                else:
+                    self.send_response(206 if start else 200)
+                    if start:
+                        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    self.send_header("Content-Length", str(len(content) - start))
+                    self.end_headers()
+                    self.wfile.write(content[start:])
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.stop()
+
+
+class Checkout:
+    """A copy of the scripts with short lists of downloads: of the first file the sum is known, of the others not."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder, self.server, self.data = folder, server, folder / "data"
+        shutil.copytree(ROOT / "preprocessing", folder / "preprocessing")
+
+    def serve(self, listed: str, files: dict[str, tuple[bytes, int]]) -> None:
+        self.server.files = {name: content for name, (content, _) in files.items()}
+        known = next(iter(files))
+        lines = [
+            f"{sha(content) if name == known else 'unknown'} {len(content)} {problems} {name}\n"
+            for name, (content, problems) in files.items()
+        ]
+        (self.folder / "preprocessing" / listed).write_text("# a comment\n" + "".join(lines))
+
+    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        variable = {"gsm_icot.bash": "GSM_ICOT_URL", "prosqa.bash": "PROSQA_URL"}[name]
+        self.server.asked.clear()
+        return subprocess.run(
+            ["bash", f"preprocessing/{name}", *arguments],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHON": sys.executable,
+                "PYTHONPATH": str(ROOT),
+                "no_proxy": "*",
+                variable: self.server.url,
+            },
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, server: Server) -> Checkout:
+    made = Checkout(tmp_path, server)
+    lines = (FIXTURES / "gsm_valid.txt").read_bytes()
+    count = lines.count(b"\n")
+    made.serve(
+        "gsm_icot.sha256",
+        {"train.txt": (lines * 30, count * 30), "valid.txt": (lines, count), "test.txt": (lines * 2, count * 2)},
+    )
+    return made
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_download_converts_once_and_says_what_is_unchecked(checkout: Checkout) -> None:
+    done = checkout.run("gsm_icot.bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"test.txt: sha256 {sha(checkout.server.files['test.txt'])}, not checked" in done.stdout
+    assert "train.txt: sha256" not in done.stdout
+    assert contents(checkout.data / "gsm_raw") == checkout.server.files
+    assert len(load_problems(checkout.data / "gsm_train.json")) == 300
+    assert checkout.server.asked == [(name, None) for name in ("train.txt", "valid.txt", "test.txt")]
+    before = contents(checkout.data)
+    done = checkout.run("gsm_icot.bash")
+    assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
+    assert contents(checkout.data) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("whole", [False, True])
+def test_download_goes_on_where_it_stopped(checkout: Checkout, ranges: bool, whole: bool) -> None:
+    """Parts of one file of known and one of unknown sum, half or whole; a server without ranges sends all again.
+
+    Whole by its sum: not asked for. Whole by its size, which only the server knows: asked for the rest, and kept.
+    """
+    checkout.server.ranges = ranges
+    raw = checkout.data / "gsm_raw"
+    raw.mkdir(parents=True)
+    stops = {}
+    for name in ("train.txt", "test.txt"):
+        content = checkout.server.files[name]
+        stops[name] = len(content) if whole else len(content) // 2
+        (raw / f"{name}.part").write_bytes(content[: stops[name]])
+    done = checkout.run("gsm_icot.bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(raw) == checkout.server.files
+    assert (("train.txt", f"bytes={stops['train.txt']}-") in checkout.server.asked) == (not whole)
+    assert ("test.txt", f"bytes={stops['test.txt']}-") in checkout.server.asked
+    assert (("test.txt", None) in checkout.server.asked) == (not ranges and not whole)
+
+
+@pytest.mark.slow
+def test_wrong_files_are_refused_and_what_mends_it_is_said(checkout: Checkout) -> None:
+    raw, right = checkout.data / "gsm_raw", dict(checkout.server.files)
+    checkout.server.files["train.txt"] = right["valid.txt"]
+    error = one_line(checkout.run("gsm_icot.bash"))
+    assert f"train.txt: found sha256 {sha(right['valid.txt'])}, expected {sha(right['train.txt'])}; deleted" in error
+    assert contents(raw) == {}, "a wrong part would be gone on from for ever"
+
+    checkout.server.files = {**right, "test.txt": right["valid.txt"]}
+    error = one_line(checkout.run("gsm_icot.bash"))
+    assert error.startswith("data/gsm_raw/test.txt: found 10 problems, expected 20; delete data/gsm_raw/test.txt and")
+    assert contents(checkout.data) == {}
+
+    (raw / "train.txt").write_bytes(b"mine")
+    error = one_line(checkout.run("gsm_icot.bash"))
+    assert error.startswith(f"data/gsm_raw/train.txt: found sha256 {sha(b'mine')}, expected")
+    assert (raw / "train.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+def test_without_network_or_file_one_line_says_what_to_do(checkout: Checkout) -> None:
+    part = checkout.data / "gsm_raw" / "train.txt.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(checkout.server.files["train.txt"][:100])
+    del checkout.server.files["train.txt"]
+    absent = one_line(checkout.run("gsm_icot.bash"))
+    assert "404" in absent
+    checkout.server.stop()
+    gone = one_line(checkout.run("gsm_icot.bash"))
+    for error in (absent, gone):
+        assert error.startswith(f"{checkout.server.url}/train.txt: cannot be downloaded (curl ended with ")
+        assert "check the network and run this script again" in error
+        assert "GSM_ICOT_URL" in error
+    assert part.stat().st_size == 100
+
+
+@pytest.mark.slow
+def test_published_prosqa_replaces_other_files_only_when_told(checkout: Checkout) -> None:
+    names = [f"prosqa_{split}.json" for split in ("valid", "train", "test")]
+    items = [Problem("q?", ("s.",), "a.", {"root": 0}).as_dict()]
+    published = {name: (json.dumps(items * count).encode(), count) for count, name in enumerate(names, start=1)}
+    checkout.serve("prosqa.sha256", published)
+    for name in names[:2]:
+        checkout.data.mkdir(exist_ok=True)
+        (checkout.data / name).write_text(json.dumps(items * 9))
+    before = contents(checkout.data)
+    error = one_line(checkout.run("prosqa.bash"))
+    assert error.startswith("data/prosqa_train.json, data/prosqa_valid.json: found other content than the published")
+    assert "bash preprocessing/prosqa.bash --force" in error
+    assert contents(checkout.data) == before
+
+    done = checkout.run("prosqa.bash", "--force")
+    assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
+    found = contents(checkout.data)
+    entries = json.loads(found.pop("prosqa_manifest.json"))["outputs"]
+    assert found == checkout.server.files
+    assert {name: (entry["problems"], entry["sha256"]) for name, entry in entries.items()} == {
+        name: (count, sha(content)) for name, (content, count) in published.items()
+    }
+    assert checkout.run("prosqa.bash").returncode == 0, "the published files are no others"
+
+
+@pytest.mark.slow
+def test_published_prosqa_of_another_size_is_refused(checkout: Checkout) -> None:
+    text = json.dumps([Problem("q?", ("s.",), "a.").as_dict()]).encode()
+    names = [f"prosqa_{split}.json" for split in ("valid", "train", "test")]
+    checkout.serve("prosqa.sha256", {name: (text, 1 + (name == names[2])) for name in names})
+    error = one_line(checkout.run("prosqa.bash"))
+    assert error.startswith("data/prosqa_raw/prosqa_test.json: found 1 problems, expected 2; delete")
+    assert contents(checkout.data) == {}
+
+
+def test_lists_of_downloads_hold_every_split_and_name_a_bad_line(tmp_path: Path) -> None:
+    folder = ROOT / "preprocessing"
+    assert expected_counts(folder / "gsm_icot.sha256") == {"train.txt": 385_620, "valid.txt": 500, "test.txt": 1319}
+    sizes = {"prosqa_train.json": 17_886, "prosqa_valid.json": 300, "prosqa_test.json": 500}
+    assert expected_counts(folder / "prosqa.sha256") == sizes
+    (tmp_path / "list").write_text("# a comment\n\nunknown - many a.txt\n")
+    with pytest.raises(DataError, match=r"list: line 3: found 'unknown - many a\.txt'"):
+        expected_counts(tmp_path / "list")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no larger samples here")
+@pytest.mark.parametrize(
+    ("listed", "name", "real"),
+    [("gsm_icot", "valid.txt", "gsm8k_aug_valid.txt"), ("prosqa", "prosqa_valid.json", "prosqa_valid.json")],
+)
+def test_lists_of_downloads_are_true_of_the_real_files(listed: str, name: str, real: str) -> None:
+    content = (REAL / real).read_bytes()
+    assert f"\n{sha(content)} {len(content)} " in (ROOT / "preprocessing" / f"{listed}.sha256").read_text()
