@@ -207,7 +207,7 @@ def choose_examples(stats: FileStats, count: int) -> list[int]:
     """Indices spread evenly over all problems, from few steps and tokens to many; of one alone the middle."""
     order = np.lexsort((stats.lengths["whole"], stats.num_steps))
     last = len(order) - 1
-    places = [last // 2] if count == 1 else np.linspace(0, last, min(count, len(order))).astype(int)
+    places = [last // 2] if count == 1 else np.linspace(0, last, min(count, len(order))).round().astype(int)
     return [int(order[place]) for place in places]
 
 

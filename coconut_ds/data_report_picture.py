@@ -65,7 +65,7 @@ def draw_lengths(axes: Any, files: Sequence[FileStats], part: str) -> None:
     for number, each in enumerate(values):
         shares = np.histogram(each, bins)[0] / len(each)
         # Earlier ones wider: they show on both sides of one that covers them.
-        axes.stairs(shares, bins, color=_colour(number), linewidth=1.4 + 0.9 * min(len(values) - 1 - number, 4))
+        axes.stairs(shares, bins, color=_colour(number), linewidth=1.4 + 0.6 * min(len(values) - 1 - number, 4))
         if len(values) == 1:
             axes.stairs(shares, bins, color=_colour(number), alpha=0.3, fill=True)
     axes.set_xlim(bins[0] - width / 2, max(bins[-1], bins[0] + 3) + width / 2)
