@@ -165,3 +165,11 @@ def test_debug_keeps_the_first_problems_and_all_words(tmp_path: Path) -> None:
     assert cut.valid() == cut.test() == whole.valid()[:32]
     assert (DEBUG_TRAIN, DEBUG_VALID) == (5000, 32)
     assert f"q{DEBUG_TRAIN}" in cut.vocabulary()
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    """JSON can spell it, UTF-8 cannot, and tokenizers end in a traceback."""
+    path = tmp_path / "half.json"
+    path.write_text('[{"question": "q é", "steps": ["fine", "\\ud800"], "answer": "1"}]')
+    with pytest.raises(DataError, match=r"item 0, key 'steps': found str .*ud800.*without lone surrogates"):
+        load_problems(path)

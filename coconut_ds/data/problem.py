@@ -130,5 +130,11 @@ def _problem(path: Path, index: int, item: Any) -> Problem:
     for position, step in enumerate(item["steps"]):
         if not isinstance(step, str):
             raise refuse(f"key 'steps', step {position}", step, "a string")
+    for key in REQUIRED_KEYS:
+        for text in item[key] if key == "steps" else [item[key]]:
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise refuse(
+                    f"key '{key}'", text.encode("ascii", "backslashreplace").decode(), "text without lone surrogates"
+                )
     extra = {key: value for key, value in item.items() if key not in REQUIRED_KEYS}
     return Problem(item["question"], tuple(item["steps"]), item["answer"], extra)
