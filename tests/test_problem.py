@@ -171,5 +171,5 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     """JSON can spell it, UTF-8 cannot, and tokenizers end in a traceback."""
     path = tmp_path / "half.json"
     path.write_text('[{"question": "q é", "steps": ["fine", "\\ud800"], "answer": "1"}]')
-    with pytest.raises(DataError, match=r"item 0, key 'steps': found str .*ud800.*without lone surrogates"):
+    with pytest.raises(DataError, match=r"item 0, its text: found str .*ud800.*no lone surrogates"):
         load_problems(path)

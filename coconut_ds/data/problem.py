@@ -7,6 +7,7 @@ Nothing is skipped: the first bad item is an error that names file, index, key, 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from coconut_ds.errors import DataError
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can spell one; it is no character, and tokenizers stumble over it."""
 REQUIRED_KEYS = ("question", "steps", "answer")
 
 
@@ -130,11 +133,8 @@ def _problem(path: Path, index: int, item: Any) -> Problem:
     for position, step in enumerate(item["steps"]):
         if not isinstance(step, str):
             raise refuse(f"key 'steps', step {position}", step, "a string")
-    for key in REQUIRED_KEYS:
-        for text in item[key] if key == "steps" else [item[key]]:
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise refuse(
-                    f"key '{key}'", text.encode("ascii", "backslashreplace").decode(), "text without lone surrogates"
-                )
+    for text in (item["question"], *item["steps"], item["answer"]):
+        if not text.isascii() and LONE_SURROGATE.search(text):
+            raise refuse("its text", text.encode("ascii", "backslashreplace").decode(), "no lone surrogates (UTF-8)")
     extra = {key: value for key, value in item.items() if key not in REQUIRED_KEYS}
     return Problem(item["question"], tuple(item["steps"]), item["answer"], extra)
