@@ -24,12 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import SEAL, damage, put_in_place, seal
 from coconut_ds.formats import FORMATS, TEXT, Format
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
-from coconut_ds.model.support import refuse_partial
+from coconut_ds.model.support import CONSTRUCTION, refuse_partial
+from coconut_ds.runs.folder import ENGINE
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, PAUSE, add_markers
 
@@ -143,36 +145,35 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
 ) -> None:
-    """Writes a model folder. ``state`` holds full tensors (under ZeRO-3 the model itself holds shards)."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Writes a model folder that appears whole, in the place of what stood there.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is untouched.
+    """
+    temporary = folder.with_name(f".{folder.name}.part.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        with _without_bars():
-            model.save_pretrained(temporary, state_dict=dict(state))
-        tokenizer.save_pretrained(temporary)
-        (temporary / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            _replace(folder, temporary)
-        else:
-            temporary.rename(folder)
+        write_model(temporary, model, state, tokenizer, card)
+        seal(temporary)
+        put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{folder}: could not be written ({error}); what was there is untouched") from error
 
 
-def _replace(folder: Path, new: Path) -> None:
-    """Puts ``new`` in the place of ``folder``; whatever fails, one of them stands there whole."""
-    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    # A left-over of the old one does no harm to the new.
-    shutil.rmtree(old, ignore_errors=True)
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+) -> None:
+    """Writes the files of a model into a folder. ``state`` holds full tensors; under ZeRO-3 the model has shards."""
+    with _without_bars():
+        model.save_pretrained(folder, state_dict=dict(state))
+    tokenizer.save_pretrained(folder)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
 
 
 def load_folder(
@@ -187,12 +188,14 @@ def load_folder(
         CheckpointError: files are missing, unsafe, or do not fit each other.
     """
     check_attention(attn_implementation)
+    if found := _damage(folder):
+        raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; use another checkpoint of the run")
     if not (folder / "config.json").is_file():
         inside = sorted(path.name for path in folder.glob("checkpoint_*"))
         hint = f"; it holds {', '.join(inside)}: name one of them" if inside else ""
         raise CheckpointError(f"{folder}: is no model folder (config.json is missing){hint}")
     try:
-        with _without_bars():
+        with CONSTRUCTION, _without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -217,6 +220,18 @@ def load_folder(
             "these files are not of one checkpoint"
         )
     return backbone
+
+
+def _damage(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint of a run, or with a model that was copied out of one without its ``engine/``.
+
+    The model's files are read and compared with their hashes; those of the engine are only looked for.
+    """
+    of_a_run = (folder / ENGINE).is_dir()
+    if not of_a_run and not (folder / SEAL).exists():
+        return []
+    found = damage(folder, hashes=True, without=ENGINE)
+    return found or (damage(folder) if of_a_run else [])
 
 
 def load_state_dict(

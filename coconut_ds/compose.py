@@ -8,6 +8,7 @@ launcher inserts, is dropped: the rank is read from the environment.
 import argparse
 import difflib
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.schema import describe_key, leaf_keys, validated
 from coconut_ds.settings import Config, EvalConfig
+
+_COMPOSING = threading.Lock()
+"""Hydra has one state in a process."""
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
@@ -108,15 +112,19 @@ def compose_values(
     search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
     if search:
         resolved.append(f"hydra.searchpath=[{','.join(search)}]")
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
-            composed = compose(root, overrides=resolved)
-            values = OmegaConf.to_container(composed, resolve=True)
+        values = _composed(root, resolved)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _composed(root: str, overrides: list[str]) -> Any:
+    with _COMPOSING:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
+            return OmegaConf.to_container(compose(root, overrides=overrides), resolve=True)
 
 
 def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:

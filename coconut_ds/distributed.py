@@ -1,10 +1,13 @@
 """What ranks say to each other, over torch.distributed; with one process it says nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from coconut_ds.errors import CoconutError
 
 Value = TypeVar("Value")
 
@@ -17,6 +20,8 @@ class Ranks:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the backend wants its tensors."""
+    launched: bool = False
+    """Whether a launcher started this process."""
 
     @property
     def is_first(self) -> bool:
@@ -35,6 +40,10 @@ class Ranks:
         """Whether the flag is set on all ranks."""
         return self.total(float(flag)) == self.size
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank."""
+        return self.total(float(flag)) > 0
+
     def gather(self, value: Value) -> list[Value]:
         """The value of each rank, in order, on every rank."""
         if self.size == 1:
@@ -50,6 +59,24 @@ class Ranks:
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
+
+    def first_decides(self, decide: Callable[[], Value]) -> Value:
+        """What rank 0's call returns, on every rank; its error is every rank's error."""
+        value: Value | None = None
+        error: CoconutError | None = None
+        if self.is_first:
+            try:
+                value = decide()
+            except CoconutError as caught:
+                error = caught
+            except Exception as caught:
+                # Others would wait for ever. They say what it was; here it keeps its traceback.
+                self.from_first((None, CoconutError(f"rank 0: {type(caught).__name__}: {caught}")))
+                raise
+        value, error = self.from_first((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Until all ranks are here."""

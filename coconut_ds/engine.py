@@ -5,11 +5,13 @@ DeepSpeed default that would change a number is set here from the configuration.
 this file stand beside the lines that they concern.
 """
 
-import json
 import logging
 import os
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,32 +24,17 @@ from torch import Tensor
 
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.distributed import Ranks
-from coconut_ds.errors import ConfigError, NonFiniteError
-from coconut_ds.files import project_folder
-from coconut_ds.launch import free_port, launched_rank, launched_ranks
+from coconut_ds.engine_file import owned_values, read_engine_file
+from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
+from coconut_ds.launch import free_port, launched, launched_rank, launched_ranks
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.random_states import random_state, set_random_state
 from coconut_ds.settings import Config
 
-OWNED_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-    "fp16",
-    "data_types",
-    "communication_data_type",
-    "gradient_allreduce_op",
-    "managed_gradient_accumulation",
-    "torch_autocast",
-    "amp",
-)
-"""Keys of DeepSpeed's file that this project's configuration sets."""
-
-
+STATE = "state"
+"""DeepSpeed's tag: the name of the folder within that of ``save_state``."""
+SHARED = "run.save_path must be on a file system that all nodes share"
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -69,11 +56,12 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
     """
     deepspeed = _deepspeed()
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
-    if "RANK" in os.environ and missing:
+    by_launcher = launched()
+    if by_launcher and missing:
         raise ConfigError(
             f"environment: RANK is set, but {', '.join(missing)} not; start with deepspeed, torchrun or plain python"
         )
-    if "RANK" not in os.environ:
+    if not by_launcher:
         # DeepSpeed would look for MPI: a process without a launcher is a group of one.
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
@@ -85,7 +73,7 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
     name = accelerator.device_name(int(os.environ["LOCAL_RANK"])) if accelerator.device_name() != "cpu" else "cpu"
     if name != "cpu":
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(launched_rank(), launched_ranks(), torch.device(name))
+    return Ranks(launched_rank(), launched_ranks(), torch.device(name), by_launcher)
 
 
 def stop_ranks() -> None:
@@ -94,50 +82,23 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
-def read_engine_file(config: Config) -> dict[str, Any]:
-    """The JSON file of ``deepspeed.config``, checked against the configuration.
-
-    Raises:
-        ConfigError: it is missing, broken, sets what the configuration owns, or cannot go with it.
-    """
-    name = config.deepspeed.config
-    known = project_folder("ds_configs") / f"{name}.json"
-    path = known if known.is_file() else Path(name)
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in project_folder("ds_configs").glob("*.json")))
-        raise ConfigError(f"deepspeed.config={name}: no such file; expected a path to a JSON file or one of {names}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
-    owned = [key for key in OWNED_KEYS if key in values]
-    if owned:
-        raise ConfigError(
-            f"{path}: sets {', '.join(owned)}, which training.* and run.bf16 set; remove them from the file"
-        )
-    section = values.get("zero_optimization", {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: zero_optimization: found {section!r}, expected an object with a stage")
-    stage = section.get("stage", 0)
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise ConfigError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
-    if config.run.bf16 and stage == 0:
-        # Its bf16 optimizer runs one step on zero gradients at the start, which decays the weights and shifts Adam.
-        raise ConfigError(
-            "run.bf16=true with ZeRO stage 0: DeepSpeed's optimizer for it is not plain AdamW; "
-            "set deepspeed=zero1 (or zero2, zero3), or run.bf16=false"
-        )
-    return values
-
-
 class Engine:
     """A latent loop that learns, on any number of ranks."""
 
-    def __init__(self, loop: LatentLoop, config: Config, geometry: BatchGeometry, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        loop: LatentLoop,
+        config: Config,
+        geometry: BatchGeometry,
+        ranks: Ranks,
+        load_universal: bool = False,
+    ) -> None:
+        """``load_universal``: the state to be loaded was saved by another number of ranks and has been converted."""
         self._ranks = ranks
-        values = {**read_engine_file(config), **_owned_values(config, geometry, ranks)}
+        values = {**read_engine_file(config), **owned_values(config, geometry, ranks.size)}
+        if load_universal:
+            values["checkpoint"] = {**values.get("checkpoint", {}), "load_universal": True}
+        self._tag = f"{STATE}_universal" if load_universal else STATE
         self.zero_stage = int(values.get("zero_optimization", {}).get("stage", 0))
         deepspeed = _deepspeed()
         parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
@@ -205,6 +166,35 @@ class Engine:
                 elif isinstance(value, (int, float)):
                     state[key] = type(value)(0)
 
+    def save_state(self, folder: Path) -> None:
+        """Writes weights, optimizer and random states, a file or more a rank. All ranks must call it.
+
+        Raises:
+            OSError, RuntimeError: this rank could not write; the others come to the end all the same.
+        """
+        with _errors_at_the_end(self._engine):
+            self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
+        torch.save(random_state(), random_file(folder, self._ranks.rank))
+
+    def load_state(self, folder: Path, same_ranks: bool) -> None:
+        """Reads what ``save_state`` wrote. It is pickle, so only folders of this very run may be given.
+
+        Args:
+            folder: what was saved, or what ``convert_state`` made of it.
+            same_ranks: whether as many ranks saved it; those of another number have no random states for these.
+
+        Raises:
+            CheckpointError: a part of it is missing.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no state of the engine")
+        if same_ranks:
+            file = random_file(folder, self._ranks.rank)
+            if not file.is_file():
+                raise CheckpointError(f"{file}: is missing; {SHARED}")
+            set_random_state(torch.load(file, weights_only=False))
+
     def model_state(self) -> dict[str, Tensor]:
         """Full tensors of the Hugging Face model on the CPU, in the compute dtype. All ranks must call it.
 
@@ -223,6 +213,48 @@ class Engine:
         return state
 
 
+def random_file(folder: Path, rank: int) -> Path:
+    """Where ``save_state`` puts the random states of a rank, last of all."""
+    return folder / f"random_{rank}.pt"
+
+
+@contextmanager
+def _errors_at_the_end(engine: Any) -> Iterator[None]:
+    """Has a rank that cannot write go on to DeepSpeed's last barrier, where the others wait; raises only then."""
+    writer, failed = engine.checkpoint_engine, []
+    write = writer.save
+
+    def save(*arguments: Any, **options: Any) -> None:
+        try:
+            write(*arguments, **options)
+        except (OSError, RuntimeError) as error:
+            failed.append(error)
+
+    writer.save = save
+    # DeepSpeed would copy a script beside the state, on rank 0 alone.
+    engine._copy_recovery_script = lambda path: None
+    try:
+        yield
+    finally:
+        del writer.save, engine._copy_recovery_script
+    if failed:
+        raise failed[0]
+
+
+def convert_state(folder: Path, out: Path) -> None:
+    """Makes of a state that can only be read by as many ranks as wrote it one that any number reads.
+
+    Raises:
+        CheckpointError: DeepSpeed's converter failed; holds its last lines.
+    """
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder / STATE), "--output_folder", str(out / f"{STATE}_universal")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
+        raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")
+
+
 def _deepspeed() -> Any:
     """The deepspeed module. Imported late: it takes seconds, and configuration and evaluation do without it."""
     if not torch.accelerator.is_available():
@@ -235,37 +267,6 @@ def _deepspeed() -> Any:
 
     logger.setLevel(logging.WARNING)
     return deepspeed
-
-
-def _owned_values(config: Config, geometry: BatchGeometry, ranks: Ranks) -> dict[str, Any]:
-    training = config.training
-    values: dict[str, Any] = {
-        # Accumulation is counted by the caller: the last global batch of an epoch may have fewer micro batches.
-        "train_micro_batch_size_per_gpu": geometry.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": geometry.micro_batch_size * ranks.size,
-        # Left out, it would clip at 1.0.
-        "gradient_clipping": training.max_grad_norm,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": training.lr,
-                "betas": list(training.betas),
-                "eps": training.eps,
-                "weight_decay": training.weight_decay,
-                # torch's own AdamW: no op needs a compiler.
-                "torch_adam": True,
-                "fused": True,
-            },
-        },
-        # The stop on non-finite gradients relies on this check.
-        "bf16": {"enabled": config.run.bf16, "check_grad_overflow": True},
-        "fp16": {"enabled": False},
-    }
-    if config.run.bf16:
-        values["data_types"] = {"grad_accum_dtype": "fp32"}
-        values["communication_data_type"] = "fp32"
-    return values
 
 
 def _norm(gradients: Any) -> float:

@@ -77,7 +77,13 @@ class Evaluator:
     ranks: Ranks = ALONE
 
     def run(
-        self, call: Call, problems: Sequence[Problem], stage: int, num_latents: int, progress: bool = False
+        self,
+        call: Call,
+        problems: Sequence[Problem],
+        stage: int,
+        num_latents: int,
+        progress: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Generates for each problem and compares.
 
@@ -87,6 +93,7 @@ class Evaluator:
             stage: tells which steps the model still writes.
             num_latents: thoughts or pauses of each problem.
             progress: show a bar on rank 0 (only on a terminal).
+            check: called before each batch, on all ranks; may raise.
         """
         mine = range(self.ranks.rank, len(problems), self.ranks.size)
         prompts = self.prompts(problems, num_latents)
@@ -95,6 +102,7 @@ class Evaluator:
         # Rank 0 has the most problems; the others repeat their last batch so that all make as many passes.
         starts = range(0, len(range(0, len(problems), self.ranks.size)), self.batch_size)
         for start in tqdm(starts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
+            check()
             chosen = mine[start : start + self.batch_size]
             made = self.generate(call, [prompts[index] for index in chosen] or prompts[:1], num_latents)
             for index, tokens in zip(chosen, made.tokens, strict=False):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
@@ -12,13 +11,14 @@ from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
-from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation import Evaluator
 from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.support import context_length
+from coconut_ds.random_states import seed_generators
 from coconut_ds.run_problems import Notify, RunProblems, check_lengths
 from coconut_ds.settings import Config
 from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
@@ -46,8 +46,7 @@ class Experiment:
         """
         training = config.training
         geometry = BatchGeometry.derive(training, ranks.size)
-        check_start(config)
-        torch.manual_seed(config.run.seed)
+        seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
         backbone = starting_backbone(config, source)
         method = METHODS[config.method.kind]
@@ -101,16 +100,6 @@ class Experiment:
             f"{f' with {took} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
-        )
-
-
-def check_start(config: Config) -> None:
-    """Refuses, before anything is built, what only a continued attempt could mean."""
-    if config.run.resume_mode == "force" or config.run.resume_attempt_id is not None:
-        key = "resume_mode" if config.run.resume_mode == "force" else "resume_attempt_id"
-        raise ConfigError(
-            f"run.{key}={getattr(config.run, key)}: every launch starts a new attempt; "
-            "set run.resume_mode=auto or never, and run.resume_attempt_id=null"
         )
 
 

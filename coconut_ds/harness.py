@@ -15,7 +15,7 @@ from coconut_ds.errors import CoconutError
 from coconut_ds.files import train_script
 from coconut_ds.launch import free_port
 from coconut_ds.metrics import read_metrics
-from coconut_ds.run_folder import RUN_LINE
+from coconut_ds.runs.folder import RUN_LINE
 
 
 class HarnessError(CoconutError):

@@ -6,20 +6,21 @@ import socket
 
 def launched_ranks() -> int:
     """Number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if _launched() else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
 def launched_rank() -> int:
     """This process's number among them; 0 without a launcher."""
-    return int(os.environ["RANK"]) if _launched() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def speaks_for_machine() -> bool:
     """Whether this is the first process on its machine."""
-    return not _launched() or int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return not launched() or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def _launched() -> bool:
+def launched() -> bool:
+    """Whether a launcher started this process."""
     # Without RANK other variables are left-overs of a shell.
     return "RANK" in os.environ
 

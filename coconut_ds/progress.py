@@ -18,10 +18,19 @@ class Progress:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def start(self, total: int) -> None:
-        """A bar over ``total`` updates, unless there is one (not drawn when standard error is no terminal)."""
+    def start(self, total: int, done: int = 0) -> None:
+        """A bar over ``total`` updates, ``done`` of them by an earlier launch, unless there is one.
+
+        It is not drawn when standard error is no terminal.
+        """
         if self._bar is None:
-            self._bar = tqdm(total=total, unit="update", disable=None if self._is_first else True, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                unit="update",
+                disable=None if self._is_first else True,
+                dynamic_ncols=True,
+            )
 
     def update(self, stage: int, loss: float, tokens_per_s: float) -> None:
         """One update is done."""

@@ -14,6 +14,7 @@ from coconut_ds.compose import compose_config, parse_arguments, print_config
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.sources import check_file
 from coconut_ds.errors import CoconutError
+from coconut_ds.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.launch import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.settings import Config
 
@@ -21,7 +22,10 @@ USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Composes, then trains or (``run.only_eval``) evaluates. Returns the exit code: 2 for an error to mend."""
+    """Composes, then trains or (``run.only_eval``) evaluates.
+
+    Returns the exit code: 2 for an error to mend, 75 when interrupted.
+    """
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
         config = compose_config(arguments.overrides, arguments.config_dir)
@@ -30,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _check_early(config)
         _run(config)
+    except Interrupted as stop:
+        sys.stderr.write(f"interrupted ({stop}): saved; the same command carries on\n" if launched_rank() == 0 else "")
+        return EXIT_CODE
     except CoconutError as error:
         # One voice a machine: a file may be missing on one of several.
         if speaks_for_machine():

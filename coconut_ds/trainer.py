@@ -17,6 +17,7 @@ from coconut_ds.engine import Engine, Update
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.evaluation import Evaluation
 from coconut_ds.experiment import Experiment
+from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.layout import Layout
 from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.metrics import MetricsLog
@@ -37,51 +38,73 @@ class Trainer:
     progress: Progress
     metrics: MetricsLog | None
     """None on ranks that keep no record."""
+    interrupts: Interrupts
 
-    def fit(self) -> Position:
-        """Trains to the end of the last epoch, or until solved (``training.stop_at``)."""
+    def fit(self, position: Position) -> Position:
+        """Trains from ``position`` to the end of the last epoch, or until solved (``training.stop_at``).
+
+        Raises:
+            Interrupted: the run was asked to stop, and has been saved.
+        """
         run, training = self.experiment, self.experiment.config.training
-        position = Position(epoch=run.config.run.resume)
-        previous_stage: int | None = None
-        while position.epoch < training.num_epochs:
+        # While things were loaded, perhaps: there is nothing new to save.
+        self._stop_if_asked(position, position.previous_stage or 0, saved=True)
+        while position.epoch < training.num_epochs and not position.solved:
             stage = run.curriculum.stage(position.epoch, position.stage_switches)
-            if resets_optimizer(training, stage, previous_stage):
+            if position.batch == 0 and resets_optimizer(training, stage, position.previous_stage):
                 self.engine.reset_optimizer()
                 position.updates_since_reset = 0
             problems = run.problems.train(position.epoch)
             batches = epoch_batches(run.config.run.seed, position.epoch, len(problems), run.geometry.global_batch_size)
-            self.progress.start(len(batches) * (training.num_epochs - position.epoch))
+            self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
             began = time.perf_counter()
-            loss = self._epoch(position, stage, problems, batches)
-            evaluation = self._validate(position, stage, loss, time.perf_counter() - began)
-            previous_stage = stage
-            solved = run.curriculum.solved(position.epoch, position.stage_switches, evaluation.wholly_right)
-            if run.curriculum.advances(position.epoch, position.stage_switches, evaluation.wholly_right):
-                position.stage_switches.append(position.epoch + 1)
-                self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
-            position.epoch += 1
-            self.saver.after_epoch(self.engine, position, stage, evaluation)
-            if solved:
-                break
+            self._epoch(position, stage, problems, batches)
+            evaluation = self._validate(position, stage, position.loss_sum / len(batches), began)
+            self._end_epoch(position, stage, evaluation)
         self.progress.close()
         return position
 
+    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
+        """Records what the epoch decides, then saves."""
+        curriculum, share = self.experiment.curriculum, evaluation.wholly_right
+        position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
+        if curriculum.advances(position.epoch, position.stage_switches, share):
+            position.stage_switches.append(position.epoch + 1)
+            self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
+        position.next_epoch(stage)
+        last = position.solved or position.epoch == self.experiment.config.training.num_epochs
+        self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        self._stop_if_asked(position, stage, saved=self.saver.is_saved(position))
+
     def _epoch(
         self, position: Position, stage: int, problems: Sequence[TokenizedProblem], batches: list[list[int]]
-    ) -> float:
-        """All updates of one epoch; returns their mean loss."""
+    ) -> None:
+        """The updates of an epoch that are still to be made."""
         self.engine.train()
-        losses = []
-        for indices in batches:
+        every = self.experiment.config.training.save_every_steps
+        for indices in batches[position.batch :]:
             began = time.perf_counter()
             layouts = [self.experiment.training_layout(position.epoch, stage, i, problems[i]) for i in indices]
             lr = learning_rate(self.experiment.config.training, position.updates_since_reset)
             update = self._update(position, layouts, indices, lr)
             position.global_step += 1
             position.updates_since_reset += 1
-            losses.append(update.loss)
+            position.batch += 1
+            position.loss_sum += update.loss
             self._log_update(position, stage, layouts, update, lr, time.perf_counter() - began)
-        return sum(losses) / len(losses)
+            saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
+            if saves:
+                self.saver.save(self.engine, position, stage)
+            self._stop_if_asked(position, stage, saved=saves)
+
+    def _stop_if_asked(self, position: Position, stage: int, saved: bool) -> None:
+        """Ranks agree on it after each update, so that all have made the same ones."""
+        if self.experiment.ranks.any(self.interrupts.requested or self.saver.lost):
+            self.progress.close()
+            self.saver.stand_down_if_lost()
+            if not saved:
+                self.saver.save(self.engine, position, stage)
+            raise Interrupted(self.interrupts.reason)
 
     def _update(self, position: Position, layouts: list[Layout], indices: list[int], lr: float) -> Update:
         run = self.experiment
@@ -115,8 +138,8 @@ class Trainer:
             },
         )
 
-    def _validate(self, position: Position, stage: int, train_loss: float, trained_s: float) -> Evaluation:
-        run = self.experiment
+    def _validate(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
+        run, trained_s = self.experiment, time.perf_counter() - train_began
         began = time.perf_counter()
         self.engine.train(False)
         loss = self._validation_loss(stage)
@@ -126,6 +149,7 @@ class Trainer:
             stage,
             run.method.num_latents(stage, None, run.spec),
             progress=run.ranks.is_first,
+            check=lambda: self._stop_if_asked(position, stage, self.saver.is_saved(position)),
         )
         self._log(
             position.epoch,

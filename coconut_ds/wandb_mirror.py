@@ -13,12 +13,14 @@ from coconut_ds.settings import Config
 class WandbMirror:
     """One wandb run."""
 
-    def __init__(self, config: Config, folder: Path, mode: str) -> None:
+    def __init__(self, config: Config, folder: Path, mode: str, run_id: str) -> None:
         try:
             self._run = wandb.init(
                 project=config.run.project,
                 entity=config.run.wandb_entity,
                 name=config.run.name,
+                id=run_id,
+                resume="allow",
                 dir=str(folder),
                 mode=mode,  # type: ignore[arg-type]
                 config=config.model_dump(mode="json"),
@@ -52,11 +54,11 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
     )
 
 
-def open_mirror(config: Config, folder: Path) -> tuple[WandbMirror | None, str | None]:
-    """The mirror of a run, or None when disabled, and a line to show.
+def open_mirror(config: Config, folder: Path, run_id: str) -> tuple[WandbMirror | None, str | None]:
+    """The mirror of a run, or None when disabled, and a line to show. The same ``run_id`` goes on with the same run.
 
     Raises:
         ConfigError: wandb was asked for and cannot start.
     """
     mode, line = wandb_mode(config)
-    return (None if mode == "disabled" else WandbMirror(config, folder, mode)), line
+    return (None if mode == "disabled" else WandbMirror(config, folder, mode, run_id)), line

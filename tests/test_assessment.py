@@ -70,6 +70,7 @@ def test_a_trace_has_a_decoded_thought_for_each_thought(checkpoint, data, tmp_pa
 def test_a_plain_hugging_face_folder_needs_a_method(checkpoint, data, tmp_path):
     folder, _ = checkpoint
     (folder / "coconut.json").unlink()
+    (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no coconut\.json.*set method=cot"):
         evaluate(config_of(folder, data, tmp_path))
     made = evaluate(config_of(folder, data, tmp_path, "method=cot", "max_new_tokens=3"))
@@ -95,5 +96,6 @@ def test_a_prompt_longer_than_the_context_is_refused(checkpoint, data, tmp_path)
     weights = load_file(folder / "model.safetensors")
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:20].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"problem 0: its prompt has 93 positions, thoughts included.*context is 20"):
         evaluate(config_of(folder, data, tmp_path, "n_thoughts=89"))

@@ -1,6 +1,7 @@
 """Model folders and state dicts: identity on reload, markers once, wrong files refused whole."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,23 @@ def test_a_folder_loads_back_identically_here_and_with_transformers_alone(tmp_pa
     assert again.tokenizer.get_vocab() == backbone.tokenizer.get_vocab()
     assert ModelCard.read(folder) == make_card(backbone)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+def test_threads_that_load_and_build_at_once_get_whole_models(tmp_path):
+    backbone = make_backbone()
+    save_model(tmp_path / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    expected = backbone.model.state_dict()
+
+    def load(number: int) -> bool:
+        if number % 3 == 0:
+            make_backbone()
+        state = load_folder(tmp_path / "model").model.state_dict()
+        return state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(load, range(24)))
+    model = make_backbone().model
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 def test_missing_marker_rows_start_from_the_seed_token_and_nothing_else_moves():
@@ -177,6 +195,9 @@ def test_folders_that_lack_something_are_refused(tmp_path):
     save_file(
         {key: value for key, value in weights.items() if key != name}, folder / "model.safetensors", {"format": "pt"}
     )
+    with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors has \d+ bytes, expected \d+"):
+        load_folder(folder)
+    (folder / "manifest.json").unlink()  # as in a folder that somebody else wrote
     with pytest.raises(CheckpointError, match=f"missing {name}"):
         load_folder(folder)
     (folder / "model.safetensors").write_bytes(b"")

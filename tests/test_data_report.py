@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.__main__ import main
 from coconut_ds.data.problem import Problem
-from coconut_ds.data_report import Report, lay_out_pieces, make_report, summarize
-from coconut_ds.data_report_text import render, shorten
+from coconut_ds.data_report.statistics import Report, lay_out_pieces, make_report, summarize
+from coconut_ds.data_report.text import render, shorten
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec

@@ -15,7 +15,7 @@ from coconut_ds.compose import compose_config
 from coconut_ds.curriculum import Curriculum, learning_rate, mixed_stage
 from coconut_ds.data.batches import epoch_batches
 from coconut_ds.data.sources import open_source
-from coconut_ds.engine import read_engine_file
+from coconut_ds.engine_file import read_engine_file
 from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import starting_backbone
 from coconut_ds.launch import free_port

@@ -20,7 +20,7 @@ PLAIN: list[set[str]] = [
     {"scoring"},
     {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
     {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation"))},
-    {"layout", "curriculum", "metrics", "position", "progress", "run_folder"},
+    {"layout", "curriculum", "metrics", "position", "progress", "interrupts"},
     {
         "data",
         "data.problem",
@@ -33,24 +33,41 @@ PLAIN: list[set[str]] = [
     },
     {"data.downloads", "data.writing"},
     {"data.sources", "data.batches"},
+    {"engine_file"},
+    {"runs", "runs.code", "runs.folder", "runs.manifest", "runs.identity", "runs.holder", "runs.lock"},
+    {"runs.attempts", "runs.catalogue"},
+    {"runs.pruning", "runs.selection", "runs.report"},
 ]
 HEAVY: list[set[str]] = [
-    {"distributed"},
+    {"distributed", "random_states"},
     {"hub", "tokens"},
     {"token_table"},
-    {"data_report"},
-    {"data_report_text", "data_report_picture"},
-    {"model", "model.attention", "model.collate", "model.latent_loop", "model.backbone", "model.support"},
+    {"data_report", "data_report.statistics"},
+    {"data_report.text", "data_report.picture"},
+    {
+        "model",
+        "model.attention",
+        "model.collate",
+        "model.latent_loop",
+        "model.backbone",
+        "model.support",
+        "model.digest",
+    },
     {"generation", "evaluation"},
     {"checkpoint", "engine", "wandb_mirror"},
     {"run_problems"},
     {"experiment"},
-    {"run_saver"},
+    {"run_saver", "identify"},
     {"trainer", "assessment"},
     {"training"},
 ]
 # What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
-ENTRY: list[set[str]] = [{"compose"}, {"harness"}, {"train", "evaluate", "demo", "compare", "data.__main__"}]
+ENTRY: list[set[str]] = [
+    {"compose"},
+    {"harness"},
+    {"runs.cli"},
+    {"train", "evaluate", "demo", "compare", "data.__main__", "runs.__main__"},
+]
 LAYERS = [*PLAIN, *HEAVY, *ENTRY]
 
 ONLY_IN: dict[str, set[str]] = {

@@ -26,7 +26,7 @@ def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
         "from coconut_ds import files, compose, engine; import sys\n"
         f"assert files.__file__.startswith({str(site)!r}), files.__file__\n"
         "config = compose.compose_config(['deepspeed=zero3'])\n"
-        "print(config.training.max_latent_stage, engine.read_engine_file(config)['zero_optimization']['stage'])\n"
+        "print(config.training.max_latent_stage, engine_file.read_engine_file(config)['zero_optimization']['stage'])\n"
         "assert files.train_script().is_file()\n"
     )
     done = subprocess.run(

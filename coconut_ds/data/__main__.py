@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         options.png.parent.mkdir(parents=True, exist_ok=True)
         # Imported here, so that files that cannot be read are refused before torch is loaded.
-        from coconut_ds.data_report import make_report
-        from coconut_ds.data_report_picture import draw
-        from coconut_ds.data_report_text import render
+        from coconut_ds.data_report.picture import draw
+        from coconut_ds.data_report.statistics import make_report
+        from coconut_ds.data_report.text import render
         from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
 
         if options.tokenizer == "dataset":

@@ -24,7 +24,7 @@ from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
-from coconut_ds.model.support import check_supported, embedding_weight, refuse_partial
+from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, PAUSE, add_markers
 
@@ -53,18 +53,16 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     if settings.model_init == "scratch":
         markers, _ = add_markers(tokenizer, pause)
         return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
-    loaded: Any = load_by_name(
-        partial(
-            AutoModelForCausalLM.from_pretrained,
-            dtype=torch.float32,
-            attn_implementation=settings.attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-        ),
-        settings.model_id,
-        "model.model_id",
-        "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights",
+    load = partial(
+        AutoModelForCausalLM.from_pretrained,
+        dtype=torch.float32,
+        attn_implementation=settings.attn_implementation,
+        use_safetensors=True,
+        output_loading_info=True,
     )
+    advice = "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights"
+    with CONSTRUCTION:
+        loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)
     model, report = loaded
     # Weights that the model has no use for (another head) are left aside; none may be missing.
     refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
@@ -83,9 +81,10 @@ def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase
         }
     )
     try:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=settings.attn_implementation
-        )
+        with CONSTRUCTION:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=settings.attn_implementation
+            )
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
         raise ModelError(
             f"model.model_config_overrides={settings.model_config_overrides}: {type(config).__name__} cannot be built "

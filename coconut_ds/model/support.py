@@ -1,6 +1,7 @@
 """What a model must be for the latent loop, and what its weights must be for the model."""
 
 import inspect
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from coconut_ds.errors import CheckpointError, ModelError
+
+CONSTRUCTION = threading.RLock()
+"""Held while transformers builds or loads a model: it replaces functions of its own and of torch meanwhile, for the
+whole process, and two threads that do so at once leave models without tied weights."""
 
 UNSUPPORTED_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models whose logits are not the head applied to the last hidden state."""

@@ -24,17 +24,20 @@ class RunConfig(Group):
     only_eval: bool = False
     """Evaluate load_model_path, write the scores and stop; nothing is trained."""
     save_only_improve: bool = False
-    """Write a checkpoint only when validation accuracy beats the best of the same stage."""
+    """Keep only the best checkpoint of the latest stage, and the newest to resume from: keep_last=1 keep_best=true."""
     load_model_path: str | None = None
     """Checkpoint to start from: a model folder or a state dict file of the reference implementation."""
     resume: Natural = 0
     """Epochs to skip at the start, e.g. those that the loaded CoT checkpoint stands for."""
     resume_mode: Literal["auto", "force", "never"] = "auto"
-    """Which attempt to continue. Every launch starts a new one, so auto and never are the same and force is refused."""
+    """auto: continue the newest unfinished attempt of this run, or a completed one once num_epochs has grown, else
+    start one; force: continue the newest attempt whatever its state; never: start one."""
     resume_attempt_id: str | None = None
-    """An attempt to continue; refused, since every launch starts a new one."""
+    """The attempt to continue, whatever resume_mode says."""
+    allow_mismatch: tuple[str, ...] = ()
+    """Dotted keys, or groups of them, in which the attempt of resume_attempt_id may differ from this configuration."""
     signature_ignore_keys: tuple[str, ...] = ()
-    """Dotted keys that do not count in the signature, the name of the folder that attempts of one run share."""
+    """Dotted keys that do not count in the signature, which tells whether two launches are of one run."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None

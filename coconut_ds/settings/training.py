@@ -49,6 +49,14 @@ class TrainingConfig(Group):
     """Micro batches an update; null: derived from global_batch_size. Setting it replaces a preset global_batch_size."""
     batch_size_eval: Positive = 64
     """Problems in one validation pass on one rank."""
+    save_every: Positive = 1
+    """Epochs from one checkpoint to the next; the last epoch is always saved."""
+    save_every_steps: Positive | None = None
+    """Updates from one checkpoint within an epoch to the next; null: none within an epoch."""
+    keep_last: Positive | None = 2
+    """Newest checkpoints to keep; null: all."""
+    keep_best: bool = True
+    """Keep the best checkpoint of the latest stage too."""
     num_epochs: Positive = 50
     """Epochs in all, the skipped ones (run.resume) included."""
     lr: Annotated[float, Field(gt=0, strict=True)] = 1e-4

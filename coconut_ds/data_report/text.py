@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from coconut_ds.data_report import PARTS, Example, FileStats, Overlap, Piece, Report, summarize
+from coconut_ds.data_report.statistics import PARTS, Example, FileStats, Overlap, Piece, Report, summarize
 
 LEGEND = (
     "⟦what carries loss⟧  ● thought  ○ pause  <start> <end> around thoughts  ⏎ newline  <eos> end of sequence",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut_ds.data_report import PARTS, Example, FileStats, Piece, Report
+from coconut_ds.data_report.statistics import PARTS, Example, FileStats, Piece, Report
 
 FILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 ROLE_COLOURS = {

@@ -1,0 +1,87 @@
+"""What a curriculum that follows accuracy saves against stages of fixed length, in updates until the end is solved.
+
+``python benchmarks/curriculum.py [--tasks modular_sum graphs] [--seeds 0 1 2] [--lanes 2]``. Each run trains
+``coconut`` with the configuration of ``training=demo`` until 99 % of the validation problems are wholly right in the
+last stage, or its epochs are over. Restartable: results are kept in ``--out``. Updates do not depend on the machine.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from coconut_ds.harness import quoted, train
+
+COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "stop_at=0.99")
+GRAPHS = (
+    *("data=synthetic", "num_nodes=[9,10]", "num_layers=[3,3]", "num_edges=[8,10]", "online=true", "max_new_tokens=32"),
+    *("size={train: 6400, valid: 300, test: 1000}", "max_latent_stage=2", "c_thought=1", "num_epochs=120"),
+    "model.model_config_overrides={n_layer: 2, n_head: 4, n_embd: 64, initializer_range: 0.1, "
+    "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}",
+)
+TASKS = {"modular_sum": ("data=modular_sum", "max_latent_stage=3", "num_epochs=60"), "graphs": GRAPHS}
+RULES = {
+    "accuracy": ("advance=accuracy", "max_epochs_per_stage=null"),
+    **{f"{n} epochs": ("advance=epochs", f"epochs_per_stage={n}") for n in (2, 4, 6, 8, 12)},
+}
+
+
+def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
+    """One run, or what it came to before."""
+    folder = out / task / rule.replace(" ", "_") / f"seed_{seed}"
+    overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}", f"run.save_path={quoted(folder)}"]
+    path = folder / "result.json"
+    if path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if kept["overrides"] == overrides:
+            return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
+        done = train(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
+    last = done.evaluations()[-1]
+    result = {
+        "overrides": overrides,
+        "solved": last["eval/wholly_right"] >= 0.99,
+        "updates": done.summary["updates"],
+        "stage": last["eval/stage"],
+        "wholly_right": last["eval/wholly_right"],
+        "duration_s": round(done.duration_s, 1),
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/curriculum"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lanes", type=int, default=2)
+    options = parser.parse_args(argv)
+    cells = [(task, rule, seed) for task in options.tasks for rule in options.rules for seed in options.seeds]
+    with ThreadPoolExecutor(options.lanes) as pool:
+        results = dict(zip(cells, pool.map(lambda cell: run(*cell, options.out), cells), strict=True))
+    for task in options.tasks:
+        print(f"\n| {task}: stages by | solved | updates until solved, median | each seed |\n|---|---|---|---|")
+        for rule in options.rules:
+            mine = [results[task, rule, seed] for seed in options.seeds]
+            solved = [result["updates"] for result in mine if result["solved"]]
+            each = ", ".join(
+                str(r["updates"]) if r["solved"] else f"not in {r['updates']} (stage {r['stage']})" for r in mine
+            )
+            middle = f"{statistics.median(solved):.0f}" if solved else "–"
+            print(f"| {rule} | {len(solved)} of {len(mine)} | {middle} | {each} |")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,43 @@
+"""Hashes of what a model and a tokenizer are, wherever they came from."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in whatever order they come.
+
+    One tensor at a time is looked at, so a generator may make each as it is asked for.
+    """
+    digests: dict[str, str] = {}
+    for name, tensor in state:
+        assert name not in digests, f"{name} comes twice"
+        digests[name] = _digest(tensor)
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that makes ids of text, and of the tokens at both ends of it; names and folders do not count."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # What the latest call cut and filled, which may be of any length.
+        state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
+    else:
+        places = {"name_or_path", *tokenizer.vocab_files_names}
+        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
+        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments}
+    parts = (type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # numpy knows no bfloat16; bytes it knows, and shares the memory.
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""Which attempt a launch continues, and from which of its checkpoints. Reads folders, writes nothing."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.files import damage
+from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
+from coconut_ds.runs.identity import Difference, differences, read_ingredients
+from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.settings import Config
+
+SOLVED = "solved"
+"""The reason of a completed attempt that ended before ``num_epochs`` (``training.stop_at``)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a launch begins."""
+
+    path: Path
+    """Directory of the attempt."""
+    is_new: bool
+    checkpoint: Path | None = None
+    """None: from the beginning."""
+    resume_state: dict[str, Any] | None = None
+    """Position, scores and length of the record, as the checkpoint has them."""
+    accepted: tuple[Difference, ...] = ()
+    """In what the attempt is another run's (``run.allow_mismatch``)."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The attempt."""
+        return RunFolder(self.path)
+
+
+def folder_to_lock(config: Config, signature: str, ingredients: dict[str, Any]) -> Path:
+    """Where the attempts lie that ``choose_start`` chooses from; checkpoints are not looked at, as others may write.
+
+    Raises:
+        ConfigError: the attempt asked for is not there, or is of another run.
+    """
+    run = Path(config.run.save_path) / config.run.name
+    if config.run.resume_attempt_id is not None:
+        return _asked(config, run, ingredients)[0].path.parent
+    if config.run.allow_mismatch:
+        raise ConfigError("run.allow_mismatch: goes with run.resume_attempt_id; set that to the attempt to continue")
+    return run / signature
+
+
+def choose_start(config: Config, signature: str, ingredients: dict[str, Any], notify: Callable[[str], None]) -> Start:
+    """The attempt that ``run.resume_mode`` and ``run.resume_attempt_id`` mean; a new one is named, not made.
+
+    Raises:
+        ConfigError: the attempt asked for is not there, or is of another run.
+        CheckpointError: there are checkpoints, and none can be used.
+    """
+    run, num_epochs = Path(config.run.save_path) / config.run.name, config.training.num_epochs
+    if config.run.resume_attempt_id is not None:
+        attempt, accepted = _asked(config, run, ingredients)
+        return _start(attempt, num_epochs, notify, accepted)
+    attempts = attempts_of(run / signature)
+    if config.run.resume_mode == "force" and attempts:
+        return _start(attempts[0], num_epochs, notify)
+    if config.run.resume_mode == "auto":
+        for attempt in attempts:
+            if is_unfinished(read_manifest(attempt.manifest), num_epochs):
+                return _start(attempt, num_epochs, notify)
+    if not attempts:
+        _say_what_is_new(run, ingredients, notify)
+    return Start(run / signature / new_attempt_id(), is_new=True)
+
+
+def _say_what_is_new(run: Path, ingredients: dict[str, Any], notify: Callable[[str], None]) -> None:
+    """Why the newest attempt under this name is not continued."""
+    others = _attempts_under(run)
+    if others:
+        newest = others[-1].path
+        try:
+            keys = [one.key for one in differences(read_ingredients(newest.parent), ingredients)]
+        except ConfigError:
+            # It cannot be read, and a new run does without.
+            return
+        more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+        notify(f"a new run: {newest.parent.name}/{newest.name} differs in {', '.join(keys[:4])}{more}")
+
+
+def _attempts_under(run: Path) -> list[RunFolder]:
+    """Attempts at all runs of one name, the newest last."""
+    found = [folder for signature in run.glob("*/") for folder in attempts_of(signature)]
+    return sorted(found, key=lambda folder: folder.path.name)
+
+
+def attempts_of(folder: Path) -> list[RunFolder]:
+    """Attempts in the folder of a signature, the newest first."""
+    found = [path for path in folder.glob("*") if (path / "config.yaml").is_file()]
+    return [RunFolder(path) for path in sorted(found, reverse=True)]
+
+
+def is_unfinished(manifest: RunManifest | None, num_epochs: int) -> bool:
+    """Whether there is more to train; a manifest that cannot be read says nothing, so the checkpoints decide."""
+    if manifest is None or manifest.status != "completed":
+        return True
+    return manifest.reason != SOLVED and num_epochs > manifest.resume_epoch
+
+
+def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every file is as it was written; None if there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: all that are there are damaged.
+    """
+    there = folder.checkpoints()
+    for path in there:
+        found = damage(path, hashes=True)
+        if not found and not (path / ENGINE / RESUME_STATE).is_file():
+            found = [f"{ENGINE}/{RESUME_STATE} is missing"]
+        if not found:
+            return path
+        notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; looking at the one before it")
+    if there:
+        raise CheckpointError(
+            f"{folder.path}: none of its {len(there)} checkpoints can be used; put back the damaged files, or start "
+            "afresh with run.resume_mode=never"
+        )
+    return None
+
+
+def _start(
+    folder: RunFolder, num_epochs: int, notify: Callable[[str], None], accepted: tuple[Difference, ...] = ()
+) -> Start:
+    checkpoint = usable_checkpoint(folder, notify)
+    if checkpoint is None:
+        return Start(folder.path, is_new=False, accepted=accepted)
+    resume_state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text(encoding="utf-8"))
+    position = resume_state["position"]
+    if (position["epoch"], position["batch"]) > (num_epochs, 0):
+        epochs = position["epoch"] + (position["batch"] > 0)
+        raise ConfigError(
+            f"training.num_epochs={num_epochs}: {folder.path.name} is beyond that already, at {checkpoint.name}; set "
+            f"num_epochs={epochs} or more, or begin anew with run.resume_mode=never"
+        )
+    return Start(folder.path, is_new=False, checkpoint=checkpoint, resume_state=resume_state, accepted=accepted)
+
+
+def _asked(config: Config, run: Path, ingredients: dict[str, Any]) -> tuple[RunFolder, tuple[Difference, ...]]:
+    """The attempt of ``run.resume_attempt_id``, and in what it is another run's."""
+    wanted, allowed = config.run.resume_attempt_id, config.run.allow_mismatch
+    there = _attempts_under(run)
+    found = [folder for folder in there if folder.path.name == wanted]
+    if not found:
+        known = f"there are {', '.join(one.path.name for one in there[-5:])}" if there else "there is none"
+        raise ConfigError(f"run.resume_attempt_id={wanted}: no such attempt under {run}; {known}")
+    table = read_ingredients(found[0].path.parent)
+    unknown = [name for name in allowed if not any(_stands_for(name, key) for key in {**table, **ingredients})]
+    if unknown:
+        raise ConfigError(
+            f"run.allow_mismatch: no ingredient of a signature is {', '.join(unknown)}; see signature.json"
+        )
+    other = differences(table, ingredients)
+    refused = [one for one in other if not any(_stands_for(name, one.key) for name in allowed)]
+    if refused:
+        lines = "".join(f"\n  {one.key}: {one.left!r} there, {one.right!r} here" for one in refused)
+        keys = ",".join(one.key for one in refused)
+        raise ConfigError(
+            f"run.resume_attempt_id={wanted}: is an attempt at another run; it differs in{lines}\nset these as they "
+            f"were, or accept them with 'run.allow_mismatch=[{keys}]'"
+        )
+    return found[0], tuple(other)
+
+
+def _stands_for(name: str, key: str) -> bool:
+    """Whether a name of ``run.allow_mismatch`` is a key or a group that holds it."""
+    return key == name or key.startswith(f"{name}.")

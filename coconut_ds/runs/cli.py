@@ -1,0 +1,241 @@
+"""Entry point ``coconut-runs``: lists, shows, compares, prunes and verifies runs on the disk.
+
+Runs are looked for under ``--root``. An attempt may be named by its id, its run's signature, the beginning of either
+where only one begins so, or by a path. Exit code 1: runs differ, or something is damaged; 2: an error to mend.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.files import damage, remove, remove_folder
+from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
+from coconut_ds.runs.folder import CHECKPOINT
+from coconut_ds.runs.identity import differences, read_ingredients
+from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.pruning import superfluous
+from coconut_ds.runs.report import (
+    attempt_values,
+    attempts_text,
+    coloured,
+    difference_text,
+    difference_values,
+    finite,
+    show_text,
+    show_values,
+    size,
+)
+from coconut_ds.runs.selection import select, select_one
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses a command line in one line, as all other errors are told."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+    except CoconutError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except BrokenPipeError:
+        # A reader such as head has seen enough; what is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = _Parser(add_help=False)
+    root.add_argument("--root", type=Path, default=Path("outputs"), help="the save_path of the runs (%(default)s)")
+    as_json = _Parser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print one JSON document")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    one = commands.add_parser("list", parents=[root, as_json], help="a table of attempts, the last active at the end")
+    one.add_argument("--name", help="only the runs of this name")
+    one.set_defaults(command=_list)
+
+    one = commands.add_parser("show", parents=[root, as_json], help="all that is known of an attempt")
+    one.add_argument("attempt", metavar="ATTEMPT")
+    one.set_defaults(command=_show)
+
+    one = commands.add_parser("diff", parents=[root, as_json], help="what makes two runs different runs")
+    one.add_argument("left", metavar="A")
+    one.add_argument("right", metavar="B")
+    one.set_defaults(command=_diff)
+
+    one = commands.add_parser("prune", parents=[root], help="remove checkpoints and left-overs that need not be kept")
+    one.add_argument("attempts", nargs="*", metavar="ATTEMPT", help="all under --root where none is named")
+    keep_last = "newest to keep; by default as many as the run's own training.keep_last"
+    one.add_argument("--keep-last", type=_positive, metavar="N", help=keep_last)
+    one.add_argument("--keep-best", action=argparse.BooleanOptionalAction, default=True, help="keep the best one too")
+    one.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    one.set_defaults(command=_prune)
+
+    one = commands.add_parser(
+        "verify", parents=[root, as_json], help="compare every file of every checkpoint with its hash"
+    )
+    one.add_argument(
+        "attempts", nargs="*", metavar="ATTEMPT", help="or a checkpoint; all under --root where none is named"
+    )
+    one.set_defaults(command=_verify)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1; the newest complete checkpoint always stays")
+    return value
+
+
+def _list(options: argparse.Namespace) -> int:
+    attempts = find_attempts(options.root)
+    if options.name is not None:
+        names = sorted({attempt.name for attempt in attempts})
+        if options.name not in names:
+            there = f"there are {', '.join(names)}" if names else "there are no runs"
+            raise NotFoundError(f"--name {options.name}: no run under {options.root} has this name; {there}")
+        attempts = [attempt for attempt in attempts if attempt.name == options.name]
+    if options.json:
+        _print_json([attempt_values(attempt) for attempt in attempts])
+    else:
+        sys.stdout.write(attempts_text(attempts) if attempts else f"no runs under {options.root}\n")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    attempt = select_one(options.root, options.attempt)
+    if options.json:
+        _print_json(show_values(attempt))
+    else:
+        sys.stdout.write(show_text(attempt))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    left, right = (_run_folder(options.root, text) for text in (options.left, options.right))
+    found = differences(read_ingredients(left), read_ingredients(right))
+    if options.json:
+        _print_json({"left": str(left), "right": str(right), "differences": difference_values(found)})
+    else:
+        sys.stdout.write(difference_text(found, options.left, options.right))
+    return 1 if found else 0
+
+
+def _run_folder(root: Path, text: str) -> Path:
+    """The folder of a signature, which may have lost all its attempts."""
+    if text and (Path(text) / "signature.json").is_file():
+        return Path(text)
+    folders = sorted({attempt.path.parent for attempt in select(root, text)})
+    if len(folders) > 1:
+        raise NotFoundError(f"{text}: means {len(folders)} runs: {', '.join(map(str, folders))}")
+    return folders[0]
+
+
+def _prune(options: argparse.Namespace) -> int:
+    freed = 0
+    for attempt in _selected(options):
+        with ExitStack() as stack:
+            try:
+                if attempt.is_alive:
+                    raise ConfigError("running")
+                if not options.dry_run:
+                    # Removing takes time, in which no launch may begin.
+                    stack.enter_context(RunLock(attempt.path.parent, print))
+            except ConfigError:
+                print(f"{attempt.path}: {coloured('running')}, left alone")
+                continue
+            freed += _prune_one(attempt, options)
+    print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
+    return 0
+
+
+def _prune_one(attempt: Attempt, options: argparse.Namespace) -> int:
+    """Returns the bytes that were freed, or would be."""
+    freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
+    doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
+    for path in [*attempt.folder.left_overs(), *doomed]:
+        count = folder_bytes(path)
+        if not options.dry_run:
+            _remove(path)
+        freed += count
+        print(f"{'would remove' if options.dry_run else 'removed'} {path} ({size(count)})", flush=True)
+    return freed
+
+
+def _remove(path: Path) -> None:
+    try:
+        if CHECKPOINT.fullmatch(path.name):
+            remove_folder(path)
+        else:
+            remove(path)
+    except OSError as error:
+        raise CoconutError(f"{path}: cannot be removed ({error}); what stands above this line is done") from error
+
+
+def _verify(options: argparse.Namespace) -> int:
+    checkpoints = _checkpoints(options)
+    total = sum(checkpoint.bytes for checkpoint in checkpoints)
+    found: dict[str, list[str]] = {}
+    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        for checkpoint in checkpoints:
+            problems = damage(checkpoint.path, hashes=True)
+            bar.update(checkpoint.bytes)
+            # A launch at work may have removed it meanwhile.
+            if checkpoint.path.is_dir():
+                found[str(checkpoint.path)] = problems
+    damaged = {path: problems for path, problems in found.items() if problems}
+    if options.json:
+        values = [{"path": path, "problems": problems} for path, problems in found.items()]
+        _print_json({"checkpoints": values, "damaged": len(damaged), "bytes": total})
+    else:
+        for path, problems in damaged.items():
+            print(f"{coloured('damaged')} {path}", *(f"  {problem}" for problem in problems), sep="\n")
+        state = f"{len(damaged)} damaged" if damaged else "all as written" if found else "nothing to compare"
+        print(f"{len(found)} checkpoints, {size(total)}: {state}")
+    return 1 if damaged else 0
+
+
+def _checkpoints(options: argparse.Namespace) -> list[Checkpoint]:
+    found: dict[Path, Checkpoint] = {}
+    for text in options.attempts or [None]:
+        path = Path(os.path.abspath(text)) if text else None
+        if path is not None and path.is_dir() and CHECKPOINT.fullmatch(path.name):
+            found[path] = Checkpoint.read(path)
+            continue
+        attempts = find_attempts(options.root) if text is None else select(options.root, text)
+        found |= {Path(os.path.abspath(one.path)): one for attempt in attempts for one in attempt.checkpoints}
+    return list(found.values())
+
+
+def _selected(options: argparse.Namespace) -> list[Attempt]:
+    """Attempts that the command line names, each once; all under the root where it names none."""
+    if not options.attempts:
+        return find_attempts(options.root)
+    found = {os.path.abspath(one.path): one for text in options.attempts for one in select(options.root, text)}
+    return list(found.values())
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

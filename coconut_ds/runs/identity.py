@@ -1,0 +1,219 @@
+"""What makes two launches the same run: all of a configuration that can change a number, as one flat table.
+
+Not in it: versions of libraries and the machine. A run goes on with others, and its manifest says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from coconut_ds.errors import ConfigError
+from coconut_ds.files import write_whole
+from coconut_ds.schema import leaf_keys
+from coconut_ds.settings import Config
+
+FILE = "signature.json"
+"""The table, in the folder that all attempts of a run share."""
+
+NOT_A_NUMBER = (
+    # Where things go, who looks at them, what is kept of them.
+    "run.name",
+    "run.save_path",
+    "run.project",
+    "run.wandb_entity",
+    "run.wandb",
+    "run.save_only_improve",
+    "training.save_every",
+    "training.save_every_steps",
+    "training.keep_last",
+    "training.keep_best",
+    # Which attempt to continue, and how long to go on.
+    "run.resume_mode",
+    "run.resume_attempt_id",
+    "run.allow_mismatch",
+    "run.signature_ignore_keys",
+    "training.num_epochs",
+    # What training does not read.
+    "run.only_eval",
+    "data.cache_path",
+    "data.made_by",
+    "data.test_path",
+    # How a global batch is cut up.
+    "training.batch_size_training",
+    "training.gradient_accumulation_steps",
+    "training.batch_size_eval",
+)
+"""Keys of the configuration that do not count."""
+VOLATILE = ("_name_or_path", "transformers_version")
+"""Keys of a model's ``config.json`` that say where it comes from, not what it is."""
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT: Final = _Absent()
+"""The value of a key that one of two tables lacks."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key in which two tables differ."""
+
+    key: str
+    left: Any
+    """``ABSENT`` where the first table lacks the key."""
+    right: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.left!r} → {self.right!r}"
+
+
+def ingredients(
+    config: Config,
+    *,
+    global_batch_size: int,
+    engine_file: Mapping[str, Any],
+    data: Mapping[str, str],
+    weights: str | None,
+    tokenizer: str,
+    code: Mapping[str, str],
+    batch: str,
+) -> dict[str, Any]:
+    """Everything that can change a number: dotted keys to plain values. Paths are replaced by what lies there.
+
+    Args:
+        config: the resolved configuration.
+        global_batch_size: the effective one.
+        engine_file: content of ``deepspeed.config``.
+        data: ``train`` and ``val`` to a hash of the file's content; empty for generated data.
+        weights: hash of the weights to start from; None where they are random and follow from the seed.
+        tokenizer: hash of the tokenizer's content.
+        code: ``code_identity()``.
+        batch: micro batch × accumulation × ranks; counts where the loss depends on it.
+    """
+    owned = {key: dict(_leaves(value, key)) for key, value in _keys(config) if key not in NOT_A_NUMBER}
+    for split in ("train", "val"):
+        assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
+        owned[f"data.{split}_path"] = {f"data.{split}_content": data[split]} if split in data else {}
+    owned["model.tokenizer"] = {"model.tokenizer_content": tokenizer}
+    _replace_model_paths(owned, config, weights)
+    owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
+    owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
+    if config.training.loss_reduction == "reference":
+        # A mean of means depends on who stands with whom.
+        owned["training.batch_size_training"] = {"batch": batch}
+    for key in config.run.signature_ignore_keys:
+        owned.pop(key, None)
+    table = {key: value for values in owned.values() for key, value in values.items()}
+    return table | dict(_leaves(code, "code"))
+
+
+def signature(ingredients: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for a table; the order of its keys does not matter."""
+    return hashlib.blake2b(_canonical(ingredients).encode(), digest_size=6).hexdigest()
+
+
+def write_ingredients(folder: Path, ingredients: Mapping[str, Any]) -> None:
+    """Writes the table to ``signature.json``: whole, or not at all."""
+    write_whole(folder / FILE, json.dumps(ingredients, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_ingredients(folder: Path) -> dict[str, Any]:
+    """The table that ``write_ingredients`` wrote.
+
+    Raises:
+        ConfigError: it is missing or broken.
+    """
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); it tells what its run is made of") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON ({error}); it tells what its run is made of") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
+    return values
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """The keys in which two tables differ, group by group, in the order of the configuration."""
+    keys = [*left, *(key for key in right if key not in left)]
+    groups = {key.split(".")[0]: None for key in keys}
+    order = {group: number for number, group in enumerate(groups)}
+    pairs = [
+        Difference(key, left.get(key, ABSENT), right.get(key, ABSENT))
+        for key in sorted(keys, key=lambda key: order[key.split(".")[0]])
+    ]
+    return [pair for pair in pairs if _differ(pair.left, pair.right)]
+
+
+def _keys(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each key that a user can name, with its value."""
+    values = config.model_dump(mode="json")
+    for key in leaf_keys(Config):
+        value = values
+        for part in key.split("."):
+            value = value[part]
+        yield key, value
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}")
+    else:
+        yield key, value
+
+
+def _replace_model_paths(owned: dict[str, dict[str, Any]], config: Config, weights: str | None) -> None:
+    """Puts contents in the place of ``run.load_model_path`` and, where it is a folder, of ``model.model_id``."""
+    start, model = config.run.load_model_path, Path(config.model.model_id)
+    needed = start is not None or (model.is_dir() and config.model.model_init == "pretrained")
+    assert weights is not None or not needed, "the content of the weights to start from is not given"
+    content = {} if weights is None else {"model.weights": weights}
+    if model.is_dir():
+        # A folder to start from brings its own architecture; a file of weights does not.
+        owned["model.model_id"] = {} if start is not None and Path(start).is_dir() else _architecture(model)
+    if start is None:
+        owned["run.load_model_path"] = {}
+        owned["model.model_id"] |= content
+    else:
+        owned["run.load_model_path"] = content | _architecture(Path(start))
+
+
+def _architecture(folder: Path) -> dict[str, Any]:
+    """A hash of what a model folder says beside its weights (heads, activation); nothing for a file of weights."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON ({error})") from error
+    kept = {key: value for key, value in values.items() if key not in VOLATILE}
+    return {"model.architecture": hashlib.sha256(_canonical(kept).encode()).hexdigest()}
+
+
+def _differ(left: Any, right: Any) -> bool:
+    if left is ABSENT or right is ABSENT:
+        return left is not right
+    return _canonical(left) != _canonical(right)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with one spelling for each number: a file may have 5e8 or 500000000."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,77 @@
+"""What a word of the command line means: a path, or an attempt's id or a signature, or the beginning of one."""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from coconut_ds.runs.catalogue import Attempt, NotFoundError, find_attempts, is_attempt, read_attempt
+
+
+def select(root: Path, text: str) -> list[Attempt]:
+    """The attempts that a word of the command line means: a path to an attempt, to something in one, or to a folder
+    with several; an attempt's id or a signature, or the beginning of one, where only one begins so.
+
+    Raises:
+        NotFoundError: there is none, or the beginning is ambiguous.
+    """
+    if not text:
+        # Such as a variable of a shell that is not set; as a path it would mean the folder one stands in.
+        raise NotFoundError("an empty word names no attempt")
+    path = Path(os.path.abspath(text))
+    if path.is_dir():
+        inside = next((folder for folder in (path, *path.parents) if is_attempt(folder)), None)
+        found = [read_attempt(inside)] if inside is not None else find_attempts(path)
+        if found:
+            return found
+        raise NotFoundError(f"{text}: no attempt lies in this folder")
+    attempts = find_attempts(root)
+    named = _exact(attempts, text) or _beginning(attempts, text)
+    if not named:
+        raise NotFoundError(f"{text}: no such attempt, signature or folder; {_what_is_there(root, attempts, text)}")
+    return named
+
+
+def select_one(root: Path, text: str) -> Attempt:
+    """The one attempt that a word of the command line means.
+
+    Raises:
+        NotFoundError: there is none, or there are several.
+    """
+    found = select(root, text)
+    if len(found) > 1:
+        raise NotFoundError(f"{text}: means {len(found)} attempts: {_some(str(attempt.path) for attempt in found)}")
+    return found[0]
+
+
+def _exact(attempts: Sequence[Attempt], text: str) -> list[Attempt]:
+    return _of_one(text, [one for one in attempts if text in (one.id, one.folder.signature)])
+
+
+def _beginning(attempts: Sequence[Attempt], text: str) -> list[Attempt]:
+    found = [one for one in attempts if one.id.startswith(text) or one.folder.signature.startswith(text)]
+    return _of_one(text, found)
+
+
+def _of_one(text: str, found: list[Attempt]) -> list[Attempt]:
+    """The same, if it is one attempt, or all are attempts at the run whose signature begins with ``text``."""
+    folders = {attempt.path.parent for attempt in found}
+    if len(found) > 1 and (len(folders) > 1 or not found[0].folder.signature.startswith(text)):
+        raise NotFoundError(f"{text}: is ambiguous; it may be {_some(str(attempt.path) for attempt in found)}")
+    return found
+
+
+def _what_is_there(root: Path, attempts: Sequence[Attempt], text: str) -> str:
+    if not attempts:
+        return f"{root} holds no attempts"
+    words = dict.fromkeys(word for one in reversed(attempts) for word in (one.id, one.folder.signature))
+    near = difflib.get_close_matches(text, words, n=3, cutoff=0.6) or [word for word in words if text in word][:3]
+    count = f"{root} holds {len(attempts)} attempt{'s' if len(attempts) > 1 else ''}"
+    return f"{count}; did you mean {' or '.join(near)}?" if near else f"{count}, the newest {attempts[-1].id}"
+
+
+def _some(words: Iterable[str]) -> str:
+    *shown, last = list(words)
+    if not shown:
+        return last
+    return f"{', '.join(shown)} or {last}" if len(shown) < 5 else f"{', '.join(shown[:4])} and {len(shown) - 3} more"

@@ -1,0 +1,289 @@
+"""Kills a tiny run again and again and compares what it becomes with a run that was left alone, bit for bit.
+
+``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1``: kills at random moments, each of the named points in turn
+among them, and starts the same command again until the run is complete. Compared are the last checkpoint's weights,
+optimizer and random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line is
+one JSON object. ``--signal TERM`` asks instead of killing: then no update may be made twice.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy
+import torch
+
+from coconut_ds.launch import free_port
+from coconut_ds.metrics import read_metrics
+from coconut_ds.runs.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = (
+    *("run=demo", "run.name=killed", "data=modular_sum", "size={train: 160, valid: 24, test: 24}", "max_new_tokens=8"),
+    *("model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "max_latent_stage=2", "c_thought=1"),
+    *("advance=epochs", "epochs_per_stage=2", "num_epochs=6", "global_batch_size=32", "batch_size_training=16"),
+    *("batch_size_eval=8", "save_every_steps=2", "keep_last=2", "run.wandb=disabled"),
+    # Dropout draws random numbers in each update: a resume that forgets their state shows.
+    "model.model_config_overrides={n_layer: 1, n_head: 2, n_embd: 32, "
+    "resid_pdrop: 0.1, embd_pdrop: 0.1, attn_pdrop: 0.1}",
+)
+POINTS = {
+    "mid_update": 9,
+    "between_shards": 4,
+    "before_rename": 3,
+    "after_rename": 5,
+    "pruning": 2,
+    "manifest": 4,
+    "stage_switch": 1,
+    "evaluation": 5,
+}
+"""At which visit of each point the run dies."""
+ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest"}
+PATIENCE_S = 300.0
+MISSES = 3
+"""Launches that may end before they come to a point: one that is resumed has fewer visits left."""
+
+
+class Matrix:
+    """One place, one number of ranks."""
+
+    def __init__(self, folder: Path, ranks: int, overrides: Sequence[str]) -> None:
+        self.folder, self.ranks, self.overrides = folder, ranks, list(overrides)
+        self.launches = 0
+        self.died = folder / "died"
+        """Made by a process that dies at a point."""
+
+    def start(self, name: str, kill_at: str | None = None) -> subprocess.Popen[bytes]:
+        """A launch of the run under ``name``."""
+        self.launches += 1
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LOGLEVEL": "ERROR"}
+        environment.pop("KILL_AT", None)
+        if kill_at is not None:
+            environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
+        worker = [str(ROOT / "tests" / "kill_worker.py"), *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
+        launcher = [sys.executable]
+        if self.ranks > 1:
+            launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(self.ranks)]
+            launcher += ["--master_port", str(free_port()), "--log_level", "error"]
+        log = (self.folder / f"{name}.log").open("ab")
+        with log:
+            return subprocess.Popen(
+                [*launcher, *worker], stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def attempt(self, name: str) -> Path | None:
+        """The one attempt of a run."""
+        found = list((self.folder / name).glob("killed/*/*/config.yaml"))
+        assert len(found) <= 1, f"a killed run went on in another attempt: {found}"
+        return found[0].parent if found else None
+
+    def updates(self, name: str) -> int:
+        """Updates in the record so far, those made again not counted twice."""
+        attempt = self.attempt(name)
+        path = attempt / "metrics.jsonl" if attempt else None
+        return path.read_text().count('"train/loss"') if path and path.exists() else 0
+
+    def finish(self, name: str) -> None:
+        """Starts the run until it is complete."""
+        for _ in range(3):
+            process = self.start(name)
+            if process.wait(PATIENCE_S) == 0:
+                return
+        raise SystemExit(f"{name} does not end: see {self.folder / name}.log")
+
+
+def end(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signals the whole process group and waits until it is gone."""
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    process.wait(PATIENCE_S)
+    for _ in range(600):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise SystemExit("ranks outlived their launcher by a minute")
+
+
+def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
+    """Lets the run go on for some updates, then ends it; false if it came to its end before."""
+    had = matrix.updates("killed")
+    process = matrix.start("killed")
+    wanted, since = had + draw.randint(0, 4), time.monotonic()
+    while process.poll() is None and matrix.updates("killed") < wanted and time.monotonic() - since < PATIENCE_S:
+        time.sleep(0.01)
+    time.sleep(draw.random() * 0.2)
+    code = process.poll()
+    if code is None:
+        end(process, number)
+    elif code != 0:
+        raise SystemExit(f"a launch ended by itself with exit code {code}: see {matrix.folder / 'killed.log'}")
+    return code is None
+
+
+def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) -> bool:
+    """Lets a rank die at a point; false if the run never came there."""
+    rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
+    matrix.died.unlink(missing_ok=True)
+    process = matrix.start("killed", f"{point}:{visit}:{rank}")
+    code = process.wait(PATIENCE_S)
+    end_group(process)
+    died = matrix.died.exists()
+    if code != 0 and not died:
+        raise SystemExit(f"a launch ended by itself with exit code {code}: see {matrix.folder / 'killed.log'}")
+    return died
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Nothing of a dead launch may live on."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """What differs between two attempts."""
+    found = []
+    ours, theirs = (sorted(p.name for p in folder.glob("checkpoint_*")) for folder in (left, right))
+    if ours != theirs:
+        return [f"checkpoints {ours} and {theirs}"]
+    last = max(ours, key=lambda name: [int(part) for part in name.split("_")[1:]])
+    files = [{p.relative_to(folder / last) for p in (folder / last).rglob("*")} for folder in (left, right)]
+    found += [f"{name} is there once only" for name in sorted(files[0] ^ files[1])]
+    for name in sorted(files[0] & files[1]):
+        path, other = left / last / name, right / last / name
+        if path.is_dir() or path.name == "manifest.json":
+            continue
+        if path.suffix == ".pt":
+            found += [f"{name}: {where}" for where in unequal(read(path), read(other), "")]
+        elif path.name == "resume_state.json":
+            values = [json.loads(each.read_text()) for each in (path, other)]
+            found += [f"{name}: {key}" for key in ("position", "scores") if values[0][key] != values[1][key]]
+        elif path.read_bytes() != other.read_bytes():
+            found.append(str(name))
+    records = [[plain(line) for line in read_metrics(folder / "metrics.jsonl")] for folder in (left, right)]
+    if records[0] != records[1]:
+        at = next((i for i, (a, b) in enumerate(zip(*records, strict=False)) if a != b), min(map(len, records)))
+        found.append(f"metrics.jsonl: {len(records[0])} and {len(records[1])} lines, the first to differ is {at}")
+    return found
+
+
+def plain(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the record without what depends on the clock."""
+    return {key: value for key, value in line.items() if not key.startswith("perf/") and key != "time"}
+
+
+def read(path: Path) -> Any:
+    """A pickled file of a run made here."""
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def unequal(a: Any, b: Any, where: str) -> list[str]:
+    """Paths within two nested values where they differ by a bit."""
+    if isinstance(a, torch.Tensor):
+        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        # Bytes, since 0 equals -0, and nothing that is not a number equals itself.
+        return [] if same and torch.equal(octets(a), octets(b)) else [where]
+    if isinstance(a, dict):
+        if not isinstance(b, dict) or a.keys() != b.keys():
+            return [where]
+        return [path for key in a for path in unequal(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, (list, tuple)):
+        if type(a) is not type(b) or len(a) != len(b):
+            return [where]
+        return [path for i, (x, y) in enumerate(zip(a, b, strict=True)) for path in unequal(x, y, f"{where}[{i}]")]
+    if isinstance(a, (int, float, str, bytes, bool, type(None))):
+        return [] if a == b else [where]
+    if type(a).__module__ == "numpy":
+        return [] if type(a) is type(b) and a.dtype == b.dtype and numpy.array_equal(a, b) else [where]
+    # Objects of DeepSpeed's (its configuration, an enumeration): compared by what they hold.
+    inner = getattr(a, "__dict__", None)
+    if inner:
+        return unequal(inner, getattr(b, "__dict__", None), where)
+    return [] if a == b else [where]
+
+
+def octets(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor holds, as bytes."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, overrides: Sequence[str]) -> dict[str, Any]:
+    """All kills, then the comparison."""
+    draw = random.Random(seed)
+    matrix = Matrix(folder, ranks, overrides)
+    matrix.finish("undisturbed")
+    points = [] if term else list(POINTS.items())
+    found: list[str] = []
+    done = lost = runs = missed = 0
+    matrix.launches = 0
+    while done < kills:
+        if not points:
+            done += kill_at_random(matrix, draw, signal.SIGTERM if term else signal.SIGKILL)
+        elif die_at_point(matrix, *points[0], draw):
+            points.pop(0)
+            done, missed = done + 1, 0
+        elif (missed := missed + 1) == MISSES:
+            raise SystemExit(f"the run never comes to the point {points[0][0]}")
+        attempt = matrix.attempt("killed")
+        if done == kills or (attempt is not None and (attempt / "summary.json").exists()):
+            lost += compare(matrix, found)
+            runs += 1
+            (folder / "killed").rename(folder / f"killed_{runs}")
+    numbers = {"kills": done, "resumes": matrix.launches - runs, "mismatches": len(found), "lost_updates": lost}
+    return {**numbers, "points_left": [point for point, _ in points], "ranks": ranks, "differences": found[:10]}
+
+
+def compare(matrix: Matrix, found: list[str]) -> int:
+    """Finishes a run that was killed and adds what differs; returns how many updates were made twice."""
+    status = read_manifest(attempt / "run_manifest.yaml") if (attempt := matrix.attempt("killed")) else None
+    if status is None or status.status != "completed":
+        # A complete run would be begun again.
+        matrix.finish("killed")
+    left, right = matrix.attempt("killed"), matrix.attempt("undisturbed")
+    assert left is not None
+    assert right is not None
+    found += differences(left, right)
+    tail = left / "metrics.lost.jsonl"
+    return tail.read_text().count('"train/loss"') if tail.exists() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--keep", type=Path, help="folder for the runs; by default a temporary one")
+    parser.add_argument("overrides", nargs="*", help="further overrides of the run, e.g. deepspeed=zero3")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = (options.kills, options.seed, options.ranks, options.signal == "TERM", options.overrides)
+        result = run_matrix(folder, *arguments)
+    print(json.dumps(result))
+    return 1 if result["mismatches"] or (options.signal == "TERM" and result["lost_updates"]) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

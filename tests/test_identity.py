@@ -1,0 +1,254 @@
+"""The signature changes with all that can change a number, and with nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.compose import compose_config
+from coconut_ds.errors import ConfigError
+from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.runs.identity import (
+    ABSENT,
+    NOT_A_NUMBER,
+    Difference,
+    differences,
+    ingredients,
+    read_ingredients,
+    signature,
+    write_ingredients,
+)
+from coconut_ds.schema import leaf_keys
+from coconut_ds.settings import Config
+from coconut_ds.tokens import add_markers, build_word_tokenizer
+
+BASE = compose_config([])
+ZERO = {"stage": 2, "reduce_bucket_size": 500_000_000}
+FILE_CONTENT = {"train": "1", "val": "2"}
+CODE_KEYS = ("commit", "difference", "version", "source")
+GIVEN: dict[str, Any] = {
+    "global_batch_size": 128,
+    "engine_file": {"zero_optimization": ZERO, "prescale_gradients": False},
+    "data": FILE_CONTENT,
+    "weights": None,
+    "tokenizer": "tokens",
+    "code": {"commit": "c0ffee", "difference": ""},
+    "batch": "32 × 4 × 1",
+}
+FREE = {
+    *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb")),
+    *(f"run.{name}" for name in ("save_only_improve", "only_eval")),
+    *(f"run.{name}" for name in ("resume_mode", "resume_attempt_id", "allow_mismatch", "signature_ignore_keys")),
+    *(f"training.{name}" for name in ("num_epochs", "save_every", "save_every_steps", "keep_last", "keep_best")),
+    *(f"training.{name}" for name in ("batch_size_training", "batch_size_eval", "gradient_accumulation_steps")),
+    *(f"data.{name}" for name in ("cache_path", "made_by", "test_path")),
+}
+"""All that may differ between two launches of one run."""
+REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
+"""Paths: what lies there counts."""
+OTHER_VALUES: dict[str, Any] = {
+    "run.load_model_path": "elsewhere",
+    "run.resume_mode": "never",
+    "run.resume_attempt_id": "20250101-000000-abcd",
+    "run.allow_mismatch": ("training.lr",),
+    "run.signature_ignore_keys": ("data.made_by",),
+    "run.wandb_entity": "me",
+    "run.wandb": "offline",
+    "data.kind": "permutation_product",
+    "data.train_path": "elsewhere",
+    "data.val_path": "elsewhere",
+    "data.test_path": "elsewhere",
+    "data.made_by": "hand",
+    "data.format": "symbolic",
+    "method.kind": "cot",
+    "model.model_init": "pretrained",
+    "model.model_config_overrides": {"n_layer": 99},
+    "model.tokenizer": "elsewhere",
+    "training.advance": "accuracy",
+    "training.max_epochs_per_stage": 9,
+    "training.stop_at": 0.5,
+    "training.stage_switches": (1, 2),
+    "training.reset_optimizer": "never",
+    "training.loss_reduction": "reference",
+    "training.gradient_accumulation_steps": 3,
+    "training.save_every_steps": 9,
+    "training.keep_last": 9,
+}
+"""For keys whose type does not say what else they may hold."""
+
+
+def table(config: Config = BASE, **changes: Any) -> dict[str, Any]:
+    return ingredients(config, **{**GIVEN, **changes})
+
+
+def value_of(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def with_value(model: Any, key: str, value: Any) -> Any:
+    """``model`` with one key set, unchecked: combinations do not matter here."""
+    first, _, rest = key.partition(".")
+    return model.model_copy(update={first: with_value(getattr(model, first), rest, value) if rest else value})
+
+
+def config(**changes: Any) -> Config:
+    changed = BASE
+    for key, value in changes.items():
+        changed = with_value(changed, key.replace("__", "."), value)
+    return changed
+
+
+def engine(**changes: Any) -> dict[str, Any]:
+    return {"zero_optimization": {**ZERO, **changes}, "prescale_gradients": False}
+
+
+def other(key: str) -> Any:
+    value = value_of(BASE, key)
+    if key in OTHER_VALUES:
+        return OTHER_VALUES[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(each / 2 if isinstance(each, float) else each + 1 for each in value)
+    return value + (1 if isinstance(value, int) else 0.125 if isinstance(value, float) else "x")
+
+
+@pytest.mark.parametrize("key", leaf_keys(Config))
+def test_a_key_counts_unless_it_is_listed_or_replaced_by_content(key: str) -> None:
+    """And a key that counts does not where the user says so."""
+    changed = with_value(BASE, key, other(key))
+    assert value_of(changed, key) != value_of(BASE, key)
+    # The effective batch size comes from outside.
+    free = key in FREE or key in REPLACED or key == "training.global_batch_size"
+    assert (signature(table(changed, weights="w")) == signature(table(weights="w"))) == free
+    if not free and key != "training.loss_reduction":
+        pair = [table(with_value(one, "run.signature_ignore_keys", (key,)), weights="w") for one in (BASE, changed)]
+        assert pair[0] == pair[1]
+
+
+def test_every_listed_key_exists() -> None:
+    assert set(NOT_A_NUMBER) <= set(leaf_keys(Config))
+
+
+@pytest.mark.parametrize(
+    ("base", "left", "right", "expected"),
+    [
+        (BASE, {}, {"global_batch_size": 64}, ["training.global_batch_size"]),
+        (BASE, {}, {"tokenizer": "others"}, ["model.tokenizer_content"]),
+        (BASE, {}, {"code": {"commit": "c0ffee", "difference": "1"}}, ["code.difference"]),
+        (BASE, {}, {"code": {"version": "1", "source": "2"}}, [f"code.{name}" for name in CODE_KEYS]),
+        (BASE, {"weights": "1"}, {"weights": "2"}, ["model.weights"]),
+        (BASE, {}, {"data": {**FILE_CONTENT, "train": "3"}}, ["data.train_content"]),
+        (BASE, {}, {"data": {**FILE_CONTENT, "val": "3"}}, ["data.val_content"]),
+        (BASE, {}, {"batch": "16 × 4 × 2"}, []),
+        (config(training__loss_reduction="reference"), {}, {"batch": "16 × 4 × 2"}, ["batch"]),
+        (BASE, {}, {"engine_file": engine(stage=3)}, ["deepspeed.file.zero_optimization.stage"]),
+        # One number, spelt differently; but true is not 1.
+        (BASE, {}, {"engine_file": engine(reduce_bucket_size=5e8)}, []),
+        (BASE, {"engine_file": engine(a=True)}, {"engine_file": engine(a=1)}, ["deepspeed.file.zero_optimization.a"]),
+    ],
+)
+def test_what_lies_behind_the_configuration_counts(
+    base: Config, left: dict[str, Any], right: dict[str, Any], expected: list[str]
+) -> None:
+    one, two = table(base, **left), table(base, **right)
+    assert [each.key for each in differences(one, two)] == expected
+    assert (signature(one) == signature(two)) == (expected == [])
+
+
+def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:
+    """One table, whole, where everything that can be a path is one."""
+    found = table(config(run__load_model_path="w.bin"), weights="w")
+    plain = set(leaf_keys(Config)) - FREE - REPLACED - {"model.model_config_overrides"}
+    overrides = {f"model.model_config_overrides.{name}" for name in BASE.model.model_config_overrides}
+    file = {f"deepspeed.file.{name}" for name in (*(f"zero_optimization.{key}" for key in ZERO), "prescale_gradients")}
+    contents = {"data.train_content", "data.val_content", "model.weights", "model.tokenizer_content"}
+    assert set(found) == plain | overrides | file | contents | {"code.commit", "code.difference"}
+    assert found["training.lr"] == BASE.training.lr
+
+
+def test_a_model_folder_counts_by_content_wherever_it_lies(tmp_path: Path) -> None:
+    """Two folders may have equal weights and other heads."""
+
+    def folder(name: str, **values: Any) -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_name_or_path": name, **values}))
+        return str(tmp_path / name)
+
+    here, there, heads = folder("here", n_head=4), folder("there", n_head=4), folder("heads", n_head=2)
+    for key in ("model.model_id", "run.load_model_path"):
+        one, two, three = (table(with_value(BASE, key, path), weights="w") for path in (here, there, heads))
+        assert one == two
+        assert [each.key for each in differences(one, three)] == ["model.architecture"]
+        assert str(tmp_path) not in json.dumps(one)
+    # What a folder to start from holds wins over model_id, which is not read then.
+    both = [config(run__load_model_path=here, model__model_id=path) for path in (there, heads)]
+    assert table(both[0], weights="w") == table(both[1], weights="w")
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = table(config(training__betas=(0.5, 0.75)))
+    write_ingredients(tmp_path, written)
+    assert read_ingredients(tmp_path) == written
+    assert signature(dict(reversed(read_ingredients(tmp_path).items()))) == signature(written)
+    assert [path.name for path in tmp_path.iterdir()] == ["signature.json"]
+    (tmp_path / "signature.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"signature.json: is no JSON"):
+        read_ingredients(tmp_path)
+    with pytest.raises(ConfigError, match=r"none/signature.json: cannot be read"):
+        read_ingredients(tmp_path / "none")
+
+
+def test_differences_stand_group_by_group_and_show_what_is_absent() -> None:
+    left = {"run.seed": 0, "training.lr": 1e-4, "code.commit": "a"}
+    right = {"training.warmup_steps": None, "code.commit": "b", "training.lr": 1e-4, "run.seed": 1}
+    found = differences(left, right)
+    assert found == [
+        Difference("run.seed", 0, 1),
+        Difference("training.warmup_steps", ABSENT, None),
+        Difference("code.commit", "a", "b"),
+    ]
+    assert str(found[1]) == "training.warmup_steps: absent → None"
+
+
+def state(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    values = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    return {"a": values, "b": values.bfloat16(), "c": torch.tensor(1), "d": torch.empty(0), **changes}
+
+
+def test_a_state_is_its_names_types_shapes_and_bytes() -> None:
+    values = state()["a"]
+    base = digest_state(state().items())
+    assert digest_state((name, tensor) for name, tensor in reversed(state().items())) == base
+    # As it lies in memory does not matter.
+    assert digest_state(state(a=values.t().contiguous().t()).items()) == base
+    changed = [
+        state(a=values.view(torch.int32)),
+        state(a=values.reshape(3, 2)),
+        state(a=values + 1e-6),
+        state(b=torch.nextafter(values, values + 1).bfloat16() + 1),
+        state(c=torch.tensor(1.0)),
+        {name.replace("a", "e"): tensor for name, tensor in state().items()},
+        {name: tensor for name, tensor in state().items() if name != "d"},
+    ]
+    assert len({base, *(digest_state(each.items()) for each in changed)}) == len(changed) + 1
+
+
+def test_a_tokenizer_is_what_it_makes_of_text(tmp_path: Path) -> None:
+    def words(*extra: str) -> PreTrainedTokenizerBase:
+        return build_word_tokenizer(["Tom is a bompus", *extra])
+
+    base = tokenizer_content(words())
+    words().save_pretrained(tmp_path)
+    used = type(words()).from_pretrained(tmp_path)
+    assert tokenizer_content(used) == base
+    used("Tom is", truncation=True, max_length=1)
+    assert tokenizer_content(used) == base
+    add_markers(used)
+    assert len({base, tokenizer_content(used), tokenizer_content(words("cat"))}) == 3

@@ -1,0 +1,520 @@
+"""The same command line carries on: with the same bits, from the newest checkpoint that can be used, or not at all."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kill_matrix import RUN
+from resume_worker import DAMAGES, DIES_AT, KEPT, MANIFESTS, ROOMS, STOPS, ZEROS
+
+from coconut_ds.compose import compose_config
+from coconut_ds.files import damage
+from coconut_ds.interrupts import POLL_S
+from coconut_ds.launch import free_port
+from coconut_ds.runs.attempts import choose_start
+from coconut_ds.runs.manifest import RunManifest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--log_level", "error"]
+ALL = list(range(1, 17))
+"""The updates of the run, each once."""
+
+
+def environment() -> dict[str, str]:
+    """No launcher's variables, no compiler."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CXX": "/nonexistent", "CC": "/nonexistent"}
+
+
+class Outcomes(dict[str, Any]):
+    """What the worker wrote down."""
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        assert "crashed" not in found, found["crashed"]
+        return found
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """All scenarios: on two ranks, on one, on two again."""
+    folder, found = tmp_path_factory.mktemp("resume"), Outcomes()
+    for part in ("before", "alone", "after"):
+        out = folder / f"{part}.json"
+        launcher = [sys.executable] if part == "alone" else [*DEEPSPEED, "--master_port", str(free_port())]
+        command = [*launcher, str(ROOT / "tests" / "resume_worker.py"), str(out), str(folder), part]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        found.update(json.loads(out.read_text()))
+    return found
+
+
+def ended_as_if_undisturbed(outcome: dict[str, Any]) -> bool:
+    """The end is the end of the run that was left alone, bit for bit, and nothing is left over."""
+    assert outcome["error"] is None
+    assert outcome["differences"] == []
+    assert outcome["steps"] == ALL
+    assert (outcome["damaged"], outcome["hidden"]) == ([], [])
+    assert outcome["manifest"]["status"] == "completed"
+    return True
+
+
+# --- which attempt
+
+
+@pytest.mark.slow
+def test_more_epochs_continue_the_completed_attempt_and_equal_a_run_of_as_many(outcomes):
+    grown = outcomes["grown"]
+    first, ended = grown["first"], grown["ended"]
+    assert (first["manifest"]["status"], first["manifest"]["num_epochs"]) == ("completed", 2)
+    assert ended_as_if_undisturbed(ended)
+    assert len(ended["attempts"]) == 1
+    assert [launch["from_checkpoint"] for launch in ended["manifest"]["launches"]] == [None, "checkpoint_2"]
+    assert (ended["manifest"]["num_epochs"], ended["manifest"]["resume_step"], ended["lost"]) == (4, 16, None)
+    ours, alone = grown["summaries"]
+    assert ours == alone
+
+
+@pytest.mark.slow
+def test_force_takes_the_newest_attempt_and_trains_nothing_twice_while_others_begin_anew(outcomes):
+    grown = outcomes["grown"]
+    forced = grown["forced"]
+    assert forced["error"] is None
+    assert forced["same_record"]
+    assert forced["attempts"] == grown["ended"]["attempts"]
+    assert (forced["manifest"]["status"], len(forced["manifest"]["launches"])) == ("completed", 3)
+    numbers = {name: len(attempts) for name, attempts in grown["attempts"].items()}
+    assert numbers == {"auto": 2, "auto again": 2, "never": 3, "forced": 3}
+
+
+@pytest.mark.slow
+def test_an_attempt_can_be_named(outcomes):
+    asked = outcomes["asked"]
+    (attempt,) = asked["unknown"]["attempts"]
+    assert "resume_attempt_id=19990101-000000-abcd: no such attempt" in asked["unknown"]["error"]
+    assert asked["unknown"]["error"].endswith(f"there are {attempt}")
+    refused = asked["refused"]["error"]
+    assert refused.startswith("ConfigError: run.resume_attempt_id=")
+    assert "\n  training.lr: 0.002 there, 0.001 here\n" in refused
+    assert "'run.allow_mismatch=[training.lr]'" in refused
+    assert asked["untouched"]
+    assert len(asked["folders"]) == 1
+    assert "\n  run.seed: 0 there, 1 here\n" in asked["half"]["error"]
+    assert "training.lr" not in asked["half"]["error"]
+    assert ended_as_if_undisturbed(asked["same"])
+
+
+@pytest.mark.slow
+def test_a_mismatch_that_is_allowed_goes_on_with_the_new_value(outcomes):
+    asked = outcomes["asked"]
+    assert asked["allowed"]["error"] == asked["of_group"]["error"] == "Died: "
+    assert "resuming from checkpoint_2_1: 9 updates done" in asked["allowed"]["said"]
+    assert len(asked["of_group"]["attempts"]) == 1
+    # The warm-up of update 3 of a stage, then of half the rate.
+    assert asked["rates"][-2:] == pytest.approx([2 * 1e-3 / 30, 3 * 1e-3 / 30])
+
+
+def attempt_of(folder: Path, name: str, status: str | None, resume_epoch: int = 2, reason: str | None = None) -> None:
+    """An attempt without checkpoints."""
+    path = folder / name
+    path.mkdir(parents=True)
+    (path / "config.yaml").touch()
+    if status is None:
+        return
+    values: dict[str, Any] = dict.fromkeys(("host", "started", "updated"), "") | {"code": {}, "versions": {}}
+    values |= {"name": "demo", "signature": folder.name, "attempt": name, "num_epochs": 2, "pid": 1, "world_size": 1}
+    manifest = RunManifest(status=status, reason=reason, resume_epoch=resume_epoch, **values)
+    (path / "run_manifest.yaml").write_text(yaml.safe_dump(manifest.model_dump(mode="json")))
+
+
+A, B, C = ("20260101-000000-0000", "20260102-000000-0000", "20260103-000000-0000")
+
+
+@pytest.mark.parametrize(
+    ("there", "mode", "num_epochs", "chosen"),
+    [
+        ([], "auto", 2, None),
+        ([], "force", 2, None),
+        ([(A, "completed")], "auto", 2, None),
+        ([(A, "completed")], "auto", 3, A),
+        ([(A, "completed")], "auto", 1, None),
+        ([(A, "completed")], "force", 2, A),
+        ([(A, "completed", 1, "solved")], "auto", 2, None),
+        ([(A, "completed", 1, "solved")], "auto", 9, None),
+        ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 2, B),
+        ([(A, "failed"), (B, "running"), (C, "completed")], "force", 2, C),
+        ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 3, C),
+        ([(A, "failed"), (B, "running")], "never", 2, None),
+        ([(A, None), (B, "completed")], "auto", 2, A),
+    ],
+)
+def test_which_attempt_a_mode_means(tmp_path, there, mode, num_epochs, chosen):
+    folder = tmp_path / "demo" / "0123456789ab"
+    for name, *rest in there:
+        attempt_of(folder, name, *rest)
+    config = compose_config([*RUN, f"num_epochs={num_epochs}", f"resume_mode={mode}", f"save_path={tmp_path}"])
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": "demo"})})
+    start = choose_start(config, folder.name, {}, print)
+    assert start.is_new == (chosen is None)
+    assert chosen in (None, start.path.name)
+    assert start.path.parent == folder
+    assert start.is_new != start.path.exists()
+
+
+# --- damage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in DAMAGES if name not in MANIFESTS])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(outcomes, name):
+    outcome, words = outcomes["damaged"][name], NAMED[name]
+    warnings = [line for line in outcome["said"].splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert f"/checkpoint_2_1 cannot be used: {words}" in warnings[0]
+    assert "resuming from checkpoint_2: 8 updates done" in outcome["said"]
+    assert outcome["manifest"]["launches"][-1]["from_checkpoint"] == "checkpoint_2"
+    assert not outcome["executed"]
+    assert outcome["lost"] == list(range(9, DIES_AT + 1))
+    assert ended_as_if_undisturbed(outcome)
+
+
+NAMED = {
+    "truncated": "model.safetensors has ",
+    "flipped bit": "engine/state/zero_pp_rank_0_mp_rank_00_optim_states.pt has other content",
+    "missing shard": "engine/state/mp_rank_00_model_states.pt is missing",
+    "no resume state": "engine/resume_state.json is missing",
+    "trap": "engine/random_0.pt has ",
+    "no seal": "manifest.json is missing or broken",
+    "misspelt seal": "manifest.json is missing or broken",
+    "broken seal": "manifest.json is missing or broken",
+    "no engine": "engine/resume_state.json is missing",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_that_cannot_be_read_is_made_again(outcomes, name):
+    outcome = outcomes["damaged"][name]
+    assert "resuming from checkpoint_2_1: 9 updates done" in outcome["said"]
+    assert [launch["from_checkpoint"] for launch in outcome["manifest"]["launches"]] == ["checkpoint_2_1"]
+    assert ended_as_if_undisturbed(outcome)
+
+
+@pytest.mark.slow
+def test_without_any_checkpoint_to_use_nothing_is_touched(outcomes):
+    outcome = outcomes["all_damaged"]
+    assert outcome["error"].startswith("CheckpointError: ")
+    assert "none of its 3 checkpoints can be used" in outcome["error"]
+    assert "run.resume_mode=never" in outcome["error"]
+    assert outcome["untouched"]
+    assert (outcome["never"]["error"], len(outcome["never"]["attempts"])) == ("Died: ", 2)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_further_on_does_not_push_out_the_new_ones(outcomes):
+    """With one to keep, and a stop before the run has come to the place of the damaged one."""
+    outcome = outcomes["fallen_back"]
+    assert outcome["before"] == ["checkpoint_1", "checkpoint_3"]
+    assert outcome["stopped"]["error"] == "Interrupted: SIGTERM"
+    assert outcome["between"]["checkpoints"] == ["checkpoint_1", "checkpoint_1_2", "checkpoint_3"]
+    assert "resuming from checkpoint_1_2: 6 updates done" in outcome["ended"]["said"]
+    assert outcome["ended"]["checkpoints"] == ["checkpoint_1", "checkpoint_4"]
+    assert (outcome["ended"]["steps"], outcome["ended"]["damaged"]) == (ALL, [])
+
+
+# --- the record
+
+
+@pytest.mark.slow
+def test_each_step_stands_once_in_the_record_and_its_first_try_elsewhere(outcomes):
+    outcome = outcomes["record"]
+    assert outcome["ended"]["lost"] == [10, 11]
+    assert ended_as_if_undisturbed(outcome["ended"])
+
+
+@pytest.mark.slow
+def test_a_record_that_lost_lines_is_refused(outcomes):
+    outcome = outcomes["record"]
+    for name, there in (("refused", 300), ("gone", 0)):
+        error = outcome[name]["error"]
+        assert error.startswith("CheckpointError: ")
+        assert f"metrics.jsonl: has {there} bytes, the checkpoint knows of " in error
+    assert outcome["untouched"]
+    # On two ranks it is the error of both.
+    errors = outcomes["after"]["refused"]
+    assert len(errors) == 2
+    assert all("metrics.jsonl: has 300 bytes" in error for error in errors)
+
+
+# --- disks
+
+
+@pytest.fixture
+def disk(outcomes) -> dict[str, Any]:
+    if "skipped" in outcomes["full_disk"]:
+        pytest.skip(f"no file system can be mounted here: {outcomes['full_disk']['skipped']}")
+    return outcomes["full_disk"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_full_disk_ends_the_run_with_one_clear_error_and_earlier_checkpoints_stand(disk, name):
+    case = disk["cases"][name]
+    assert case["error"].startswith("CheckpointError: ")
+    assert "make room and start the same command again" in case["error"]
+    if name not in ("no record", "nothing at the start"):
+        assert "/checkpoint_2: could not be written (rank 0: " in case["error"]
+        assert "earlier checkpoints are untouched" in case["error"]
+    assert case["checkpoints"] == ["checkpoint_1", "checkpoint_1_2"]
+    assert (case["damaged"], case["hidden"]) == ([], [])
+    # The manifest may not have been writable any more, but it is never broken.
+    assert case["manifest"]["status"] in ("failed", "running")
+    assert case["manifest"]["status"] == "failed" or name not in ("half of the state", "half of the weights")
+    assert case["manifest"]["last_checkpoint"] == "checkpoint_1_2"
+
+
+@pytest.mark.slow
+def test_with_room_the_same_command_carries_on(disk):
+    assert disk["changed"] == []
+    assert ended_as_if_undisturbed(disk["ended"])
+
+
+@pytest.mark.slow
+def test_a_disk_that_cannot_be_written_to_is_refused_at_the_start(disk):
+    assert disk["read_only"]["error"].startswith("ConfigError: ")
+    assert "cannot be written" in disk["read_only"]["error"]
+    assert disk["read_only"]["untouched"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_cannot_write_is_the_error_of_all_at_once(outcomes, rank):
+    outcome = outcomes["after"]["one cannot write"][rank]
+    assert len(outcome["errors"]) == 2
+    for error in outcome["errors"]:
+        assert error.startswith("CheckpointError: ")
+        assert f"/checkpoint_1: could not be written (rank {rank}: [Errno 28] No space left on device)" in error
+        assert "make room and start the same command again" in error
+    # A collective would wait for two minutes.
+    assert outcome["seconds"] < 60
+    assert (outcome["failed"]["checkpoints"], outcome["failed"]["hidden"]) == (["checkpoint_0_3"], [])
+    assert (outcome["ended"]["error"], outcome["ended"]["steps"], outcome["ended"]["damaged"]) == (None, ALL, [])
+
+
+# --- what is kept
+
+LEFT = {
+    "default": ["2", "3_3", "4"],
+    "one": ["2", "4"],
+    "all": ["0_3", "1", "1_2", "2", "2_1", "3", "3_3", "4"],
+    "no best": ["3_3", "4"],
+    "one and no best": ["4"],
+    "improving": ["2", "4"],
+    "rising": ["4"],
+    # Each epoch that improves is saved, due or not.
+    "seldom": ["1", "2", "3", "4"],
+    "seldom and no best": ["3", "4"],
+    "steps": ["1", "1_1", "2", "2_2", "3_3", "4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEPT)
+def test_which_checkpoints_are_kept_with_deaths_and_without(outcomes, name):
+    """Accuracies of the four epochs: 0.5, 0.9, 0.7, 0.6; two launches die, after updates 5 and 13."""
+    alone, resumed = outcomes["kept"][name]
+    best = "checkpoint_4" if name == "rising" else "checkpoint_2"
+    for outcome in (alone, resumed):
+        assert outcome["error"] is None
+        assert outcome["checkpoints"] == [f"checkpoint_{one}" for one in LEFT[name]]
+        assert outcome["scores"][-1]["best_checkpoint"] == (best if "no best" not in name else None)
+        assert outcome["manifest"]["best_checkpoint"] == outcome["scores"][-1]["best_checkpoint"]
+        assert (outcome["hidden"], outcome["damaged"], outcome["steps"]) == ([], [], ALL)
+    assert resumed["scores"] == alone["scores"]
+
+
+# --- the lock
+
+
+@pytest.mark.slow
+def test_a_second_launch_is_refused_while_the_first_lives_and_takes_over_once_it_died(outcomes):
+    outcome = outcomes["locked"]
+    for refused in outcome["refused"]:
+        assert refused["error"].startswith("ConfigError: ")
+        assert f"already going on, by process {outcome['pid']} on {os.uname().nodename} " in refused["error"]
+    assert outcome["untouched"]
+    assert f"taken over from process {outcome['pid']} on " in outcome["taken"]["said"]
+    assert ended_as_if_undisturbed(outcome["taken"])
+    assert "lock.json" not in outcome["left"]
+
+
+@pytest.mark.slow
+def test_a_launch_that_slept_too_long_leaves_the_run_to_the_one_that_took_it_over(outcomes):
+    outcome = outcomes["taken_over"]
+    assert "another launch took the run over" in outcome["error"]
+    # Update 8 may be made before the heartbeat tells, but nothing is saved.
+    assert outcome["checkpoints"] == ["checkpoint_1", "checkpoint_1_2"]
+    assert outcome["hidden"] == [".checkpoint_2.part.other"]
+    assert outcome["same_manifest"]
+    assert outcome["lock"]["host"] == "elsewhere"
+
+
+# --- evaluation
+
+
+@pytest.mark.slow
+def test_an_evaluation_reads_nothing_of_the_engine_and_refuses_a_damaged_folder(outcomes):
+    outcome = outcomes["evaluation"]
+    assert "coconut.json" in outcome["opened"]
+    assert not [name for name in outcome["opened"] if name.startswith("engine")]
+    # Nor by other ways than Python's: it does not mind zeros in the files of the engine.
+    assert outcome["same"]
+    for name, words in (
+        ("truncated", "model.safetensors has "),
+        ("missing shard", "mp_rank_00_model_states.pt is mis"),
+    ):
+        assert outcome["refused"][name].startswith("CheckpointError: ")
+        assert "/checkpoint_4: is damaged: " in outcome["refused"][name]
+        assert words in outcome["refused"][name]
+
+
+# --- another number of ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ZEROS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_another_number_of_ranks_goes_on(outcomes, zero, ranks):
+    alone = outcomes["other_ranks"][zero]["alone"]
+    outcome = outcomes["other_ranks"][zero]["from_two"] if ranks == 1 else outcomes["after"][zero]
+    assert outcome["error"] is None
+    first, second = outcome["manifest"]["launches"]
+    assert (first["world_size"], second["world_size"]) == (3 - ranks, ranks)
+    assert (second["from_checkpoint"], second["converted"]) == ("checkpoint_2_1", True)
+    assert ("converting the state of" in outcome["said"]) == (zero != "zero0")
+    assert outcome["steps"] == ALL
+    assert outcome["hidden"] == []
+    assert outcome["losses"] == pytest.approx(alone, abs=1e-5)
+
+
+# --- being asked to stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOPS)
+def test_a_signal_saves_at_that_very_update(outcomes, name):
+    stopped, ended = (outcomes["stopped"][name][key] for key in ("stopped", "ended"))
+    assert stopped["error"] == f"Interrupted: {STOPS[name][1].name}"
+    assert (stopped["manifest"]["status"], stopped["manifest"]["reason"]) == ("failed", "interrupted")
+    assert stopped.get("knows") == stopped.get("bytes")
+    assert (stopped["manifest"]["resume_step"], stopped["manifest"]["last_checkpoint"]) == STOPPED[name]
+    assert stopped["steps"] == ALL[: STOPPED[name][0]]
+    assert ended["lost"] is None
+    assert ended_as_if_undisturbed(ended)
+
+
+STOPPED = {
+    "update": (5, "checkpoint_1_1"),
+    "interrupt": (5, "checkpoint_1_1"),
+    "saved anyway": (3, "checkpoint_0_3"),
+    "saving": (4, "checkpoint_1"),
+    # Of the second epoch, between two batches; then of the last epoch, in the last batch.
+    "evaluation": (8, "checkpoint_1_4"),
+    "last evaluation": (16, "checkpoint_4"),
+    "before the first update": (0, None),
+}
+"""The update that each stop came with or after, and the checkpoint."""
+
+LONG = [*RUN, "num_epochs=1000", "save_every=1000", "save_every_steps=null", "max_latent_stage=0"]
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
+    command = shlex.join([sys.executable, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"])
+    script = f"{command} > {tmp_path}/log 2>&1 < /dev/null & echo $!; read"
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob("*/*/*/metrics.jsonl"))
+
+    with subprocess.Popen(
+        ["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as shell:
+        process = int(shell.stdout.readline())
+        try:
+            assert until(written, 300), (tmp_path / "log").read_text()
+            shell.stdin.close()
+            assert shell.wait(30) is not None
+            # Longer than it takes to notice that a launcher is gone.
+            time.sleep(3 * POLL_S)
+            before = written()
+            assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
+        finally:
+            os.kill(process, signal.SIGKILL)
+
+
+COMMANDS = {
+    "process": (signal.SIGTERM, "train.py"),
+    "launcher": (signal.SIGINT, "/deepspeed"),
+    "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
+}
+"""What is sent to which process alone; the first is a run without launcher, the others are of two ranks. SIGTERM to
+the launcher is what ``kill_matrix.py --signal TERM`` sends."""
+
+
+def processes(session: int) -> Iterator[tuple[int, str]]:
+    """Id and command line of each process of a session that has not ended."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+                yield int(path.name), (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+
+
+def until(condition: Any, seconds: float) -> bool:
+    """Whether it holds in time."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(holds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
+    number, who = COMMANDS[name]
+    launcher = [sys.executable] if name == "process" else [*DEEPSPEED, "--master_port", str(free_port())]
+    command = [*launcher, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
+    try:
+        records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
+        assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
+        (target,) = [pid for pid, line in processes(process.pid) if who in line.partition("train.py --")[0]][:1]
+        os.kill(target, number)
+        assert until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
+    finally:
+        for pid, _ in processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    log_text = (tmp_path / "log").read_text()
+    assert "saved; the same command carries on" in log_text
+    if name == "process":
+        assert process.returncode == 75
+    (record,) = records()
+    manifest = yaml.safe_load((record.parent / "run_manifest.yaml").read_text())
+    assert (manifest["status"], manifest["reason"]) == ("failed", "interrupted")
+    checkpoint = record.parent / manifest["last_checkpoint"]
+    assert damage(checkpoint, hashes=True) == []
+    resume_state = json.loads((checkpoint / "engine" / "resume_state.json").read_text())
+    assert resume_state["metrics_bytes"] == record.stat().st_size
