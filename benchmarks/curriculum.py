@@ -1,8 +1,8 @@
 """What a curriculum that follows accuracy saves against stages of fixed length, in updates until the end is solved.
 
-``python benchmarks/curriculum.py [--tasks modular_sum graphs] [--seeds 0 1 2] [--lanes 2]``. Each run trains
-``coconut`` with the configuration of ``training=demo`` until 99 % of the validation problems are wholly right in the
-last stage, or its epochs are over. Restartable: results are kept in ``--out``. Updates do not depend on the machine.
+``python benchmarks/curriculum.py [--seeds 0 1 2] [--lanes 2]``. Each run trains ``coconut`` with the configuration of
+``training=demo`` until 99 % of the validation problems are wholly right in the last stage, or its epochs are over.
+Restartable: results are kept in ``--out``. Updates do not depend on the machine.
 """
 
 import argparse
@@ -20,13 +20,7 @@ if __name__ == "__main__":
 from coconut_ds.harness import quoted, train
 
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "stop_at=0.99")
-GRAPHS = (
-    *("data=synthetic", "num_nodes=[9,10]", "num_layers=[3,3]", "num_edges=[8,10]", "online=true", "max_new_tokens=32"),
-    *("size={train: 6400, valid: 300, test: 1000}", "max_latent_stage=2", "c_thought=1", "num_epochs=120"),
-    "model.model_config_overrides={n_layer: 2, n_head: 4, n_embd: 64, initializer_range: 0.1, "
-    "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}",
-)
-TASKS = {"modular_sum": ("data=modular_sum", "max_latent_stage=3", "num_epochs=60"), "graphs": GRAPHS}
+TASKS = {"modular_sum": ("data=modular_sum", "max_latent_stage=3", "num_epochs=60")}
 RULES = {
     "accuracy": ("advance=accuracy", "max_epochs_per_stage=null"),
     **{f"{n} epochs": ("advance=epochs", f"epochs_per_stage={n}") for n in (2, 4, 6, 8, 12)},

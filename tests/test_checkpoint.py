@@ -1,6 +1,7 @@
 """Model folders and state dicts: identity on reload, markers once, wrong files refused whole."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
 from coconut_ds.distributed import alone
 from coconut_ds.errors import CheckpointError, ModelError
+from coconut_ds.files import SEAL, seal
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, add_markers, build_word_tokenizer
@@ -70,6 +72,30 @@ def test_threads_that_load_and_build_at_once_get_whole_models(tmp_path):
         assert all(pool.map(load, range(24)))
     model = make_backbone().model
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_a_flipped_bit_is_refused_and_a_model_copied_without_the_engine_loads(tmp_path):
+    backbone = make_backbone()
+    run = tmp_path / "checkpoint_1"
+    save_model(run, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    (run / "engine").mkdir()
+    (run / "engine" / "state.pt").write_bytes(b"state")
+    (run / SEAL).unlink()
+    with pytest.raises(CheckpointError, match="is damaged: manifest"):
+        load_folder(run)
+    seal(run)
+    load_folder(run)
+    shutil.copytree(run, tmp_path / "model", ignore=shutil.ignore_patterns("engine"))
+    load_folder(tmp_path / "model")
+    (run / "engine" / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match="is damaged: engine"):
+        load_folder(run)
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="has other content"):
+        load_folder(tmp_path / "model")
 
 
 def test_missing_marker_rows_start_from_the_seed_token_and_nothing_else_moves():
