@@ -16,7 +16,7 @@ PACKAGE = Path(coconut_ds.__file__).parent
 GROUPS = ("run", "data", "model", "training")
 # A module may import its own layer and those before it. Names are without "coconut_ds."; "" is the package itself.
 PLAIN: list[set[str]] = [
-    {"", "errors", "files", "launch", "formats"},
+    {"", "arguments", "errors", "files", "launch", "formats"},
     {"scoring"},
     {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
     {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation"))},

@@ -10,18 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from coconut_ds.arguments import Parser
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
 from coconut_ds.methods import METHODS
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses a command line in one line, as all other errors are told."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +61,7 @@ def words(problems: Iterable[Problem]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m coconut_ds.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON: question, steps, answer")

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
+from coconut_ds.arguments import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import damage, remove, remove_folder
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
@@ -36,13 +37,6 @@ from coconut_ds.runs.report import (
 from coconut_ds.runs.selection import select, select_one
 
 
-class _Parser(argparse.ArgumentParser):
-    """Refuses a command line in one line, as all other errors are told."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns the exit code."""
     options = _parser().parse_args(argv)
@@ -60,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = _Parser(add_help=False)
+    parser = Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Parser(add_help=False)
     root.add_argument("--root", type=Path, default=Path("outputs"), help="the save_path of the runs (%(default)s)")
-    as_json = _Parser(add_help=False)
+    as_json = Parser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print one JSON document")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     one = commands.add_parser("list", parents=[root, as_json], help="a table of attempts, the last active at the end")
     one.add_argument("--name", help="only the runs of this name")
