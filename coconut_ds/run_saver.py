@@ -104,8 +104,7 @@ class RunSaver:
         if improved:
             self.scores.best_checkpoint = target.name
         self._agree(target, temporary, self._first(lambda: self._finish(temporary, target, state, position, stage)))
-        self._first(lambda: self._prune(target))
-        self._agree(self.folder.manifest, temporary, self._first(lambda: self._note(position, stage)))
+        self._agree(self.folder.path, temporary, self._first(lambda: self._settle(target, position, stage)))
         self.seconds += time.perf_counter() - began
 
     @property
@@ -166,7 +165,9 @@ class RunSaver:
             "command again"
         )
 
-    def _note(self, position: Position, stage: int) -> None:
+    def _settle(self, newest: Path, position: Position, stage: int) -> None:
+        """Removes checkpoints that are not to be kept, then notes in the manifest what is there."""
+        self._prune(newest)
         if self.manifest is None:
             return
         scores = self.scores
