@@ -1,51 +1,97 @@
-"""Evaluates a checkpoint: loads it, generates for each problem, writes ``scores.json`` and ``predictions.jsonl``.
+"""Evaluates a checkpoint: generates for each problem, writes predictions, scores and a picture.
 
-Method and number of thoughts come from the checkpoint, never from the gold steps of the problems.
+Method and number of thoughts come from the checkpoint, never from the gold steps of the problems. An evaluation that
+was interrupted carries on with the same command: what it has made lies beside the results (``evaluation.partial``).
 """
 
+import hashlib
 import json
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from coconut_ds.checkpoint import ModelCard, load_folder
+from coconut_ds.checkpoint import ModelCard
 from coconut_ds.curriculum import spec_of
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
-from coconut_ds.errors import CheckpointError
-from coconut_ds.evaluation import DecodedThought, Evaluation, Evaluator, decode_thoughts
+from coconut_ds.errors import DataError
+from coconut_ds.evaluation.decoded_thoughts import DecodedThought
+from coconut_ds.evaluation.evaluator import Evaluator, Work
+from coconut_ds.evaluation.partial import Key, PartialPredictions
+from coconut_ds.evaluation.picture import draw_sweep
+from coconut_ds.evaluation.prediction import Evaluation, Prediction
+from coconut_ds.evaluation.scores import BASELINES, scores_of, sweep_point, table
 from coconut_ds.experiment import card_of, starting_backbone
+from coconut_ds.files import write_whole
+from coconut_ds.generation.prompter import Thoughts, Writing
+from coconut_ds.generation.requests import Sampling
+from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.methods import METHODS
-from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.support import context_length
-from coconut_ds.scoring import extract_answer, is_correct
+from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.reasoner import Answer, Reasoner, cast, load_reasoner
+from coconut_ds.runs.code import code_identity
 from coconut_ds.settings import Config, DataConfig, EvalConfig
-from coconut_ds.tokens import decode
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model that knows how it thinks."""
+class Assessment:
+    """What is to be evaluated, on what, and how."""
 
-    name: str
-    """For the output folder."""
-    backbone: Backbone
-    card: ModelCard
+    reasoner: Reasoner
+    problems: list[Problem]
+    split: str
+    arms: list[Thoughts]
+    """Numbers of thoughts; more than one are a sweep."""
+    names: list[str]
+    """Of the arms, for folders."""
+    writing: Writing
+    slots: int
+    seed: int
+    out: Path
+    ranks: Ranks
+
+    def evaluator(self) -> Evaluator:
+        """How problems are answered."""
+        reasoner = self.reasoner
+        return Evaluator(
+            reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks
+        )
+
+    def identity(self) -> str:
+        """Stands for all that a prediction depends on."""
+        backbone = self.reasoner.backbone
+        parts = {
+            "model": digest_state(backbone.model.state_dict().items()),
+            "tokenizer": tokenizer_content(backbone.tokenizer),
+            "card": [self.reasoner.card.method, self.reasoner.card.stage, self.reasoner.card.format],
+            "arms": self.arms,
+            "writing": self.writing,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "code": code_identity(),
+        }
+        return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def evaluate(config: EvalConfig) -> Evaluation:
-    """Loads the checkpoint, evaluates, writes and prints the scores."""
-    subject = _load(config)
-    problems, split = _problems(config.data, open_source(config.data, config.seed))
-    asked = "" if config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
-    out = Path(config.out or Path("outputs/eval") / subject.name / f"{config.data_name}{asked}")
-    evaluation = _answers(subject, problems, config.data.max_new_tokens, config.batch_size, alone())
-    _report(subject, evaluation, split, out)
-    return evaluation
+def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]:
+    """Loads the checkpoint, evaluates, writes and prints the scores; one evaluation for each number of thoughts."""
+    ranks = alone() if ranks is None else ranks
+    source = open_source(config.data, config.seed)
+    problems, split = _problems(config.data, source)
+    reasoner = _reasoner(config, ranks)
+    arms, names = _arms(config, reasoner)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
+    writing = Writing(config.data.max_new_tokens, sampling=sampling)
+    asked = "" if config.is_sweep or config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
+    asked += "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}"
+    out = Path(config.out or Path("outputs/eval") / reasoner.name / f"{config.data_name}{asked}")
+    size = config.batch_size
+    return assess(Assessment(reasoner, problems, split, arms, names, writing, size, config.seed, out, ranks))
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
@@ -59,12 +105,36 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         # A state dict does not say its stage: the last one is what training ends with.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
         card = ModelCard.of(method, stage, spec_of(training), config.data.format, {})
-    subject = Subject(_name(config.run.load_model_path), backbone, card)
-    size = config.training.batch_size_eval
-    evaluation = _answers(subject, problems, config.data.max_new_tokens, size, ranks, config.run.bf16)
+    if config.run.bf16:
+        cast(backbone, torch.bfloat16)
+    path = config.run.load_model_path
+    name = "-".join(Path(path or "model").resolve().parts[-2:])
+    reasoner = Reasoner(backbone, card, name).to(ranks.device)
+    out = Path(config.run.save_path) / config.run.name / "eval" / name
+    writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
+    arms, seed = [reasoner.thoughts()], config.run.seed
+    return assess(Assessment(reasoner, problems, split, arms, [""], writing, size, seed, out, ranks))[0]
+
+
+def assess(asked: Assessment) -> list[Evaluation]:
+    """Makes the predictions that are not there yet, and writes the results on rank 0."""
+    ranks, partial = asked.ranks, PartialPredictions(asked.out, asked.identity())
+    there: dict[Key, Prediction] = ranks.first_decides(partial.read)
+    began = time.perf_counter()
+    made = _predict(asked, partial, there)
+    seconds = time.perf_counter() - began
+    predictions = there | {key: one for part in ranks.gather(made) for key, one in part.items()}
+    evaluator = asked.evaluator()
+    evaluations = [
+        evaluator.evaluation([one for (own, _), one in predictions.items() if own == arm], thoughts)
+        for arm, thoughts in enumerate(asked.arms)
+    ]
     if ranks.is_first:
-        _report(subject, evaluation, split, Path(config.run.save_path) / config.run.name / "eval" / subject.name)
-    return evaluation
+        new = len(predictions) - len(there)
+        _report(asked, evaluations, {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)})
+        partial.discard()
+    ranks.wait()
+    return evaluations
 
 
 @dataclass(frozen=True)
@@ -79,46 +149,79 @@ class Trace:
 
 def trace(config: EvalConfig, count: int) -> list[Trace]:
     """The first ``count`` problems with their decoded thoughts."""
-    subject = _load(config)
-    backbone = subject.backbone
+    reasoner = _reasoner(config, alone())
     problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
-    loop = LatentLoop(backbone.model).to(alone().device).eval()
-    evaluator = _evaluator(subject, config.data.max_new_tokens, count, alone())
-    num_latents = subject.card.num_latents
-    made = evaluator.generate(loop, evaluator.prompts(problems, num_latents), num_latents)
-    form = subject.card.text_format
-    decoded = decode_thoughts(loop, backbone.tokenizer, made.thoughts)
-    texts = [decode(backbone.tokenizer, tokens, backbone.markers) for tokens in made.tokens]
-    return [
-        Trace(problem, thoughts, extract_answer(text, form), is_correct(text, problem.answer, form))
-        for problem, thoughts, text in zip(problems, decoded, texts, strict=True)
-    ]
+    answers = reasoner.generate(
+        [problem.question for problem in problems], max_new_tokens=config.data.max_new_tokens, keep_thoughts=True
+    )
+    return [_trace(reasoner, problem, answer) for problem, answer in zip(problems, answers, strict=True)]
 
 
-def _load(config: EvalConfig) -> Subject:
-    """The checkpoint with its card, the number of thoughts changed where the configuration asks for it."""
-    folder = Path(config.checkpoint)
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint={folder}: no such folder; set checkpoint to a model folder")
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
-    backbone = load_folder(folder, config.attn_implementation, dtype)
-    card = ModelCard.read(folder)
-    if card is None:
-        if config.method is None:
-            raise CheckpointError(
-                f"{folder}: has no coconut.json, so it does not say how it thinks; set method=cot (or another) and "
-                "n_thoughts=0"
+def _trace(reasoner: Reasoner, problem: Problem, answer: Answer) -> Trace:
+    correct = answer.answer == reasoner.card.text_format.extract(problem.answer)
+    return Trace(problem, reasoner.decode_thoughts(answer), answer.answer, correct)
+
+
+def _predict(asked: Assessment, partial: PartialPredictions, there: dict[Key, Prediction]) -> dict[Key, Prediction]:
+    """This rank's share of what is missing. What asks to stop waits for the engine's operation, not for the problem."""
+    evaluator, made = asked.evaluator(), {}
+    numbers = range(len(asked.arms))
+    work = [Work(arm, index) for index in range(len(asked.problems)) for arm in numbers if (arm, index) not in there]
+
+    def done(one: Work, prediction: Prediction) -> None:
+        made[one.arm, one.problem] = prediction
+        partial.add(one.arm, prediction)
+
+    with Interrupts(asked.ranks.launched) as interrupts:
+
+        def go_on(due: int) -> int:
+            if interrupts.requested:
+                raise Interrupted(
+                    f"{interrupts.reason}; {len(there) + len(made):,} predictions are kept in {partial.folder}"
+                )
+            return due
+
+        try:
+            evaluator.predict(
+                asked.reasoner.loop,
+                asked.problems,
+                asked.reasoner.card.stage,
+                asked.arms,
+                evaluator.share_of(work),
+                done,
+                progress=True,
+                agree=go_on,
             )
-        card = ModelCard(config.method, 0, 0, 0, 0, {})
-    elif config.method not in (None, card.method):
-        raise CheckpointError(f"{folder}: was trained with method={card.method}; leave method={config.method} out")
-    if config.n_thoughts is not None:
-        card = card.with_latents(config.n_thoughts)
-    return Subject(_name(folder), backbone, card)
+        finally:
+            partial.close()
+    return made
 
 
-def _name(path: str | Path | None) -> str:
-    return "-".join(Path(path or "model").resolve().parts[-2:])
+def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
+    single = config.n_thoughts
+    # Of a sweep any number does: each arm says its own.
+    number = max(single, default=0) if isinstance(single, tuple) else single
+    return load_reasoner(
+        config.checkpoint,
+        config.method,
+        number,
+        model=config.model,
+        dtype=torch.bfloat16 if config.bf16 else torch.float32,
+        device=ranks.device,
+        attn_implementation=config.attn_implementation,
+    )
+
+
+def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[Thoughts], list[str]]:
+    """Numbers of thoughts to evaluate, and names for their folders."""
+    numbers, forced = config.n_thoughts, config.force_text_after
+    least, most = config.min_thoughts, config.max_thoughts
+    if isinstance(numbers, tuple):
+        assert not isinstance(forced, tuple)
+        return [reasoner.thoughts(n, forced, least, most) for n in numbers], [f"{n}_thoughts" for n in numbers]
+    if isinstance(forced, tuple):
+        return [reasoner.thoughts(numbers, k, least, most) for k in forced], [f"text_after_{k}" for k in forced]
+    return [reasoner.thoughts(numbers, forced, least, most)], [""]
 
 
 def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
@@ -126,60 +229,42 @@ def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
     return (source.test(), "test") if on_test else (source.valid(), "validation")
 
 
-def _evaluator(subject: Subject, max_new_tokens: int, batch_size: int, ranks: Ranks) -> Evaluator:
-    backbone = subject.backbone
-    return Evaluator(
-        backbone.tokenizer,
-        backbone.markers,
-        METHODS[subject.card.method],
-        subject.card.spec,
-        subject.card.text_format,
-        max_new_tokens,
-        batch_size,
-        context_length(backbone.model),
-        ranks,
-    )
-
-
-def _answers(
-    subject: Subject, problems: list[Problem], max_new_tokens: int, batch_size: int, ranks: Ranks, bf16: bool = False
-) -> Evaluation:
-    backbone, card = subject.backbone, subject.card
-    if bf16:
-        # Parameters only: rotary tables stay in fp32, as in training.
-        for parameter in backbone.model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return _evaluator(subject, max_new_tokens, batch_size, ranks).run(
-        LatentLoop(backbone.model).to(ranks.device).eval(),
-        problems,
-        card.stage,
-        card.num_latents,
-        progress=ranks.is_first,
-    )
-
-
-def _report(subject: Subject, evaluation: Evaluation, split: str, out: Path) -> None:
-    _write(evaluation, subject, out)
-    sys.stdout.write(
-        f"accuracy {evaluation.accuracy:.1%} on {len(evaluation.predictions):,} {split} problems, method "
-        f"{subject.card.method}, {evaluation.num_thoughts} thoughts"
-        f"{f', {evaluation.num_pauses} pauses' if evaluation.num_pauses else ''}; {out / 'scores.json'}\n"
-    )
-
-
-def _write(evaluation: Evaluation, subject: Subject, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(prediction.as_dict(), ensure_ascii=False) for prediction in evaluation.predictions]
-    (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    scores = {
-        "checkpoint": subject.name,
-        "accuracy": evaluation.accuracy,
-        "wholly_right": evaluation.wholly_right,
-        "problems": len(evaluation.predictions),
-        "num_thoughts": evaluation.num_thoughts,
-        "num_pauses": evaluation.num_pauses,
-        "method": subject.card.method,
-        "stage": subject.card.stage,
-        "tokens_a_problem": sum(p.num_tokens for p in evaluation.predictions) / len(evaluation.predictions),
+def _report(asked: Assessment, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
+    """Writes what was found, each number of thoughts in a folder of its own where there are several; prints a table."""
+    card, out = asked.reasoner.card, asked.out
+    common: dict[str, Any] = {
+        "checkpoint": asked.reasoner.name,
+        "method": card.method,
+        "stage": card.stage,
+        "split": asked.split,
+        "precision": str(next(asked.reasoner.loop.parameters()).dtype).removeprefix("torch."),
+        "run": run | {"ranks": asked.ranks.size, "batch_size": asked.slots},
     }
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    scores: list[dict[str, Any]] = [common | scores_of(evaluation, asked.problems) for evaluation in evaluations]
+    try:
+        for name, evaluation, one in zip(asked.names, evaluations, scores, strict=True):
+            folder = out / name
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in evaluation.predictions]
+            write_whole(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+            write_whole(folder / "scores.json", json.dumps(one, indent=2) + "\n")
+        if len(scores) > 1:
+            write_whole(out / "sweep.json", json.dumps(scores, indent=2) + "\n")
+        if scores[0]["accuracy"] is not None:
+            named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
+            title = f"{asked.reasoner.name} on {len(asked.problems):,} {asked.split} problems"
+            draw_sweep([sweep_point(one) for one in scores], out / "accuracy.png", title, named)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error}); what was made is kept, set out= to another folder"
+        ) from error
+    _print(asked, scores, run)
+
+
+def _print(asked: Assessment, scores: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
+    where = asked.out / ("sweep.json" if len(scores) > 1 else "scores.json")
+    judged = "" if scores[0]["accuracy"] is not None else "no answers to compare with: texts are written, not scored\n"
+    sys.stdout.write(
+        f"{asked.reasoner.name}, method {asked.reasoner.card.method}, {asked.split} problems\n{table(scores)}\n{judged}"
+        f"{run['problems_per_s']:.2f} predictions/s; {where}\n"
+    )

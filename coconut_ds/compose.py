@@ -25,6 +25,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.schema import describe_key, leaf_keys, validated
 from coconut_ds.settings import Config, EvalConfig
+from coconut_ds.settings.evaluation import SWEPT
 
 _COMPOSING = threading.Lock()
 """Hydra has one state in a process."""
@@ -80,6 +81,9 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
         if key == "method":
             # A key here, but a group's name to Hydra.
             extra["method"] = value
+            continue
+        if key in SWEPT and "," in value and not value.startswith("["):
+            expanded.append(f"{key}=[{value}]")
             continue
         if key == "data":
             name = Path(value).stem

@@ -44,6 +44,14 @@ class Ranks:
         """Whether the flag is set on some rank."""
         return self.total(float(flag)) > 0
 
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' numbers."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
     def gather(self, value: Value) -> list[Value]:
         """The value of each rank, in order, on every rank."""
         if self.size == 1:

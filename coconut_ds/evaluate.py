@@ -1,6 +1,8 @@
 """Entry point: ``python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE`` or ``coconut-eval``.
 
-Method and number of thoughts come from the checkpoint. Writes ``scores.json`` and ``predictions.jsonl``.
+Runs under ``deepspeed`` and ``torchrun`` too. Method and number of thoughts come from the checkpoint;
+``n_thoughts=0,1,2`` is a sweep. Writes predictions, scores and a picture. ``--compare A B`` compares two evaluations of
+the same problems.
 """
 
 import sys
@@ -12,27 +14,61 @@ if __package__ in (None, ""):
 
 from coconut_ds.compose import compose_eval_config, parse_arguments, print_config
 from coconut_ds.errors import CoconutError
+from coconut_ds.evaluation.paired import compare_predictions
+from coconut_ds.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.launch import launched, launched_rank, speaks_for_machine
 from coconut_ds.settings import EvalConfig
 
-USAGE = "python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE [key=value ...]"
+USAGE = (
+    "python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE [key=value ...], or "
+    "coconut_ds/evaluate.py --compare PREDICTIONS PREDICTIONS"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Composes and evaluates. Returns the exit code: 2 for an error to mend."""
+    """Composes and evaluates. Returns the exit code: 2 for an error to mend, 75 when interrupted."""
+    given = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, EvalConfig, USAGE)
+        if "--compare" in given:
+            sys.stdout.write(_compare(given) + "\n")
+            return 0
+        arguments = parse_arguments(given, EvalConfig, USAGE)
         config = compose_eval_config(arguments.overrides, arguments.config_dir)
         if arguments.cfg:
             print_config(config)
             return 0
-        # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.assessment import evaluate
-
-        evaluate(config)
+        _run(config)
+    except Interrupted as stop:
+        sys.stderr.write(f"interrupted ({stop}); the same command carries on\n" if launched_rank() == 0 else "")
+        return EXIT_CODE
     except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if speaks_for_machine():
+            sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _compare(given: list[str]) -> str:
+    files = [argument for argument in given if not argument.startswith("--")]
+    if len(files) != 2:
+        raise CoconutError(f"--compare: found {len(files)} files, expected two predictions.jsonl, or their folders")
+    return compare_predictions(Path(files[0]), Path(files[1])).text()
+
+
+def _run(config: EvalConfig) -> None:
+    # Imported here, so that a wrong command line is refused before torch is loaded.
+    from coconut_ds.assessment import evaluate
+
+    if not launched():
+        evaluate(config)
+        return
+    from coconut_ds.engine import start_ranks, stop_ranks
+
+    ranks = start_ranks()
+    try:
+        evaluate(config, ranks)
+    finally:
+        stop_ranks()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.errors import CheckpointError
-from coconut_ds.evaluation import Evaluator
+from coconut_ds.evaluation.evaluator import Evaluator
+from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
@@ -78,13 +79,12 @@ class Experiment:
 
     def evaluator(self) -> Evaluator:
         """How validation problems are answered."""
+        data = self.config.data
+        prompter = Prompter(self.backbone.tokenizer, self.backbone.markers, self.method, data.text_format)
         return Evaluator(
-            self.backbone.tokenizer,
-            self.backbone.markers,
-            self.method,
+            prompter,
             self.spec,
-            self.config.data.text_format,
-            self.config.data.max_new_tokens,
+            Writing(data.max_new_tokens),
             self.config.training.batch_size_eval,
             context_length(self.backbone.model),
             self.ranks,

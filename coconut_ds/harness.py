@@ -81,7 +81,7 @@ def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float
     from coconut_ds.assessment import evaluate
 
     config = compose_eval_config([f"checkpoint={quoted(run.checkpoint)}", f"out={quoted(out)}", *overrides])
-    return evaluate(config).accuracy
+    return evaluate(config)[0].accuracy
 
 
 def data_overrides(overrides: Sequence[str]) -> list[str]:

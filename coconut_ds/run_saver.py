@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from coconut_ds.checkpoint import ModelCard, marker_table, write_model
 from coconut_ds.engine import SHARED, Engine, random_file
 from coconut_ds.errors import CheckpointError
-from coconut_ds.evaluation import Evaluation
+from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.experiment import Experiment
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
 from coconut_ds.metrics import MetricsLog

@@ -1,6 +1,6 @@
 """Typed groups of keys: what all configurations share. Frozen, strict about names, their errors readable."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -35,18 +35,20 @@ def describe_key(schema: type[BaseModel], key: str) -> str:
     """What stands below the field of a dotted key."""
     first, _, rest = key.partition(".")
     field = schema.model_fields[first]
-    if rest and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        return describe_key(field.annotation, rest)
-    return field.description or ""
+    group = _group_of(field.annotation)
+    return describe_key(group, rest) if rest and group is not None else field.description or ""
 
 
 def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     """All dotted keys of a schema, nested groups included."""
     keys: list[str] = []
     for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += leaf_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
+        group = _group_of(field.annotation)
+        keys += [f"{prefix}{name}"] if group is None else leaf_keys(group, f"{prefix}{name}.")
     return keys
+
+
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group that a field holds, or may hold; None for a plain value."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)

@@ -15,8 +15,9 @@ from coconut_ds.curriculum import learning_rate, resets_optimizer
 from coconut_ds.data.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.engine import Engine, Update
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.evaluation import Evaluation
+from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.experiment import Experiment
+from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.layout import Layout
 from coconut_ds.methods.base import TokenizedProblem
@@ -147,7 +148,7 @@ class Trainer:
             self.engine,
             run.problems.valid,
             stage,
-            run.method.num_latents(stage, None, run.spec),
+            Thoughts(run.method.num_latents(stage, None, run.spec)),
             progress=run.ranks.is_first,
             check=lambda: self._stop_if_asked(position, stage, self.saver.is_saved(position)),
         )

@@ -14,7 +14,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds import engine, evaluation, run_saver
+from coconut_ds import engine, run_saver
+from coconut_ds.evaluation import evaluator
 from coconut_ds.runs import manifest
 from coconut_ds.train import main
 
@@ -99,7 +100,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
     "pruning": half_pruned,
     "manifest": half_written_manifest,
     "stage_switch": lambda countdown: after(engine.Engine, "reset_optimizer", countdown),
-    "evaluation": lambda countdown: before(evaluation.Evaluator, "generate", countdown),
+    "evaluation": lambda countdown: before(evaluator.Evaluator, "generate", countdown),
 }
 ON_FIRST_ONLY = ("before_rename", "after_rename", "pruning", "manifest")
 """Points that only rank 0 comes to."""

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from coconut_ds.generation import GenerationSettings, generate
+from coconut_ds.generation.batch import generate
+from coconut_ds.generation.requests import Request
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -72,7 +73,7 @@ def differing(loop: LatentLoop, expected: dict, ids: dict[str, int]) -> float:
     count = prompt.count(ids["latent"])
     first = prompt.index(ids["latent"]) if count else len(prompt)
     layout = Layout(prompt, [IGNORE] * len(prompt), first, count)
-    made = generate(loop, [layout], GenerationSettings(len(wanted), ids["eos"])).tokens[0]
+    made = generate(loop, [Request(layout, len(wanted))], [ids["eos"]])[0].tokens
     if wanted[0] == ids["eos"]:
         wanted = wanted[:1]
     return float(sum(a != b for a, b in zip(made, wanted, strict=False)) + abs(len(made) - len(wanted)))

@@ -37,7 +37,7 @@ from coconut_ds.assessment import evaluate
 from coconut_ds.compose import compose_config, compose_eval_config
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, start_ranks, stop_ranks
-from coconut_ds.evaluation import Evaluator
+from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.files import SEAL, damage, seal
 from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.holder import Holder

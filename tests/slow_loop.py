@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from coconut_ds.generation import Thinking
+from coconut_ds.generation.requests import Request
 from coconut_ds.layout import IGNORE, Layout
 
 
@@ -34,19 +34,17 @@ def slow_loss(model: PreTrainedModel, layouts: list[Layout], weights: list[float
 
 
 @torch.no_grad()
-def slow_generate(
-    model: PreTrainedModel,
-    prompt: Layout,
-    max_new_tokens: int,
-    eos_id: int,
-    thinking: Thinking | None = None,
-) -> list[int]:
+def slow_generate(model: PreTrainedModel, request: Request, eos_id: int, context: int = 10**6) -> list[int]:
     """Greedy continuation, the whole sequence encoded again for each token and each thought."""
     embed = model.get_input_embeddings()
-    embeds = slow_embeddings(model, prompt)
+    embeds = slow_embeddings(model, request.prompt)
     tokens: list[int] = []
-    while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != eos_id):
+    thinking = request.thinking
+    while len(tokens) < request.max_new_tokens and embeds.shape[1] < context and (not tokens or tokens[-1] != eos_id):
         logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -1]
+        logits[list(request.suppress)] = float("-inf")
+        if len(tokens) < request.min_new_tokens:
+            logits[eos_id] = float("-inf")
         if thinking is not None and thinking.start in tokens:
             logits[thinking.start] = float("-inf")
         tokens.append(int(logits.argmax()))

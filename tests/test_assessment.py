@@ -10,7 +10,8 @@ from coconut_ds.assessment import evaluate, trace
 from coconut_ds.checkpoint import save_model
 from coconut_ds.compose import compose_eval_config
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
-from coconut_ds.generation import GenerationSettings, generate
+from coconut_ds.generation.batch import generate
+from coconut_ds.generation.requests import Request
 from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.model.latent_loop import LatentLoop
@@ -38,7 +39,7 @@ def config_of(folder, data, tmp_path, *more: str):
 
 
 def test_scores_do_not_depend_on_the_batch_size(checkpoint, data, tmp_path):
-    runs = [evaluate(config_of(checkpoint[0], data, tmp_path, f"batch_size={size}")) for size in (1, 3, 7)]
+    runs = [evaluate(config_of(checkpoint[0], data, tmp_path, f"batch_size={size}"))[0] for size in (1, 3, 7)]
     assert [p.index for p in runs[0].predictions] == list(range(7))
     assert runs[0].predictions == runs[1].predictions == runs[2].predictions
     assert runs[0].num_thoughts == 6
@@ -49,12 +50,12 @@ def test_scores_do_not_depend_on_the_batch_size(checkpoint, data, tmp_path):
 def test_text_is_what_generation_gives_and_thoughts_can_be_asked_for(checkpoint, data, tmp_path):
     folder, backbone = checkpoint
     for count in (0, 2):
-        made = evaluate(config_of(folder, data, tmp_path, f"n_thoughts={count}", "max_new_tokens=4"))
+        made = evaluate(config_of(folder, data, tmp_path, f"n_thoughts={count}", "max_new_tokens=4"))[0]
         question = encode_questions(backbone.tokenizer, ["1 + 2"])[0]
         prompt = lay_out_prompt(METHODS["coconut"], question, count, backbone.markers)
         eos = backbone.tokenizer.eos_token_id
-        settings = GenerationSettings(4, eos, backbone.markers.all())
-        tokens = generate(LatentLoop(backbone.model.eval()), [prompt], settings).tokens[0]
+        request = Request(prompt, 4, suppress=backbone.markers.all())
+        tokens = generate(LatentLoop(backbone.model.eval()), [request], [eos])[0].tokens
         assert made.predictions[1].num_tokens == len(tokens)
         kept = [t for t in tokens if t != eos]
         assert made.predictions[1].text == backbone.tokenizer.decode(kept)
@@ -73,7 +74,7 @@ def test_a_plain_hugging_face_folder_needs_a_method(checkpoint, data, tmp_path):
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no coconut\.json.*set method=cot"):
         evaluate(config_of(folder, data, tmp_path))
-    made = evaluate(config_of(folder, data, tmp_path, "method=cot", "max_new_tokens=3"))
+    made = evaluate(config_of(folder, data, tmp_path, "method=cot", "max_new_tokens=3"))[0]
     assert made.num_thoughts == 0
 
 

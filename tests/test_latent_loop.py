@@ -1,15 +1,14 @@
-"""The fast loop equals the slow one: loss, every gradient, generated tokens."""
+"""The fast loop equals the slow one: loss and every gradient."""
 
 import pytest
 import torch
 from conftest import VOCABULARY, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from slow_loop import slow_embeddings, slow_generate, slow_loss
+from slow_loop import slow_loss
 
-from coconut_ds.errors import DataError, ModelError
-from coconut_ds.evaluation import decode_thoughts
-from coconut_ds.generation import GenerationSettings, Thinking, generate
+from coconut_ds.errors import ModelError
+from coconut_ds.evaluation.decoded_thoughts import decode_thoughts
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
@@ -82,67 +81,6 @@ def test_thoughts_are_fed_back_and_learned_from(tiny_model):
     thinking, reading = (loop.encode(batch, loop.new_cache())[0, -2] for batch in (inputs, as_tokens))
     assert not torch.allclose(thinking, reading, atol=1e-2)
     assert targets.ids.tolist() == [8]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    questions=st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=4),
-    count=st.integers(0, 6),
-    eos=st.integers(1, VOCABULARY - 1),
-)
-def test_batched_cached_generation_equals_the_slow_one(tiny_model, family, questions, count, eos):
-    """Unequal prompts in one batch, with and without thoughts, an end of sequence that does occur."""
-    model = tiny_model(family)
-    prompts = []
-    for question in questions:
-        ids = [*question, *[VOCABULARY - 1] * count, 2]
-        prompts.append(Layout(ids, [IGNORE] * len(ids), len(question) if count else len(ids), count))
-    made = generate(LatentLoop(model), prompts, GenerationSettings(7, eos))
-    assert made.tokens == [slow_generate(model, prompt, 7, eos) for prompt in prompts]
-    assert made.thoughts.shape == (len(prompts), count, 32)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    questions=st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=4),
-    count=st.integers(0, 4),
-    eos=st.integers(1, VOCABULARY - 1),
-    after=st.integers(0, 3),
-)
-def test_a_model_that_begins_to_think_by_itself_equals_the_slow_one(tiny_model, family, questions, count, eos, after):
-    """Rows of one batch begin at different times, some never. The marker is one that the first row does write."""
-    model = tiny_model(family)
-    prompts = [Layout(ids, [IGNORE] * len(ids), len(ids), 0) for ids in questions]
-    wrote = slow_generate(model, prompts[0], 7, eos)
-    thinking = Thinking(wrote[min(after, len(wrote) - 1)], 3, count)
-    made = generate(LatentLoop(model), prompts, GenerationSettings(7, eos, thinking=thinking))
-    assert made.tokens == [slow_generate(model, prompt, 7, eos, thinking) for prompt in prompts]
-    place = len(questions[0]) + 1 + made.tokens[0].index(thinking.start)
-    ids = [*questions[0], *made.tokens[0][: place - len(questions[0])], *[0] * count]
-    if made.tokens[0].index(thinking.start) + 1 < min(7, len(made.tokens[0])):
-        slow = slow_embeddings(model, Layout(ids, [IGNORE] * len(ids), place, count))[0, place:]
-        torch.testing.assert_close(made.thoughts[0], slow, rtol=1e-4, atol=1e-5)
-
-
-def test_generation_returns_the_thoughts_that_were_fed_back(tiny_model):
-    model = tiny_model("llama")
-    prompt = Layout([4, 5, 6, 39, 39, 39, 2], [IGNORE] * 7, 3, 3)
-    made = generate(LatentLoop(model), [prompt], GenerationSettings(1, 0))
-    expected = slow_embeddings(model, prompt)[0, 3:6]
-    torch.testing.assert_close(made.thoughts[0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_suppressed_tokens_are_never_written_and_the_context_is_kept(tiny_model):
-    model = tiny_model("gpt2")
-    prompt = Layout([7] * 90, [IGNORE] * 90, 90, 0)
-    first = generate(LatentLoop(model), [prompt], GenerationSettings(1, 0)).tokens[0][0]
-    made = generate(LatentLoop(model), [prompt], GenerationSettings(20, 0, suppress=(first,), context_length=96)).tokens
-    assert first not in made[0]
-    assert len(made[0]) <= 6
-    with pytest.raises(DataError, match=r"problem 0: its prompt has 90 positions.*context is 90"):
-        generate(LatentLoop(model), [prompt], GenerationSettings(20, 0, context_length=90))
 
 
 def test_a_row_at_the_end_of_the_context_may_share_a_batch_with_any_other(tiny_model):

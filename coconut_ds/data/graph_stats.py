@@ -81,8 +81,7 @@ def graph_stats(problems: Sequence[Problem], where: str = "problems") -> GraphSt
     questions = [question_of(problem, f"{where}: item {index}") for index, problem in enumerate(problems)]
     graphs = [question.graph for question in questions]
     lengths = [q.graph.distances(q.root)[q.target] for q in questions]
-    ancestors = [_points(len(q.graph.ancestors(q.target)), len(q.graph.ancestors(q.distractor))) for q in questions]
-    mentions = [_points(-_mentions(q.graph, q.target), -_mentions(q.graph, q.distractor)) for q in questions]
+    points = [shortcut_points(question) for question in questions]
     depths = [q.graph.distances(1 - q.root).get(q.distractor) for q in questions]
     return GraphStats(
         num_problems=len(problems),
@@ -95,9 +94,18 @@ def graph_stats(problems: Sequence[Problem], where: str = "problems") -> GraphSt
         answer_first=_mean([_answer_first(p, q) for p, q in zip(problems, questions, strict=True)]),
         distractor_depth=_mean([depth for depth in depths if depth is not None]),
         sources=_mean([len(graph.sources) for graph in graphs]),
-        more_ancestors=_mean(ancestors),
-        mentioned_less=_mean(mentions),
+        more_ancestors=_mean([one["more_ancestors"] for one in points]),
+        mentioned_less=_mean([one["mentioned_less"] for one in points]),
     )
+
+
+def shortcut_points(question: GraphQuestion) -> dict[str, float]:
+    """What each shortcut of `GraphStats` scores on one question: 1 right, 0 wrong, 0.5 for a tie."""
+    graph, target, distractor = question.graph, question.target, question.distractor
+    return {
+        "more_ancestors": _points(len(graph.ancestors(target)), len(graph.ancestors(distractor))),
+        "mentioned_less": _points(-_mentions(graph, target), -_mentions(graph, distractor)),
+    }
 
 
 def _points(target: int, distractor: int) -> float:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,29 @@ class Problem:
     steps: tuple[str, ...]
     answer: str
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    has_answer: bool = True
+    """False: only the question is known; steps and answer are empty."""
 
     def as_dict(self) -> dict[str, Any]:
         """The problem in the file format, extra keys included."""
-        return {"question": self.question, "steps": list(self.steps), "answer": self.answer, **self.extra}
+        solution = {"steps": list(self.steps), "answer": self.answer} if self.has_answer else {}
+        return {"question": self.question, **solution, **self.extra}
 
 
-def load_problems(path: str | Path) -> list[Problem]:
+def load_problems(path: str | Path, need_answers: bool = True) -> list[Problem]:
     """Reads a JSON or JSON Lines file of problems.
+
+    Args:
+        path: the file.
+        need_answers: refuse problems without steps or answer.
 
     Raises:
         DataError: the file is missing, is no JSON, is empty, or holds an item of another shape.
     """
-    return list(iter_problems(path))
+    return list(iter_problems(path, need_answers))
 
 
-def iter_problems(path: str | Path) -> Iterator[Problem]:
+def iter_problems(path: str | Path, need_answers: bool = True) -> Iterator[Problem]:
     """The problems of a file one by one, for those who do not keep them; ``operator.length_hint`` tells how many come.
 
     Raises:
@@ -58,7 +65,7 @@ def iter_problems(path: str | Path) -> Iterator[Problem]:
     items = _parse(path, text)
     if not items:
         raise DataError(f"{path}: holds no problems; expected a JSON list with at least one")
-    return _Problems(path, items)
+    return _Problems(path, items, need_answers)
 
 
 def file_digest(path: str | Path) -> str:
@@ -76,13 +83,19 @@ def file_digest(path: str | Path) -> str:
 class _Problems(Iterator[Problem]):
     """Items become problems one by one; each item's memory is free once it is one."""
 
-    def __init__(self, path: Path, items: list[Any]) -> None:
+    def __init__(self, path: Path, items: list[Any], need_answers: bool) -> None:
         self._path, self._count, self._rest = path, len(items), items[::-1]
+        self._need_answers = need_answers
 
     def __next__(self) -> Problem:
         if not self._rest:
             raise StopIteration
-        return _problem(self._path, self._count - len(self._rest), self._rest.pop())
+        index, item = self._count - len(self._rest), self._rest.pop()
+        if self._need_answers or not isinstance(item, dict):
+            return _problem(self._path, index, item)
+        if "answer" in item:
+            return _problem(self._path, index, {"steps": [], **item})
+        return replace(_problem(self._path, index, {**item, "steps": [], "answer": ""}), has_answer=False)
 
     def __length_hint__(self) -> int:
         return len(self._rest)

@@ -67,6 +67,8 @@ class Method:
     name: ClassVar[str]
     has_curriculum: ClassVar[bool]
     """False: the stage is always 0 and stage mixing does not apply."""
+    has_latents: ClassVar[bool] = False
+    """Thoughts or pauses come at some stage."""
     pauses: ClassVar[bool] = False
     """Latents are pause tokens, not thoughts: nothing is fed back."""
     starts_thinking: ClassVar[bool] = False

@@ -10,6 +10,7 @@ class Coconut(Method):
 
     name: ClassVar[str] = "coconut"
     has_curriculum: ClassVar[bool] = True
+    has_latents: ClassVar[bool] = True
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
         """min(k, M)·c; without padding to the maximum at most c for each step the problem has."""

@@ -14,6 +14,7 @@ class Pause(NoCot):
 
     name: ClassVar[str] = "pause"
     pauses: ClassVar[bool] = True
+    has_latents: ClassVar[bool] = True
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
         """M·c for each problem."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model.collate import LatentInputs, Targets
@@ -50,6 +50,11 @@ class LatentLoop(nn.Module):
         """D: entries of an input embedding."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def num_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
     def new_cache(self) -> DynamicCache:
         """An empty key/value cache."""
         return DynamicCache(config=self.model.config)
@@ -67,7 +72,7 @@ class LatentLoop(nn.Module):
     def states(
         self,
         embeds: Tensor,
-        cache: DynamicCache,
+        cache: Cache,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:

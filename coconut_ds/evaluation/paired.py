@@ -1,0 +1,241 @@
+"""Compares two evaluations of the same problems, problem by problem, from their ``predictions.jsonl``.
+
+On the same problems differences show that two intervals side by side would hide: what is hard for both cancels out.
+"""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.errors import DataError
+from coconut_ds.evaluation.statistics import Difference, Interval, mcnemar, paired_difference, wilson
+
+PREDICTIONS = "predictions.jsonl"
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "index": (int,),
+    "question": (str,),
+    "answer": (str, type(None)),
+    "correct": (bool, type(None)),
+}
+"""Keys that a line must have, and what may stand there."""
+SIGNIFICANT = 0.05
+"""p-values below this are called a difference; intervals are at 95% to match."""
+WIDTH = 118
+MOST_NAMED = 5
+"""Indices that an error names."""
+MAKE = "make one with: python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE"
+SAME_DATA = "evaluate both checkpoints with the same data=..."
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two evaluations."""
+
+    path: str
+    num_right: int
+    accuracy: float
+    """From 0 to 1."""
+    interval: Interval
+    """Wilson's, at 95%."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two evaluations of the same problems show."""
+
+    first: Side
+    second: Side
+    num_problems: int
+    both_right: int
+    only_first: int
+    only_second: int
+    both_wrong: int
+    difference: Difference
+    """Second minus first, with Tango's interval at 95%."""
+    p_value: float
+    """Of McNemar's exact test."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """A table, and in a sentence what it shows."""
+        gap = self.difference
+        rows = [
+            (f"{self.num_problems:,} problems", "right", "accuracy", "95% interval"),
+            *(
+                (name, f"{side.num_right:,}", f"{side.accuracy:.1%}", _range(side.interval, "{:.1f}", "%"))
+                for name, side in (("first", self.first), ("second", self.second))
+            ),
+            (
+                "second - first",
+                f"{self.second.num_right - self.first.num_right:+,}",
+                f"{100 * gap.estimate:+.1f}",
+                _range(gap.interval, "{:+.1f}", " points"),
+            ),
+            ("", "", "", ""),
+            ("both right", f"{self.both_right:,}", "", ""),
+            ("only first right", f"{self.only_first:,}", "", ""),
+            ("only second right", f"{self.only_second:,}", "", ""),
+            ("both wrong", f"{self.both_wrong:,}", "", ""),
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        table = [f"{a:<{widths[0]}}   {b:>{widths[1]}}   {c:>{widths[2]}}   {d}".rstrip() for a, b, c, d in rows]
+        names = [f"first:  {self.first.path}", f"second: {self.second.path}"]
+        sentence = textwrap.fill(self.sentence(), WIDTH, break_on_hyphens=False)
+        return "\n".join([*names, "", *table, "", sentence]) + "\n"
+
+    def sentence(self) -> str:
+        """What the numbers show, and no more."""
+        if self.only_first == self.only_second == 0:
+            return "No difference shown: both are right on exactly the same problems."
+        test = f"McNemar's exact test: p {_p_value(self.p_value)}"
+        interval = self.difference.interval
+        if self.p_value >= SIGNIFICANT:
+            # The test is exact and more cautious: the approximate interval can leave out zero where the test does not.
+            none = "" if interval.low <= 0 <= interval.high else ", or none at all"
+            reach = _range(interval, "{:+.1f}", " points")
+            return f"No difference shown ({test}): a true difference of {reach} would fit these answers{none}."
+        better, worse = ("second", "first") if self.only_second > self.only_first else ("first", "second")
+        return (
+            f"The {better} is right more often than the {worse} on problems like these ({test}); whether the same "
+            "holds for models trained with other seeds is not shown."
+        )
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What is needed of a line."""
+
+    line: int
+    question: str
+    answer: str | None
+    correct: bool
+
+
+def compare_predictions(first: Path, second: Path) -> Comparison:
+    """Compares two files of predictions, or two folders that hold a ``predictions.jsonl``.
+
+    Lines may be in any order; problems are matched by ``index``. Needs "index", "question", "answer" and "correct" on
+    each line; further keys are not looked at.
+
+    Raises:
+        DataError: a file is missing, empty or has a line of another shape; has problems without answers to compare with
+            ("correct": null); or the two are not about the same problems.
+    """
+    first, second = _locate(first), _locate(second)
+    one, other = _read(first), _read(second)
+    _check_same(first, one, second, other)
+    a, b = [one[index].correct for index in sorted(one)], [other[index].correct for index in sorted(one)]
+    test = mcnemar(a, b)
+    both_right = sum(a) - test.only_first
+    return Comparison(
+        first=_side(first, a),
+        second=_side(second, b),
+        num_problems=len(a),
+        both_right=both_right,
+        only_first=test.only_first,
+        only_second=test.only_second,
+        both_wrong=len(a) - both_right - test.only_first - test.only_second,
+        difference=paired_difference(a, b),
+        p_value=test.p_value,
+    )
+
+
+def _side(path: Path, correct: list[bool]) -> Side:
+    return Side(str(path), sum(correct), sum(correct) / len(correct), wilson(sum(correct), len(correct)))
+
+
+def _locate(path: Path) -> Path:
+    file = path / PREDICTIONS if path.is_dir() else path
+    if not file.is_file():
+        found = "no such file" if file == path else "no such file in this folder"
+        raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {MAKE}")
+    return file
+
+
+def _read(path: Path) -> dict[int, _Answered]:
+    """Predictions by index."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {MAKE}") from error
+    found: dict[int, _Answered] = {}
+    # Not splitlines(): questions may hold other characters that it takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        index, answered = _parse(path, number, line)
+        if index in found:
+            raise DataError(
+                f"{path}: line {number}: found index {index} again (first in line {found[index].line}), expected each "
+                f"problem once; {MAKE}"
+            )
+        found[index] = answered
+    if not found:
+        raise DataError(f"{path}: holds no predictions, expected at least one; {MAKE}")
+    return found
+
+
+def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: line {number}: is not JSON ({error}), expected one prediction a line; {MAKE}"
+        ) from error
+    if not isinstance(item, dict):
+        raise DataError(
+            f"{path}: line {number}: found {_shown(item)}, expected an object with {', '.join(KINDS)}; {MAKE}"
+        )
+    for key, kinds in KINDS.items():
+        # type(), because True counts as an instance of int.
+        if key not in item or type(item[key]) not in kinds:
+            found = _shown(item[key]) if key in item else f"only the keys {sorted(item)}"
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {MAKE}")
+    if item["correct"] is None:
+        raise DataError(
+            f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false: it has no "
+            "answer to compare with; evaluate on problems that have answers"
+        )
+    return item["index"], _Answered(number, item["question"], item["answer"], item["correct"])
+
+
+def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: Mapping[int, _Answered]) -> None:
+    """Refuses two files that are not about the same problems."""
+    for path, here, there in ((second, other, one), (first, one, other)):
+        if missing := sorted(there.keys() - here.keys()):
+            named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+            raise DataError(
+                f"{path}: found {len(here):,} problems, {len(missing):,} of the other file's {len(there):,} are "
+                f"missing (index {named}), expected the same ones as in {first if path == second else second}; "
+                f"{SAME_DATA}"
+            )
+    for key in ("question", "answer"):
+        differing = [index for index in sorted(one) if getattr(one[index], key) != getattr(other[index], key)]
+        if differing:
+            a, b = one[differing[0]], other[differing[0]]
+            raise DataError(
+                f"{second}: line {b.line}: found the {key} {_shown(getattr(b, key))} for problem {differing[0]}, "
+                f"expected {_shown(getattr(a, key))} as in {first}, line {a.line} ({len(differing):,} of {len(one):,} "
+                f"problems differ so); {SAME_DATA}"
+            )
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _range(interval: Interval, form: str, unit: str) -> str:
+    """An interval of shares in percent."""
+    return f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}{unit}"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"= {value:.3g}"

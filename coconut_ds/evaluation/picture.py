@@ -1,0 +1,207 @@
+"""Accuracy over the number of thoughts as a picture, and below it what the answers were."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+CATEGORY_COLOURS = {
+    "correct_label": "#0072B2",
+    "correct_path": "#009E73",
+    "longer_path": "#56B4E9",
+    "incorrect_label": "#CC79A7",
+    "wrong_target": "#E69F00",
+    "hallucination": "#D55E00",
+}
+"""Stacked in this order from below; others above them. Told apart by the colour-blind (Okabe and Ito)."""
+SPARE_COLOURS = ("#F0E442", "#999999", "#444444", *CATEGORY_COLOURS.values())
+POINT_COLOUR, LINE_COLOUR = "#0072B2", "#555555"
+WIDTH_INCHES, DPI = 7.5, 120
+"""900 pixels wide."""
+ACCURACY_INCHES, CATEGORIES_INCHES = 3.7, 2.7
+LEAST_SPAN = 0.1
+"""Accuracy shows at least ten points from bottom to top: less would make much of noise."""
+LABEL_SHARE = 0.065
+"""Height of a line of text as a share of the height of the upper panel."""
+LABEL_WIDTH = 22
+"""Characters of a line beside the panels."""
+MOST_TICKS = 20
+"""Numbers for which there is room side by side."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What was measured with one number of thoughts. Shares are from 0 to 1."""
+
+    num_thoughts: int
+    accuracy: float
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+    categories: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the answers by kind; empty where they were not sorted."""
+
+
+def draw_sweep(points: Sequence[SweepPoint], path: Path, title: str, baselines: Mapping[str, float] = {}) -> None:
+    """Writes a PNG 900 pixels wide: accuracy with its interval, and a panel of categories where points have them.
+
+    Args:
+        points: at least one, in any order, each with another number of thoughts.
+        path: the file; its folder must exist.
+        title: stands above.
+        baselines: accuracies from 0 to 1 of what does not think, by name: dotted lines.
+    """
+    # Here, because it is slow to import. Not pyplot: it keeps figures, and would change a notebook's backend.
+    from matplotlib.figure import Figure
+
+    points = sorted(points, key=lambda point: point.num_thoughts)
+    assert points, "nothing to draw"
+    assert len({point.num_thoughts for point in points}) == len(points), "a number of thoughts stands twice"
+    heights = [ACCURACY_INCHES, *([CATEGORIES_INCHES] if any(point.categories for point in points) else [])]
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_accuracy(panels[0], points, baselines)
+    panels[0].set_title(_plain(textwrap.fill(title, 80)), fontsize=11, loc="left")
+    if len(heights) > 1:
+        _draw_categories(panels[1], points)
+    _number_thoughts(panels[-1], [point.num_thoughts for point in points])
+    figure.align_ylabels(panels)
+    figure.savefig(path, dpi=DPI, format="png")
+
+
+def _draw_accuracy(axes: Any, points: Sequence[SweepPoint], baselines: Mapping[str, float]) -> None:
+    shown = [share for point in points for share in (point.low, point.accuracy, point.high)] + list(baselines.values())
+    span = max(shown) - min(shown)
+    pad = max(0.06 * span, (LEAST_SPAN - span) / 2)
+    # A little beyond 0 and 100%, where a mark would else be cut in half.
+    beyond = 0.03 * max(span, LEAST_SPAN)
+    low, high = max(-beyond, min(shown) - pad), min(1 + beyond, max(shown) + pad)
+    axes.set_ylim(low, high)
+    axes.errorbar(
+        [point.num_thoughts for point in points],
+        [point.accuracy for point in points],
+        # Rounding can put an end on the wrong side of the point, which matplotlib refuses.
+        yerr=[
+            [max(0.0, point.accuracy - point.low) for point in points],
+            [max(0.0, point.high - point.accuracy) for point in points],
+        ],
+        color=POINT_COLOUR,
+        marker="o",
+        markersize=6,
+        linewidth=1.2,
+        elinewidth=1.4,
+        capsize=4,
+        zorder=3,
+    )
+    _draw_baselines(axes, baselines, low, high)
+    _style(axes, "accuracy, 95% interval")
+
+
+def _draw_baselines(axes: Any, baselines: Mapping[str, float], low: float, high: float) -> None:
+    """Dotted lines; their names stand at the right, moved apart where lines are close."""
+    ordered = sorted(baselines.items(), key=lambda item: item[1])
+    labels = [_plain(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
+    line = LABEL_SHARE * (high - low)
+    places = spread([value for _, value in ordered], [line * (1 + text.count("\n")) for text in labels], low, high)
+    for (_, value), text, place in zip(ordered, labels, places, strict=True):
+        axes.axhline(value, color=LINE_COLOUR, linestyle=":", linewidth=1.3, zorder=2)
+        axes.annotate(
+            text,
+            xy=(1.0, value),
+            xytext=(1.03, place),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": LINE_COLOUR,
+                "linewidth": 0.8,
+                "shrinkA": 2,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def spread(places: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Moves ascending places apart until things of these heights, centred there, do not overlap, near where they were.
+
+    They stay between ``low`` and ``high`` as long as there is room for all.
+    """
+    moved = list(places)
+    gaps = [(one + other) / 2 for one, other in pairwise(heights)]
+    # Up from below, then down from above: each alone is enough to part them, the middle of both is nearest.
+    up, down = list(moved), list(moved)
+    for i, gap in enumerate(gaps):
+        up[i + 1] = max(up[i + 1], up[i] + gap)
+    for i, gap in reversed(list(enumerate(gaps))):
+        down[i] = min(down[i], down[i + 1] - gap)
+    moved = [(one + other) / 2 for one, other in zip(up, down, strict=True)]
+    floor = low
+    for i, height in enumerate(heights):
+        moved[i] = max(moved[i], floor + height / 2)
+        floor = moved[i] + height / 2
+    ceiling = high
+    for i, height in reversed(list(enumerate(heights))):
+        moved[i] = min(moved[i], ceiling - height / 2)
+        ceiling = moved[i] - height / 2
+    return moved
+
+
+def _draw_categories(axes: Any, points: Sequence[SweepPoint]) -> None:
+    """A bar a number of thoughts, stacked; the legend stands at the right in the order of the stack."""
+    numbers = [point.num_thoughts for point in points]
+    width = 0.8 * _closest(numbers)
+    base = [0.0] * len(points)
+    for name, colour in _colours(points).items():
+        shares = [point.categories.get(name, 0.0) for point in points]
+        words = _plain(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
+        axes.bar(numbers, shares, width, bottom=base, color=colour, edgecolor="white", linewidth=0.6, label=words)
+        base = [low + share for low, share in zip(base, shares, strict=True)]
+    axes.set_ylim(0, max(1.0, *base))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, frameon=False, fontsize=9, reverse=True)
+    _style(axes, "share of answers")
+
+
+def _colours(points: Sequence[SweepPoint]) -> dict[str, str]:
+    """Categories from below with their colours: known ones keep theirs from picture to picture."""
+    found = dict.fromkeys(name for point in points for name in point.categories)
+    known = {name: colour for name, colour in CATEGORY_COLOURS.items() if name in found}
+    spare = cycle(colour for colour in SPARE_COLOURS if colour not in known.values())
+    return {**known, **{name: next(spare) for name in found if name not in known}}
+
+
+def _number_thoughts(axes: Any, numbers: Sequence[int]) -> None:
+    """The numbers that were measured stand below, but for those too close to the one before."""
+    reach = numbers[-1] - numbers[0]
+    ticks = [numbers[0]]
+    for number in numbers:
+        if number - ticks[-1] > reach / MOST_TICKS:
+            ticks.append(number)
+    axes.set_xticks(ticks)
+    margin = max(0.7 * _closest(numbers), 0.02 * reach) if reach else 1.6
+    axes.set_xlim(numbers[0] - margin, numbers[-1] + margin)
+    axes.set_xlabel("number of thoughts")
+
+
+def _closest(numbers: Sequence[int]) -> int:
+    return min((later - one for one, later in pairwise(numbers)), default=1)
+
+
+def _style(axes: Any, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it unchanged: dollars begin formulas, labels that begin with ``_`` are left out."""
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

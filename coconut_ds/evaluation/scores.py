@@ -1,0 +1,104 @@
+"""Numbers of an evaluation, and beside them what shortcuts would get on the same problems.
+
+Intervals are Wilson's at 95 %. Where no answer is known, only lengths are given.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from coconut_ds.data.graph_answers import CATEGORY_NAMES, Category, is_graph_problem, shortcuts
+from coconut_ds.data.problem import Problem
+from coconut_ds.evaluation.picture import SweepPoint
+from coconut_ds.evaluation.prediction import Evaluation, Prediction
+from coconut_ds.evaluation.statistics import wilson
+
+BASELINES = {"more_ancestors": "more ancestors", "mentioned_less": "mentioned less"}
+"""Shortcuts that read no path (``data.graph_stats``), and their names."""
+
+
+def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Accuracy and what belongs to it, as plain values."""
+    judged, everything = evaluation.judged, evaluation.predictions
+    scores: dict[str, Any] = {
+        "problems": len(everything),
+        "num_thoughts": evaluation.num_thoughts,
+        "num_pauses": evaluation.num_pauses,
+        "tokens_a_problem": _mean([p.num_tokens for p in everything]),
+        "thoughts_a_problem": _mean([p.num_thoughts for p in everything]),
+    }
+    if not judged:
+        return scores | {"accuracy": None}
+    by_steps = defaultdict(list)
+    for prediction in judged:
+        by_steps[prediction.num_steps or 0].append(prediction)
+    scores |= _accuracy(judged)
+    scores |= {"steps_match": evaluation.steps_match, "wholly_right": evaluation.wholly_right}
+    scores["by_number_of_steps"] = {
+        str(count): {"problems": len(some), **_accuracy(some)} for count, some in sorted(by_steps.items())
+    }
+    sorts = Counter(p.category for p in judged if p.category is not None)
+    if sorts:
+        total = sum(sorts.values())
+        scores["categories"] = {str(category): sorts[category] / total for category in Category if sorts[category]}
+    return scores | baselines_of([problems[p.index] for p in judged])
+
+
+def baselines_of(problems: Sequence[Problem]) -> dict[str, Any]:
+    """Accuracies of shortcuts on graph problems; nothing on others."""
+    graphs = [shortcuts(problem) for problem in problems if is_graph_problem(problem)]
+    return {"baselines": {name: _mean([one[name] for one in graphs]) for name in BASELINES}} if graphs else {}
+
+
+def sweep_point(scores: dict[str, Any]) -> SweepPoint:
+    """A point of the picture, of scores that have an accuracy."""
+    return SweepPoint(
+        scores["num_thoughts"] + scores["num_pauses"],
+        scores["accuracy"],
+        low=scores["accuracy_95"][0],
+        high=scores["accuracy_95"][1],
+        categories=scores.get("categories", {}),
+    )
+
+
+def table(scores: Sequence[dict[str, Any]]) -> str:
+    """One line a number of thoughts, shortcuts and categories beside it."""
+    latents = "pauses" if any(one["num_pauses"] for one in scores) else "thoughts"
+    head = [latents, "accuracy", "95%", "steps match", "tokens", "problems"]
+    names = [category for category in Category if any(category in one.get("categories", {}) for one in scores)]
+    rows = [[*head, *(CATEGORY_NAMES[name] for name in names)]]
+    for one in scores:
+        known = one["accuracy"] is not None
+        low, high = one.get("accuracy_95", (0.0, 0.0))
+        shares = one.get("categories", {})
+        rows.append(
+            [
+                str(one["num_thoughts"] + one["num_pauses"]),
+                _percent(one["accuracy"]) if known else "-",
+                f"{low * 100:.1f}–{high * 100:.1f}" if known else "-",
+                _percent(one["steps_match"]) if known else "-",
+                f"{one['tokens_a_problem']:.1f}",
+                f"{one['problems']:,}",
+                *(_percent(shares.get(name, 0.0)) for name in names),
+            ]
+        )
+    for key, name in BASELINES.items():
+        if "baselines" in scores[0]:
+            rows.append([name, _percent(scores[0]["baselines"][key]), *[""] * (len(rows[0]) - 2)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    right = sum(bool(prediction.correct) for prediction in predictions)
+    interval = wilson(right, len(predictions))
+    return {"accuracy": right / len(predictions), "accuracy_95": [interval.low, interval.high]}
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
