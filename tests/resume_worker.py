@@ -404,11 +404,11 @@ class Worker:
         config = [f"checkpoint={place.newest}", *data, f"out={place.path / 'out'}"]
         scores = []
         with contextlib.redirect_stdout(io.StringIO()):
-            scores.append(evaluate(compose_eval_config(config)).predictions)
+            scores.append(evaluate(compose_eval_config(config))[0].predictions)
             watch = False
             for path in place.newest.glob("engine/**/*.pt"):
                 path.write_bytes(bytes(path.stat().st_size))
-            scores.append(evaluate(compose_eval_config(config)).predictions)
+            scores.append(evaluate(compose_eval_config(config))[0].predictions)
         refused = {}
         for name in ("truncated", "missing shard"):
             spoiled = self.copy(f"evaluated_{name.replace(' ', '_')}", self.undisturbed)

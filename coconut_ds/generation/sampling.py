@@ -29,24 +29,28 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]
         indices: how many tokens each row has.
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-    if drawn:
-        settings = [samplings[row] for row in drawn]
-        draws = [uniform(samplings[row], indices[row]) for row in drawn]
-        chosen = tokens if len(drawn) == len(tokens) else None
-        picked = _draw(logits if chosen else logits[drawn], settings, draws)
-        for row, token in zip(drawn, picked, strict=True):
-            tokens[row] = token
+    # Apart, since a filter sorts tokens, and a draw means another one in another order.
+    for filtered in (False, True):
+        rows = [row for row, one in enumerate(samplings) if one.temperature > 0 and _is_filtered(one) == filtered]
+        if rows:
+            draws = [uniform(samplings[row], indices[row]) for row in rows]
+            picked = _draw(logits[rows], [samplings[row] for row in rows], draws, filtered)
+            for row, token in zip(rows, picked, strict=True):
+                tokens[row] = token
     return tokens
 
 
-def _draw(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> list[int]:
+def _is_filtered(sampling: Sampling) -> bool:
+    return sampling.top_k is not None or sampling.top_p < 1
+
+
+def _draw(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float], filtered: bool) -> list[int]:
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
 
     probabilities = (logits.double() / column([s.temperature for s in samplings])).softmax(dim=-1)
     ids = None
-    if any(s.top_k is not None or s.top_p < 1 for s in samplings):
+    if filtered:
         vocabulary = logits.shape[1]
         limits = [min(s.top_k or vocabulary, vocabulary) for s in samplings]
         # Likeliest first; no more of them than somebody may choose.

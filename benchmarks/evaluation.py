@@ -1,0 +1,222 @@
+"""Problems a second: the thinking engine, the loop of the public implementation, and ``transformers.generate``.
+
+    python benchmarks/evaluation.py --json          # 2 CPU cores: about five minutes
+    python benchmarks/evaluation.py --device cuda
+
+A six-layer, 512-wide GPT-2 with random weights and GPT-2's vocabulary; questions of ProsQA's generator, about 360
+tokens each; 6 thoughts; 16 new tokens, no end of sequence before. All variants run in one process, one after the other
+in each round, and medians over rounds count, so that what slows the machine slows all of them.
+
+* ``naive``: one question at a time; the question is encoded, then each thought over a cache, and then the whole
+  sequence again for every token, with logits at every position, as the public implementation does it. fp32.
+* ``single``: the engine with one slot, fp32. ``fp32`` and ``bf16``: 32 slots and twice as many questions.
+* ``transformers``: ``generate`` on 32 prompts, padded on the left, without thoughts; ``plain``: the engine on the same.
+
+The last line is JSON: ``ratio_fp32`` and ``ratio_bf16`` are problems a second over the naive loop's,
+``over_transformers`` is the time a token, ours over theirs, ``cache_over_shapes`` the memory of the cache over what
+its rows need.
+"""
+
+import argparse
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from coconut_ds.data.prosqa import generate_problem
+from coconut_ds.generation.batch import generate
+from coconut_ds.generation.requests import Request
+from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
+from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.model.latent_loop import LatentLoop
+
+VOCABULARY, EOS, START, THOUGHT, END = 50260, 50256, 50257, 50258, 50259
+NUM_THOUGHTS, NEW_TOKENS, SLOTS = 6, 16, 32
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--json", action="store_true", help="the last line alone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = measure(torch.device(arguments.device), arguments.rounds)
+    if not arguments.json:
+        for key, value in result.items():
+            print(f"{key:>24}  {value}")
+    print(json.dumps(result))
+
+
+def measure(device: torch.device, rounds: int) -> dict[str, object]:
+    """All variants, interleaved."""
+    questions = tokens_of_questions(2 * SLOTS)
+    thinking = [request_of(question, NUM_THOUGHTS) for question in questions]
+    plain = [request_of(question, 0) for question in questions[:SLOTS]]
+    models = {dtype: model_of(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    loops = {dtype: LatentLoop(model) for dtype, model in models.items()}
+    fp32, bf16 = torch.float32, torch.bfloat16
+    variants: dict[str, tuple[int, Callable[[int], object]]] = {
+        "naive": (1, lambda n: naive(models[fp32], questions[n % len(questions)])),
+        "single": (4, lambda n: generate(loops[fp32], thinking[4 * n % 60 :][:4], [EOS], 1)),
+        "fp32": (len(thinking), lambda n: generate(loops[fp32], thinking, [EOS], SLOTS)),
+        "bf16": (len(thinking), lambda n: generate(loops[bf16], thinking, [EOS], SLOTS)),
+        "transformers": (SLOTS, lambda n: theirs(models[fp32], questions[:SLOTS])),
+        "plain": (SLOTS, lambda n: generate(loops[fp32], plain, [EOS], SLOTS)),
+        "transformers_bf16": (SLOTS, lambda n: theirs(models[bf16], questions[:SLOTS])),
+        "plain_bf16": (SLOTS, lambda n: generate(loops[bf16], plain, [EOS], SLOTS)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, (count, run) in variants.items():
+            synchronise(device)
+            began = time.perf_counter()
+            run(number)
+            synchronise(device)
+            # The first round warms up.
+            if number:
+                seconds[name].append((time.perf_counter() - began) / count)
+    a_problem = {name: statistics.median(values) for name, values in seconds.items()}
+
+    def ratio(name: str, other: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True)), 2)
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "tokens_a_question": round(statistics.mean(map(len, questions)), 1),
+        "problems_per_s": {name: round(1 / value, 3) for name, value in a_problem.items()},
+        "ratio_single": ratio("naive", "single"),
+        "ratio_fp32": ratio("naive", "fp32"),
+        "ratio_bf16": ratio("naive", "bf16"),
+        "over_transformers": ratio("plain", "transformers"),
+        "over_transformers_bf16": ratio("plain_bf16", "transformers_bf16"),
+        **cache_of(loops[fp32], thinking),
+        **floor_of(loops[bf16], thinking[:SLOTS], device),
+    }
+
+
+def tokens_of_questions(count: int) -> list[list[int]]:
+    """Questions cut into pieces as GPT-2's tokenizer cuts them: ``lempus`` is lem, p, us."""
+    rng, ids = random.Random(0), dict[str, int]()
+    found = []
+    for _ in range(count):
+        pieces = re.findall(r"[A-Za-z]{1,4}(?=[a-z]*pus)|p(?=us\b)|us\b|\w+|[^\w\s]|\n", generate_problem(rng).question)
+        found.append([ids.setdefault(piece, len(ids)) for piece in [*pieces, "\n"]])
+    return found
+
+
+def request_of(question: list[int], thoughts: int) -> Request:
+    """Question, thoughts between markers, forced tokens."""
+    ids = [*question, START, *[THOUGHT] * thoughts, END] if thoughts else question
+    layout = Layout(ids, [IGNORE] * len(ids), len(question) + 1 if thoughts else len(ids), thoughts)
+    return Request(layout, NEW_TOKENS, min_new_tokens=NEW_TOKENS, suppress=(START, THOUGHT, END))
+
+
+def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The same random weights each time."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=512, n_layer=6, n_head=8, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS
+    )
+    return AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
+
+
+@torch.no_grad()
+def naive(model: PreTrainedModel, question: list[int]) -> list[int]:
+    """The public implementation's way: a cache for the thoughts, none for the text."""
+    embed = model.get_input_embeddings()
+    start = torch.tensor([[*question, START]], device=model.device)
+    embeds = embed(start)
+    output = model(inputs_embeds=embeds, output_hidden_states=True, use_cache=True)
+    for _ in range(NUM_THOUGHTS):
+        thought = output.hidden_states[-1][:, -1:]
+        embeds = torch.cat([embeds, thought], dim=1)
+        cache = output.past_key_values
+        output = model(inputs_embeds=thought, past_key_values=cache, output_hidden_states=True, use_cache=True)
+    embeds = torch.cat([embeds, embed(torch.tensor([[END]], device=model.device))], dim=1)
+    tokens: list[int] = []
+    while len(tokens) < NEW_TOKENS:
+        logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -1]
+        logits[[EOS, START, THOUGHT, END]] = float("-inf")
+        tokens.append(int(logits.argmax()))
+        embeds = torch.cat([embeds, embed(torch.tensor([[tokens[-1]]], device=model.device))], dim=1)
+    return tokens
+
+
+@torch.no_grad()
+def theirs(model: PreTrainedModel, questions: list[list[int]]) -> object:
+    """Greedy ``generate`` on one padded batch, no end of sequence before the last token."""
+    width = max(map(len, questions))
+    ids = torch.tensor([[EOS] * (width - len(q)) + q for q in questions], device=model.device)
+    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in questions], device=model.device)
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    made = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **length)
+    assert made.shape[1] == width + NEW_TOKENS
+    return made
+
+
+def cache_of(loop: LatentLoop, requests: list[Request]) -> dict[str, float]:
+    """Memory of the cache, and what as many rows as long as the longest request need in it."""
+    longest = max(request.num_positions for request in requests)
+    engine = ThinkingEngine(loop, [EOS], SLOTS, longest)
+    engine.submit(requests[0])
+    engine.run()
+    config = loop.model.config
+    needed = 2 * config.num_hidden_layers * SLOTS * longest * config.hidden_size * 4
+    return {"cache_mb": round(engine.cache.num_bytes / 1e6, 1), "cache_over_shapes": engine.cache.num_bytes / needed}
+
+
+def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) -> dict[str, float]:
+    """A pass over one position, and the time in which the memory can hand over what it reads: weights and cache."""
+    engine = ThinkingEngine(loop, [EOS], SLOTS, max(request.num_positions for request in requests))
+    for request in requests:
+        engine.submit(request)
+    advance, read = [], 0.0
+    while op := engine.due():
+        synchronise(device)
+        began = time.perf_counter()
+        engine.step(op)
+        synchronise(device)
+        if op is Op.ADVANCE:
+            advance.append(time.perf_counter() - began)
+    weights = sum(p.numel() * p.element_size() for p in loop.model.base_model.parameters())
+    weights -= loop.model.get_input_embeddings().weight.numel() * 2
+    read = weights + engine.cache.num_bytes
+    source = torch.ones(128 * 2**20, dtype=torch.bfloat16, device=device)
+    copies = []
+    for _ in range(9):
+        synchronise(device)
+        began = time.perf_counter()
+        source.clone()
+        synchronise(device)
+        copies.append(time.perf_counter() - began)
+    bandwidth = 2 * source.numel() * 2 / min(copies)
+    pass_s = statistics.median(advance)
+    return {
+        "advance_ms": round(pass_s * 1e3, 2),
+        "tokens_per_s": round(len(requests) / pass_s, 1),
+        "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+        "advance_over_floor": round(pass_s * bandwidth / read, 2),
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
