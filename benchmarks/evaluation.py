@@ -65,7 +65,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, object]:
     thinking = [request_of(question, NUM_THOUGHTS) for question in questions]
     plain = [request_of(question, 0) for question in questions[:SLOTS]]
     models = {dtype: model_of(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    loops = {dtype: LatentLoop(model) for dtype, model in models.items()}
+    loops = {dtype: LatentLoop(model_of(dtype, device)) for dtype in models}
     fp32, bf16 = torch.float32, torch.bfloat16
     variants: dict[str, tuple[int, Callable[[int], object]]] = {
         "naive": (1, lambda n: naive(models[fp32], questions[n % len(questions)])),
@@ -195,11 +195,11 @@ def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) ->
     weights -= loop.model.get_input_embeddings().weight.numel() * 2
     read = weights + engine.cache.num_bytes
     source = torch.ones(128 * 2**20, dtype=torch.bfloat16, device=device)
-    copies = []
+    target, copies = torch.empty_like(source), []
     for _ in range(9):
         synchronise(device)
         began = time.perf_counter()
-        source.clone()
+        target.copy_(source)
         synchronise(device)
         copies.append(time.perf_counter() - began)
     bandwidth = 2 * source.numel() * 2 / min(copies)

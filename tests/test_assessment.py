@@ -1,20 +1,28 @@
 """Evaluation: each problem once, the checkpoint decides how to think, wrong requests refused."""
 
+import dataclasses
 import json
+import random
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from test_checkpoint import make_backbone, make_card
+
 
 from coconut_ds.assessment import evaluate, trace
 from coconut_ds.checkpoint import save_model
 from coconut_ds.compose import compose_eval_config
+from coconut_ds.data.graph_stats import graph_stats
+from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
+from coconut_ds.evaluation.partial import PartialPredictions
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
 from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.reasoner import Reasoner
 from coconut_ds.tokens import encode_questions
 
 
@@ -100,3 +108,85 @@ def test_a_prompt_longer_than_the_context_is_refused(checkpoint, data, tmp_path)
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"problem 0: its prompt has 93 positions, thoughts included.*context is 20"):
         evaluate(config_of(folder, data, tmp_path, "n_thoughts=89"))
+
+
+def test_a_sweep_has_a_folder_a_table_row_and_a_point_for_each_number(checkpoint, data, tmp_path, capsys):
+    """Each is what it would be alone; the prompts are encoded once."""
+    folder, out = checkpoint[0], tmp_path / "out"
+    sweep = evaluate(config_of(folder, data, tmp_path, "n_thoughts=0,2,5", "max_new_tokens=4"))
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["0", "2", "5"]
+    assert [one["num_thoughts"] for one in json.loads((out / "sweep.json").read_text())] == [0, 2, 5]
+    assert (out / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    for made, count in zip(sweep, (0, 2, 5), strict=True):
+        alone = evaluate(config_of(folder, data, tmp_path / str(count), f"n_thoughts={count}", "max_new_tokens=4"))[0]
+        assert made.predictions == alone.predictions
+        assert json.loads((out / f"{count}_thoughts" / "scores.json").read_text())["num_thoughts"] == count
+    forced = evaluate(config_of(folder, data, tmp_path, "force_text_after=0,2", "max_new_tokens=4"))
+    assert [one.predictions for one in forced] == [one.predictions for one in sweep[:2]]
+    assert (out / "text_after_2" / "predictions.jsonl").is_file()
+
+
+def test_problems_without_answers_are_answered_and_not_scored(checkpoint, tmp_path, capsys):
+    path, out = tmp_path / "asked.json", tmp_path / "out"
+    path.write_text(json.dumps([{"question": "1 + 2"}, {"question": "2"}]))
+    made = evaluate(config_of(checkpoint[0], path, tmp_path, "max_new_tokens=3"))[0]
+    assert [p.correct for p in made.predictions] == [None, None]
+    assert json.loads((out / "scores.json").read_text())["accuracy"] is None
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 2
+    assert not (out / "accuracy.png").exists()
+    assert "no answers to compare with" in capsys.readouterr().out
+    path.write_text(json.dumps([{"question": "1 + 2"}, {"question": "2", "answer": "3"}]))
+    made = evaluate(config_of(checkpoint[0], path, tmp_path, "max_new_tokens=3"))[0]
+    assert [p.correct for p in made.predictions] == [None, False]
+    assert json.loads((out / "scores.json").read_text())["by_number_of_steps"].keys() == {"0"}
+
+
+def test_graph_problems_have_categories_and_shortcuts_beside_them(checkpoint, tmp_path, capsys):
+    path = tmp_path / "graphs.json"
+    problems = [generate_problem(random.Random(seed)) for seed in range(6)]
+    path.write_text(json.dumps([problem.as_dict() for problem in problems]))
+    evaluate(config_of(checkpoint[0], path, tmp_path, "n_thoughts=1", "max_new_tokens=3", "batch_size=2"))
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    stats = graph_stats(problems)
+    assert scores["baselines"] == {
+        "more_ancestors": pytest.approx(stats.more_ancestors),
+        "mentioned_less": pytest.approx(stats.mentioned_less),
+    }
+    assert sum(scores["categories"].values()) == pytest.approx(1)
+    assert sum(one["problems"] for one in scores["by_number_of_steps"].values()) == 6
+    shown = capsys.readouterr().out
+    assert "more ancestors" in shown
+    assert "mentioned less" in shown
+
+
+def test_a_state_dict_needs_method_thoughts_and_model(tmp_path, data):
+    """Saved as the reference implementation does it."""
+    backbone = make_backbone(seed=5)
+    backbone.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    state = {f"base_causallm.{name}": value for name, value in backbone.model.state_dict().items()}
+    torch.save(state, tmp_path / "checkpoint_3")
+    sizes = "{n_embd: 32, n_layer: 2, n_head: 4, n_positions: 96}"
+    shape = ["model=gpt2_scratch_small", f"model_config_overrides={sizes}", f"tokenizer={tmp_path / 'tokenizer'}"]
+    file = tmp_path / "checkpoint_3"
+    for given, words in (
+        ([], "does not say how it thinks; set method=cot"),
+        (["method=coconut"], "set n_thoughts too"),
+        (["method=coconut", "n_thoughts=2"], "does not say its architecture; set model="),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            evaluate(config_of(file, data, tmp_path, *given))
+    made = evaluate(config_of(file, data, tmp_path, "method=coconut", "n_thoughts=2", "max_new_tokens=4", *shape))[0]
+    reasoner = Reasoner(backbone, make_card(backbone).with_latents(2))
+    texts = [answer.text for answer in reasoner.generate([p.question for p in made.predictions], max_new_tokens=4)]
+    assert [p.text for p in made.predictions] == texts
+
+
+def test_an_earlier_evaluation_of_another_kind_is_not_carried_on(checkpoint, data, tmp_path):
+    folder = checkpoint[0]
+    config = config_of(folder, data, tmp_path, "max_new_tokens=2")
+    first = evaluate(config)[0].predictions
+    partial = PartialPredictions(tmp_path / "out", "other")
+    partial.add(0, dataclasses.replace(first[0], text="wrong"))
+    partial.close()
+    assert evaluate(config)[0].predictions == first

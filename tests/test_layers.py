@@ -51,6 +51,7 @@ HEAVY: list[set[str]] = [
         "model",
         "model.attention",
         "model.collate",
+        "model.fused",
         "model.latent_loop",
         "model.backbone",
         "model.support",

@@ -2,7 +2,8 @@
 
 Passes over one position multiply each row's query with the cache as it lies, as two batched products: torch's fused
 kernel for the CPU is made for many queries and takes three times as long there in bf16, and heads that share keys would
-be copied apart. All other passes take torch's fused kernel.
+be copied apart. On the CPU in bf16 whole prompts go block by block, which is a third faster than the fused kernel. All
+other passes take torch's fused kernel.
 """
 
 from typing import Any
@@ -16,6 +17,8 @@ from transformers.masking_utils import sdpa_mask
 from coconut_ds.errors import ModelError
 
 NAME = "thinking_engine"
+BLOCK = 128
+"""Queries that are multiplied at a time, in blocks."""
 
 
 def attend(
@@ -29,6 +32,8 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Output [n, Q, heads, E] for queries [n, heads, Q, E]; see transformers' ``AttentionInterface``."""
+    if query.shape[2] > 1 and attention_mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return _causal_blocks(query, key, value, scaling).transpose(1, 2), None
     if query.shape[2] > 1 or attention_mask is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         return output, None
@@ -41,6 +46,22 @@ def attend(
     weights = scores.float().masked_fill(~attention_mask, float("-inf")).softmax(dim=-1)
     output = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1))
     return output.view(rows, 1, heads, -1), None
+
+
+def _causal_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """[n, heads, T, E] attention of each position to itself and those before it; blocks leave out most of the rest."""
+    rows, heads, length, size = query.shape
+    shared = key.shape[1]
+    query = (query * (size**-0.5 if scaling is None else scaling)).unflatten(1, (shared, heads // shared))
+    key, value = key.unsqueeze(2).transpose(-1, -2), value.unsqueeze(2)
+    output = value.new_empty(rows, shared, heads // shared, length, value.shape[-1])
+    later = torch.full((BLOCK, BLOCK), float("-inf")).triu(1)
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        scores = torch.matmul(query[..., start:end, :], key[..., :end]).float()
+        scores[..., start:].add_(later[: end - start, : end - start])
+        output[..., start:end, :] = torch.matmul(scores.softmax(dim=-1).to(value.dtype), value[..., :end, :])
+    return output.flatten(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

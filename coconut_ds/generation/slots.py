@@ -19,8 +19,8 @@ from transformers.cache_utils import CacheLayerMixin
 class Plan:
     """The pass at hand, for all layers. At most one of the three is set; none of them: nothing is kept."""
 
-    fresh: Tensor | None = None
-    """[R] slots whose rows are encoded from position 0 on: they see only themselves."""
+    fresh: list[int] | None = None
+    """Slots whose rows are encoded from position 0 on: they see only themselves."""
     extended: tuple[int, int, int] | None = None
     """Slot, first and last position (exclusive) of a row that goes on for several positions."""
     places: Tensor | None = None
@@ -66,7 +66,9 @@ class SlotLayer(CacheLayerMixin):
     def _put(self, kept: Tensor, states: Tensor) -> Tensor:
         plan = self._plan
         if plan.fresh is not None:
-            kept[:, :, : states.shape[2]].index_copy_(0, plan.fresh, states)
+            # Row by row each head is one block to copy, which an indexed copy would take element by element.
+            for row, slot in enumerate(plan.fresh):
+                kept[slot, :, : states.shape[2]] = states[row]
         elif plan.extended is not None:
             slot, start, end = plan.extended
             kept[slot, :, start:end] = states[0]

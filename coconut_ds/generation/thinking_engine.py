@@ -166,7 +166,7 @@ class ThinkingEngine:
         lengths = [len(row.prefix) for row in rows]
         width = max(lengths)
         ids = self._tensor([[*row.prefix, *[0] * (width - len(row.prefix))] for row in rows])
-        self.cache.set_plan(Plan(fresh=self._tensor(slots)))
+        self.cache.set_plan(Plan(fresh=slots))
         places = torch.arange(width, device=ids.device).unsqueeze(0)
         states = self._loop.states(self._loop.embed(ids), self.cache, None, places)
         return states[torch.arange(len(rows), device=ids.device), self._tensor(lengths) - 1]
@@ -225,6 +225,9 @@ class ThinkingEngine:
             embeds = torch.where(thinks[:, None], self._last[: len(rows)], embeds)
         places = self._tensor([row.length for row in rows])
         columns = max(row.length for row in rows) + 1
+        if 3 * columns > 2 * self.capacity:
+            # Whole rows lie in one piece; torch would copy parts of them together to multiply in bf16 on the CPU.
+            columns = self.capacity
         self.cache.set_plan(Plan(places=places, columns=columns))
         mask = torch.arange(columns, device=places.device) <= places[:, None]
         states = self._loop.states(embeds.unsqueeze(1), self.cache, mask[:, None, None], places.unsqueeze(1))[:, 0]

@@ -18,6 +18,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.fused import fuse_activations
 
 Result = TypeVar("Result")
 
@@ -35,6 +36,7 @@ class LatentLoop(nn.Module):
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing drops the cache without an error: thoughts would not see the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
+        fuse_activations(model)
 
     def forward(self, task: Callable[..., Result], *arguments: Any) -> Result:
         """``task(self, *arguments)``."""

@@ -1,0 +1,144 @@
+"""Evaluations as real processes: on any number of ranks, killed and started again, refused with a reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import make_backbone, make_card
+
+from coconut_ds.checkpoint import save_model
+from coconut_ds.launch import free_port
+
+SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"
+CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+PROBLEMS = 1319
+"""As many as the test problems of GSM8K: no number of ranks here but 1 divides it."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkpoint, and problems of which some are answered rightly."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    backbone = make_backbone(seed=5)
+    save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    words = ["1", "2", "3", "+", "="]
+    digits = [[n // 5**k % 5 for k in range(5)] for n in range(PROBLEMS)]
+    items = [
+        {"question": " ".join(words[d] for d in row), "steps": ["1"] * (row[0] + 1), "answer": words[row[1] % 3]}
+        for row in digits
+    ]
+    (folder / "data.json").write_text(json.dumps(items))
+    return folder
+
+
+def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
+    start = [sys.executable]
+    if ranks > 1:
+        start = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+        start += ["--master_port", str(free_port())]
+    given = [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
+    return [*start, str(SCRIPT), *given, *more]
+
+
+def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=CLEAN)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def predictions(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["latency_s"]
+    return lines
+
+
+def scores(out: Path) -> dict:
+    found = json.loads((out / "scores.json").read_text())
+    del found["run"]
+    return found
+
+
+@pytest.mark.slow
+def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
+    for ranks in (1, 2, 3):
+        run(command_of(place, tmp_path / str(ranks), f"batch_size={32 * ranks}", ranks=ranks))
+    alone = predictions(tmp_path / "1")
+    assert [line["index"] for line in alone] == list(range(PROBLEMS))
+    assert predictions(tmp_path / "2") == alone
+    assert predictions(tmp_path / "3") == alone
+    assert scores(tmp_path / "1") == scores(tmp_path / "2") == scores(tmp_path / "3")
+    assert scores(tmp_path / "1")["problems"] == PROBLEMS
+    assert not list(tmp_path.rglob(".partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, tmp_path, number):
+    """A sweep on one process, then carried on with two: nothing is made twice, and all is as if it had not ended."""
+    sweep = ["n_thoughts=0,2", "batch_size=8"]
+    run(command_of(place, tmp_path / "whole", *sweep))
+    out = tmp_path / "ended"
+    process = subprocess.Popen(command_of(place, out, *sweep), env=CLEAN, stderr=subprocess.PIPE, text=True)
+    while not (kept := count_kept(out)) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert 0 < kept < 2 * PROBLEMS
+    if number == signal.SIGTERM:
+        assert process.returncode == 75
+        assert "predictions are kept in" in said
+        assert "the same command carries on" in said
+    kept = count_kept(out)
+    assert not (out / "sweep.json").exists()
+    lines = next((out / ".partial").rglob("*.jsonl"))
+    with lines.open("a") as file:
+        file.write('{"arm": 1, "predi')
+    done = run(command_of(place, out, *sweep, ranks=2))
+    for name in ("0_thoughts", "2_thoughts"):
+        assert predictions(out / name) == predictions(tmp_path / "whole" / name)
+        assert scores(out / name) == scores(tmp_path / "whole" / name)
+    assert not (out / ".partial").exists()
+    again = json.loads((out / "sweep.json").read_text())[0]["run"]
+    assert round(again["problems_per_s"] * again["seconds"]) == pytest.approx(2 * PROBLEMS - kept, rel=0.02)
+    assert "accuracy" in done.stdout
+
+
+def count_kept(out: Path) -> int:
+    return sum(path.read_text().count("\n") for path in out.glob(".partial/*/*.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, tmp_path):
+    """Through the entry point; nothing is left behind by what is refused."""
+    for count in (0, 3):
+        run(command_of(place, tmp_path / str(count), f"n_thoughts={count}"))
+    shown = run([sys.executable, str(SCRIPT), "--compare", str(tmp_path / "0"), str(tmp_path / "3")]).stdout
+    assert "1,319" in shown
+    assert "McNemar" in shown
+    torch.save({"transformer.wte.weight": torch.zeros(2, 2)}, tmp_path / "state")
+    cases = {
+        "n_thoughs=3": "did you mean n_thoughts",
+        "n_thoughts=500": "context is 96",
+        "n_thoughts=2,2": "expected different numbers",
+        "top_k=3": "set temperature too",
+        "min_thoughts=9": "there are 6 thoughts at most",
+        f"checkpoint={tmp_path / 'state'}": "set method=cot",
+        "method=cot": "was trained with method=coconut",
+        "method=none": "unknown method",
+    }
+    for wrong, words in cases.items():
+        command = [part for part in command_of(place, tmp_path / "no") if part.split("=")[0] != wrong.split("=")[0]]
+        done = run([*command, wrong], code=2)
+        assert words in done.stderr
+        assert done.stderr.count("error:") == 1
+        assert not (tmp_path / "no").exists()
+    alone = run([sys.executable, str(SCRIPT), "--compare", str(tmp_path / "0")], code=2)
+    assert "expected two" in alone.stderr
