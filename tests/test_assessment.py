@@ -7,8 +7,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_checkpoint import make_backbone, make_card
-
+from test_checkpoint import make_backbone, make_card, settings_of
 
 from coconut_ds.assessment import evaluate, trace
 from coconut_ds.checkpoint import save_model
@@ -21,9 +20,10 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
 from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
+from coconut_ds.model.backbone import build_backbone
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.tokens import encode_questions
+from coconut_ds.tokens import build_word_tokenizer, encode_questions
 
 
 @pytest.fixture
@@ -142,11 +142,15 @@ def test_problems_without_answers_are_answered_and_not_scored(checkpoint, tmp_pa
     assert json.loads((out / "scores.json").read_text())["by_number_of_steps"].keys() == {"0"}
 
 
-def test_graph_problems_have_categories_and_shortcuts_beside_them(checkpoint, tmp_path, capsys):
-    path = tmp_path / "graphs.json"
+def test_graph_problems_have_categories_and_shortcuts_beside_them(tmp_path, capsys):
+    path, folder = tmp_path / "graphs.json", tmp_path / "model"
+    shape = settings_of("gpt2")
+    longer = {"model_config_overrides": shape.model_config_overrides | {"n_positions": 500}}
+    backbone = build_backbone(shape.model_copy(update=longer), build_word_tokenizer(["1 2"]))
+    save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
     problems = [generate_problem(random.Random(seed)) for seed in range(6)]
     path.write_text(json.dumps([problem.as_dict() for problem in problems]))
-    evaluate(config_of(checkpoint[0], path, tmp_path, "n_thoughts=1", "max_new_tokens=3", "batch_size=2"))
+    evaluate(config_of(folder, path, tmp_path, "n_thoughts=1", "max_new_tokens=3", "batch_size=2"))
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     stats = graph_stats(problems)
     assert scores["baselines"] == {

@@ -14,11 +14,13 @@ from test_checkpoint import make_backbone, make_card
 
 from coconut_ds.checkpoint import save_model
 from coconut_ds.launch import free_port
+from coconut_ds.reasoner import Reasoner
 
 SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 PROBLEMS = 1319
 """As many as the test problems of GSM8K: no number of ranks here but 1 divides it."""
+SWEEP = ["n_thoughts=0,2", "batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +30,21 @@ def place(tmp_path_factory):
     backbone = make_backbone(seed=5)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
     words = ["1", "2", "3", "+", "="]
-    digits = [[n // 5**k % 5 for k in range(5)] for n in range(PROBLEMS)]
+    questions = [" ".join(words[n // 5**k % 5] for k in range(5)) for n in range(PROBLEMS)]
+    answers = Reasoner(backbone, make_card(backbone)).generate(questions, n_thoughts=2, max_new_tokens=6)
     items = [
-        {"question": " ".join(words[d] for d in row), "steps": ["1"] * (row[0] + 1), "answer": words[row[1] % 3]}
-        for row in digits
+        {"question": question, "steps": ["1"] * (n % 4 + 1), "answer": answer.answer if n % 3 else "none"}
+        for n, (question, answer) in enumerate(zip(questions, answers, strict=True))
     ]
     (folder / "data.json").write_text(json.dumps(items))
     return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(place):
+    """One that nothing ended."""
+    run(command_of(place, place / "sweep", *SWEEP))
+    return place / "sweep"
 
 
 def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
@@ -80,12 +90,10 @@ def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, tmp_path, number):
-    """A sweep on one process, then carried on with two: nothing is made twice, and all is as if it had not ended."""
-    sweep = ["n_thoughts=0,2", "batch_size=8"]
-    run(command_of(place, tmp_path / "whole", *sweep))
+def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, sweep, tmp_path, number):
+    """Also on another number of processes: nothing is made twice, and all is as if it had not ended."""
     out = tmp_path / "ended"
-    process = subprocess.Popen(command_of(place, out, *sweep), env=CLEAN, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command_of(place, out, *SWEEP), env=CLEAN, stderr=subprocess.PIPE, text=True)
     while not (kept := count_kept(out)) and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.3)
@@ -101,10 +109,10 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, tmp
     lines = next((out / ".partial").rglob("*.jsonl"))
     with lines.open("a") as file:
         file.write('{"arm": 1, "predi')
-    done = run(command_of(place, out, *sweep, ranks=2))
+    done = run(command_of(place, out, *SWEEP, ranks=2 if number == signal.SIGKILL else 1))
     for name in ("0_thoughts", "2_thoughts"):
-        assert predictions(out / name) == predictions(tmp_path / "whole" / name)
-        assert scores(out / name) == scores(tmp_path / "whole" / name)
+        assert predictions(out / name) == predictions(sweep / name)
+        assert scores(out / name) == scores(sweep / name)
     assert not (out / ".partial").exists()
     again = json.loads((out / "sweep.json").read_text())[0]["run"]
     assert round(again["problems_per_s"] * again["seconds"]) == pytest.approx(2 * PROBLEMS - kept, rel=0.02)
@@ -116,12 +124,14 @@ def count_kept(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, tmp_path):
+def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, sweep, tmp_path):
     """Through the entry point; nothing is left behind by what is refused."""
-    for count in (0, 3):
-        run(command_of(place, tmp_path / str(count), f"n_thoughts={count}"))
-    shown = run([sys.executable, str(SCRIPT), "--compare", str(tmp_path / "0"), str(tmp_path / "3")]).stdout
+    one, other = sweep / "0_thoughts", sweep / "2_thoughts"
+    right = sum(n % 3 > 0 for n in range(PROBLEMS))
+    assert scores(other)["accuracy"] == right / PROBLEMS > scores(one)["accuracy"]
+    shown = run([sys.executable, str(SCRIPT), "--compare", str(one), str(other)]).stdout
     assert "1,319" in shown
+    assert f"{right:,}" in shown
     assert "McNemar" in shown
     torch.save({"transformer.wte.weight": torch.zeros(2, 2)}, tmp_path / "state")
     cases = {
@@ -140,5 +150,5 @@ def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(pla
         assert words in done.stderr
         assert done.stderr.count("error:") == 1
         assert not (tmp_path / "no").exists()
-    alone = run([sys.executable, str(SCRIPT), "--compare", str(tmp_path / "0")], code=2)
+    alone = run([sys.executable, str(SCRIPT), "--compare", str(one)], code=2)
     assert "expected two" in alone.stderr
