@@ -15,21 +15,21 @@ from typing import Any
 
 import torch
 
-from coconut_ds.checkpoint import ModelCard
+from coconut_ds.checkpoint import CARD, ModelCard
 from coconut_ds.curriculum import spec_of
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.decoded_thoughts import DecodedThought
-from coconut_ds.evaluation.evaluator import Evaluator, Work
+from coconut_ds.evaluation.evaluator import Arm, Evaluator, Work
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, scores_of, sweep_point, table
 from coconut_ds.experiment import card_of, starting_backbone
 from coconut_ds.files import write_whole
-from coconut_ds.generation.prompter import Thoughts, Writing
+from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.methods import METHODS
@@ -46,13 +46,12 @@ class Assessment:
     reasoner: Reasoner
     problems: list[Problem]
     split: str
-    arms: list[Thoughts]
+    arms: list[Arm]
     """Numbers of thoughts; more than one are a sweep."""
     names: list[str]
     """Of the arms, for folders."""
     writing: Writing
     slots: int
-    seed: int
     out: Path
     ranks: Ranks
 
@@ -69,7 +68,7 @@ class Assessment:
         parts = {
             "model": digest_state(backbone.model.state_dict().items()),
             "tokenizer": tokenizer_content(backbone.tokenizer),
-            "card": [self.reasoner.card.method, self.reasoner.card.stage, self.reasoner.card.format],
+            "card": [self.reasoner.card.method, self.reasoner.card.format],
             "arms": self.arms,
             "writing": self.writing,
             "problems": [problem.as_dict() for problem in self.problems],
@@ -91,7 +90,7 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
     asked += "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}"
     out = Path(config.out or Path("outputs/eval") / reasoner.name / f"{config.data_name}{asked}")
     size = config.batch_size
-    return assess(Assessment(reasoner, problems, split, arms, names, writing, size, config.seed, out, ranks))
+    return assess(Assessment(reasoner, problems, split, arms, names, writing, size, out, ranks))
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
@@ -112,8 +111,8 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     reasoner = Reasoner(backbone, card, name).to(ranks.device)
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
-    arms, seed = [reasoner.thoughts()], config.run.seed
-    return assess(Assessment(reasoner, problems, split, arms, [""], writing, size, seed, out, ranks))[0]
+    arms = [Arm(reasoner.thoughts(), card.stage)]
+    return assess(Assessment(reasoner, problems, split, arms, [""], writing, size, out, ranks))[0]
 
 
 def assess(asked: Assessment) -> list[Evaluation]:
@@ -126,8 +125,8 @@ def assess(asked: Assessment) -> list[Evaluation]:
     predictions = there | {key: one for part in ranks.gather(made) for key, one in part.items()}
     evaluator = asked.evaluator()
     evaluations = [
-        evaluator.evaluation([one for (own, _), one in predictions.items() if own == arm], thoughts)
-        for arm, thoughts in enumerate(asked.arms)
+        evaluator.evaluation([one for (own, _), one in predictions.items() if own == number], arm.thoughts)
+        for number, arm in enumerate(asked.arms)
     ]
     if ranks.is_first:
         new = len(predictions) - len(there)
@@ -185,7 +184,6 @@ def _predict(asked: Assessment, partial: PartialPredictions, there: dict[Key, Pr
             evaluator.predict(
                 asked.reasoner.loop,
                 asked.problems,
-                asked.reasoner.card.stage,
                 asked.arms,
                 evaluator.share_of(work),
                 done,
@@ -198,13 +196,13 @@ def _predict(asked: Assessment, partial: PartialPredictions, there: dict[Key, Pr
 
 
 def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
-    single = config.n_thoughts
-    # Of a sweep any number does: each arm says its own.
-    number = max(single, default=0) if isinstance(single, tuple) else single
+    asked = config.n_thoughts
+    # Each arm says its own number; a checkpoint that says none needs any.
+    knows = (Path(config.checkpoint) / CARD).is_file()
     return load_reasoner(
         config.checkpoint,
         config.method,
-        number,
+        None if knows else (max(asked) if isinstance(asked, tuple) else asked),
         model=config.model,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         device=ranks.device,
@@ -212,16 +210,19 @@ def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
     )
 
 
-def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[Thoughts], list[str]]:
+def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[Arm], list[str]]:
     """Numbers of thoughts to evaluate, and names for their folders."""
     numbers, forced = config.n_thoughts, config.force_text_after
-    least, most = config.min_thoughts, config.max_thoughts
     if isinstance(numbers, tuple):
-        assert not isinstance(forced, tuple)
-        return [reasoner.thoughts(n, forced, least, most) for n in numbers], [f"{n}_thoughts" for n in numbers]
-    if isinstance(forced, tuple):
-        return [reasoner.thoughts(numbers, k, least, most) for k in forced], [f"text_after_{k}" for k in forced]
-    return [reasoner.thoughts(numbers, forced, least, most)], [""]
+        asked: list[tuple[int | None, Any]] = [(number, forced) for number in numbers]
+        names = [f"{number}_thoughts" for number in numbers]
+    elif isinstance(forced, tuple):
+        asked = [(numbers, most) for most in forced]
+        names = [f"text_after_{most}" for most in forced]
+    else:
+        asked, names = [(numbers, forced)], [""]
+    thoughts = [reasoner.thoughts(*pair, config.min_thoughts, config.max_thoughts) for pair in asked]
+    return [Arm(one, reasoner.stage_at(one)) for one in thoughts], names
 
 
 def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:

@@ -96,10 +96,15 @@ class ModelCard:
         return self.num_thoughts + self.num_pauses
 
     def with_latents(self, count: int) -> "ModelCard":
-        """The same with another number of thoughts, or of pauses where the method pauses."""
+        """The same with another number of thoughts, or of pauses where the method pauses.
+
+        With fewer than it was trained to, the model writes more steps: those of an earlier stage.
+        """
+        fewer = METHODS[self.method].has_curriculum and self.c_thought and count < self.num_latents
+        changed = replace(self, stage=count // self.c_thought) if fewer else self
         if METHODS[self.method].pauses:
-            return replace(self, num_pauses=count)
-        return replace(self, num_thoughts=count)
+            return replace(changed, num_pauses=count)
+        return replace(changed, num_thoughts=count)
 
     @property
     def spec(self) -> CurriculumSpec:

@@ -79,6 +79,10 @@ class Reasoner:
         number = self.card.num_latents if n_thoughts is None else n_thoughts
         return Thoughts(number, force_text_after, min_thoughts, max_thoughts)
 
+    def stage_at(self, thoughts: Thoughts) -> int:
+        """The stage whose steps are still written after so many thoughts."""
+        return self.card.with_latents(thoughts.count).stage
+
     def generate(
         self,
         questions: str | Sequence[str],

@@ -194,3 +194,21 @@ def test_an_earlier_evaluation_of_another_kind_is_not_carried_on(checkpoint, dat
     partial.add(0, dataclasses.replace(first[0], text="wrong"))
     partial.close()
     assert evaluate(config)[0].predictions == first
+
+
+def test_steps_are_compared_with_those_of_the_stage_that_fits_the_thoughts(checkpoint, tmp_path):
+    """Stage 3 with two thoughts a step: with four thoughts the third step is still written, with none all are."""
+    folder, path = checkpoint[0], tmp_path / "data.json"
+    asked = [{"question": "1 + 2", "steps": ["1", "2", "3"], "answer": "3"}]
+    path.write_text(json.dumps(asked))
+    texts = {}
+    for count in (6, 4, 0):
+        made = evaluate(config_of(folder, path, tmp_path, f"n_thoughts={count}", "max_new_tokens=5"))[0]
+        texts[count] = made.predictions[0].text
+    # What the model writes are now the steps: right for each number of thoughts if they stand in their places.
+    for count, steps in ((6, ["1", "2", "3"]), (4, ["1", "2", texts[4]]), (0, [texts[0]])):
+        path.write_text(json.dumps([asked[0] | {"steps": steps}]))
+        sweep = evaluate(config_of(folder, path, tmp_path, "n_thoughts=6,4,0", "max_new_tokens=5"))
+        assert sweep[(6, 4, 0).index(count)].predictions[0].steps_match == (count != 6)
+        alone = evaluate(config_of(folder, path, tmp_path, f"n_thoughts={count}", "max_new_tokens=5"))[0]
+        assert alone.predictions[0].steps_match == (count != 6)

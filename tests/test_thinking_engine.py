@@ -14,7 +14,7 @@ from coconut_ds.generation import thinking_engine
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request, Sampling, Thinking
 from coconut_ds.generation.rows import Listener
-from coconut_ds.generation.thinking_engine import ThinkingEngine
+from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
 
@@ -291,3 +291,16 @@ def test_models_with_an_attention_of_their_own_are_refused():
     config = AutoConfig.for_model("gptj", vocab_size=20, bos_token_id=0, eos_token_id=0, **shape)
     with pytest.raises(ModelError, match="do not take an attention function"):
         ThinkingEngine(LatentLoop(AutoModelForCausalLM.from_config(config)), [0], 1, 12)
+
+
+def test_a_prompt_that_was_cancelled_before_it_was_encoded_is_not_taken_for_encoded(tiny_model):
+    model = tiny_model("gpt2")
+    engine, ends = ThinkingEngine(LatentLoop(model), [0], 1, 96), Ends()
+    request = Request(prompt_of([n % 30 + 1 for n in range(30)], 2), 4)
+    ticket = engine.submit(request, ends)
+    assert engine.due() is Op.ENCODE
+    engine.cancel(ticket)
+    ticket = engine.submit(request, ends)
+    engine.run()
+    assert ends.completions[ticket].tokens == slow_generate(model, request, 0)
+    assert engine.num_shared == 0

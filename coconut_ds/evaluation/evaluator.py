@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -24,11 +24,20 @@ CHECK_EVERY = 16
 
 
 @dataclass(frozen=True)
+class Arm:
+    """One number of thoughts."""
+
+    thoughts: Thoughts
+    stage: int
+    """Tells which steps a model that thinks so much still writes."""
+
+
+@dataclass(frozen=True)
 class Work:
     """One prediction to make: a problem at one of the numbers of thoughts."""
 
     arm: int
-    """Which of the numbers of thoughts."""
+    """Which of them."""
     problem: int
 
 
@@ -67,7 +76,8 @@ class Evaluator:
         """
         work = [Work(0, index) for index in range(len(problems))]
         agree = _Agreement(self.ranks, check)
-        own = self.predict(call, problems, stage, [thoughts], self.share_of(work), progress=progress, agree=agree)
+        arms, mine = [Arm(thoughts, stage)], self.share_of(work)
+        own = self.predict(call, problems, arms, mine, progress=progress, agree=agree)
         gathered = [prediction for part in self.ranks.gather([made for _, made in own]) for prediction in part]
         return self.evaluation(gathered, thoughts)
 
@@ -86,8 +96,7 @@ class Evaluator:
         self,
         call: Call,
         problems: Sequence[Problem],
-        stage: int,
-        arms: Sequence[Thoughts],
+        arms: Sequence[Arm],
         work: Sequence[Work],
         on_prediction: Callable[[Work, Prediction], None] | None = None,
         progress: bool = False,
@@ -98,7 +107,6 @@ class Evaluator:
         Args:
             call: latent loop or engine.
             problems: all of them; all must fit the context.
-            stage: tells which steps the model still writes.
             arms: numbers of thoughts.
             work: what to do.
             on_prediction: told of each as soon as it is there.
@@ -109,17 +117,19 @@ class Evaluator:
             DataError: a prompt is longer than the context, or thoughts are asked of a method that has none.
         """
         questions = self.prompter.encode([problem.question for problem in problems])
-        for thoughts in arms:
-            check_prompts([self.prompter.prompt(ids, thoughts) for ids in questions], self.context_length)
-        requests = [self.prompter.request(questions[w.problem], arms[w.arm], self.writing) for w in work]
-        gold = self._expected(problems, sorted({one.problem for one in work}), stage)
+        for arm in arms:
+            check_prompts([self.prompter.prompt(ids, arm.thoughts) for ids in questions], self.context_length)
+        requests = [
+            self.prompter.request(questions[w.problem], arms[w.arm].thoughts, self._writing(w.problem)) for w in work
+        ]
+        expected = self._expected(problems, arms, work)
         made: list[tuple[Work, Prediction]] = []
         shown = progress and self.ranks.is_first
         bar = tqdm(total=len(work), desc="evaluating", unit="problem", leave=False, disable=None) if shown else None
 
         def done(ticket: int, completion: Completion) -> None:
             one = work[ticket]
-            prediction = self._judge(problems[one.problem], one.problem, completion, gold[one.problem], arms[one.arm])
+            prediction = self._judge(problems[one.problem], one, completion, expected[one], arms[one.arm])
             made.append((one, prediction))
             if on_prediction is not None:
                 on_prediction(one, prediction)
@@ -142,25 +152,33 @@ class Evaluator:
         made: list[Completion] = call(generate, requests, self.prompter.eos_ids, self.slots, text, on_done, agree)
         return made
 
-    def _expected(self, problems: Sequence[Problem], indices: Sequence[int], stage: int) -> dict[int, list[int]]:
-        """What a model that has mastered the stage writes, for each problem with an answer."""
-        known = [index for index in indices if problems[index].has_answer]
-        prompter = self.prompter
-        tokenized = tokenize(prompter.tokenizer, [problems[index] for index in known], prompter.format)
-        expected: dict[int, list[int]] = {index: [] for index in indices}
-        for index, problem in zip(known, tokenized, strict=True):
-            expected[index] = expected_tokens(prompter.method, problem, stage, self.spec, prompter.markers)
-        return expected
+    def _writing(self, problem: int) -> Writing:
+        """Each problem has draws of its own."""
+        return replace(self.writing, sampling=replace(self.writing.sampling, sample=problem))
 
-    def _judge(
-        self, problem: Problem, index: int, completion: Completion, expected: list[int], thoughts: Thoughts
-    ) -> Prediction:
+    def _expected(
+        self, problems: Sequence[Problem], arms: Sequence[Arm], work: Sequence[Work]
+    ) -> dict[Work, list[int]]:
+        """What a model that has mastered the stage writes; nothing for a problem without answer."""
         prompter = self.prompter
+        known = sorted({one.problem for one in work if problems[one.problem].has_answer})
+        tokenized = tokenize(prompter.tokenizer, [problems[index] for index in known], prompter.format)
+        gold = dict(zip(known, tokenized, strict=True))
+
+        def tokens(one: Work) -> list[int]:
+            problem, stage = gold[one.problem], arms[one.arm].stage
+            return expected_tokens(prompter.method, problem, stage, self.spec, prompter.markers)
+
+        return {one: tokens(one) if one.problem in gold else [] for one in work}
+
+    def _judge(self, problem: Problem, one: Work, completion: Completion, expected: list[int], arm: Arm) -> Prediction:
+        prompter, thoughts = self.prompter, arm.thoughts
         text = prompter.cut(completion.tokens, self.writing.stop)
-        writes_all = thoughts.count == 0 and prompter.method.writes_steps
+        at_start = arm.stage == 0 and prompter.method.has_curriculum
+        writes_all = thoughts.count == 0 and (prompter.method.writes_steps or at_start)
         found = judge(problem, text, prompter.text(expected), prompter.format, writes_all)
         return Prediction(
-            index=index,
+            index=one.problem,
             question=problem.question,
             text=text,
             extracted=found.extracted,
