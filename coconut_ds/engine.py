@@ -5,13 +5,14 @@ DeepSpeed default that would change a number is set here from the configuration.
 this file stand beside the lines that they concern.
 """
 
+import io
 import logging
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -103,7 +104,9 @@ class Engine:
         deepspeed = _deepspeed()
         parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
         try:
-            self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
+            # In bf16 it prints the memory at each of its steps, whatever the level of its logger.
+            with redirect_stdout(io.StringIO()):
+                self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed refuses it: {error}") from error
 

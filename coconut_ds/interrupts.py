@@ -48,8 +48,10 @@ class Interrupts:
         return self._reason or "another rank was interrupted"
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._note)
+        # Signals are the main thread's; what runs in another ends with the process.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
         if self._launched:
             threading.Thread(target=self._watch, args=(launcher_processes(),), daemon=True).start()
         return self

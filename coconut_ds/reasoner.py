@@ -4,13 +4,13 @@ Method and number of thoughts are the checkpoint's (``coconut.json``), never rea
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
+from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
 from coconut_ds.distributed import alone
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation.decoded_thoughts import DecodedThought, decode_thoughts
@@ -145,6 +145,16 @@ class Reasoner:
         if not len(answer.thoughts):
             return []
         return decode_thoughts(self.loop, self.backbone.tokenizer, answer.thoughts.unsqueeze(0), top_k)[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that loads with no other argument, here and (its text part) with transformers alone.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        model = self.backbone.model
+        card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
+        save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card)
 
     def to(self, device: torch.device) -> "Reasoner":
         """The same, its model moved to a device."""

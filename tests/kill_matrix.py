@@ -48,7 +48,7 @@ POINTS = {
     "pruning": 2,
     "manifest": 4,
     "stage_switch": 1,
-    "evaluation": 5,
+    "evaluation": 40,
 }
 """At which visit of each point the run dies."""
 ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest"}

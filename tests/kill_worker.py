@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds import engine, run_saver
-from coconut_ds.evaluation import evaluator
+from coconut_ds.generation import thinking_engine
 from coconut_ds.runs import manifest
 from coconut_ds.train import main
 
@@ -100,7 +100,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
     "pruning": half_pruned,
     "manifest": half_written_manifest,
     "stage_switch": lambda countdown: after(engine.Engine, "reset_optimizer", countdown),
-    "evaluation": lambda countdown: before(evaluator.Evaluator, "generate", countdown),
+    "evaluation": lambda countdown: before(thinking_engine.ThinkingEngine, "step", countdown),
 }
 ON_FIRST_ONLY = ("before_rename", "after_rename", "pruning", "manifest")
 """Points that only rank 0 comes to."""

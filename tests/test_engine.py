@@ -78,6 +78,7 @@ def results(tmp_path_factory) -> dict[int, dict]:
         command = [*map(str, launch), str(WORKER), str(folder / "out.json"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment())
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "Virtual Memory" not in done.stdout + done.stderr
         found[ranks] = json.loads((folder / "out.json").read_text())
     return found
 

@@ -122,7 +122,11 @@ def test_a_plain_model_says_how_it_thinks_by_its_arguments(folder, tmp_path):
     with pytest.raises(DataError, match="method=cot does not think"):
         load_reasoner(tmp_path, method="cot").generate("1", n_thoughts=2)
     thinking = load_reasoner(tmp_path, method="coconut", n_thoughts=2)
-    assert thinking.generate("1", max_new_tokens=2)[0].completion.num_thoughts == 2
+    answer = thinking.generate("1", max_new_tokens=2)[0]
+    assert answer.completion.num_thoughts == 2
+    thinking.save(tmp_path / "saved")
+    again = load_reasoner(tmp_path / "saved").generate("1", max_new_tokens=2)[0]
+    assert (again.text, again.completion.num_thoughts) == (answer.text, 2)
 
 
 def test_the_package_is_light_until_a_model_is_asked_for():

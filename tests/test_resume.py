@@ -427,7 +427,7 @@ STOPPED = {
     "interrupt": (5, "checkpoint_1_1"),
     "saved anyway": (3, "checkpoint_0_3"),
     "saving": (4, "checkpoint_1"),
-    # Of the second epoch, between two batches; then of the last epoch, in the last batch.
+    # Of the second epoch, at its beginning; then of the last epoch, at its end.
     "evaluation": (8, "checkpoint_1_4"),
     "last evaluation": (16, "checkpoint_4"),
     "before the first update": (0, None),

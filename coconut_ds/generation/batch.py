@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-from torch import Tensor
-
 from coconut_ds.generation.requests import Completion, Request, check_prompts
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import ThinkingEngine
@@ -58,14 +55,3 @@ class _Gathered(Listener):
         self.completions[ticket] = completion
         if self._on_done is not None:
             self._on_done(ticket, completion)
-
-
-def stacked_thoughts(completions: Sequence[Completion]) -> Tensor:
-    """[B, L, D] the thoughts of completions that kept them; zeros where one has fewer than another."""
-    kept = [torch.zeros(0) if one.thoughts is None else one.thoughts for one in completions]
-    width = max((thoughts.shape[1] for thoughts in kept if thoughts.dim() == 2), default=0)
-    stacked = torch.zeros(len(kept), max(map(len, kept), default=0), width)
-    for row, thoughts in enumerate(kept):
-        if len(thoughts):
-            stacked[row, : len(thoughts)] = thoughts
-    return stacked

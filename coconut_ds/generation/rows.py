@@ -27,7 +27,7 @@ class Listener:
         """The request has ended."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request with its slot's state. ``eos_ids`` end it."""
 

@@ -103,18 +103,6 @@ def collate(
     return inputs, Targets(torch.tensor(index), torch.tensor(ids), torch.tensor(target_weights, dtype=torch.float32))
 
 
-def collate_prompts(layouts: Sequence[Layout], pad_id: int) -> LatentInputs:
-    """Tensors of prompts: everything up to the last position, so that each row's next token follows its last state.
-
-    All prompts have the same number of tokens after their first thought, as the prompts of one method have.
-    """
-    num_thoughts = max(layout.num_thoughts for layout in layouts)
-    tails = {len(layout) - layout.first_thought for layout in layouts}
-    assert len(tails) == 1, "prompts of one batch have the same number of thoughts and markers"
-    inputs, _ = collate(layouts, [0.0] * len(layouts), num_thoughts, pad_id)
-    return inputs
-
-
 def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
     """Length of each row's prefix: up to its first thought; rows without thoughts fill the width the others need."""
     if num_thoughts == 0:
