@@ -6,7 +6,7 @@ training, and then the text that is written or scored. One process.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,7 +155,10 @@ class CoconutLM(LM):
     def _run(self, asked: list[Request], disable_tqdm: bool) -> list[Completion]:
         prompter = self._reasoner.prompter
         with tqdm(total=len(asked), disable=disable_tqdm, desc="coconut") as bar:
-            done: Callable[[int, Completion], None] = lambda *_: bar.update()  # noqa: E731
+
+            def done(index: int, completion: Completion) -> None:
+                bar.update()
+
             return generate(self._reasoner.loop, asked, prompter.eos_ids, self._slots, prompter.text, done)
 
 
