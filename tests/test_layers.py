@@ -53,6 +53,7 @@ HEAVY: list[set[str]] = [
         "model.collate",
         "model.fused",
         "model.latent_loop",
+        "model.precision",
         "model.backbone",
         "model.support",
         "model.digest",
