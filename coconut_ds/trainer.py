@@ -22,7 +22,6 @@ from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.layout import Layout
 from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.metrics import MetricsLog
-from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.position import Position
 from coconut_ds.progress import Progress
@@ -111,9 +110,7 @@ class Trainer:
         run = self.experiment
         plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
         try:
-            return self.engine.update(
-                [collate(batch.layouts, batch.weights, batch.num_thoughts, run.pad_id) for batch in plan], lr
-            )
+            return self.engine.update([run.collate(batch) for batch in plan], lr)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; nothing was updated. "
@@ -183,7 +180,7 @@ class Trainer:
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
         mine = 0.0
         for batch in plan_update(layouts, geometry, run.ranks.rank, "token"):
-            inputs, targets = collate(batch.layouts, batch.weights, batch.num_thoughts, run.pad_id)
+            inputs, targets = run.collate(batch)
             loss = self.engine(latent_loss, inputs.to(self.engine.device), targets.to(self.engine.device))
             mine += float(loss.item())
         return run.ranks.total(mine)

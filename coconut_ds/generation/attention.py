@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.attention import AttentionSwitch, takes_attention
 
 NAME = "thinking_engine"
 BLOCK = 128
@@ -68,30 +69,15 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-class Attention:
-    """``with Attention(model):`` lets it attend as above, and as before afterwards. One thread at a time."""
+def switch_for(model: PreTrainedModel) -> AttentionSwitch:
+    """``with switch_for(model):`` it attends as above.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """
-        Raises:
-            ModelError: the model's layers have an attention of their own.
-        """
-        if not model.base_model._supports_attention_backend:
-            raise ModelError(
-                f"{type(model).__name__}: its layers do not take an attention function, which generation needs; set "
-                "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
-            )
-        configs = [
-            module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
-        ]
-        self._configs: list[Any] = list({id(config): config for config in configs}.values())
-        self._before: list[str] = []
-
-    def __enter__(self) -> None:
-        self._before = [config._attn_implementation for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation = NAME
-
-    def __exit__(self, *error: object) -> None:
-        for config, before in zip(self._configs, self._before, strict=True):
-            config._attn_implementation = before
+    Raises:
+        ModelError: the model's layers have an attention of their own.
+    """
+    if not takes_attention(model):
+        raise ModelError(
+            f"{type(model).__name__}: its layers do not take an attention function, which generation needs; set "
+            "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
+        )
+    return AttentionSwitch(model, NAME)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from coconut_ds.errors import DataError
-from coconut_ds.generation.attention import Attention
+from coconut_ds.generation.attention import switch_for
 from coconut_ds.generation.requests import Request
 from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.sampling import choose
@@ -68,7 +68,7 @@ class ThinkingEngine:
         self._loop, self._eos_ids, self._decode = loop, tuple(eos_ids), decode
         self.capacity = capacity
         self.cache = SlotCache(loop.num_layers, slots, capacity)
-        self._attention = Attention(loop.model)
+        self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
         self._table = SlotTable(self.cache, slots)
         self._last: Tensor | None = None

@@ -63,14 +63,17 @@ class Targets:
     """[N] target token."""
     weights: Tensor
     """[N] share in the loss, fp32."""
+    most: int
+    """Largest N of any rank in this micro step."""
 
     def to(self, device: torch.device) -> "Targets":
         """A copy on ``device``."""
-        return Targets(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        index, ids, weights = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.ids, self.weights))
+        return Targets(index, ids, weights, self.most)
 
 
 def collate(
-    layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, pad_id: int
+    layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, pad_id: int, num_targets: int = 0
 ) -> tuple[LatentInputs, Targets]:
     """Tensors of one micro batch.
 
@@ -79,6 +82,7 @@ def collate(
         weights: for each row, the weight of each of its targets.
         num_thoughts: L; at least the largest number of thoughts in ``layouts``, more where other ranks have more.
         pad_id: any token id.
+        num_targets: at least the targets in ``layouts``, more where other ranks have more.
     """
     cuts = _cuts(layouts, num_thoughts)
     width = max(cuts)
@@ -100,7 +104,8 @@ def collate(
                 ids.append(label)
                 target_weights.append(weight)
     inputs = _inputs(prefix, cuts, steps, thoughts, rest, [len(layout) for layout in layouts])
-    return inputs, Targets(torch.tensor(index), torch.tensor(ids), torch.tensor(target_weights, dtype=torch.float32))
+    shares = torch.tensor(target_weights, dtype=torch.float32)
+    return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))
 
 
 def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
