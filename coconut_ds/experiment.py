@@ -85,12 +85,14 @@ class Experiment:
 
     def collate(self, batch: MicroBatch) -> tuple[LatentInputs, Targets]:
         """Tensors of a micro batch."""
-        return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets)
+        iterations = self.config.method.jacobi_iterations
+        return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets, iterations)
 
     def evaluator(self) -> Evaluator:
         """How validation problems are answered."""
         data = self.config.data
-        prompter = Prompter(self.backbone.tokenizer, self.backbone.markers, self.method, data.text_format)
+        backbone, iterations = self.backbone, self.config.method.jacobi_iterations
+        prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
         return Evaluator(
             prompter,
             self.spec,

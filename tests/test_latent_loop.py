@@ -38,13 +38,14 @@ def compare(
     weights: list[float],
     extra_passes: int = 0,
     checkpointing: bool = False,
+    iterations: tuple[int | None, int | None] = (None, None),
 ) -> None:
     loop = LatentLoop(model, checkpointing)
     thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
     results = []
     for compute in (
-        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3)),
-        lambda: slow_loss(model, layouts, weights),
+        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, iterations=iterations[0])),
+        lambda: slow_loss(model, layouts, weights, iterations[1]),
     ):
         model.zero_grad()
         value = compute()
@@ -82,6 +83,22 @@ def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
     monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 2 * VOCABULARY if way == "chunks" else loss.LOGITS_AT_A_TIME)
     for layouts in (SOME, SOME[2:], SOME[:1]):
         compare(model, layouts, [0.5, 1.0, 0.25][: len(layouts)], checkpointing=way == "checkpointing")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts_at_once_are_thoughts_one_by_one_after_as_many_iterations(family):
+    """With fewer they equal Jacobi iteration written plainly; rows with fewer thoughts stand beside others."""
+    model = make_model(family)
+    for iterations in (3, 7):
+        compare(model, SOME, [0.5, 1.0, 0.25], iterations=(iterations, None))
+    for iterations in (1, 2):
+        compare(model, SOME, [0.5, 1.0, 0.25], iterations=(iterations, iterations))
+    model.config._attn_implementation = "eager"
+    compare(model, SOME, [0.5, 1.0, 0.25], iterations=(2, 2))
+    fewer, all_of_them = (
+        latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, iterations=n)).item() for n in (1, 3)
+    )
+    assert abs(fewer - all_of_them) > 1e-3
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

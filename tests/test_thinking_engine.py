@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from coconut_ds.errors import DataError, ModelError
 from coconut_ds.generation import thinking_engine
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Request, Sampling, Thinking
+from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.layout import IGNORE, Layout
@@ -84,6 +84,29 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
         assert made == [slow_generate(model, request, eos, 96) for request in requests], case
         shared += engine.num_shared
     assert shared > 500
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts_at_once(tiny_model, family):
+    """Jacobi: as many iterations as thoughts are sequential thinking, fewer what the slow one makes of them."""
+    model = tiny_model(family)
+    prompts = [prompt_of([5, 6, 7, 8], 3), prompt_of([9], 0), prompt_of([*range(1, 30)], 6), prompt_of([7] * 40, 1)]
+    one_by_one = [slow_generate(model, Request(prompt, 6), 0) for prompt in prompts]
+    for iterations in (1, 2, 3, 6, 9):
+        requests = [Request(prompt, 6, jacobi=Jacobi(iterations, LATENT), keep_thoughts=True) for prompt in prompts]
+        made = generate(LatentLoop(model), requests, [0], slots=2)
+        assert [one.tokens for one in made] == [slow_generate(model, request, 0) for request in requests]
+        assert [one.num_thoughts for one in made] == [3, 0, 6, 1]
+        if iterations >= 6:
+            assert [one.tokens for one in made] == one_by_one
+    start = slow_generate(model, Request(prompt_of([4, 9, 4], 0, ()), 7), 0)[1]
+    own = Request(prompt_of([4, 9, 4], 0, ()), 7, thinking=Thinking(start, 3, 4))
+    at_once = replace(own, jacobi=Jacobi(4, LATENT))
+    assert [one.tokens for one in generate(LatentLoop(model), [at_once, own], [0])] == [
+        slow_generate(model, own, 0)
+    ] * 2
+    with pytest.raises(DataError, match="jacobi makes all thoughts at once"):
+        replace(requests[0], min_thoughts=1, end_thinking=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

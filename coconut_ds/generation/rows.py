@@ -45,6 +45,9 @@ class Row:
     length: int = 0
     """Positions in the cache."""
     num_shared: int = 0
+    fed: Tensor | None = None
+    """[n, D] what its thoughts will be given in the next pass over all of them (Jacobi); None outside of those."""
+    iteration: int = 0
     tokens: list[int] = field(default_factory=list)
     num_thoughts: int = 0
     finish_reason: FinishReason | None = None
@@ -63,6 +66,23 @@ class Row:
     def start(self) -> None:
         """The row has a slot: its time begins."""
         self._started = time.perf_counter()
+
+    @property
+    def begins_iterating(self) -> bool:
+        """Whether its thoughts come next, all at once."""
+        return self.request.jacobi is not None and bool(self.script) and self.script[0] == THOUGHT
+
+    @property
+    def num_coming(self) -> int:
+        """Thoughts at the head of its script."""
+        return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
+
+    def end_iterating(self, fed: Tensor) -> None:
+        """Its thoughts [n, D] are settled, and their positions in the cache."""
+        for state in fed:
+            self.follow_script(state)
+            self.length += 1
+        self.fed = None
 
     @property
     def needs_logits(self) -> bool:

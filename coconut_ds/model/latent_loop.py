@@ -1,8 +1,9 @@
 """The latent loop: one pass over the prefix, a one-position pass for each thought, one pass over the rest.
 
 A *thought* is the last hidden state (after the final norm) at one position, fed back as the input embedding of the
-next (arXiv 2412.06769, section 3). All passes share one key/value cache that stays in the autograd graph, so gradients
-flow through every thought, and nothing is encoded twice: the cost is that of one pass over T positions plus L launches.
+next (arXiv 2412.06769, section 3). All passes share keys and values that stay in the autograd graph (``passes``), so
+gradients flow through every thought, and nothing is encoded twice: the cost is that of one pass over T positions plus L
+launches. Thoughts may also come all at once, in several passes over L positions (``method.thinking=jacobi``).
 
 Legend: ``B`` rows, ``P``/``L``/``R`` columns of prefix, steps and rest (see ``collate``), ``T`` their sum, ``D`` hidden
 size, ``V`` vocabulary, ``N`` targets.
@@ -20,7 +21,7 @@ from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.fused import fuse_activations
 from coconut_ds.model.loss import target_loss
-from coconut_ds.model.passes import passes_of, states_of
+from coconut_ds.model.passes import Passes, passes_of, states_of
 
 Result = TypeVar("Result")
 
@@ -95,13 +96,33 @@ class LatentLoop(nn.Module):
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            embedded = self.embed(inputs.step_ids)
-            for step in range(num_thoughts):
-                thought = inputs.is_thought[:, step, None, None]
-                state = passes.later(torch.where(thought, state, embedded[:, step : step + 1]), width + step)
-                parts.append(state)
+            parts += (self._one_by_one if inputs.iterations is None else self._at_once)(inputs, passes, state)
             parts.append(passes.later(self.embed(inputs.rest_ids), width + num_thoughts))
         return torch.cat(parts, dim=1)
+
+    def _one_by_one(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """States of L columns, each [B, 1, D], after that of the prefix."""
+        embedded, states = self.embed(inputs.step_ids), [state]
+        for step in range(embedded.shape[1]):
+            thought = inputs.is_thought[:, step, None, None]
+            embeds = torch.where(thought, states[-1], embedded[:, step : step + 1])
+            states.append(passes.later(embeds, inputs.prefix_ids.shape[1] + step))
+        return states[1:]
+
+    def _at_once(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """States [B, L, D] of all columns by Jacobi iteration (PCCoT, arXiv 2506.18582).
+
+        Thoughts begin as the embedding of their marker. In each pass a thought is fed the state that stood at its left
+        after the pass before, so pass t makes the first t thoughts those of ``_one_by_one``.
+        """
+        assert inputs.iterations is not None
+        embedded, thought = self.embed(inputs.step_ids), inputs.is_thought.unsqueeze(-1)
+        count = embedded.shape[1]
+        fed = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
+        for _ in range(min(inputs.iterations, count)):
+            states = passes.later(fed, inputs.prefix_ids.shape[1], again=True)
+            fed = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
+        return [states]
 
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:
