@@ -75,7 +75,7 @@ HEAVY: list[set[str]] = [
     {"lm_harness"},
     {"run_problems"},
     {"experiment"},
-    {"run_saver", "identify"},
+    {"run_saver", "identify", "prepared"},
     {"trainer", "assessment"},
     {"training"},
 ]
