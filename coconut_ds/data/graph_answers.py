@@ -65,8 +65,8 @@ def categorise(
 
     1. No steps: ``CORRECT_LABEL`` or ``INCORRECT_LABEL``. A text without ``#`` that consists of one of the two options
        is an answer; any other text without ``#`` consists of steps and was cut off before its answer.
-    2. ``HALLUCINATION``: a sentence cannot be read as "[Every] X is a Y" or "X>Y", or is no edge; a step does not begin where the
-       one before ended; or the root does not reach the first step. Which answer follows makes no difference.
+    2. ``HALLUCINATION``: a sentence cannot be read as "[Every] X is a Y" or "X>Y", or is no edge; a step does not begin
+       where the one before ended; or the root does not reach the first step. Which answer follows makes no difference.
     3. ``WRONG_TARGET``: the last step does not reach the target; or the answer is not the right one.
     4. ``CORRECT_PATH`` if the steps and the fewest edges that complete them are as many as a shortest path has,
        otherwise ``LONGER_PATH``.

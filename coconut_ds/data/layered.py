@@ -1,8 +1,9 @@
 """Layered graphs with questions as in ProsQA, of any size, drawn when needed: the data source ``data=synthetic``.
 
 Does: problems that are a pure function of (seed, split, epoch, index). Validation and test never change, and no graph
-stands in two splits, not even renumbered: its fingerprint assigns it to one. Worded as in ProsQA, or with one word an
-edge (``wording``). Does not: write files, nor promise that no graph comes twice within one split.
+stands in two splits, not even renumbered: its fingerprint assigns it to one. (With ``split_by=problems``, for graphs of
+which there are few, no problem does.) Worded as in ProsQA, or with one word an edge (``wording``). Does not: write
+files, nor promise that no graph comes twice within one split.
 
 The graph. Layer 0 holds two persons, root and rival. Each further node belongs to the family of one person (its parents
 do too) or is mixed (any parents). Each node below layer 0 has a parent one layer up, each above the last a child one
@@ -28,6 +29,7 @@ from coconut_ds.data.graphs import (
     arrow,
     concepts,
     split_of,
+    split_of_problem,
     word,
     word_as_arrows,
 )
@@ -126,6 +128,7 @@ class LayeredGraphs:
         num_edges: tuple[int, int],
         online: bool,
         wording: str = "sentences",
+        split_by: str = "graphs",
     ) -> None:
         """Refuses at once what cannot be drawn.
 
@@ -137,6 +140,7 @@ class LayeredGraphs:
             num_edges: of a graph.
             online: whether each epoch has new training problems; otherwise those of epoch 0 come again.
             wording: sentences, or arrows (``graphs.word_as_arrows``); both tell of the same graphs.
+            split_by: what stands in one split only: graphs, whatever their names, or problems.
 
         Raises:
             DataError: some numbers of the ranges cannot go together, or leave too few graphs for three splits.
@@ -144,12 +148,12 @@ class LayeredGraphs:
         self._seed, self._size, self._online = seed, dict(size), online
         self._ranges = (num_nodes, num_layers, num_edges)
         self._concepts = CONCEPTS
-        self._arrows = wording == "arrows"
+        self._arrows, self._by_graphs = wording == "arrows", split_by == "graphs"
         self._kept: dict[str, list[Problem]] = {}
         _check_form(self._size, num_nodes, num_layers, num_edges)
-        _check_fit(num_nodes, num_layers, num_edges)
         if self._arrows:
             _check_symbols(num_nodes)
+        _check_fit(num_nodes, num_layers, num_edges)
         self._concepts = concepts(max(len(CONCEPTS), num_nodes[1] - 2))
         self._symbols = tuple(map(str, range(num_nodes[1])))
         for split in SPLITS:
@@ -178,21 +182,27 @@ class LayeredGraphs:
         return persons + [f"Every {concept} is a {concept}. Is {NAMES[0]} a {concept}?" for concept in self._concepts]
 
     def problem(self, split: str, epoch: int, index: int) -> Problem:
-        """One problem, a pure function of the arguments and of the settings; graphs of other splits are drawn again."""
+        """One problem, a pure function of the arguments and of the settings; those of other splits are drawn again."""
         for count in range(MAX_TRIES):
             rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}" + (f"/{count}" if count else ""))
             graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
-            if split_of(graph) == split:
-                question = _ask(rng, graph)
-                if self._arrows:
-                    return word_as_arrows(question, rng, self._symbols)
-                return word(question, rng, self._concepts)
+            if self._by_graphs and split_of(graph) != split:
+                continue
+            problem = self._word(_ask(rng, graph), rng)
+            if self._by_graphs or split_of_problem(problem) == split:
+                return problem
         nodes, layers, edges = map(list, self._ranges)
         raise DataError(
             f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges} give too few "
             f"different graphs: {MAX_TRIES} draws held none for the split '{split}', expected about one in ten; widen "
-            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit"
+            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit, or set "
+            "data.split_by=problems"
         )
+
+    def _word(self, question: GraphQuestion, rng: random.Random) -> Problem:
+        if self._arrows:
+            return word_as_arrows(question, rng, self._symbols)
+        return word(question, rng, self._concepts)
 
     def _draw(self, split: str, epoch: int) -> list[Problem]:
         return [self.problem(split, epoch, index) for index in range(self._size[split])]
