@@ -92,6 +92,37 @@ def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
     assert all(split_of(question_of(p).graph) == name for name, split in splits.items() for p in split)
 
 
+@pytest.mark.parametrize("wording", ["sentences", "arrows"])
+def test_of_a_single_graph_no_problem_stands_in_two_splits_whatever_its_order(wording: str) -> None:
+    """Two chains of three nodes with six symbols make 720 problems; 4,000 draws hold nearly all of a split's."""
+    size = {"train": 4000, "valid": 300, "test": 300}
+    ranges = {"num_nodes": (6, 6), "num_layers": (3, 3), "num_edges": (4, 4)}
+    with pytest.raises(DataError, match=r"data\.split_by=problems"):
+        source(size=size, wording=wording, **ranges)
+    one = source(size=size, wording=wording, split_by="problems", **ranges)
+    splits = {"train": one.train(0), "valid": one.valid(), "test": one.test()}
+
+    def key(problem: Problem) -> tuple[frozenset[str], frozenset[str]]:
+        *context, asked = re.split(r"(?<=\.) | (?=From)", problem.question)
+        edges = context if wording == "sentences" else context[0].split()
+        assert len(edges) == 4
+        return frozenset(edges), frozenset(re.findall(r"\w+", asked))
+
+    keys = {name: {key(problem) for problem in split} for name, split in splits.items()}
+    assert not keys["train"] & keys["valid"]
+    assert not keys["train"] & keys["test"]
+    assert not keys["valid"] & keys["test"]
+    if wording == "arrows":
+        assert len(keys["train"]) == pytest.approx(0.8 * 720, abs=45), "four standard errors"
+    for problem in splits["train"][:200]:
+        check_chains(problem)
+
+
+def check_chains(problem: Problem) -> None:
+    parents, children = zip(*problem.extra["edges"], strict=True)
+    assert len(set(parents)) == len(set(children)) == len(parents) == 4
+
+
 def test_problems_depend_on_seed_split_epoch_and_index_only() -> None:
     size = {"train": 20, "valid": 10, "test": 10}
     online, offline = source(size=size), source(size=size, online=False)
