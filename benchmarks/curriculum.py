@@ -23,8 +23,8 @@ COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {
     "modular_sum": ("model=gpt2_scratch_tiny", "data=modular_sum", "max_latent_stage=3", "num_epochs=60"),
     "graphs": (
-        *("model=gpt2_scratch_tiny_2layer", "data=synthetic_chains", "max_latent_stage=3", "num_epochs=60"),
-        *("global_batch_size=64", "batch_size_training=64", "size.train=3200"),
+        *("model=gpt2_scratch_tiny_2layer", "data=synthetic_tiny", "max_latent_stage=2", "num_epochs=60"),
+        *("global_batch_size=64", "batch_size_training=64"),
     ),
 }
 RULES = {
