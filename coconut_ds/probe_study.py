@@ -64,7 +64,7 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     """Measures one model and writes what was found; returns its tables."""
     # Imported here, so that --help needs no torch.
     from coconut_ds.data.sources import open_source
-    from coconut_ds.probing.reports import measure, summary, write_measured
+    from coconut_ds.probing.measures import measure, summary, write_measured
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
