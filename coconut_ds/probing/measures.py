@@ -67,31 +67,45 @@ def write_measured(made: Measured, out: Path, title: str) -> None:
 
 
 def summary(made: Measured) -> str:
-    """Tables for a terminal and for Markdown."""
-    lines = ["| thoughts | right, by itself | right, answer forced |", "|---|---|---|"]
-    lines += [f"| {p.num_thoughts} | {percent(p.right)} | {percent(p.forced_right)} |" for p in made.points]
-    labels = list(dict.fromkeys(one.label for one in made.probes))
-    lines += ["", f"| state | {' | '.join(labels)} |", f"|---|{'---|' * len(labels)}"]
-    for state in dict.fromkeys(one.state for one in made.probes):
-        own = {one.label: one for one in made.probes if one.state == state}
-        lines.append(f"| {state}: probe | {' | '.join(percent(own[label].probe) for label in labels)} |")
-        lines.append(f"| {state}: head | {' | '.join(percent(own[label].lens) for label in labels)} |")
-    if made.effects:
-        lines += [
-            "",
-            "| change | thought | answers that stay | that become the donor's | log p |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {e.name} | {e.thought} | {percent(e.kept)} | {percent(e.became_donors)} | {e.change.estimate:+.2f} |"
-            for e in made.effects
-        ]
-    return "\n".join(lines) + "\n"
+    """Tables for a terminal and for Markdown: shares in percent, with 95 % intervals."""
+    numbers = [str(point.num_thoughts) for point in made.points]
+    rows = [
+        ["right, by itself", *(percent(point.right) for point in made.points)],
+        ["right, forced", *(percent(point.forced_right) for point in made.points)],
+    ]
+    states = list(dict.fromkeys(one.state for one in made.probes))
+    found = _table(["after k thoughts", *numbers], rows) + "\n" + _table(["state", *states], _probe_rows(made.probes))
+    return found + ("\n" + _table(["change", *states[:-1]], _effect_rows(made.effects)) if made.effects else "")
+
+
+def _probe_rows(probes: Sequence[ProbeScore]) -> list[list[str]]:
+    labels = list(dict.fromkeys(one.label for one in probes))
+    own = {label: [one for one in probes if one.label == label] for label in labels}
+    rows = [[f"probe finds {label}", *(percent(one.probe) for one in own[label])] for label in labels]
+    return rows + [[f"head shows {label}", *(percent(one.lens) for one in own[label])] for label in labels]
+
+
+def _effect_rows(found: Sequence[Effect]) -> list[list[str]]:
+    rows = []
+    thoughts = sorted({one.thought for one in found})
+    for name in dict.fromkeys(one.name for one in found):
+        own = {one.thought: one for one in found if one.name == name}
+        kept = [own[thought].kept if thought in own else None for thought in thoughts]
+        became = [own[thought].became_donors if thought in own else None for thought in thoughts]
+        rows.append([f"{name}: stay", *map(percent, kept)])
+        if any(became):
+            rows.append([f"{name}: become the donor's", *map(percent, became)])
+    return rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def percent(mean: Mean | None) -> str:
-    """A share with its interval."""
-    return "–" if mean is None else f"{100 * mean.estimate:.1f} ({100 * mean.low:.1f}–{100 * mean.high:.1f})"
+    """A share in percent with its interval."""
+    return "–" if mean is None else f"{100 * mean.estimate:.0f} ({100 * mean.low:.0f}–{100 * mean.high:.0f})"
 
 
 @contextmanager
