@@ -41,16 +41,10 @@ class Arm(Plain):
     donor_answers: tuple[str, ...]
     """What the model answers to them."""
     outcomes: tuple[Outcome, ...]
-
-    @property
-    def kept(self) -> float:
-        """Share of draws that leave the answer."""
-        return sum(one.kept for one in self.outcomes) / len(self.outcomes)
-
-    @property
-    def mean_change(self) -> float:
-        """Of the log probability of the untouched text."""
-        return sum(one.change for one in self.outcomes) / len(self.outcomes)
+    kept: float
+    """Share of draws that leave the answer."""
+    mean_change: float
+    """Of the log probability of the untouched text."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,9 @@ def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) ->
 def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> Arm:
     made = tuple(next(outcomes) for _ in plan.cases)
     donors = tuple(one.case.question for one in plan.donors)
-    return Arm(plan.name, donors, tuple(one.answer for one in plan.donors), made)
+    answers = tuple(one.answer for one in plan.donors)
+    kept = sum(one.kept for one in made) / len(made)
+    return Arm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
 
 
 def _in_pauses(
