@@ -173,6 +173,13 @@ def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
     logits = model(inputs_embeds=after, use_cache=False).logits[0, -1].detach()
     assert edited.tokens[0] == int(logits.argmax())
     assert edited.log_probabilities[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+    # All at once, with as many passes as thoughts, it is the same; with one pass each is given its first guess.
+    often, once = (replace(changed, jacobi=Jacobi(count, LATENT)) for count in (3, 1))
+    often, once = generate(LatentLoop(model), [often, once], [0])
+    torch.testing.assert_close(often.thoughts, edited.thoughts, rtol=1e-4, atol=1e-5)
+    assert often.tokens == edited.tokens
+    guess = model.get_input_embeddings().weight[LATENT].detach()
+    torch.testing.assert_close(once.thoughts, torch.stack([edited.thoughts[0], vector, guess]), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_beginnings_are_encoded_once(tiny_model):

@@ -80,9 +80,17 @@ class Row:
     def end_iterating(self, fed: Tensor) -> None:
         """Its thoughts [n, D] are settled, and their positions in the cache."""
         for state in fed:
-            self.follow_script(state)
+            self.script.popleft()
+            self._think(state)
             self.length += 1
         self.fed = None
+
+    def edited(self, fed: Tensor) -> Tensor:
+        """[n, D] what its coming thoughts are given, edits of the request made."""
+        edit = self.request.edit_thought
+        if edit is None:
+            return fed
+        return torch.stack([edit(self.num_thoughts + index, state).to(fed) for index, state in enumerate(fed)])
 
     @property
     def needs_logits(self) -> bool:
@@ -107,10 +115,14 @@ class Row:
         if self.input == THOUGHT:
             if self.request.edit_thought is not None:
                 state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
-            if self.request.keep_thoughts:
-                self._thoughts.append(state.float().cpu().clone())
-            self.listener.on_thought(self.ticket, self.num_thoughts, state)
-            self.num_thoughts += 1
+            self._think(state)
+
+    def _think(self, state: Tensor) -> None:
+        """Takes what is fed back as its next thought, [D]."""
+        if self.request.keep_thoughts:
+            self._thoughts.append(state.float().cpu().clone())
+        self.listener.on_thought(self.ticket, self.num_thoughts, state)
+        self.num_thoughts += 1
 
     def stop_thinking_at(self, likeliest: int) -> None:
         """Leaves out the thoughts to come where the model would rather write the token that ends thinking."""

@@ -146,7 +146,9 @@ def _plans(
         if number not in (what.thought, what.other):
             elsewhere = replace(what, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
-    if what.kind in ANYWHERE and baseline.case.prompt.first_thought > 1:
+    # Where thoughts come all at once, one position more would take one pass more.
+    one_by_one = reasoner.prompter.iterations is None
+    if what.kind in ANYWHERE and one_by_one and baseline.case.prompt.first_thought > 1:
         plans.append(_token_before(reasoner, baseline, what))
     return plans
 
