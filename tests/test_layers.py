@@ -19,7 +19,7 @@ PLAIN: list[set[str]] = [
     {"", "arguments", "errors", "files", "launch", "formats"},
     {"scoring"},
     {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
-    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation"))},
+    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation", "probing"))},
     {"layout", "curriculum", "metrics", "position", "progress", "interrupts"},
     {
         "data",
@@ -68,11 +68,18 @@ HEAVY: list[set[str]] = [
     {"generation.slot_table"},
     {"generation.thinking_engine"},
     {"generation.batch"},
-    {"evaluation.prediction", "evaluation.decoded_thoughts"},
+    {"evaluation.prediction", "probing", "probing.labels", "probing.graph_text", "probing.decoding"},
     {"evaluation.evaluator", "evaluation.scores", "evaluation.partial"},
     {"checkpoint", "engine", "wandb_mirror"},
     {"reasoner"},
     {"lm_harness"},
+    {"probing.cases"},
+    {"probing.states", "probing.baselines", "probing.interventions"},
+    {"probing.trace", "probing.intervene", "probing.answers", "probing.linear"},
+    {"probing.effects", "probing.graph_values", "probing.counterfactuals"},
+    {"probing.superposition", "probing.export", "probing.figures"},
+    {"probing.graph_figures", "probing.measures"},
+    {"probing.reports"},
     {"run_problems"},
     {"experiment"},
     {"run_saver", "identify", "prepared"},
@@ -85,6 +92,8 @@ ENTRY: list[set[str]] = [
     {"harness"},
     {"runs.cli"},
     {"train", "evaluate", "demo", "compare", "data.__main__", "runs.__main__"},
+    {"probe_study"},
+    {"probe"},
 ]
 LAYERS = [*PLAIN, *HEAVY, *ENTRY]
 

@@ -18,7 +18,7 @@ class Listener:
     """What a caller is told of a request while it runs. Does nothing as it stands."""
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        """Thought ``index`` (from 0) of a request: [D], on the model's device, before it is fed back."""
+        """Thought ``index`` (from 0) of a request, as it is fed back: [D], on the model's device."""
 
     def on_token(self, ticket: int, token: int) -> None:
         """A token was written, or given where a continuation is scored."""
@@ -80,9 +80,17 @@ class Row:
     def end_iterating(self, fed: Tensor) -> None:
         """Its thoughts [n, D] are settled, and their positions in the cache."""
         for state in fed:
-            self.follow_script(state)
+            self.script.popleft()
+            self._think(state)
             self.length += 1
         self.fed = None
+
+    def edited(self, fed: Tensor) -> Tensor:
+        """[n, D] what its coming thoughts are given, edits of the request made."""
+        edit = self.request.edit_thought
+        if edit is None:
+            return fed
+        return torch.stack([edit(self.num_thoughts + index, state).to(fed) for index, state in enumerate(fed)])
 
     @property
     def needs_logits(self) -> bool:
@@ -102,13 +110,19 @@ class Row:
         return [*ends, self.request.thinking.start] if self.request.thinking and self._began_thinking else ends
 
     def follow_script(self, state: Tensor) -> None:
-        """Its next input, as the script says; ``state`` [D] is that of its last position."""
+        """Its next input, as the script says; ``state`` [D], of its last position, becomes what is fed back."""
         self.input = self.script.popleft()
         if self.input == THOUGHT:
-            if self.request.keep_thoughts:
-                self._thoughts.append(state.float().cpu().clone())
-            self.listener.on_thought(self.ticket, self.num_thoughts, state)
-            self.num_thoughts += 1
+            if self.request.edit_thought is not None:
+                state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
+            self._think(state)
+
+    def _think(self, state: Tensor) -> None:
+        """Takes what is fed back as its next thought, [D]."""
+        if self.request.keep_thoughts:
+            self._thoughts.append(state.float().cpu().clone())
+        self.listener.on_thought(self.ticket, self.num_thoughts, state)
+        self.num_thoughts += 1
 
     def stop_thinking_at(self, likeliest: int) -> None:
         """Leaves out the thoughts to come where the model would rather write the token that ends thinking."""

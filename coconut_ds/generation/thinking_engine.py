@@ -196,7 +196,7 @@ class ThinkingEngine:
         states = self._extend(slot, row.length, row.fed.unsqueeze(0))[0]
         row.iteration += 1
         if row.iteration < min(row.request.jacobi.iterations, len(states)):
-            row.fed = torch.cat([row.fed[:1], states[:-1]])
+            row.fed = row.edited(torch.cat([row.fed[:1], states[:-1]]))
             return
         row.end_iterating(row.fed)
         self._keep(states[-1], slot)
@@ -285,7 +285,7 @@ class ThinkingEngine:
             jacobi, count = row.request.jacobi, row.num_coming
             assert jacobi is not None
             guess = self._loop.embed(self._tensor([jacobi.guess] * (count - 1)).long())
-            row.fed, row.iteration = torch.cat([self._last[slot : slot + 1], guess]), 0
+            row.fed, row.iteration = row.edited(torch.cat([self._last[slot : slot + 1], guess])), 0
         elif not row.needs_logits:
             row.follow_script(self._last[slot])
 
