@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -34,6 +35,7 @@ from coconut_ds.model.support import CONSTRUCTION, refuse_partial
 from coconut_ds.runs.folder import ENGINE
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, PAUSE, add_markers
+from coconut_ds.zero import is_sharded, whole, whole_shape
 
 CARD = "coconut.json"
 REFERENCE_PREFIX = "base_causallm."
@@ -218,7 +220,11 @@ def load_folder(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
-    refuse_partial(folder, report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    unexpected = report["unexpected_keys"]
+    if any(map(is_sharded, model.parameters())):
+        # transformers does not look for them when it loads in shards.
+        unexpected = _stored_names(folder) - model.state_dict().keys()
+    refuse_partial(folder, report["missing_keys"], unexpected, report["mismatched_keys"])
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
     backbone = add_marker_rows(model, tokenizer, pause=pause)
@@ -229,6 +235,15 @@ def load_folder(
             "these files are not of one checkpoint"
         )
     return backbone
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """Names of all weights in a model folder."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def _damage(folder: Path) -> list[str]:
@@ -271,16 +286,18 @@ def load_state_dict(
         if not torch.equal(state[REFERENCE_DUPLICATE], state[_embedding_key(path, state)]):
             raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
         del state[REFERENCE_DUPLICATE]
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
     state = {key: value for key, value in state.items() if key in wanted or not key.endswith(STORED_MASKS)}
     refuse_partial(
         path,
         [key for key in wanted if key not in state and key not in tied],
         [key for key in state if key not in wanted],
-        [key for key in state if key in wanted and state[key].shape != wanted[key].shape],
+        [key for key in state if key in wanted and state[key].shape != whole_shape(wanted[key])],
     )
-    model.load_state_dict(state, strict=False)
-    model.tie_weights()
+    with torch.no_grad():
+        for key, value in state.items():
+            with whole([wanted[key]], changed=True):
+                wanted[key].copy_(value)
     return add_marker_rows(model, tokenizer, rows, pause)
 
 
@@ -298,7 +315,8 @@ def _without_bars() -> Iterator[None]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that ranks beside each other share what they read; the oldest format cannot be.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a state dict ({str(error).splitlines()[0]})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: the only module that imports deepspeed.
+"""The DeepSpeed engine.
 
 It owns processes, parameter shards, gradients and the optimizer; it knows nothing of stages, problems or layouts. Every
 DeepSpeed default that would change a number is set here from the configuration. Facts about deepspeed 0.19 that shape
@@ -6,11 +6,9 @@ this file stand beside the lines that they concern.
 """
 
 import io
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -25,13 +23,15 @@ from torch import Tensor
 
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.distributed import Ranks
-from coconut_ds.engine_file import owned_values, read_engine_file
+from coconut_ds.engine_file import engine_values
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
 from coconut_ds.launch import free_port, launched, launched_rank, launched_ranks
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.lora import merged
 from coconut_ds.random_states import random_state, set_random_state
 from coconut_ds.settings import Config
+from coconut_ds.zero import library, whole
 
 STATE = "state"
 """DeepSpeed's tag: the name of the folder within that of ``save_state``."""
@@ -55,7 +55,7 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
     Args:
         timeout: how long a collective may wait; None takes DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
     """
-    deepspeed = _deepspeed()
+    deepspeed = library()
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
     by_launcher = launched()
     if by_launcher and missing:
@@ -96,12 +96,12 @@ class Engine:
     ) -> None:
         """``load_universal``: the state to be loaded was saved by another number of ranks and has been converted."""
         self._ranks = ranks
-        values = {**read_engine_file(config), **owned_values(config, geometry, ranks.size)}
+        values = engine_values(config, geometry, ranks.size)
         if load_universal:
             values["checkpoint"] = {**values.get("checkpoint", {}), "load_universal": True}
         self._tag = f"{STATE}_universal" if load_universal else STATE
         self.zero_stage = int(values.get("zero_optimization", {}).get("stage", 0))
-        deepspeed = _deepspeed()
+        deepspeed = library()
         parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
         try:
             # In bf16 it prints the memory at each of its steps, whatever the level of its logger.
@@ -199,21 +199,20 @@ class Engine:
             set_random_state(torch.load(file, weights_only=False))
 
     def model_state(self) -> dict[str, Tensor]:
-        """Full tensors of the Hugging Face model on the CPU, in the compute dtype. All ranks must call it.
+        """Full tensors of the Hugging Face model on the CPU, in the compute dtype, adapters merged.
 
-        On ranks other than 0 the result is empty.
+        All ranks must call it; on those other than 0 the result is empty.
         """
         model = self._engine.module.model
-        gathered = _deepspeed().zero.GatheredParameters
         state: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
-            with gathered([parameter], enabled=self.zero_stage == 3):
+            with whole([parameter]):
                 if self._ranks.is_first:
                     state[name] = parameter.detach().cpu().clone()
         aliases = dict(model.named_parameters(remove_duplicate=False))
         if self._ranks.is_first:
             state |= {name: value.cpu().clone() for name, value in model.state_dict().items() if name not in aliases}
-        return state
+        return merged(model, state)
 
 
 def random_file(folder: Path, rank: int) -> Path:
@@ -256,20 +255,6 @@ def convert_state(folder: Path, out: Path) -> None:
     if done.returncode:
         lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
         raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")
-
-
-def _deepspeed() -> Any:
-    """The deepspeed module. Imported late: it takes seconds, and configuration and evaluation do without it."""
-    if not torch.accelerator.is_available():
-        # Named, since the search for one ends in a warning.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Names of collectives that DeepSpeed uses and torch is about to rename.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    return deepspeed
 
 
 def _norm(gradients: Any) -> float:

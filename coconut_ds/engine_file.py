@@ -69,6 +69,16 @@ def read_engine_file(config: Config) -> dict[str, Any]:
     return values
 
 
+def zero_stage(config: Config) -> int:
+    """The ZeRO stage of ``deepspeed.config``: 0 to 3."""
+    return int(read_engine_file(config).get("zero_optimization", {}).get("stage", 0))
+
+
+def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
+    """All that DeepSpeed is told: the file and what the configuration sets."""
+    return {**read_engine_file(config), **owned_values(config, geometry, num_ranks)}
+
+
 def owned_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
     """What the configuration sets; ``num_ranks`` processes."""
     training = config.training

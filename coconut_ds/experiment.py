@@ -1,8 +1,10 @@
 """An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +13,7 @@ from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
 from coconut_ds.data.batches import BatchGeometry, MicroBatch
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
+from coconut_ds.engine_file import engine_values, zero_stage
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.generation.prompter import Prompter, Writing
@@ -19,12 +22,15 @@ from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.digest import content_of
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.support import context_length
 from coconut_ds.random_states import seed_generators
 from coconut_ds.run_problems import Notify, RunProblems, check_lengths
 from coconut_ds.settings import Config
 from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
+from coconut_ds.zero import in_shards, whole_shape
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Experiment:
     spec: CurriculumSpec
     curriculum: Curriculum
     backbone: Backbone
+    weights: str | None
+    """On rank 0, a hash of the weights to start from; None where they are random."""
     problems: RunProblems
 
     @classmethod
@@ -51,7 +59,15 @@ class Experiment:
         geometry = BatchGeometry.derive(training, ranks.size)
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
-        backbone = starting_backbone(config, source)
+        values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
+        backbone = starting_backbone(config, source, values)
+        # Random weights follow from seed and configuration; others only from themselves.
+        loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
+        weights = content_of(backbone.model, ranks) if loaded else None
+        if config.model.lora.rank:
+            # Whatever was drawn so far, which under ZeRO-3 is not the same on all ranks.
+            seed_generators(config.run.seed)
+            add_adapters(backbone.model, backbone.markers, config.model.lora)
         method = METHODS[config.method.kind]
         spec = spec_of(training)
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
@@ -60,7 +76,7 @@ class Experiment:
         context = context_length(backbone.model)
         if context is not None:
             problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
-        return cls(config, ranks, geometry, method, spec, curriculum, backbone, problems)
+        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems)
 
     @property
     def pad_id(self) -> int:
@@ -103,31 +119,43 @@ class Experiment:
         )
 
     def describe(self) -> str:
-        """One line for the log. To be called before an engine has cut the parameters into shards."""
-        parameters = sum(parameter.numel() for parameter in self.backbone.model.parameters())
+        """One line for the log."""
+        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in self.backbone.model.parameters()]
+        parameters, trained = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
         start = self.config.run.load_model_path
         took = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
         return (
             f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
+            f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
             f"{f' with {took} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
         )
 
 
-def starting_backbone(config: Config, source: Source) -> Backbone:
-    """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes."""
+def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] | None = None) -> Backbone:
+    """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes.
+
+    Args:
+        config: of the experiment.
+        source: of the words, where the tokenizer is made of them.
+        engine: what a ZeRO-3 engine will be told, for weights that are loaded to come in shards. Random ones are drawn
+            whole on each rank: what is drawn must not depend on the engine.
+    """
     path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
     if path is None:
-        return build_backbone(config.model, _tokenizer(config, source), pause)
+        tokenizer = starting_tokenizer(config, source)
+        with in_shards(engine if config.model.model_init == "pretrained" else None):
+            return build_backbone(config.model, tokenizer, pause)
     place = Path(path)
-    if place.is_dir():
-        return load_folder(place, config.model.attn_implementation, pause=pause)
-    if place.is_file():
-        return load_state_dict(place, config.model, _tokenizer(config, source), pause)
-    raise CheckpointError(
-        f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
-    )
+    if not place.exists():
+        raise CheckpointError(
+            f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
+        )
+    with in_shards(engine):
+        if place.is_dir():
+            return load_folder(place, config.model.attn_implementation, pause=pause)
+        return load_state_dict(place, config.model, starting_tokenizer(config, source), pause)
 
 
 def card_of(config: Config) -> ModelCard | None:
@@ -136,6 +164,7 @@ def card_of(config: Config) -> ModelCard | None:
     return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
 
 
-def _tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
+def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that ``model`` describes."""
     name = config.model.tokenizer or config.model.model_id
     return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)

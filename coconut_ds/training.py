@@ -14,7 +14,7 @@ import yaml
 
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, convert_state
-from coconut_ds.engine_file import read_engine_file
+from coconut_ds.engine_file import read_engine_file, zero_stage
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.experiment import Experiment
 from coconut_ds.files import remove, write_whole
@@ -60,7 +60,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         with launch.on_record(start) as (manifest, metrics):
             saver = RunSaver(experiment, start.folder, manifest, metrics, launch.lock, notify=progress.line)
             position = _position(config, start, saver)
-            progress.line(f"{RUN_LINE}{start.path}\n{launch.description}")
+            progress.line(f"{RUN_LINE}{start.path}\n{launch.describe()}")
             if start.checkpoint is not None:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
             if start.checkpoint is None and ranks.is_first:
@@ -89,11 +89,12 @@ class Launch:
     ingredients: dict[str, Any] = field(default_factory=dict)
     """What the run is made of; as the lock."""
 
-    def __post_init__(self) -> None:
-        # Taken before an engine cuts the parameters into shards.
-        self.description = self.experiment.describe()
+    def describe(self) -> str:
+        """What is trained, for the log."""
+        description = self.experiment.describe()
         if self.experiment.config.run.bf16 and not multiplies_bf16(self.experiment.ranks.device):
-            self.description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
+            description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
+        return description
 
     def choose(self) -> Start:
         """Rank 0: the lock on the run, and where to begin."""
@@ -120,8 +121,7 @@ class Launch:
         """The engine, with the state of the checkpoint to start from."""
         run = self.experiment
         saved_by = start.resume_state["world_size"] if start.resume_state else run.ranks.size
-        zero_stage = read_engine_file(run.config).get("zero_optimization", {}).get("stage", 0)
-        converts = saved_by != run.ranks.size and zero_stage > 0
+        converts = saved_by != run.ranks.size and zero_stage(run.config) > 0
         engine = Engine(run.loop(), run.config, run.geometry, run.ranks, load_universal=converts)
         # Weights are drawn; from here on ranks differ, so that dropout does.
         updates = start.resume_state["position"]["global_step"] if start.resume_state else 0

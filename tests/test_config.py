@@ -136,6 +136,17 @@ PRETRAINED = {"model.model_id": "openai-community/gpt2", "model.model_init": "pr
             {**PAPER, **PRETRAINED, "training.num_epochs": 25, "data.max_new_tokens": 64, "run.resume": 0},
         ),
         (
+            "run=gsm_coconut data=gsm_file model=llama3_8b training=gsm_coconut_large deepspeed=zero3 "
+            "load_model_path=P",
+            {
+                **GSM,
+                "run.bf16": True,
+                "training.lr": 1e-5,
+                "deepspeed.config": "zero3",
+                "training.global_batch_size": 128,
+            },
+        ),
+        (
             "run=prosqa_coconut run.debug=true training.num_epochs=1 training.gradient_accumulation_steps=1",
             {"run.debug": True, "training.num_epochs": 1, "training.global_batch_size": None},
         ),

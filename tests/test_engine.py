@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from slow_loop import slow_loss
-from zero_worker import OVERRIDES
+from transformers import AutoModelForCausalLM
+from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, write_family
 
 from coconut_ds.compose import compose_config
 from coconut_ds.curriculum import Curriculum, learning_rate, mixed_stage
@@ -22,19 +24,24 @@ from coconut_ds.launch import free_port
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
+from coconut_ds.model.lora import add_adapters
 from coconut_ds.tokens import tokenize
 
 WORKER = Path(__file__).parent / "zero_worker.py"
 FP32 = ["zero0", "zero1", "zero2", "zero3", "zero3_live0"]
 
 
-def plain_torch_losses() -> list[float]:
+def plain_torch_losses(overrides: list[str]) -> list[float]:
     """The same experiment without engine, cache, micro batches or ranks: the slow loop and torch's AdamW."""
-    config = compose_config(OVERRIDES)
+    config = compose_config(overrides)
     training, seed = config.training, config.run.seed
     torch.manual_seed(seed)
     source = open_source(config.data, seed)
     backbone = starting_backbone(config, source)
+    if config.model.lora.rank:
+        torch.manual_seed(seed)
+        add_adapters(backbone.model, backbone.markers, config.model.lora)
+    parameters = [parameter for parameter in backbone.model.parameters() if parameter.requires_grad]
     method = METHODS["coconut"]
     spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
     curriculum = Curriculum.of(training, method, longest=3)
@@ -43,7 +50,7 @@ def plain_torch_losses() -> list[float]:
         stage = curriculum.stage(epoch, ())
         if stage != previous:
             optimizer = torch.optim.AdamW(
-                backbone.model.parameters(), betas=training.betas, eps=training.eps, weight_decay=training.weight_decay
+                parameters, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay
             )
             updates, previous = 0, stage
         problems = tokenize(backbone.tokenizer, source.train(epoch))
@@ -57,7 +64,7 @@ def plain_torch_losses() -> list[float]:
             loss = slow_loss(backbone.model, layouts, [1 / total] * len(layouts))
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), training.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.param_groups[0]["lr"] = learning_rate(training, updates)
             optimizer.step()
             updates += 1
@@ -76,11 +83,20 @@ def results(tmp_path_factory) -> dict[int, dict]:
     ):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         command = [*map(str, launch), str(WORKER), str(folder / "out.json"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment())
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Virtual Memory" not in done.stdout + done.stderr
         found[ranks] = json.loads((folder / "out.json").read_text())
     return found
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Where the worker's models lie once more, for those who do without an engine."""
+    folder = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        write_family(family, folder)
+    return folder
 
 
 def environment() -> dict[str, str]:
@@ -93,13 +109,70 @@ def environment() -> dict[str, str]:
 def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processes(results):
     """18 updates over three stages with different numbers of thoughts, replayed stages, an uneven last batch, clipping,
     warm-up and an optimizer reset at each switch: 1e-5."""
-    expected = plain_torch_losses()
+    expected = plain_torch_losses(OVERRIDES)
     assert len(expected) == 18
     for ranks in (1, 2):
         for variant in FP32:
             record = results[ranks][variant]
             assert record["stages"] == [stage for stage in (0, 1, 2) for _ in range(6)]
             assert record["losses"] == pytest.approx(expected, abs=1e-5), (ranks, variant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [*FAMILIES, "llama_lora"])
+def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results, weights, variant):
+    """From a folder without markers: weights in shards under ZeRO-3, rows for the markers, tied and untied heads."""
+    family, lora = variant.split("_")[0], LORA if variant.endswith("lora") else []
+    expected = plain_torch_losses([*family_overrides(family, weights), *lora])
+    assert len(expected) == 4
+    for ranks in (1, 2):
+        for zero in (*ZERO, *(OFFLOAD if variant == "qwen3" else ())):
+            assert results[ranks][f"{zero}_{variant}"]["losses"] == pytest.approx(expected, abs=1e-5), (ranks, zero)
+
+
+@pytest.mark.slow
+def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapters_add(results, weights):
+    """Exported matrices differ from the source by rank 2, the embedding in the rows of the markers, nothing else."""
+    source = AutoModelForCausalLM.from_pretrained(weights / "llama").state_dict()
+    for ranks in (1, 2):
+        for zero in ZERO:
+            saved = AutoModelForCausalLM.from_pretrained(results[ranks][f"{zero}_llama_lora"]["checkpoint"])
+            for name, value in saved.state_dict().items():
+                before = source[name]
+                if name.startswith(("model.embed_tokens", "lm_head")):
+                    # Without a row of `<<`, markers begin at the mean.
+                    assert torch.equal(value[: len(before)], before)
+                    assert (value[len(before) :] - before.mean(dim=0)).abs().max() > 1e-4
+                elif value.dim() == 2:
+                    assert torch.linalg.matrix_rank(value - before, rtol=1e-4) == 2, name
+                else:
+                    assert torch.equal(value, before), name
+
+
+@pytest.mark.slow
+def test_adapters_resume_exactly(results):
+    for ranks in (1, 2):
+        whole, resumed = (results[ranks][name] for name in (RESUMED, "resumed"))
+        assert resumed["losses"] == whole["losses"]
+        one, two = (load_file(Path(each["checkpoint"]) / "model.safetensors") for each in (whole, resumed))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_built_in_shards_are_those_built_whole(results, family):
+    """Only what got rows for the markers waits for the engine to be cut."""
+    grown = {"llama": ["model.embed_tokens.weight", "lm_head.weight"], "qwen3": ["model.embed_tokens.weight"]}
+    for ranks in (1, 2):
+        for way, built in results[ranks]["built"][family].items():
+            assert built == {"whole": grown[family], "same": True, "others_are_whole": True}, (ranks, way)
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_half_of_what_one_holds_each(results):
+    one, two = (results[ranks]["held"] for ranks in (1, 2))
+    for kind in ("weights", "gradients", "optimizer"):
+        assert 0.45 * one[kind] < two[kind] <= 0.55 * one[kind], kind
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.model_init": "pretrained",
     "model.model_config_overrides": {"n_layer": 99},
     "model.tokenizer": "elsewhere",
+    "model.lora.targets": ("q_proj",),
     "training.advance": "accuracy",
     "training.max_epochs_per_stage": 9,
     "training.stop_at": 0.5,

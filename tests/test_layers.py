@@ -42,7 +42,7 @@ PLAIN: list[set[str]] = [
     {"runs.pruning", "runs.selection", "runs.report"},
 ]
 HEAVY: list[set[str]] = [
-    {"distributed", "random_states"},
+    {"distributed", "random_states", "zero"},
     {"hub", "tokens"},
     {"token_table"},
     {"data_report", "data_report.statistics"},
@@ -62,6 +62,9 @@ HEAVY: list[set[str]] = [
         "model.backbone",
         "model.support",
         "model.digest",
+        "model.live_bytes",
+        "model.lora",
+        "model.marker_rows",
     },
     {"generation", "generation.requests", "generation.slots", "generation.attention"},
     {"generation.sampling", "generation.rows", "generation.prompter"},
@@ -82,6 +85,8 @@ HEAVY: list[set[str]] = [
     {"probing.reports"},
     {"run_problems"},
     {"experiment"},
+    {"memory_plan"},
+    {"memory_report"},
     {"run_saver", "identify", "prepared"},
     {"trainer", "assessment"},
     {"training"},
@@ -91,14 +96,15 @@ ENTRY: list[set[str]] = [
     {"compose"},
     {"harness"},
     {"runs.cli"},
-    {"train", "evaluate", "demo", "compare", "data.__main__", "runs.__main__"},
+    {"train", "evaluate", "demo", "compare", "plan", "data.__main__", "runs.__main__"},
     {"probe_study"},
     {"probe"},
 ]
 LAYERS = [*PLAIN, *HEAVY, *ENTRY]
 
 ONLY_IN: dict[str, set[str]] = {
-    "deepspeed": {"engine"},
+    "deepspeed": {"zero"},
+    "peft": {"model.lora"},
     "wandb": {"wandb_mirror"},
     "hydra": {"compose"},
     "omegaconf": {"compose"},

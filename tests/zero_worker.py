@@ -3,7 +3,8 @@
     deepspeed --num_accelerators 2 tests/zero_worker.py OUT.json FOLDER
 
 Started by ``test_engine.py``; rank 0 writes, for each variant, losses of all updates, evaluations, and the weights'
-checksums; then what happened when loss or gradients were made non-finite on one rank.
+checksums; what happened when loss or gradients were made non-finite on one rank; what came of models that were built
+in shards, and what a rank holds of one.
 """
 
 import json
@@ -12,21 +13,28 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from conftest import SHAPES
 from safetensors.torch import load_file
 
 import coconut_ds.engine as engine_module
 from coconut_ds.compose import compose_config
 from coconut_ds.data.batches import BatchGeometry
+from coconut_ds.data.sources import open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.engine_file import engine_values
 from coconut_ds.errors import NonFiniteError
+from coconut_ds.experiment import starting_backbone
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.metrics import read_metrics
-from coconut_ds.model.backbone import build_backbone
+from coconut_ds.model.backbone import build_backbone, model_from_scratch
 from coconut_ds.model.collate import collate
+from coconut_ds.model.digest import content_of
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.settings import Config, ModelConfig
 from coconut_ds.tokens import build_word_tokenizer
 from coconut_ds.training import train
+from coconut_ds.zero import is_sharded
 
 OVERRIDES = [
     "run=demo",
@@ -51,6 +59,21 @@ OVERRIDES = [
 """18 updates over stages 0, 1 and 2 with replayed stages; 32 + 32 + 24 problems an epoch, so the last update of an
 epoch leaves the second of two ranks without problems in its last micro step; 17 validation problems leave it without
 any in its last batch."""
+SHORT = ["num_epochs=2", "epochs_per_stage=1", "size.train=40", "size.valid=3", "data.max_new_tokens=8"]
+"""Four updates, two without thoughts and two with one."""
+FAMILIES = ("llama", "qwen3")
+"""With a head of its own, and with that of the embedding."""
+LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
+LORA = ["lora.rank=2", "lora.alpha=8"]
+LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
+ZERO = ("zero0", "zero1", "zero2", "zero3_live0")
+OFFLOAD = ("zero2_offload", "zero3_offload")
+SHORT_VARIANTS = (
+    *(f"{zero}_{family}" for family in FAMILIES for zero in ZERO),
+    *(f"{zero}_llama_lora" for zero in ZERO),
+    *(f"{zero}_qwen3" for zero in OFFLOAD),
+)
+RESUMED = "zero3_live0_llama_lora"
 NOTHING_KEPT = {
     "stage3_max_live_parameters": 0,
     "stage3_max_reuse_distance": 0,
@@ -59,22 +82,41 @@ NOTHING_KEPT = {
 }
 
 
+def family_overrides(family: str, folder: Path) -> list[str]:
+    """A short run from the weights of ``write_family``."""
+    return [*OVERRIDES, *SHORT, f"load_model_path={folder / family}"]
+
+
 def overrides_of(variant: str, folder: Path) -> list[str]:
     """The command line of one variant; ``zero3_live0`` gets a file of its own."""
-    name = variant.removesuffix("_bf16")
-    if name == "zero3_live0":
-        path = folder / "zero3_live0.json"
+    zero, *rest = variant.replace("_offload", "-offload").split("_")
+    family = next((name for name in FAMILIES if name in rest), None)
+    base = family_overrides(family, folder) if family else OVERRIDES
+    choice = [f"deepspeed={zero.replace('-', '_')}"]
+    if "live0" in rest:
+        path = folder / f"{variant}.json"
         path.write_text(json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
-        name, choice = variant, [f"deepspeed.config={path}"]
-    else:
-        choice = [f"deepspeed={name}"]
-    bf16 = ["bf16=true"] if variant.endswith("_bf16") else []
-    return [*OVERRIDES, *choice, *bf16, f"save_path={folder / variant}"]
+        choice = [f"deepspeed.config={path}"]
+    more = [*(["bf16=true"] if "bf16" in rest else []), *(LORA if "lora" in rest else [])]
+    return [*base, *choice, *more, f"save_path={folder / variant}"]
 
 
-def record(variant: str, folder: Path, ranks: Ranks) -> dict:
+def write_family(family: str, folder: Path) -> None:
+    """A random model as others publish them: a folder without the markers; and its weights as a state dict."""
+    config = compose_config(OVERRIDES)
+    tokenizer = build_word_tokenizer(open_source(config.data, config.run.seed).vocabulary())
+    overrides = {**SHAPES[family], "initializer_range": 0.2}
+    settings = ModelConfig(model_id=family, model_init="scratch", model_config_overrides=overrides)
+    torch.manual_seed(0)
+    model = model_from_scratch(settings, tokenizer, len(tokenizer))
+    model.save_pretrained(folder / family)
+    tokenizer.save_pretrained(folder / family)
+    torch.save(model.state_dict(), folder / f"{family}.pt")
+
+
+def record(variant: str, folder: Path, ranks: Ranks, *more: str) -> dict:
     """Trains one variant."""
-    run = train(compose_config(overrides_of(variant, folder)), ranks)
+    run = train(compose_config([*overrides_of(variant, folder), *more]), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
     summary = json.loads(run.summary.read_text()) if ranks.is_first else {"last_checkpoint": None}
@@ -85,6 +127,50 @@ def record(variant: str, folder: Path, ranks: Ranks) -> dict:
         "evaluations": [[line["eval/loss"], line["eval/accuracy"]] for line in lines if "eval/loss" in line],
         "checkpoint": summary["last_checkpoint"],
     }
+
+
+def build(family: str, folder: Path, ranks: Ranks) -> dict:
+    """Each way to come by weights, in shards and whole."""
+    found = {}
+    shape = ",".join(f"{key}:{value}" for key, value in SHAPES[family].items())
+    scratch = [f"model_id={family}", "model_init=scratch", "tokenizer=dataset"]
+    for way, choice in (
+        ("run.load_model_path, a folder", [f"load_model_path={folder / family}"]),
+        (
+            "run.load_model_path, a file",
+            [f"load_model_path={folder / family}.pt", *scratch, f"model.model_config_overrides={{{shape}}}"],
+        ),
+        ("model.model_id", [f"model_id={folder / family}"]),
+    ):
+        config = compose_config(["data=modular_sum", "model=gpt2_pretrained", "deepspeed=zero3", *choice])
+        source = open_source(config.data, config.run.seed)
+        values = engine_values(config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks.size)
+        sharded = starting_backbone(config, source, values).model
+        # The embedding, which got rows for the markers, is cut by the engine.
+        whole = [name for name, parameter in sharded.named_parameters() if not is_sharded(parameter)]
+        content = content_of(sharded, ranks)
+        plain = starting_backbone(config, source).model
+        found[way] = {
+            "whole": whole,
+            "same": content == content_of(plain, ranks),
+            "others_are_whole": not any(map(is_sharded, plain.parameters())),
+        }
+    return found
+
+
+def held(ranks: Ranks) -> dict[str, int]:
+    """Bytes that this rank holds under ZeRO-3, after an update, of what is kept from one update to the next."""
+    config = compose_config([*OVERRIDES, "model.model_config_overrides.n_embd=64", "deepspeed=zero3"])
+    engine = some_engine(config, ranks)
+    engine.update([collate([LAYOUT], [1 / ranks.size], 0, 0)], 1e-3)
+    inner = engine._engine.optimizer
+    states = [value for state in inner.optimizer.state.values() for value in state.values()]
+    kept = {
+        "weights": [parameter.ds_tensor for parameter in engine._engine.module.parameters()],
+        "gradients": [inner.grad_partitions_flat_buffer],
+        "optimizer": [*inner.fp32_partitioned_groups_flat, *(value for value in states if value.dim())],
+    }
+    return {name: sum(tensor.numel() * tensor.element_size() for tensor in kept[name]) for name in kept}
 
 
 class NotANumberBackwards(torch.autograd.Function):
@@ -99,20 +185,22 @@ class NotANumberBackwards(torch.autograd.Function):
         return gradient * float("nan")
 
 
-def spoil(zero: str, what: str, ranks: Ranks) -> dict:
-    """One good update, then one whose loss or gradient is not finite on the last rank only."""
-    config = compose_config([*OVERRIDES, f"deepspeed={zero}"])
+def some_engine(config: Config, ranks: Ranks) -> Engine:
+    """An engine over a model from scratch."""
     torch.manual_seed(0)
     backbone = build_backbone(config.model, build_word_tokenizer(["1 2 3 4"]))
-    geometry = BatchGeometry(2 * ranks.size, 2, 1, ranks.size)
-    engine = Engine(LatentLoop(backbone.model), config, geometry, ranks)
-    layout = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
+    return Engine(LatentLoop(backbone.model), config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks)
+
+
+def spoil(zero: str, what: str, ranks: Ranks) -> dict:
+    """One good update, then one whose loss or gradient is not finite on the last rank only."""
+    engine = some_engine(compose_config([*OVERRIDES, f"deepspeed={zero}"]), ranks)
     share = 1 / (2 * ranks.size)
-    good = [collate([layout], [share], 0, 0)]
+    good = [collate([LAYOUT], [share], 0, 0)]
     engine.update(good, 1e-3)
     before = engine.model_state()
     last = ranks.rank == ranks.size - 1
-    batch = [collate([layout], [float("inf") if last and what == "loss" else share], 0, 0)]
+    batch = [collate([LAYOUT], [float("inf") if last and what == "loss" else share], 0, 0)]
     if what == "gradient" and last:
         engine_module.latent_loss = lambda *arguments: NotANumberBackwards.apply(latent_loss(*arguments))
     try:
@@ -131,11 +219,19 @@ def main() -> None:
     # The launcher puts --local_rank in front.
     out, folder = (Path(argument) for argument in sys.argv[-2:])
     ranks = start_ranks(timeout=timedelta(minutes=2))
-    variants = ["zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16"]
-    result: dict = {variant: record(variant, folder, ranks) for variant in variants}
     if ranks.is_first:
-        weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in variants}
-        for name in variants:
+        for family in FAMILIES:
+            write_family(family, folder)
+    ranks.wait()
+    result: dict = {variant: record(variant, folder, ranks) for variant in (*LONG_VARIANTS, *SHORT_VARIANTS)}
+    # The first epoch again, in a folder of its own, and then the second by another launch.
+    for epochs in (1, 2):
+        result["resumed"] = record(RESUMED, folder, ranks, f"num_epochs={epochs}", f"save_path={folder / 'resumed'}")
+    result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
+    result["held"] = held(ranks)
+    if ranks.is_first:
+        weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in LONG_VARIANTS}
+        for name in LONG_VARIANTS:
             result[name]["weights_off"] = max(
                 float((weights[name][key].float() - value).abs().max()) for key, value in weights["zero0"].items()
             )

@@ -27,6 +27,7 @@ from coconut_ds.model.attention import check_attention
 from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 from coconut_ds.tokens import MARKERS, PAUSE, add_markers
+from coconut_ds.zero import whole, whole_shape
 
 SEED_TOKEN = "<<"
 """Its row starts the markers, as in the reference implementation."""
@@ -133,7 +134,7 @@ def add_marker_rows(
         pause: whether ``<|pause|>`` is wanted too.
     """
     check_supported(model)
-    rows_there = embedding_weight(model.get_input_embeddings()).shape[0]
+    rows_there = whole_shape(embedding_weight(model.get_input_embeddings()))[0]
     known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
     tokens = len(tokenizer) - sum(name in tokenizer.get_vocab() for name in (*MARKERS, PAUSE))
     if tokens > rows_there:
@@ -155,5 +156,6 @@ def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     seed = tokenizer.get_vocab().get(SEED_TOKEN)
     weights = [embedding_weight(model.get_input_embeddings()), embedding_weight(model.get_output_embeddings())]
     for weight in {id(weight): weight for weight in weights}.values():
-        value = weight[seed].clone() if seed is not None else weight[:known].mean(dim=0)
-        weight[rows] = value
+        with whole([weight], changed=True):
+            value = weight[seed].clone() if seed is not None else weight[:known].mean(dim=0)
+            weight[rows] = value

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut_ds.distributed import Ranks
+from coconut_ds.zero import whole
 
 
 def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
@@ -19,6 +22,22 @@ def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
         assert name not in digests, f"{name} comes twice"
         digests[name] = _digest(tensor)
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def content_of(model: PreTrainedModel, ranks: Ranks) -> str | None:
+    """Hash of a model's parameters, on rank 0; they may lie in shards, so all ranks must call it."""
+    if not ranks.is_first:
+        for parameter in model.parameters():
+            with whole([parameter]):
+                pass
+        return None
+
+    def parameters() -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in model.named_parameters():
+            with whole([parameter]):
+                yield name, parameter
+
+    return digest_state(parameters())
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:

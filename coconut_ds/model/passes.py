@@ -8,6 +8,7 @@ Legend: ``B`` rows, ``P`` columns of the prefix, ``Q`` positions of a pass, ``D`
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -44,9 +45,10 @@ class LatentPasses:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
         pads = None if mask is None else mask[:, :width] == 0
+        weights = DeferredWeights() if _defers(model) else None
+        # Not a method: a batch that refers to itself would hold its memory until Python looks for such rings.
+        self._computing = partial(_computing, AttentionSwitch(model, NAME), weights)
         self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
-        self._switch = AttentionSwitch(model, NAME)
-        self._weights = DeferredWeights() if _defers(model) else None
 
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""
@@ -61,14 +63,6 @@ class LatentPasses:
     def _states(self, embeds: Tensor, positions: Tensor | None, later: bool) -> Tensor:
         with self._computing(later):
             return states_of(self._model, embeds, self._cache, None, positions, latent_cache=self._cache)
-
-    @contextmanager
-    def _computing(self, later: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(self._switch)
-            if self._weights is not None:
-                stack.enter_context(self._weights.later() if later else self._weights.prefix())
-            yield
 
 
 class PlainPasses:
@@ -124,6 +118,16 @@ def positions_of(inputs: LatentInputs, start: int, count: int) -> Tensor:
     """[B, Q] positions of ``count`` columns from ``start`` on, past the prefix."""
     place = torch.arange(start, start + count, device=inputs.position_offset.device)
     return torch.minimum(place - inputs.position_offset[:, None], inputs.last_position[:, None])
+
+
+@contextmanager
+def _computing(switch: AttentionSwitch, weights: DeferredWeights | None, later: bool) -> Iterator[None]:
+    """What the passes over the prefix, and those after it, run in."""
+    with ExitStack() as stack:
+        stack.enter_context(switch)
+        if weights is not None:
+            stack.enter_context(weights.later() if later else weights.prefix())
+        yield
 
 
 def _defers(model: PreTrainedModel) -> bool:

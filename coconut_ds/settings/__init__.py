@@ -8,7 +8,7 @@ and combinations that cannot work are refused at once, all of them in one messag
 from coconut_ds.settings.config import Config
 from coconut_ds.settings.data import DataConfig, SplitSizes
 from coconut_ds.settings.evaluation import EvalConfig
-from coconut_ds.settings.model import MethodConfig, ModelConfig
+from coconut_ds.settings.model import LoraConfig, MethodConfig, ModelConfig
 from coconut_ds.settings.probing import ProbeConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
@@ -18,6 +18,7 @@ __all__ = [
     "DataConfig",
     "DeepSpeedConfig",
     "EvalConfig",
+    "LoraConfig",
     "MethodConfig",
     "ModelConfig",
     "ProbeConfig",

@@ -1,12 +1,12 @@
 """The groups ``method`` and ``model``."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from coconut_ds.methods import METHODS
 from coconut_ds.schema import Group
-from coconut_ds.settings.types import Positive
+from coconut_ds.settings.types import Decay, Natural, Positive
 
 
 class MethodConfig(Group):
@@ -32,6 +32,19 @@ class MethodConfig(Group):
         return value
 
 
+class LoraConfig(Group):
+    """Low-rank adapters (needs the package peft)."""
+
+    rank: Natural = 0
+    """Rank of the trained differences of the frozen weights (LoRA); 0: no adapters, all weights are trained."""
+    alpha: Annotated[float, Field(gt=0, strict=True)] = 32.0
+    """LoRA's differences are scaled by alpha / rank."""
+    dropout: Decay = 0.0
+    """Dropout on what enters LoRA's differences."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters, such as q_proj; empty: all linear layers but the head."""
+
+
 class ModelConfig(Group):
     """The backbone and its tokenizer."""
 
@@ -46,6 +59,8 @@ class ModelConfig(Group):
     """Tokenizer folder or name; dataset builds a word-level one from the problems; null takes model_id's."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2, flash_attention_3."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    """Low-rank adapters."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

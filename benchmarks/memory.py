@@ -1,0 +1,123 @@
+"""What ``coconut-plan`` says beside what is allocated: ``python benchmarks/memory.py ``, on one CPU process.
+
+Two updates of two micro batches each, through the engine. Measured is the largest sum of all that torch's allocator has
+given out, from the first weight on, as its profiler records it; the inside of kernels is in neither number. The last
+line is JSON: planned over measured.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from coconut_ds.compose import compose_config
+from coconut_ds.data.batches import BatchGeometry
+from coconut_ds.distributed import Ranks
+from coconut_ds.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.memory_report import planner_of
+from coconut_ds.model.backbone import model_from_scratch
+from coconut_ds.model.collate import collate
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.lora import add_adapters
+from coconut_ds.settings import Config
+from coconut_ds.tokens import add_markers, build_word_tokenizer
+
+NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
+GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"
+LLAMA = (
+    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:6,num_attention_heads:4,"
+    "num_key_value_heads:2}"
+)
+CASES: dict[str, tuple[int, list[str]]] = {
+    "GPT-2, 6 thoughts, ZeRO 0": (0, [GPT2]),
+    "GPT-2, no thoughts, ZeRO 1": (1, [GPT2, "method=cot"]),
+    "Llama, 6 thoughts, ZeRO 2": (2, [LLAMA, "model_id=llama"]),
+    "Llama, 6 thoughts, checkpointing, ZeRO 3": (3, [LLAMA, "model_id=llama", "activation_checkpointing=true"]),
+    "Llama, 6 thoughts, LoRA, ZeRO 3": (3, [LLAMA, "model_id=llama", "lora.rank=8"]),
+}
+"""ZeRO stage, and the rest of the command line."""
+MICRO_BATCH, TOKENS = 8, 120
+VOCABULARY = 4000
+ENGINE = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 0}
+"""DeepSpeed's own buckets of 2 GB would hide all else."""
+
+
+def case(name: str, folder: Path) -> Config:
+    """The configuration of a case."""
+    stage, more = CASES[name]
+    path = folder / "engine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage, **ENGINE}}))
+    size = [f"batch_size_training={MICRO_BATCH}", f"global_batch_size={2 * MICRO_BATCH}"]
+    base = ["data=modular_sum", "model=gpt2_pretrained", "model_id=gpt2", "model_init=scratch", "tokenizer=dataset"]
+    return compose_config([*base, *size, f"deepspeed.config={path}", *more])
+
+
+def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
+    """Bytes that are planned, and bytes that were there."""
+    tokenizer = build_word_tokenizer(map(str, range(VOCABULARY)))
+    markers, _ = add_markers(tokenizer)
+    planner = planner_of(config, 1, TOKENS, TOKENS // 4, on_cpu=True)
+    (layout,) = planner.shapes.values()
+    planned = replace(planner, rows=len(tokenizer)).plan(MICRO_BATCH).total
+    batch = collate([layout] * MICRO_BATCH, [1e-3] * MICRO_BATCH, layout.num_thoughts, 0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.manual_seed(0)
+        model = model_from_scratch(config.model, tokenizer, len(tokenizer))
+        if config.model.lora.rank:
+            add_adapters(model, markers, config.model.lora)
+        loop = LatentLoop(model, config.training.activation_checkpointing)
+        engine = Engine(loop, config, BatchGeometry.derive(config.training, 1), ranks)
+        for _ in range(2):
+            engine.update([batch, batch], 1e-4)
+    return planned, peak(profiler)
+
+
+def peak(profiler: profile) -> int:
+    """The largest sum of bytes that were allocated and not freed."""
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
+    now = largest = 0
+    for _, change in changes:
+        now += change
+        largest = max(largest, now)
+    return largest
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
+    given = parser.parse_args()
+    if given.case is None:
+        # One process each: what one leaves behind would be freed in the measurement of the next.
+        found = {name: alone(name) for name in CASES}
+        for name, (planned, measured) in found.items():
+            line = f"{name:<42} planned {planned / 2**20:7.1f} MiB, measured {measured / 2**20:7.1f} MiB, "
+            sys.stderr.write(f"{line}ratio {planned / measured:.3f}\n")
+        sys.stdout.write(json.dumps({name: planned / measured for name, (planned, measured) in found.items()}) + "\n")
+        return
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        result = measure(case(given.case, Path(folder)), start_ranks())
+        stop_ranks()
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def alone(name: str) -> tuple[int, int]:
+    """``measure`` in a process of its own."""
+    command = [sys.executable, __file__, "--case", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    planned, measured = json.loads(done.stdout.splitlines()[-1])
+    return planned, measured
+
+
+if __name__ == "__main__":
+    main()

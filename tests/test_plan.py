@@ -1,0 +1,109 @@
+"""A run's memory, worked out before it is run: beside what is allocated, and as a program."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SHAPES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coconut_ds.compose import compose_config
+from coconut_ds.memory_plan import GIB, kept_bytes, largest_that_fits
+from coconut_ds.plan import main
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARK = ROOT / "benchmarks" / "memory.py"
+LLAMA = ",".join(f"{key}:{value}" for key, value in SHAPES["llama"].items())
+SMALL = ["model=gpt2_pretrained", "model_id=llama", "model_init=scratch", f"model.model_config_overrides={{{LLAMA}}}"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main([*SMALL, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
+    """Two updates through the engine: families, ZeRO stages, adapters and checkpointing."""
+    done = subprocess.run([sys.executable, str(BENCHMARK)], capture_output=True, text=True, timeout=900, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    ratios = json.loads(done.stdout.splitlines()[-1])
+    assert len(ratios) == 5
+    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        # weights, gathered, gradients, optimizer, host; in bytes a parameter, on four ranks, all or a tenth trained
+        (["deepspeed=zero0"], (4, 0, 4, 8, 0)),
+        (["deepspeed=zero1"], (4, 0, 4, 3, 0)),
+        (["deepspeed=zero2"], (4, 0, 1, 3, 0)),
+        (["deepspeed=zero3"], (1, 4, 1, 3, 0)),
+        (["deepspeed=zero1", "bf16=true"], (2, 0, 6, 3, 0)),
+        (["deepspeed=zero3", "bf16=true"], (0.5, 2, 1, 3, 0)),
+        (["deepspeed=zero2_offload"], (4, 0, 0, 0, 4)),
+        (["deepspeed=zero3_offload", "bf16=true"], (0, 2, 0, 0, 4.5)),
+    ],
+)
+def test_what_stays_follows_the_stage(overrides, kept):
+    config, count = compose_config(overrides), 4_000_000
+    found = kept_bytes(config, count, count, 4)
+    per_parameter = [found.weights, found.gathered, found.gradients, found.optimizer, found.host]
+    assert [size / count for size in per_parameter] == list(kept)
+    frozen = kept_bytes(config, count, count // 10, 4)
+    assert (frozen.weights, frozen.gathered) == (found.weights, found.gathered)
+    assert frozen.gradients == found.gradients / 10
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 2000))
+def test_the_largest_micro_batch_is_the_largest(lines, room):
+    """Of any peak that is the largest of straight lines; with few questions asked."""
+
+    def peak(rows: int) -> int:
+        return max(base + slope * rows for base, slope in lines)
+
+    found = largest_that_fits(peak, room)
+    assert found == max((rows for rows in range(1, 2002) if peak(rows) <= room), default=0)
+
+
+def test_a_plan_as_numbers_and_as_a_table(capsys):
+    base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0")
+    plan = planned(capsys, *base, "gpu_memory_gib=0.06")
+    more = planned(capsys, *base, "activation_checkpointing=true")
+    assert plan["largest_micro_batch"] > 4
+    largest = planned(capsys, *base, f"batch_size_training={plan['largest_micro_batch']}", "global_batch_size=null")
+    assert 0.055 * GIB < largest["total"] <= 0.06 * GIB
+    assert more["passes"]["prefix"] < plan["passes"]["prefix"]
+    adapters = planned(capsys, *base, "lora.rank=2")
+    assert adapters["trained"] < 0.1 * adapters["parameters"]
+    assert main([*SMALL, *base]) == 0
+    table = capsys.readouterr().out
+    assert f"{plan['parameters'] / 1e6:,.1f} M parameters" in table
+    assert "peak" in table
+
+
+def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
+    """At stage 0 and at the last one: whichever takes most."""
+    data = ["data=modular_sum", "size.train=20", "tokenizer=dataset", "batch_size_training=2", "deepspeed=zero2"]
+    short, long = (planned(capsys, *data, f"num_terms={terms}") for terms in (3, 8))
+    assert 0 < sum(short["passes"].values()) < sum(long["passes"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gpus=none"], "gpus: found 'none', expected a number"),
+        (["tokens=5"], "leave no question"),
+        (["gpu_memory_gib=0"], "expected a number above 0"),
+        (["targets=5"], "set tokens=T too"),
+        (["lr=x"], "training.lr"),
+    ],
+)
+def test_a_question_that_cannot_be_is_refused(capsys, arguments, words):
+    assert main([*SMALL, *arguments]) == 2
+    assert words in capsys.readouterr().err
