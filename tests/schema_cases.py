@@ -35,7 +35,7 @@ def run_cases(count: int, folder: Path, seed: int = 1) -> dict[str, Any]:
             str(max(1, count // ROUTES)),
             "--continue-on-failure",
         ]
-        command += ["--generation-database", "none", "--request-timeout", "60"]
+        command += ["--generation-database", "none", "--request-timeout", "300"]
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schema_hooks", "PYTHONPATH": str(ROOT / "tests")}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         by_status = {
