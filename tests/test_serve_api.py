@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from mixed_load import events, holds, run_load
+from schema_cases import run_cases
 from serving import save_checkpoint, serving
 
 from coconut_ds import load_reasoner
@@ -415,3 +416,11 @@ def test_a_load_of_mixed_requests(tmp_path):
     """``python tests/mixed_load.py`` in small."""
     result = run_load(250, tmp_path)
     assert holds({**result, "memory_growth": 0}), result
+
+
+def test_cases_made_of_the_description(tmp_path):
+    """``python tests/schema_cases.py`` in small: one round."""
+    result = run_cases(1, tmp_path)
+    assert not result["faults"], result["output"]
+    assert "500" not in result["statuses"]
+    assert result["cases"] > 400
