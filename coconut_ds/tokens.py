@@ -123,11 +123,11 @@ def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
     """Text of generated ids: markers and what stands from the end of sequence on are removed, by id."""
-    kept = []
+    eos, hidden, kept = tokenizer.eos_token_id, markers.all(), []
     for token in ids:
-        if token == tokenizer.eos_token_id:
+        if token == eos:
             break
-        if token not in markers.all():
+        if token not in hidden:
             kept.append(token)
     text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
