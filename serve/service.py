@@ -16,9 +16,9 @@ from typing import Literal, TypeVar
 
 import torch
 
-from coconut_ds.evaluation.decoded_thoughts import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Request, Score
+from coconut_ds.probing.decoding import DecodedThought, decode_thoughts
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask, check_numbers, requests_of
 from serve.engine_thread import Done, EngineThread, Event, Failed, Job, Receiver, Thought, Times, Token
@@ -112,10 +112,11 @@ class Service:
         Raises:
             ServiceError: it cannot be done, or was not.
         """
-        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox):
+        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox, ends_at):
             choices: list[Choice | None] = [None] * len(running.jobs)
             for _ in running.jobs:
-                job, event = await mailbox.get()
+                async with self._until(ends_at):
+                    job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
                 assert isinstance(event, Done)
@@ -129,13 +130,14 @@ class Service:
         Raises:
             ServiceError: it cannot be done, or was not.
         """
-        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox):
-            yield self._pieces(running, mailbox)
+        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox, ends_at):
+            yield self._pieces(running, mailbox, ends_at)
 
     async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Runs a function of a model on its engine's thread, between two passes. Running requests wait meanwhile."""
         self._check_open()
-        async with self._held(model) as thread, self._time_limit():
+        ends_at = self._ends_at()
+        async with self._held(model, ends_at) as thread, self._until(ends_at):
             return await asyncio.wrap_future(thread.run(function))
 
     async def decode_thoughts(self, model: str, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
@@ -203,23 +205,28 @@ class Service:
         return TimeLimitError(f"the request ran for more than {self.limits.request_s:.0f} s")
 
     @asynccontextmanager
-    async def _time_limit(self) -> AsyncIterator[None]:
+    async def _until(self, ends_at: float) -> AsyncIterator[None]:
+        """What takes longer than to ``ends_at``, a time of the loop, ends with a ``TimeLimitError``."""
         try:
-            async with asyncio.timeout(self.limits.request_s):
+            async with asyncio.timeout_at(ends_at):
                 yield
         except TimeoutError:
             raise self._too_long() from None
 
+    def _ends_at(self) -> float:
+        return asyncio.get_running_loop().time() + self.limits.request_s
+
     @asynccontextmanager
-    async def _held(self, model: str) -> AsyncIterator[EngineThread]:
+    async def _held(self, model: str, ends_at: float) -> AsyncIterator[EngineThread]:
         """A model, loaded in another thread if need be."""
         thread = self.models.held(model)
         if thread is None:
             # A load that was begun ends, whoever stops waiting for it; its hold is given back then.
             loading = asyncio.ensure_future(asyncio.to_thread(self.models.hold, model))
             try:
-                thread = await asyncio.shield(loading)
-            except asyncio.CancelledError:
+                async with self._until(ends_at):
+                    thread = await asyncio.shield(loading)
+            except (asyncio.CancelledError, TimeLimitError):
                 loading.add_done_callback(lambda done: self._give_back(done, model))
                 raise
         try:
@@ -234,17 +241,18 @@ class Service:
     @asynccontextmanager
     async def _running(
         self, ask: Ask, request_id: str, wants_steps: bool
-    ) -> AsyncIterator[tuple[Running, AsyncMailbox]]:
+    ) -> AsyncIterator[tuple[Running, AsyncMailbox, float]]:
         check_numbers(ask, self.limits)
         self._check_open()
-        async with self._time_limit(), self._held(ask.model) as thread:
+        ends_at = self._ends_at()
+        async with self._held(ask.model, ends_at) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
             if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
                 requests = await asyncio.to_thread(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
             with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps) as running:
-                yield running, mailbox
+                yield running, mailbox, ends_at
 
     @contextmanager
     def _submitted(
@@ -267,10 +275,12 @@ class Service:
         finally:
             thread.cancel(jobs)
 
-    async def _pieces(self, running: Running, mailbox: AsyncMailbox) -> AsyncIterator[Piece]:
+    async def _pieces(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Piece]:
         left = len(running.jobs)
         while left:
-            piece = running.piece(*await mailbox.get())
+            async with self._until(ends_at):
+                job, event = await mailbox.get()
+            piece = running.piece(job, event)
             left -= piece.choice is not None
             yield piece
 
