@@ -56,6 +56,8 @@ class Writing:
     stop: tuple[str, ...] = ()
     keep_thoughts: bool = False
     log_probabilities: bool = False
+    num_likeliest: int = 0
+    """See ``Request``."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Prompter:
             end_thinking=self.markers.end,
             stop=writing.stop,
             log_probabilities=writing.log_probabilities,
+            num_likeliest=writing.num_likeliest,
             keep_thoughts=writing.keep_thoughts,
         )
 

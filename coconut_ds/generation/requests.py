@@ -1,16 +1,20 @@
 """What is asked of the thinking engine, and what it gives back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.layout import Layout
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
 """An end of sequence, a stop string, ``max_new_tokens`` or the end of the context, the end of a given continuation."""
+
+
+EditThought = Callable[[int, Tensor], Tensor]
+"""What is fed back in place of thought ``index`` (from 0), whose state is [D]."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,12 @@ class Request:
     """Tokens to score instead of choosing any: each gets its log probability after those before it."""
     log_probabilities: bool = False
     """Whether those of chosen tokens are wanted; those of a continuation always are."""
+    num_likeliest: int = 0
+    """How many of the likeliest tokens are wanted with each log probability."""
     keep_thoughts: bool = False
     """Whether ``Completion.thoughts`` is wanted."""
+    edit_thought: EditThought | None = None
+    """Replaces thoughts before they are fed back; later ones follow from what was fed back."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -99,7 +107,17 @@ class Request:
     def samples(self, count: int) -> Iterator["Request"]:
         """The request ``count`` times, each with draws of its own; its prompt is encoded once."""
         for sample in range(count):
-            yield replace(self, sampling=replace(self.sampling, sample=sample))
+            yield replace(self, sampling=replace(self.sampling, sample=self.sampling.sample + sample))
+
+
+class Score(NamedTuple):
+    """How likely a token was, before temperature and filters, suppressed tokens left out."""
+
+    log_probability: float
+    is_greedy: bool
+    """Whether it was the likeliest."""
+    likeliest: tuple[tuple[int, float], ...]
+    """The likeliest tokens with their log probabilities, as many as were wanted."""
 
 
 class Completion(NamedTuple):
@@ -108,17 +126,25 @@ class Completion(NamedTuple):
     tokens: list[int]
     """New tokens, the end of sequence included where it was reached."""
     finish_reason: FinishReason
-    log_probabilities: list[float]
-    """Of each new token, before temperature and filters, suppressed tokens left out; empty unless wanted."""
-    is_greedy: list[bool]
-    """Whether each token was the likeliest; empty unless log probabilities were wanted."""
+    scores: list[Score]
+    """Of each new token; empty unless log probabilities were wanted."""
     num_thoughts: int
-    thoughts: torch.Tensor | None
+    thoughts: Tensor | None
     """[thoughts, D] the hidden states that were fed back, on the CPU in fp32; None unless asked for."""
     num_shared: int
     """Positions of the prompt that were not encoded, since another request had the same beginning."""
     seconds: float
     """From the first pass to the last."""
+
+    @property
+    def log_probabilities(self) -> list[float]:
+        """Of each new token; empty unless wanted."""
+        return [score.log_probability for score in self.scores]
+
+    @property
+    def is_greedy(self) -> list[bool]:
+        """Whether each new token was the likeliest; empty unless log probabilities were wanted."""
+        return [score.is_greedy for score in self.scores]
 
 
 def check_prompts(prompts: Sequence[Layout], context_length: int | None) -> None:

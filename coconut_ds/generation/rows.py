@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coconut_ds.generation.requests import Completion, FinishReason, Request
+from coconut_ds.generation.requests import Completion, FinishReason, Request, Score
 
 THOUGHT = -1
 """Stands for a thought in a script, where other entries are tokens."""
@@ -18,10 +18,10 @@ class Listener:
     """What a caller is told of a request while it runs. Does nothing as it stands."""
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        """Thought ``index`` (from 0) of a request: [D], on the model's device, before it is fed back."""
+        """Thought ``index`` (from 0) of a request, as it is fed back: [D], on the model's device."""
 
-    def on_token(self, ticket: int, token: int) -> None:
-        """A token was written, or given where a continuation is scored."""
+    def on_token(self, ticket: int, token: int, score: Score | None) -> None:
+        """A token was written, or given where a continuation is scored. ``score``: None unless wanted."""
 
     def on_done(self, ticket: int, completion: Completion) -> None:
         """The request has ended."""
@@ -48,8 +48,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     num_thoughts: int = 0
     finish_reason: FinishReason | None = None
-    _log_probabilities: list[float] = field(default_factory=list)
-    _is_greedy: list[bool] = field(default_factory=list)
+    _scores: list[Score] = field(default_factory=list)
     _thoughts: list[Tensor] = field(default_factory=list)
     _began_thinking: bool = False
     _started: float = 0.0
@@ -82,9 +81,11 @@ class Row:
         return [*ends, self.request.thinking.start] if self.request.thinking and self._began_thinking else ends
 
     def follow_script(self, state: Tensor) -> None:
-        """Its next input, as the script says; ``state`` [D] is that of its last position."""
+        """Its next input, as the script says; ``state`` [D], of its last position, becomes what is fed back."""
         self.input = self.script.popleft()
         if self.input == THOUGHT:
+            if self.request.edit_thought is not None:
+                state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
             if self.request.keep_thoughts:
                 self._thoughts.append(state.float().cpu().clone())
             self.listener.on_thought(self.ticket, self.num_thoughts, state)
@@ -101,14 +102,13 @@ class Row:
         """The next token of the continuation that is scored."""
         return None if self.request.continuation is None else self.request.continuation[len(self.tokens)]
 
-    def write(self, token: int, log_probability: float | None, is_greedy: bool, capacity: int) -> None:
-        """Takes a token and sees whether the row has ended. ``log_probability``: None where it is not wanted."""
+    def write(self, token: int, score: Score | None, capacity: int) -> None:
+        """Takes a token and sees whether the row has ended. ``score``: None where it is not wanted."""
         self.tokens.append(token)
-        if log_probability is not None:
-            self._log_probabilities.append(log_probability)
-            self._is_greedy.append(is_greedy)
+        if score is not None:
+            self._scores.append(score)
         self.input = token
-        self.listener.on_token(self.ticket, token)
+        self.listener.on_token(self.ticket, token, score)
         thinking = self.request.thinking
         if thinking is not None and token == thinking.start and not self._began_thinking:
             self._began_thinking = True
@@ -141,8 +141,7 @@ class Row:
         completion = Completion(
             self.tokens,
             self.finish_reason,
-            self._log_probabilities,
-            self._is_greedy,
+            self._scores,
             self.num_thoughts,
             (torch.stack(self._thoughts) if self._thoughts else torch.zeros(0)) if kept else None,
             self.num_shared,

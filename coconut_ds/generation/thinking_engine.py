@@ -23,7 +23,7 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.generation.attention import Attention
-from coconut_ds.generation.requests import Request
+from coconut_ds.generation.requests import Request, Score
 from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.sampling import choose
 from coconut_ds.generation.slot_table import SlotTable
@@ -84,6 +84,11 @@ class ThinkingEngine:
     def num_waiting(self) -> int:
         """Requests that wait for one."""
         return len(self._table.waiting)
+
+    @property
+    def num_held(self) -> int:
+        """Positions of the cache that requests hold."""
+        return sum(self._table[slot].length for slot in self._table.running)
 
     @property
     def num_shared(self) -> int:
@@ -207,9 +212,8 @@ class ThinkingEngine:
         scores = dict(zip(wants, logits[wants].log_softmax(dim=-1), strict=True)) if wants else {}
         for index, row in enumerate(rows):
             token = tokens[index] if row.given is None else row.given
-            score = scores.get(index)
-            is_greedy = score is not None and token == int(score.argmax())
-            row.write(token, None if score is None else float(score[token]), is_greedy, self.capacity)
+            score = _score(scores[index], token, row.request.num_likeliest) if index in scores else None
+            row.write(token, score, self.capacity)
 
     def _advance(self) -> None:
         """One position for every row."""
@@ -265,3 +269,12 @@ class ThinkingEngine:
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, device=self._loop.device)
+
+
+def _score(log_probabilities: Tensor, token: int, num_likeliest: int) -> Score:
+    """Of a token, from log probabilities [V]."""
+    values, ids = log_probabilities.topk(max(num_likeliest, 1))
+    likeliest = list(zip(ids.tolist(), values.tolist(), strict=True))
+    return Score(
+        float(log_probabilities[token]), token == int(log_probabilities.argmax()), tuple(likeliest[:num_likeliest])
+    )

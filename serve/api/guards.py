@@ -1,0 +1,117 @@
+"""What stands before every request, as plain ASGI so that streams pass untouched: its id, the key, the body's bounds,
+the count of requests at work, and the door that closes when the server stops."""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from prometheus_client import Counter
+
+from serve.api.errors import response_of
+from serve.errors import NotAuthorizedError, ServiceError, TooLargeError, TooSlowError, UnavailableError
+from serve.limits import Limits
+from serve.service import Service
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = frozenset({"/health"})
+"""Needs no key."""
+ALWAYS = frozenset({"/health", "/metrics"})
+"""Answered while the server stops, and not counted as work."""
+REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+
+
+class Guards:
+    """Around the whole app."""
+
+    def __init__(self, app: App, service: Service, limits: Limits, key: str | None, counter: Counter) -> None:
+        self._app, self._service, self._limits, self._counter = app, service, limits, counter
+        self._key = key.encode() if key is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket" and not self._knows_key(scope):
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                self._counter.labels(status=str(message["status"])).inc()
+            await send(message)
+
+        counted = scope["path"] not in ALWAYS
+        self._service.num_requests += counted
+        try:
+            if scope["path"] not in OPEN and not self._knows_key(scope):
+                raise NotAuthorizedError("the key is missing or wrong: Authorization: Bearer KEY")
+            if counted and self._service.draining:
+                raise UnavailableError("the server is stopping", retry_after_s=5)
+            await self._app(scope, await self._bounded(scope, receive), tagged)
+        except ServiceError as error:
+            # Raised before the app began, so nothing was sent yet.
+            await response_of(error)(scope, receive, tagged)
+        finally:
+            self._service.num_requests -= counted
+
+    def _knows_key(self, scope: Scope) -> bool:
+        """Whether the request holds the key: as a bearer's token, or as a browser's password."""
+        if self._key is None:
+            return True
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, given = header.partition(b" ")
+        if kind.lower() == b"basic":
+            try:
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif kind.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(given.strip(), self._key)
+
+    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """The body, read whole before anything looks at it."""
+        most = self._limits.body_bytes
+        too_large = TooLargeError(f"the body has more than {most} bytes")
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > most:
+            raise too_large
+        chunks, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    more = message.get("more_body", False)
+                    if size > most:
+                        raise too_large
+        except TimeoutError:
+            raise TooSlowError(f"the body did not arrive within {self._limits.body_s:.0f} s") from None
+        waiting: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": more}]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return replay
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
