@@ -21,7 +21,6 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.decoded_thoughts import DecodedThought
 from coconut_ds.evaluation.evaluator import Arm, Evaluator, Work
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.picture import draw_sweep
@@ -34,6 +33,7 @@ from coconut_ds.generation.requests import Sampling
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.methods import METHODS
 from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.probing.decoding import DecodedThought
 from coconut_ds.reasoner import Answer, Reasoner, cast, load_reasoner
 from coconut_ds.runs.code import code_identity
 from coconut_ds.settings import Config, DataConfig, EvalConfig

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from slow_loop import slow_loss
 
 from coconut_ds.errors import ModelError
-from coconut_ds.evaluation.decoded_thoughts import decode_thoughts
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.probing.decoding import decode_thoughts
 
 FAMILIES = ["gpt2", "llama", "qwen3"]
 tokens = st.integers(1, VOCABULARY - 1)

@@ -128,6 +128,30 @@ def test_thoughts_are_those_that_were_fed_back(tiny_model, family):
     assert heard[3:] == [(0, token) for token in ends.completions[0].tokens]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
+    """Against the slow loop with the vector put in. A hook that changes nothing, and one beside, change no bit."""
+    model, prompt = tiny_model(family), prompt_of([4, 5, 6], 3)
+    plain = Request(prompt, 3, log_probabilities=True, keep_thoughts=True)
+    vector = torch.linspace(-1, 1, 32)
+    same = replace(plain, edit_thought=lambda index, state: state)
+    changed = replace(plain, edit_thought=lambda index, state: vector if index == 1 else state)
+    before = generate(LatentLoop(model), [plain, plain, plain], [0])
+    left, edited, untouched = generate(LatentLoop(model), [same, changed, plain], [0])
+    for one, expected in ((left, before[0]), (untouched, before[2])):
+        assert (one.tokens, one.log_probabilities) == (expected.tokens, expected.log_probabilities)
+        assert torch.equal(one.thoughts, expected.thoughts)
+    embeds = slow_embeddings(model, prompt_of([4, 5, 6], 1, ()))
+    embeds = torch.cat([embeds, vector.expand(1, 1, -1)], dim=1)
+    third = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -1:]
+    expected = torch.cat([embeds[0, 3:], third[0]])
+    torch.testing.assert_close(edited.thoughts, expected, rtol=1e-4, atol=1e-5)
+    after = torch.cat([embeds, third, model.get_input_embeddings()(torch.tensor([[2]]))], dim=1)
+    logits = model(inputs_embeds=after, use_cache=False).logits[0, -1].detach()
+    assert edited.tokens[0] == int(logits.argmax())
+    assert edited.log_probabilities[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+
+
 def test_equal_beginnings_are_encoded_once(tiny_model):
     """Samples of a prompt, several numbers of thoughts, a long introduction: the passes hold each position once."""
     loop, encoded = LatentLoop(tiny_model("llama")), []

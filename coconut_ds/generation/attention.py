@@ -71,8 +71,12 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 class Attention:
     """``with Attention(model):`` lets it attend as above, and as before afterwards. One thread at a time."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, name: str = NAME) -> None:
         """
+        Args:
+            model: whose layers attend.
+            name: another of transformers' implementations, ``eager`` where the weights are wanted.
+
         Raises:
             ModelError: the model's layers have an attention of their own.
         """
@@ -85,12 +89,13 @@ class Attention:
             module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
         ]
         self._configs: list[Any] = list({id(config): config for config in configs}.values())
+        self._name = name
         self._before: list[str] = []
 
     def __enter__(self) -> None:
         self._before = [config._attn_implementation for config in self._configs]
         for config in self._configs:
-            config._attn_implementation = NAME
+            config._attn_implementation = self._name
 
     def __exit__(self, *error: object) -> None:
         for config, before in zip(self._configs, self._before, strict=True):

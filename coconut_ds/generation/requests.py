@@ -1,16 +1,20 @@
 """What is asked of the thinking engine, and what it gives back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.layout import Layout
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
 """An end of sequence, a stop string, ``max_new_tokens`` or the end of the context, the end of a given continuation."""
+
+
+EditThought = Callable[[int, Tensor], Tensor]
+"""What is fed back in place of thought ``index`` (from 0), whose state is [D]."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Request:
     """Whether those of chosen tokens are wanted; those of a continuation always are."""
     keep_thoughts: bool = False
     """Whether ``Completion.thoughts`` is wanted."""
+    edit_thought: EditThought | None = None
+    """Replaces thoughts before they are fed back; later ones follow from what was fed back."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -113,7 +119,7 @@ class Completion(NamedTuple):
     is_greedy: list[bool]
     """Whether each token was the likeliest; empty unless log probabilities were wanted."""
     num_thoughts: int
-    thoughts: torch.Tensor | None
+    thoughts: Tensor | None
     """[thoughts, D] the hidden states that were fed back, on the CPU in fp32; None unless asked for."""
     num_shared: int
     """Positions of the prompt that were not encoded, since another request had the same beginning."""

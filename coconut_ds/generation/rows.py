@@ -18,7 +18,7 @@ class Listener:
     """What a caller is told of a request while it runs. Does nothing as it stands."""
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        """Thought ``index`` (from 0) of a request: [D], on the model's device, before it is fed back."""
+        """Thought ``index`` (from 0) of a request, as it is fed back: [D], on the model's device."""
 
     def on_token(self, ticket: int, token: int) -> None:
         """A token was written, or given where a continuation is scored."""
@@ -82,9 +82,11 @@ class Row:
         return [*ends, self.request.thinking.start] if self.request.thinking and self._began_thinking else ends
 
     def follow_script(self, state: Tensor) -> None:
-        """Its next input, as the script says; ``state`` [D] is that of its last position."""
+        """Its next input, as the script says; ``state`` [D], of its last position, becomes what is fed back."""
         self.input = self.script.popleft()
         if self.input == THOUGHT:
+            if self.request.edit_thought is not None:
+                state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
             if self.request.keep_thoughts:
                 self._thoughts.append(state.float().cpu().clone())
             self.listener.on_thought(self.ticket, self.num_thoughts, state)

@@ -1,0 +1,1 @@
+"""Looking inside: thoughts decoded, probed and changed, with controls. No user interface; results are plain values."""

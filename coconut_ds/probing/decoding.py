@@ -1,0 +1,135 @@
+"""States through the language model head. A projection, not a meaning: a state may hold what the head does not show.
+
+Legend: ``D`` hidden size, ``V`` vocabulary.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.errors import DataError
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.support import embedding_weight
+
+
+@dataclass(frozen=True)
+class ChosenToken:
+    """Where a token that was asked for stands in a distribution."""
+
+    token: str
+    rank: int
+    """1: the likeliest; of equally likely ones the best rank."""
+    log_probability: float
+    """Natural logarithm."""
+
+
+@dataclass(frozen=True)
+class DecodedThought:
+    """The tokens nearest to one state."""
+
+    tokens: list[str]
+    """The likeliest first."""
+    probabilities: list[float]
+    entropy: float
+    """Of the whole distribution, in nats."""
+    chosen: tuple[ChosenToken, ...] = ()
+    """The tokens that were asked for, in their order."""
+
+
+@dataclass(frozen=True)
+class NearToken:
+    """A token whose input embedding points where a state does."""
+
+    token: str
+    cosine: float
+
+
+@torch.no_grad()
+def decode_thoughts(
+    loop: LatentLoop,
+    tokenizer: PreTrainedTokenizerBase,
+    thoughts: Tensor,
+    top_k: int = 5,
+    chosen: Sequence[int] = (),
+    temperature: float = 1.0,
+) -> list[list[DecodedThought]]:
+    """The top tokens of ``softmax(head(thought) / temperature)`` (arXiv 2412.06769, figure 4).
+
+    Args:
+        loop: the model.
+        tokenizer: names the tokens.
+        thoughts: [B, L, D] states after the final norm.
+        top_k: tokens wanted; at most the vocabulary.
+        chosen: ids of tokens whose rank and probability are wanted.
+        temperature: above 1 flattens.
+    """
+    if not thoughts.numel():
+        return [[] for _ in range(len(thoughts))]
+    logits = loop.head(thoughts.to(loop.device, loop.model.dtype)) / temperature
+    scores = logits.log_softmax(dim=-1)
+    values, ids = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
+    entropies = torch.special.entr(scores.exp()).sum(dim=-1)
+    wanted = scores[..., list(chosen)]
+    ranks = (scores.unsqueeze(-2) > wanted.unsqueeze(-1)).sum(dim=-1) + 1
+    names = token_names(tokenizer, {*ids.flatten().tolist(), *chosen})
+    return [
+        [
+            DecodedThought(
+                [names[token] for token in ids[row, place].tolist()],
+                values[row, place].exp().tolist(),
+                float(entropies[row, place]),
+                tuple(
+                    ChosenToken(names[token], rank, score)
+                    for token, rank, score in zip(
+                        chosen, ranks[row, place].tolist(), wanted[row, place].tolist(), strict=True
+                    )
+                ),
+            )
+            for place in range(thoughts.shape[1])
+        ]
+        for row in range(len(thoughts))
+    ]
+
+
+@torch.no_grad()
+def nearest_tokens(
+    loop: LatentLoop, tokenizer: PreTrainedTokenizerBase, states: Tensor, count: int = 3
+) -> list[list[NearToken]]:
+    """For states [n, D] the tokens whose input embeddings have the greatest cosine with each."""
+    table = torch.nn.functional.normalize(embedding_weight(loop.model.get_input_embeddings()).float(), dim=-1)
+    directions = torch.nn.functional.normalize(states.to(table), dim=-1)
+    values, ids = (directions @ table.T).topk(min(count, len(table)), dim=-1)
+    names = token_names(tokenizer, set(ids.flatten().tolist()))
+    return [
+        [NearToken(names[token], cosine) for token, cosine in zip(row_ids, row, strict=True)]
+        for row_ids, row in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def token_names(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str]:
+    """How tokens are written, spaces included."""
+    return {token: str(tokenizer.decode([token])) for token in ids}
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The one token that ``text`` is, as it stands or after a space.
+
+    Raises:
+        DataError: it is several tokens, or the tokenizer does not know it.
+    """
+    unknown = tokenizer.unk_token_id
+    for written in (text, f" {text}"):
+        ids = tokenizer.encode(written, add_special_tokens=False)
+        if len(ids) == 1 and ids[0] != unknown:
+            return int(ids[0])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if unknown is not None and unknown in ids:
+        near = difflib.get_close_matches(text, tokenizer.get_vocab(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise DataError(f"tokens: {text!r} is unknown to the tokenizer{hint}")
+    pieces = ", ".join(repr(str(tokenizer.decode([token]))) for token in ids) or "none"
+    raise DataError(f"tokens: {text!r} is {len(ids)} tokens ({pieces}), expected one; ask for one of them")

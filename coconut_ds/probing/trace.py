@@ -1,0 +1,135 @@
+"""One question thought through: each thought decoded, at each layer, with its size and where it points.
+
+Sources: decoding by the head, arXiv 2412.06769 (figure 4); the layers by the same head, nostalgebraist's "logit lens"
+(2020), the final norm applied once. Thoughts are often longer than token embeddings, so norms and cosines stand beside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from coconut_ds.model.support import embedding_weight
+from coconut_ds.probing.cases import Case, Plain, prepare, run, write
+from coconut_ds.probing.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
+from coconut_ds.probing.states import States, states_of
+from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import extract_answer
+
+
+@dataclass(frozen=True)
+class ThoughtView:
+    """One thought. Where the method pauses: what the model has computed by then, though a pause is fed instead."""
+
+    number: int
+    """From 1."""
+    decoded: DecodedThought
+    """Through the head; the last of ``layers``."""
+    layers: tuple[DecodedThought, ...]
+    """Layer 0 (what the first block gets) to the last."""
+    norm: float
+    cosine_to_previous: float | None
+    """None for the first."""
+    nearest: tuple[NearToken, ...]
+    """Input embeddings that point where the thought does."""
+
+
+@dataclass(frozen=True)
+class ThoughtTrace(Plain):
+    """A question with all its thoughts."""
+
+    question: str
+    method: str
+    pauses: bool
+    """Pauses were fed, no thoughts."""
+    thoughts: tuple[ThoughtView, ...]
+    last: DecodedThought
+    """The state from which the first token of the text is chosen."""
+    embedding_norm: float
+    """Mean norm of the tokens' input embeddings, to compare with."""
+    written_before: str
+    """What the model wrote before it began to think, where it begins by itself."""
+    text: str
+    answer: str
+    finish_reason: str
+
+
+def trace_thoughts(
+    reasoner: Reasoner,
+    questions: str | Sequence[str],
+    n_thoughts: int | None = None,
+    *,
+    top_k: int = 5,
+    tokens: Sequence[str] = (),
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+) -> list[ThoughtTrace]:
+    """A trace of each question.
+
+    Args:
+        reasoner: the model.
+        questions: one or several.
+        n_thoughts: thoughts or pauses; None: the checkpoint's number.
+        top_k: tokens of each state.
+        tokens: texts of one token each, whose rank and probability are wanted (a target and a foil, say).
+        temperature: of the softmax that decodes.
+        max_new_tokens: longest text.
+
+    Raises:
+        DataError: a question is too long, a token unknown, or the method does not think and thoughts were asked for.
+    """
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    tokenizer = reasoner.backbone.tokenizer
+    chosen = [token_id(tokenizer, text) for text in tokens]
+    cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
+    made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
+    fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
+    traces = []
+    for case, completion, states in zip(cases, made, states_of(reasoner, cases, fed), strict=True):
+        decoded = decode_thoughts(reasoner.loop, tokenizer, states.layers, top_k, chosen, temperature)
+        prompter = reasoner.prompter
+        text = prompter.text(completion.tokens)
+        traces.append(
+            ThoughtTrace(
+                question=case.question,
+                method=reasoner.card.method,
+                pauses=prompter.method.pauses,
+                thoughts=_views(reasoner, case, states, decoded),
+                last=decoded[-1][-1],
+                embedding_norm=embedding_norm(reasoner),
+                written_before=prompter.text(case.written),
+                text=text,
+                answer=extract_answer(text, reasoner.card.text_format),
+                finish_reason=completion.finish_reason,
+            )
+        )
+    return traces
+
+
+def embedding_norm(reasoner: Reasoner) -> float:
+    """Mean norm of the input embeddings."""
+    table = embedding_weight(reasoner.backbone.model.get_input_embeddings())
+    return float(table.detach().float().norm(dim=-1).mean())
+
+
+def _views(
+    reasoner: Reasoner, case: Case, states: States, decoded: list[list[DecodedThought]]
+) -> tuple[ThoughtView, ...]:
+    if not case.num_latents:
+        return ()
+    thoughts: Tensor = states.thoughts
+    nearest = nearest_tokens(reasoner.loop, reasoner.backbone.tokenizer, thoughts)
+    cosines = [None, *F.cosine_similarity(thoughts[1:], thoughts[:-1], dim=-1).tolist()]
+    norms = thoughts.norm(dim=-1).tolist()
+    return tuple(
+        ThoughtView(
+            number=index + 1,
+            decoded=decoded[-1][index],
+            layers=tuple(layer[index] for layer in decoded),
+            norm=norms[index],
+            cosine_to_previous=cosines[index],
+            nearest=tuple(nearest[index]),
+        )
+        for index in range(case.num_latents)
+    )
