@@ -121,6 +121,28 @@ def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
     return _encode(tokenizer, [format.answer_start])[0] if format.one_token else []
 
 
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], format: Format
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens that announce an answer, and those that follow in each, the end of sequence included.
+
+    Together they are the answer as it is trained on: a space between both belongs to the one that the tokenizer says.
+    """
+    eos, cue = int(tokenizer.eos_token_id), encode_cue(tokenizer, format)
+    if cue:
+        return cue, [[*ids, eos] for ids in _encode(tokenizer, list(answers))]
+    whole = _encode(tokenizer, [format.answer_start + answer for answer in answers])
+    start = _encode(tokenizer, [format.answer_start.rstrip()])[0]
+    shared = min((_num_common(start, ids) for ids in whole), default=len(start))
+    return start[:shared], [[*ids[shared:], eos] for ids in whole]
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
     """Text of generated ids: markers and what stands from the end of sequence on are removed, by id."""
     kept = []
