@@ -19,7 +19,7 @@ PLAIN: list[set[str]] = [
     {"", "arguments", "errors", "files", "launch", "formats"},
     {"scoring"},
     {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
-    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation"))},
+    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation", "probing"))},
     {"layout", "curriculum", "metrics", "position", "progress", "interrupts"},
     {
         "data",
