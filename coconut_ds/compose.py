@@ -24,11 +24,13 @@ from pydantic import BaseModel
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.schema import describe_key, leaf_keys, validated
-from coconut_ds.settings import Config, EvalConfig
+from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.evaluation import SWEPT
+from coconut_ds.settings.probing import FREE_TEXT
 
 _COMPOSING = threading.Lock()
 """Hydra has one state in a process."""
+CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
@@ -69,24 +71,52 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
     Raises:
         ConfigError: an override is unknown, or checkpoint or data is missing.
     """
+    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE, "data": "prosqa_eval, or data=FILE.json"})
+    swept = [_listed(override) for override in overrides]
+    expanded, extra = _apart(swept, ("method",), config_dirs)
+    return validated(EvalConfig, {**compose_values("evaluate", EvalConfig, expanded, config_dirs), **extra})
+
+
+def compose_probe_config(mode: str, overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ProbeConfig:
+    """The configuration of a look inside a checkpoint; ``data=FILE`` stands for a file of problems.
+
+    Raises:
+        ConfigError: an override is unknown, or the checkpoint is missing.
+    """
+    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE})
+    expanded, extra = _apart(overrides, ("method", *FREE_TEXT), config_dirs)
+    tokens = extra.pop("tokens", None)
+    split = {} if tokens is None else {"tokens": tuple(token.strip() for token in tokens.split(","))}
+    values = compose_values("probe", ProbeConfig, expanded, config_dirs)
+    return validated(ProbeConfig, {**values, **extra, **split, "mode": mode})
+
+
+def _demand(overrides: Sequence[str], examples: dict[str, str]) -> None:
     given = {override.split("=", 1)[0] for override in overrides}
-    for key, example in (("checkpoint", "outputs/…/checkpoint_50"), ("data", "prosqa_eval, or data=FILE.json")):
+    for key, example in examples.items():
         if key not in given:
             raise ConfigError(f"{key}: missing; set {key}={example}")
+
+
+def _listed(override: str) -> str:
+    """Several numbers of thoughts (``0,1,2``) as a list."""
+    key, _, value = override.partition("=")
+    return f"{key}=[{value}]" if key in SWEPT and "," in value and not value.startswith("[") else override
+
+
+def _apart(
+    overrides: Sequence[str], literal: Sequence[str], config_dirs: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Overrides for Hydra, a file of problems spelt out, and the values of keys that Hydra would read differently."""
     expanded: list[str] = []
-    extra: dict[str, str] = {}
-    name = ""
+    extra = {"data_name": ""}
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "method":
-            # A key here, but a group's name to Hydra.
-            extra["method"] = value
-            continue
-        if key in SWEPT and "," in value and not value.startswith("["):
-            expanded.append(f"{key}=[{value}]")
+        if key in literal:
+            extra[key] = value
             continue
         if key == "data":
-            name = Path(value).stem
+            extra["data_name"] = Path(value).stem
             if value not in option_names(config_dirs)["data"]:
                 if not Path(value).is_file():
                     names = ", ".join(option_names(config_dirs)["data"])
@@ -96,8 +126,7 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
                 expanded += ["data.kind=file", f"data.test_path='{value}'"]
                 continue
         expanded.append(override)
-    values = compose_values("evaluate", EvalConfig, expanded, config_dirs)
-    return validated(EvalConfig, {**values, **extra, "data_name": name})
+    return expanded, extra
 
 
 def compose_values(

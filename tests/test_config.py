@@ -19,7 +19,7 @@ from coconut_ds.compose import (
 )
 from coconut_ds.errors import ConfigError
 from coconut_ds.schema import leaf_keys
-from coconut_ds.settings import Config, EvalConfig
+from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 
 OPTIONS = option_names()
 # What options leave to the user.
@@ -284,7 +284,7 @@ def test_a_configuration_is_frozen() -> None:
         made.run = made.run
 
 
-@pytest.mark.parametrize("schema", [Config, EvalConfig])
+@pytest.mark.parametrize("schema", [Config, EvalConfig, ProbeConfig])
 def test_every_key_has_a_description_and_help_shows_it(
     schema: type[BaseModel], capsys: pytest.CaptureFixture[str]
 ) -> None:

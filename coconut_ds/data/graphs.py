@@ -80,6 +80,33 @@ class Graph:
         """All nodes that reach ``node``, without itself."""
         return set(_breadth_first(self.parents, node)) - {node}
 
+    def heights(self, longest: bool = False) -> list[int]:
+        """Edges from each node to the nearest sink below it, or of the longest way to one.
+
+        Both are called height: arXiv 2412.06769 says "longest distance to any leaf" in figure 7 and "shortest" in
+        section 5.4.
+        """
+        heights = [0] * self.num_nodes
+        choose = max if longest else min
+        for node in self._children_first():
+            if self.children[node]:
+                heights[node] = 1 + choose(heights[child] for child in self.children[node])
+        return heights
+
+    def _children_first(self) -> list[int]:
+        """All nodes, each after its children."""
+        order: list[int] = []
+        left = [len(below) for below in self.children]
+        ready = [node for node, count in enumerate(left) if count == 0]
+        while ready:
+            order.append(ready.pop())
+            for parent in self.parents[order[-1]]:
+                left[parent] -= 1
+                if left[parent] == 0:
+                    ready.append(parent)
+        assert len(order) == self.num_nodes, "the graph has no cycle"
+        return order
+
     def shortest_path_counts(self, start: int) -> dict[int, int]:
         """How many shortest paths lead from ``start`` to each node that it reaches."""
         distance = self.distances(start)

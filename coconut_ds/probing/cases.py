@@ -70,6 +70,13 @@ class Case:
         ids = [*ids[:first], *[filler] * len(vectors), *after]
         return replace(self, prompt=_layout(ids, first, len(vectors)), given=dict(enumerate(vectors)))
 
+    def shortened(self, count: int) -> "Case":
+        """The same without the last ``count`` tokens of the prompt, none of which is a latent."""
+        if not count:
+            return self
+        ids = list(self.prompt.input_ids[: len(self.prompt) - count])
+        return replace(self, prompt=_layout(ids, self.prompt.first_thought, self.num_latents))
+
     def widened(self, embeddings: Tensor) -> "Case":
         """The same prompt, its run of latents begun earlier by tokens that are given as vectors [n, D]."""
         extra = len(embeddings)

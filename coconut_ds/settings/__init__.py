@@ -9,6 +9,7 @@ from coconut_ds.settings.config import Config
 from coconut_ds.settings.data import DataConfig, SplitSizes
 from coconut_ds.settings.evaluation import EvalConfig
 from coconut_ds.settings.model import MethodConfig, ModelConfig
+from coconut_ds.settings.probing import ProbeConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "EvalConfig",
     "MethodConfig",
     "ModelConfig",
+    "ProbeConfig",
     "RunConfig",
     "SplitSizes",
     "TrainingConfig",

@@ -1,0 +1,162 @@
+"""Graph problems as texts: where an edge stands, what comes before a node's name, the same with one edge changed.
+
+Knows both ways in which graphs are written: ProsQA's sentences and the triples of symbols.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from coconut_ds.data.graph_stats import question_of
+from coconut_ds.data.graphs import Edge, Graph, GraphQuestion
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+from coconut_ds.formats import Format
+
+
+@dataclass(frozen=True)
+class GraphText:
+    """A graph problem with its graph read."""
+
+    problem: Problem
+    asked: GraphQuestion
+    symbols: Sequence[str]
+    """Names of nodes, by index."""
+    symbolic: bool
+    """Written as triples of symbols, not as sentences."""
+
+    @property
+    def graph(self) -> Graph:
+        """The graph."""
+        return self.asked.graph
+
+    def edge(self, edge: Edge) -> str:
+        """An edge as it stands in the question."""
+        parent, child = (self.symbols[node] for node in edge)
+        if self.symbolic:
+            return f"{parent} {child}"
+        sentence = f"{parent} is a {child}."
+        # Persons are no class of things.
+        return f"Every {sentence}" if f"Every {sentence}" in self.problem.question else sentence
+
+    def span(self, edge: Edge) -> tuple[int, int]:
+        """First and last place (exclusive) of an edge in the question.
+
+        Raises:
+            DataError: the question does not hold it.
+        """
+        text, place = self.problem.question, -1
+        wanted = self.edge(edge)
+        ends = (" |", " [Q]") if self.symbolic else (" ",)
+        while (place := text.find(wanted, place + 1)) >= 0:
+            begins = place == 0 or (text[place - 1] == " " and (not self.symbolic or text[place - 2] == "|"))
+            if begins and any(text.startswith(end, place + len(wanted)) for end in ends):
+                return place, place + len(wanted)
+        raise DataError(f"{text[:60]!r}…: does not hold the edge {wanted!r} of its graph")
+
+    def before_node(self, stage: int) -> str:
+        """What is written before the name of a node at ``hop(stage)``."""
+        if self.symbolic:
+            return ""
+        return "Every" if stage else f"{self.symbols[self.asked.root]} is a"
+
+    def hop(self, stage: int) -> int:
+        """Edges between the root and the nodes that may be named next, once ``stage`` steps are thought.
+
+        In sentences a step begins with the node that the one before ended with.
+        """
+        return stage + 1 if self.symbolic else max(stage, 1)
+
+    def frontier(self, hop: int) -> list[int]:
+        """Nodes whose shortest distance from the root is ``hop``."""
+        return [node for node, distance in self.graph.distances(self.asked.root).items() if distance == hop]
+
+    @cached_property
+    def correct(self) -> set[int]:
+        """Nodes from which the target can still be reached, itself included."""
+        return self.graph.ancestors(self.asked.target) | {self.asked.target}
+
+    @cached_property
+    def optimal(self) -> set[Edge]:
+        """Edges of all shortest paths from the root to the target."""
+        from_root, target = self.graph.distances(self.asked.root), self.asked.target
+        length = from_root[target]
+        to_target = {n: d for n in from_root if (d := self.graph.distances(n).get(target)) is not None}
+        return {
+            (parent, child)
+            for parent, child in self.graph.edges
+            if parent in to_target and child in to_target and from_root[parent] + 1 + to_target[child] == length
+        }
+
+    def with_edge(self, old: Edge, new: Edge, rng: random.Random) -> "GraphText":
+        """The same question with one edge in another's place; answer and steps are those of the new graph.
+
+        The new graph must lead to one of the two options, and only to that one.
+        """
+        graph = Graph(self.graph.num_nodes, tuple(new if edge == old else edge for edge in self.graph.edges))
+        asked = self.asked
+        if asked.target not in graph.distances(asked.root):
+            asked = replace(asked, target=asked.distractor, distractor=asked.target)
+        asked = replace(asked, graph=graph)
+        start, end = self.span(old)
+        before, after = self.edge(old), self.symbols[old[1]]
+        at = before.rindex(after)
+        written = before[:at] + self.symbols[new[1]] + before[at + len(after) :]
+        question = self.problem.question[:start] + written + self.problem.question[end:]
+        names = [self.symbols[node] for node in graph.draw_shortest_path(rng, asked.root, asked.target)]
+        steps, answer = tuple(names[1:]), names[-1]
+        if not self.symbolic:
+            steps = tuple(f"{'Every ' if i else ''}{a} is a {b}." for i, (a, b) in enumerate(pairwise(names)))
+            answer = f"{names[0]} is a {answer}."
+        problem = Problem(question, steps, answer, {**self.problem.extra, **asked.as_dict(self.symbols)})
+        return GraphText(problem, asked, self.symbols, self.symbolic)
+
+
+def graph_text(problem: Problem, format: Format, where: str = "problem") -> GraphText:
+    """A graph problem with its graph read.
+
+    Raises:
+        DataError: it carries no graph.
+    """
+    return GraphText(problem, question_of(problem, where), problem.extra["idx_to_symbol"], format.one_token)
+
+
+def redirected(text: GraphText, rng: random.Random) -> GraphText | None:
+    """One edge on the way to the target led elsewhere, so that the root reaches the distractor and not the target.
+
+    None where no single edge does that.
+    """
+    graph, asked = text.graph, text.asked
+    to_distractor = graph.ancestors(asked.distractor) | {asked.distractor}
+    goals = [node for node in to_distractor if node not in text.correct]
+    choices = []
+    for old in sorted(text.optimal):
+        rest = Graph(graph.num_nodes, tuple(edge for edge in graph.edges if edge != old))
+        if asked.target in rest.distances(asked.root):
+            continue
+        choices += [(old, (old[0], goal)) for goal in sorted(goals) if _fits(graph, old, goal)]
+    return text.with_edge(*rng.choice(choices), rng) if choices else None
+
+
+def unrelated(text: GraphText, rng: random.Random) -> GraphText | None:
+    """One edge that the root does not reach led elsewhere: the answer stays. None where there is none."""
+    graph, reached = text.graph, text.graph.distances(text.asked.root)
+    ends = (text.asked.target, text.asked.distractor)
+    outside = [node for node in range(graph.num_nodes) if node not in reached and node not in ends]
+    choices = [
+        (old, (old[0], goal))
+        for old in graph.edges
+        if old[0] not in reached and old[1] not in ends
+        for goal in outside
+        if _fits(graph, old, goal)
+    ]
+    return text.with_edge(*rng.choice(choices), rng) if choices else None
+
+
+def _fits(graph: Graph, old: Edge, goal: int) -> bool:
+    """Whether (old parent, goal) is a new edge that makes no cycle and no person a child."""
+    parent = old[0]
+    is_new = (parent, goal) not in graph.edges and goal != parent
+    return is_new and goal not in graph.sources and parent not in graph.distances(goal)

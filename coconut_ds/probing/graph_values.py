@@ -1,0 +1,263 @@
+"""Which nodes of its graph a model considers after k thoughts, by what it would write next.
+
+After k thoughts the model is made to write on; the *value* of a node is the probability of its name where the next
+node's name stands, normalised over the frontier, the nodes at that distance from the root (arXiv 2412.06769, section
+5.3, figures 7 to 9). ``probability`` is not normalised: where the frontier has little of it, values say little.
+
+Heights of nodes come by both definitions that the paper has (``Graph.heights``).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
+from coconut_ds.evaluation.statistics import Mean, mean_of
+from coconut_ds.generation.requests import Request
+from coconut_ds.probing.cases import Case, Plain, Progress, prepare, run, score
+from coconut_ds.probing.graph_text import GraphText, graph_text
+from coconut_ds.reasoner import Reasoner
+from coconut_ds.tokens import encode_cue
+
+HEIGHTS = ("shortest", "longest")
+"""To a leaf."""
+TOP = (1, 2, 3)
+"""Candidates whose values are added up."""
+
+
+@dataclass(frozen=True)
+class NodeValue(Plain):
+    """One node after k thoughts."""
+
+    node: int
+    name: str
+    hop: int | None
+    """Edges from the root; None where it does not reach the node."""
+    in_frontier: bool
+    is_correct: bool
+    """The target can be reached from it, or it is the target."""
+    height_shortest: int
+    height_longest: int
+    probability: float
+    """Of the name."""
+    value: float | None
+    """The same, normalised over the frontier; None outside."""
+
+
+@dataclass(frozen=True)
+class Frontier(Plain):
+    """What a model considers after k thoughts."""
+
+    num_thoughts: int
+    hop: int
+    """Of the frontier."""
+    before: str
+    """Text that is given after the thoughts, before a name."""
+    mass: float
+    """Probability of all names of the frontier together."""
+    nodes: tuple[NodeValue, ...]
+    """Highest probability first."""
+
+
+@dataclass(frozen=True)
+class GraphView(Plain):
+    """A graph problem and its values after each number of thoughts."""
+
+    question: str
+    symbols: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    root: int
+    target: int
+    distractor: int
+    optimal: tuple[tuple[int, int], ...]
+    """Edges of the shortest paths to the target."""
+    after: tuple[Frontier, ...]
+
+
+@dataclass(frozen=True)
+class Parallelism(Plain):
+    """How value is spread over the frontier: arXiv 2412.06769, figure 8. Lists have one entry a problem, sorted."""
+
+    num_thoughts: int
+    num_problems: int
+    frontier_size: Mean
+    mass: Mean
+    """Probability of all names of the frontier together, before normalising."""
+    cumulative: dict[str, list[float]]
+    """``top 1``, ``top 2``, ``top 3``: value of the best candidates together."""
+
+
+@dataclass(frozen=True)
+class HeightValue(Plain):
+    """Values of frontier nodes of one height: arXiv 2412.06769, figure 9. None where there is no such node."""
+
+    num_thoughts: int
+    definition: str
+    """``shortest`` or ``longest`` way to a leaf."""
+    height: int
+    correct: Mean | None
+    num_correct: int
+    incorrect: Mean | None
+    num_incorrect: int
+
+
+def graph_views(
+    reasoner: Reasoner,
+    problems: Sequence[Problem],
+    numbers: Sequence[int] | None = None,
+    *,
+    frontier_only: bool = False,
+    progress: Progress | None = None,
+) -> list[GraphView]:
+    """Values of nodes after each number of thoughts.
+
+    Args:
+        reasoner: the model.
+        problems: that carry graphs.
+        numbers: of thoughts or pauses; None: 0 to the checkpoint's number, in whole steps.
+        frontier_only: leave out nodes outside the frontier, which have a probability but no value; faster.
+        progress: see ``Progress``.
+
+    Raises:
+        DataError: a problem carries no graph.
+    """
+    form = reasoner.card.text_format
+    texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
+    size = max(reasoner.card.c_thought, 1)
+    numbers = range(0, reasoner.card.num_latents + 1, size) if numbers is None else numbers
+    requests: list[Request] = []
+    wanted: list[tuple[int, int, int, list[int]]] = []
+    for number in numbers:
+        cases = prepare(reasoner, [problem.question for problem in problems], number)
+        for index, (text, case) in enumerate(zip(texts, cases, strict=True)):
+            hop = text.hop(number // size)
+            nodes = text.frontier(hop) if frontier_only else list(range(text.graph.num_nodes))
+            requests += _requests(reasoner, text, without_cue(case, reasoner), number // size, nodes)
+            wanted.append((index, number, hop, nodes))
+    made = iter(run(reasoner, requests, progress))
+    after: list[list[Frontier]] = [[] for _ in problems]
+    for index, number, hop, nodes in wanted:
+        probabilities = {node: math.exp(sum(next(made).log_probabilities)) for node in nodes}
+        before = texts[index].before_node(number // size)
+        after[index].append(_frontier(texts[index], number, hop, before, probabilities))
+    return [_view(text, frontiers) for text, frontiers in zip(texts, after, strict=True)]
+
+
+def parallelism(views: Sequence[GraphView]) -> list[Parallelism]:
+    """The curves of each number of thoughts, over all problems that have a frontier then."""
+    curves = []
+    for number, frontiers in _by_number(views).items():
+        values = [sorted((_value(node) for node in one.nodes if node.in_frontier), reverse=True) for one in frontiers]
+        curves.append(
+            Parallelism(
+                number,
+                len(values),
+                mean_of([float(len(own)) for own in values]),
+                mean_of([one.mass for one in frontiers]),
+                {f"top {top}": sorted(sum(own[:top]) for own in values) for top in TOP},
+            )
+        )
+    return curves
+
+
+def height_values(views: Sequence[GraphView]) -> list[HeightValue]:
+    """Mean values by height, for correct and incorrect nodes of the frontier, by both definitions."""
+    found = []
+    for number, frontiers in _by_number(views).items():
+        for definition in HEIGHTS:
+            groups: dict[tuple[int, bool], list[float]] = defaultdict(list)
+            for node in (node for one in frontiers for node in one.nodes if node.in_frontier):
+                height = node.height_shortest if definition == "shortest" else node.height_longest
+                groups[height, node.is_correct].append(_value(node))
+            for height in sorted({height for height, _ in groups}):
+                right, wrong = groups.get((height, True), []), groups.get((height, False), [])
+                found.append(
+                    HeightValue(number, definition, height, _mean(right), len(right), _mean(wrong), len(wrong))
+                )
+    return found
+
+
+def _by_number(views: Sequence[GraphView]) -> dict[int, list[Frontier]]:
+    """All frontiers that are not empty, by number of thoughts."""
+    found: dict[int, list[Frontier]] = {}
+    for frontier in (one for view in views for one in view.after):
+        if any(node.in_frontier for node in frontier.nodes):
+            found.setdefault(frontier.num_thoughts, []).append(frontier)
+    return dict(sorted(found.items()))
+
+
+def _mean(values: Sequence[float]) -> Mean | None:
+    return mean_of(values) if values else None
+
+
+def _value(node: NodeValue) -> float:
+    assert node.value is not None, "nodes of the frontier have a value"
+    return node.value
+
+
+def without_cue(case: Case, reasoner: Reasoner) -> Case:
+    """The case without the sign that asks for the answer, where the format's prompts end with it."""
+    prompter = reasoner.prompter
+    cue = [] if prompter.method.writes_steps else encode_cue(prompter.tokenizer, prompter.format)
+    return case.shortened(len(cue))
+
+
+def _requests(reasoner: Reasoner, text: GraphText, case: Case, stage: int, nodes: Sequence[int]) -> list[Request]:
+    tokenizer, before = reasoner.backbone.tokenizer, text.before_node(stage)
+    given = name_tokens(tokenizer, "", before) if before else []
+    names = [name_tokens(tokenizer, before, text.symbols[node]) for node in nodes]
+    return [score(case, reasoner, name, given) for name in names]
+
+
+def name_tokens(tokenizer: PreTrainedTokenizerBase, before: str, name: str) -> list[int]:
+    """Tokens of a name where it follows a text.
+
+    Raises:
+        DataError: the tokenizer melts both together.
+    """
+    start: list[int] = tokenizer.encode(before, add_special_tokens=False) if before else []
+    whole: list[int] = tokenizer.encode(f"{before} {name}".strip(), add_special_tokens=False)
+    if whole[: len(start)] != start or len(whole) == len(start):
+        raise DataError(f"{name!r}: has no tokens of its own after {before!r} in this tokenizer")
+    return whole[len(start) :]
+
+
+def _frontier(text: GraphText, number: int, hop: int, before: str, probabilities: dict[int, float]) -> Frontier:
+    frontier, correct = set(text.frontier(hop)), text.correct
+    distances = text.graph.distances(text.asked.root)
+    shortest, longest = text.graph.heights(), text.graph.heights(longest=True)
+    mass = sum(probability for node, probability in probabilities.items() if node in frontier)
+    nodes = [
+        NodeValue(
+            node,
+            text.symbols[node],
+            distances.get(node),
+            node in frontier,
+            node in correct,
+            shortest[node],
+            longest[node],
+            probability,
+            # A frontier of which the model names no node at all is spread evenly.
+            (probability / mass if mass else 1 / len(frontier)) if node in frontier else None,
+        )
+        for node, probability in probabilities.items()
+    ]
+    return Frontier(number, hop, before, mass, tuple(sorted(nodes, key=lambda node: -node.probability)))
+
+
+def _view(text: GraphText, frontiers: Sequence[Frontier]) -> GraphView:
+    asked = text.asked
+    return GraphView(
+        text.problem.question,
+        tuple(text.symbols),
+        text.graph.edges,
+        asked.root,
+        asked.target,
+        asked.distractor,
+        tuple(sorted(text.optimal)),
+        tuple(frontiers),
+    )

@@ -1,0 +1,178 @@
+"""Whether thoughts hold whole frontiers: nodes grouped by where they lie, by inner product and by attention.
+
+Source: "Reasoning by Superposition" (arXiv 2505.12514), section 5. At thought i, which stands for the step that
+leads to hop i:
+
+* inner product of the thought with the input embedding of each node's name, by group of the *node*: not reachable from
+  the root, reachable within i hops, on the frontier (at hop i), optimal (on the frontier and on a shortest path to the
+  target);
+* attention of the position whose state becomes thought i, summed over heads and over the tokens of an edge, by group of
+  the edge's *source*: not reachable, reachable within i - 1 hops, at hop i - 1, and there on a shortest path.
+
+Groups are nested: the frontier is reachable, the optimal nodes are on the frontier. One value a problem (the mean over
+its group), then means over problems. With several thoughts a step all of a step's thoughts have its hop. A pause
+checkpoint goes through the same functions, as a control: its states are those of the same positions.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coconut_ds.data.graphs import Edge
+from coconut_ds.data.problem import Problem
+from coconut_ds.evaluation.statistics import Mean, mean_of
+from coconut_ds.probing.baselines import Baseline, baselines_of
+from coconut_ds.probing.cases import Plain, embeddings
+from coconut_ds.probing.graph_text import GraphText, graph_text
+from coconut_ds.probing.graph_values import name_tokens
+from coconut_ds.probing.states import attentions_of, states_of
+from coconut_ds.reasoner import Reasoner
+
+GROUPS = ("not reachable", "reachable", "frontier", "optimal")
+
+
+@dataclass(frozen=True)
+class GroupValue(Plain):
+    """One group of nodes or edges at one thought."""
+
+    measure: str
+    """``inner product``, or ``attention, layer N`` (from 1)."""
+    thought: int
+    """From 1."""
+    group: str
+    value: Mean
+    num_problems: int
+    """Those that have such a node or edge."""
+
+
+def superposition(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None = None) -> list[GroupValue]:
+    """Both measures for every thought and group.
+
+    Args:
+        reasoner: the model.
+        problems: that carry graphs.
+        n_thoughts: thoughts or pauses; None: the checkpoint's number.
+
+    Raises:
+        DataError: a problem carries no graph.
+    """
+    form = reasoner.card.text_format
+    texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
+    known = baselines_of(reasoner, [problem.question for problem in problems], n_thoughts, max_new_tokens=1)
+    found = _by_inner_product(reasoner, texts, known)
+    return [*found, *_by_attention(reasoner, texts, known)]
+
+
+def _by_inner_product(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequence[Baseline]) -> list[GroupValue]:
+    table, names = _Table(), _Names(reasoner)
+    states = states_of(reasoner, [one.case for one in known], [one.fed for one in known])
+    for text, own in zip(texts, states, strict=True):
+        products = own.thoughts @ names.embedded(text.symbols).T
+        for index, row in enumerate(products.tolist()):
+            groups = node_groups(text, _hop(reasoner, index))
+            table.add("inner product", index + 1, {name: [row[node] for node in groups[name]] for name in GROUPS})
+    return table.values()
+
+
+def _by_attention(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequence[Baseline]) -> list[GroupValue]:
+    table = _Table()
+    weights = attentions_of(reasoner, [one.case for one in known], [one.fed for one in known])
+    for text, own in zip(texts, weights, strict=True):
+        places = edge_positions(reasoner, text)
+        for layer, rows in enumerate(own):
+            # The last row belongs to the state before the text, which is no thought.
+            for index, row in enumerate(rows[:-1]):
+                groups = edge_groups(text, _hop(reasoner, index))
+                sums = {name: [float(row[places[edge]].sum()) for edge in groups[name]] for name in GROUPS}
+                table.add(f"attention, layer {layer + 1}", index + 1, sums)
+    return table.values()
+
+
+def node_groups(text: GraphText, hop: int) -> dict[str, list[int]]:
+    """Nodes by group, for the thought that leads to ``hop``."""
+    distances = text.graph.distances(text.asked.root)
+    optimal = {node for edge in text.optimal for node in edge}
+    frontier = [node for node, distance in distances.items() if distance == hop]
+    return {
+        "not reachable": [node for node in range(text.graph.num_nodes) if node not in distances],
+        "reachable": [node for node, distance in distances.items() if distance <= hop],
+        "frontier": frontier,
+        "optimal": [node for node in frontier if node in optimal],
+    }
+
+
+def edge_groups(text: GraphText, hop: int) -> dict[str, list[Edge]]:
+    """Edges by group, for the thought that leads to ``hop``."""
+    distances, optimal, edges = text.graph.distances(text.asked.root), text.optimal, text.graph.edges
+    return {
+        "not reachable": [edge for edge in edges if edge[0] not in distances],
+        "reachable": [edge for edge in edges if distances.get(edge[0], hop) < hop],
+        "frontier": [edge for edge in edges if distances.get(edge[0]) == hop - 1],
+        "optimal": [edge for edge in edges if edge in optimal and distances[edge[0]] == hop - 1],
+    }
+
+
+def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]:
+    """The positions of each edge's tokens in the prompt, the mark behind it included."""
+    tokenizer, form = reasoner.backbone.tokenizer, reasoner.card.text_format
+    encoded = tokenizer(
+        f"{text.problem.question}{form.question_end}",
+        return_offsets_mapping=True,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    shift = 1 if form.starts_with_eos else 0
+    offsets = encoded["offset_mapping"]
+    places = {}
+    for edge in text.graph.edges:
+        start, end = text.span(edge)
+        if text.problem.question.startswith(" |", end):
+            end += len(" |")
+        places[edge] = [i + shift for i, (first, last) in enumerate(offsets) if first < end and last > start]
+    return places
+
+
+def _hop(reasoner: Reasoner, index: int) -> int:
+    return index // max(reasoner.card.c_thought, 1) + 1
+
+
+class _Names:
+    """Embeddings of names; one of several tokens has their mean."""
+
+    def __init__(self, reasoner: Reasoner) -> None:
+        self._reasoner = reasoner
+        self._known: dict[str, Tensor] = {}
+
+    def embedded(self, names: Sequence[str]) -> Tensor:
+        """[names, D]"""
+        # A name follows another word wherever it stands in a question, hence the word before.
+        return torch.stack([self._embedded(name) for name in names])
+
+    def _embedded(self, name: str) -> Tensor:
+        if name not in self._known:
+            before = "" if self._reasoner.card.text_format.one_token else "a"
+            ids = name_tokens(self._reasoner.backbone.tokenizer, before, name)
+            self._known[name] = embeddings(self._reasoner, ids).float().mean(dim=0).cpu()
+        return self._known[name]
+
+
+class _Table:
+    """Values by measure, thought and group, one a problem."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+
+    def add(self, measure: str, thought: int, groups: Mapping[str, Sequence[float]]) -> None:
+        """Takes a problem's groups; empty ones are left out."""
+        for name, values in groups.items():
+            if values:
+                self._values[measure, thought, name].append(sum(values) / len(values))
+
+    def values(self) -> list[GroupValue]:
+        """Means over problems."""
+        order = sorted(self._values, key=lambda key: (key[0], key[1], GROUPS.index(key[2])))
+        return [GroupValue(*key, mean_of(self._values[key]), len(self._values[key])) for key in order]
