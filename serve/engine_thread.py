@@ -259,12 +259,16 @@ class EngineThread:
             self._inbox.put(call)
         return future
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Ends the thread; requests that are still there fail."""
+    def stop(self) -> None:
+        """Has the thread end; requests that are still there fail. Does not wait."""
         with self._lock:
-            already, self._closing = self._closing, True
-            if not already:
+            if not self._closing:
+                self._closing = True
                 self._inbox.put(self._stop)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """As ``stop``, and waits."""
+        self.stop()
         self._thread.join(timeout_s)
 
     # For the engine's thread
@@ -344,7 +348,7 @@ class EngineThread:
         self._stopped = True
         for ticket in list(self._tickets):
             self._engine.cancel(ticket)
-            self.end(ticket, Failed(UnavailableError("the model was closed")))
+            self.end(ticket, Failed(UnavailableError("the server is stopping")))
 
     def _recover(self, error: Exception) -> None:
         """Fails what was in the engine, and goes on with a new one if that can do the simplest request."""

@@ -103,11 +103,13 @@ class Service:
         self.models, self.limits = models, limits
         self.draining = False
         """Once set, nothing new is let in."""
+        self.num_requests = 0
+        """HTTP requests at work; whoever answers them counts."""
 
     # For coroutines
 
-    async def answer(self, ask: Ask, request_id: str = "") -> list[Choice]:
-        """All continuations, in order.
+    async def answer(self, ask: Ask, request_id: str = "") -> tuple[Prompter, list[Choice]]:
+        """All continuations, in order, and what knows the model's tokens.
 
         Raises:
             ServiceError: it cannot be done, or was not.
@@ -121,17 +123,17 @@ class Service:
                     raise event.error
                 assert isinstance(event, Done)
                 choices[job.index] = running.choice(job, event.completion)
-            return [choice for choice in choices if choice is not None]
+            return running.prompter, [choice for choice in choices if choice is not None]
 
     @asynccontextmanager
-    async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[AsyncIterator[Piece]]:
-        """``async with service.streaming(ask) as pieces: async for piece in pieces``. Let in once it is entered.
+    async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Piece]]]:
+        """``async with service.streaming(ask) as (prompter, pieces): async for piece in pieces``. Let in once entered.
 
         Raises:
             ServiceError: it cannot be done, or was not.
         """
         async with self._running(ask, request_id, wants_steps=True) as (running, mailbox, ends_at):
-            yield self._pieces(running, mailbox, ends_at)
+            yield running.prompter, self._pieces(running, mailbox, ends_at)
 
     async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Runs a function of a model on its engine's thread, between two passes. Running requests wait meanwhile."""
@@ -190,9 +192,15 @@ class Service:
         """Requests that were let in and have not ended, of all models."""
         return sum(thread.num_open for thread in self.models.loaded.values())
 
+    def fail_all(self) -> None:
+        """Ends what runs or waits; whoever waits for it is told that the server stops."""
+        self.draining = True
+        for thread in self.models.loaded.values():
+            thread.stop()
+
     def close(self) -> None:
         """Ends all engines; what still runs fails."""
-        self.draining = True
+        self.fail_all()
         self.models.close()
 
     # Parts

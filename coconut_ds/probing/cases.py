@@ -18,6 +18,7 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.base import MarkerIds
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
@@ -126,20 +127,31 @@ def _after_writing(
     max_new_tokens: int,
 ) -> list[Case]:
     """Cases of a model that begins to think by itself; one that never does has a case without thoughts."""
-    prompter, markers = reasoner.prompter, reasoner.prompter.markers
+    prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
-    cases = []
-    for question, ids, made in zip(questions, encoded, run(reasoner, requests), strict=True):
-        if markers.start not in made.tokens:
-            cases.append(Case(question, _layout(ids, len(ids), 0)))
-            continue
-        written = made.tokens[: made.tokens.index(markers.start)]
-        before = [*ids, *written, markers.start]
-        latents = [markers.thought] * thoughts.count
-        cases.append(
-            Case(question, _layout([*before, *latents, markers.end], len(before), len(latents)), written=tuple(written))
-        )
-    return cases
+    made = run(reasoner, requests)
+    return [
+        _written(prompter.markers, question, ids, one.tokens, thoughts.count)
+        for question, ids, one in zip(questions, encoded, made, strict=True)
+    ]
+
+
+def case_behind(reasoner: Reasoner, question: str, num_latents: int, tokens: Sequence[int]) -> Case:
+    """The case of a question that the model has continued by ``tokens``, with so many latents in its prompt."""
+    prompter = reasoner.prompter
+    if not prompter.method.starts_thinking:
+        return prepare(reasoner, [question], num_latents)[0]
+    return _written(prompter.markers, question, prompter.encode([question])[0], tokens, num_latents)
+
+
+def _written(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequence[int], count: int) -> Case:
+    """The case of a model that has written ``tokens``, among them perhaps the one that begins its thoughts."""
+    if markers.start not in tokens:
+        return Case(question, _layout([*ids], len(ids), 0))
+    written = tokens[: tokens.index(markers.start)]
+    before = [*ids, *written, markers.start]
+    latents = [markers.thought] * count
+    return Case(question, _layout([*before, *latents, markers.end], len(before), count), written=tuple(written))
 
 
 def _layout(ids: list[int], first: int, count: int) -> Layout:

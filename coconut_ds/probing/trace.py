@@ -7,11 +7,13 @@ Sources: decoding by the head, arXiv 2412.06769 (figure 4); the layers by the sa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
-from coconut_ds.probing.cases import Case, Plain, prepare, run, write
+from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run, write
 from coconut_ds.probing.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.probing.states import States, states_of
 from coconut_ds.reasoner import Reasoner
@@ -80,31 +82,70 @@ def trace_thoughts(
         DataError: a question is too long, a token unknown, or the method does not think and thoughts were asked for.
     """
     asked = [questions] if isinstance(questions, str) else list(questions)
-    tokenizer = reasoner.backbone.tokenizer
-    chosen = [token_id(tokenizer, text) for text in tokens]
+    chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
     made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
     fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
-    traces = []
-    for case, completion, states in zip(cases, made, states_of(reasoner, cases, fed), strict=True):
-        decoded = decode_thoughts(reasoner.loop, tokenizer, states.layers, top_k, chosen, temperature)
-        prompter = reasoner.prompter
-        text = prompter.text(completion.tokens)
-        traces.append(
-            ThoughtTrace(
-                question=case.question,
-                method=reasoner.card.method,
-                pauses=prompter.method.pauses,
-                thoughts=_views(reasoner, case, states, decoded),
-                last=decoded[-1][-1],
-                embedding_norm=embedding_norm(reasoner),
-                written_before=prompter.text(case.written),
-                text=text,
-                answer=extract_answer(text, reasoner.card.text_format),
-                finish_reason=completion.finish_reason,
-            )
-        )
-    return traces
+    return [
+        _trace(reasoner, case, states, completion, top_k, chosen, temperature)
+        for case, completion, states in zip(cases, made, states_of(reasoner, cases, fed), strict=True)
+    ]
+
+
+def trace_of(
+    reasoner: Reasoner,
+    question: str,
+    completion: Completion,
+    num_latents: int,
+    *,
+    top_k: int = 5,
+    tokens: Sequence[str] = (),
+) -> ThoughtTrace:
+    """The trace of a question whose completion is there already, its thoughts kept.
+
+    Args:
+        reasoner: the model.
+        question: what was asked.
+        completion: what was made of it.
+        num_latents: thoughts or pauses that were asked for.
+        top_k: see ``trace_thoughts``.
+        tokens: see ``trace_thoughts``.
+
+    Raises:
+        DataError: a token is unknown.
+    """
+    chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
+    pauses = reasoner.prompter.method.pauses
+    case = case_behind(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
+    fed = torch.stack(list(case.given.values())) if case.given else completion.thoughts
+    assert fed is not None, "the completion keeps its thoughts"
+    return _trace(reasoner, case, states_of(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
+
+
+def _trace(
+    reasoner: Reasoner,
+    case: Case,
+    states: States,
+    completion: Completion,
+    top_k: int,
+    chosen: Sequence[int],
+    temperature: float,
+) -> ThoughtTrace:
+    decoded = decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, states.layers, top_k, chosen, temperature)
+    prompter = reasoner.prompter
+    text = prompter.text(completion.tokens)
+    return ThoughtTrace(
+        question=case.question,
+        method=reasoner.card.method,
+        pauses=prompter.method.pauses,
+        thoughts=_views(reasoner, case, states, decoded),
+        last=decoded[-1][-1],
+        embedding_norm=embedding_norm(reasoner),
+        written_before=prompter.text(case.written),
+        text=text,
+        answer=extract_answer(text, reasoner.card.text_format),
+        finish_reason=completion.finish_reason,
+    )
 
 
 def embedding_norm(reasoner: Reasoner) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -47,13 +48,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        """
+        Args:
+            events: what is sent.
+            held: closed at the end, whether or not anything was sent.
+        """
         super().__init__()
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         # Proxies that buffer would hold events back.
         self.headers["x-accel-buffering"] = "no"
-        self._events = events
+        self._events, self._held = events, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -67,6 +73,7 @@ class EventStream(Response):
             for one in (sending, gone):
                 one.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
+            await self._held.aclose()
 
     async def _send(self, send: Send) -> None:
         try:

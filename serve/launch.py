@@ -1,0 +1,67 @@
+"""From a command line to a server that runs."""
+
+import argparse
+import logging
+
+import torch
+
+from coconut_ds.errors import CheckpointError
+from serve.catalogue import find_checkpoints
+from serve.cli import check_host, settings_of
+from serve.errors import ServiceError
+from serve.limits import EngineSettings, Limits
+from serve.metrics import Metrics
+from serve.models import Models
+from serve.server import read_key, run_server
+from serve.service import Service
+
+log = logging.getLogger("serve")
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Finds the checkpoints and serves them until a signal comes.
+
+    Raises:
+        CoconutError: an option or a checkpoint is wrong.
+    """
+    settings, limits = settings_of(arguments)
+    key = read_key(arguments.api_key_file)
+    check_host(arguments.host, key, arguments.no_key)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    budget = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
+    service, metrics = make_service(arguments.checkpoint, settings, limits, budget)
+    names = service.models.catalogue.names
+    log.info("%d checkpoints: %s", len(names), ", ".join(names[:20]))
+    if arguments.load:
+        load_first(service)
+    run_server(service, metrics, arguments.host, arguments.port, key)
+
+
+def make_service(
+    checkpoints: list[str], settings: EngineSettings, limits: Limits, budget_bytes: int | None = None
+) -> tuple[Service, Metrics]:
+    """A service for ``--checkpoint`` options; nothing is loaded yet.
+
+    Raises:
+        CheckpointError: one is not there, not whole or not safe.
+    """
+    metrics = Metrics()
+    catalogue = find_checkpoints(checkpoints)
+    models = Models(catalogue, settings, limits.max_waiting, budget_bytes, metrics.observer)
+    metrics.watch(lambda: models.loaded)
+    return Service(models, limits), metrics
+
+
+def load_first(service: Service) -> None:
+    """Loads the first checkpoint, so that no client waits for it.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    name = service.models.catalogue.names[0]
+    try:
+        service.models.hold(name)
+    except ServiceError as error:
+        raise CheckpointError(f"--load: {error}") from error
+    service.models.release(name)

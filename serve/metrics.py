@@ -1,0 +1,105 @@
+"""What is counted, for Prometheus. Names after those of other inference servers, with a prefix of our own."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from coconut_ds.generation.requests import Completion
+from serve.engine_thread import EngineThread, Job, Observer
+
+PREFIX = "coconut:"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 300)
+LABEL = ("model_name",)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Iterable[str] = LABEL) -> Counter:
+            return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(PREFIX + name, text, LABEL, buckets=SECONDS, registry=self.registry)
+
+        self.http_requests = counter("http_requests", "Answers, by HTTP status.", ("status",))
+        self.ended = counter("request_success", "Completions that ended.", ("model_name", "finished_reason"))
+        self.failed = counter("request_failures", "Completions that failed.")
+        self.cancelled = counter("request_cancelled", "Completions for which nobody waited any more.")
+        self.prompt_tokens = counter("prompt_tokens", "Positions of prompts, thoughts not counted.")
+        self.tokens = counter("generation_tokens", "Tokens written.")
+        self.thoughts = counter("thoughts", "Thoughts had.")
+        self.shared = counter("prefix_cache_tokens", "Positions of prompts that were copied, not encoded.")
+        self.first_token = histogram("time_to_first_token_seconds", "From being let in to the first token.")
+        self.inter_token = histogram("inter_token_latency_seconds", "From one token to the next.")
+        self.end_to_end = histogram("e2e_request_latency_seconds", "From being let in to the end.")
+
+    def observer(self, model: str) -> Observer:
+        """Counts what becomes of a model's requests."""
+        return _Counts(self, model)
+
+    def watch(self, loaded: Callable[[], dict[str, EngineThread]]) -> None:
+        """Has gauges read from the engines whenever somebody looks."""
+        self.registry.register(_Gauges(loaded))
+
+
+class _Counts(Observer):
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._ended = {reason: metrics.ended.labels(model, reason) for reason in ("eos", "stop", "length")}
+        self._failed, self._cancelled = metrics.failed.labels(model), metrics.cancelled.labels(model)
+        self._prompt, self._tokens = metrics.prompt_tokens.labels(model), metrics.tokens.labels(model)
+        self._thoughts, self._shared = metrics.thoughts.labels(model), metrics.shared.labels(model)
+        self._first, self._inter = metrics.first_token.labels(model), metrics.inter_token.labels(model)
+        self._end_to_end = metrics.end_to_end.labels(model)
+
+    def on_thought(self, job: Job) -> None:
+        self._thoughts.inc()
+
+    def on_token(self, job: Job, previous: float) -> None:
+        times = job.times
+        self._tokens.inc()
+        if previous:
+            self._inter.observe(times.last_token - previous)
+        else:
+            self._first.observe(times.first_token - times.submitted)
+
+    def on_done(self, job: Job, completion: Completion) -> None:
+        prompt = job.request.prompt
+        self._prompt.inc(len(prompt) - prompt.num_thoughts)
+        self._shared.inc(completion.num_shared)
+        self._end_to_end.observe(job.times.done - job.times.submitted)
+        if completion.finish_reason in self._ended:
+            self._ended[completion.finish_reason].inc()
+
+    def on_failed(self, job: Job) -> None:
+        self._failed.inc()
+
+    def on_cancelled(self, job: Job) -> None:
+        self._cancelled.inc()
+
+
+class _Gauges(Collector):
+    """Read when they are looked at."""
+
+    def __init__(self, loaded: Callable[[], dict[str, EngineThread]]) -> None:
+        self._loaded = loaded
+
+    def collect(self) -> Iterable[Metric]:
+        """See ``Collector``."""
+        gauges: dict[str, tuple[str, Callable[[EngineThread], float]]] = {
+            "num_requests_running": ("Completions that hold a slot.", lambda thread: thread.num_running),
+            "num_requests_waiting": ("Completions that wait for one.", lambda thread: thread.num_waiting),
+            "num_slots": ("Completions that can run at a time.", lambda thread: thread.settings.slots),
+            "kv_cache_usage_perc": ("Share of the cache that requests hold, 0 to 1.", lambda thread: thread.cache_use),
+        }
+        loaded = self._loaded()
+        for name, (text, read) in gauges.items():
+            family = GaugeMetricFamily(PREFIX + name, text, labels=LABEL)
+            for model, thread in loaded.items():
+                family.add_metric([model], read(thread))
+            yield family

@@ -1,0 +1,134 @@
+"""A real server process over tiny checkpoints, for tests and scripts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from coconut_ds.checkpoint import ModelCard, marker_table, save_model
+from coconut_ds.model.backbone import build_backbone
+from coconut_ds.settings import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+POSITIONS = 256
+SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "initializer_range": 0.2}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, and a few words: characters beyond ASCII are several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def save_checkpoint(folder: Path, method: str = "coconut", seed: int = 0) -> Path:
+    """A model with random weights that thinks twice a question."""
+    torch.manual_seed(seed)
+    settings = ModelConfig(
+        model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=dict(SHAPE)
+    )
+    backbone = build_backbone(settings, byte_tokenizer())
+    card = ModelCard(method, 1, 2 if method.startswith("coconut") else 0, 2, 1, marker_table(backbone.markers))
+    save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, card)
+    return folder
+
+
+class ServerProcess:
+    """``python -m serve api``, ready to answer."""
+
+    def __init__(self, process: subprocess.Popen[str], key: str | None) -> None:
+        self.process, self.key = process, key
+        self.lines: list[str] = []
+        self.url = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+                self.url = found[1]
+
+    @property
+    def log(self) -> str:
+        """All it said."""
+        return "".join(self.lines)
+
+    def client(self, **options: object) -> httpx.Client:
+        """An HTTP client of it."""
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A number of ``/metrics``, summed over all other labels."""
+        with self.client() as client:
+            text = client.get("/metrics").text
+        total = 0.0
+        for line in text.splitlines():
+            head, _, value = line.rpartition(" ")
+            if head.partition("{")[0] == f"coconut:{name}" and all(f'{k}="{v}"' in head for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    def wait_until_ready(self, limit_s: float = 60.0) -> None:
+        """Until ``/health`` says ok."""
+        ends = time.monotonic() + limit_s
+        while time.monotonic() < ends:
+            assert self.process.poll() is None, self.log
+            if self.url:
+                try:
+                    if httpx.get(self.url + "/health", timeout=5).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+            time.sleep(0.02)
+        raise AssertionError(f"not ready within {limit_s} s: {self.log}")
+
+    def stop(self, sig: int = signal.SIGTERM, limit_s: float = 30.0) -> int:
+        """Sends a signal and waits; the exit code."""
+        self.process.send_signal(sig)
+        code = self.process.wait(limit_s)
+        self._reader.join(5)
+        return code
+
+
+@contextmanager
+def serving(*checkpoints: Path | str, key: str | None = None, options: tuple[str, ...] = ()) -> Iterator[ServerProcess]:
+    """A server that is killed at the end, if it still runs."""
+    command = [sys.executable, "-m", "serve", "api", "--port", "0", "--threads", "1", *options]
+    for checkpoint in checkpoints:
+        command += ["--checkpoint", str(checkpoint)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("COCONUT_API_KEY", None)
+    if key is not None:
+        environment["COCONUT_API_KEY"] = key
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    server = ServerProcess(process, key)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        server._reader.join(5)
+        assert process.stderr is not None
+        process.stderr.close()
