@@ -38,6 +38,7 @@ from coconut_ds.generation.requests import Request
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.precision import cast, multiplies_bf16
 
 VOCABULARY, EOS, START, THOUGHT, END = 50260, 50256, 50257, 50258, 50259
 NUM_THOUGHTS, NEW_TOKENS, SLOTS = 6, 16, 32
@@ -95,6 +96,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
+        "bf16": "native" if multiplies_bf16(device) else "weights rounded, computed in fp32: no instructions for it",
         "tokens_a_question": round(statistics.mean(map(len, questions)), 1),
         "problems_per_s": {name: round(1 / value, 3) for name, value in a_problem.items()},
         "ratio_single": ratio("naive", "single"),
@@ -130,7 +132,9 @@ def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     config = GPT2Config(
         n_embd=512, n_layer=6, n_head=8, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS
     )
-    return AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
+    model = AutoModelForCausalLM.from_config(config).to(device).eval()
+    cast(model, dtype, device)
+    return model
 
 
 @torch.no_grad()

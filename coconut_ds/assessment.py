@@ -33,8 +33,9 @@ from coconut_ds.generation.requests import Sampling
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.methods import METHODS
 from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.model.precision import cast, describe
 from coconut_ds.probing.decoding import DecodedThought
-from coconut_ds.reasoner import Answer, Reasoner, cast, load_reasoner
+from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.runs.code import code_identity
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 
@@ -104,11 +105,11 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         # A state dict does not say its stage: the last one is what training ends with.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
         card = ModelCard.of(method, stage, spec_of(training), config.data.format, {})
-    if config.run.bf16:
-        cast(backbone, torch.bfloat16)
+    dtype = torch.bfloat16 if config.run.bf16 else torch.float32
+    cast(backbone.model, dtype, ranks.device)
     path = config.run.load_model_path
     name = "-".join(Path(path or "model").resolve().parts[-2:])
-    reasoner = Reasoner(backbone, card, name).to(ranks.device)
+    reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
     arms = [Arm(reasoner.thoughts(), card.stage)]
@@ -238,7 +239,7 @@ def _report(asked: Assessment, evaluations: Sequence[Evaluation], run: dict[str,
         "method": card.method,
         "stage": card.stage,
         "split": asked.split,
-        "precision": str(next(asked.reasoner.loop.parameters()).dtype).removeprefix("torch."),
+        "precision": asked.reasoner.precision,
         "run": run | {"ranks": asked.ranks.size, "batch_size": asked.slots},
     }
     scores: list[dict[str, Any]] = [common | scores_of(evaluation, asked.problems) for evaluation in evaluations]

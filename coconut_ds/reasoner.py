@@ -19,6 +19,7 @@ from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.support import context_length
 from coconut_ds.probing.decoding import DecodedThought, decode_thoughts
 from coconut_ds.scoring import extract_answer
@@ -51,6 +52,8 @@ class Reasoner:
     backbone: Backbone
     card: ModelCard
     name: str = "model"
+    precision: str = "float32"
+    """In what numbers it computes, in words."""
 
     @cached_property
     def loop(self) -> LatentLoop:
@@ -183,7 +186,7 @@ def load_reasoner(
         method: how it thinks; needed where there is no ``coconut.json``.
         n_thoughts: thoughts at inference; needed there too, if the method has any.
         model: architecture and tokenizer; needed for a state dict, not used otherwise.
-        dtype: of the parameters; rotary tables stay in fp32.
+        dtype: of the parameters; a CPU that is slow at it computes in fp32 with weights that are rounded to it.
         device: where to compute; None: the accelerator where there is one.
         attn_implementation: of passes outside the thinking engine.
 
@@ -204,15 +207,10 @@ def load_reasoner(
         )
     else:
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
-    cast(backbone, dtype)
+    computes_on = alone().device if device is None else torch.device(device)
+    cast(backbone.model, dtype, computes_on)
     name = "-".join(place.resolve().parts[-2:])
-    return Reasoner(backbone, card, name).to(alone().device if device is None else torch.device(device))
-
-
-def cast(backbone: Backbone, dtype: torch.dtype) -> None:
-    """Parameters only: rotary tables stay in fp32, as in training."""
-    for parameter in backbone.model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    return Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(computes_on)
 
 
 def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:

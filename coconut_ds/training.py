@@ -22,6 +22,7 @@ from coconut_ds.identify import run_ingredients
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.metrics import MetricsLog, cut_metrics
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 from coconut_ds.position import Position
 from coconut_ds.progress import Progress
 from coconut_ds.random_states import seed_generators
@@ -92,6 +93,8 @@ class Launch:
     def __post_init__(self) -> None:
         # Taken before an engine cuts the parameters into shards.
         self.description = self.experiment.describe()
+        if self.experiment.config.run.bf16 and not multiplies_bf16(self.experiment.ranks.device):
+            self.description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
 
     def choose(self) -> Start:
         """Rank 0: the lock on the run, and where to begin."""

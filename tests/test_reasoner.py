@@ -16,6 +16,7 @@ from coconut_ds.errors import CheckpointError, DataError
 from coconut_ds.generation.requests import Request
 from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
+from coconut_ds.model import precision
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.tokens import encode_questions
 
@@ -136,3 +137,16 @@ def test_the_package_is_light_until_a_model_is_asked_for():
     assert [line for line in done.stdout.split() if line in ("True", "False")] == ["False", "True"]
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         coconut_ds.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_that_is_slow_at_bf16_computes_in_fp32_with_rounded_weights(folder, monkeypatch, native):
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: native)
+    exact, rounded = load_reasoner(folder), load_reasoner(folder, dtype=torch.bfloat16, device="cpu")
+    held = torch.bfloat16 if native else torch.float32
+    pairs = zip(exact.loop.parameters(), rounded.loop.parameters(), strict=True)
+    for there, here in pairs:
+        assert here.dtype == held
+        assert torch.equal(here.float(), there.bfloat16().float())
+    assert rounded.precision.startswith("bfloat16")
+    assert ("computed in float32" in rounded.precision) is not native

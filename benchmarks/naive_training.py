@@ -1,0 +1,77 @@
+"""Training with continuous thoughts as the public implementation does it, written plainly: what others are compared to.
+
+Rows are padded on the left so that first thoughts share a column; before each thought the whole batch's embeddings are
+rebuilt as nested Python lists of tensors; every pass computes logits at all of its positions; the loss is the mean over
+all labels of a micro batch. Its cache is cut back by hand to the positions that are final.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from coconut_ds.layout import IGNORE, Layout
+
+
+def naive_batch(layouts: Sequence[Layout], pad_id: int, thought_id: int) -> dict[str, Tensor]:
+    """Tensors [B, T] of a micro batch."""
+    first = max(layout.first_thought for layout in layouts)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": [], "position_ids": []}
+    lead = [first - layout.first_thought for layout in layouts]
+    width = max(before + len(layout) for before, layout in zip(lead, layouts, strict=True))
+    for before, layout in zip(lead, layouts, strict=True):
+        after = width - before - len(layout)
+        ids = list(layout.input_ids)
+        ids[layout.first_thought : layout.first_thought + layout.num_thoughts] = [thought_id] * layout.num_thoughts
+        rows["input_ids"].append([pad_id] * before + ids + [pad_id] * after)
+        rows["labels"].append([IGNORE] * before + list(layout.labels) + [IGNORE] * after)
+        rows["attention_mask"].append([0] * before + [1] * len(layout) + [0] * after)
+        rows["position_ids"].append([0] * before + list(range(len(layout))) + [0] * after)
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def naive_loss(model: PreTrainedModel, batch: dict[str, Tensor], thought_id: int) -> Tensor:
+    """The loss of a micro batch; one pass for each thought, each with logits at all its positions."""
+    ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+    thoughts = (ids == thought_id).nonzero()
+    lists = [[place[1].item() for place in thoughts if place[0] == row] for row in range(len(ids))]
+    count = max(map(len, lists))
+    embeds = model.get_input_embeddings()(ids)
+    start, end = 0, int(thoughts[:, 1].min()) if count else ids.shape[1]
+    logits, cache = [], None
+    for number in range(count):
+        output = model(
+            inputs_embeds=embeds[:, start:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, start:end],
+            past_key_values=_cut(cache, start) if cache is not None else DynamicCache(config=model.config),
+            output_hidden_states=True,
+        )
+        logits.append(output.logits)
+        hidden, cache = output.hidden_states[-1], output.past_key_values
+        offset, start = start, end
+        end = ids.shape[1] if number + 1 >= count else end + 1
+        nested = [[embeds[row, column] for column in range(embeds.shape[1])] for row in range(embeds.shape[0])]
+        for row, places in enumerate(lists):
+            if number < len(places):
+                nested[row][places[number]] = hidden[row, places[number] - 1 - offset]
+        embeds = torch.stack([torch.stack(row) for row in nested])
+    output = model(
+        inputs_embeds=embeds[:, start:end],
+        attention_mask=mask[:, :end],
+        position_ids=positions[:, start:end],
+        past_key_values=_cut(cache, start) if cache is not None else DynamicCache(config=model.config),
+        output_hidden_states=True,
+    )
+    logits.append(output.logits)
+    shifted = torch.cat(logits, dim=1)[:, :-1]
+    return F.cross_entropy(shifted.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
+
+
+def _cut(cache: DynamicCache, length: int) -> DynamicCache:
+    """A cache of the first ``length`` positions; the graph stays."""
+    return DynamicCache(
+        ddp_cache_data=[(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers]
+    )

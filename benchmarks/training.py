@@ -1,0 +1,254 @@
+"""Updates a second: the latent loop, one pass without thoughts, and the loop of the public implementation.
+
+    python benchmarks/training.py --json              # 2 CPU cores: about ten minutes
+    python benchmarks/training.py --profile ours_bf16 # a trace and the operators that take most time
+    python benchmarks/training.py --device cuda --model llama_1b --rounds 10
+
+A GPT-2 of six layers, 512 wide, from scratch; ProsQA with six thoughts and no step written (``--stage 6``); micro
+batches of 8 problems, each an optimizer update of its own. All variants run in one process, in turns, and medians over
+rounds count, so that what slows the machine slows all of them. Variants:
+
+* ``naive``: see ``naive_training.py``; plain PyTorch and AdamW, fp32, problems in the order in which they come.
+* ``ours``, ``ours_bf16``: the latent loop in the project's engine (fp32: ZeRO 0; bf16: ZeRO 1, fp32 master weights), on
+  micro batches cut from global batches of 128 as training does it.
+* ``single``, ``single_bf16``: the same sequences in one pass, thoughts read as tokens.
+
+The last line is JSON. ``ratio_fp32`` and ``ratio_bf16``: real tokens a second over the naive loop's;
+``loop_over_single``: time of an update over that of one pass; ``real_token_share``: of the columns at micro batch 16,
+those that are no pads; ``memory_ratio``: peak memory over the naive loop's, each in a process of its own; ``mfu_*``:
+operations that the real tokens need over what matrix products on this machine reach; ``loss_difference``: largest
+difference between losses of both loops over 20 updates on the same batches.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import torch
+from naive_training import naive_batch, naive_loss
+from training_workload import MODELS, Workload, make_engine, make_model, matrix_peak, operations, peak_memory_mb
+
+from coconut_ds.distributed import Ranks
+from coconut_ds.engine import start_ranks, stop_ranks
+from coconut_ds.layout import Layout
+
+VARIANTS = ("naive", "single", "ours", "single_bf16", "ours_bf16")
+LR = 1e-4
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--model", default="gpt2_small", choices=list(MODELS))
+    parser.add_argument("--stage", type=int, default=6, help="steps replaced, one thought each")
+    parser.add_argument("--micro", type=int, default=8, help="problems in a micro batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--data", help="a file of problems; default: published ones where they are, else generated")
+    parser.add_argument("--tokenizer", help="a tokenizer's folder or name")
+    parser.add_argument("--without-naive", action="store_true")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--checkpointing", action="store_true", help="ours with activation checkpointing")
+    parser.add_argument("--profile", metavar="VARIANT", choices=VARIANTS, help="profile one update of it, and stop")
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="the last line alone")
+    arguments = parser.parse_args()
+    os.environ.setdefault("DS_ACCELERATOR", arguments.device)
+    torch.set_num_threads(arguments.threads)
+    work = Workload.load(arguments.data, arguments.tokenizer, arguments.stage)
+    ranks = start_ranks()
+    bench = Bench(arguments, work, ranks)
+    if arguments.memory_of:
+        print(json.dumps(bench.memory(arguments.memory_of)))
+    elif arguments.profile:
+        bench.profile(arguments.profile)
+    else:
+        result = bench.measure()
+        if not arguments.json:
+            for key, value in result.items():
+                print(f"{key:>24}  {value}")
+        print(json.dumps(result))
+    stop_ranks()
+
+
+class Bench:
+    """Variants by name, made when they are first asked for."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Workload, ranks: Ranks) -> None:
+        self.arguments, self.work, self.ranks = arguments, work, ranks
+        self.device = torch.device(arguments.device)
+        self._steps: dict[str, Callable[[Sequence[Layout]], float]] = {}
+
+    def step(self, variant: str) -> Callable[[Sequence[Layout]], float]:
+        """One update of a variant on a micro batch; returns its loss."""
+        if variant not in self._steps:
+            model = make_model(self.arguments.model, self.work, self.arguments.attention)
+            self._steps[variant] = self._naive(model) if variant == "naive" else self._engine(model, variant)
+        return self._steps[variant]
+
+    def _naive(self, model: torch.nn.Module) -> Callable[[Sequence[Layout]], float]:
+        model.to(self.device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+        markers, pad = self.work.markers, self.work.pad_id
+
+        def update(layouts: Sequence[Layout]) -> float:
+            batch = naive_batch(layouts, pad, markers.thought)
+            loss = naive_loss(model, {name: value.to(self.device) for name, value in batch.items()}, markers.thought)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return float(loss.item())
+
+        return update
+
+    def _engine(self, model: torch.nn.Module, variant: str) -> Callable[[Sequence[Layout]], float]:
+        engine = make_engine(
+            model, self.ranks, self.arguments.micro, variant.endswith("bf16"), self.arguments.checkpointing
+        )
+        single = variant.startswith("single")
+
+        def update(layouts: Sequence[Layout]) -> float:
+            if single:
+                layouts = [replace(layout, first_thought=len(layout), num_thoughts=0) for layout in layouts]
+            return float(engine.update([self.work.collate(layouts)], LR).loss)
+
+        return update
+
+    def measure(self) -> dict[str, object]:
+        """All variants, interleaved."""
+        names = [name for name in VARIANTS if not (name == "naive" and self.arguments.without_naive)]
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        tokens: dict[str, list[int]] = {name: [] for name in names}
+        work: dict[str, list[float]] = {name: [] for name in names}
+        sorted_batches = self.work.micro_batches(self.arguments.micro)
+        plain_batches = self.work.plain_batches(self.arguments.micro)
+        for number in range(self.arguments.rounds + 1):
+            for name in names:
+                batches = plain_batches if name == "naive" else sorted_batches
+                # Another length each round, the same for all variants of a round.
+                batch = batches[number * 5 % len(batches)]
+                took = self._timed(name, batch)
+                # The first round warms up.
+                if number:
+                    seconds[name].append(took)
+                    tokens[name].append(sum(map(len, batch)))
+                    work[name].append(operations(self.arguments.model, self.work, batch))
+        return self._result(seconds, tokens, work)
+
+    def _timed(self, name: str, batch: Sequence[Layout]) -> float:
+        step = self.step(name)
+        self._synchronise()
+        began = time.perf_counter()
+        step(batch)
+        self._synchronise()
+        return time.perf_counter() - began
+
+    def _result(
+        self, seconds: dict[str, list[float]], tokens: dict[str, list[int]], work: dict[str, list[float]]
+    ) -> dict[str, object]:
+        rates = {
+            name: statistics.median(t / s for t, s in zip(tokens[name], seconds[name], strict=True)) for name in seconds
+        }
+        peaks = {kind: matrix_peak(self.device, dtype) for kind, dtype in DTYPES.items()}
+
+        def over_single(kind: str) -> float:
+            pairs = zip(seconds[f"ours{kind}"], seconds[f"single{kind}"], strict=True)
+            return round(statistics.median(a / b for a, b in pairs), 3)
+
+        def mfu(name: str, kind: str) -> float:
+            pairs = zip(work[name], seconds[name], strict=True)
+            return round(statistics.median(w / s for w, s in pairs) / peaks[kind], 3)
+
+        result: dict[str, object] = {
+            "device": torch.cuda.get_device_name()
+            if self.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "model": self.arguments.model,
+            "problems": self.work.source,
+            "tokens_a_problem": round(self.work.tokens_a_problem, 1),
+            "update_s": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+            "tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+            "loop_over_single": over_single(""),
+            "loop_over_single_bf16": over_single("_bf16"),
+            "real_token_share": round(self.work.real_share(16), 4),
+            "real_token_share_micro": round(self.work.real_share(self.arguments.micro), 4),
+            "matrix_tflops": {kind: round(peak / 1e12, 3) for kind, peak in peaks.items()},
+            "mfu_fp32": mfu("ours", "fp32"),
+            "mfu_bf16": mfu("ours_bf16", "bf16"),
+        }
+        if "naive" in rates:
+            result["ratio_fp32"] = round(rates["ours"] / rates["naive"], 2)
+            result["ratio_bf16"] = round(rates["ours_bf16"] / rates["naive"], 2)
+            result["loss_difference"] = self.loss_difference()
+        self._steps.clear()
+        memory = {name: self._memory_in_a_process(name) for name in seconds}
+        result["peak_mb"] = {name: round(value) for name, value in memory.items()}
+        if "naive" in memory:
+            result["memory_ratio"] = round(memory["ours"] / memory["naive"], 3)
+            result["memory_ratio_bf16"] = round(memory["ours_bf16"] / memory["naive"], 3)
+        return result
+
+    def loss_difference(self, updates: int = 20) -> float:
+        """Largest difference of losses between both loops over updates on the same batches, from the same weights."""
+        self._steps.clear()
+        found = []
+        batches = [batch[:2] for batch in self.work.plain_batches(self.arguments.micro)]
+        for number in range(updates):
+            batch = batches[number % len(batches)]
+            found.append(abs(self.step("naive")(batch) - self.step("ours")(batch)))
+        return max(found)
+
+    def memory(self, variant: str) -> dict[str, float]:
+        """Peak memory of this process after two updates on the longest problems, in MB."""
+        batches = self.work.micro_batches(self.arguments.micro)
+        longest = max(batches, key=lambda batch: sum(map(len, batch)))
+        for _ in range(2):
+            self.step(variant)(longest)
+        return {"peak_mb": peak_memory_mb(self.device)}
+
+    def _memory_in_a_process(self, variant: str) -> float:
+        given = [argument for argument in sys.argv[1:] if argument != "--json"]
+        done = subprocess.run(
+            [sys.executable, __file__, *given, "--memory-of", variant], capture_output=True, text=True, check=True
+        )
+        return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+
+    def profile(self, variant: str) -> None:
+        """Writes a trace of one update, and prints the operators by their own time."""
+        batch = self.work.micro_batches(self.arguments.micro)[0]
+        for _ in range(2):
+            self.step(variant)(batch)
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profiler:
+            self.step(variant)(batch)
+        path = Path("outputs") / f"trace_{variant}.json"
+        path.parent.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60))
+        print(f"trace: {path}; peak so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What the benchmarks of training share: problems as layouts, models, an engine, and the machine's limits."""
+
+import random
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from coconut_ds.compose import compose_config
+from coconut_ds.data.batches import BatchGeometry, plan_update
+from coconut_ds.data.problem import load_problems
+from coconut_ds.data.prosqa import generate_problem
+from coconut_ds.distributed import Ranks
+from coconut_ds.engine import Engine
+from coconut_ds.layout import Layout, lay_out
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds
+from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+"""Published problems and GPT-2's tokenizer, for those who have them beside the checkout."""
+GLOBAL_BATCH = 128
+MODELS = {
+    "gpt2_small": ("gpt2", {"n_layer": 6, "n_head": 8, "n_embd": 512}),
+    "gpt2": ("gpt2", {}),
+    "llama_1b": (
+        "llama",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 4096,
+        },
+    ),
+}
+"""Shapes; the vocabulary is the tokenizer's, the weights random."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sequences of ``coconut`` at one stage, one thought a step."""
+
+    layouts: list[Layout]
+    tokenizer: PreTrainedTokenizerBase
+    markers: MarkerIds
+    source: str
+
+    @classmethod
+    def load(cls, data: str | None, tokenizer: str | None, stage: int) -> "Workload":
+        """Problems and tokenizer as given, else the published ones where they are, else generated ones with words."""
+        published = SHARED / "prosqa_valid.json"
+        if data is None and published.is_file():
+            data, tokenizer = str(published), tokenizer or str(SHARED / "gpt2_tokenizer")
+        rng = random.Random(0)
+        problems = load_problems(data) if data else [generate_problem(rng) for _ in range(2 * GLOBAL_BATCH)]
+        texts = [text for one in problems for text in (one.question, *one.steps, one.answer)]
+        loaded = load_tokenizer(tokenizer) if tokenizer else build_word_tokenizer(texts)
+        markers, _ = add_markers(loaded)
+        spec = CurriculumSpec(1, max(stage, 1))
+        layouts = [lay_out(METHODS["coconut"], one, stage, spec, markers) for one in tokenize(loaded, problems)]
+        random.Random(1).shuffle(layouts)
+        return cls(layouts, loaded, markers, Path(data).name if data else "generated")
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def tokens_a_problem(self) -> float:
+        """On average."""
+        return sum(map(len, self.layouts)) / len(self.layouts)
+
+    def micro_batches(self, micro: int) -> list[Sequence[Layout]]:
+        """As training cuts global batches."""
+        geometry = BatchGeometry(GLOBAL_BATCH, micro, GLOBAL_BATCH // micro, 1)
+        return [
+            batch.layouts
+            for start in range(0, len(self.layouts) - GLOBAL_BATCH + 1, GLOBAL_BATCH)
+            for batch in plan_update(self.layouts[start : start + GLOBAL_BATCH], geometry, 0, "token")
+        ]
+
+    def plain_batches(self, micro: int) -> list[Sequence[Layout]]:
+        """In the order in which problems come."""
+        return [self.layouts[start : start + micro] for start in range(0, len(self.layouts) - micro + 1, micro)]
+
+    def collate(self, layouts: Sequence[Layout]) -> tuple[LatentInputs, Targets]:
+        """A micro batch that is an update of its own: each target has the same weight."""
+        total = sum(layout.num_targets for layout in layouts)
+        thoughts = max(layout.num_thoughts for layout in layouts)
+        return collate(layouts, [1 / total] * len(layouts), thoughts, self.pad_id)
+
+    def real_share(self, micro: int) -> float:
+        """Real tokens of all columns that are computed."""
+        real = columns = 0
+        for batch in self.micro_batches(micro):
+            inputs, _ = self.collate(batch)
+            real += sum(map(len, batch))
+            columns += sum(ids.numel() for ids in (inputs.prefix_ids, inputs.step_ids, inputs.rest_ids))
+        return real / columns
+
+
+def make_config(name: str, rows: int) -> PreTrainedConfig:
+    """The shape of a model with ``rows`` tokens."""
+    kind, values = MODELS[name]
+    # Dropout would make losses of two loops differ.
+    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
+    return AutoConfig.for_model(kind, vocab_size=rows, bos_token_id=0, eos_token_id=0, **values, **quiet)
+
+
+def make_model(name: str, work: Workload, attention: str = "sdpa") -> PreTrainedModel:
+    """The same random weights each time."""
+    torch.manual_seed(0)
+    config = make_config(name, len(work.tokenizer))
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+
+
+def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, checkpointing: bool = False) -> Engine:
+    """The project's engine around a model; each micro batch is an update."""
+    overrides = ["data=permutation_product", f"batch_size_training={micro}", f"global_batch_size={micro}"]
+    overrides += [f"bf16={str(bf16).lower()}", f"deepspeed={'zero1' if bf16 else 'zero0'}"]
+    overrides += ["training.activation_checkpointing=true"] if checkpointing else []
+    config = compose_config(overrides)
+    engine = Engine(LatentLoop(model), config, BatchGeometry(micro, micro, 1, ranks.size), ranks)
+    engine.train()
+    return engine
+
+
+def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
+    """Floating point operations that an update on real tokens needs: two a weight and token forwards, four backwards.
+
+    Attention: each position with itself and all before it. The head: at targets alone.
+    """
+    config = make_config(name, len(work.tokenizer)).get_text_config()
+    layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * width
+    size = getattr(config, "head_dim", None) or width // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    gated = 3 if config.model_type == "llama" else 2
+    weights = layers * (width * size * (2 * heads + 2 * shared) + gated * width * inner)
+    head = width * len(work.tokenizer)
+    total = 0.0
+    for layout in layouts:
+        length = len(layout)
+        attention = layers * 2 * heads * size * length * (length + 1) / 2
+        total += 6 * (weights * length + attention + head * layout.num_targets)
+    return total
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of large matrix products: the best of several sizes."""
+    sizes = [1024, 2048] if device.type == "cpu" else [4096, 8192]
+    best = 0.0
+    for size in sizes:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for took in _times(lambda a=a, b=b: a @ b, device, 8):
+            best = max(best, 2 * size**3 / took)
+    return best
+
+
+def _times(run: object, device: torch.device, count: int) -> Iterator[float]:
+    for _ in range(count):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        made: Tensor = run()  # type: ignore[operator]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        yield time.perf_counter() - began
+        del made
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory in use so far: of the process on the CPU, allocated on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
