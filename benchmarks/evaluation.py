@@ -119,11 +119,11 @@ def tokens_of_questions(count: int) -> list[list[int]]:
     return found
 
 
-def request_of(question: list[int], thoughts: int) -> Request:
+def request_of(question: list[int], thoughts: int, length: int = NEW_TOKENS) -> Request:
     """Question, thoughts between markers, forced tokens."""
     ids = [*question, START, *[THOUGHT] * thoughts, END] if thoughts else question
     layout = Layout(ids, [IGNORE] * len(ids), len(question) + 1 if thoughts else len(ids), thoughts)
-    return Request(layout, NEW_TOKENS, min_new_tokens=NEW_TOKENS, suppress=(START, THOUGHT, END))
+    return Request(layout, length, min_new_tokens=length, suppress=(START, THOUGHT, END))
 
 
 def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

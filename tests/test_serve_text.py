@@ -1,0 +1,72 @@
+"""Text as it comes: whole characters, no stop string, and all of it together what the tokens say."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import byte_tokenizer
+
+from coconut_ds.tokens import MARKERS, add_markers, build_word_tokenizer, decode
+from serve import text as text_module
+from serve.text import TextStream, first_place
+
+BYTES = byte_tokenizer()
+WORDS = build_word_tokenizer(["the cat sat. on the mat, 1 + 2 = 3"])
+KNOWN = {name: (tokenizer, add_markers(tokenizer)[0]) for name, tokenizer in (("bytes", BYTES), ("words", WORDS))}
+
+
+def decoder(name):
+    tokenizer, markers = KNOWN[name]
+    return lambda ids: decode(tokenizer, ids, markers)
+
+
+def pieces_of(name, ids, stop=()):
+    stream = TextStream(decoder(name), stop)
+    return [*(stream.add(token) for token in ids), stream.end()]
+
+
+def cut(text, stop):
+    place = first_place(text, stop)
+    return text if place is None else text[:place]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.integers(8, 300))
+def test_no_piece_holds_half_a_character_or_a_stop_string(text, stop, window):
+    """Any text, whatever the stop strings: pieces are whole, and together they are the text up to the first stop."""
+    ids = BYTES(text, split_special_tokens=True)["input_ids"]
+    before, text_module.WINDOW = text_module.WINDOW, window
+    try:
+        pieces = pieces_of("bytes", ids, stop)
+    finally:
+        text_module.WINDOW = before
+    assert "".join(pieces) == cut(decoder("bytes")(ids), stop)
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["bytes", "words"]), st.data())
+def test_any_tokens_stream_as_their_text(name, data):
+    """Bytes that are no text, markers and ends of sequence among them, longer than the window."""
+    tokenizer, _ = KNOWN[name]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=60))
+    stop = data.draw(st.lists(st.text(min_size=1, max_size=3), max_size=2))
+    before, text_module.WINDOW = text_module.WINDOW, 12
+    try:
+        pieces = pieces_of(name, ids, stop)
+    finally:
+        text_module.WINDOW = before
+    assert "".join(pieces) == cut(decoder(name)(ids), stop)
+    assert not any(marker in "".join(pieces) for marker in MARKERS)
+
+
+@pytest.mark.parametrize(("text", "ready"), [("é", [0, 1]), ("€", [0, 0, 1]), ("😀", [0, 0, 0, 1]), ("ab", [1, 1])])
+def test_characters_come_when_their_last_byte_is_there(text, ready):
+    ids = BYTES(text)["input_ids"]
+    assert [len(piece) for piece in pieces_of("bytes", ids)[:-1]] == ready
+
+
+def test_what_may_become_a_stop_string_waits():
+    ids = BYTES("a##b###c")["input_ids"]
+    assert pieces_of("bytes", ids, ["###"]) == ["a", "", "", "##b", "", "", "", "", ""]
+    assert pieces_of("bytes", ids[:3], ["###"]) == ["a", "", "", "##"]
