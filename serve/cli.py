@@ -11,6 +11,8 @@ from coconut_ds.arguments import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from serve.limits import EngineSettings, Limits
 
+RUNS = "outputs"
+"""Where runs lie, if nothing else is said."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,10 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     api = commands.add_parser("api", help="the HTTP API")
     add_checkpoints(api, "--checkpoint", required=True)
     api.add_argument("--app", action="store_true", help="the app too, at /app")
-    api.add_argument("--api-key-file", type=Path, help="the key that clients send; else COCONUT_API_KEY of the environment")
+    api.add_argument(
+        "--api-key-file", type=Path, help="the key that clients send; else COCONUT_API_KEY of the environment"
+    )
     add_options(api, port=8000)
     app = commands.add_parser("app", help="the app, for a browser; the HTTP API beside it")
-    add_checkpoints(app, "--runs", default=["outputs"])
+    add_checkpoints(app, "--runs")
     app.set_defaults(app=True)
     app.add_argument(
         "--login",
@@ -101,6 +105,7 @@ LIMITS = {
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    arguments.checkpoint = arguments.checkpoint or [RUNS]
     # Imported here, so that a wrong command line is refused before torch is loaded.
     from serve.launch import start
 

@@ -46,7 +46,7 @@ def build(studio: Studio, bar: Bar) -> ComparePage:
             label="Other question (empty: the same)", lines=1, max_lines=4, elem_id="other-question", min_width=230
         )
     run = gr.Button("Compare", variant="primary", elem_id="run-compare")
-    message = gr.HTML(elem_id="compare-message")
+    message = gr.HTML(elem_id="compare-message", elem_classes="message")
     waiting = gr.HTML(markup.empty("Press Compare: both come here, side by side."), elem_id="compare-state")
     sides: list[list[Any]] = []
     with gr.Row(visible=False) as results:

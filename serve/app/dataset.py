@@ -40,7 +40,7 @@ def build(studio: Studio, bar: Bar) -> DataSetPage:
     with gr.Row():
         run = gr.Button("Measure", variant="primary", elem_id="run-dataset", min_width=120)
         cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120)
-    message = gr.HTML(elem_id="dataset-message")
+    message = gr.HTML(elem_id="dataset-message", elem_classes="message")
     state = gr.HTML(markup.empty("Press Measure: results come here, part by part."), elem_id="dataset-state")
     swept = gr.Plot(label="Answers after k thoughts", visible=False, elem_id="dataset-sweep")
     changed = gr.Plot(label="Changed thoughts: answers that stay", visible=False, elem_id="dataset-effects")

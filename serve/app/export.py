@@ -53,7 +53,7 @@ def build(studio: Studio, bar: Bar, pages: Pages) -> None:
         [(words, name) for name, words in WORDS.items()], value="think", label="Result of", elem_id="export-page"
     )
     run = gr.Button("Make files and link", variant="primary", elem_id="run-export")
-    message = gr.HTML(elem_id="export-message")
+    message = gr.HTML(elem_id="export-message", elem_classes="message")
     files = gr.HTML(markup.empty("Use a page first, then make its files here."), elem_id="export-files")
     link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="export-link")
     query = gr.Textbox(visible=False)

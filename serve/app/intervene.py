@@ -61,7 +61,7 @@ def build(studio: Studio, bar: Bar) -> IntervenePage:
             [NO_PAUSE, *studio.pausing], value=NO_PAUSE, label="A checkpoint that pauses, as one more control"
         )
     run = gr.Button("Change it", variant="primary", elem_id="run-intervene")
-    message = gr.HTML(elem_id="intervene-message")
+    message = gr.HTML(elem_id="intervene-message", elem_classes="message")
     verdict = gr.HTML(markup.empty("Press Change it: effect and controls come here."), elem_id="intervene-verdict")
     with gr.Column(visible=False) as results:
         table = gr.HTML(elem_id="intervene-table")

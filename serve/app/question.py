@@ -57,7 +57,7 @@ def build(studio: Studio) -> Bar:
             number = gr.Number(
                 0, label=_count(problems), precision=0, minimum=0, elem_id="number", scale=1, min_width=110
             )
-            next_one = gr.Button("Next problem", elem_id="next", scale=1, min_width=110)
+            next_one = gr.Button("Next problem", elem_id="next", size="md", scale=0, min_width=130)
         question = gr.Textbox(
             problems[0].question if problems else "",
             label="Question",
@@ -66,7 +66,7 @@ def build(studio: Studio) -> Bar:
             placeholder="Type a question as in the model's training data, or choose a problem above",
             elem_id="question",
         )
-    message = gr.HTML(elem_id="bar-message")
+    message = gr.HTML(elem_id="bar-message", elem_classes="message")
     bar = Bar(models, files, number, question, thoughts, message)
     _listen(studio, bar, next_one)
     return bar

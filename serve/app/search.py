@@ -36,7 +36,7 @@ def build(studio: Studio, bar: Bar) -> SearchPage:
         place = gr.Slider(
             0, 1, value=0, step=1, label="After k thoughts", visible=False, elem_id="after", scale=3, min_width=230
         )
-    message = gr.HTML(elem_id="search-message")
+    message = gr.HTML(elem_id="search-message", elem_classes="message")
     picture = gr.HTML(markup.empty("Choose a graph problem and draw it."), elem_id="search-graph")
     table = gr.HTML()
     kept = gr.State(time_to_live=3600)

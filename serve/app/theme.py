@@ -21,11 +21,18 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover_dark="*primary_500",
         button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
     )
 
 
 CSS = """
-.gradio-container { max-width: 1180px !important; }
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.message:not(:has(.notice)) { display: none !important; }
+#next { align-self: center; margin: .6rem; }
 .app-title h1 { font-size: 1.35rem; margin: .2rem 0; }
 .app-title p, .hint { color: var(--body-text-color-subdued); margin: .15rem 0; font-size: .92rem; line-height: 1.45; }
 .hint { border-left: 3px solid var(--border-color-primary); padding-left: .6rem; max-width: 78ch; }

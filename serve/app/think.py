@@ -46,7 +46,7 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
             scale=3,
             min_width=230,
         )
-    message = gr.HTML(elem_id="think-message")
+    message = gr.HTML(elem_id="think-message", elem_classes="message")
     answer = gr.HTML(markup.empty("Press Think: answer and pictures come here."), elem_id="think-answer")
     with gr.Column(visible=False) as results:
         decoded = gr.Plot(label="Thoughts, decoded", elem_id="think-decoded")
@@ -70,11 +70,11 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
     ) -> AsyncGenerator[Update, None]:
         asked = studio.asked(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
-        choice: Choice | None = None
-        async for html, choice in _answering(studio, asked):
+        ended: Choice | None = None
+        async for html, ended in _answering(studio, asked):
             yield {answer: html}
-        assert choice is not None, "the last piece holds the choice"
-        trace = await studio.trace(asked, choice, tokens)
+        assert ended is not None, "the last piece holds the choice"
+        trace = await studio.trace(asked, ended, tokens)
         made, chosen = Thinking(model, trace), figures.followed(trace)
         yield {
             answer: _answer(studio, asked, trace),
