@@ -78,7 +78,7 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     figures.draw_layers(trace, out / "layers.png")
     lines = [f"{trace.question}  →  {trace.text!r}"]
     for one in trace.thoughts:
-        top = "  ".join(
+        shown = "  ".join(
             f"{t.strip() or '⏎'} {p:.2f}" for t, p in zip(one.decoded.tokens, one.decoded.probabilities, strict=True)
         )
         lines.append(f"thought {one.number}  norm {one.norm:.1f}  entropy {one.decoded.entropy:.2f}  {shown}")
