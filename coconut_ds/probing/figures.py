@@ -54,7 +54,7 @@ def draw_thoughts(trace: ThoughtTrace, path: Path) -> None:
         sizes.plot(
             numbers, [one.decoded.entropy for one in trace.thoughts], color=ORANGE, marker="s", label="entropy (nats)"
         )
-        sizes.set(xlabel="thought", ylim=(0, None), title="size and entropy")
+        sizes.set(xlabel="thought", ylabel="norm, or nats", ylim=(0, None), title="size and entropy")
         cosines.plot(
             numbers[1:],
             [one.cosine_to_previous for one in trace.thoughts[1:]],
@@ -101,7 +101,7 @@ def draw_report(report: InterventionReport, path: Path) -> None:
                 axes.plot(
                     one.change, row, "o", color=colour, markerfacecolor="none" if one.kept else colour, clip_on=False
                 )
-        names = [f"{arm.name}  ({arm.kept:.0%} stay)" for arm in arms]
+        names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} stay)" for row, arm in enumerate(arms)]
         axes.set_yticks(range(len(arms)), [_safe(name) for name in names])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
@@ -132,6 +132,7 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
                 _line(axes, places, [one.lens for one in own if one.lens is not None], "model's own head", ORANGE, "s")
             _line(axes, places, [one.shuffled for one in own], "probe, labels shuffled", GREY, "^")
             axes.set_xticks(places, [one.state.removeprefix("thought ").replace("before the ", "") for one in own])
+            axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="commonest label")
             axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
         panels[0].set_ylabel("share of labels found")
         panels[0].legend(frameon=False, fontsize=8, loc="upper left")
@@ -139,7 +140,7 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
 
 def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
     """Share of answers that stay after each change of each thought, and that become the donor's."""
-    names = list(dict.fromkeys((one.name) for one in effects))
+    names = list(dict.fromkeys(one.name for one in effects))
     thoughts = sorted({one.thought for one in effects})
     with figure_at(path, title, 1, len(thoughts), 3.2 + 2.0 * len(thoughts), 1.7 + 0.36 * len(names)) as panels:
         for axes, thought in zip(panels, thoughts, strict=True):
