@@ -9,6 +9,8 @@ from coconut_ds.probing.figures import BLUE, GREEN, GREY, ORANGE, PINK, SCALE, f
 from coconut_ds.probing.graph_values import HEIGHTS, TOP, Frontier, GraphView, HeightValue, Parallelism
 from coconut_ds.probing.superposition import GROUPS, GroupValue
 
+FEW = 10
+"""Fewer nodes than this make no interval that means much."""
 TOP_COLOURS = (BLUE, GREEN, ORANGE)
 GROUP_COLOURS = dict(zip(GROUPS, (GREY, PINK, BLUE, ORANGE), strict=True))
 
@@ -39,15 +41,19 @@ def draw_heights(values: Sequence[HeightValue], path: Path, title: str) -> None:
             definition, number = HEIGHTS[index // len(numbers)], numbers[index % len(numbers)]
             own = [one for one in values if (one.definition, one.num_thoughts) == (definition, number)]
             for name, colour, mark in (("correct", BLUE, "o"), ("incorrect", ORANGE, "s")):
-                points = [(one.height, mean) for one in own if (mean := getattr(one, name)) is not None]
-                heights = [height for height, _ in points]
-                axes.plot(heights, [mean.estimate for _, mean in points], color=colour, marker=mark, label=name)
-                axes.vlines(heights, [m.low for _, m in points], [m.high for _, m in points], color=colour, alpha=0.5)
+                points = [one for one in own if getattr(one, name) is not None]
+                means = [getattr(one, name) for one in points]
+                heights = [one.height for one in points]
+                axes.plot(heights, [mean.estimate for mean in means], color=colour, marker=mark, label=name)
+                axes.vlines(heights, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.5)
+                rare = [k for k, one in enumerate(points) if getattr(one, f"num_{name}") < FEW]
+                places, shares = [heights[k] for k in rare], [means[k].estimate for k in rare]
+                axes.plot(places, shares, mark, color=colour, markerfacecolor="white", linestyle="none")
             axes.set(ylim=(0, 1.02), title=f"after {number} thoughts", xlabel=f"height ({definition} way to a leaf)")
             axes.set_xticks(sorted({one.height for one in own}))
             if index % len(numbers) == 0:
                 axes.set_ylabel("mean value")
-        panels[0].legend(frameon=False, fontsize=8, title="nodes")
+        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: under {FEW})")
 
 
 def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:
@@ -56,9 +62,10 @@ def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:
     ordered = [*(m for m in measures if m.startswith("inner")), *(m for m in measures if not m.startswith("inner"))]
     with figure_at(path, title, 1, len(ordered), 1.2 + 3.1 * len(ordered), 4.0) as panels:
         for axes, measure in zip(panels, ordered, strict=True):
-            for group in GROUPS:
+            for offset, group in enumerate(GROUPS):
                 own = [one for one in values if (one.measure, one.group) == (measure, group)]
-                places = [one.thought for one in own]
+                # Beside each other, so that intervals can be told apart.
+                places = [one.thought + 0.06 * (offset - 1.5) for one in own]
                 colour = GROUP_COLOURS[group]
                 axes.plot(places, [one.value.estimate for one in own], color=colour, marker="o", label=group)
                 axes.vlines(places, [o.value.low for o in own], [o.value.high for o in own], color=colour, alpha=0.5)

@@ -266,11 +266,12 @@ def _answer_line(one: AnswerAfter) -> str:
 
 
 def _changed_lines(changed: Counterfactuals) -> str:
-    return (
-        f"{changed.num_right} of {changed.num_problems} problems answered right\n"
-        f"one edge turns the answer round: {percent(changed.followed)} % follow\n"
-        f"an edge that the root does not reach: {percent(changed.stayed)} % stay right\n"
-    )
+    lines = [f"{changed.num_right} of {changed.num_problems} problems answered right"]
+    if changed.followed is not None:
+        lines.append(f"one edge turns the answer round: {percent(changed.followed)} % follow")
+    if changed.stayed is not None:
+        lines.append(f"an edge that the root does not reach: {percent(changed.stayed)} % stay right")
+    return "\n".join(lines) + "\n"
 
 
 def _question(config: ProbeConfig) -> tuple[str, str | None]:
