@@ -72,7 +72,9 @@ HEAVY: list[set[str]] = [
     {"probing.states", "probing.baselines", "probing.interventions"},
     {"probing.trace", "probing.intervene", "probing.answers", "probing.linear"},
     {"probing.effects", "probing.graph_values", "probing.counterfactuals"},
-    {"probing.superposition"},
+    {"probing.superposition", "probing.export", "probing.figures"},
+    {"probing.graph_figures"},
+    {"probing.reports"},
     {"run_problems"},
     {"experiment"},
     {"run_saver", "identify"},
@@ -85,6 +87,8 @@ ENTRY: list[set[str]] = [
     {"harness"},
     {"runs.cli"},
     {"train", "evaluate", "demo", "compare", "data.__main__", "runs.__main__"},
+    {"probe_study"},
+    {"probe"},
 ]
 LAYERS = [*PLAIN, *HEAVY, *ENTRY]
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from slow_loop import slow_embeddings
-from test_checkpoint import make_backbone, make_card
+from test_checkpoint import TEXTS, make_card, settings_of
 
 from coconut_ds.errors import DataError
 from coconut_ds.layout import Layout
+from coconut_ds.methods import METHODS
+from coconut_ds.model.backbone import build_backbone
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Case, prepare, run, score, write
 from coconut_ds.probing.intervene import intervene
@@ -17,19 +19,23 @@ from coconut_ds.probing.interventions import Intervention, Kind, Material, chang
 from coconut_ds.probing.states import attentions_of, final_norm, states_of
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.tokens import build_word_tokenizer
 
 QUESTION = "1 + 2"
 REFERENCES = ["3", "2 + 2 =", "1 + 3 =", "2 + 1 + 1"]
 
 
 def make_reasoner(family: str = "gpt2", method: str = "coconut", seed: int = 0) -> Reasoner:
-    backbone = make_backbone(family, seed)
+    torch.manual_seed(seed)
+    pauses = METHODS[method].pauses
+    backbone = build_backbone(settings_of(family), build_word_tokenizer(TEXTS), pauses)
     with torch.no_grad():
         for parameter in backbone.model.parameters():
             if parameter.dim() > 1:
                 # Large enough that every path matters, and that answers differ.
                 parameter.normal_(0.0, 0.7, generator=torch.Generator().manual_seed(seed + parameter.numel()))
-    return Reasoner(backbone, replace(make_card(backbone), method=method, num_thoughts=3, c_thought=1))
+    latents = {"num_thoughts": 0 if pauses else 3, "num_pauses": 3 if pauses else 0}
+    return Reasoner(backbone, replace(make_card(backbone), method=method, c_thought=1, **latents))
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -188,6 +194,55 @@ def test_noise_has_the_asked_length_and_repeats_itself():
     assert directions.mean(0).abs().max() < 0.03
 
 
+def test_pauses_are_thoughts_that_are_given():
+    """What is written is what the method writes by itself; states are those of the plain pass over pause tokens."""
+    reasoner = make_reasoner("llama", "pause_as_thought")
+    markers = reasoner.backbone.markers
+    known = baselines_of(reasoner, [QUESTION, *REFERENCES], max_new_tokens=4)
+    plain = reasoner.generate([QUESTION, *REFERENCES], max_new_tokens=4)
+    assert [list(one.tokens) for one in known] == [one.completion.tokens for one in plain]
+    row = reasoner.loop.embed(torch.tensor([markers.pause]))[0].detach()
+    for one in known:
+        assert one.case.num_latents == 3
+        assert torch.equal(one.fed, row.expand(3, -1))
+    trace = trace_thoughts(reasoner, QUESTION, max_new_tokens=4)[0]
+    ids = [*reasoner.prompter.encode([QUESTION])[0], markers.start, *[markers.pause] * 3, markers.end]
+    last = reasoner.backbone.model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state[0].detach()
+    first = ids.index(markers.pause)
+    assert trace.pauses
+    norms = last[first - 1 : first + 2].norm(dim=-1).tolist()
+    assert [view.norm for view in trace.thoughts] == pytest.approx(norms, rel=1e-4)
+    reports = intervene(
+        reasoner,
+        QUESTION,
+        [Intervention(Kind.SWAP, 1, other=2), Intervention(Kind.PATCH, 2, donor="3"), Intervention(Kind.ZERO, 1)],
+        max_new_tokens=4,
+    )
+    assert [abs(one.effect.mean_change) < 1e-4 for one in reports] == [True, True, False]
+
+
+def test_what_is_written_before_thinking_belongs_to_the_prompt():
+    """A model that begins by itself: its prompt ends with the start marker that it wrote."""
+    reasoner = make_reasoner("llama", "coconut_reversed")
+    markers, model = reasoner.backbone.markers, reasoner.backbone.model
+    written = reasoner.generate("3", max_new_tokens=1)[0].completion.tokens
+    with torch.no_grad():
+        # The start marker takes the place of the likeliest second token, so that it thinks after one.
+        alone = reasoner.generate("3", max_new_tokens=3, n_thoughts=0)[0].completion.tokens
+        head = model.get_output_embeddings().weight
+        head[markers.start] = 2 * head[alone[1]]
+    whole = reasoner.generate("3", max_new_tokens=8, keep_thoughts=True)[0].completion
+    assert markers.start in whole.tokens
+    (one,) = baselines_of(reasoner, ["3"], max_new_tokens=8)
+    place = whole.tokens.index(markers.start)
+    assert list(one.case.written) == whole.tokens[:place]
+    assert one.case.prompt.first_thought == len(reasoner.prompter.encode(["3"])[0]) + place + 1
+    torch.testing.assert_close(one.fed, whole.thoughts, rtol=1e-4, atol=1e-5)
+    after = whole.tokens[place + 1 :]
+    assert list(one.tokens)[: len(after)] == after
+    assert len(written) == 1
+
+
 def test_reports_hold_their_controls():
     reasoner = make_reasoner()
     answers = {
@@ -223,7 +278,7 @@ def test_wrong_changes_say_what_is_possible():
         (Intervention(Kind.TOKEN, 1, token="nope"), "'nope' is unknown to the tokenizer"),
     ):
         with pytest.raises(DataError, match=message):
-            intervene(reasoner, QUESTION, what)
+            intervene(reasoner, QUESTION, what, max_new_tokens=3)
     with pytest.raises(DataError, match="did not think"):
         intervene(reasoner, QUESTION, Intervention(Kind.ZERO, 1), n_thoughts=0)
     for wrong in ({"thought": 0}, {"draws": 0}, {"later": "never"}, {"kind": "melt"}, {"kind": Kind.SWAP}):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 
 import pytest
@@ -17,6 +18,7 @@ from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.formats import SYMBOLIC, TEXT
 from coconut_ds.model.backbone import build_backbone
 from coconut_ds.probing import counterfactuals as counterfactuals_module
+from coconut_ds.probing.answers import answers_after
 from coconut_ds.probing.baselines import Baseline
 from coconut_ds.probing.cases import Case
 from coconut_ds.probing.counterfactuals import counterfactuals
@@ -128,6 +130,19 @@ def test_values_are_probabilities_of_names_normalised_over_the_frontier(form):
             kept = [one for one in everything.nodes if one.in_frontier]
             assert [one.name for one in some.nodes] == [one.name for one in kept]
             assert [one.value for one in some.nodes] == pytest.approx([one.value for one in kept], rel=1e-3)
+
+
+def test_answers_of_symbolic_problems_follow_their_cue():
+    problems = problems_of("symbolic", 2)
+    reasoner = make_reasoner("symbolic", problems)
+    known = [problem.answer for problem in problems]
+    for problem, after in zip(problems, answers_after(reasoner, [p.question for p in problems], known), strict=True):
+        for number, one in enumerate(after):
+            words = slow_probabilities(reasoner, problem.question, number, "[A]")
+            best = max(words, key=words.__getitem__)
+            assert (one.answer, one.forced) == (best, best)
+            assert one.probability == pytest.approx(words[best], rel=1e-3)
+            assert math.exp(one.known_log_probability) == pytest.approx(words[problem.answer], rel=1e-3)
 
 
 def test_parallelism_and_height_values_by_hand():

@@ -57,7 +57,8 @@ def baselines_of(
         assert one.thoughts is not None
         text = reasoner.prompter.text(one.tokens)
         answer = extract_answer(text, reasoner.card.text_format)
-        found.append(Baseline(case, one.thoughts, tuple(one.tokens), text, answer, sum(one.log_probabilities)))
+        fed = one.thoughts.reshape(-1, reasoner.loop.width)
+        found.append(Baseline(case, fed, tuple(one.tokens), text, answer, sum(one.log_probabilities)))
     return found
 
 

@@ -63,6 +63,8 @@ def effects(
 ) -> list[Effect]:
     """The mean effect of each intervention, in their order; each ``patch`` is followed by its control.
 
+    A patch is left out where no problem has a donor: where all answers are the same, say, or all different.
+
     Args:
         reasoner: the model.
         questions: of the data set; they are each other's donors and references.
@@ -74,25 +76,24 @@ def effects(
         progress: see ``Progress``; counts trials.
 
     Raises:
-        DataError: no problem has such a thought, or none a donor.
+        DataError: no problem has such a thought.
     """
     baselines = baselines_of(reasoner, questions, n_thoughts, max_new_tokens)
     form = reasoner.card.text_format
     answers = None if known is None else [extract_answer(answer, form) for answer in known]
     asked: list[tuple[str, Intervention, list[_Work]]] = []
     for what in interventions:
+        if not any(len(one.fed) >= max(what.thought, what.other or 1) for one in baselines):
+            raise DataError(f"{what.name} of thought {what.thought}: no problem has so many thoughts")
         asked.append((what.name, what, _work(reasoner, baselines, what, seed)))
         if what.kind is Kind.PATCH:
-            work = _work(reasoner, baselines, what, seed, same_answer=True)
-            if work:
-                asked.append((f"{what.name}, same answer", what, work))
+            asked.append((f"{what.name}, same answer", what, _work(reasoner, baselines, what, seed, same_answer=True)))
+    asked = [one for one in asked if one[2]]
     trials = [trial for _, _, work in asked for one in work for trial in one.trials]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens, progress))
     found = []
     for name, what, work in asked:
         made = [[next(outcomes) for _ in one.trials] for one in work]
-        if not made:
-            raise DataError(f"{what.name} of thought {what.thought}: no problem on which it can be done")
         found.append(_effect(name, what, work, made, answers))
     return found
 

@@ -27,6 +27,10 @@ ANYWHERE = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
 """Kinds that can be done to a token's embedding as well."""
 
 
+_Options = tuple[int | None, int]
+"""Number of thoughts, and longest text."""
+
+
 @dataclass(frozen=True)
 class Arm(Plain):
     """One change, or one of its controls, with the outcome of each draw."""
@@ -114,7 +118,7 @@ def intervene(
     for what, arms in zip(asked, plans, strict=True):
         effect, *controls = [_arm(plan, outcomes) for plan in arms]
         if pause is not None:
-            controls += _in_pauses(pause, question, what, references, n_thoughts, max_new_tokens)
+            controls.append(_in_pauses(pause, effect, question, what, references, (n_thoughts, max_new_tokens)))
         reports.append(
             InterventionReport(
                 question, what, baseline.text, baseline.answer, baseline.log_probability, effect, tuple(controls)
@@ -199,18 +203,18 @@ def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> Arm:
 
 def _in_pauses(
     pause: Reasoner,
-    question: str,
+    effect: Arm,
+    baseline_question: str,
     what: Intervention,
     references: Sequence[str],
-    n_thoughts: int | None,
-    max_new_tokens: int,
-) -> list[Arm]:
-    """The same in a checkpoint that pauses; all its questions are fed the same, so patching changes nothing there."""
-    baseline, *pool = baselines_of(
-        pause, [question, *(one for one in references if one != question)], n_thoughts, max_new_tokens
-    )
-    donors = [what.donor] if what.donor is not None else []
-    known = {one.case.question: one for one in [*pool, *baselines_of(pause, donors, n_thoughts, max_new_tokens)]}
-    plan = replace(_plans(pause, baseline, what, pool, known)[0], name="pause")
-    trials = [Trial(baseline, case) for case in plan.cases]
-    return [_arm(plan, iter(outcomes_of(pause, trials, max_new_tokens)))]
+    options: _Options,
+) -> Arm:
+    """The same in a checkpoint that pauses. All its questions are fed the same, so patching changes nothing there."""
+    questions = list(dict.fromkeys([baseline_question, *references, *effect.donors]))
+    known = {one.case.question: one for one in baselines_of(pause, questions, *options)}
+    baseline, count = known[baseline_question], known[baseline_question].case.num_latents
+    pool = [known[one] for one in references if one != baseline_question and len(known[one].fed) >= count]
+    material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, what))
+    plan = _plan("pause", baseline, what, material, [known[one] for one in effect.donors])
+    outcomes = outcomes_of(pause, [Trial(baseline, case) for case in plan.cases], options[1])
+    return _arm(plan, iter(outcomes))

@@ -1,0 +1,48 @@
+"""Entry point: ``python -m coconut_ds.probe MODE checkpoint=FOLDER …`` or ``coconut-probe``: looks inside a checkpoint.
+
+Modes are ``think``, ``intervene``, ``effects`` and ``graph``, and ``study``, which trains small models and measures all
+of them. Results go to a folder, as JSON, CSV and PNG.
+"""
+
+import sys
+
+from coconut_ds.compose import compose_probe_config, parse_arguments, print_config
+from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.settings import ProbeConfig
+from coconut_ds.settings.probing import MODES
+
+USAGE = (
+    f"python -m coconut_ds.probe MODE checkpoint=FOLDER question='…' [key=value ...]; MODE is one of "
+    f"{', '.join(MODES)} (think where left out), or study (see study --help)"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Composes and looks. Returns the exit code: 2 for an error to mend."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if given[:1] == ["study"]:
+            from coconut_ds.probe_study import main as study
+
+            return study(given[1:])
+        named = bool(given) and "=" not in given[0] and not given[0].startswith("-")
+        mode = given.pop(0) if named else "think"
+        if mode not in MODES:
+            raise ConfigError(f"{mode}: no such mode; expected one of {', '.join(MODES)}, study")
+        arguments = parse_arguments(given, ProbeConfig, USAGE)
+        config = compose_probe_config(mode, arguments.overrides, arguments.config_dir)
+        if arguments.cfg:
+            print_config(config)
+            return 0
+        # Imported here, so that a wrong command line is refused before torch is loaded.
+        from coconut_ds.probing.reports import report
+
+        report(config)
+    except CoconutError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

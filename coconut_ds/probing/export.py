@@ -1,0 +1,52 @@
+"""Results as JSON and CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.evaluation.statistics import Mean
+from coconut_ds.files import write_whole
+from coconut_ds.probing.cases import Plain
+
+Row = dict[str, Any]
+
+
+def write_json(path: Path, value: Plain | Sequence[Plain] | Mapping[str, Any]) -> None:
+    """Writes results, whole or not at all."""
+    write_whole(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows; columns are the keys of all of them, in the order in which they first come."""
+    kept = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list({key: None for row in kept for key in row}), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    write_whole(path, text.getvalue())
+
+
+def row_of(result: Any, **more: Any) -> Row:
+    """A flat result as a row: a mean becomes three columns, what holds several values is left out."""
+    row: Row = dict(more)
+    for field in fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, Mean):
+            row |= {field.name: value.estimate, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+        elif not is_dataclass(value) and not isinstance(value, (list, tuple, dict)):
+            row[field.name] = value
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Plain):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value

@@ -1,0 +1,216 @@
+"""Pictures of what probing finds, as PNG files. Colours are told apart by the colour-blind (Okabe and Ito, cividis)."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.evaluation.statistics import Mean
+from coconut_ds.probing.answers import SweepPoint
+from coconut_ds.probing.decoding import DecodedThought
+from coconut_ds.probing.effects import Effect
+from coconut_ds.probing.intervene import InterventionReport
+from coconut_ds.probing.linear import ProbeScore
+from coconut_ds.probing.trace import ThoughtTrace
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+MARKS = ("o", "s", "^", "D", "v", "P")
+SCALE = "cividis"
+DPI = 130
+TITLE_CHARACTERS = 90
+
+
+@contextmanager
+def figure_at(path: Path, title: str, rows: int, columns: int, width: float, height: float) -> Iterator[list[Any]]:
+    """Axes of a new picture, row by row, which is written at the end. Sizes in inches."""
+    # Here, because it is slow to import. Not pyplot: it keeps figures, and would change a notebook's backend.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(_safe(textwrap.fill(title, TITLE_CHARACTERS)), fontsize=11)
+    yield list(axes.flat)
+    figure.savefig(path)
+
+
+def draw_thoughts(trace: ThoughtTrace, path: Path) -> None:
+    """Each thought's likeliest tokens, and beside them entropy, norm and cosine to the thought before."""
+    states = [*(one.decoded for one in trace.thoughts), trace.last]
+    names = [*(str(one.number) for one in trace.thoughts), "text"]
+    title = f"Thoughts through the head: {_short(trace.question)}  →  {_short(trace.answer)}"
+    height = 1.6 + 0.42 * len(states)
+    with figure_at(path, title, 1, 3, 11, max(height, 3.2)) as (tokens, sizes, cosines):
+        _heat_map(tokens, states, names)
+        tokens.set(
+            xlabel="rank of the token",
+            ylabel="pauses, and the state before the text"
+            if trace.pauses
+            else "thoughts, and the state before the text",
+        )
+        numbers = [one.number for one in trace.thoughts]
+        sizes.plot(numbers, [one.norm for one in trace.thoughts], color=BLUE, marker="o", label="norm")
+        sizes.axhline(trace.embedding_norm, color=GREY, linestyle=":", label="mean token embedding")
+        sizes.plot(
+            numbers, [one.decoded.entropy for one in trace.thoughts], color=ORANGE, marker="s", label="entropy (nats)"
+        )
+        sizes.set(xlabel="thought", ylabel="norm, or nats", ylim=(0, None), title="size and entropy")
+        cosines.plot(
+            numbers[1:],
+            [one.cosine_to_previous for one in trace.thoughts[1:]],
+            color=BLUE,
+            marker="o",
+            label="to the thought before",
+        )
+        nearest = [one.nearest[0].cosine for one in trace.thoughts]
+        cosines.plot(numbers, nearest, color=GREEN, marker="^", label="to the nearest embedding")
+        cosines.set(xlabel="thought", ylim=(-1.05, 1.05), title="cosine")
+        for axes in (sizes, cosines):
+            _whole_numbers(axes, numbers)
+            axes.legend(frameon=False, fontsize=8)
+
+
+def draw_layers(trace: ThoughtTrace, path: Path) -> None:
+    """The likeliest token at each layer and thought, the final norm applied once."""
+    columns = [*(one.layers for one in trace.thoughts)]
+    if not columns:
+        return
+    title = f"Thoughts at each layer, final norm applied once: {_short(trace.question)}"
+    count = len(columns[0])
+    with figure_at(path, title, 1, 1, 2.6 + 1.1 * len(columns), 1.9 + 0.42 * count) as (axes,):
+        values = [[column[layer].probabilities[0] for column in columns] for layer in range(count)]
+        image = axes.imshow(values, cmap=SCALE, vmin=0, vmax=1, aspect="auto", origin="lower")
+        for layer in range(count):
+            for place, column in enumerate(columns):
+                _cell(axes, place, layer, column[layer].tokens[0], column[layer].probabilities[0])
+        axes.set_xticks(range(len(columns)), [str(one.number) for one in trace.thoughts])
+        axes.set_yticks(range(count), ["input", *map(str, range(1, count))])
+        axes.set(xlabel="thought", ylabel="layer")
+        axes.figure.colorbar(image, ax=axes, label="probability of the likeliest token")
+
+
+def draw_report(report: InterventionReport, path: Path) -> None:
+    """What a change does to the untouched text, beside its controls. A dot a draw; open where the answer stays."""
+    arms = [report.effect, *report.controls]
+    what = report.intervention
+    title = f"{what.name}, thought {what.thought}: {_short(report.question)}  →  {_short(report.answer)}"
+    with figure_at(path, title, 1, 1, 8.5, 1.7 + 0.4 * len(arms)) as (axes,):
+        for row, arm in enumerate(arms):
+            colour = BLUE if row == 0 else GREY
+            for one in arm.outcomes:
+                axes.plot(
+                    one.change, row, "o", color=colour, markerfacecolor="none" if one.kept else colour, clip_on=False
+                )
+        names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} stay)" for row, arm in enumerate(arms)]
+        axes.set_yticks(range(len(arms)), [_safe(name) for name in names])
+        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_xlabel("change of the log probability of the untouched text (nats); filled: another answer")
+        axes.grid(axis="x", color="#e5e5e5")
+
+
+def draw_sweep_points(points: Sequence[SweepPoint], path: Path, title: str) -> None:
+    """Accuracy after k thoughts, by what the model writes and by forced answers."""
+    with figure_at(path, title, 1, 1, 6.5, 3.8) as (axes,):
+        numbers = [one.num_thoughts for one in points]
+        _line(axes, numbers, [one.right for one in points], "what it writes by itself", BLUE, "o")
+        _line(axes, numbers, [one.forced_right for one in points], "answer forced at once", ORANGE, "s")
+        axes.set(xlabel="thoughts", ylabel="share of right answers", ylim=(0, 1.02))
+        _whole_numbers(axes, numbers)
+        axes.legend(frameon=False)
+
+
+def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
+    """A panel a label: what a probe finds in each state, what the head shows, and a probe fit to shuffled labels."""
+    labels = list(dict.fromkeys(one.label for one in scores))
+    with figure_at(path, title, 1, len(labels), 2.2 + 2.4 * len(labels), 4.0) as panels:
+        for axes, label in zip(panels, labels, strict=True):
+            own = [one for one in scores if one.label == label]
+            places = list(range(len(own)))
+            _line(axes, places, [one.probe for one in own], "linear probe", BLUE, "o")
+            if all(one.lens is not None for one in own):
+                _line(axes, places, [one.lens for one in own if one.lens is not None], "model's own head", ORANGE, "s")
+            _line(axes, places, [one.shuffled for one in own], "probe, labels shuffled", GREY, "^")
+            axes.set_xticks(places, [one.state.removeprefix("thought ").replace("before the ", "") for one in own])
+            axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="commonest label")
+            axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
+        panels[0].set_ylabel("share of labels found")
+        panels[0].legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
+    """Share of answers that stay after each change of each thought, and that become the donor's."""
+    names = list(dict.fromkeys(one.name for one in effects))
+    thoughts = sorted({one.thought for one in effects})
+    with figure_at(path, title, 1, len(thoughts), 3.2 + 2.0 * len(thoughts), 1.7 + 0.36 * len(names)) as panels:
+        for axes, thought in zip(panels, thoughts, strict=True):
+            for one in (one for one in effects if one.thought == thought):
+                row = names.index(one.name)
+                _whisker(axes, one.kept, row, BLUE, "o", "stay")
+                if one.became_donors is not None:
+                    _whisker(axes, one.became_donors, row, ORANGE, "s", "become the donor's")
+            axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6), title=f"thought {thought}")
+            axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names))
+            axes.grid(color="#e5e5e5")
+        handles, texts = _once(panels)
+        panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
+        panels[len(panels) // 2].set_xlabel("share of answers")
+
+
+def _heat_map(axes: Any, states: Sequence[DecodedThought], names: Sequence[str]) -> None:
+    image = axes.imshow([one.probabilities for one in states], cmap=SCALE, vmin=0, vmax=1, aspect="auto")
+    for row, one in enumerate(states):
+        for rank, (token, probability) in enumerate(zip(one.tokens, one.probabilities, strict=True)):
+            _cell(axes, rank, row, token, probability)
+    axes.set_xticks(range(len(states[0].tokens)), [str(rank + 1) for rank in range(len(states[0].tokens))])
+    axes.set_yticks(range(len(states)), names)
+    axes.figure.colorbar(image, ax=axes, label="probability")
+
+
+def _cell(axes: Any, x: float, y: float, token: str, probability: float) -> None:
+    text = f"{_visible(token)}\n{probability:.2f}"
+    axes.text(x, y, text, ha="center", va="center", fontsize=7, color="black" if probability > 0.6 else "white")
+
+
+def _line(axes: Any, places: Sequence[int], means: Sequence[Mean], label: str, colour: str, mark: str) -> None:
+    axes.plot(places, [one.estimate for one in means], color=colour, marker=mark, markersize=5, label=label)
+    axes.fill_between(places, [one.low for one in means], [one.high for one in means], color=colour, alpha=0.2, lw=0)
+
+
+def _whisker(axes: Any, mean: Mean, row: int, colour: str, mark: str, label: str) -> None:
+    axes.plot([mean.low, mean.high], [row, row], color=colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
+    axes.plot(mean.estimate, row, mark, color=colour, markersize=5, label=label)
+
+
+def _once(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Legend entries, each label once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def _whole_numbers(axes: Any, numbers: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if numbers:
+        axes.set_xlim(min(numbers) - 0.3, max(numbers) + 0.3)
+
+
+def _visible(token: str) -> str:
+    """A token that can be seen: newlines and spaces as signs."""
+    shown = token.replace("\n", "⏎")
+    shown = "␣" * len(shown) if shown and not shown.strip() else shown.strip() or "∅"
+    return _safe(shown if len(shown) <= 12 else f"{shown[:11]}…")
+
+
+def _short(text: str, length: int = 60) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= length else f"{flat[: length // 2]}…{flat[-length // 2 :]}"
+
+
+def _safe(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,307 @@
+"""A look inside a checkpoint from its configuration: loads, computes, writes JSON, CSV and PNG, prints a summary."""
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from coconut_ds.data.graph_answers import is_graph_problem
+from coconut_ds.data.problem import Problem
+from coconut_ds.data.sources import open_source
+from coconut_ds.errors import DataError
+from coconut_ds.evaluation.statistics import Mean
+from coconut_ds.probing import figures, graph_figures
+from coconut_ds.probing.answers import AnswerAfter, SweepPoint, answers_after, sweep
+from coconut_ds.probing.cases import Plain, Progress
+from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
+from coconut_ds.probing.effects import Effect, effects
+from coconut_ds.probing.export import row_of, write_csv, write_json
+from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.intervene import intervene
+from coconut_ds.probing.interventions import Intervention, Kind
+from coconut_ds.probing.linear import ProbeScore, linear_probes
+from coconut_ds.probing.superposition import superposition
+from coconut_ds.probing.trace import trace_thoughts
+from coconut_ds.reasoner import Reasoner, load_reasoner
+from coconut_ds.settings import DataConfig, ProbeConfig
+
+STANDARD = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
+"""Changes that are made over a data set."""
+MAX_REFERENCES = 64
+"""Problems that stand beside a single question."""
+
+
+def report(config: ProbeConfig) -> Path:
+    """Does what the configuration says; returns the folder with the results."""
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
+    out = Path(config.out or Path("outputs/probe") / reasoner.name / config.mode)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"out={out}: cannot be made ({error.strerror}); set out= to another folder") from error
+    MODES[config.mode](config, reasoner, out)
+    sys.stdout.write(f"{out}\n")
+    return out
+
+
+def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+    """One question: its trace, and the answers after k thoughts."""
+    question, known = _question(config)
+    trace = trace_thoughts(
+        reasoner,
+        question,
+        top_k=config.top_k,
+        tokens=config.tokens,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+    )[0]
+    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens)[0]
+    write_json(out / "trace.json", {"trace": trace, "answers": after})
+    states = [*((str(one.number), layer, d) for one in trace.thoughts for layer, d in enumerate(one.layers))]
+    states.append(("text", len(trace.thoughts[0].layers) - 1 if trace.thoughts else -1, trace.last))
+    rows = []
+    for name, layer, decoded in states:
+        chosen = {f"log p {one.token}": one.log_probability for one in decoded.chosen}
+        chosen |= {f"rank {one.token}": one.rank for one in decoded.chosen}
+        pairs = enumerate(zip(decoded.tokens, decoded.probabilities, strict=True), start=1)
+        top = {f"{what} {rank}": v for rank, pair in pairs for what, v in zip(("token", "p"), pair, strict=True)}
+        rows.append({"state": name, "layer": layer, "entropy": decoded.entropy, **chosen, **top})
+    write_csv(out / "states.csv", rows)
+    write_csv(out / "thoughts.csv", [row_of(one, nearest=one.nearest[0].token) for one in trace.thoughts])
+    write_csv(out / "answers.csv", [row_of(one) for one in after])
+    figures.draw_thoughts(trace, out / "thoughts.png")
+    figures.draw_layers(trace, out / "layers.png")
+    lines = [f"{trace.question}  →  {trace.text!r}"]
+    for one in trace.thoughts:
+        shown = "  ".join(
+            f"{t.strip() or '⏎'} {p:.2f}" for t, p in zip(one.decoded.tokens, one.decoded.probabilities, strict=True)
+        )
+        lines.append(f"thought {one.number}  norm {one.norm:.1f}  entropy {one.decoded.entropy:.2f}  {shown}")
+    lines += [_answer_line(one) for one in after]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+    """One question: a change, its effect and its controls."""
+    question, _ = _question(config)
+    if config.kind not in list(Kind):
+        raise DataError(f"kind={config.kind}: expected one of {', '.join(Kind)}")
+    what = Intervention(
+        Kind(config.kind),
+        config.thought,
+        config.strength,
+        config.other,
+        config.token,
+        config.donor,
+        config.draws,
+        config.seed,
+        config.later,
+    )
+    references = [] if config.data is None else [p.question for p in _problems(config, config.data)[:MAX_REFERENCES]]
+    pause = None if config.pause is None else load_reasoner(config.pause)
+    made = intervene(
+        reasoner, question, what, references=references, pause=pause, max_new_tokens=config.max_new_tokens
+    )[0]
+    write_json(out / "intervention.json", made)
+    rows = [
+        row_of(outcome, arm=arm.name, draw=draw, donor=arm.donors[draw] if arm.donors else "")
+        for arm in (made.effect, *made.controls)
+        for draw, outcome in enumerate(arm.outcomes)
+    ]
+    write_csv(out / "intervention.csv", rows)
+    figures.draw_report(made, out / "intervention.png")
+    lines = [f"{question}  →  {made.answer!r}", f"{what.name}, thought {what.thought}:"]
+    for arm in (made.effect, *made.controls):
+        answers = ", ".join(dict.fromkeys(one.answer for one in arm.outcomes))
+        lines.append(f"  {arm.name:<28} stay {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True)
+class Measured(Plain):
+    """What a data set says about a checkpoint's thoughts."""
+
+    points: tuple[SweepPoint, ...]
+    probes: tuple[ProbeScore, ...]
+    effects: tuple[Effect, ...]
+    """Empty where the model does not think."""
+
+
+def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+    """A data set: answers after k thoughts, linear probes, effects of changes."""
+    assert config.data is not None
+    fit, scored = _splits(config, config.data)
+    made = measure(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
+    write_measured(made, out, f"{reasoner.name}, {config.data_name}")
+    sys.stdout.write(summary(made))
+
+
+def measure(
+    reasoner: Reasoner,
+    fit: Sequence[Problem],
+    scored: Sequence[Problem],
+    draws: int,
+    seed: int,
+    max_new_tokens: int = 128,
+) -> Measured:
+    """All of a data set's measures; probes are fit on the first problems, everything is scored on the second."""
+    questions, known = [p.question for p in scored], [p.answer for p in scored]
+    count = reasoner.card.num_latents
+    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD]
+    with bar("answers after k thoughts") as progress:
+        points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
+    probes = linear_probes(reasoner, fit, scored, seed=seed)
+    with bar("changed thoughts") as progress:
+        found = effects(
+            reasoner, questions, changes, known, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+        )
+    return Measured(tuple(points), tuple(probes), tuple(found))
+
+
+def write_measured(made: Measured, out: Path, title: str) -> None:
+    """As JSON, CSV and PNG."""
+    write_json(out / "effects.json", made)
+    write_csv(out / "sweep.csv", [row_of(one) for one in made.points])
+    write_csv(out / "probes.csv", [row_of(one) for one in made.probes])
+    figures.draw_sweep_points(made.points, out / "sweep.png", f"Answers after k thoughts: {title}")
+    figures.draw_probes(made.probes, out / "probes.png", f"What can be read from each state: {title}")
+    if made.effects:
+        write_csv(out / "effects.csv", [row_of(one) for one in made.effects])
+        figures.draw_effects(made.effects, out / "effects.png", f"Changed thoughts: {title}")
+
+
+def summary(made: Measured) -> str:
+    """Tables for a terminal and for Markdown."""
+    lines = ["| thoughts | right, by itself | right, answer forced |", "|---|---|---|"]
+    lines += [f"| {p.num_thoughts} | {percent(p.right)} | {percent(p.forced_right)} |" for p in made.points]
+    labels = list(dict.fromkeys(one.label for one in made.probes))
+    lines += ["", f"| state | {' | '.join(labels)} |", f"|---|{'---|' * len(labels)}"]
+    for state in dict.fromkeys(one.state for one in made.probes):
+        own = {one.label: one for one in made.probes if one.state == state}
+        lines.append(f"| {state}: probe | {' | '.join(percent(own[label].probe) for label in labels)} |")
+        lines.append(f"| {state}: head | {' | '.join(percent(own[label].lens) for label in labels)} |")
+    if made.effects:
+        lines += [
+            "",
+            "| change | thought | answers that stay | that become the donor's | log p |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {e.name} | {e.thought} | {percent(e.kept)} | {percent(e.became_donors)} | {e.change.estimate:+.2f} |"
+            for e in made.effects
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+    """Graph problems: values, heights, parallelism, groups, changed edges."""
+    assert config.data is not None
+    problems = [one for one in _problems(config, config.data) if is_graph_problem(one)][: config.num_problems]
+    if not problems:
+        raise DataError(f"data={config.data_name}: no problem carries a graph; make some with preprocessing/prosqa.py")
+    title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
+    with bar("values of nodes") as progress:
+        views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
+    curves, heights = parallelism(views), height_values(views)
+    changed = counterfactuals(reasoner, problems, seed=config.seed)
+    write_json(out / "values.json", views)
+    write_json(out / "parallelism.json", curves)
+    write_csv(out / "heights.csv", [row_of(one) for one in heights])
+    write_json(out / "counterfactuals.json", changed)
+    chosen = min(config.problem, len(problems) - 1)
+    view = graph_views(reasoner, [problems[chosen]])[0]
+    write_json(out / "graph.json", view)
+    graph_figures.draw_graph(view, out / "graph.png", f"{reasoner.name}: values of nodes, problem {chosen}")
+    if curves:
+        graph_figures.draw_parallelism(curves, out / "parallelism.png", f"Values of the best candidates: {title}")
+        graph_figures.draw_heights(heights, out / "heights.png", f"Values by height: {title}")
+    groups = superposition(reasoner, problems) if reasoner.card.num_latents else []
+    write_csv(out / "groups.csv", [row_of(one) for one in groups])
+    if groups:
+        graph_figures.draw_groups(groups, out / "groups.png", f"Groups of nodes and edges: {title}")
+    sys.stdout.write(_changed_lines(changed))
+
+
+MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], None]] = {
+    "think": report_think,
+    "intervene": report_intervene,
+    "effects": report_effects,
+    "graph": report_graph,
+}
+
+
+class bar:
+    """``with bar("…") as progress:`` a bar on a terminal that a ``Progress`` moves."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = tqdm(desc=name, leave=False, disable=None)
+
+    def __enter__(self) -> Progress:
+        def move(done: int, total: int) -> None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return move
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def percent(mean: Mean | None) -> str:
+    """A share with its interval."""
+    return "–" if mean is None else f"{100 * mean.estimate:.1f} ({100 * mean.low:.1f}–{100 * mean.high:.1f})"
+
+
+def _answer_line(one: AnswerAfter) -> str:
+    mark = "" if one.is_right is None else "  right" if one.is_right else "  wrong"
+    return (
+        f"after {one.num_thoughts}: writes {one.text!r} (p {one.probability:.2f}){mark}; "
+        f"forced: {one.forced!r} (p {one.forced_probability:.2f})"
+    )
+
+
+def _changed_lines(changed: Counterfactuals) -> str:
+    lines = [f"{changed.num_right} of {changed.num_problems} problems answered right"]
+    if changed.followed is not None:
+        lines.append(f"one edge turns the answer round: {percent(changed.followed)} % follow")
+    if changed.stayed is not None:
+        lines.append(f"an edge that the root does not reach: {percent(changed.stayed)} % stay right")
+    return "\n".join(lines) + "\n"
+
+
+def _question(config: ProbeConfig) -> tuple[str, str | None]:
+    """The question and, where it is a problem's, its answer."""
+    if config.question is not None:
+        return config.question, None
+    assert config.data is not None
+    problems = _problems(config, config.data)
+    if config.problem >= len(problems):
+        raise DataError(f"problem={config.problem}: there are {len(problems)}; expected 0 to {len(problems) - 1}")
+    chosen = problems[config.problem]
+    return chosen.question, chosen.answer if chosen.has_answer else None
+
+
+def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
+    """Test problems, or validation problems where there is no test file."""
+    source = open_source(data, config.seed)
+    return source.test() if data.kind != "file" or data.test_path is not None else source.valid()
+
+
+def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[Problem]]:
+    """Problems to fit on, and others to score on: training problems where there are any, else half of all."""
+    scored = [one for one in _problems(config, data) if one.has_answer]
+    if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
+        asked = {one.question for one in scored}
+        fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
+        fit = [one for one in fit if one.question not in asked]
+    else:
+        random.Random(f"split/{config.seed}").shuffle(scored)
+        fit, scored = scored[: len(scored) // 2], scored[len(scored) // 2 :]
+    if len(fit) < 2 or len(scored) < 2:
+        raise DataError(f"data={config.data_name}: too few problems with answers; expected at least four")
+    return fit[: config.num_fit], scored[: config.num_problems]

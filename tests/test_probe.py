@@ -1,0 +1,174 @@
+"""The command ``python -m coconut_ds.probe``: files of each mode, and what it refuses."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from test_probing import QUESTION, make_reasoner
+from test_probing_graphs import make_reasoner as make_graph_reasoner
+
+from coconut_ds.data.problem import load_problems
+from coconut_ds.data.prosqa import generate_problem
+from coconut_ds.probe import main
+from coconut_ds.probe_study import main as study
+from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.superposition import superposition
+from coconut_ds.reasoner import load_reasoner
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("probe") / "model"
+    make_reasoner("llama").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory) -> Path:
+    """Sums of 1, 2 and 3, as a file."""
+    path = tmp_path_factory.mktemp("data") / "sums.json"
+    terms = [f"{a} + {b} + {c}" for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2)]
+    problems = [{"question": q, "steps": [q[0]], "answer": q[-1]} for q in terms]
+    path.write_text(json.dumps(problems), encoding="utf-8")
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(folder: Path) -> set[str]:
+    """Names of the pictures; each shows something."""
+    found = set()
+    for path in folder.glob("*.png"):
+        image = imread(path)
+        assert image.shape[0] > 200
+        assert image[..., :3].std() > 0.02, path.name
+        found.add(path.name)
+    return found
+
+
+def test_think_writes_what_the_api_finds(checkpoint, tmp_path, capsys):
+    """A question with signs that Hydra would take for its own, and tokens to be looked up."""
+    question = "1 + 2 = $3$, {a}: [x]"
+    line = [f"checkpoint={checkpoint}", f"question={question}", "tokens=3, =", "top_k=3", f"out={tmp_path}"]
+    assert main([*line, "max_new_tokens=4"]) == 0
+    said = capsys.readouterr().out
+    assert question in said
+    assert str(tmp_path) in said
+    found = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    assert found["trace"]["question"] == question
+    assert [one["num_thoughts"] for one in found["answers"]] == [0, 1, 2, 3]
+    states = rows(tmp_path / "states.csv")
+    assert len(states) == 3 * 3 + 1
+    last = found["trace"]["thoughts"][2]["decoded"]
+    row = next(one for one in states if (one["state"], one["layer"]) == ("3", "2"))
+    assert [row["token 1"], float(row["p 1"])] == [last["tokens"][0], last["probabilities"][0]]
+    assert float(row["log p ="]) == last["chosen"][1]["log_probability"]
+    assert pictures(tmp_path) == {"thoughts.png", "layers.png"}
+
+
+def test_a_model_without_thoughts_is_looked_into_too(tmp_path, problems):
+    make_reasoner("gpt2", "no_thoughts").save(tmp_path / "model")
+    line = [f"checkpoint={tmp_path / 'model'}", f"data={problems}", "n_thoughts=0", "max_new_tokens=3"]
+    assert main(["think", *line, "problem=2", f"out={tmp_path / 'think'}"]) == 0
+    assert main(["effects", *line, f"out={tmp_path / 'effects'}"]) == 0
+    made = json.loads((tmp_path / "effects" / "effects.json").read_text(encoding="utf-8"))
+    assert made["effects"] == []
+    assert {one["state"] for one in made["probes"]} == {"before the text"}
+
+
+def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path, capsys):
+    line = [f"checkpoint={checkpoint}", f"data={problems}", "max_new_tokens=3"]
+    asked = [*line, f"question={QUESTION}", "kind=patch", "thought=2", "draws=3", f"pause={checkpoint}"]
+    assert main(["intervene", *asked, f"out={tmp_path / 'one'}"]) == 0
+    made = json.loads((tmp_path / "one" / "intervention.json").read_text(encoding="utf-8"))
+    arms = [made["effect"], *made["controls"]]
+    assert {"patch", "thought 1", "thought 3", "pause"} <= {arm["name"] for arm in arms}
+    table = rows(tmp_path / "one" / "intervention.csv")
+    assert len(table) == sum(len(arm["outcomes"]) for arm in arms)
+    assert [float(row["change"]) for row in table if row["arm"] == "patch"] == [
+        outcome["change"] for outcome in made["effect"]["outcomes"]
+    ]
+    # The model stands in for a pausing one, so its control does what the effect does.
+    for one, other in zip(arms[-1]["outcomes"], made["effect"]["outcomes"], strict=True):
+        assert (one["text"], one["kept"]) == (other["text"], other["kept"])
+        assert one["change"] == pytest.approx(other["change"], abs=1e-3)
+    assert pictures(tmp_path / "one") == {"intervention.png"}
+    assert main(["effects", *line, "draws=2", f"out={tmp_path / 'all'}"]) == 0
+    assert "| patch | 1 |" in capsys.readouterr().out
+    made = json.loads((tmp_path / "all" / "effects.json").read_text(encoding="utf-8"))
+    for name, count in (("effects", len(made["effects"])), ("probes", 8), ("sweep", 4)):
+        assert len(rows(tmp_path / "all" / f"{name}.csv")) == count
+    assert {one["thought"] for one in made["effects"]} == {1, 2, 3}
+    # Half of the 18 problems are for the probes alone.
+    assert {one["num_scored"] for one in made["probes"]} == {9}
+    assert pictures(tmp_path / "all") == {"sweep.png", "probes.png", "effects.png"}
+
+
+def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
+    """Numbers in the files are those of the functions, which their own tests count by hand."""
+    problems = [generate_problem(random.Random(f"probe/{index}")) for index in range(6)]
+    (tmp_path / "graphs.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
+    make_graph_reasoner("text", problems).save(tmp_path / "model")
+    out = tmp_path / "out"
+    line = [f"checkpoint={tmp_path / 'model'}", f"data={tmp_path / 'graphs.json'}", f"out={out}"]
+    assert main(["graph", *line, "problem=1"]) == 0
+    reasoner, problems = load_reasoner(tmp_path / "model"), load_problems(tmp_path / "graphs.json")
+    views = graph_views(reasoner, problems, frontier_only=True)
+    assert json.loads((out / "values.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps([one.as_dict() for one in views])
+    )
+    curves = json.loads((out / "parallelism.json").read_text(encoding="utf-8"))
+    assert curves == json.loads(json.dumps([one.as_dict() for one in parallelism(views)]))
+    assert [one["num_thoughts"] for one in curves] == [0, 1, 2]
+    heights = rows(out / "heights.csv")
+    assert len(heights) == len(height_values(views))
+    assert {row["definition"] for row in heights} == {"shortest", "longest"}
+    groups = rows(out / "groups.csv")
+    assert [float(row["value"]) for row in groups] == [one.value.estimate for one in superposition(reasoner, problems)]
+    assert json.loads((out / "counterfactuals.json").read_text(encoding="utf-8"))["num_problems"] == 6
+    assert json.loads((out / "graph.json").read_text(encoding="utf-8"))["question"] == problems[1].question
+    assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["dream", "checkpoint=x"], "dream: no such mode; expected one of think, intervene, effects, graph, study"),
+        (["question=1"], "checkpoint: missing; set checkpoint="),
+        (["checkpoint=CHECKPOINT"], "no question; set question="),
+        (["effects", "checkpoint=CHECKPOINT", "question=1"], "effects needs problems; set data="),
+        (["checkpoint=nowhere", "question=1"], "checkpoint=nowhere: no such folder"),
+        (["checkpoint=CHECKPOINT", "question=1", "tokens=nope"], "'nope' is unknown to the tokenizer"),
+        (["checkpoint=CHECKPOINT", "data=DATA", "problem=99"], "problem=99: there are 18; expected 0 to 17"),
+        (["intervene", "checkpoint=CHECKPOINT", "question=1", "thought=8"], "thought=8: there are 3; expected 1 to 3"),
+        (["intervene", "checkpoint=CHECKPOINT", "question=1", "kind=melt"], "kind=melt: expected one of zero, mean"),
+        (["graph", "checkpoint=CHECKPOINT", "data=DATA"], "no problem carries a graph"),
+        (["checkpoint=CHECKPOINT", "question=1", "out=DATA"], "cannot be made"),
+        (["checkpoint=CHECKPOINT", "question=1", "topk=3"], "topk=3: no group has this key; did you mean top_k"),
+    ],
+)
+def test_what_cannot_be_done_is_said(checkpoint, problems, line, message, capsys):
+    given = [part.replace("CHECKPOINT", str(checkpoint)).replace("DATA", str(problems)) for part in line]
+    assert main(given) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_study_trains_what_is_missing_and_measures(tmp_path, capsys):
+    line = ["--out", str(tmp_path), "--tasks", "modular_sum", "--methods", "coconut", "--problems", "20", "--fit", "60"]
+    line += ["--draws", "1", "--set", "num_epochs=1", "size.train=256", "size.valid=20", "size.test=30"]
+    assert study(line) == 0
+    (first,) = tmp_path.glob("runs/modular_sum/coconut/seed_0/result.json")
+    written = first.stat().st_mtime_ns
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "sums of four digits modulo 10: coconut, seed 0" in tables
+    assert (tmp_path / "modular_sum" / "coconut" / "seed_0" / "probes.png").is_file()
+    assert study(line) == 0
+    assert first.stat().st_mtime_ns == written
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8") == tables
