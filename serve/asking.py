@@ -144,9 +144,10 @@ def _in_room(request: Request, ask: Ask, capacity: int) -> Request:
     if ask.max_new_tokens is None and room >= max(1, ask.min_new_tokens):
         return replace(request, max_new_tokens=min(request.max_new_tokens, room))
     if request.num_new > room:
+        name = "prompt" if room < 1 else "max_tokens"
         raise RequestError(
-            f"prompt: question, thoughts and markers take {capacity - room} positions, and {request.num_new} new "
+            f"{name}: question, thoughts and markers take {capacity - room} positions, and {request.num_new} new "
             f"tokens may follow; there is room for {capacity} in all",
-            "prompt" if room < 1 else "max_tokens",
+            name,
         )
     return request

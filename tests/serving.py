@@ -88,7 +88,7 @@ class ServerProcess:
                 total += float(value)
         return total
 
-    def wait_until_ready(self, limit_s: float = 60.0) -> None:
+    def wait_until_ready(self, limit_s: float = 180.0) -> None:
         """Until ``/health`` says ok."""
         ends = time.monotonic() + limit_s
         while time.monotonic() < ends:

@@ -1,0 +1,418 @@
+"""A real server process, asked by ``openai``'s client, ``httpx`` and ``curl``: each route, streamed and not."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from mixed_load import events, holds, run_load
+from serving import save_checkpoint, serving
+
+from coconut_ds import load_reasoner
+from coconut_ds.probing.trace import trace_thoughts
+from coconut_ds.tokens import MARKERS
+
+pytestmark = pytest.mark.slow
+KEY = "sesame"
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ["hello", "é€😀 the cat"]
+FOLDERS = ("coconut", "coconut_reversed", "cot")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("api")
+    for number, method in enumerate(FOLDERS):
+        save_checkpoint(place / method, method, seed=number)
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    options = ("--slots", "4", "--load", "--body-bytes", "100000", "--max-waiting", "32")
+    with serving(*(folder / name for name in FOLDERS), key=KEY, options=options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0, timeout=120) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    with server.client() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def reasoners(folder):
+    return {name: load_reasoner(folder / name) for name in FOLDERS}
+
+
+def streamed(chunks) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            text = choice.text if hasattr(choice, "text") else choice.delta.content or ""
+            texts[choice.index] = texts.get(choice.index, "") + text
+    return texts
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_completions_are_the_reasoners_own_streamed_and_not(client, reasoners, name):
+    """Several prompts and samples; usage counts thoughts; stop strings are cut; nothing shows a marker."""
+    options = {"max_tokens": 14, "temperature": 1.0, "seed": 5, "n": 2}
+    theirs = reasoners[name].generate(PROMPTS, max_new_tokens=14, temperature=1.0, seed=5, samples=2)
+    made = client.completions.create(model=name, prompt=PROMPTS, **options)
+    assert [choice.text for choice in made.choices] == [answer.text for answer in theirs]
+    reasons = ["length" if one.completion.finish_reason == "length" else "stop" for one in theirs]
+    assert [choice.finish_reason for choice in made.choices] == reasons
+    thoughts = sum(one.completion.num_thoughts for one in theirs)
+    written = sum(len(one.completion.tokens) for one in theirs)
+    assert made.usage.completion_tokens_details.reasoning_tokens == thoughts
+    assert made.usage.completion_tokens == thoughts + written
+    assert made.usage.total_tokens == made.usage.prompt_tokens + made.usage.completion_tokens
+    chunks = list(
+        client.completions.create(
+            model=name, prompt=PROMPTS, stream=True, stream_options={"include_usage": True}, **options
+        )
+    )
+    assert streamed(chunks) == {index: answer.text for index, answer in enumerate(theirs)}
+    assert chunks[-1].usage.model_dump(exclude={"prompt_tokens_details"}) == made.usage.model_dump(
+        exclude={"prompt_tokens_details"}
+    )
+    assert not any(marker in choice.text for choice in made.choices for marker in MARKERS)
+    stop = next(answer.text[1:3] for answer in theirs if len(answer.text) > 3)
+    cut = client.completions.create(model=name, prompt=PROMPTS, stop=[stop], **options)
+    assert [choice.text for choice in cut.choices] == [answer.text.partition(stop)[0] for answer in theirs]
+    chunks = client.completions.create(model=name, prompt=PROMPTS, stop=stop, stream=True, **options)
+    assert streamed(chunks) == {choice.index: choice.text for choice in cut.choices}
+
+
+def test_chats_join_their_messages(client, reasoners):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "é?"}]},
+    ]
+    (answer,) = reasoners["coconut"].generate("Be brief.\né?", max_new_tokens=9)
+    made = client.chat.completions.create(model="coconut", messages=messages, max_completion_tokens=9)
+    assert (made.choices[0].message.role, made.choices[0].message.content) == ("assistant", answer.text)
+    chunks = client.chat.completions.create(model="coconut", messages=messages, max_tokens=9, stream=True)
+    assert streamed(chunks) == {0: answer.text}
+
+
+def test_the_body_says_how_to_think(client, reasoners):
+    """Extras, as ``openai``'s client sends them; thoughts come decoded, in a stream before the text."""
+    extras = {"n_thoughts": 5, "force_text_after": 3, "return_thoughts": True, "thought_top_k": 2}
+    (answer,) = reasoners["coconut"].generate("hello", 5, force_text_after=3, max_new_tokens=6, keep_thoughts=True)
+    decoded = reasoners["coconut"].decode_thoughts(answer, 2)
+    made = client.completions.create(model="coconut", prompt="hello", max_tokens=6, extra_body=extras)
+    assert made.choices[0].text == answer.text
+    thoughts = made.choices[0].thoughts
+    assert [[top["token"] for top in one["top"]] for one in thoughts] == [one.tokens for one in decoded]
+    assert [one["top"][0]["probability"] for one in thoughts] == pytest.approx(
+        [one.probabilities[0] for one in decoded], rel=1e-4
+    )
+    chunks = list(
+        client.chat.completions.create(
+            model="coconut",
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=6,
+            stream=True,
+            extra_body=extras,
+        )
+    )
+    assert [len(chunk.choices[0].thoughts) for chunk in chunks[1:2]] == [3]
+    assert streamed(chunks) == {0: answer.text}
+
+
+def test_log_probabilities_are_the_engines(client, reasoners):
+    from coconut_ds.generation.batch import generate
+    from coconut_ds.generation.prompter import Writing
+
+    reasoner = reasoners["coconut"]
+    prompter = reasoner.prompter
+    writing = Writing(8, log_probabilities=True)
+    request = prompter.request(prompter.encode(["hello"])[0], reasoner.thoughts(), writing)
+    (completion,) = generate(reasoner.loop, [request], prompter.eos_ids)
+    made = client.completions.create(model="coconut", prompt="hello", max_tokens=8, logprobs=2)
+    found = made.choices[0].logprobs
+    assert found.token_logprobs == pytest.approx(completion.log_probabilities, abs=1e-4)
+    assert len(found.tokens) == len(found.text_offset) == len(completion.tokens)
+    assert all(1 <= len(top) <= 2 for top in found.top_logprobs)
+    messages = [{"role": "user", "content": "hello"}]
+    chat = client.chat.completions.create(
+        model="coconut", messages=messages, max_tokens=8, logprobs=True, top_logprobs=1
+    )
+    content = chat.choices[0].logprobs.content
+    assert [one.logprob for one in content] == pytest.approx(completion.log_probabilities, abs=1e-4)
+    chunks = client.completions.create(model="coconut", prompt="hello", max_tokens=8, logprobs=0, stream=True)
+    parts = [value for chunk in chunks for value in chunk.choices[0].logprobs.token_logprobs]
+    assert parts == pytest.approx(completion.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_traces_are_those_of_probing(http, reasoners, name):
+    body = {"model": name, "question": "hello", "max_tokens": 5, "top_k": 3, "layers": True, "tokens": ["a"]}
+    if name == "cot":
+        found = http.post("/v1/thoughts", json=body).json()
+        assert (found["thoughts"], found["method"]) == ([], "cot")
+        return
+    answer = http.post("/v1/thoughts", json=body)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    (own,) = trace_thoughts(reasoners[name], "hello", top_k=3, tokens=["a"], max_new_tokens=5)
+    if name == "coconut":
+        assert found["text"] == own.text
+        assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
+    assert len(found["thoughts"]) == len(own.thoughts)
+    for ours, theirs in zip(found["thoughts"], own.thoughts, strict=True):
+        assert ours["decoded"]["tokens"] == theirs.decoded.tokens
+        assert [layer["tokens"] for layer in ours["layers"]] == [layer.tokens for layer in theirs.layers]
+        assert ours["norm"] == pytest.approx(theirs.norm, rel=1e-3)
+        assert ours["cosine_to_previous"] == pytest.approx(theirs.cosine_to_previous, rel=1e-2)
+        assert ours["decoded"]["entropy"] == pytest.approx(theirs.decoded.entropy, rel=1e-3)
+    assert set(found["timings_ms"]) == {"prefill", "thoughts", "text"}
+    assert all(value >= 0 for value in found["timings_ms"].values())
+    del body["layers"]
+    assert all("layers" not in one for one in http.post("/v1/thoughts", json=body).json()["thoughts"])
+
+
+def test_what_there_is_and_how_it_fares(client, http, server):
+    models = {model.id: model for model in client.models.list()}
+    assert list(models) == list(FOLDERS)
+    assert (models["coconut"].method, models["coconut"].stage, models["coconut"].n_thoughts) == ("coconut", 1, 2)
+    assert client.models.retrieve("coconut").id == "coconut"
+    assert http.get("/version").json()["version"] == "0.1.0"
+    assert http.get("/health").json() == {"status": "ok", "problems": {}}
+    assert "/v1/thoughts" in http.get("/openapi.json").json()["paths"]
+    assert "swagger" in http.get("/docs").text
+    before = {name: server.metric(name) for name in COUNTED}
+    client.completions.create(model="coconut", prompt="hello", max_tokens=7, extra_body={"min_tokens": 7})
+    added = {name: server.metric(name) - value for name, value in before.items()}
+    assert added == {
+        "generation_tokens_total": 7,
+        "thoughts_total": 2,
+        "prompt_tokens_total": 8,
+        "time_to_first_token_seconds_count": 1,
+        "inter_token_latency_seconds_count": 6,
+        "e2e_request_latency_seconds_count": 1,
+    }
+    assert (server.metric("num_slots"), server.metric("num_requests_running")) == (12, 0)
+    assert http.get("/metrics", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+
+
+COUNTED = (
+    "generation_tokens_total",
+    "thoughts_total",
+    "prompt_tokens_total",
+    "time_to_first_token_seconds_count",
+    "inter_token_latency_seconds_count",
+    "e2e_request_latency_seconds_count",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "says"),
+    [
+        ({"max_tokens": 0}, 400, "max_tokens", "expected 1 to 2048"),
+        ({"max_tokens": "8"}, 400, "max_tokens", "valid integer"),
+        ({"max_tokens": True}, 400, "max_tokens", "valid integer"),
+        ({"n_thoughts": 65}, 400, "n_thoughts", "expected 0 to 64"),
+        ({"n": 17}, 400, "n", "expected 1 to 16"),
+        ({"temperature": -1}, 400, "temperature", "greater than or equal"),
+        ({"best_of": 2}, 400, "best_of", "unknown"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
+        ({"model": "/etc/passwd"}, 404, "model", "none named"),
+        ({"prompt": "x" * 300}, 400, "prompt", "room for 256"),
+        ({"prompt": []}, 400, "prompt", "expected 1 to 16"),
+        ({"prompt": [999]}, 400, "prompt", "no marker"),
+        ({"prompt": "\ud800"}, 400, "prompt", ""),
+        ({"model": "cot", "n_thoughts": 2}, 400, "n_thoughts", "does not think"),
+        ({"user": "x" * 100_000}, 413, None, "100000 bytes"),
+    ],
+)
+def test_refusals_name_the_field(http, change, status, param, says):
+    body = {"model": "coconut", "prompt": "hello", "max_tokens": 3, **change}
+    answer = http.post("/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"\xff\xfe",
+        b'{"model": "\xff"}',
+        b"[" * 50_000,
+        b'{"model": 1e999}',
+        b"1" * 9000,
+    ],
+)
+def test_bodies_that_are_no_request(http, content):
+    answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_key_opens_all_but_the_health(server):
+    for path in ("/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/nothing"):
+        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": KEY}, {"Authorization": "Basic !"}):
+            answer = httpx.get(server.url + path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx.get(server.url + "/version", auth=("anybody", KEY)).status_code == 200
+    stranger = openai.OpenAI(base_url=server.url + "/v1", api_key="no", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_errors_are_those_that_openais_client_knows(client):
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="nothing", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="thoughts"):
+        client.completions.create(model="coconut", prompt="a", extra_body={"thoughts": 3})
+
+
+def test_a_full_queue_is_answered_with_when_to_try_again(server):
+    """4 run and 32 wait; three requests of 16 long completions are more than that."""
+    body = {"model": "coconut", "prompt": "a", "max_tokens": 200, "min_tokens": 200, "n": 16, "temperature": 1.0}
+
+    def ask(_):
+        with server.client() as one:
+            return one.post("/v1/completions", json=body)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].json()["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_slot_at_once(server, stream):
+    before = server.metric("request_cancelled_total")
+    body = {"model": "coconut", "prompt": "a", "max_tokens": 230, "min_tokens": 230, "n": 4, "stream": stream}
+    with server.client() as one:
+        if stream:
+            with one.stream("POST", "/v1/completions", json=body) as answer:
+                next(answer.iter_raw())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                one.post("/v1/completions", json=body, timeout=0.2)
+    ends = time.monotonic() + 10
+    while server.metric("num_requests_running") and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert server.metric("num_requests_running") == 0
+    assert server.metric("request_cancelled_total") == before + 4
+
+
+def test_curl_sees_events_byte_by_byte(server):
+    """The lines of a stream, and that each is valid UTF-8 by itself."""
+    body = json.dumps({"model": "coconut", "prompt": "é€😀", "max_tokens": 9, "min_tokens": 9, "stream": True})
+    command = ["curl", "-sN", "-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: application/json", "-i"]
+    done = subprocess.run([*command, "-d", body, server.url + "/v1/completions"], capture_output=True, check=True)
+    head, _, rest = done.stdout.partition(b"\r\n\r\n")
+    assert b"content-type: text/event-stream" in head
+    *parts, end, nothing = rest.split(b"\n\n")
+    assert (end, nothing) == (b"data: [DONE]", b"")
+    for part in parts:
+        values = json.loads(part.removeprefix(b"data: ").decode("utf-8", "strict"))
+        assert values["object"] == "text_completion"
+    assert values["choices"][0]["finish_reason"] == "length"
+    assert [one["choices"][0]["finish_reason"] for one in events(rest)][:-1] == [None] * (len(parts) - 1)
+
+
+@pytest.mark.parametrize("limit_s", [60, 4])
+def test_sigterm_drains(folder, limit_s):
+    """20 streams are open. With time they finish; without, they are told. New requests are refused meanwhile."""
+    options = ("--slots", "4", "--load", "--drain-s", str(limit_s))
+    body = {"model": "coconut", "prompt": "a", "max_tokens": 240, "min_tokens": 240, "stream": True}
+    answers: list[bytes] = []
+    with serving(folder / "coconut", options=options) as server:
+
+        def stream() -> None:
+            with server.client() as one, one.stream("POST", "/v1/completions", json=body) as answer:
+                answers.append(b"".join(answer.iter_raw()))
+
+        threads = [threading.Thread(target=stream) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        while server.metric("num_requests_running") + server.metric("num_requests_waiting") < 20:
+            time.sleep(0.01)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        seen = []
+        while server.process.poll() is None and time.monotonic() < began + limit_s + 30:
+            try:
+                seen.append(httpx.get(server.url + "/health").status_code)
+                refused = httpx.post(server.url + "/v1/completions", json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        seconds = time.monotonic() - began
+        for thread in threads:
+            thread.join(10)
+        assert server.process.wait(10) == 0, server.log
+    assert 503 in seen
+    assert len(answers) == 20
+    assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
+    finished = sum(b'"finish_reason":"length"' in answer for answer in answers)
+    told = sum(b'"code":"unavailable"' in answer for answer in answers)
+    assert finished + told == 20
+    assert seconds < limit_s + 1, server.log
+    if limit_s > 10:
+        assert finished == 20
+
+
+def test_killed_and_started_again_it_is_ready(folder):
+    with serving(folder / "coconut", options=("--load",)) as server:
+        with server.client() as one:
+            assert one.get("/health").status_code == 200
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(folder / "coconut", options=("--load",)) as again, again.client() as one:
+        body = {"model": "coconut", "prompt": "a", "max_tokens": 2}
+        assert one.post("/v1/completions", json=body).status_code == 200
+
+
+def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path):
+    (tmp_path / "empty").write_text("")
+    tiny = str(folder / "coconut")
+    for arguments, says in (
+        ([], "--checkpoint"),
+        (["--checkpoint", str(tmp_path / "x")], "no such folder"),
+        (["--checkpoint", tiny, "--host", "0.0.0.0"], "COCONUT_API_KEY"),
+        (["--checkpoint", tiny, "--api-key-file", str(tmp_path / "empty")], "is empty"),
+        (["--checkpoint", tiny, "--max-waiting", "1"], "max_waiting=1"),
+        (["--checkpoint", tiny, "--slots", "0"], "slots=0"),
+    ):
+        command = [sys.executable, "-m", "serve", "api", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: [^\n]*\n", done.stderr), done.stderr
+        assert says in done.stderr
+
+
+def test_a_load_of_mixed_requests(tmp_path):
+    """``python tests/mixed_load.py`` in small."""
+    result = run_load(250, tmp_path)
+    assert holds({**result, "memory_growth": 0}), result
