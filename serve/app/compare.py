@@ -16,8 +16,8 @@ from serve.app.question import Bar
 from serve.app.studio import Asked, Studio
 
 SHOWS = (
-    "The question above beside another checkpoint, another question, or both. Decoded words that look alike do not show "
-    "that two models compute the same, nor does a difference show which thoughts matter."
+    "The question above beside another checkpoint, another question, or both. Decoded words that look alike do not "
+    "show that two models compute the same, nor does a difference show which thoughts matter."
 )
 
 

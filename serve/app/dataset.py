@@ -13,8 +13,8 @@ from serve.app.question import Bar
 from serve.app.studio import Studio, whole
 
 SHOWS = (
-    "Means over the first problems of the file that is chosen above, with 95 % intervals that treat the problems as drawn "
-    "at random from many like them. They say nothing about another training of the same model. A probe that finds a "
+    "Means over the first problems of the file that is chosen above, with 95 % intervals that treat the problems as "
+    "drawn at random from many like them. They say nothing about another training of the same model. A probe that finds a "
     "label says that it is there, not that the model uses it."
 )
 MAX_DRAWS = 8

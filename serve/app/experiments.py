@@ -43,6 +43,8 @@ KINDS = {
 """Words for each kind of change."""
 OVERVIEW = (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM)
 """Changes that are made to every thought."""
+OVERVIEW_DRAWS = 4
+"""Of noise and donors, a change."""
 REFERENCED = (Kind.PATCH, Kind.MEAN)
 """Those that need other questions."""
 MAX_DRAWS = 32
@@ -134,19 +136,28 @@ async def changed(studio: Studio, asked: Asked, what: Intervention, pause: str |
     report = (await _reports(studio, asked, asked.model, [what], asked.n_thoughts))[0]
     if pause is None:
         return report
-    control = (await _reports(studio, asked, pause, [what], None))[0].effect
+    control = (await _reports(studio, asked, pause, [what], None, controls=False))[0].effect
     return replace(report, controls=(*report.controls, replace(control, name="pause")))
 
 
-async def overview(studio: Studio, asked: Asked, draws: int) -> list[InterventionReport]:
+async def overview(studio: Studio, asked: Asked) -> list[InterventionReport]:
     """Each of ``OVERVIEW`` for every thought; those that need other questions only where there are some."""
     kinds = [kind for kind in OVERVIEW if asked.references or kind not in REFERENCED]
-    what = [Intervention(kind, thought, draws=draws) for kind in kinds for thought in range(1, asked.n_thoughts + 1)]
-    return await _reports(studio, asked, asked.model, what, asked.n_thoughts)
+    what = [
+        Intervention(kind, thought, draws=OVERVIEW_DRAWS)
+        for kind in kinds
+        for thought in range(1, asked.n_thoughts + 1)
+    ]
+    return await _reports(studio, asked, asked.model, what, asked.n_thoughts, controls=False)
 
 
 async def _reports(
-    studio: Studio, asked: Asked, model: str, what: Sequence[Intervention], n_thoughts: int | None
+    studio: Studio,
+    asked: Asked,
+    model: str,
+    what: Sequence[Intervention],
+    n_thoughts: int | None,
+    controls: bool = True,
 ) -> list[InterventionReport]:
     def make(reasoner: Reasoner) -> list[InterventionReport]:
         return intervene(
@@ -156,6 +167,7 @@ async def _reports(
             references=asked.references,
             n_thoughts=n_thoughts,
             max_new_tokens=MAX_NEW_TOKENS,
+            with_controls=controls,
         )
 
     return await studio.call(model, make)

@@ -22,8 +22,8 @@ from serve.app.studio import MAX_CHARACTERS, Studio
 from serve.app.think import ThinkPage
 
 SHOWS = (
-    "Files hold the numbers behind the pictures as they were computed, and the question. The link holds what was asked, "
-    "not the result: whoever opens it on this server computes it again."
+    "Files hold the numbers behind the pictures as they were computed, and the question. The link holds what was "
+    "asked, not the result: whoever opens it on this server computes it again."
 )
 WORDS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compare": "Compare", "dataset": "Data set"}
 WHOLE_LINK = "(query) => window.location.origin + window.location.pathname + query"

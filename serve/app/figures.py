@@ -63,6 +63,7 @@ def heat_map(
             text=[[_clipped(cell.text) for cell in row] for row in cells],
             customdata=[[cell.hover for cell in row] for row in cells],
             texttemplate="%{text}",
+            textfont={"size": 12},
             hovertemplate="%{customdata}<extra></extra>",
             colorscale=SCALE,
             zmin=bounds[0],
@@ -76,7 +77,7 @@ def heat_map(
     figure.update_yaxes(
         tickvals=list(range(len(rows))), ticktext=[escape(one) for one in rows], title=axes[1], autorange="reversed"
     )
-    return _plain(figure, 110 + CELL * len(cells))
+    return _plain(figure, 124 + CELL * len(cells))
 
 
 def decoded(trace: ThoughtTrace) -> go.Figure:
@@ -194,7 +195,7 @@ def report(made: InterventionReport) -> go.Figure:
     names = [arm_name(made, arm) for arm in arms]
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4])
     figure.update_xaxes(title="change of the untouched text's log probability (nats)")
-    return _plain(figure, 130 + 34 * len(arms))
+    return _plain(figure, 180 + 34 * len(arms))
 
 
 def arm_name(made: InterventionReport, arm: Arm) -> str:
@@ -337,7 +338,7 @@ def _lines(
     figure.update_yaxes(title=y)
     if lines and all(isinstance(place, int) for _, places, _ in lines for place in places):
         figure.update_xaxes(dtick=1)
-    return _plain(figure, 290)
+    return _plain(figure, 330 if len(lines) > 1 else 260)
 
 
 def _add_means(figure: go.Figure, name: str, places: Sequence[int], means: Sequence[Mean], index: int) -> None:
@@ -358,15 +359,16 @@ def _add_means(figure: go.Figure, name: str, places: Sequence[int], means: Seque
 
 def _plain(figure: go.Figure, height: int) -> go.Figure:
     """Without a background of its own, small margins, nothing that moves by accident under a finger."""
+    named = sum(bool(one.name) for one in figure.data) > 1
     grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "fixedrange": True, "automargin": True}
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 10, "r": 10, "t": 34, "b": 10},
+        margin={"l": 10, "r": 10, "t": 40, "b": 84 if named else 10},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#555"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         hoverlabel={"align": "left", "namelength": -1},
         modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]},
     )

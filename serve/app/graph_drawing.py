@@ -41,7 +41,8 @@ def draw_graph(view: GraphView, place: int) -> str:
             f'<line class="border" x1="0" y1="{y}" x2="{width}" y2="{y}"/>'
             f'<text class="side" x="4" y="{y + 14}">not reached from the root</text>',
         )
-    label = f"graph of {len(view.symbols)} nodes after {frontier.num_thoughts} thoughts; candidates: {said(frontier) or 'none'}"
+    named = said(frontier) or "none"
+    label = f"graph of {len(view.symbols)} nodes after {frontier.num_thoughts} thoughts; candidates: {named}"
     return (
         f'<div class="scroll graph" tabindex="0" role="region" aria-label="the graph">'
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
@@ -128,7 +129,8 @@ def _node(view: GraphView, node: int, value: NodeValue | None, spot: tuple[float
     ring = f'<circle class="ring" r="{RADIUS + 4}"/>' if is_gold and kind == "other" else ""
     text = "" if share is None else f'<text class="value" y="{RADIUS + 29}">{share:.0%}</text>'
     return (
-        f'<g class="node {kind}{apart}" transform="translate({x:.1f} {y:.1f})"><title>{escape(chr(10).join(lines))}</title>'
+        f'<g class="node {kind}{apart}" transform="translate({x:.1f} {y:.1f})">'
+        f"<title>{escape(chr(10).join(lines))}</title>"
         f'{ring}<path d="{_SHAPES[kind]}" style="fill:{fill}"/>'
         f'<text class="name" y="{RADIUS + 15}">{escape(name if len(name) <= 11 else name[:10] + "…")}</text>{text}</g>'
     )

@@ -18,8 +18,9 @@ from serve.app.question import Bar
 from serve.app.studio import Asked, Studio, whole
 
 SHOWS = (
-    "If an answer hangs on a thought, changing that thought changes the answer, and the same change elsewhere does not. "
-    "An answer that stays says little alone: the change may be one that the model ignores anywhere. Look at the controls."
+    "If an answer hangs on a thought, changing that thought changes the answer, and the same change elsewhere does "
+    "not. An answer that stays says little alone: the change may be one that the model ignores anywhere. Look at the "
+    "controls."
 )
 EVERY = "Each change of each thought: the answer that comes most often, coloured by how many draws keep the old one."
 NO_PAUSE = "none"
@@ -83,7 +84,7 @@ def build(studio: Studio, bar: Bar) -> IntervenePage:
             picture: figures.report(made.report),
             kept: made,
         }
-        found = await overview(studio, asked, what.draws)
+        found = await overview(studio, asked)
         yield {
             every: figures.overview(found, {str(k): v for k, v in KINDS.items()}),
             kept: replace(made, overview=tuple(found)),
@@ -143,7 +144,8 @@ def _verdict(made: InterventionReport) -> str:
     arm, what = made.effect, made.intervention
     draws = len(arm.outcomes)
     keep = sum(one.kept for one in arm.outcomes)
-    text = f"Thought {what.thought} ({KINDS[what.kind]}): {keep} of {draws} {'draw keeps' if draws == 1 else 'draws keep'} the answer"
+    kept = "keeps" if draws == 1 else "keep"
+    text = f"Thought {what.thought} ({KINDS[what.kind]}): {keep} of {draws} {kept} the answer"
     if arm.donor_answers:
         became = sum(one.answer == answer for one, answer in zip(arm.outcomes, arm.donor_answers, strict=True))
         text += f", {became} of {draws} give the other problem's answer"

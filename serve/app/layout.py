@@ -15,6 +15,12 @@ from serve.app.theme import CSS, theme
 PATH = "/app"
 TITLE = "coconut-ds: thoughts seen, tested and compared"
 
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 8 8%22%3E'
+    '%3Ccircle cx=%224%22 cy=%224%22 r=%223%22 fill=%22%230072B2%22/%3E%3C/svg%3E">'
+)
+"""In the page itself, so that browsers do not ask for one elsewhere."""
+
 
 def blocks_of(studio: Studio) -> gr.Blocks:
     """All pages over a studio."""
@@ -59,6 +65,7 @@ def make_app(studio: Studio) -> ASGIApp:
         max_file_size=1,
         theme=theme(),
         css=CSS,
+        head=ICON,
     )
     return _Started(outer, blocks)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coconut_ds.checkpoint import ModelCard
 from coconut_ds.data.graph_answers import is_graph_problem
@@ -162,11 +162,11 @@ class Studio:
             work.cancel()
 
 
-class _Gone(Exception):  # noqa: N818 - it is no error, but the end of work that nobody waits for
+class _Gone(Exception):
     """Nobody waits for the result."""
 
 
-def _swallow(work: "asyncio.Future[object]") -> None:
+def _swallow(work: "asyncio.Future[Any]") -> None:
     """Marks an exception as seen, where nobody is left to see it."""
     if not work.cancelled():
         work.exception()

@@ -1,4 +1,4 @@
-"""Looks: Gradio's plain theme with the system's fonts, and what Gradio leaves unstyled. Loads nothing from elsewhere."""
+"""Looks: Gradio's plain theme with the system's fonts, and styles of our own. Loads nothing from elsewhere."""
 
 import gradio as gr
 
@@ -32,7 +32,11 @@ def theme() -> gr.themes.Base:
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .message:not(:has(.notice)) { display: none !important; }
-#next { align-self: center; margin: .6rem; }
+#next { align-self: center !important; margin: .6rem; white-space: nowrap; }
+.finding { font-weight: 600; color: var(--body-text-color); margin: .6rem .2rem; }
+.side-title { font-weight: 600; margin: .2rem; color: var(--body-text-color); }
+.side-text { margin: .2rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; font-size: .9rem;
+  max-height: 6.5rem; overflow-y: auto; }
 .app-title h1 { font-size: 1.35rem; margin: .2rem 0; }
 .app-title p, .hint { color: var(--body-text-color-subdued); margin: .15rem 0; font-size: .92rem; line-height: 1.45; }
 .hint { border-left: 3px solid var(--border-color-primary); padding-left: .6rem; max-width: 78ch; }
@@ -51,7 +55,8 @@ CSS = """
 .scroll table { border-collapse: collapse; width: 100%; font-size: .9rem; color: var(--body-text-color); }
 .scroll caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 .scroll th, .scroll td { text-align: left; padding: .32rem .6rem .32rem 0; vertical-align: top; white-space: pre-wrap;
-  border-bottom: 1px solid var(--border-color-primary); font-weight: 400; overflow-wrap: break-word; max-width: 26rem; }
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; font-weight: 400;
+  overflow-wrap: break-word; max-width: 26rem; }
 .scroll thead th { color: var(--body-text-color-subdued); } .scroll tr.strong > * { font-weight: 650; }
 .bar { display: block; color: var(--body-text-color); font-size: .9rem; }
 .bar progress { display: block; width: 100%; height: .8rem; accent-color: #2563eb; margin-top: .25rem; }
@@ -61,20 +66,21 @@ a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8r
 .legend { --node: var(--background-fill-primary); }
 .graph line.edge { stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: .55; }
 .graph line.gold { stroke: var(--body-text-color); stroke-width: 3.2; }
-.graph marker.edge path { fill: var(--body-text-color-subdued); } .graph marker.gold path { fill: var(--body-text-color); }
+.graph marker.edge path { fill: var(--body-text-color-subdued); }
+.graph marker.gold path { fill: var(--body-text-color); }
 .graph line.border { stroke: var(--border-color-primary); stroke-dasharray: 4 4; }
 .graph text { fill: var(--body-text-color); font-size: 12px; text-anchor: middle; font-family: var(--font); }
 .graph text.side { text-anchor: start; fill: var(--body-text-color-subdued); font-size: 11px; }
 .graph text.value { font-weight: 700; }
 .node path { stroke: var(--body-text-color); stroke-width: 1.6; stroke-linejoin: round; }
-.node.apart path { stroke-dasharray: 3 2.5; } .node .ring { fill: none; stroke: var(--body-text-color); stroke-width: 1.4; }
+.node.apart path { stroke-dasharray: 3 2.5; }
+.node .ring { fill: none; stroke: var(--body-text-color); stroke-width: 1.4; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; font-size: .85rem; color: var(--body-text-color);
   padding: .4rem 0; }
 .legend span { display: inline-flex; align-items: center; gap: .35rem; }
 .legend i { display: inline-block; width: 90px; height: 12px; border-radius: 3px; }
 .legend .thick { display: inline-block; width: 26px; border-top: 4px solid var(--body-text-color); }
-.dark .js-plotly-plot :is(.xtick, .ytick, .xtitle, .ytitle, .legendtext, .cbaxis, .cbtitle, .annotation-text, .g-xtitle,
-  .g-ytitle, .infolayer) :is(text, tspan), .dark .js-plotly-plot :is(text.legendtext, text.xtitle, text.ytitle,
+.dark .js-plotly-plot .infolayer :is(text, tspan), .dark .js-plotly-plot :is(text.legendtext, text.xtitle, text.ytitle,
   .xaxislayer-above text, .yaxislayer-above text, text.cbtitle, .cbaxis text) { fill: #d4d4d8 !important; }
 .js-plotly-plot .modebar-btn path { fill: #777 !important; }
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {

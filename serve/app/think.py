@@ -70,11 +70,10 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
     ) -> AsyncGenerator[Update, None]:
         asked = studio.asked(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
-        ended: Choice | None = None
-        async for html, ended in _answering(studio, asked):
+        ended: list[Choice] = []
+        async for html in _answering(studio, asked, ended):
             yield {answer: html}
-        assert ended is not None, "the last piece holds the choice"
-        trace = await studio.trace(asked, ended, tokens)
+        trace = await studio.trace(asked, ended[0], tokens)
         made, chosen = Thinking(model, trace), figures.followed(trace)
         yield {
             answer: _answer(studio, asked, trace),
@@ -100,15 +99,17 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
     return ThinkPage(run, follow, kept)
 
 
-async def _answering(studio: Studio, asked: Asked) -> AsyncGenerator[tuple[str, Choice | None], None]:
-    """The answer on its way, and in the end whole."""
+async def _answering(studio: Studio, asked: Asked, ended: list[Choice]) -> AsyncGenerator[str, None]:
+    """The answer on its way; once it is whole, it stands in ``ended``."""
     done, text = 0, ""
-    yield markup.thinking(0, asked.n_thoughts, ""), None
+    yield markup.thinking(0, asked.n_thoughts, "")
     async with studio.answering(asked) as pieces:
         async for piece in pieces:
             done += piece.thought is not None
             text += piece.text
-            yield markup.thinking(done, asked.n_thoughts, text), piece.choice
+            yield markup.thinking(done, asked.n_thoughts, text)
+            if piece.choice is not None:
+                ended.append(piece.choice)
 
 
 def _answer(studio: Studio, asked: Asked, trace: ThoughtTrace) -> str:
