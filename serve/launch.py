@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
@@ -82,4 +83,6 @@ def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:
     from serve.app.studio import Studio
 
     files, file_of = find_files(data, service.models.catalogue)
-    return {PATH: make_app(Studio(service, files, file_of))}
+    # Gradio's page asks for its manifest at the root, wherever it is mounted.
+    manifest = JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"})
+    return {PATH: make_app(Studio(service, files, file_of)), "/manifest.json": manifest}

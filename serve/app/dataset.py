@@ -11,11 +11,12 @@ from serve.app.events import Update, on
 from serve.app.experiments import FEWEST, MAX_MEASURED, PARTS, Measuring, measure
 from serve.app.question import Bar
 from serve.app.studio import Studio, whole
+from serve.app.words import words_of
 
 SHOWS = (
-    "Means over the first problems of the file that is chosen above, with 95 % intervals that treat the problems as "
-    "drawn at random from many like them. They say nothing about another training of the same model. A probe that finds a "
-    "label says that it is there, not that the model uses it."
+    "Means over the first problems of the file chosen above, with 95 % intervals that treat the problems as drawn at "
+    "random from many like them. They say nothing about another training of the same model. A probe that finds a label "
+    "says that it is there, not that the model uses it."
 )
 MAX_DRAWS = 8
 
@@ -104,7 +105,7 @@ def _tables(made: Measuring) -> str:
     if made.effects:
         rows = [
             [
-                one.name,
+                words_of(one.name),
                 str(one.thought),
                 _share(one.kept),
                 _share(one.became_donors),

@@ -27,20 +27,8 @@ from coconut_ds.probing.linear import ProbeScore, linear_probes
 from coconut_ds.probing.trace import ThoughtTrace
 from coconut_ds.reasoner import Reasoner
 from serve.app.studio import MAX_NEW_TOKENS, Asked, Studio, graph_problem
+from serve.app.words import KINDS
 
-KINDS = {
-    Kind.PATCH: "another problem's thought",
-    Kind.ZERO: "zero",
-    Kind.MEAN: "mean of other problems",
-    Kind.NOISE: "noise added",
-    Kind.RANDOM: "random direction",
-    Kind.TOKEN: "a token's embedding",
-    Kind.SCALE: "scaled",
-    Kind.SWAP: "swapped with another",
-    Kind.REPEAT: "fed twice",
-    Kind.DROP: "left out",
-}
-"""Words for each kind of change."""
 OVERVIEW = (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM)
 """Changes that are made to every thought."""
 OVERVIEW_DRAWS = 4

@@ -19,6 +19,7 @@ from coconut_ds.probing.intervene import Arm, InterventionReport
 from coconut_ds.probing.linear import ProbeScore
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app.markup import shown_token
+from serve.app.words import words_of
 
 SCALE = "Cividis"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -63,7 +64,6 @@ def heat_map(
             text=[[_clipped(cell.text) for cell in row] for row in cells],
             customdata=[[cell.hover for cell in row] for row in cells],
             texttemplate="%{text}",
-            textfont={"size": 12},
             hovertemplate="%{customdata}<extra></extra>",
             colorscale=SCALE,
             zmin=bounds[0],
@@ -248,7 +248,7 @@ def effects(found: Sequence[Effect]) -> go.Figure:
     thoughts = sorted({one.thought for one in found})
     table = {(one.name, one.thought): one for one in found}
     cells = [[_effect_cell(table.get((name, thought))) for thought in thoughts] for name in names]
-    return heat_map(cells, [str(one) for one in thoughts], names, ("thought", ""), "answers that stay")
+    return heat_map(cells, [str(one) for one in thoughts], [words_of(name) for name in names], ("thought", ""), "stay")
 
 
 def probes(scores: Sequence[ProbeScore]) -> go.Figure:
@@ -288,7 +288,7 @@ def heights(values: Sequence[HeightValue], definition: str) -> go.Figure:
 def _effect_cell(one: Effect | None) -> Cell:
     if one is None:
         return Cell(None, "", "none")
-    lines = [f"{escape(one.name)}, thought {one.thought}", f"stay: {_interval(one.kept)}"]
+    lines = [f"{escape(words_of(one.name))}, thought {one.thought}", f"stay: {_interval(one.kept)}"]
     if one.became_donors is not None:
         lines.append(f"become the donor's: {_interval(one.became_donors)}")
     lines.append(f"log probability {one.change.estimate:+.2f} nats, {one.num_problems} problems")

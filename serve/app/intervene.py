@@ -13,9 +13,10 @@ from coconut_ds.probing.intervene import Arm, InterventionReport
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve.app import figures, markup
 from serve.app.events import Update, on
-from serve.app.experiments import KINDS, MAX_DRAWS, Changing, changed, overview
+from serve.app.experiments import MAX_DRAWS, Changing, changed, overview
 from serve.app.question import Bar
 from serve.app.studio import Asked, Studio, whole
+from serve.app.words import KINDS
 
 SHOWS = (
     "If an answer hangs on a thought, changing that thought changes the answer, and the same change elsewhere does "
@@ -144,11 +145,10 @@ def _verdict(made: InterventionReport) -> str:
     arm, what = made.effect, made.intervention
     draws = len(arm.outcomes)
     keep = sum(one.kept for one in arm.outcomes)
-    kept = "keeps" if draws == 1 else "keep"
-    text = f"Thought {what.thought} ({KINDS[what.kind]}): {keep} of {draws} {kept} the answer"
+    text = f"Thought {what.thought} ({KINDS[what.kind]}): {keep} of {draws} draws kept the answer"
     if arm.donor_answers:
         became = sum(one.answer == answer for one, answer in zip(arm.outcomes, arm.donor_answers, strict=True))
-        text += f", {became} of {draws} give the other problem's answer"
+        text += f", {became} of {draws} gave the other problem's answer"
     return markup.answer(made.answer, made.text, None, None) + markup.finding(f"{text}.")
 
 

@@ -48,11 +48,13 @@ CSS = """
 .answer p { margin: 0; } .answer .label { color: var(--body-text-color-subdued); font-size: .85rem; }
 .answer .big { font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere; margin-bottom: .4rem; }
 .answer .mark { color: var(--body-text-color); font-weight: 600; margin-left: .4rem; }
-.answer pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-family: var(--font-mono); font-size: .9rem;
-  background: none; color: inherit; }
+.answer pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-family: var(--font-mono);
+  font-size: .9rem; background: none; color: inherit; }
 .known { color: var(--body-text-color-subdued); font-size: .9rem; margin-top: .4rem !important; }
-.scroll { overflow-x: auto; max-width: 100%; } .scroll:focus-visible { outline: 2px solid #3b82f6; outline-offset: 2px; }
+.scroll { overflow-x: auto; max-width: 100%; }
+.scroll:focus-visible { outline: 2px solid #3b82f6; outline-offset: 2px; }
 .scroll table { border-collapse: collapse; width: 100%; font-size: .9rem; color: var(--body-text-color); }
+.scroll :is(table, thead, tbody, tr) { border: 0 !important; }
 .scroll caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 .scroll th, .scroll td { text-align: left; padding: .32rem .6rem .32rem 0; vertical-align: top; white-space: pre-wrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; font-weight: 400;
@@ -80,7 +82,8 @@ a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8r
 .legend span { display: inline-flex; align-items: center; gap: .35rem; }
 .legend i { display: inline-block; width: 90px; height: 12px; border-radius: 3px; }
 .legend .thick { display: inline-block; width: 26px; border-top: 4px solid var(--body-text-color); }
-.dark .js-plotly-plot .infolayer :is(text, tspan), .dark .js-plotly-plot :is(text.legendtext, text.xtitle, text.ytitle,
+.dark .js-plotly-plot .infolayer :is(text, tspan),
+.dark .js-plotly-plot :is(text.legendtext, text.xtitle, text.ytitle,
   .xaxislayer-above text, .yaxislayer-above text, text.cbtitle, .cbaxis text) { fill: #d4d4d8 !important; }
 .js-plotly-plot .modebar-btn path { fill: #777 !important; }
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
