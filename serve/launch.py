@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 
 import torch
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
@@ -72,17 +71,15 @@ def load_first(service: Service) -> None:
 
 
 def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:
-    """The app under its path.
+    """The app, by path.
 
     Raises:
         DataError: a file of ``--data`` is no file of problems.
     """
     # Imported here: Gradio is slow to load, and the API does without.
-    from serve.app.layout import PATH, make_app
+    from serve.app.layout import mounts
     from serve.app.problems import find_files
     from serve.app.studio import Studio
 
     files, file_of = find_files(data, service.models.catalogue)
-    # Gradio's page asks for its manifest at the root, wherever it is mounted.
-    manifest = JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"})
-    return {PATH: make_app(Studio(service, files, file_of)), "/manifest.json": manifest}
+    return mounts(Studio(service, files, file_of))

@@ -68,7 +68,7 @@ def test_a_link_holds_the_whole_view(view):
 
 
 def test_a_link_that_makes_no_sense_is_but_a_start():
-    assert view_of({"page": "etc", "model": "x" * (MAX_CHARACTERS + 1), "other": "1"}) == View()
+    assert view_of({"view": "etc", "model": "x" * (MAX_CHARACTERS + 1), "other": "1"}) == View()
     assert [number_of(text, 1, 8) for text in ("0", "1", "8", "9", "x", "", "²", "9" * 99)] == [None, 1, 8] + [None] * 5
 
 
@@ -177,7 +177,8 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
         (kind, thought) for kind in (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM) for thought in (1, 2)
     ]
     alone = asyncio.run(changed(studio, asked, what[6]))
-    assert alone.effect == found[6].effect and alone.controls and not found[6].controls
+    assert (alone.effect, found[6].controls) == (found[6].effect, ())
+    assert alone.controls
     direct = studio.service.call_now(
         "thinks", lambda reasoner: intervene(reasoner, asked.question, what[6], references=asked.references)[0]
     )
@@ -192,7 +193,8 @@ def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
     last = steps[-1]
     assert isinstance(last, Measuring)
     assert last.num_problems == 12
-    assert len(last.points) == 3 and {one.thought for one in last.effects} == {1, 2} and last.probes
+    assert (len(last.points), {one.thought for one in last.effects}) == (3, {1, 2})
+    assert last.probes
     assert all(isinstance(step, (tuple, Measuring)) for step in steps)
 
     async def left_early() -> int:

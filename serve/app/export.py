@@ -97,9 +97,9 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
     def opened(request: gr.Request) -> Update:
         query = {name: text for name, text in dict(request.query_params).items() if isinstance(text, str)}
         view = view_of(query)
-        if "page" not in query:
+        if "view" not in query:
             return {press: ""}
-        update: Update = {tabs: gr.update(selected=view.page), press: view.page if view.page in WORDS else ""}
+        update: Update = {tabs: gr.update(selected=view.view), press: view.view if view.view in WORDS else ""}
         for component, text, known in (
             (bar.model, view.model, studio.catalogue.names),
             (bar.file, view.file, list(studio.files)),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.app import compare, dataset, export, intervene, markup, question, search, think
@@ -15,11 +16,7 @@ from serve.app.theme import CSS, theme
 PATH = "/app"
 TITLE = "coconut-ds: thoughts seen, tested and compared"
 
-ICON = (
-    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 8 8%22%3E'
-    '%3Ccircle cx=%224%22 cy=%224%22 r=%223%22 fill=%22%230072B2%22/%3E%3C/svg%3E">'
-)
-"""In the page itself, so that browsers do not ask for one elsewhere."""
+ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="#0072B2"/></svg>'
 
 
 def blocks_of(studio: Studio) -> gr.Blocks:
@@ -45,8 +42,17 @@ def blocks_of(studio: Studio) -> gr.Blocks:
     return blocks.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_A_TIME)
 
 
+def mounts(studio: Studio) -> dict[str, ASGIApp]:
+    """By path: the app, and what browsers ask for at the root, wherever an app is mounted."""
+    return {
+        PATH: make_app(studio),
+        "/manifest.json": JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"}),
+        "/favicon.ico": Response(ICON, media_type="image/svg+xml"),
+    }
+
+
 def make_app(studio: Studio) -> ASGIApp:
-    """The app, to be mounted at ``PATH``. It shares nothing, reports nothing and loads nothing from elsewhere."""
+    """The app itself. It shares nothing, reports nothing and loads nothing from elsewhere."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     blocks = blocks_of(studio)
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -65,7 +71,6 @@ def make_app(studio: Studio) -> ASGIApp:
         max_file_size=1,
         theme=theme(),
         css=CSS,
-        head=ICON,
     )
     return _Started(outer, blocks)
 

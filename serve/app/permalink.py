@@ -13,7 +13,7 @@ PAGES = ("think", "search", "intervene", "compare", "dataset", "export")
 class View:
     """The settings of all pages, as text; empty where a page's own default stands."""
 
-    page: str = "think"
+    view: str = "think"
     model: str = ""
     file: str = ""
     question: str = ""
@@ -29,15 +29,15 @@ NAMES = tuple(field.name for field in fields(View))
 
 
 def query_of(view: View) -> str:
-    """``?page=…&…``, without what is empty."""
+    """``?view=…&…``, without what is empty."""
     return "?" + urlencode({name: text for name, text in asdict(view).items() if text})
 
 
 def view_of(query: Mapping[str, str]) -> View:
     """The view that a link asks for; what makes no sense in it is left out."""
     found = {name: query[name] for name in NAMES if name in query and len(query[name]) <= MAX_CHARACTERS}
-    if found.get("page", "think") not in PAGES:
-        del found["page"]
+    if found.get("view", "think") not in PAGES:
+        del found["view"]
     return View(**found)
 
 
