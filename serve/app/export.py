@@ -27,7 +27,15 @@ SHOWS = (
 )
 WORDS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compare": "Compare", "dataset": "Data set"}
 WHOLE_LINK = "(query) => window.location.origin + window.location.pathname + query"
-PRESS = "(page) => { if (page) document.getElementById('run-' + page)?.click(); }"
+PRESS = """(page) => {
+  const press = (tries) => {
+    const button = document.getElementById('run-' + page);
+    if (button) button.click();
+    else if (tries) setTimeout(() => press(tries - 1), 100);
+  };
+  if (page) press(100);
+}"""
+"""Waits for the page's button: tabs are made when they are first opened."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.gradio-container :is(main, .wrap, .contain, .column, .block, .html-container, .prose) { min-width: 0; max-width: 100%; }
+.gradio-container :is(main, .wrap, .contain, .column, .block, .html-container, .prose) {
+  min-width: 0; max-width: 100%; }
 .message:not(:has(.notice)) { display: none !important; }
 #next { align-self: center !important; margin: .6rem; white-space: nowrap; }
 .finding { font-weight: 600; color: var(--body-text-color); margin: .6rem .2rem; }
