@@ -32,9 +32,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
 import torch
 from naive_training import naive_batch, naive_loss
 from training_workload import MODELS, Workload, make_engine, make_model, matrix_peak, operations, peak_memory_mb
@@ -42,9 +39,12 @@ from training_workload import MODELS, Workload, make_engine, make_model, matrix_
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import start_ranks, stop_ranks
 from coconut_ds.layout import Layout
+from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 
 VARIANTS = ("naive", "single", "ours", "single_bf16", "ours_bf16")
 LR = 1e-4
+ENVIRONMENT = dict(os.environ)
+"""As it is before this process becomes a rank."""
 
 
 def main() -> None:
@@ -129,6 +129,8 @@ class Bench:
     def measure(self) -> dict[str, object]:
         """All variants, interleaved."""
         names = [name for name in VARIANTS if not (name == "naive" and self.arguments.without_naive)]
+        if not multiplies_bf16(self.device):
+            names = [name for name in names if not name.endswith("bf16")]
         seconds: dict[str, list[float]] = {name: [] for name in names}
         tokens: dict[str, list[int]] = {name: [] for name in names}
         work: dict[str, list[float]] = {name: [] for name in names}
@@ -161,7 +163,8 @@ class Bench:
         rates = {
             name: statistics.median(t / s for t, s in zip(tokens[name], seconds[name], strict=True)) for name in seconds
         }
-        peaks = {kind: matrix_peak(self.device, dtype) for kind, dtype in DTYPES.items()}
+        kinds = [kind for kind in DTYPES if kind == "fp32" or multiplies_bf16(self.device)]
+        peaks = {kind: matrix_peak(self.device, DTYPES[kind]) for kind in kinds}
 
         def over_single(kind: str) -> float:
             pairs = zip(seconds[f"ours{kind}"], seconds[f"single{kind}"], strict=True)
@@ -182,23 +185,25 @@ class Bench:
             "update_s": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
             "tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()},
             "loop_over_single": over_single(""),
-            "loop_over_single_bf16": over_single("_bf16"),
             "real_token_share": round(self.work.real_share(16), 4),
             "real_token_share_micro": round(self.work.real_share(self.arguments.micro), 4),
             "matrix_tflops": {kind: round(peak / 1e12, 3) for kind, peak in peaks.items()},
             "mfu_fp32": mfu("ours", "fp32"),
-            "mfu_bf16": mfu("ours_bf16", "bf16"),
         }
+        has_bf16 = "ours_bf16" in rates
+        result["loop_over_single_bf16"] = over_single("_bf16") if has_bf16 else SLOW_BF16
+        result["mfu_bf16"] = mfu("ours_bf16", "bf16") if has_bf16 else SLOW_BF16
         if "naive" in rates:
             result["ratio_fp32"] = round(rates["ours"] / rates["naive"], 2)
-            result["ratio_bf16"] = round(rates["ours_bf16"] / rates["naive"], 2)
+            result["ratio_bf16"] = round(rates["ours_bf16"] / rates["naive"], 2) if has_bf16 else SLOW_BF16
             result["loss_difference"] = self.loss_difference()
         self._steps.clear()
         memory = {name: self._memory_in_a_process(name) for name in seconds}
         result["peak_mb"] = {name: round(value) for name, value in memory.items()}
         if "naive" in memory:
             result["memory_ratio"] = round(memory["ours"] / memory["naive"], 3)
-            result["memory_ratio_bf16"] = round(memory["ours_bf16"] / memory["naive"], 3)
+            if has_bf16:
+                result["memory_ratio_bf16"] = round(memory["ours_bf16"] / memory["naive"], 3)
         return result
 
     def loss_difference(self, updates: int = 20) -> float:
@@ -221,9 +226,8 @@ class Bench:
 
     def _memory_in_a_process(self, variant: str) -> float:
         given = [argument for argument in sys.argv[1:] if argument != "--json"]
-        done = subprocess.run(
-            [sys.executable, __file__, *given, "--memory-of", variant], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, __file__, *given, "--memory-of", variant]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
         return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
 
     def profile(self, variant: str) -> None:

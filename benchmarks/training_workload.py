@@ -129,9 +129,8 @@ def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, ch
     """The project's engine around a model; each micro batch is an update."""
     overrides = ["data=permutation_product", f"batch_size_training={micro}", f"global_batch_size={micro}"]
     overrides += [f"bf16={str(bf16).lower()}", f"deepspeed={'zero1' if bf16 else 'zero0'}"]
-    overrides += ["training.activation_checkpointing=true"] if checkpointing else []
     config = compose_config(overrides)
-    engine = Engine(LatentLoop(model), config, BatchGeometry(micro, micro, 1, ranks.size), ranks)
+    engine = Engine(LatentLoop(model, checkpointing), config, BatchGeometry(micro, micro, 1, ranks.size), ranks)
     engine.train()
     return engine
 

@@ -104,7 +104,9 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         training, method = config.training, METHODS[config.method.kind]
         # A state dict does not say its stage: the last one is what training ends with.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
-        card = ModelCard.of(method, stage, spec_of(training), config.data.format, {})
+        card = ModelCard.of(
+            method, stage, spec_of(training), config.data.format, {}, iterations=config.method.jacobi_iterations
+        )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     cast(backbone.model, dtype, ranks.device)
     path = config.run.load_model_path

@@ -61,6 +61,8 @@ class ModelCard:
     tokens_per_epoch: int = 8
     format: str = TEXT.name
     """A name of ``formats``."""
+    iterations: int | None = None
+    """Passes over all thoughts at once (Jacobi); None: thoughts come one by one."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: epoch, global_step, accuracy, stage switches, versions, configuration."""
 
@@ -73,6 +75,7 @@ class ModelCard:
         format: str,
         marker_ids: dict[str, int],
         provenance: dict[str, Any] | None = None,
+        iterations: int | None = None,
     ) -> "ModelCard":
         """The card of a model that was trained up to ``stage``."""
         latents = method.num_latents(stage, None, spec)
@@ -87,6 +90,7 @@ class ModelCard:
             pauses,
             spec.tokens_per_epoch,
             format,
+            iterations,
             provenance or {},
         )
 

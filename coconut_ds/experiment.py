@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
 from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
-from coconut_ds.data.batches import BatchGeometry
+from coconut_ds.data.batches import BatchGeometry, MicroBatch
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.errors import CheckpointError
@@ -18,6 +18,8 @@ from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.model.backbone import Backbone, build_backbone
+from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.support import context_length
 from coconut_ds.random_states import seed_generators
 from coconut_ds.run_problems import Notify, RunProblems, check_lengths
@@ -65,6 +67,10 @@ class Experiment:
         """What fills rows; nothing that counts sees it."""
         return int(self.backbone.tokenizer.eos_token_id)
 
+    def loop(self) -> LatentLoop:
+        """The model, as it is to learn."""
+        return LatentLoop(self.backbone.model, self.config.training.activation_checkpointing)
+
     def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
         """The sequence of a problem at a stage."""
         return lay_out(self.method, problem, stage, self.spec, self.backbone.markers)
@@ -77,10 +83,16 @@ class Experiment:
             stage = mixed_stage(training, seed, epoch, index, stage, stages)
         return self.layout(problem, stage)
 
+    def collate(self, batch: MicroBatch) -> tuple[LatentInputs, Targets]:
+        """Tensors of a micro batch."""
+        iterations = self.config.method.jacobi_iterations
+        return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets, iterations)
+
     def evaluator(self) -> Evaluator:
         """How validation problems are answered."""
         data = self.config.data
-        prompter = Prompter(self.backbone.tokenizer, self.backbone.markers, self.method, data.text_format)
+        backbone, iterations = self.backbone, self.config.method.jacobi_iterations
+        prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
         return Evaluator(
             prompter,
             self.spec,

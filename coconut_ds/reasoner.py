@@ -64,7 +64,7 @@ class Reasoner:
     def prompter(self) -> Prompter:
         """How questions become requests."""
         backbone, card = self.backbone, self.card
-        return Prompter(backbone.tokenizer, backbone.markers, METHODS[card.method], card.text_format)
+        return Prompter(backbone.tokenizer, backbone.markers, METHODS[card.method], card.text_format, card.iterations)
 
     @property
     def context_length(self) -> int | None:

@@ -217,6 +217,7 @@ class RunSaver:
                 "data": run.config.data.kind,
                 **versions(),
             },
+            run.config.method.jacobi_iterations,
         )
 
 

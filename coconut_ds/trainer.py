@@ -7,6 +7,7 @@ gradients from ``engine``. Its own state is ``Position``: a few numbers.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,11 @@ from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.experiment import Experiment
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.interrupts import Interrupted, Interrupts
-from coconut_ds.layout import Layout
 from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.metrics import MetricsLog
-from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.position import Position
+from coconut_ds.prepared import Prepared, prepared_ahead
 from coconut_ds.progress import Progress
 from coconut_ds.run_saver import RunSaver
 
@@ -83,16 +83,16 @@ class Trainer:
         """The updates of an epoch that are still to be made."""
         self.engine.train()
         every = self.experiment.config.training.save_every_steps
-        for indices in batches[position.batch :]:
+        prepare = partial(self._prepare, position.epoch, stage, problems)
+        for prepared in prepared_ahead(prepare, batches[position.batch :]):
             began = time.perf_counter()
-            layouts = [self.experiment.training_layout(position.epoch, stage, i, problems[i]) for i in indices]
             lr = learning_rate(self.experiment.config.training, position.updates_since_reset)
-            update = self._update(position, layouts, indices, lr)
+            update = self._update(position, prepared, lr)
             position.global_step += 1
             position.updates_since_reset += 1
             position.batch += 1
             position.loss_sum += update.loss
-            self._log_update(position, stage, layouts, update, lr, time.perf_counter() - began)
+            self._log_update(position, stage, prepared.num_tokens, update, lr, time.perf_counter() - began)
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
@@ -107,24 +107,28 @@ class Trainer:
                 self.saver.save(self.engine, position, stage)
             raise Interrupted(self.interrupts.reason)
 
-    def _update(self, position: Position, layouts: list[Layout], indices: list[int], lr: float) -> Update:
+    def _prepare(
+        self, epoch: int, stage: int, problems: Sequence[TokenizedProblem], indices: Sequence[int]
+    ) -> Prepared:
         run = self.experiment
+        layouts = [run.training_layout(epoch, stage, index, problems[index]) for index in indices]
         plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
+        return Prepared(sorted(indices), [run.collate(batch) for batch in plan], sum(map(len, layouts)))
+
+    def _update(self, position: Position, prepared: Prepared, lr: float) -> Update:
         try:
-            return self.engine.update(
-                [collate(batch.layouts, batch.weights, batch.num_thoughts, run.pad_id) for batch in plan], lr
-            )
+            return self.engine.update(prepared.micro_batches, lr)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; nothing was updated. "
-                f"Problems of this batch, counted from 0 in the epoch's training set: {sorted(indices)}. "
+                f"Problems of this batch, counted from 0 in the epoch's training set: {prepared.indices}. "
                 "A lower training.lr, training.warmup_steps or training.max_grad_norm may help"
             ) from error
 
     def _log_update(
-        self, position: Position, stage: int, layouts: list[Layout], update: Update, lr: float, seconds: float
+        self, position: Position, stage: int, num_tokens: int, update: Update, lr: float, seconds: float
     ) -> None:
-        tokens_per_s = sum(map(len, layouts)) / seconds
+        tokens_per_s = num_tokens / seconds
         self.progress.update(stage, update.loss, tokens_per_s)
         self._log(
             position.epoch,
@@ -183,7 +187,7 @@ class Trainer:
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
         mine = 0.0
         for batch in plan_update(layouts, geometry, run.ranks.rank, "token"):
-            inputs, targets = collate(batch.layouts, batch.weights, batch.num_thoughts, run.pad_id)
+            inputs, targets = run.collate(batch)
             loss = self.engine(latent_loss, inputs.to(self.engine.device), targets.to(self.engine.device))
             mine += float(loss.item())
         return run.ranks.total(mine)

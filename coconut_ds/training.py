@@ -21,7 +21,6 @@ from coconut_ds.files import remove, write_whole
 from coconut_ds.identify import run_ingredients
 from coconut_ds.interrupts import Interrupted, Interrupts
 from coconut_ds.metrics import MetricsLog, cut_metrics
-from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 from coconut_ds.position import Position
 from coconut_ds.progress import Progress
@@ -123,7 +122,7 @@ class Launch:
         saved_by = start.resume_state["world_size"] if start.resume_state else run.ranks.size
         zero_stage = read_engine_file(run.config).get("zero_optimization", {}).get("stage", 0)
         converts = saved_by != run.ranks.size and zero_stage > 0
-        engine = Engine(LatentLoop(run.backbone.model), run.config, run.geometry, run.ranks, load_universal=converts)
+        engine = Engine(run.loop(), run.config, run.geometry, run.ranks, load_universal=converts)
         # Weights are drawn; from here on ranks differ, so that dropout does.
         updates = start.resume_state["position"]["global_step"] if start.resume_state else 0
         seed_generators(run.config.run.seed + run.ranks.rank + UPDATES_APART * updates)

@@ -48,7 +48,7 @@ def check_case(folder: Path, case: dict, ids: dict[str, int], errors: dict[str, 
     recorded = load_file(folder / f"case_{case['name']}.safetensors")
     layouts = layouts_of(recorded, ids["latent"])
     inputs, targets = batch_of(layouts)
-    states = loop.encode(inputs, loop.new_cache()).flatten(0, 1)[targets.index]
+    states = loop.encode(inputs).flatten(0, 1)[targets.index]
     shifted = recorded["labels"][:, 1:] != IGNORE
     note(errors, "logits", (loop.head(states) - recorded["logits"][:, :-1][shifted]).abs().max())
     loss = latent_loss(loop, inputs, targets)

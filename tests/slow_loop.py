@@ -18,16 +18,35 @@ def slow_embeddings(model: PreTrainedModel, layout: Layout) -> Tensor:
     return embeds
 
 
-def slow_logits(model: PreTrainedModel, layout: Layout) -> Tensor:
-    """[T, V] logits of one row."""
-    return model(inputs_embeds=slow_embeddings(model, layout), use_cache=False).logits[0]
+def jacobi_embeddings(model: PreTrainedModel, layout: Layout, iterations: int) -> Tensor:
+    """[1, T, D] input embeddings whose thoughts, first those of their marker, are all replaced in each iteration.
+
+    What is fed is what the last pass was given, so one replacement less than there are passes, and the first thought.
+    """
+    embeds = model.get_input_embeddings()(torch.tensor([list(layout.input_ids)]))
+    first, end = layout.first_thought, layout.first_thought + layout.num_thoughts
+    if layout.num_thoughts:
+        states = model.base_model(inputs_embeds=embeds[:, :first], use_cache=False).last_hidden_state
+        embeds = torch.cat([embeds[:, :first], states[:, -1:], embeds[:, first + 1 :]], dim=1)
+    for _ in range(min(iterations, layout.num_thoughts) - 1):
+        states = model.base_model(inputs_embeds=embeds[:, :end], use_cache=False).last_hidden_state
+        embeds = torch.cat([embeds[:, :first], states[:, first - 1 : end - 1], embeds[:, end:]], dim=1)
+    return embeds
 
 
-def slow_loss(model: PreTrainedModel, layouts: list[Layout], weights: list[float]) -> Tensor:
+def slow_logits(model: PreTrainedModel, layout: Layout, iterations: int | None = None) -> Tensor:
+    """[T, V] logits of one row; ``iterations``: thoughts come all at once."""
+    embeds = slow_embeddings(model, layout) if iterations is None else jacobi_embeddings(model, layout, iterations)
+    return model(inputs_embeds=embeds, use_cache=False).logits[0]
+
+
+def slow_loss(
+    model: PreTrainedModel, layouts: list[Layout], weights: list[float], iterations: int | None = None
+) -> Tensor:
     """The weighted sum of cross entropies of all targets."""
     total = torch.zeros(())
     for layout, weight in zip(layouts, weights, strict=True):
-        logits = slow_logits(model, layout)
+        logits = slow_logits(model, layout, iterations)
         labels = torch.tensor(list(layout.labels))
         total = total + weight * F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction="sum")
     return total
@@ -37,7 +56,10 @@ def slow_loss(model: PreTrainedModel, layouts: list[Layout], weights: list[float
 def slow_generate(model: PreTrainedModel, request: Request, eos_id: int, context: int = 10**6) -> list[int]:
     """Greedy continuation, the whole sequence encoded again for each token and each thought."""
     embed = model.get_input_embeddings()
+    jacobi = request.jacobi
     embeds = slow_embeddings(model, request.prompt)
+    if jacobi is not None:
+        embeds = jacobi_embeddings(model, request.prompt, jacobi.iterations)
     tokens: list[int] = []
     thinking = request.thinking
     while len(tokens) < request.max_new_tokens and embeds.shape[1] < context and (not tokens or tokens[-1] != eos_id):

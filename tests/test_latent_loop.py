@@ -9,6 +9,7 @@ from slow_loop import slow_loss
 
 from coconut_ds.errors import ModelError
 from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.model import loss
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -31,16 +32,23 @@ def rows(draw: st.DrawFn) -> Layout:
     return Layout(ids, labels, len(before) if count else len(ids), count)
 
 
-def compare(model: torch.nn.Module, layouts: list[Layout], weights: list[float], extra_passes: int = 0) -> None:
-    loop = LatentLoop(model)
+def compare(
+    model: torch.nn.Module,
+    layouts: list[Layout],
+    weights: list[float],
+    extra_passes: int = 0,
+    checkpointing: bool = False,
+    iterations: tuple[int | None, int | None] = (None, None),
+) -> None:
+    loop = LatentLoop(model, checkpointing)
     thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
     results = []
-    for loss in (
-        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3)),
-        lambda: slow_loss(model, layouts, weights),
+    for compute in (
+        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, iterations=iterations[0])),
+        lambda: slow_loss(model, layouts, weights, iterations[1]),
     ):
         model.zero_grad()
-        value = loss()
+        value = compute()
         value.backward()
         results.append((value.item(), {name: p.grad.clone() for name, p in model.named_parameters()}))
     (fast, fast_grads), (slow, slow_grads) = results
@@ -57,6 +65,87 @@ def test_loss_and_gradients_equal_the_slow_loop(tiny_model, family, layouts, dat
     """Mixed numbers of thoughts, any padding, any weights; also with more passes than any row needs (other ranks)."""
     weights = data.draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=len(layouts), max_size=len(layouts)))
     compare(tiny_model(family), layouts, weights, extra_passes=data.draw(st.integers(0, 2)))
+
+
+SOME = [
+    Layout([5, 6, 39, 39, 7, 8, 9], [IGNORE] * 5 + [8, 9], 2, 2),
+    Layout([*range(4, 13), 39, 39, 39, 2, 8], [IGNORE] * 13 + [8], 9, 3),
+    Layout([5, 4, 5, 8], [IGNORE, 4, 5, 8], 4, 0),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing", "chunks"])
+def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
+    """Own attention, the library's cache, layers that are computed again, logits in parts of two targets."""
+    model = make_model(family)
+    model.config._attn_implementation = "eager" if way == "eager" else "sdpa"
+    monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 2 * VOCABULARY if way == "chunks" else loss.LOGITS_AT_A_TIME)
+    for layouts in (SOME, SOME[2:], SOME[:1]):
+        compare(model, layouts, [0.5, 1.0, 0.25][: len(layouts)], checkpointing=way == "checkpointing")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts_at_once_are_thoughts_one_by_one_after_as_many_iterations(family):
+    """With fewer they equal Jacobi iteration written plainly; rows with fewer thoughts stand beside others."""
+    model = make_model(family)
+    for iterations in (3, 7):
+        compare(model, SOME, [0.5, 1.0, 0.25], iterations=(iterations, None))
+    for iterations in (1, 2):
+        compare(model, SOME, [0.5, 1.0, 0.25], iterations=(iterations, iterations))
+    model.config._attn_implementation = "eager"
+    compare(model, SOME, [0.5, 1.0, 0.25], iterations=(2, 2))
+    fewer, all_of_them = (
+        latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, iterations=n)).item() for n in (1, 3)
+    )
+    assert abs(fewer - all_of_them) > 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_is_drawn_once(checkpointing):
+    """What is computed again is what was computed: with the same draws the gradient is that of the loss."""
+    model = make_model("gpt2").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    loop = LatentLoop(model, checkpointing)
+    batch = collate(SOME, [1.0] * 3, 3, pad_id=0)
+
+    def value() -> torch.Tensor:
+        torch.manual_seed(5)
+        return latent_loss(loop, *batch)
+
+    value().backward()
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        weight += 1e-3 * direction
+        above = value()
+        weight -= 2e-3 * direction
+        below = value()
+    slope = float((weight.grad * direction).sum())
+    assert float(above - below) / 2e-3 == pytest.approx(slope, rel=0.02)
+
+
+def test_layers_that_forget_keep_less(monkeypatch):
+    """Bytes that autograd keeps for the backward pass; what layers keep is left out of them."""
+
+    def kept(checkpointing: bool) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        loop = LatentLoop(make_model("gpt2"), checkpointing)
+        layout = Layout([5] * 80 + [39] * 4 + [8] * 4, [IGNORE] * 84 + [8] * 4, 80, 4)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            held = latent_loss(loop, *collate([layout] * 4, [1.0] * 4, 4, pad_id=0))
+        assert held.requires_grad
+        return sum(seen.values())
+
+    assert kept(True) < 0.5 * kept(False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,7 +167,7 @@ def test_thoughts_are_fed_back_and_learned_from(tiny_model):
     inputs, targets = collate([layout], [1.0], 2, pad_id=0)
     as_tokens, _ = collate([Layout(layout.input_ids, layout.labels, 6, 0)], [1.0], 0, pad_id=0)
     loop = LatentLoop(model)
-    thinking, reading = (loop.encode(batch, loop.new_cache())[0, -2] for batch in (inputs, as_tokens))
+    thinking, reading = (loop.encode(batch)[0, -2] for batch in (inputs, as_tokens))
     assert not torch.allclose(thinking, reading, atol=1e-2)
     assert targets.ids.tolist() == [8]
 

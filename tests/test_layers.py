@@ -52,7 +52,12 @@ HEAVY: list[set[str]] = [
         "model.attention",
         "model.collate",
         "model.fused",
+        "model.checkpointing",
+        "model.deferred",
+        "model.latent_attention",
         "model.latent_loop",
+        "model.loss",
+        "model.passes",
         "model.precision",
         "model.backbone",
         "model.support",
@@ -73,11 +78,15 @@ HEAVY: list[set[str]] = [
     {"probing.trace", "probing.intervene", "probing.answers", "probing.linear"},
     {"probing.effects", "probing.graph_values", "probing.counterfactuals"},
     {"probing.superposition", "probing.export", "probing.figures"},
+<<<<<<< HEAD
     {"probing.graph_figures"},
+=======
+    {"probing.graph_figures", "probing.measures"},
+>>>>>>> probing
     {"probing.reports"},
     {"run_problems"},
     {"experiment"},
-    {"run_saver", "identify"},
+    {"run_saver", "identify", "prepared"},
     {"trainer", "assessment"},
     {"training"},
 ]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a tiny local task, as its real command; its scores against the reasoner and the slow loop."""
+"""lm-evaluation-harness on a tiny local task, as its command; its scores against the reasoner and the slow loop."""
 
 import json
 import os

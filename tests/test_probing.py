@@ -221,6 +221,24 @@ def test_pauses_are_thoughts_that_are_given():
     assert [abs(one.effect.mean_change) < 1e-4 for one in reports] == [True, True, False]
 
 
+<<<<<<< HEAD
+=======
+def test_thoughts_that_come_all_at_once_are_made_so_here_too():
+    plain = make_reasoner("llama")
+    reasoner = replace(plain, card=replace(plain.card, iterations=2))
+    known = baselines_of(reasoner, [QUESTION, *REFERENCES], max_new_tokens=4)
+    made = reasoner.generate([QUESTION, *REFERENCES], max_new_tokens=4, keep_thoughts=True)
+    for one, other in zip(known, made, strict=True):
+        assert list(one.tokens) == other.completion.tokens
+        torch.testing.assert_close(one.fed, other.thoughts, rtol=1e-4, atol=1e-5)
+    nothing, zero = intervene(
+        reasoner, QUESTION, [Intervention(Kind.SCALE, 2), Intervention(Kind.ZERO, 1)], max_new_tokens=4
+    )
+    assert abs(nothing.effect.mean_change) < 1e-4 < abs(zero.effect.mean_change)
+    assert "token before" not in {arm.name for arm in zero.controls}
+
+
+>>>>>>> probing
 def test_what_is_written_before_thinking_belongs_to_the_prompt():
     """A model that begins by itself: its prompt ends with the start marker that it wrote."""
     reasoner = make_reasoner("llama", "coconut_reversed")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from coconut_ds.errors import DataError, ModelError
 from coconut_ds.generation import thinking_engine
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Request, Sampling, Thinking
+from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.layout import IGNORE, Layout
@@ -87,6 +87,29 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts_at_once(tiny_model, family):
+    """Jacobi: as many iterations as thoughts are sequential thinking, fewer what the slow one makes of them."""
+    model = tiny_model(family)
+    prompts = [prompt_of([5, 6, 7, 8], 3), prompt_of([9], 0), prompt_of([*range(1, 30)], 6), prompt_of([7] * 40, 1)]
+    one_by_one = [slow_generate(model, Request(prompt, 6), 0) for prompt in prompts]
+    for iterations in (1, 2, 3, 6, 9):
+        requests = [Request(prompt, 6, jacobi=Jacobi(iterations, LATENT), keep_thoughts=True) for prompt in prompts]
+        made = generate(LatentLoop(model), requests, [0], slots=2)
+        assert [one.tokens for one in made] == [slow_generate(model, request, 0) for request in requests]
+        assert [one.num_thoughts for one in made] == [3, 0, 6, 1]
+        if iterations >= 6:
+            assert [one.tokens for one in made] == one_by_one
+    start = slow_generate(model, Request(prompt_of([4, 9, 4], 0, ()), 7), 0)[1]
+    own = Request(prompt_of([4, 9, 4], 0, ()), 7, thinking=Thinking(start, 3, 4))
+    at_once = replace(own, jacobi=Jacobi(4, LATENT))
+    assert [one.tokens for one in generate(LatentLoop(model), [at_once, own], [0])] == [
+        slow_generate(model, own, 0)
+    ] * 2
+    with pytest.raises(DataError, match="jacobi makes all thoughts at once"):
+        replace(requests[0], min_thoughts=1, end_thinking=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_the_slow_one(tiny_model, family):
     """The same on a few requests: with and without thoughts, one that thinks by itself, one at the context's end."""
     model = tiny_model(family)
@@ -115,7 +138,7 @@ def test_thoughts_are_those_that_were_fed_back(tiny_model, family):
         def on_thought(self, ticket, index, state):
             heard.append((ticket, index, state.clone()))
 
-        def on_token(self, ticket, token, score):
+        def on_token(self, ticket, token):
             heard.append((ticket, token))
 
     engine, ends = ThinkingEngine(LatentLoop(model), [0], 2, 96), Hears()
@@ -150,6 +173,13 @@ def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
     logits = model(inputs_embeds=after, use_cache=False).logits[0, -1].detach()
     assert edited.tokens[0] == int(logits.argmax())
     assert edited.log_probabilities[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+    # All at once, with as many passes as thoughts, it is the same; with one pass each is given its first guess.
+    often, once = (replace(changed, jacobi=Jacobi(count, LATENT)) for count in (3, 1))
+    often, once = generate(LatentLoop(model), [often, once], [0])
+    torch.testing.assert_close(often.thoughts, edited.thoughts, rtol=1e-4, atol=1e-5)
+    assert often.tokens == edited.tokens
+    guess = model.get_input_embeddings().weight[LATENT].detach()
+    torch.testing.assert_close(once.thoughts, torch.stack([edited.thoughts[0], vector, guess]), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_beginnings_are_encoded_once(tiny_model):

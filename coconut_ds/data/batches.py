@@ -90,6 +90,8 @@ class MicroBatch:
     """For each row, the weight of each of its targets in the update's loss."""
     num_thoughts: int
     """Largest number of thoughts in this micro step on any rank: all ranks make as many one-position passes."""
+    num_targets: int
+    """Largest number of targets in this micro step on any rank: all ranks compute logits in as many parts."""
 
 
 def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str) -> list[MicroBatch]:
@@ -118,7 +120,9 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
             weight = 1 / total
         else:
             weight = 1 / (filled * sum(layout.num_targets for layout in mine)) if mine else 0.0
-        num_thoughts = max(layout.num_thoughts for other in range(world) for layout in chunks[step, other])
+        others = [chunks[step, other] for other in range(world)]
+        num_thoughts = max(layout.num_thoughts for chunk in others for layout in chunk)
+        num_targets = max(sum(layout.num_targets for layout in chunk) for chunk in others)
         rows = list(mine) or [chunks[step, 0][0]]
-        plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts))
+        plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts, num_targets))
     return plan

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.attention import AttentionSwitch, takes_attention
 
 NAME = "thinking_engine"
 BLOCK = 128
@@ -68,9 +69,10 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-class Attention:
-    """``with Attention(model):`` lets it attend as above, and as before afterwards. One thread at a time."""
+def switch_for(model: PreTrainedModel) -> AttentionSwitch:
+    """``with switch_for(model):`` it attends as above.
 
+<<<<<<< HEAD
     def __init__(self, model: PreTrainedModel, name: str = NAME) -> None:
         """
         Args:
@@ -100,3 +102,14 @@ class Attention:
     def __exit__(self, *error: object) -> None:
         for config, before in zip(self._configs, self._before, strict=True):
             config._attn_implementation = before
+=======
+    Raises:
+        ModelError: the model's layers have an attention of their own.
+    """
+    if not takes_attention(model):
+        raise ModelError(
+            f"{type(model).__name__}: its layers do not take an attention function, which generation needs; set "
+            "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
+        )
+    return AttentionSwitch(model, NAME)
+>>>>>>> probing

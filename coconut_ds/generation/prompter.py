@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.errors import DataError
 from coconut_ds.formats import Format
-from coconut_ds.generation.requests import Request, Sampling, Thinking
+from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.layout import Layout, lay_out_prompt
 from coconut_ds.methods.base import MarkerIds, Method
 from coconut_ds.tokens import decode, encode_cue, encode_questions
@@ -68,6 +68,8 @@ class Prompter:
     markers: MarkerIds
     method: Method
     format: Format
+    iterations: int | None = None
+    """Passes over all thoughts at once (Jacobi); None: thoughts come one by one."""
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -99,6 +101,7 @@ class Prompter:
             sampling=writing.sampling,
             suppress=tuple(m for m in self.markers.all() if not (starts and m == self.markers.start)),
             thinking=Thinking(self.markers.start, self.markers.end, thoughts.count) if starts else None,
+            jacobi=Jacobi(self.iterations, self.markers.thought) if self.iterations else None,
             min_thoughts=(thoughts.least or 0) if thoughts.may_end else None,
             end_thinking=self.markers.end,
             stop=writing.stop,

@@ -27,6 +27,15 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class Jacobi:
+    """Thoughts all at once, several times (see ``LatentLoop``)."""
+
+    iterations: int
+    guess: int
+    """Token whose embedding they begin as."""
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a token is chosen. Greedy as it stands.
 
@@ -66,6 +75,8 @@ class Request:
     """Tokens that are never chosen; the thought markers, which only a prompt may hold."""
     thinking: Thinking | None = None
     """None: all thoughts stand in the prompt."""
+    jacobi: Jacobi | None = None
+    """None: thoughts come one after the other."""
     min_thoughts: int | None = None
     """Thinking may end after so many thoughts, as soon as ``end_thinking`` is the likeliest token. None: never."""
     end_thinking: int | None = None
@@ -81,7 +92,12 @@ class Request:
     keep_thoughts: bool = False
     """Whether ``Completion.thoughts`` is wanted."""
     edit_thought: EditThought | None = None
+<<<<<<< HEAD
     """Replaces thoughts before they are fed back; later ones follow from what was fed back."""
+=======
+    """Replaces thoughts before they are fed back; later ones follow from what was fed back. Where thoughts come all at
+    once it is asked in every pass."""
+>>>>>>> probing
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -90,6 +106,8 @@ class Request:
             raise DataError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more")
         if self.continuation == ():
             raise DataError("continuation: found no token; expected at least one, or none asked for")
+        if self.jacobi is not None and self.min_thoughts is not None:
+            raise DataError("min_thoughts, max_thoughts: thinking=jacobi makes all thoughts at once, none ends it")
         if self.min_thoughts is not None and self.end_thinking is None:
             raise DataError(f"min_thoughts={self.min_thoughts}: needs end_thinking, the token that ends thinking")
 

@@ -45,6 +45,9 @@ class Row:
     length: int = 0
     """Positions in the cache."""
     num_shared: int = 0
+    fed: Tensor | None = None
+    """[n, D] what its thoughts will be given in the next pass over all of them (Jacobi); None outside of those."""
+    iteration: int = 0
     tokens: list[int] = field(default_factory=list)
     num_thoughts: int = 0
     finish_reason: FinishReason | None = None
@@ -62,6 +65,31 @@ class Row:
     def start(self) -> None:
         """The row has a slot: its time begins."""
         self._started = time.perf_counter()
+
+    @property
+    def begins_iterating(self) -> bool:
+        """Whether its thoughts come next, all at once."""
+        return self.request.jacobi is not None and bool(self.script) and self.script[0] == THOUGHT
+
+    @property
+    def num_coming(self) -> int:
+        """Thoughts at the head of its script."""
+        return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
+
+    def end_iterating(self, fed: Tensor) -> None:
+        """Its thoughts [n, D] are settled, and their positions in the cache."""
+        for state in fed:
+            self.script.popleft()
+            self._think(state)
+            self.length += 1
+        self.fed = None
+
+    def edited(self, fed: Tensor) -> Tensor:
+        """[n, D] what its coming thoughts are given, edits of the request made."""
+        edit = self.request.edit_thought
+        if edit is None:
+            return fed
+        return torch.stack([edit(self.num_thoughts + index, state).to(fed) for index, state in enumerate(fed)])
 
     @property
     def needs_logits(self) -> bool:
@@ -86,10 +114,21 @@ class Row:
         if self.input == THOUGHT:
             if self.request.edit_thought is not None:
                 state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
+<<<<<<< HEAD
             if self.request.keep_thoughts:
                 self._thoughts.append(state.float().cpu().clone())
             self.listener.on_thought(self.ticket, self.num_thoughts, state)
             self.num_thoughts += 1
+=======
+            self._think(state)
+
+    def _think(self, state: Tensor) -> None:
+        """Takes what is fed back as its next thought, [D]."""
+        if self.request.keep_thoughts:
+            self._thoughts.append(state.float().cpu().clone())
+        self.listener.on_thought(self.ticket, self.num_thoughts, state)
+        self.num_thoughts += 1
+>>>>>>> probing
 
     def stop_thinking_at(self, likeliest: int) -> None:
         """Leaves out the thoughts to come where the model would rather write the token that ends thinking."""

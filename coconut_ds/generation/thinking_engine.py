@@ -22,8 +22,13 @@ import torch
 from torch import Tensor
 
 from coconut_ds.errors import DataError
+<<<<<<< HEAD
 from coconut_ds.generation.attention import Attention
 from coconut_ds.generation.requests import Request, Score
+=======
+from coconut_ds.generation.attention import switch_for
+from coconut_ds.generation.requests import Request
+>>>>>>> probing
 from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.sampling import choose
 from coconut_ds.generation.slot_table import SlotTable
@@ -40,7 +45,8 @@ class Op(IntEnum):
     NOTHING = 0
     ADVANCE = 1
     CHOOSE = 2
-    ENCODE = 3
+    ITERATE = 3
+    ENCODE = 4
 
 
 class ThinkingEngine:
@@ -68,7 +74,7 @@ class ThinkingEngine:
         self._loop, self._eos_ids, self._decode = loop, tuple(eos_ids), decode
         self.capacity = capacity
         self.cache = SlotCache(loop.num_layers, slots, capacity)
-        self._attention = Attention(loop.model)
+        self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
         self._table = SlotTable(self.cache, slots)
         self._last: Tensor | None = None
@@ -130,6 +136,8 @@ class ThinkingEngine:
         table.admit()
         if table.to_encode:
             return Op.ENCODE
+        if any(table[slot].fed is not None for slot in table.running):
+            return Op.ITERATE
         if any(table[slot].input is None for slot in table.running):
             return Op.CHOOSE
         return Op.ADVANCE if table.running else Op.NOTHING
@@ -143,6 +151,8 @@ class ThinkingEngine:
                 self._idle(op)
             elif op is Op.ENCODE:
                 self._encode()
+            elif op is Op.ITERATE:
+                self._iterate()
             elif op is Op.CHOOSE:
                 self._choose()
             elif op is Op.ADVANCE:
@@ -178,13 +188,29 @@ class ThinkingEngine:
 
     def _encode_rest(self, row: Row, slot: int) -> Tensor:
         """State [1, D] at the end of a prefix whose first ``length`` positions are in the cache."""
-        start, end = row.length, len(row.prefix)
-        ids = self._tensor([row.prefix[start:]])
+        return self._extend(slot, row.length, self._loop.embed(self._tensor([row.prefix[row.length :]])))[:, -1]
+
+    def _extend(self, slot: int, start: int, embeds: Tensor) -> Tensor:
+        """States [1, n, D] of several positions of a row, from ``start`` on, for embeddings [1, n, D]."""
+        end = start + embeds.shape[1]
         self.cache.set_plan(Plan(extended=(slot, start, end)))
-        places = torch.arange(start, end, device=ids.device)
-        mask = torch.arange(end, device=ids.device) <= places[:, None]
-        states = self._loop.states(self._loop.embed(ids), self.cache, mask[None, None], places.unsqueeze(0))
-        return states[:, -1]
+        places = torch.arange(start, end, device=embeds.device)
+        mask = torch.arange(end, device=embeds.device) <= places[:, None]
+        return self._loop.states(embeds, self.cache, mask[None, None], places.unsqueeze(0))
+
+    def _iterate(self) -> None:
+        """One pass over all thoughts of a row (Jacobi); after the last one they are settled."""
+        slot = next(slot for slot in self._table.running if self._table[slot].fed is not None)
+        row = self._table[slot]
+        assert self._last is not None and row.fed is not None and row.request.jacobi is not None  # noqa: PT018
+        states = self._extend(slot, row.length, row.fed.unsqueeze(0))[0]
+        row.iteration += 1
+        if row.iteration < min(row.request.jacobi.iterations, len(states)):
+            row.fed = row.edited(torch.cat([row.fed[:1], states[:-1]]))
+            return
+        row.end_iterating(row.fed)
+        self._keep(states[-1], slot)
+        self._decide(slot)
 
     def _choose(self) -> None:
         """Tokens of all rows that write, and whether to go on thinking for those that may stop."""
@@ -262,8 +288,13 @@ class ThinkingEngine:
         row = self._table[slot]
         assert self._last is not None
         row.input = None
-        if row.length >= self.capacity:
+        if row.length + (row.num_coming if row.begins_iterating else 1) > self.capacity:
             row.finish_reason = "length"
+        elif row.begins_iterating:
+            jacobi, count = row.request.jacobi, row.num_coming
+            assert jacobi is not None
+            guess = self._loop.embed(self._tensor([jacobi.guess] * (count - 1)).long())
+            row.fed, row.iteration = row.edited(torch.cat([self._last[slot : slot + 1], guess])), 0
         elif not row.needs_logits:
             row.follow_script(self._last[slot])
 

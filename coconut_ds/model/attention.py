@@ -1,8 +1,10 @@
-"""Names of attention kernels, checked before anything is loaded."""
+"""Names of attention kernels, checked before anything is loaded; and a switch to one of our own functions."""
 
 import importlib.util
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from coconut_ds.errors import ModelError
 
@@ -32,3 +34,29 @@ def check_attention(name: str) -> None:
         raise ModelError(
             f"model.attn_implementation={name}: {' and '.join(missing)} is missing; set model.attn_implementation=sdpa"
         )
+
+
+def takes_attention(model: PreTrainedModel) -> bool:
+    """Whether the model's layers ask for an attention function, as transformers' ``AttentionInterface`` has it."""
+    return bool(model.base_model._supports_attention_backend)
+
+
+class AttentionSwitch:
+    """``with switch:`` a model attends by the function ``name``, and as before afterwards. One thread at a time."""
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        configs = [
+            module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
+        ]
+        self._configs: list[Any] = list({id(config): config for config in configs}.values())
+        self._name = name
+        self._before: list[list[str]] = []
+
+    def __enter__(self) -> None:
+        self._before.append([config._attn_implementation for config in self._configs])
+        for config in self._configs:
+            config._attn_implementation = self._name
+
+    def __exit__(self, *error: object) -> None:
+        for config, before in zip(self._configs, self._before.pop(), strict=True):
+            config._attn_implementation = before

@@ -44,12 +44,14 @@ class LatentInputs:
     """[B] column minus position for all columns past the prefix: the row's pads."""
     last_position: Tensor
     """[B] position of each row's last token; pads after it take the same, lest they leave the model's context."""
+    iterations: int | None = None
+    """Passes over all steps at once (Jacobi); None: one pass a step."""
 
     def to(self, device: torch.device) -> "LatentInputs":
         """A copy on ``device``."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            values[name] = None if value is None else value.to(device, non_blocking=True)
+            values[name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         return LatentInputs(**values)
 
 
@@ -63,14 +65,22 @@ class Targets:
     """[N] target token."""
     weights: Tensor
     """[N] share in the loss, fp32."""
+    most: int
+    """Largest N of any rank in this micro step."""
 
     def to(self, device: torch.device) -> "Targets":
         """A copy on ``device``."""
-        return Targets(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        index, ids, weights = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.ids, self.weights))
+        return Targets(index, ids, weights, self.most)
 
 
 def collate(
-    layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, pad_id: int
+    layouts: Sequence[Layout],
+    weights: Sequence[float],
+    num_thoughts: int,
+    pad_id: int,
+    num_targets: int = 0,
+    iterations: int | None = None,
 ) -> tuple[LatentInputs, Targets]:
     """Tensors of one micro batch.
 
@@ -79,6 +89,8 @@ def collate(
         weights: for each row, the weight of each of its targets.
         num_thoughts: L; at least the largest number of thoughts in ``layouts``, more where other ranks have more.
         pad_id: any token id.
+        num_targets: at least the targets in ``layouts``, more where other ranks have more.
+        iterations: of all thoughts at once; None: one after the other.
     """
     cuts = _cuts(layouts, num_thoughts)
     width = max(cuts)
@@ -99,8 +111,9 @@ def collate(
                 index.append(start + (before if before < cut else before - cut + width))
                 ids.append(label)
                 target_weights.append(weight)
-    inputs = _inputs(prefix, cuts, steps, thoughts, rest, [len(layout) for layout in layouts])
-    return inputs, Targets(torch.tensor(index), torch.tensor(ids), torch.tensor(target_weights, dtype=torch.float32))
+    inputs = _inputs(prefix, cuts, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
+    shares = torch.tensor(target_weights, dtype=torch.float32)
+    return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))
 
 
 def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
@@ -118,6 +131,7 @@ def _inputs(
     thoughts: list[list[bool]],
     rest: list[list[int]],
     lengths: list[int],
+    iterations: int | None,
 ) -> LatentInputs:
     width, columns = len(prefix[0]), len(prefix[0]) + len(steps[0]) + len(rest[0])
     ends = torch.tensor(cuts)
@@ -135,6 +149,7 @@ def _inputs(
         attention_mask=mask,
         position_offset=width - ends,
         last_position=torch.tensor(lengths) - 1,
+        iterations=iterations,
     )
 
 

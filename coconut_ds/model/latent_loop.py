@@ -1,8 +1,9 @@
 """The latent loop: one pass over the prefix, a one-position pass for each thought, one pass over the rest.
 
 A *thought* is the last hidden state (after the final norm) at one position, fed back as the input embedding of the
-next (arXiv 2412.06769, section 3). All passes share one key/value cache that stays in the autograd graph, so gradients
-flow through every thought, and nothing is encoded twice: the cost is that of one pass over T positions plus L launches.
+next (arXiv 2412.06769, section 3). All passes share keys and values that stay in the autograd graph (``passes``), so
+gradients flow through every thought, and nothing is encoded twice: the cost is that of one pass over T positions plus L
+launches. Thoughts may also come all at once, in several passes over L positions (``method.thinking=jacobi``).
 
 Legend: ``B`` rows, ``P``/``L``/``R`` columns of prefix, steps and rest (see ``collate``), ``T`` their sum, ``D`` hidden
 size, ``V`` vocabulary, ``N`` targets.
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.fused import fuse_activations
+from coconut_ds.model.loss import target_loss
+from coconut_ds.model.passes import Passes, passes_of, states_of
 
 Result = TypeVar("Result")
 
@@ -30,13 +33,16 @@ class LatentLoop(nn.Module):
     sees training and generation alike: ``engine(latent_loss, inputs, targets)``.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, activation_checkpointing: bool = False) -> None:
+        """``activation_checkpointing``: layers forget what they computed, and compute it again for its gradient."""
         super().__init__()
         self.model = model
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing drops the cache without an error: thoughts would not see the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
         fuse_activations(model)
+        if activation_checkpointing:
+            checkpoint_layers(model)
 
     def forward(self, task: Callable[..., Result], *arguments: Any) -> Result:
         """``task(self, *arguments)``."""
@@ -53,13 +59,14 @@ class LatentLoop(nn.Module):
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """V: entries of a row of logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
     def num_layers(self) -> int:
         """Layers that keep keys and values."""
         return int(self.model.config.get_text_config().num_hidden_layers)
-
-    def new_cache(self) -> DynamicCache:
-        """An empty key/value cache."""
-        return DynamicCache(config=self.model.config)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""
@@ -79,49 +86,46 @@ class LatentLoop(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """One pass: hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]; the cache grows by Q."""
-        output = self.model.base_model(
-            inputs_embeds=embeds,
-            past_key_values=cache,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return states_of(self.model, embeds, cache, attention_mask, position_ids)
 
-    def encode(self, inputs: LatentInputs, cache: DynamicCache) -> Tensor:
+    def encode(self, inputs: LatentInputs) -> Tensor:
         """All hidden states [B, T, D] of a batch, thoughts included."""
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
-        # The cache is there before the first pass: with position ids and no cache the library would take rows for
-        # packed sequences. No mask: pads stand on the right, and causal attention does not look there.
-        parts = [self.states(self.embed(inputs.prefix_ids), cache)]
+        passes = passes_of(self.model, inputs, self.num_layers)
+        parts = [passes.prefix(self.embed(inputs.prefix_ids))]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            embedded = self.embed(inputs.step_ids)
-            for step in range(num_thoughts):
-                thought = inputs.is_thought[:, step, None, None]
-                state = self.states(
-                    torch.where(thought, state, embedded[:, step : step + 1]),
-                    cache,
-                    *self._columns(inputs, width + step, 1),
-                )
-                parts.append(state)
-            rest = self.embed(inputs.rest_ids)
-            parts.append(self.states(rest, cache, *self._columns(inputs, width + num_thoughts, rest.shape[1])))
+            parts += (self._one_by_one if inputs.iterations is None else self._at_once)(inputs, passes, state)
+            parts.append(passes.later(self.embed(inputs.rest_ids), width + num_thoughts))
         return torch.cat(parts, dim=1)
 
-    def _columns(self, inputs: LatentInputs, start: int, count: int) -> tuple[Tensor | None, Tensor]:
-        """Mask [B, start+count] and positions [B, count] of ``count`` columns from ``start`` on."""
-        place = torch.arange(start, start + count, device=inputs.position_offset.device)
-        mask = inputs.attention_mask
-        positions = torch.minimum(place - inputs.position_offset[:, None], inputs.last_position[:, None])
-        return None if mask is None else mask[:, : start + count], positions
+    def _one_by_one(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """States of L columns, each [B, 1, D], after that of the prefix."""
+        embedded, states = self.embed(inputs.step_ids), [state]
+        for step in range(embedded.shape[1]):
+            thought = inputs.is_thought[:, step, None, None]
+            embeds = torch.where(thought, states[-1], embedded[:, step : step + 1])
+            states.append(passes.later(embeds, inputs.prefix_ids.shape[1] + step))
+        return states[1:]
+
+    def _at_once(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """States [B, L, D] of all columns by Jacobi iteration (PCCoT, arXiv 2506.18582).
+
+        Thoughts begin as the embedding of their marker. In each pass a thought is fed the state that stood at its left
+        after the pass before, so pass t makes the first t thoughts those of ``_one_by_one``.
+        """
+        assert inputs.iterations is not None
+        embedded, thought = self.embed(inputs.step_ids), inputs.is_thought.unsqueeze(-1)
+        count = embedded.shape[1]
+        fed = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
+        for _ in range(min(inputs.iterations, count)):
+            states = passes.later(fed, inputs.prefix_ids.shape[1], again=True)
+            fed = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
+        return [states]
 
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:
     """Weighted sum of the cross entropies of all targets: a scalar in fp32. The head runs on N states only."""
-    states = loop.encode(inputs, loop.new_cache())
-    logits = loop.head(states.flatten(0, 1)[targets.index])
-    losses = F.cross_entropy(logits, targets.ids, reduction="none")
-    return (losses * targets.weights).sum()
+    states = loop.encode(inputs)
+    return target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)

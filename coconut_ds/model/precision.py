@@ -1,7 +1,7 @@
 """In what numbers a model computes.
 
-A CPU without instructions for bf16 multiplies such matrices a hundred times slower than fp32 ones (0.5 against 60 GFLOPS
-were measured on two cores with AVX2 alone; with AVX-512 or AMX bf16 is the faster one). So on such a CPU a model that
+A CPU without instructions for bf16 multiplies such matrices a hundred times slower than fp32 ones: 0.5 against 60
+GFLOPS on two cores with AVX2 alone; with AVX-512 or AMX bf16 is the faster one. So on such a CPU a model that
 is asked for in bf16 gets weights rounded to bf16, and computes with them in fp32.
 """
 

@@ -2,35 +2,55 @@
 
 import random
 import sys
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+=======
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+>>>>>>> probing
 
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
+<<<<<<< HEAD
 from coconut_ds.evaluation.statistics import Mean
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, SweepPoint, answers_after, sweep
 from coconut_ds.probing.cases import Plain, Progress
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.effects import Effect, effects
+=======
+from coconut_ds.probing import figures, graph_figures
+from coconut_ds.probing.answers import AnswerAfter, answers_after
+from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
+>>>>>>> probing
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
+<<<<<<< HEAD
 from coconut_ds.probing.linear import ProbeScore, linear_probes
+=======
+from coconut_ds.probing.measures import measure, percent, progress_bar, summary, write_measured
+>>>>>>> probing
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.settings import DataConfig, ProbeConfig
 
+<<<<<<< HEAD
 STANDARD = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
 """Changes that are made over a data set."""
+=======
+>>>>>>> probing
 MAX_REFERENCES = 64
 """Problems that stand beside a single question."""
 
@@ -122,6 +142,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class Measured(Plain):
     """What a data set says about a checkpoint's thoughts."""
@@ -132,6 +153,8 @@ class Measured(Plain):
     """Empty where the model does not think."""
 
 
+=======
+>>>>>>> probing
 def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     """A data set: answers after k thoughts, linear probes, effects of changes."""
     assert config.data is not None
@@ -141,6 +164,7 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     sys.stdout.write(summary(made))
 
 
+<<<<<<< HEAD
 def measure(
     reasoner: Reasoner,
     fit: Sequence[Problem],
@@ -198,6 +222,8 @@ def summary(made: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
+=======
+>>>>>>> probing
 def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     """Graph problems: values, heights, parallelism, groups, changed edges."""
     assert config.data is not None
@@ -205,7 +231,11 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     if not problems:
         raise DataError(f"data={config.data_name}: no problem carries a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
+<<<<<<< HEAD
     with bar("values of nodes") as progress:
+=======
+    with progress_bar("values of nodes") as progress:
+>>>>>>> probing
         views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
     curves, heights = parallelism(views), height_values(views)
     changed = counterfactuals(reasoner, problems, seed=config.seed)
@@ -235,6 +265,7 @@ MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], None]] = {
 }
 
 
+<<<<<<< HEAD
 class bar:
     """``with bar("…") as progress:`` a bar on a terminal that a ``Progress`` moves."""
 
@@ -257,6 +288,8 @@ def percent(mean: Mean | None) -> str:
     return "–" if mean is None else f"{100 * mean.estimate:.1f} ({100 * mean.low:.1f}–{100 * mean.high:.1f})"
 
 
+=======
+>>>>>>> probing
 def _answer_line(one: AnswerAfter) -> str:
     mark = "" if one.is_right is None else "  right" if one.is_right else "  wrong"
     return (

@@ -45,6 +45,8 @@ NOT_A_NUMBER = (
     "training.batch_size_training",
     "training.gradient_accumulation_steps",
     "training.batch_size_eval",
+    # What is kept, and what is computed again.
+    "training.activation_checkpointing",
 )
 """Keys of the configuration that do not count."""
 VOLATILE = ("_name_or_path", "transformers_version")

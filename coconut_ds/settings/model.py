@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from coconut_ds.methods import METHODS
 from coconut_ds.schema import Group
+from coconut_ds.settings.types import Positive
 
 
 class MethodConfig(Group):
@@ -13,6 +14,15 @@ class MethodConfig(Group):
 
     kind: str
     """Name of a method in coconut_ds/methods."""
+    thinking: Literal["sequential", "jacobi"] = "sequential"
+    """sequential: each thought after the one before; jacobi: all thoughts at once, several times (PCCoT)."""
+    iterations: Positive = 3
+    """Passes over all thoughts under thinking=jacobi; as many as there are thoughts equal sequential thinking."""
+
+    @property
+    def jacobi_iterations(self) -> int | None:
+        """Passes over all thoughts; None where they come one by one."""
+        return self.iterations if self.thinking == "jacobi" else None
 
     @field_validator("kind")
     @classmethod

@@ -47,6 +47,9 @@ class TrainingConfig(Group):
     """Problems in one forward pass on one rank (micro batch)."""
     gradient_accumulation_steps: Positive | None = None
     """Micro batches an update; null: derived from global_batch_size. Setting it replaces a preset global_batch_size."""
+    activation_checkpointing: bool = False
+    """Keep of each layer its input, keys and values alone, and compute the rest again for its gradient: less memory,
+    about a third more work, the same numbers."""
     batch_size_eval: Positive = 64
     """Problems in one validation pass on one rank."""
     save_every: Positive = 1

@@ -1,0 +1,137 @@
+"""How time and memory of an update grow with thoughts and with length.
+
+    python benchmarks/growth.py               # 2 CPU cores: about four minutes; writes docs/growth.png
+
+Micro batches of 8 random sequences, the six-layer model of ``training.py``, fp32, forward and backward pass. Time is
+the median of rounds in which all settings take turns. Memory is what autograd keeps for the backward pass, weights left
+out. The last line is JSON: ``slope_over_pass`` is the time that one more thought takes over that of a pass over one
+position alone, ``thoughts_r2`` how much of the variance a straight line through 0 to 12 thoughts explains.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+from training_workload import Workload, make_model
+
+from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+
+ROWS, TARGETS = 8, 12
+THOUGHTS = (0, 1, 2, 4, 6, 8, 10, 12)
+LENGTHS = (64, 160, 320, 640, 960)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "growth.png")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    work = Workload.load(None, None, 6)
+    loop = LatentLoop(make_model("gpt2_small", work)).train()
+    settings = [(360, n) for n in THOUGHTS] + [(length, 6) for length in LENGTHS] + [(1, 0)]
+    seconds: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
+    for number in range(arguments.rounds + 1):
+        for setting in seconds:
+            took = timed(loop, work, *setting)
+            if number:
+                seconds[setting].append(took)
+    times = {setting: statistics.median(values) for setting, values in seconds.items()}
+    memory = {setting: kept_mb(loop, work, *setting) for setting in seconds}
+    for (length, thoughts), took in times.items():
+        print(f"{length:>5} tokens {thoughts:>3} thoughts  {took:7.3f} s  {memory[length, thoughts]:8.1f} MB")
+    draw(times, memory, arguments.out)
+    by_thoughts = [times[360, n] for n in THOUGHTS]
+    slope, r2 = line(list(THOUGHTS), by_thoughts)
+    found = {
+        "slope_s": round(slope, 4),
+        "pass_s": round(times[1, 0], 4),
+        "slope_over_pass": round(slope / times[1, 0], 2),
+    }
+    print(json.dumps({"threads": arguments.threads, "torch": torch.__version__, **found, "thoughts_r2": round(r2, 4)}))
+
+
+def batch_of(work: Workload, length: int, thoughts: int) -> tuple:
+    """Sequences of ``length`` positions, thoughts included; a pass over one position where the length is 1."""
+    generator = torch.Generator().manual_seed(length)
+    layouts = []
+    for ids in torch.randint(0, 1000, (ROWS, max(length, 2)), generator=generator).tolist():
+        targets = min(TARGETS, len(ids) - 1)
+        before = len(ids) - targets - thoughts
+        labels = [IGNORE] * (len(ids) - targets) + ids[len(ids) - targets :]
+        layouts.append(Layout(ids, labels, before if thoughts else len(ids), thoughts))
+    inputs, targets_of = work.collate(layouts)
+    return inputs, targets_of
+
+
+def timed(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float:
+    """Seconds of a forward and a backward pass; of one over one position alone where ``length`` is 1."""
+    loop.zero_grad(set_to_none=True)
+    inputs, targets = batch_of(work, length, thoughts)
+    began = time.perf_counter()
+    if length == 1:
+        states: Tensor = loop.model.base_model(input_ids=inputs.prefix_ids[:, :1]).last_hidden_state
+        states.sum().backward()
+    else:
+        latent_loss(loop, inputs, targets).backward()
+    return time.perf_counter() - began
+
+
+def kept_mb(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float:
+    """What autograd keeps between forward and backward pass; each piece of memory once, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in loop.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = latent_loss(loop, *batch_of(work, length, thoughts))
+    assert held.requires_grad
+    return sum(seen.values()) / 1e6
+
+
+def line(places: list[int], values: list[float]) -> tuple[float, float]:
+    """Slope of the straight line through points, and the share of variance that it explains."""
+    x, y = (torch.tensor(one, dtype=torch.float64) for one in (places, values))
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    rest = y - y.mean() - slope * (x - x.mean())
+    return slope, 1 - float((rest**2).sum() / ((y - y.mean()) ** 2).sum())
+
+
+def draw(times: dict[tuple[int, int], float], memory: dict[tuple[int, int], float], out: Path) -> None:
+    """Both against thoughts and against length."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    rows = [
+        ([(360, n) for n in THOUGHTS], 1, "thoughts, at 360 tokens"),
+        ([(n, 6) for n in LENGTHS], 0, "tokens, 6 thoughts"),
+    ]
+    for axis, (settings, place, label) in zip(axes, rows, strict=True):
+        x = [setting[place] for setting in settings]
+        axis.plot(x, [times[setting] for setting in settings], "o-", color="#0072b2")
+        axis.set(xlabel=label, ylim=(0, None))
+        axis.set_ylabel("seconds, 8 sequences", color="#0072b2")
+        other = axis.twinx()
+        other.plot(x, [memory[setting] for setting in settings], "s--", color="#d55e00")
+        other.set_ylabel("kept for the backward pass, MB", color="#d55e00")
+        other.set_ylim(0, None)
+    figure.suptitle("An update grows linearly with thoughts and length")
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

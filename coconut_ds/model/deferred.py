@@ -1,0 +1,118 @@
+"""Gradients of weights, summed over all passes of a latent loop in one product each.
+
+A pass over one position has, for each weight, a gradient as large as the weight and of almost no rank. Left to
+autograd, L thoughts write, read and add L + 1 matrices of that size to the gradient of the prefix; on a CPU that takes
+longer than the passes themselves. Here the passes after the prefix leave inputs and gradients of outputs, and one
+product over all of their positions is added to the gradient of the prefix, once all are through (``_WeightGate``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+Stash = list[tuple[Tensor, Tensor]]
+"""Inputs [n, in] and gradients of outputs [n, out] of each pass after the prefix."""
+
+
+class DeferredWeights:
+    """The weights of one batch's passes: ``with weights.prefix():`` before, ``with weights.later():`` after it."""
+
+    def __init__(self) -> None:
+        self._gated: dict[int, tuple[Tensor, Tensor | None, Stash]] = {}
+
+    def prefix(self) -> TorchFunctionMode:
+        """Products with weights run as they are, behind their gates."""
+        return _Products(self, later=False)
+
+    def later(self) -> TorchFunctionMode:
+        """Products with weights leave their factors."""
+        return _Products(self, later=True)
+
+    def gated(
+        self, weight: nn.Parameter, bias: Tensor | None, is_transposed: bool
+    ) -> tuple[Tensor, Tensor | None, Stash]:
+        """The weight and the bias behind their gate, and where passes leave their factors."""
+        key = id(weight)
+        if key not in self._gated:
+            stash: Stash = []
+            self._gated[key] = (*_WeightGate.apply(weight, bias, stash, is_transposed), stash)
+        return self._gated[key]
+
+
+class _Products(TorchFunctionMode):
+    """Catches the products with weights: those of ``nn.Linear``, and of GPT-2's ``Conv1D``."""
+
+    def __init__(self, weights: DeferredWeights, later: bool) -> None:
+        super().__init__()
+        self._weights, self._later = weights, later
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and _learns(args[1]) and not kwargs:
+            inputs, weight, bias = (*args, None)[:3]
+            return self._product(inputs, weight, bias, is_transposed=False)
+        if func is torch.addmm and _learns(args[2]) and not kwargs:
+            bias, inputs, weight = args
+            return self._product(inputs, weight, bias, is_transposed=True)
+        return func(*args, **(kwargs or {}))
+
+    def _product(self, inputs: Tensor, weight: nn.Parameter, bias: Tensor | None, is_transposed: bool) -> Tensor:
+        gated, gated_bias, stash = self._weights.gated(weight, bias, is_transposed)
+        if self._later:
+            product: Tensor = _DeferredProduct.apply(inputs, gated, gated_bias, stash, is_transposed)
+            return product
+        return F.linear(inputs, gated.t() if is_transposed else gated, gated_bias)
+
+
+def _learns(weight: Any) -> bool:
+    return isinstance(weight, nn.Parameter) and weight.requires_grad
+
+
+class _WeightGate(torch.autograd.Function):
+    """Hands on weight and bias; backwards, adds the product of what later passes have left."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, stash: Stash, is_transposed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.stash, ctx.is_transposed = stash, is_transposed
+        return weight.view_as(weight), None if bias is None else bias.view_as(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_weight: Tensor | None, d_bias: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.stash:
+            inputs, d_outputs = (torch.cat(parts) for parts in zip(*ctx.stash, strict=True))
+            ctx.stash.clear()
+            left, right = (inputs, d_outputs) if ctx.is_transposed else (d_outputs, inputs)
+            d_weight = left.t() @ right if d_weight is None else d_weight.addmm_(left.t(), right)
+            if ctx.needs_input_grad[1]:
+                own = d_outputs.sum(dim=0)
+                d_bias = own if d_bias is None else d_bias + own
+        return d_weight, d_bias, None, None
+
+
+class _DeferredProduct(torch.autograd.Function):
+    """A product with a weight whose gradient is left to the gate."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, stash: Stash, is_transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.stash, ctx.is_transposed = stash, is_transposed
+        return F.linear(inputs, weight.t() if is_transposed else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        ctx.stash.append((inputs.flatten(0, -2), d_output.flatten(0, -2)))
+        return d_output @ (weight.t() if ctx.is_transposed else weight), None, None, None, None
