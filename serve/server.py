@@ -67,6 +67,9 @@ def run_server(
         app,
         host=host,
         port=port,
+        # The same everywhere, whatever else is installed.
+        loop="asyncio",
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
