@@ -346,11 +346,13 @@ def test_sigterm_drains(folder, limit_s):
     options = ("--slots", "4", "--load", "--drain-s", str(limit_s))
     body = {"model": "coconut", "prompt": "a", "max_tokens": 240, "min_tokens": 240, "stream": True}
     answers: list[bytes] = []
+    ended: list[float] = []
     with serving(folder / "coconut", options=options) as server:
 
         def stream() -> None:
             with server.client() as one, one.stream("POST", "/v1/completions", json=body) as answer:
                 answers.append(b"".join(answer.iter_raw()))
+                ended.append(time.monotonic())
 
         threads = [threading.Thread(target=stream) for _ in range(20)]
         for thread in threads:
@@ -360,7 +362,7 @@ def test_sigterm_drains(folder, limit_s):
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         seen = []
-        while server.process.poll() is None and time.monotonic() < began + limit_s + 30:
+        while server.process.poll() is None and time.monotonic() < began + limit_s + 60:
             try:
                 seen.append(httpx.get(server.url + "/health").status_code)
                 refused = httpx.post(server.url + "/v1/completions", json=body)
@@ -368,17 +370,16 @@ def test_sigterm_drains(folder, limit_s):
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-        seconds = time.monotonic() - began
         for thread in threads:
             thread.join(10)
-        assert server.process.wait(10) == 0, server.log
+        assert server.process.wait(60) == 0, server.log
     assert 503 in seen
     assert len(answers) == 20
     assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
     finished = sum(b'"finish_reason":"length"' in answer for answer in answers)
     told = sum(b'"code":"unavailable"' in answer for answer in answers)
     assert finished + told == 20
-    assert seconds < limit_s + 1, server.log
+    assert max(ended) - began < limit_s, server.log
     if limit_s > 10:
         assert finished == 20
 
