@@ -84,15 +84,21 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     sequential = {name: 1 / engine.run(prompts.take(kind, count(8)), 1) for name, kind in KINDS.items()}
     eight = engine.run(prompts.take(LONG, count(64)), 8)
     loops: dict[str, Any] = {}
+
+    def told(name: str, loop: Loop) -> None:
+        loops[name] = loop
+        sys.stderr.write(f"{name}: {loop.summary()}\n")
+
+    sys.stderr.write(f"alone: ceiling {ceiling:.2f}/s, one by one {sequential}, eight {1 / eight:.2f}/s\n")
     with server(folder, arguments) as url:
         client = Client(url)
         asyncio.run(client.closed(8, prompts.bodies(LONG, 16)))
         for clients, number in ((1, 8), (8, 64), (32, 128), (64, 192)):
-            loops[f"long_{clients}"] = asyncio.run(client.closed(clients, prompts.bodies(LONG, count(number))))
+            told(f"long_{clients}", asyncio.run(client.closed(clients, prompts.bodies(LONG, count(number)))))
         for clients, number in ((1, 8), (64, 256)):
-            loops[f"short_{clients}"] = asyncio.run(client.closed(clients, prompts.bodies(SHORT, count(number))))
+            told(f"short_{clients}", asyncio.run(client.closed(clients, prompts.bodies(SHORT, count(number)))))
         rate = loops["long_64"].per_s / 2
-        loops["long_open"] = asyncio.run(client.open(rate, prompts.bodies(LONG, count(200), stream=True)))
+        told("long_open", asyncio.run(client.open(rate, prompts.bodies(LONG, count(200), stream=True))))
     end_to_end = loops["long_open"].quantiles("end_to_end")
     return {
         "device": arguments.device if arguments.device != "cpu" else f"{torch.get_num_threads()} threads",
@@ -117,16 +123,15 @@ class Prompts:
 
     def __init__(self) -> None:
         self._random = random.Random(1)
-        self._long: list[list[int]] = []
+        self._long = tokens_of_questions(64)
 
     def question(self, length: int) -> list[int]:
         """So many tokens: of a question of ProsQA's generator, as far as it goes, if many are wanted."""
         if length < 100:
             return [self._random.randrange(EOS) for _ in range(length)]
-        if not self._long:
-            self._long = tokens_of_questions(1000)
-        question = self._long.pop()
-        return (question * 3)[:length]
+        # The same questions in other words each time: their tokens, moved on.
+        question, by = self._random.choice(self._long), self._random.randrange(EOS)
+        return [(token + by) % EOS for token in (question * 3)[:length]]
 
     def take(self, kind: tuple[int, int], count: int) -> list[Request]:
         """Requests of the engine."""

@@ -1,13 +1,8 @@
 """``python -m coconut_ds.probe study``: trains small models and asks whether their thoughts are the steps replaced.
 
 Two tasks, each with and without thoughts and with pauses in their place, the same curriculum for all: sums of four
-<<<<<<< HEAD
-digits modulo 10 with one thought a step, and the products of ``make demo`` with two. What is trained already is left
-alone, so the same line carries on. Writes ``tables.md``, and for each model JSON, CSV and PNG.
-=======
 digits modulo 10 with one thought a step, and the products of ``make demo`` with two. What is trained and measured
 already is left alone, so the same line carries on. Writes ``tables.md``, and for each model JSON, CSV and PNG.
->>>>>>> probing
 """
 
 import argparse
@@ -18,21 +13,14 @@ from pathlib import Path
 
 from coconut_ds.compare import TASKS, Cell, run_all
 from coconut_ds.compose import compose_eval_config
-<<<<<<< HEAD
-from coconut_ds.harness import data_overrides
-=======
 from coconut_ds.files import write_whole
 from coconut_ds.harness import data_overrides, quoted
->>>>>>> probing
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
 MORE = {"modular_sum": ["c_thought=1"], "permutation_product": []}
 """Overrides beside those of the task. One thought a step is the plainest case."""
-<<<<<<< HEAD
-=======
 ASKED, TABLES = "asked.json", "tables.md"
 """What a model was measured with, and what was found; the first is written last."""
->>>>>>> probing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,15 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, each on one core (%(default)s)")
-<<<<<<< HEAD
-    parser.add_argument("--problems", type=int, default=500, help="test problems (%(default)s)")
-    parser.add_argument("--fit", type=int, default=2000, help="problems that probes are fit on (%(default)s)")
-    parser.add_argument("--draws", type=int, default=2, help="of noise and donors (%(default)s)")
-=======
     parser.add_argument("--problems", type=int, default=300, help="test problems (%(default)s)")
     parser.add_argument("--fit", type=int, default=1000, help="problems that probes are fit on (%(default)s)")
     parser.add_argument("--draws", type=int, default=1, help="of noise and donors (%(default)s)")
->>>>>>> probing
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all trainings")
     options = parser.parse_args(argv)
     parts = []
@@ -73,13 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"Chance {TASKS[task].chance:.1%}; accuracy on 1,000 test problems {result['accuracy']:.1%}.\n\n"
                 + measure_cell(cell, Path(result["run"]), data_overrides(result["overrides"]), options)
             )
-<<<<<<< HEAD
-            (options.out / "tables.md").write_text("\n".join(parts), encoding="utf-8")
-    sys.stdout.write("\n".join(parts) + f"\n{options.out / 'tables.md'}\n")
-=======
             write_whole(options.out / TABLES, "\n".join(parts))
     sys.stdout.write("\n".join(parts) + f"\n{options.out / TABLES}\n")
->>>>>>> probing
     return 0
 
 
@@ -87,21 +64,6 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     """Measures one model and writes what was found; returns its tables."""
     # Imported here, so that --help needs no torch.
     from coconut_ds.data.sources import open_source
-<<<<<<< HEAD
-    from coconut_ds.probing.reports import measure, summary, write_measured
-    from coconut_ds.reasoner import load_reasoner
-
-    checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
-    config = compose_eval_config([f"checkpoint={checkpoint}", *data, f"seed={cell.seed}"])
-    source, out = open_source(config.data, cell.seed), options.out / cell.task / cell.method / f"seed_{cell.seed}"
-    out.mkdir(parents=True, exist_ok=True)
-    scored = source.test()[: options.problems]
-    asked = {problem.question for problem in scored}
-    # An epoch that no training comes to.
-    fit = list({p.question: p for p in source.train(10**6) if p.question not in asked}.values())[: options.fit]
-    made = measure(load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens)
-    write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
-=======
     from coconut_ds.probing.measures import measure, summary, write_measured
     from coconut_ds.reasoner import load_reasoner
 
@@ -121,5 +83,4 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
     write_whole(out / TABLES, summary(made))
     write_whole(out / ASKED, json.dumps(asked) + "\n")
->>>>>>> probing
     return summary(made)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from serve.limits import EngineSettings, Limits
 
 RUNS = "outputs"
 """Where runs lie, if nothing else is said."""
+KEY_VARIABLE = "COCONUT_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -106,10 +108,13 @@ LIMITS = {
 
 def _serve(arguments: argparse.Namespace) -> None:
     arguments.checkpoint = arguments.checkpoint or [RUNS]
+    settings, limits = settings_of(arguments)
+    key = read_key(arguments.api_key_file)
+    check_host(arguments.host, key, arguments.no_key)
     # Imported here, so that a wrong command line is refused before torch is loaded.
     from serve.launch import start
 
-    start(arguments)
+    start(arguments, settings, limits, key)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
@@ -123,6 +128,23 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads {arguments.threads}: expected 1 or more")
     return settings, limits
+
+
+def read_key(file: Path | None) -> str | None:
+    """The API key: of a file, else of the environment; None: there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds nothing.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
+    if not key:
+        raise ConfigError(f"--api-key-file {file}: is empty; expected a key")
+    return key
 
 
 def check_host(host: str, key: str | None, no_key: bool) -> None:

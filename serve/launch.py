@@ -9,26 +9,22 @@ from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
 from serve.catalogue import find_checkpoints
-from serve.cli import check_host, settings_of
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
 from serve.metrics import Metrics
 from serve.models import Models
-from serve.server import read_key, run_server
+from serve.server import run_server
 from serve.service import Service
 
 log = logging.getLogger("serve")
 
 
-def start(arguments: argparse.Namespace) -> None:
+def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, key: str | None) -> None:
     """Finds the checkpoints and serves them until a signal comes.
 
     Raises:
-        CoconutError: an option or a checkpoint is wrong.
+        CheckpointError: one is not there, not whole or not safe.
     """
-    settings, limits = settings_of(arguments)
-    key = read_key(arguments.api_key_file)
-    check_host(arguments.host, key, arguments.no_key)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     budget = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)

@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from coconut_ds.distributed import alone
 from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.model.precision import multiplies_bf16
 from coconut_ds.reasoner import load_reasoner
 from serve.catalogue import Catalogue, Entry
 from serve.engine_thread import EngineThread, Observer
@@ -178,8 +179,8 @@ class Models:
 
 
 def default_budget(settings: EngineSettings) -> int:
-    """Half of the memory of the device, or of the machine."""
-    device = torch.device(settings.device) if settings.device is not None else alone().device
+    """Four fifths of the device's memory, or half of the machine's."""
+    device = device_of(settings)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -189,9 +190,17 @@ def default_budget(settings: EngineSettings) -> int:
     raise ConfigError("memory: cannot be told here; set --memory-gb")
 
 
+def device_of(settings: EngineSettings) -> torch.device:
+    """Where models compute."""
+    return torch.device(settings.device) if settings.device is not None else alone().device
+
+
 def needed_bytes(folder: Path, settings: EngineSettings) -> int:
     """Bytes that a model's weights and its cache take, by the headers of its files. Reads no weight."""
-    size = torch.empty(0, dtype=getattr(torch, settings.dtype)).element_size()
+    dtype = getattr(torch, settings.dtype)
+    if dtype == torch.bfloat16 and not multiplies_bf16(device_of(settings)):
+        dtype = torch.float32
+    size = torch.empty(0, dtype=dtype).element_size()
     weights = sum(numel for path in folder.glob("*.safetensors") for numel in _numels(path)) * size
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

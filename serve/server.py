@@ -5,16 +5,13 @@ limit, after which they are told so. A second signal ends them at once.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from coconut_ds.errors import ConfigError
 from serve.api.app import create_app
 from serve.metrics import Metrics
 from serve.service import Service
@@ -22,7 +19,6 @@ from serve.service import Service
 log = logging.getLogger("serve")
 GRACE_S = 2.0
 """Of the limit: for streams that are ended early to say so."""
-KEY_VARIABLE = "COCONUT_API_KEY"
 
 
 class Server(uvicorn.Server):
@@ -71,6 +67,9 @@ def run_server(
         app,
         host=host,
         port=port,
+        # The same everywhere, whatever else is installed.
+        loop="asyncio",
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -82,20 +81,3 @@ def run_server(
         Server(config, service).run()
     finally:
         service.close()
-
-
-def read_key(file: Path | None) -> str | None:
-    """The API key: of a file, else of the environment; None: there is none.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds nothing.
-    """
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
-    if not key:
-        raise ConfigError(f"--api-key-file {file}: is empty; expected a key")
-    return key

@@ -62,7 +62,7 @@ class Load:
         kind = self._random.choice(KINDS)
         self.kinds[kind] += 1
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(600):
                 fault = await getattr(self, f"_{kind}")()
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError) as error:
             fault = repr(error)

@@ -78,11 +78,7 @@ HEAVY: list[set[str]] = [
     {"probing.trace", "probing.intervene", "probing.answers", "probing.linear"},
     {"probing.effects", "probing.graph_values", "probing.counterfactuals"},
     {"probing.superposition", "probing.export", "probing.figures"},
-<<<<<<< HEAD
-    {"probing.graph_figures"},
-=======
     {"probing.graph_figures", "probing.measures"},
->>>>>>> probing
     {"probing.reports"},
     {"run_problems"},
     {"experiment"},

@@ -100,16 +100,11 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
         assert one["change"] == pytest.approx(other["change"], abs=1e-3)
     assert pictures(tmp_path / "one") == {"intervention.png"}
     assert main(["effects", *line, "draws=2", f"out={tmp_path / 'all'}"]) == 0
-<<<<<<< HEAD
-    assert "| patch | 1 |" in capsys.readouterr().out
-    made = json.loads((tmp_path / "all" / "effects.json").read_text(encoding="utf-8"))
-=======
     said = capsys.readouterr().out
     made = json.loads((tmp_path / "all" / "effects.json").read_text(encoding="utf-8"))
     zero = [one["kept"] for one in made["effects"] if one["name"] == "zero"]
     shares = [f"{100 * m['estimate']:.0f} ({100 * m['low']:.0f}–{100 * m['high']:.0f})" for m in zero]
     assert f"| zero: stay | {' | '.join(shares)} |" in said
->>>>>>> probing
     for name, count in (("effects", len(made["effects"])), ("probes", 8), ("sweep", 4)):
         assert len(rows(tmp_path / "all" / f"{name}.csv")) == count
     assert {one["thought"] for one in made["effects"]} == {1, 2, 3}

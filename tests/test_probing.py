@@ -221,8 +221,6 @@ def test_pauses_are_thoughts_that_are_given():
     assert [abs(one.effect.mean_change) < 1e-4 for one in reports] == [True, True, False]
 
 
-<<<<<<< HEAD
-=======
 def test_thoughts_that_come_all_at_once_are_made_so_here_too():
     plain = make_reasoner("llama")
     reasoner = replace(plain, card=replace(plain.card, iterations=2))
@@ -238,7 +236,6 @@ def test_thoughts_that_come_all_at_once_are_made_so_here_too():
     assert "token before" not in {arm.name for arm in zero.controls}
 
 
->>>>>>> probing
 def test_what_is_written_before_thinking_belongs_to_the_prompt():
     """A model that begins by itself: its prompt ends with the start marker that it wrote."""
     reasoner = make_reasoner("llama", "coconut_reversed")

@@ -72,37 +72,6 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def switch_for(model: PreTrainedModel) -> AttentionSwitch:
     """``with switch_for(model):`` it attends as above.
 
-<<<<<<< HEAD
-    def __init__(self, model: PreTrainedModel, name: str = NAME) -> None:
-        """
-        Args:
-            model: whose layers attend.
-            name: another of transformers' implementations, ``eager`` where the weights are wanted.
-
-        Raises:
-            ModelError: the model's layers have an attention of their own.
-        """
-        if not model.base_model._supports_attention_backend:
-            raise ModelError(
-                f"{type(model).__name__}: its layers do not take an attention function, which generation needs; set "
-                "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
-            )
-        configs = [
-            module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
-        ]
-        self._configs: list[Any] = list({id(config): config for config in configs}.values())
-        self._name = name
-        self._before: list[str] = []
-
-    def __enter__(self) -> None:
-        self._before = [config._attn_implementation for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation = self._name
-
-    def __exit__(self, *error: object) -> None:
-        for config, before in zip(self._configs, self._before, strict=True):
-            config._attn_implementation = before
-=======
     Raises:
         ModelError: the model's layers have an attention of their own.
     """
@@ -112,4 +81,3 @@ def switch_for(model: PreTrainedModel) -> AttentionSwitch:
             "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
         )
     return AttentionSwitch(model, NAME)
->>>>>>> probing

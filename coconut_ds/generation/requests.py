@@ -92,12 +92,8 @@ class Request:
     keep_thoughts: bool = False
     """Whether ``Completion.thoughts`` is wanted."""
     edit_thought: EditThought | None = None
-<<<<<<< HEAD
-    """Replaces thoughts before they are fed back; later ones follow from what was fed back."""
-=======
     """Replaces thoughts before they are fed back; later ones follow from what was fed back. Where thoughts come all at
     once it is asked in every pass."""
->>>>>>> probing
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):

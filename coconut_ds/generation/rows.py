@@ -114,12 +114,6 @@ class Row:
         if self.input == THOUGHT:
             if self.request.edit_thought is not None:
                 state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
-<<<<<<< HEAD
-            if self.request.keep_thoughts:
-                self._thoughts.append(state.float().cpu().clone())
-            self.listener.on_thought(self.ticket, self.num_thoughts, state)
-            self.num_thoughts += 1
-=======
             self._think(state)
 
     def _think(self, state: Tensor) -> None:
@@ -128,7 +122,6 @@ class Row:
             self._thoughts.append(state.float().cpu().clone())
         self.listener.on_thought(self.ticket, self.num_thoughts, state)
         self.num_thoughts += 1
->>>>>>> probing
 
     def stop_thinking_at(self, likeliest: int) -> None:
         """Leaves out the thoughts to come where the model would rather write the token that ends thinking."""

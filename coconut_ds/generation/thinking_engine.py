@@ -22,13 +22,8 @@ import torch
 from torch import Tensor
 
 from coconut_ds.errors import DataError
-<<<<<<< HEAD
-from coconut_ds.generation.attention import Attention
-from coconut_ds.generation.requests import Request, Score
-=======
 from coconut_ds.generation.attention import switch_for
-from coconut_ds.generation.requests import Request
->>>>>>> probing
+from coconut_ds.generation.requests import Request, Score
 from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.sampling import choose
 from coconut_ds.generation.slot_table import SlotTable

@@ -16,14 +16,9 @@ from torch import Tensor
 
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
-<<<<<<< HEAD
-from coconut_ds.generation.requests import Completion, Request
-from coconut_ds.layout import IGNORE, Layout
-from coconut_ds.methods.base import MarkerIds
-=======
 from coconut_ds.generation.requests import Completion, Jacobi, Request
 from coconut_ds.layout import IGNORE, Layout
->>>>>>> probing
+from coconut_ds.methods.base import MarkerIds
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
@@ -132,7 +127,6 @@ def _after_writing(
     max_new_tokens: int,
 ) -> list[Case]:
     """Cases of a model that begins to think by itself; one that never does has a case without thoughts."""
-<<<<<<< HEAD
     prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
     made = run(reasoner, requests)
@@ -158,22 +152,6 @@ def _written(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequ
     before = [*ids, *written, markers.start]
     latents = [markers.thought] * count
     return Case(question, _layout([*before, *latents, markers.end], len(before), count), written=tuple(written))
-=======
-    prompter, markers = reasoner.prompter, reasoner.prompter.markers
-    requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
-    cases = []
-    for question, ids, made in zip(questions, encoded, run(reasoner, requests), strict=True):
-        if markers.start not in made.tokens:
-            cases.append(Case(question, _layout(ids, len(ids), 0)))
-            continue
-        written = made.tokens[: made.tokens.index(markers.start)]
-        before = [*ids, *written, markers.start]
-        latents = [markers.thought] * thoughts.count
-        cases.append(
-            Case(question, _layout([*before, *latents, markers.end], len(before), len(latents)), written=tuple(written))
-        )
-    return cases
->>>>>>> probing
 
 
 def _layout(ids: list[int], first: int, count: int) -> Layout:
@@ -201,17 +179,11 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
     if cue:
         prompt = _layout([*prompt.input_ids, *cue], prompt.first_thought, prompt.num_thoughts)
     one_token = prompter.format.one_token and not prompter.method.writes_steps
-<<<<<<< HEAD
-    return Request(
-        prompt,
-        max_new_tokens=1 if one_token else length,
-=======
     at_once = prompter.iterations if not prompter.method.pauses else None
     return Request(
         prompt,
         max_new_tokens=1 if one_token else length,
         jacobi=Jacobi(at_once, prompter.markers.thought) if at_once else None,
->>>>>>> probing
         suppress=prompter.markers.all(),
         log_probabilities=True,
         keep_thoughts=True,

@@ -76,25 +76,6 @@ def decode_thoughts(
     wanted = scores[..., list(chosen)]
     ranks = (scores.unsqueeze(-2) > wanted.unsqueeze(-1)).sum(dim=-1) + 1
     names = token_names(tokenizer, {*ids.flatten().tolist(), *chosen})
-<<<<<<< HEAD
-    return [
-        [
-            DecodedThought(
-                [names[token] for token in ids[row, place].tolist()],
-                values[row, place].exp().tolist(),
-                float(entropies[row, place]),
-                tuple(
-                    ChosenToken(names[token], rank, score)
-                    for token, rank, score in zip(
-                        chosen, ranks[row, place].tolist(), wanted[row, place].tolist(), strict=True
-                    )
-                ),
-            )
-            for place in range(thoughts.shape[1])
-        ]
-        for row in range(len(thoughts))
-    ]
-=======
 
     def decoded(row: int, place: int) -> DecodedThought:
         asked = zip(chosen, ranks[row, place].tolist(), wanted[row, place].tolist(), strict=True)
@@ -106,7 +87,6 @@ def decode_thoughts(
         )
 
     return [[decoded(row, place) for place in range(thoughts.shape[1])] for row in range(len(thoughts))]
->>>>>>> probing
 
 
 @torch.no_grad()

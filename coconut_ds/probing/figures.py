@@ -19,11 +19,8 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 SCALE = "cividis"
 DPI = 130
 TITLE_CHARACTERS = 90
-<<<<<<< HEAD
-=======
 MAX_COLUMNS = 4
 """Panels beside each other."""
->>>>>>> probing
 
 
 @contextmanager
@@ -137,47 +134,28 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
                 _line(axes, places, [one.lens for one in own if one.lens is not None], "model's own head", ORANGE, "s")
             _line(axes, places, [one.shuffled for one in own], "probe, labels shuffled", GREY, "^")
             axes.set_xticks(places, [one.state.removeprefix("thought ").replace("before the ", "") for one in own])
-<<<<<<< HEAD
-            axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="commonest label")
-            axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
-        panels[0].set_ylabel("share of labels found")
-        panels[0].legend(frameon=False, fontsize=8, loc="upper left")
-=======
             axes.tick_params(axis="x", labelsize=8)
             axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="commonest label")
             axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
         panels[0].set_ylabel("share of labels found")
         panels[0].figure.legend(*_once(panels), loc="outside lower center", ncols=4, frameon=False)
->>>>>>> probing
 
 
 def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
     """Share of answers that stay after each change of each thought, and that become the donor's."""
     names = list(dict.fromkeys(one.name for one in effects))
     thoughts = sorted({one.thought for one in effects})
-<<<<<<< HEAD
-    with figure_at(path, title, 1, len(thoughts), 3.2 + 2.0 * len(thoughts), 1.7 + 0.36 * len(names)) as panels:
-        for axes, thought in zip(panels, thoughts, strict=True):
-=======
     columns = min(len(thoughts), MAX_COLUMNS)
     rows = -(-len(thoughts) // columns)
     height = 0.8 + rows * (1.0 + 0.32 * len(names))
     with figure_at(path, title, rows, columns, 2.6 + 2.1 * columns, height) as panels:
         for place, (axes, thought) in enumerate(zip(panels, thoughts, strict=False)):
->>>>>>> probing
             for one in (one for one in effects if one.thought == thought):
                 row = names.index(one.name)
                 _whisker(axes, one.kept, row, BLUE, "o", "stay")
                 if one.became_donors is not None:
                     _whisker(axes, one.became_donors, row, ORANGE, "s", "become the donor's")
             axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6), title=f"thought {thought}")
-<<<<<<< HEAD
-            axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names))
-            axes.grid(color="#e5e5e5")
-        handles, texts = _once(panels)
-        panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
-        panels[len(panels) // 2].set_xlabel("share of answers")
-=======
             axes.set_yticks(range(len(names)), [""] * len(names) if place % columns else names)
             axes.grid(color="#e5e5e5")
         for axes in panels[len(thoughts) :]:
@@ -185,7 +163,6 @@ def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
         handles, texts = _once(panels)
         texts = [f"share of answers that {text}" for text in texts]
         panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
->>>>>>> probing
 
 
 def _heat_map(axes: Any, states: Sequence[DecodedThought], names: Sequence[str]) -> None:

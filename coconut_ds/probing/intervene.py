@@ -41,23 +41,10 @@ class Arm(Plain):
     donor_answers: tuple[str, ...]
     """What the model answers to them."""
     outcomes: tuple[Outcome, ...]
-<<<<<<< HEAD
-
-    @property
-    def kept(self) -> float:
-        """Share of draws that leave the answer."""
-        return sum(one.kept for one in self.outcomes) / len(self.outcomes)
-
-    @property
-    def mean_change(self) -> float:
-        """Of the log probability of the untouched text."""
-        return sum(one.change for one in self.outcomes) / len(self.outcomes)
-=======
     kept: float
     """Share of draws that leave the answer."""
     mean_change: float
     """Of the log probability of the untouched text."""
->>>>>>> probing
 
 
 @dataclass(frozen=True)
@@ -95,10 +82,7 @@ def intervene(
     pause: Reasoner | None = None,
     n_thoughts: int | None = None,
     max_new_tokens: int = 128,
-<<<<<<< HEAD
     with_controls: bool = True,
-=======
->>>>>>> probing
 ) -> list[InterventionReport]:
     """A report on each intervention, all of them run together.
 
@@ -110,10 +94,7 @@ def intervene(
         pause: a checkpoint that pauses, for the control of that name.
         n_thoughts: thoughts or pauses; None: the checkpoint's number.
         max_new_tokens: longest text.
-<<<<<<< HEAD
         with_controls: False leaves them out, which is faster where many changes stand beside each other.
-=======
->>>>>>> probing
 
     Raises:
         DataError: there is no such thought, or ``mean`` or ``patch`` has no references to take from.
@@ -126,11 +107,7 @@ def intervene(
     if not baseline.case.num_latents:
         raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
     pool = [known[one] for one in references if one != question]
-<<<<<<< HEAD
     plans = [_plans(reasoner, baseline, what, pool, known)[: None if with_controls else 1] for what in asked]
-=======
-    plans = [_plans(reasoner, baseline, what, pool, known) for what in asked]
->>>>>>> probing
     trials = [Trial(baseline, case) for arms in plans for arm in arms for case in arm.cases]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
     reports = []
@@ -171,13 +148,9 @@ def _plans(
         if number not in (what.thought, what.other):
             elsewhere = replace(what, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
-<<<<<<< HEAD
-    if what.kind in ANYWHERE and baseline.case.prompt.first_thought > 1:
-=======
     # Where thoughts come all at once, one position more would take one pass more.
     one_by_one = reasoner.prompter.iterations is None
     if what.kind in ANYWHERE and one_by_one and baseline.case.prompt.first_thought > 1:
->>>>>>> probing
         plans.append(_token_before(reasoner, baseline, what))
     return plans
 
@@ -223,13 +196,9 @@ def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) ->
 def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> Arm:
     made = tuple(next(outcomes) for _ in plan.cases)
     donors = tuple(one.case.question for one in plan.donors)
-<<<<<<< HEAD
-    return Arm(plan.name, donors, tuple(one.answer for one in plan.donors), made)
-=======
     answers = tuple(one.answer for one in plan.donors)
     kept = sum(one.kept for one in made) / len(made)
     return Arm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
->>>>>>> probing
 
 
 def _in_pauses(

@@ -2,55 +2,28 @@
 
 import random
 import sys
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from tqdm import tqdm
-=======
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
->>>>>>> probing
 
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
-<<<<<<< HEAD
-from coconut_ds.evaluation.statistics import Mean
-from coconut_ds.probing import figures, graph_figures
-from coconut_ds.probing.answers import AnswerAfter, SweepPoint, answers_after, sweep
-from coconut_ds.probing.cases import Plain, Progress
-from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
-from coconut_ds.probing.effects import Effect, effects
-=======
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
->>>>>>> probing
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-<<<<<<< HEAD
-from coconut_ds.probing.linear import ProbeScore, linear_probes
-=======
 from coconut_ds.probing.measures import measure, percent, progress_bar, summary, write_measured
->>>>>>> probing
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.settings import DataConfig, ProbeConfig
 
-<<<<<<< HEAD
-STANDARD = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
-"""Changes that are made over a data set."""
-=======
->>>>>>> probing
 MAX_REFERENCES = 64
 """Problems that stand beside a single question."""
 
@@ -142,19 +115,6 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class Measured(Plain):
-    """What a data set says about a checkpoint's thoughts."""
-
-    points: tuple[SweepPoint, ...]
-    probes: tuple[ProbeScore, ...]
-    effects: tuple[Effect, ...]
-    """Empty where the model does not think."""
-
-
-=======
->>>>>>> probing
 def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     """A data set: answers after k thoughts, linear probes, effects of changes."""
     assert config.data is not None
@@ -164,66 +124,6 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     sys.stdout.write(summary(made))
 
 
-<<<<<<< HEAD
-def measure(
-    reasoner: Reasoner,
-    fit: Sequence[Problem],
-    scored: Sequence[Problem],
-    draws: int,
-    seed: int,
-    max_new_tokens: int = 128,
-) -> Measured:
-    """All of a data set's measures; probes are fit on the first problems, everything is scored on the second."""
-    questions, known = [p.question for p in scored], [p.answer for p in scored]
-    count = reasoner.card.num_latents
-    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD]
-    with bar("answers after k thoughts") as progress:
-        points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
-    probes = linear_probes(reasoner, fit, scored, seed=seed)
-    with bar("changed thoughts") as progress:
-        found = effects(
-            reasoner, questions, changes, known, max_new_tokens=max_new_tokens, seed=seed, progress=progress
-        )
-    return Measured(tuple(points), tuple(probes), tuple(found))
-
-
-def write_measured(made: Measured, out: Path, title: str) -> None:
-    """As JSON, CSV and PNG."""
-    write_json(out / "effects.json", made)
-    write_csv(out / "sweep.csv", [row_of(one) for one in made.points])
-    write_csv(out / "probes.csv", [row_of(one) for one in made.probes])
-    figures.draw_sweep_points(made.points, out / "sweep.png", f"Answers after k thoughts: {title}")
-    figures.draw_probes(made.probes, out / "probes.png", f"What can be read from each state: {title}")
-    if made.effects:
-        write_csv(out / "effects.csv", [row_of(one) for one in made.effects])
-        figures.draw_effects(made.effects, out / "effects.png", f"Changed thoughts: {title}")
-
-
-def summary(made: Measured) -> str:
-    """Tables for a terminal and for Markdown."""
-    lines = ["| thoughts | right, by itself | right, answer forced |", "|---|---|---|"]
-    lines += [f"| {p.num_thoughts} | {percent(p.right)} | {percent(p.forced_right)} |" for p in made.points]
-    labels = list(dict.fromkeys(one.label for one in made.probes))
-    lines += ["", f"| state | {' | '.join(labels)} |", f"|---|{'---|' * len(labels)}"]
-    for state in dict.fromkeys(one.state for one in made.probes):
-        own = {one.label: one for one in made.probes if one.state == state}
-        lines.append(f"| {state}: probe | {' | '.join(percent(own[label].probe) for label in labels)} |")
-        lines.append(f"| {state}: head | {' | '.join(percent(own[label].lens) for label in labels)} |")
-    if made.effects:
-        lines += [
-            "",
-            "| change | thought | answers that stay | that become the donor's | log p |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {e.name} | {e.thought} | {percent(e.kept)} | {percent(e.became_donors)} | {e.change.estimate:+.2f} |"
-            for e in made.effects
-        ]
-    return "\n".join(lines) + "\n"
-
-
-=======
->>>>>>> probing
 def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     """Graph problems: values, heights, parallelism, groups, changed edges."""
     assert config.data is not None
@@ -231,11 +131,7 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     if not problems:
         raise DataError(f"data={config.data_name}: no problem carries a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
-<<<<<<< HEAD
-    with bar("values of nodes") as progress:
-=======
     with progress_bar("values of nodes") as progress:
->>>>>>> probing
         views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
     curves, heights = parallelism(views), height_values(views)
     changed = counterfactuals(reasoner, problems, seed=config.seed)
@@ -265,31 +161,6 @@ MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], None]] = {
 }
 
 
-<<<<<<< HEAD
-class bar:
-    """``with bar("…") as progress:`` a bar on a terminal that a ``Progress`` moves."""
-
-    def __init__(self, name: str) -> None:
-        self._bar = tqdm(desc=name, leave=False, disable=None)
-
-    def __enter__(self) -> Progress:
-        def move(done: int, total: int) -> None:
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-
-        return move
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-
-def percent(mean: Mean | None) -> str:
-    """A share with its interval."""
-    return "–" if mean is None else f"{100 * mean.estimate:.1f} ({100 * mean.low:.1f}–{100 * mean.high:.1f})"
-
-
-=======
->>>>>>> probing
 def _answer_line(one: AnswerAfter) -> str:
     mark = "" if one.is_right is None else "  right" if one.is_right else "  wrong"
     return (

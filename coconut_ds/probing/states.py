@@ -14,11 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from coconut_ds.generation.attention import Attention
-=======
 from coconut_ds.model.attention import AttentionSwitch
->>>>>>> probing
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.probing.cases import Case
 from coconut_ds.reasoner import Reasoner
@@ -71,11 +67,7 @@ def attentions_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tenso
     Fused kernels keep no weights, so the pass takes transformers' plain attention.
     """
     found: dict[int, Tensor] = {}
-<<<<<<< HEAD
-    attention = Attention(reasoner.loop.model, "eager")
-=======
     attention = AttentionSwitch(reasoner.loop.model, "eager")
->>>>>>> probing
     for batch in _batches(cases):
         embeds = _embedded(reasoner, [cases[i] for i in batch], [fed[i] for i in batch])
         with attention:

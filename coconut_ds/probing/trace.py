@@ -7,7 +7,6 @@ Sources: decoding by the head, arXiv 2412.06769 (figure 4); the layers by the sa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-<<<<<<< HEAD
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,13 +14,6 @@ from torch import Tensor
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
 from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run, write
-=======
-import torch.nn.functional as F
-from torch import Tensor
-
-from coconut_ds.model.support import embedding_weight
-from coconut_ds.probing.cases import Case, Plain, prepare, run, write
->>>>>>> probing
 from coconut_ds.probing.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.probing.states import States, states_of
 from coconut_ds.reasoner import Reasoner
@@ -90,7 +82,6 @@ def trace_thoughts(
         DataError: a question is too long, a token unknown, or the method does not think and thoughts were asked for.
     """
     asked = [questions] if isinstance(questions, str) else list(questions)
-<<<<<<< HEAD
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
     made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
@@ -155,33 +146,6 @@ def _trace(
         answer=extract_answer(text, reasoner.card.text_format),
         finish_reason=completion.finish_reason,
     )
-=======
-    tokenizer = reasoner.backbone.tokenizer
-    chosen = [token_id(tokenizer, text) for text in tokens]
-    cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
-    made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
-    fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
-    traces = []
-    for case, completion, states in zip(cases, made, states_of(reasoner, cases, fed), strict=True):
-        decoded = decode_thoughts(reasoner.loop, tokenizer, states.layers, top_k, chosen, temperature)
-        prompter = reasoner.prompter
-        text = prompter.text(completion.tokens)
-        traces.append(
-            ThoughtTrace(
-                question=case.question,
-                method=reasoner.card.method,
-                pauses=prompter.method.pauses,
-                thoughts=_views(reasoner, case, states, decoded),
-                last=decoded[-1][-1],
-                embedding_norm=embedding_norm(reasoner),
-                written_before=prompter.text(case.written),
-                text=text,
-                answer=extract_answer(text, reasoner.card.text_format),
-                finish_reason=completion.finish_reason,
-            )
-        )
-    return traces
->>>>>>> probing
 
 
 def embedding_norm(reasoner: Reasoner) -> float:

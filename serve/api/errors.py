@@ -13,6 +13,7 @@ from coconut_ds.errors import CoconutError
 from serve.errors import ServiceError
 
 log = logging.getLogger("serve")
+TRIED = ("str", "int", "float", "bool", "none")
 TYPES = {500: "server_error", 503: "server_error", 429: "rate_limit_error"}
 
 
@@ -50,10 +51,14 @@ async def _on_own(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    """The first of what does not fit."""
+    """The first of what does not fit; where a field may be one of several types, what came furthest."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
+    errors = error.errors()
+    same = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(same, key=lambda one: len(one["loc"]))
+    # Names of fields and numbers of entries; not those of the types that were tried.
+    parts = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in TRIED)]
+    where = [str(part) for part in parts if part != "body"]
     if first["type"] == "json_invalid":
         return JSONResponse(_body(f"body: is no JSON ({first['ctx']['error']})", "invalid_request_error"), 400)
     if first["type"] == "extra_forbidden":

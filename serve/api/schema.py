@@ -5,12 +5,24 @@ Types are strict: ``"8"`` is no number. What depends on limits and model is chec
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve.asking import Ask, Prompt
 from serve.errors import RequestError
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+def _whole(text: str) -> str:
+    """Refuses half characters (``"\\ud800"``), which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a character at {error.start}") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 
 
 class Body(BaseModel):
@@ -29,18 +41,18 @@ class StreamOptions(Body):
 class Generation(Body):
     """What both kinds of completion share. ``null`` stands for the default."""
 
-    model: str
+    model: Text
     n: Count | None = Field(None, description="Continuations of each prompt; default 1")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0, the default, is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     max_tokens: Count | None = Field(None, description="Default 128, or as many as there is room for")
     min_tokens: Count | None = Field(None, description="No end before so many tokens")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Not looked at")
+    user: Text | None = Field(None, description="Not looked at")
     n_thoughts: Count | None = Field(None, description="Thoughts before the text; default: the checkpoint's number")
     force_text_after: Count | None = Field(None, description="At most so many thoughts")
     min_thoughts: Count | None = Field(None, description="Lets the model end thinking by itself, not before so many")
@@ -91,7 +103,7 @@ class Generation(Body):
 class CompletionRequest(Generation):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(
         description="A question or several, as text or as token ids"
     )
     logprobs: Count | None = Field(None, description="Log probabilities, and so many of the likeliest tokens with each")
@@ -112,15 +124,15 @@ class TextPart(Body):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -152,15 +164,15 @@ class ChatRequest(Generation):
 class ThoughtsRequest(Body):
     """``POST /v1/thoughts``."""
 
-    model: str
-    question: str
+    model: Text
+    question: Text
     n_thoughts: Count | None = None
     force_text_after: Count | None = None
     max_tokens: Count | None = None
     top_k: Annotated[int, Field(ge=1, le=50)] = 5
     layers: bool = False
     """Whether each thought is decoded at each layer too."""
-    tokens: Annotated[list[str], Field(max_length=16)] = []
+    tokens: Annotated[list[Text], Field(max_length=16)] = []
     """Texts of one token each, whose rank and log probability are wanted."""
 
     def to_ask(self) -> Ask:

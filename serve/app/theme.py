@@ -60,7 +60,7 @@ CSS = """
 .scroll caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 .scroll th, .scroll td { text-align: left; padding: .32rem .6rem .32rem 0; vertical-align: top; white-space: pre-wrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; font-weight: 400;
-  overflow-wrap: anywhere; min-width: 3.4rem; max-width: 26rem; }
+  overflow-wrap: break-word; max-width: 26rem; }
 .scroll thead th { color: var(--body-text-color-subdued); } .scroll tr.strong > * { font-weight: 650; }
 .bar { display: block; color: var(--body-text-color); font-size: .9rem; }
 .bar progress { display: block; width: 100%; height: .8rem; accent-color: #2563eb; margin-top: .25rem; }

@@ -1,0 +1,85 @@
+"""The same service as an autoscaled deployment of Ray Serve (extra ``ray``). Replicas share nothing.
+
+    serve run serve.ray_app:build checkpoints=outputs max_replicas=4
+
+Ray's proxy listens on 127.0.0.1:8000 unless told otherwise; the key is ``COCONUT_API_KEY`` of the replicas'
+environment.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from ray import serve as ray_serve
+from ray.serve import Application
+
+from serve.api.app import create_app
+from serve.cli import read_key
+from serve.launch import load_first, make_service
+from serve.limits import EngineSettings, Limits
+
+
+class Options(BaseModel):
+    """What ``serve run`` takes as ``key=value``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoints: list[str] = Field(min_length=1)
+    """As ``--checkpoint``; on the command line separated by commas."""
+    slots: int = EngineSettings.slots
+    max_positions: int = EngineSettings.max_positions
+    dtype: str = EngineSettings.dtype
+    memory_gb: float | None = None
+    """A replica's budget."""
+    min_replicas: int = 1
+    max_replicas: int = 4
+    cpus: float = 1.0
+    """Of a replica."""
+    gpus: float = 0.0
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+
+class Replica:
+    """One server without its process: the service and its HTTP layer."""
+
+    def __init__(self, options: Options) -> None:
+        settings = EngineSettings(options.slots, options.max_positions, options.dtype)
+        budget = None if options.memory_gb is None else int(options.memory_gb * 1e9)
+        self.service, self.metrics = make_service(options.checkpoints, settings, Limits(), budget)
+        load_first(self.service)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.service, self.metrics, read_key(None))
+
+    def check_health(self) -> None:
+        """Asked by Ray, which replaces a replica that raises."""
+        if self.service.problems:
+            raise RuntimeError(f"models that cannot be used: {self.service.problems}")
+
+    def __del__(self) -> None:
+        service = getattr(self, "service", None)
+        if service is not None:
+            service.close()
+
+
+def build(options: Options) -> Application:
+    """The application; Ray fills ``options`` from the command line or a configuration file."""
+    limits = Limits()
+    deployment = ray_serve.deployment(
+        ray_serve.ingress()(Replica),
+        name="coconut",
+        # A replica bounds its own queue; Ray adds replicas when all slots are in use on average.
+        max_ongoing_requests=options.slots + limits.max_waiting,
+        autoscaling_config={
+            "min_replicas": options.min_replicas,
+            "max_replicas": options.max_replicas,
+            "target_ongoing_requests": options.slots,
+        },
+        graceful_shutdown_timeout_s=limits.drain_s,
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+    )
+    return deployment.bind(options)

@@ -1,0 +1,69 @@
+"""Cases that schemathesis makes of the server's own description: none may be answered with a 500.
+
+    python tests/schema_cases.py --cases 2000
+
+Valid and invalid bodies, headers and paths for every route. Answers must be of a status and shape that the description
+tells. The last line is JSON; the exit code is 1 where a case found a fault, or fewer were made than asked for.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from serving import ROOT, save_checkpoint, serving
+
+KEY = "sesame"
+CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+ROUTES = 8
+
+
+def run_cases(count: int, folder: Path, seed: int = 1) -> dict[str, Any]:
+    """At least ``count`` cases, if the routes have so many; the result."""
+    checkpoint = save_checkpoint(folder / "tiny")
+    with serving(checkpoint, key=KEY, options=("--slots", "8", "--load")) as server:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/openapi.json"]
+        command += ["--header", f"Authorization: Bearer {KEY}", "--checks", ",".join(CHECKS), "--seed", str(seed)]
+        command += [
+            "--phases",
+            "coverage,fuzzing",
+            "--max-examples",
+            str(max(1, count // ROUTES)),
+            "--continue-on-failure",
+        ]
+        command += ["--generation-database", "none", "--request-timeout", "60"]
+        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schema_hooks", "PYTHONPATH": str(ROOT / "tests")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        by_status = {
+            str(code): int(server.metric("http_requests_total", status=str(code)))
+            for code in (200, 400, 401, 404, 405, 408, 413, 422, 429, 500, 503, 504)
+        }
+        result = {
+            "cases": sum(by_status.values()),
+            "statuses": {code: number for code, number in by_status.items() if number},
+            "faults": done.returncode,
+            "output": done.stdout[-6000:] + done.stderr[-2000:] if done.returncode else "",
+            "slots_held": server.metric("num_requests_running"),
+            "exit_code": server.stop(),
+        }
+    return result
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_cases(arguments.cases, Path(folder))
+    sys.stderr.write(result.pop("output"))
+    print(json.dumps(result))
+    return 0 if not result["faults"] and result["cases"] >= arguments.cases else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
