@@ -187,12 +187,12 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
 
 def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
     async def all_of_it() -> list[object]:
-        return [step async for step in measure(studio, "thinks", "sums", 12, ["sweep", "effects", "probes"], 2, 1)]
+        return [step async for step in measure(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)]
 
     steps = asyncio.run(all_of_it())
     last = steps[-1]
     assert isinstance(last, Measuring)
-    assert last.num_problems == 12
+    assert last.num_problems == 6
     assert (len(last.points), {one.thought for one in last.effects}) == (3, {1, 2})
     assert last.probes
     assert all(isinstance(step, (tuple, Measuring)) for step in steps)
@@ -225,7 +225,7 @@ def test_files_hold_the_numbers_of_the_page(studio):
         pictures = [one for name, one in files.items() if name.endswith(".png")]
         assert pictures
         assert all(one.content.startswith(b"\x89PNG") for one in pictures)
-    rows = list(csv.DictReader(io.StringIO(files["page-outcomes.csv"].content.decode())))
+    rows = list(csv.DictReader(io.StringIO(files["page-outcomes.csv"].content.decode(), newline="")))
     report = changing.report
     assert [float(row["change"]) for row in rows if row["arm"] == report.effect.name] == [
         one.change for one in report.effect.outcomes

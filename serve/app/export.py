@@ -115,7 +115,9 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
         ):
             if text in known:
                 update[component] = text
-        update |= {bar.question: view.question} if view.question else {}
+        chosen = studio.file(view.file)
+        text = view.question or (chosen.problems[0].question if chosen is not None else "")
+        update |= {bar.question: text} if text else {}
         update |= {pages.think.follow: view.follow, pages.compare.question: view.other_question}
         update |= {pages.intervene.kind: view.kind} if view.kind in _choices(pages.intervene.kind) else {}
         for slider, text, low in ((bar.thoughts, view.thoughts, 0), (pages.intervene.thought, view.thought, 1)):

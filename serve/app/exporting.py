@@ -115,7 +115,7 @@ def _outcomes(reports: Sequence[InterventionReport]) -> list[Row]:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list({key: None for row in rows for key in row}), lineterminator="\n")
+    writer = csv.DictWriter(text, list({key: None for row in rows for key in row}))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

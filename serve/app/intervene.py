@@ -170,7 +170,7 @@ def _answers(arm: Arm) -> str:
 
 
 def _became(arm: Arm) -> str:
-    if not arm.donor_answers:
+    if not arm.donor_answers or arm.name == "same answer":
         return ""
     pairs = list(zip(arm.outcomes, arm.donor_answers, strict=True))
     return f"{sum(one.answer == answer for one, answer in pairs) / len(pairs):.0%}"

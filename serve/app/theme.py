@@ -53,7 +53,7 @@ CSS = """
 .answer pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-family: var(--font-mono);
   font-size: .9rem; background: none; color: inherit; }
 .known { color: var(--body-text-color-subdued); font-size: .9rem; margin-top: .4rem !important; }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; contain: inline-size; }
 .scroll:focus-visible { outline: 2px solid #3b82f6; outline-offset: 2px; }
 .scroll table { border-collapse: collapse; width: 100%; font-size: .9rem; color: var(--body-text-color); }
 .scroll :is(table, thead, tbody, tr) { border: 0 !important; }
