@@ -229,9 +229,10 @@ def test_thoughts_that_come_all_at_once_are_made_so_here_too():
     for one, other in zip(known, made, strict=True):
         assert list(one.tokens) == other.completion.tokens
         torch.testing.assert_close(one.fed, other.thoughts, rtol=1e-4, atol=1e-5)
-    nothing, zero = intervene(
-        reasoner, QUESTION, [Intervention(Kind.SCALE, 2), Intervention(Kind.ZERO, 1)], max_new_tokens=4
-    )
+    # With as many passes as thoughts, holding one at its last value changes nothing.
+    often = replace(plain, card=replace(plain.card, iterations=3))
+    changes = [Intervention(Kind.SCALE, 2), Intervention(Kind.ZERO, 1)]
+    nothing, zero = intervene(often, QUESTION, changes, max_new_tokens=4)
     assert abs(nothing.effect.mean_change) < 1e-4 < abs(zero.effect.mean_change)
     assert "token before" not in {arm.name for arm in zero.controls}
 

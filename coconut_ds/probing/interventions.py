@@ -6,7 +6,8 @@ Sources: zero, mean and patching ablations as usual in interpretability (Vig et 
 
 After a change the later thoughts are *recomputed* from what was fed (the whole effect), or *kept* as the untouched
 model thought them (the effect that does not pass through them). ``drop`` and ``repeat`` always keep them: leaving out a
-thought and recomputing the others is but thinking less.
+thought and recomputing the others is but thinking less. Where thoughts come all at once a changed one is held in every
+pass; with fewer passes than thoughts that is a change in itself, even at its last value (``scale`` by 1 measures it).
 
 Legend: ``L`` thoughts, ``D`` hidden size.
 """
