@@ -19,8 +19,14 @@ if __name__ == "__main__":
 
 from coconut_ds.harness import quoted, train
 
-COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "stop_at=0.99")
-TASKS = {"modular_sum": ("data=modular_sum", "max_latent_stage=3", "num_epochs=60")}
+COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
+TASKS = {
+    "modular_sum": ("model=gpt2_scratch_tiny", "data=modular_sum", "max_latent_stage=3", "num_epochs=60"),
+    "graphs": (
+        *("model=gpt2_scratch_tiny_2layer", "data=synthetic_tiny", "max_latent_stage=2", "num_epochs=60"),
+        *("global_batch_size=64", "batch_size_training=64"),
+    ),
+}
 RULES = {
     "accuracy": ("advance=accuracy", "max_epochs_per_stage=null"),
     **{f"{n} epochs": ("advance=epochs", f"epochs_per_stage={n}") for n in (2, 4, 6, 8, 12)},

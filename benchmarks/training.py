@@ -12,6 +12,7 @@ rounds count, so that what slows the machine slows all of them. Variants:
 * ``ours``, ``ours_bf16``: the latent loop in the project's engine (fp32: ZeRO 0; bf16: ZeRO 1, fp32 master weights), on
   micro batches cut from global batches of 128 as training does it.
 * ``single``, ``single_bf16``: the same sequences in one pass, thoughts read as tokens.
+* ``plain``: ``ours`` over transformers' growing cache, gradients left to autograd (``model/passes.PlainPasses``).
 
 The last line is JSON. ``ratio_fp32`` and ``ratio_bf16``: real tokens a second over the naive loop's;
 ``loop_over_single``: time of an update over that of one pass; ``real_token_share``: of the columns at micro batch 16,
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from naive_training import naive_batch, naive_loss
@@ -39,9 +41,10 @@ from training_workload import MODELS, Workload, make_engine, make_model, matrix_
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine import start_ranks, stop_ranks
 from coconut_ds.layout import Layout
+from coconut_ds.model.attention import takes_attention
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 
-VARIANTS = ("naive", "single", "ours", "single_bf16", "ours_bf16")
+VARIANTS = ("naive", "single", "plain", "ours", "single_bf16", "ours_bf16")
 LR = 1e-4
 ENVIRONMENT = dict(os.environ)
 """As it is before this process becomes a rank."""
@@ -118,11 +121,13 @@ class Bench:
             model, self.ranks, self.arguments.micro, variant.endswith("bf16"), self.arguments.checkpointing
         )
         single = variant.startswith("single")
+        own = takes_attention if variant != "plain" else lambda model: False
 
         def update(layouts: Sequence[Layout]) -> float:
             if single:
                 layouts = [replace(layout, first_thought=len(layout), num_thoughts=0) for layout in layouts]
-            return float(engine.update([self.work.collate(layouts)], LR).loss)
+            with patch("coconut_ds.model.passes.takes_attention", own):
+                return float(engine.update([self.work.collate(layouts)], LR).loss)
 
         return update
 
@@ -166,8 +171,8 @@ class Bench:
         kinds = [kind for kind in DTYPES if kind == "fp32" or multiplies_bf16(self.device)]
         peaks = {kind: matrix_peak(self.device, DTYPES[kind]) for kind in kinds}
 
-        def over_single(kind: str) -> float:
-            pairs = zip(seconds[f"ours{kind}"], seconds[f"single{kind}"], strict=True)
+        def over_single(name: str, single: str) -> float:
+            pairs = zip(seconds[name], seconds[single], strict=True)
             return round(statistics.median(a / b for a, b in pairs), 3)
 
         def mfu(name: str, kind: str) -> float:
@@ -184,14 +189,15 @@ class Bench:
             "tokens_a_problem": round(self.work.tokens_a_problem, 1),
             "update_s": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
             "tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()},
-            "loop_over_single": over_single(""),
+            "loop_over_single": over_single("ours", "single"),
+            "plain_over_single": over_single("plain", "single"),
             "real_token_share": round(self.work.real_share(16), 4),
             "real_token_share_micro": round(self.work.real_share(self.arguments.micro), 4),
             "matrix_tflops": {kind: round(peak / 1e12, 3) for kind, peak in peaks.items()},
             "mfu_fp32": mfu("ours", "fp32"),
         }
         has_bf16 = "ours_bf16" in rates
-        result["loop_over_single_bf16"] = over_single("_bf16") if has_bf16 else SLOW_BF16
+        result["loop_over_single_bf16"] = over_single("ours_bf16", "single_bf16") if has_bf16 else SLOW_BF16
         result["mfu_bf16"] = mfu("ours_bf16", "bf16") if has_bf16 else SLOW_BF16
         if "naive" in rates:
             result["ratio_fp32"] = round(rates["ours"] / rates["naive"], 2)

@@ -1,7 +1,6 @@
 """What the benchmarks of training share: problems as layouts, models, an engine, and the machine's limits."""
 
 import random
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -183,4 +182,6 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory in use so far: of the process on the CPU, allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6

@@ -1,6 +1,7 @@
 """Categories of generated texts: each one on a graph written out by hand, and what must hold of generated problems."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -155,6 +156,26 @@ def test_means_of_the_shortcuts_are_those_of_the_statistics(problems: list[Probl
         assert set(values) == {0.0, 0.5, 1.0}
         assert sum(values) / len(values) == pytest.approx(getattr(stats, name))
     assert shortcuts(PROBLEM) == {"more_ancestors": 1.0, "mentioned_less": 0.0}
+
+
+def test_arrows_are_read_as_sentences_are() -> None:
+    symbols = ["7", "8", "3", "5", "6", "10", "1", "4", "2"]
+    problem = Problem("... From 7 to 2 or 4?", (), "2", {**GRAPH, "idx_to_symbol": symbols})
+    node = dict(zip(SYMBOLS, symbols, strict=True))
+    for words, right, category in (
+        ("Tom terpus brimpus lempus", True, "correct_path"),
+        ("Tom terpus yumpus brimpus lempus", True, "longer_path"),
+        ("Tom terpus brimpus lempus", False, "wrong_target"),
+        ("Tom brimpus lempus", True, "hallucination"),
+        ("Sam jelpus grimpus", False, "hallucination"),
+    ):
+        nodes = [node[word] for word in words.split()]
+        steps = "".join(f"{parent}>{child}\n" for parent, child in pairwise(nodes))
+        assert categorise(problem, f"{steps}### {'2' if right else '4'}") == category
+    assert categorise(problem, "7>3>6\n### 2") == "hallucination"
+    assert categorise(problem, "2") == categorise(problem, "### 2") == "correct_label"
+    assert categorise(problem, "4") == categorise(problem, "### 4") == "incorrect_label"
+    assert categorise(problem, "7>3") == "wrong_target"
 
 
 def test_of_one_token_formats_only_the_answer_counts() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,6 +92,37 @@ def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
     assert all(split_of(question_of(p).graph) == name for name, split in splits.items() for p in split)
 
 
+@pytest.mark.parametrize("wording", ["sentences", "arrows"])
+def test_of_a_single_graph_no_problem_stands_in_two_splits_whatever_its_order(wording: str) -> None:
+    """Two chains of three nodes with six symbols make 720 problems; 4,000 draws hold nearly all of a split's."""
+    size = {"train": 4000, "valid": 300, "test": 300}
+    ranges = {"num_nodes": (6, 6), "num_layers": (3, 3), "num_edges": (4, 4)}
+    with pytest.raises(DataError, match=r"data\.split_by=problems"):
+        source(size=size, wording=wording, **ranges)
+    one = source(size=size, wording=wording, split_by="problems", **ranges)
+    splits = {"train": one.train(0), "valid": one.valid(), "test": one.test()}
+
+    def key(problem: Problem) -> tuple[frozenset[str], frozenset[str]]:
+        *context, asked = re.split(r"(?<=\.) | (?=From)", problem.question)
+        edges = context if wording == "sentences" else context[0].split()
+        assert len(edges) == 4
+        return frozenset(edges), frozenset(re.findall(r"\w+", asked))
+
+    keys = {name: {key(problem) for problem in split} for name, split in splits.items()}
+    assert not keys["train"] & keys["valid"]
+    assert not keys["train"] & keys["test"]
+    assert not keys["valid"] & keys["test"]
+    if wording == "arrows":
+        assert len(keys["train"]) == pytest.approx(0.8 * 720, abs=45), "four standard errors"
+    for problem in splits["train"][:200]:
+        check_chains(problem)
+
+
+def check_chains(problem: Problem) -> None:
+    parents, children = zip(*problem.extra["edges"], strict=True)
+    assert len(set(parents)) == len(set(children)) == len(parents) == 4
+
+
 def test_problems_depend_on_seed_split_epoch_and_index_only() -> None:
     size = {"train": 20, "valid": 10, "test": 10}
     online, offline = source(size=size), source(size=size, online=False)
@@ -104,7 +136,37 @@ def test_problems_depend_on_seed_split_epoch_and_index_only() -> None:
     assert [len(online.train(0)), len(online.valid()), len(online.test())] == [20, 10, 10]
 
 
-@pytest.mark.parametrize("ranges", [{}, SMALL, LARGE], ids=["default", "small", "large"])
+def test_arrows_tell_of_the_same_graphs_with_one_word_an_edge() -> None:
+    size = {"train": 200, "valid": 50, "test": 50}
+    sentences, arrows = (source(size=size, wording=wording) for wording in ("sentences", "arrows"))
+    for said, drawn in zip(sentences.train(3) + sentences.test(), arrows.train(3) + arrows.test(), strict=True):
+        graph_of = {key: value for key, value in said.extra.items() if key != "idx_to_symbol"}
+        assert graph_of == {key: value for key, value in drawn.extra.items() if key != "idx_to_symbol"}
+        symbols, root = drawn.extra["idx_to_symbol"], drawn.extra["root"]
+        *context, start, first, second = re.fullmatch(r"(.*) From (\w+) to (\w+) or (\w+)\?", drawn.question).groups()
+        edges = [tuple(symbols.index(symbol) for symbol in word.split(">")) for word in context[0].split()]
+        assert sorted(edges) == sorted(map(tuple, drawn.extra["edges"]))
+        path = [tuple(symbols.index(symbol) for symbol in step.split(">")) for step in drawn.steps]
+        assert set(path) <= set(edges)
+        assert path[0][0] == symbols.index(start) == root
+        assert all(above[1] == below[0] for above, below in pairwise(path))
+        assert drawn.answer == symbols[path[-1][1]] == symbols[drawn.extra["target"]]
+        assert {first, second} == {drawn.answer, symbols[drawn.extra["neg_target"]]}
+        assert len(path) == len(said.steps), "both steps are a shortest path"
+
+
+def test_order_and_symbols_of_arrows_tell_nothing() -> None:
+    """Chance 1/2 and 1/24 for root and first edge; at 2,000 problems four standard errors are 0.045 and 0.018."""
+    problems = source(wording="arrows", num_nodes=(24, 24)).train(0) + source(
+        wording="arrows", num_nodes=(24, 24)
+    ).train(1)
+    answer_first = [problem.question.split(" to ")[1].startswith(f"{problem.answer} ") for problem in problems]
+    assert sum(answer_first) / len(problems) == pytest.approx(1 / 2, abs=0.045)
+    lowest = [problem.extra["idx_to_symbol"][0] == "0" for problem in problems]
+    assert sum(lowest) / len(problems) == pytest.approx(1 / 24, abs=0.018)
+
+
+@pytest.mark.parametrize("ranges", [{}, SMALL, LARGE, {**SMALL, "wording": "arrows"}], ids=str)
 def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) -> None:
     """Split at blanks, and split at marks too. Graphs above 40 nodes need more concepts than the published 38."""
     one = source(size={"train": 150, "valid": 10, "test": 10}, **ranges)
@@ -129,6 +191,10 @@ def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) ->
             r"data\.num_nodes: found \[10, 24\], expected at least 12.*set data\.num_nodes=\[12,24\]",
         ),
         ({"num_nodes": (16, 2000)}, r"data\.num_nodes: .*expected at most 940"),
+        (
+            {"num_nodes": (16, 80), "num_edges": (78, 78), "wording": "arrows"},
+            r"data\.num_nodes: .*expected at most 64 with data\.wording=arrows.*set data\.num_nodes=\[16,64\]",
+        ),
         (
             {"num_edges": (20, 40)},
             r"data\.num_edges: found \[20, 40\], expected at least 22.*set data\.num_edges=\[22,40\]",

@@ -138,7 +138,7 @@ def test_thoughts_are_those_that_were_fed_back(tiny_model, family):
         def on_thought(self, ticket, index, state):
             heard.append((ticket, index, state.clone()))
 
-        def on_token(self, ticket, token):
+        def on_token(self, ticket, token, score):
             heard.append((ticket, token))
 
     engine, ends = ThinkingEngine(LatentLoop(model), [0], 2, 96), Hears()

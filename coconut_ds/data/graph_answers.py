@@ -65,8 +65,8 @@ def categorise(
 
     1. No steps: ``CORRECT_LABEL`` or ``INCORRECT_LABEL``. A text without ``#`` that consists of one of the two options
        is an answer; any other text without ``#`` consists of steps and was cut off before its answer.
-    2. ``HALLUCINATION``: a sentence cannot be read as "[Every] X is a Y" or is no edge; a step does not begin where the
-       one before ended; or the root does not reach the first step. Which answer follows makes no difference.
+    2. ``HALLUCINATION``: a sentence cannot be read as "[Every] X is a Y" or "X>Y", or is no edge; a step does not begin
+       where the one before ended; or the root does not reach the first step. Which answer follows makes no difference.
     3. ``WRONG_TARGET``: the last step does not reach the target; or the answer is not the right one.
     4. ``CORRECT_PATH`` if the steps and the fewest edges that complete them are as many as a shortest path has,
        otherwise ``LONGER_PATH``.
@@ -111,7 +111,9 @@ def _steps(text: str, problem: Problem, question: GraphQuestion) -> list[str]:
     symbols = problem.extra["idx_to_symbol"]
     written, mark, _ = text.rpartition("#")
     if not mark:
-        other = f"{symbols[question.root]} is a {symbols[question.distractor]}."
+        distractor = symbols[question.distractor]
+        bare = problem.answer == symbols[question.target]
+        other = distractor if bare else f"{symbols[question.root]} is a {distractor}."
         written = "" if any(is_correct(text, option) for option in (problem.answer, other)) else text
     return [sentence for sentence in re.split(r"[.\n]", written.rstrip("#")) if sentence.strip()]
 
@@ -121,7 +123,7 @@ def _path(steps: Sequence[str], symbols: Sequence[str], question: GraphQuestion)
     nodes, edges = {symbol: node for node, symbol in enumerate(symbols)}, set(question.graph.edges)
     path: list[int] = []
     for step in steps:
-        read = re.fullmatch(r"(?:Every )?(\S+) is a (\S+)", " ".join(step.split()))
+        read = re.fullmatch(r"(?:Every )?(\S+)(?: is a |>)(\S+)", " ".join(step.split()))
         if read is None:
             return None
         parent, child = (nodes.get(word, -1) for word in read.groups())

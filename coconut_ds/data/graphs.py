@@ -4,14 +4,15 @@ Does: reachability, shortest paths (counted, and drawn evenly), a fingerprint th
 change, and the wording. Does not: make graphs. An edge (u, v) reads "u is a v" and leads to a higher index. Every draw
 comes from the ``random.Random`` passed in, so that a problem is a pure function of its seed.
 
-Wording, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769).
+Sentences, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769). Arrows say
+the same with one word an edge, for models that are too small to learn which words of a sentence belong together.
 """
 
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice, pairwise, product
 from typing import Any
 
@@ -149,9 +150,26 @@ class Graph:
             colours, num_colours = [rank[repr(signature)] for signature in signatures], len(table)
 
 
+@lru_cache(maxsize=4096)  # small graphs come again and again, and their fingerprints cost most of a problem
 def split_of(graph: Graph) -> str:
     """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
-    return ("valid", "test")[bucket] if (bucket := int(graph.fingerprint, 16) % 10) < 2 else "train"
+    return _split(graph.fingerprint)
+
+
+def split_of_problem(problem: Problem) -> str:
+    """The one split in which this problem may stand, by its named edges and its question, in whatever order.
+
+    For graphs so small that there are few: these come again in other splits, but with other names.
+    """
+    extra = problem.extra
+    symbols = extra["idx_to_symbol"]
+    edges = sorted((symbols[parent], symbols[child]) for parent, child in extra["edges"])
+    options = sorted(symbols[extra[key]] for key in ("target", "neg_target"))
+    return _split(hashlib.sha256(repr((edges, symbols[extra["root"]], options)).encode()).hexdigest())
+
+
+def _split(digest: str) -> str:
+    return ("valid", "test")[bucket] if (bucket := int(digest, 16) % 10) < 2 else "train"
 
 
 def _breadth_first(neighbours: Sequence[Sequence[int]], start: int) -> dict[int, int]:
@@ -210,3 +228,28 @@ def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CON
         answer=f"{root} is a {symbols[question.target]}.",
         extra=question.as_dict(symbols),
     )
+
+
+def word_as_arrows(question: GraphQuestion, rng: random.Random, symbols: Sequence[str]) -> Problem:
+    """The question with one word an edge: ``3>7 1>4 7>5 … From 3 to 5 or 4?``, steps ``3>7`` and ``7>5``, answer ``5``.
+
+    Nodes get different ``symbols`` at random; edges and options stand in random order, as in `word`.
+    """
+    graph = question.graph
+    names = rng.sample(symbols, graph.num_nodes)
+    context = [arrow(names[parent], names[child]) for parent, child in graph.edges]
+    rng.shuffle(context)
+    options = [names[question.target], names[question.distractor]]
+    rng.shuffle(options)
+    path = graph.draw_shortest_path(rng, question.root, question.target)
+    return Problem(
+        question=" ".join([*context, f"From {names[question.root]} to {options[0]} or {options[1]}?"]),
+        steps=tuple(arrow(names[parent], names[child]) for parent, child in pairwise(path)),
+        answer=names[question.target],
+        extra=question.as_dict(names),
+    )
+
+
+def arrow(parent: str, child: str) -> str:
+    """An edge as one word."""
+    return f"{parent}>{child}"

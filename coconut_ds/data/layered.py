@@ -1,8 +1,9 @@
 """Layered graphs with questions as in ProsQA, of any size, drawn when needed: the data source ``data=synthetic``.
 
 Does: problems that are a pure function of (seed, split, epoch, index). Validation and test never change, and no graph
-stands in two splits, not even renumbered: its fingerprint assigns it to one. Does not: write files, nor promise that
-no graph comes twice within one split.
+stands in two splits, not even renumbered: its fingerprint assigns it to one. (With ``split_by=problems``, for graphs of
+which there are few, no problem does.) Worded as in ProsQA, or with one word an edge (``wording``). Does not: write
+files, nor promise that no graph comes twice within one split.
 
 The graph. Layer 0 holds two persons, root and rival. Each further node belongs to the family of one person (its parents
 do too) or is mixed (any parents). Each node below layer 0 has a parent one layer up, each above the last a child one
@@ -16,9 +17,22 @@ Cost: about 1 ms a training problem, ten times that for validation and test.
 
 import random
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 
-from coconut_ds.data.graphs import CONCEPTS, MAX_CONCEPTS, NAMES, Edge, Graph, GraphQuestion, concepts, split_of, word
+from coconut_ds.data.graphs import (
+    CONCEPTS,
+    MAX_CONCEPTS,
+    NAMES,
+    Edge,
+    Graph,
+    GraphQuestion,
+    arrow,
+    concepts,
+    split_of,
+    split_of_problem,
+    word,
+    word_as_arrows,
+)
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 
@@ -29,6 +43,8 @@ FAMILY_WEIGHTS = (0.35, 0.35, 0.30)
 SKIP_POWER = 2.0
 """A further edge over d layers is drawn with weight d ** -SKIP_POWER."""
 MAX_TRIES = 1000
+MAX_SYMBOLS = 64
+"""Nodes of graphs worded as arrows: each pair of symbols is a word of its own."""
 
 Layers = list[list[int]]
 """The family of each node, layer by layer; nodes are numbered in this order."""
@@ -111,6 +127,8 @@ class LayeredGraphs:
         num_layers: tuple[int, int],
         num_edges: tuple[int, int],
         online: bool,
+        wording: str = "sentences",
+        split_by: str = "graphs",
     ) -> None:
         """Refuses at once what cannot be drawn.
 
@@ -121,6 +139,8 @@ class LayeredGraphs:
             num_layers: of a graph, the persons' layer included.
             num_edges: of a graph.
             online: whether each epoch has new training problems; otherwise those of epoch 0 come again.
+            wording: sentences, or arrows (``graphs.word_as_arrows``); both tell of the same graphs.
+            split_by: what stands in one split only: graphs, whatever their names, or problems.
 
         Raises:
             DataError: some numbers of the ranges cannot go together, or leave too few graphs for three splits.
@@ -128,10 +148,14 @@ class LayeredGraphs:
         self._seed, self._size, self._online = seed, dict(size), online
         self._ranges = (num_nodes, num_layers, num_edges)
         self._concepts = CONCEPTS
+        self._arrows, self._by_graphs = wording == "arrows", split_by == "graphs"
         self._kept: dict[str, list[Problem]] = {}
         _check_form(self._size, num_nodes, num_layers, num_edges)
+        if self._arrows:
+            _check_symbols(num_nodes)
         _check_fit(num_nodes, num_layers, num_edges)
         self._concepts = concepts(max(len(CONCEPTS), num_nodes[1] - 2))
+        self._symbols = tuple(map(str, range(num_nodes[1])))
         for split in SPLITS:
             if self._size[split]:
                 self.problem(split, 0, 0)
@@ -150,23 +174,35 @@ class LayeredGraphs:
 
     def vocabulary(self) -> list[str]:
         """Texts that hold every word of any problem, with each mark that can follow it."""
+        if self._arrows:
+            arrows = [arrow(parent, child) for parent, child in permutations(self._symbols, 2)]
+            return [*arrows, *(f"From {symbol} to {symbol} or {symbol}?" for symbol in self._symbols)]
         one = self._concepts[0]
         persons = [f"{name} is a {one}. Is {name} a {one} or {one}?" for name in NAMES]
         return persons + [f"Every {concept} is a {concept}. Is {NAMES[0]} a {concept}?" for concept in self._concepts]
 
     def problem(self, split: str, epoch: int, index: int) -> Problem:
-        """One problem, a pure function of the arguments and of the settings; graphs of other splits are drawn again."""
+        """One problem, a pure function of the arguments and of the settings; those of other splits are drawn again."""
         for count in range(MAX_TRIES):
             rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}" + (f"/{count}" if count else ""))
             graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
-            if split_of(graph) == split:
-                return word(_ask(rng, graph), rng, self._concepts)
+            if self._by_graphs and split_of(graph) != split:
+                continue
+            problem = self._word(_ask(rng, graph), rng)
+            if self._by_graphs or split_of_problem(problem) == split:
+                return problem
         nodes, layers, edges = map(list, self._ranges)
         raise DataError(
             f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges} give too few "
             f"different graphs: {MAX_TRIES} draws held none for the split '{split}', expected about one in ten; widen "
-            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit"
+            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit, or set "
+            "data.split_by=problems"
         )
+
+    def _word(self, question: GraphQuestion, rng: random.Random) -> Problem:
+        if self._arrows:
+            return word_as_arrows(question, rng, self._symbols)
+        return word(question, rng, self._concepts)
 
     def _draw(self, split: str, epoch: int) -> list[Problem]:
         return [self.problem(split, epoch, index) for index in range(self._size[split])]
@@ -186,6 +222,15 @@ def _check_form(size: Mapping[str, int], *ranges: Sequence[int]) -> None:
                 f"data.{name}: found {list(bounds)}, expected [smallest, largest]; set for instance "
                 f"data.{name}=[{min(bounds, default=8)},{max(bounds, default=8)}]"
             )
+
+
+def _check_symbols(num_nodes: Sequence[int]) -> None:
+    if num_nodes[1] > MAX_SYMBOLS:
+        raise DataError(
+            f"data.num_nodes: found {list(num_nodes)}, expected at most {MAX_SYMBOLS} with data.wording=arrows (each "
+            f"pair of nodes is a word); set data.num_nodes=[{min(num_nodes[0], MAX_SYMBOLS)},{MAX_SYMBOLS}] or "
+            "data.wording=sentences"
+        )
 
 
 def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: Sequence[int]) -> None:

@@ -126,7 +126,14 @@ SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
     "modular_sum": lambda data, seed: ModularSum(seed, data.size, data.num_terms, data.online, data.modulus),
     "permutation_product": lambda data, seed: PermutationProduct(seed, data.size, data.num_terms, data.online),
     "synthetic": lambda data, seed: LayeredGraphs(
-        seed, data.size.model_dump(), data.num_nodes, data.num_layers, data.num_edges, data.online
+        seed,
+        data.size.model_dump(),
+        data.num_nodes,
+        data.num_layers,
+        data.num_edges,
+        data.online,
+        data.wording,
+        data.split_by,
     ),
     "prosqa_symbolic": lambda data, seed: SymbolicProsqa(seed, data.size, data.num_hops, data.online),
 }

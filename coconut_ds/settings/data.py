@@ -53,7 +53,10 @@ class DataConfig(Group):
     """Smallest and largest number of layers (synthetic)."""
     num_edges: tuple[Positive, Positive] = (24, 40)
     """Smallest and largest number of edges (synthetic)."""
-
+    wording: Literal["sentences", "arrows"] = "sentences"
+    """sentences: those of ProsQA; arrows: one word an edge (synthetic)."""
+    split_by: Literal["graphs", "problems"] = "graphs"
+    """What stands in one split only: graphs, whatever their names; problems, where there are few graphs (synthetic)."""
     num_hops: tuple[Positive, Positive] = (3, 4)
     """Smallest and largest number of edges from root to target (prosqa_symbolic)."""
 
