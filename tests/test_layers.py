@@ -166,34 +166,6 @@ def test_a_heavy_or_outer_package_is_imported_by_its_one_module_alone(package: s
     assert found == ONLY_IN[package]
 
 
-SERVE = PACKAGE.parent / "serve"
-PLAIN_APP = {
-    *("studio", "problems", "experiments", "exporting", "permalink"),
-    *("figures", "graph_drawing", "markup", "words"),
-}
-"""What of the app needs no Gradio, so that it is tested without."""
-
-
-def test_gradio_stays_in_the_pages_of_the_app() -> None:
-    found = {
-        path.relative_to(SERVE).with_suffix("").as_posix()
-        for path in SERVE.rglob("*.py")
-        if any(full.split(".")[0] == "gradio" for full in imported(path))
-    }
-    pages = {path.stem for path in (SERVE / "app").glob("*.py")} - PLAIN_APP - {"__init__"}
-    assert found == {f"app/{name}" for name in pages}
-
-
-def test_the_rest_of_the_server_does_not_know_the_app() -> None:
-    """But for the module that starts both, inside a function."""
-    found = {
-        path.relative_to(SERVE).as_posix()
-        for path in SERVE.rglob("*.py")
-        if path.parent.name != "app" and any(full.startswith("serve.app") for full in imported(path))
-    }
-    assert found == {"launch.py"}
-
-
 def test_configuration_and_data_load_without_torch() -> None:
     names = sorted(f"coconut_ds.{name}".rstrip(".") for layer in (*PLAIN, *ENTRY) for name in layer)
     heavy = ["torch", "transformers", "tokenizers", "deepspeed", "wandb"]
