@@ -18,7 +18,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-from serve.app import figures, markup
+from serve.app import experiments, figures, markup
 from serve.app.experiments import Changing, Measuring, Thinking, answers, changed, measure, overview, search
 from serve.app.exporting import files_of
 from serve.app.graph_drawing import draw_graph, layers_of
@@ -28,6 +28,7 @@ from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
+NEW_TOKENS = 6
 HOSTILE = """<script>alert('x')</script>"&{{7*7}}${7*7}%{x}"""
 
 NAMES = ["Tom", "Sam", "ape", "bee", "cat", "dog", "elk"]
@@ -48,7 +49,10 @@ def studio(tmp_path_factory) -> Iterator[Studio]:
     given = [str(save_checkpoint(folder / "thinks")), str(save_checkpoint(folder / "without", "no_cot"))]
     service, _ = make_service(given, EngineSettings(slots=8, max_positions=256), Limits())
     files = {"sums": ProblemFile("sums", SUMS), "graphs": ProblemFile("graphs", (GRAPH,))}
-    yield Studio(service, files, {"thinks": "sums"})
+    with pytest.MonkeyPatch.context() as patch:
+        # Random weights never end a text by themselves.
+        patch.setattr(experiments, "MAX_NEW_TOKENS", NEW_TOKENS)
+        yield Studio(service, files, {"thinks": "sums"})
     service.close()
 
 
@@ -180,7 +184,10 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
     assert (alone.effect, found[6].controls) == (found[6].effect, ())
     assert alone.controls
     direct = studio.service.call_now(
-        "thinks", lambda reasoner: intervene(reasoner, asked.question, what[6], references=asked.references)[0]
+        "thinks",
+        lambda reasoner: intervene(
+            reasoner, asked.question, what[6], references=asked.references, max_new_tokens=NEW_TOKENS
+        )[0],
     )
     assert direct == alone
 
