@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: demo test lint clean
+.PHONY: demo app test lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m coconut_ds.demo --seed $(SEED)
+
+# The demo's checkpoints first, if there are none: minutes.
+app: $(VENV)/.ready
+	test -n "$$(find outputs -name coconut.json -print -quit 2>/dev/null)" || $(BIN)/python -m coconut_ds.demo --seed $(SEED)
+	$(BIN)/python -m serve app --runs outputs
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""``python -m serve api``, or ``coconut-serve``: the command line."""
+"""``python -m serve api`` (``coconut-serve``) and ``python -m serve app``: the command line."""
 
 import argparse
 import logging
@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from coconut_ds.arguments import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from serve.limits import EngineSettings, Limits
 
 KEY_VARIABLE = "COCONUT_API_KEY"
+RUNS = "outputs"
+"""Where runs lie, if nothing else is said."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -36,24 +39,45 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m serve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     api = commands.add_parser("api", help="the HTTP API")
-    add_options(api)
+    add_checkpoints(api, "--checkpoint", required=True)
+    api.add_argument("--app", action="store_true", help="the app too, at /app")
+    api.add_argument(
+        "--api-key-file", type=Path, help="the key that clients send; else COCONUT_API_KEY of the environment"
+    )
+    add_options(api, port=8000)
+    app = commands.add_parser("app", help="the app, for a browser; the HTTP API beside it")
+    add_checkpoints(app, "--runs")
+    app.set_defaults(app=True)
+    app.add_argument(
+        "--login",
+        type=Path,
+        metavar="FILE",
+        dest="api_key_file",
+        help="holds the password that visitors type, with any name; else COCONUT_API_KEY of the environment",
+    )
+    add_options(app, port=7860)
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """All options of a server."""
-    limits, settings = Limits(), EngineSettings()
-    add = parser.add_argument
-    add(
-        "--checkpoint",
+def add_checkpoints(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
+    """The option that says what is served."""
+    parser.add_argument(
+        name,
         action="append",
-        required=True,
+        dest="checkpoint",
         metavar="[NAME=]PATH",
         help="a model folder, a run's folder or a folder with runs; may be given several times",
+        **more,
     )
+
+
+def add_options(parser: argparse.ArgumentParser, port: int) -> None:
+    """Options of a server, with its usual port."""
+    limits, settings = Limits(), EngineSettings()
+    add = parser.add_argument
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000)
-    add("--api-key-file", type=Path, help="the key that clients send; else COCONUT_API_KEY of the environment")
+    add("--port", type=int, default=port)
+    add("--data", type=Path, action="append", default=[], metavar="FILE", help="problems that the app offers")
     add("--no-key", action="store_true", help="serve other machines without a key")
     add("--dtype", default=settings.dtype, choices=("float32", "bfloat16", "float16"))
     add("--device", help="default: the accelerator where there is one")
@@ -83,6 +107,7 @@ LIMITS = {
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    arguments.checkpoint = arguments.checkpoint or [RUNS]
     settings, limits = settings_of(arguments)
     key = read_key(arguments.api_key_file)
     check_host(arguments.host, key, arguments.no_key)

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 import torch
+from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
 from serve.catalogue import find_checkpoints
@@ -31,7 +33,8 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
     log.info("%d checkpoints: %s", len(names), ", ".join(names[:20]))
     if arguments.load:
         load_first(service)
-    run_server(service, metrics, arguments.host, arguments.port, key)
+    mounts = app_mounts(service, arguments.data) if arguments.app else None
+    run_server(service, metrics, arguments.host, arguments.port, key, mounts)
 
 
 def make_service(
@@ -61,3 +64,18 @@ def load_first(service: Service) -> None:
     except ServiceError as error:
         raise CheckpointError(f"--load: {error}") from error
     service.models.release(name)
+
+
+def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:
+    """The app, by path.
+
+    Raises:
+        DataError: a file of ``--data`` is no file of problems.
+    """
+    # Imported here: Gradio is slow to load, and the API does without.
+    from serve.app.layout import mounts
+    from serve.app.problems import find_files
+    from serve.app.studio import Studio
+
+    files, file_of = find_files(data, service.models.catalogue)
+    return mounts(Studio(service, files, file_of))

@@ -110,6 +110,7 @@ ONLY_IN: dict[str, set[str]] = {
     "omegaconf": {"compose"},
     "lm_eval": {"lm_harness"},
     "gradio": set(),
+    "plotly": set(),
     "serve": set(),
     "tests": set(),
 }

@@ -9,6 +9,7 @@ from test_layers import imported
 
 import serve
 
+PAGES = ("think", "search", "intervene", "compare", "dataset")
 # As in test_layers: a module may import its own layer and those before it.
 LAYERS: list[set[str]] = [
     {"serve", "serve.errors", "serve.limits", "serve.text", "serve.safety"},
@@ -21,6 +22,12 @@ LAYERS: list[set[str]] = [
     {"serve.api.thoughts", "serve.api.status"},
     {"serve.api.app"},
     {"serve.server"},
+    {"serve.app", *(f"serve.app.{name}" for name in ("problems", "markup", "words", "theme"))},
+    {"serve.app.studio", "serve.app.events", "serve.app.graph_drawing", "serve.app.figures"},
+    {"serve.app.experiments", "serve.app.permalink", "serve.app.question"},
+    {"serve.app.exporting", *(f"serve.app.{name}" for name in PAGES)},
+    {"serve.app.export"},
+    {"serve.app.layout"},
     {"serve.launch"},
     {"serve.cli"},
     {"serve.ray_app", "serve.__main__"},
@@ -28,6 +35,8 @@ LAYERS: list[set[str]] = [
 ONLY_IN = {
     "ray": {"serve.ray_app"},
     "uvicorn": {"serve.server"},
+    "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "layout")},
+    "plotly": {"serve.app.figures", "serve.app.graph_drawing"},
     "prometheus_client": {"serve.metrics", "serve.api.guards", "serve.api.status"},
 }
 
@@ -59,6 +68,7 @@ def test_an_outer_package_is_imported_by_its_modules_alone(package):
 
 
 def test_the_command_line_loads_without_torch():
-    script = "import sys, serve.cli\nprint([name for name in ('torch', 'fastapi', 'uvicorn') if name in sys.modules])"
+    heavy = ("torch", "fastapi", "uvicorn", "gradio")
+    script = f"import sys, serve.cli\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -82,6 +82,7 @@ def intervene(
     pause: Reasoner | None = None,
     n_thoughts: int | None = None,
     max_new_tokens: int = 128,
+    with_controls: bool = True,
 ) -> list[InterventionReport]:
     """A report on each intervention, all of them run together.
 
@@ -93,6 +94,7 @@ def intervene(
         pause: a checkpoint that pauses, for the control of that name.
         n_thoughts: thoughts or pauses; None: the checkpoint's number.
         max_new_tokens: longest text.
+        with_controls: False leaves them out, which is faster where many changes stand beside each other.
 
     Raises:
         DataError: there is no such thought, or ``mean`` or ``patch`` has no references to take from.
@@ -105,7 +107,7 @@ def intervene(
     if not baseline.case.num_latents:
         raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
     pool = [known[one] for one in references if one != question]
-    plans = [_plans(reasoner, baseline, what, pool, known) for what in asked]
+    plans = [_plans(reasoner, baseline, what, pool, known)[: None if with_controls else 1] for what in asked]
     trials = [Trial(baseline, case) for arms in plans for arm in arms for case in arm.cases]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
     reports = []

@@ -1,0 +1,128 @@
+"""Results as files: JSON, CSV and PNG, made in memory."""
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.probing import figures as pictures
+from coconut_ds.probing import graph_figures
+from coconut_ds.probing.export import Row, row_of
+from coconut_ds.probing.intervene import InterventionReport
+from coconut_ds.probing.trace import ThoughtTrace
+from serve.app.experiments import Changing, Comparing, Measuring, Result, Searching, Thinking
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be taken away."""
+
+    name: str
+    kind: str
+    content: bytes
+
+
+Drawing = Callable[[Path], None]
+
+
+def files_of(result: Result, page: str) -> list[File]:
+    """All files of a result; names begin with the page's."""
+    text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    found = [File(f"{page}.json", "application/json", text.encode())]
+    rows, drawings = _parts(result)
+    found += [File(f"{page}-{name}.csv", "text/csv", _csv(own)) for name, own in rows.items() if own]
+    return found + [File(f"{page}-{name}.png", "image/png", _drawn(draw)) for name, draw in drawings.items()]
+
+
+def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
+    if isinstance(result, Thinking):
+        trace = result.trace
+        rows = {"thoughts": _thoughts(trace), "answers": [row_of(one) for one in result.answers]}
+        drawings: dict[str, Drawing] = {"thoughts": lambda path: pictures.draw_thoughts(trace, path)}
+        if trace.thoughts:
+            drawings["layers"] = lambda path: pictures.draw_layers(trace, path)
+        return rows, drawings
+    if isinstance(result, Searching):
+        view = result.view
+        values = [row_of(node, num_thoughts=one.num_thoughts) for one in view.after for node in one.nodes]
+        return {"values": values}, {"graph": lambda path: graph_figures.draw_graph(view, path, result.model)}
+    if isinstance(result, Changing):
+        report = result.report
+        rows = {"outcomes": _outcomes([report]), "overview": _outcomes(result.overview)}
+        return rows, {"outcomes": lambda path: pictures.draw_report(report, path)}
+    if isinstance(result, Comparing):
+        both = [
+            row | {"model": model}
+            for model, trace in zip(result.models, result.traces, strict=True)
+            for row in _thoughts(trace)
+        ]
+        return {"thoughts": both}, {
+            name: _thoughts_drawing(trace) for name, trace in zip(("first", "second"), result.traces, strict=True)
+        }
+    return _measured(result)
+
+
+def _measured(result: Measuring) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
+    rows = {
+        name: [row_of(one) for one in values]
+        for name, values in (
+            ("sweep", result.points),
+            ("effects", result.effects),
+            ("probes", result.probes),
+            ("heights", result.heights),
+        )
+    }
+    title = f"{result.model}, {result.num_problems} problems of {result.file}"
+    drawings: dict[str, Drawing] = {}
+    if result.points:
+        drawings["sweep"] = lambda path: pictures.draw_sweep_points(result.points, path, title)
+    if result.effects:
+        drawings["effects"] = lambda path: pictures.draw_effects(result.effects, path, title)
+    if result.probes:
+        drawings["probes"] = lambda path: pictures.draw_probes(result.probes, path, title)
+    if result.parallelism:
+        drawings["parallelism"] = lambda path: graph_figures.draw_parallelism(result.parallelism, path, title)
+    return rows, drawings
+
+
+def _thoughts_drawing(trace: ThoughtTrace) -> Drawing:
+    return lambda path: pictures.draw_thoughts(trace, path)
+
+
+def _thoughts(trace: ThoughtTrace) -> list[Row]:
+    """A row for each token of each layer of each thought."""
+    return [
+        {"thought": one.number, "layer": layer, "rank": rank + 1, "token": token, "probability": probability}
+        | {"entropy": state.entropy, "norm": one.norm, "cosine_to_previous": one.cosine_to_previous}
+        for one in trace.thoughts
+        for layer, state in enumerate(one.layers)
+        for rank, (token, probability) in enumerate(zip(state.tokens, state.probabilities, strict=True))
+    ]
+
+
+def _outcomes(reports: Sequence[InterventionReport]) -> list[Row]:
+    return [
+        row_of(one, change=report.intervention.name, thought=report.intervention.thought, arm=arm.name, draw=draw)
+        for report in reports
+        for arm in (report.effect, *report.controls)
+        for draw, one in enumerate(arm.outcomes)
+    ]
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list({key: None for row in rows for key in row}))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _drawn(draw: Drawing) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path)
+        return path.read_bytes()

@@ -1,0 +1,90 @@
+"""The pages put together, as one ASGI app."""
+
+import os
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.app import compare, dataset, export, intervene, markup, question, search, think
+from serve.app.events import AT_A_TIME, WAITING
+from serve.app.studio import Studio
+from serve.app.theme import CSS, theme
+
+PATH = "/app"
+TITLE = "coconut-ds: thoughts seen, tested and compared"
+
+ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="#0072B2"/></svg>'
+
+
+def blocks_of(studio: Studio) -> gr.Blocks:
+    """All pages over a studio."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        gr.HTML(f'<div class="app-title"><h1>{markup.escape("Thoughts seen, tested and compared")}</h1></div>')
+        bar = question.build(studio)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Think", id="think"):
+                thinking = think.build(studio, bar)
+            with gr.Tab("Search", id="search"):
+                searching = search.build(studio, bar)
+            with gr.Tab("Intervene", id="intervene"):
+                changing = intervene.build(studio, bar)
+            with gr.Tab("Compare", id="compare"):
+                comparing = compare.build(studio, bar)
+            with gr.Tab("Data set", id="dataset"):
+                measuring = dataset.build(studio, bar)
+            with gr.Tab("Export", id="export"):
+                pages = export.Pages(thinking, searching, changing, comparing, measuring)
+                export.build(studio, bar, pages)
+        export.restore(blocks, studio, bar, pages, tabs)
+    return blocks.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_A_TIME)
+
+
+def mounts(studio: Studio) -> dict[str, ASGIApp]:
+    """By path: the app, and what browsers ask for at the root, wherever an app is mounted."""
+    return {
+        PATH: make_app(studio),
+        "/manifest.json": JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"}),
+        "/favicon.ico": Response(ICON, media_type="image/svg+xml"),
+    }
+
+
+def make_app(studio: Studio) -> ASGIApp:
+    """The app itself. It shares nothing, reports nothing and loads nothing from elsewhere."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    blocks = blocks_of(studio)
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gr.mount_gradio_app(
+        outer,
+        blocks,
+        path="/",
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        allowed_paths=[],
+        blocked_paths=[str(Path.cwd())],
+        max_file_size=1,
+        theme=theme(),
+        css=CSS,
+    )
+    return _Started(outer, blocks)
+
+
+class _Started:
+    """Starts Gradio's queue with the first request: its tasks belong to the loop that runs then."""
+
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
+        self._app, self._blocks, self._started = app, blocks, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if not self._started:
+            self._started = True
+            self._blocks.run_startup_events()
+            await self._blocks.run_extra_startup_events()
+        await self._app(scope, receive, send)

@@ -1,0 +1,259 @@
+"""What the app shows, without a browser: bounds, links, escaped text, drawings, measures, files to take away."""
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from urllib.parse import parse_qsl
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import save_checkpoint
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.errors import CoconutError, DataError
+from coconut_ds.probing.intervene import intervene
+from coconut_ds.probing.interventions import Intervention, Kind
+from serve.app import experiments, figures, markup
+from serve.app.experiments import Changing, Measuring, Thinking, answers, changed, measure, overview, search
+from serve.app.exporting import files_of
+from serve.app.graph_drawing import draw_graph, layers_of
+from serve.app.permalink import PAGES, View, number_of, query_of, view_of
+from serve.app.problems import ProblemFile, find_files
+from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens
+from serve.launch import make_service
+from serve.limits import EngineSettings, Limits
+
+NEW_TOKENS = 6
+HOSTILE = """<script>alert('x')</script>"&{{7*7}}${7*7}%{x}"""
+
+NAMES = ["Tom", "Sam", "ape", "bee", "cat", "dog", "elk"]
+EDGES = [[0, 2], [0, 3], [2, 4], [1, 5], [5, 6]]
+GRAPH = Problem(
+    "Tom is a ape. Tom is a bee. Every ape is a cat. Sam is a dog. Every dog is a elk. Is Tom a cat or elk?",
+    ("Tom is a ape.", "Every ape is a cat."),
+    "Tom is a cat.",
+    {"idx_to_symbol": NAMES, "edges": EDGES, "root": 0, "target": 4, "neg_target": 6},
+)
+SUMS = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(1, 5) for b in range(1, 4))
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory) -> Iterator[Studio]:
+    """Two models with random weights, one of which pauses, and two files."""
+    folder = tmp_path_factory.mktemp("app")
+    given = [str(save_checkpoint(folder / "thinks")), str(save_checkpoint(folder / "without", "no_cot"))]
+    service, _ = make_service(given, EngineSettings(slots=8, max_positions=256), Limits())
+    files = {"sums": ProblemFile("sums", SUMS), "graphs": ProblemFile("graphs", (GRAPH,))}
+    with pytest.MonkeyPatch.context() as patch:
+        # Random weights never end a text by themselves.
+        patch.setattr(experiments, "MAX_NEW_TOKENS", NEW_TOKENS)
+        yield Studio(service, files, {"thinks": "sums"})
+    service.close()
+
+
+def asked_of(studio: Studio, question: str = SUMS[0].question, file: str = "sums") -> Asked:
+    return studio.asked("thinks", file, question, 2)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(st.builds(View, st.sampled_from(PAGES), *[texts] * 9))
+def test_a_link_holds_the_whole_view(view):
+    query = query_of(view)
+    assert view_of(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))) == view
+    assert query.isascii()
+    assert not set("<>\"' ") & set(query)
+
+
+def test_a_link_that_makes_no_sense_is_but_a_start():
+    assert view_of({"view": "etc", "model": "x" * (MAX_CHARACTERS + 1), "other": "1"}) == View()
+    assert [number_of(text, 1, 8) for text in ("0", "1", "8", "9", "x", "", "²", "9" * 99)] == [None, 1, 8] + [None] * 5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: markup.table(HOSTILE, [HOSTILE], [[HOSTILE, HOSTILE]]),
+        lambda: markup.answer(HOSTILE, HOSTILE, HOSTILE, False),
+        lambda: markup.notice(HOSTILE),
+        lambda: markup.hint(HOSTILE),
+        lambda: markup.empty(HOSTILE),
+        lambda: markup.thinking(1, 2, HOSTILE),
+        lambda: markup.progress(HOSTILE, 1, 2),
+        lambda: markup.finding(HOSTILE),
+        lambda: markup.title(HOSTILE, HOSTILE),
+        lambda: markup.download(HOSTILE, "text/csv", HOSTILE.encode(), HOSTILE),
+    ],
+)
+def test_all_text_is_escaped(make):
+    html = make()
+    assert "<script" not in html
+    # Well-formed once the attributes without values are gone: no quote of the text has ended an attribute.
+    ElementTree.fromstring(
+        f"<all>{html.replace('<tr class=strong>', '<tr>').replace('<progress></progress>', '')}</all>"
+    )
+
+
+def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
+    found = asyncio.run(search(studio, asked_of(studio, GRAPH.question, "graphs")))
+    view = found.view
+    assert layers_of(view) == ([[0], [2, 3], [4], [1], [5], [6]], 3)
+    hostile = replace(view, symbols=(HOSTILE, *view.symbols[1:]))
+    for drawn in (view, hostile):
+        for place, frontier in enumerate(drawn.after):
+            html = draw_graph(drawn, place)
+            assert "<script" not in html
+            tree = ElementTree.fromstring(f"<all>{html}</all>")
+            nodes = [one.get("class", "") for one in tree.iter("g") if one.get("transform")]
+            assert sorted(nodes) == sorted(
+                ["node root", "node target", "node distractor apart", "node other apart", "node other apart"]
+                + ["node other"] * 2
+            )
+            lines = [one.get("class") for one in tree.iter("line")]
+            assert [lines.count(kind) for kind in ("gold", "edge", "border")] == [2, 3, 1]
+            shares = [one.text for one in tree.iter("text") if one.get("class") == "value"]
+            values = {node.node: node.value for node in frontier.nodes if node.value is not None}
+            assert sorted(shares) == sorted(f"{value:.0%}" for value in values.values())
+
+
+def test_figures_show_what_was_computed_and_nothing_that_runs(studio):
+    asked = asked_of(studio)
+    trace = asyncio.run(studio.think(asked, ["1", "2"]))
+    shown = figures.decoded(trace).data[0]
+    states = [*(view.decoded for view in trace.thoughts), trace.last]
+    assert [list(row) for row in shown.z] == [one.probabilities for one in states]
+    lens = figures.layers(trace).data[0]
+    assert [row[0] for row in lens.z] == [layer.probabilities[0] for layer in reversed(trace.thoughts[0].layers)]
+    lines = figures.followed(trace).data
+    assert [list(line.y) for line in lines] == [
+        [*(one.decoded.chosen[i].log_probability for one in trace.thoughts), trace.last.chosen[i].log_probability]
+        for i in range(2)
+    ]
+    state = replace(trace.last, tokens=[HOSTILE] * 5)
+    hostile = replace(trace, last=state, thoughts=(replace(trace.thoughts[0], decoded=state, layers=(state,)),))
+    for figure in (figures.decoded(hostile), figures.layers(hostile)):
+        assert "<script" not in figure.to_json().replace("\\u003c", "<")
+
+
+@pytest.mark.parametrize(
+    ("question", "file", "thoughts", "model", "said"),
+    [
+        ("", "sums", 2, "thinks", "empty"),
+        (" \n", "sums", 2, "thinks", "empty"),
+        ("x" * (MAX_CHARACTERS + 1), "sums", 2, "thinks", "6,001 characters"),
+        ("\ud800", "sums", 2, "thinks", "half a character"),
+        ("1", "sums", 99, "thinks", "expected a whole number from 0 to 8"),
+        ("1", "sums", 1.5, "thinks", "expected a whole number"),
+        ("1", "sums", 1, "without", "method=no_cot"),
+        ("1", "sums", 1, "../etc", "none named"),
+    ],
+)
+def test_a_visitor_asks_within_bounds(studio, question, file, thoughts, model, said):
+    with pytest.raises(CoconutError, match=said):
+        studio.asked(model, file, question, thoughts)
+
+
+def test_a_question_brings_the_others_of_its_file(studio):
+    asked = asked_of(studio)
+    assert asked.problem == SUMS[0]
+    assert asked.answer == "2"
+    assert asked.references == tuple(one.question for one in SUMS[1:])
+    free = studio.asked("thinks", "no such file", "1 + 1 =", 2)
+    assert free.problem is None
+    assert free.references == ()
+    with pytest.raises(DataError, match="problem with its graph"):
+        asyncio.run(search(studio, free))
+    with pytest.raises(CoconutError, match="at most 4"):
+        followed_tokens("a,b,c,d,e")
+
+
+def test_an_overview_holds_the_effects_of_single_changes(studio):
+    asked = asked_of(studio)
+    found = asyncio.run(overview(studio, asked))
+    what = [one.intervention for one in found]
+    assert [(one.kind, one.thought) for one in what] == [
+        (kind, thought) for kind in (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM) for thought in (1, 2)
+    ]
+    alone = asyncio.run(changed(studio, asked, what[6]))
+    assert (alone.effect, found[6].controls) == (found[6].effect, ())
+    assert alone.controls
+    direct = studio.service.call_now(
+        "thinks",
+        lambda reasoner: intervene(
+            reasoner, asked.question, what[6], references=asked.references, max_new_tokens=NEW_TOKENS
+        )[0],
+    )
+    assert direct == alone
+
+
+def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
+    async def all_of_it() -> list[object]:
+        return [step async for step in measure(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)]
+
+    steps = asyncio.run(all_of_it())
+    last = steps[-1]
+    assert isinstance(last, Measuring)
+    assert last.num_problems == 6
+    assert (len(last.points), {one.thought for one in last.effects}) == (3, {1, 2})
+    assert last.probes
+    assert all(isinstance(step, (tuple, Measuring)) for step in steps)
+
+    async def left_early() -> int:
+        seen = 0
+        work = studio.watch("thinks", lambda reasoner, progress: [progress(i, 10**6) for i in range(10**7)])
+        async for _ in work:
+            seen += 1
+            break
+        await work.aclose()
+        # The engine's thread is free again: it answers.
+        await asyncio.wait_for(studio.call("thinks", lambda reasoner: None), 20)
+        return seen
+
+    assert asyncio.run(left_early()) == 1
+    with pytest.raises(DataError, match="at least 4"):
+        asyncio.run(anext(aiter(measure(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # random bytes have no picture
+def test_files_hold_the_numbers_of_the_page(studio):
+    asked = asked_of(studio)
+    trace = asyncio.run(studio.think(asked))
+    thinking = Thinking("thinks", trace, tuple(asyncio.run(answers(studio, asked))))
+    changing = Changing("thinks", asyncio.run(changed(studio, asked, Intervention(Kind.NOISE, 1, draws=3))))
+    for result in (thinking, changing):
+        files = {one.name: one for one in files_of(result, "page")}
+        assert json.loads(files["page.json"].content) == json.loads(json.dumps(result.as_dict()))
+        pictures = [one for name, one in files.items() if name.endswith(".png")]
+        assert pictures
+        assert all(one.content.startswith(b"\x89PNG") for one in pictures)
+    rows = list(csv.DictReader(io.StringIO(files["page-outcomes.csv"].content.decode(), newline="")))
+    report = changing.report
+    assert [float(row["change"]) for row in rows if row["arm"] == report.effect.name] == [
+        one.change for one in report.effect.outcomes
+    ]
+
+
+def test_a_run_brings_its_own_problems_and_a_bad_file_is_refused(tmp_path, studio):
+    folder = tmp_path / "run" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "problems").mkdir()
+    problems = [one.as_dict() for one in SUMS]
+    (tmp_path / "run" / "problems" / "valid.json").write_text(json.dumps(problems), encoding="utf-8")
+    given = tmp_path / "mine.json"
+    given.write_text(json.dumps([{"question": "1"}]), encoding="utf-8")
+    entry = replace(next(iter(studio.catalogue)), name="run/checkpoint_1", folder=folder)
+    files, file_of = find_files([given], [entry])
+    assert {name: one.problems for name, one in files.items()} == {
+        "mine": (Problem("1", (), "", has_answer=False),),
+        "run: valid": SUMS,
+    }
+    assert file_of == {"run/checkpoint_1": "run: valid"}
+    given.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="mine"):
+        find_files([given], [])

@@ -1,0 +1,232 @@
+"""The app in a real browser, over a real server process: every page, strange questions, links, phones, a password.
+
+Needs Chromium (``apt-get install chromium``); skipped without. Pictures of all pages go to ``outputs/app_pictures``.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import ROOT, ServerProcess, save_checkpoint, serving
+from test_app import GRAPH, HOSTILE, SUMS
+
+pytestmark = pytest.mark.slow
+PICTURES = ROOT / "outputs" / "app_pictures"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+if CHROMIUM is None:
+    pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+
+TABS = ("Think", "Search", "Intervene", "Compare", "Data set", "Export")
+PATIENCE_MS = 60_000
+"""Two cores may be shared with other tests."""
+
+
+@dataclass
+class Visit:
+    """A page, and what it must not do."""
+
+    page: "playwright.Page"
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def tab(self, name: str) -> None:
+        """Opens a tab; on narrow screens some are behind a button."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if not tab.is_visible():
+            self.page.locator(".overflow-menu > button").click()
+            tab = self.page.locator(".overflow-dropdown").get_by_text(name, exact=True)
+        tab.click()
+
+    def wait(self, selector: str) -> "playwright.Locator":
+        """Until it can be seen."""
+        found = self.page.locator(selector).first
+        found.wait_for(timeout=PATIENCE_MS)
+        return found
+
+    def ask(self, question: str) -> None:
+        """Types a question and has it thought through."""
+        self.page.locator("#question textarea").fill(question)
+        self.page.locator("#run-think").click()
+
+    def shoot(self, name: str) -> None:
+        """Keeps a picture."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("app")
+    for name, problems in (("sums", SUMS), ("graphs", (GRAPH,))):
+        (folder / f"{name}.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
+    data = [part for name in ("sums", "graphs") for part in ("--data", str(folder / f"{name}.json"))]
+    given = [f"{name}={save_checkpoint(folder / name, name)}" for name in ("coconut", "pause_as_thought")]
+    with serving(*given, options=("--app", "--max-positions", "256", *data)) as made:
+        yield made
+    print(f"pictures: {PICTURES}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
+    """Opens the app; at the end nothing was complained of, and no other host was asked."""
+
+    @contextmanager
+    def open_it(query: str = "", width: int = 1280, dark: bool = False) -> Iterator[Visit]:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+        )
+        page = context.new_page()
+        made = Visit(page, server.url)
+        page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
+        page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        page.on("request", lambda one: made.hosts.add(one.url.split("/")[2]) if "://" in one.url else None)
+        page.goto(f"{server.url}/app/{query}")
+        made.wait("#question textarea")
+        yield made
+        assert (made.complaints, made.hosts) == ([], {server.url.split("/")[2]})
+        context.close()
+
+    return open_it
+
+
+def test_every_page_works(visit):
+    """All pages once, from the first click to files; three clicks are enough for Intervene."""
+    with visit() as one:
+        one.shoot("start")
+        one.page.locator("#run-think").click()
+        one.wait("#think-after .js-plotly-plot")
+        assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
+        one.shoot("think")
+
+        one.tab("Intervene")
+        one.page.get_by_role("radio", name="zero").check()
+        one.page.locator("#run-intervene").click()
+        one.wait("#intervene-every .js-plotly-plot")
+        rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
+        assert rows[:2] == ["untouched", "thought 1: the change"]
+        assert {"thought 2", "token before"} <= set(rows)
+        one.shoot("intervene")
+
+        one.tab("Compare")
+        one.page.locator("#run-compare").click()
+        one.wait("#compare-second-decoded .js-plotly-plot")
+        assert "(pause_as_thought" in one.page.locator("#compare-second").inner_text()
+        one.shoot("compare")
+
+        one.tab("Data set")
+        for name in ("changed thoughts", "linear probes"):
+            one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
+        one.page.locator("#run-dataset").click()
+        one.wait("#dataset-state .finding")
+        one.wait("#dataset-probes .js-plotly-plot")
+        assert one.page.locator("#dataset-table tbody tr").count() >= 3 + 6
+        one.shoot("dataset")
+
+        one.tab("Export")
+        one.page.locator("#run-export").click()
+        one.wait("#export-files a")
+        with one.page.expect_download() as download:
+            one.page.get_by_role("link", name="think.json").click()
+        assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
+        names = one.page.locator("#export-files a").all_inner_texts()
+        assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
+        one.shoot("export")
+
+
+def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
+    with visit(f"?view=search&model=coconut&file=graphs&question={GRAPH.question}&thoughts=2") as one:
+        one.wait("#search-graph svg")
+        assert one.page.locator("#search-graph g.node.target").count() == 2  # the graph's and the legend's
+        before = one.page.locator("#search-graph svg").first.get_attribute("aria-label")
+        one.page.locator("#after input[type=number]").fill("0")
+        one.page.locator("#after input[type=number]").press("Enter")
+        one.wait("#search-graph svg[aria-label*='after 0 thoughts']")
+        assert "after 2 thoughts" in before
+        one.shoot("search")
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        (HOSTILE, "#think-decoded .js-plotly-plot"),
+        ("<img src=x onerror='window.hacked=1'>", "#think-decoded .js-plotly-plot"),
+        ("🥥💭 ñ 你好 \u202e", "#think-decoded .js-plotly-plot"),
+        ("x" * 10_000, "#think-message .notice:has-text('10,000 characters')"),
+        ("x" * 5_000, "#think-message .notice:has-text('room for')"),
+        ("", "#think-message .notice:has-text('is empty')"),
+    ],
+    ids=["script", "image", "emoji", "endless", "beyond the context", "nothing"],
+)
+def test_strange_questions(visit, question, expected):
+    """Answered, or refused with what to do; never run, never a raw error."""
+    with visit() as one:
+        one.ask(question)
+        one.wait(expected)
+        assert one.page.evaluate("window.hacked") is None
+        assert "Traceback" not in one.page.content()
+        assert one.page.locator("script:has-text('alert(')").count() == 0
+        if "{{" in question:
+            one.tab("Compare")
+            one.page.locator("#run-compare").click()
+            one.wait("#compare-first .side-text")
+            # Shown as it was typed: no template of the page has taken it for its own.
+            assert one.page.locator("#compare-first .side-text").inner_text() == question
+
+
+def test_long_work_is_cancelled(visit):
+    with visit() as one:
+        one.tab("Data set")
+        one.page.locator("#run-dataset").click()
+        one.wait("#dataset-state progress")
+        one.page.locator("#cancel-dataset").click()
+        one.wait("#dataset-state .finding:has-text('Cancelled')")
+        # The model is free for the next visitor.
+        one.tab("Think")
+        one.page.locator("#run-think").click()
+        one.wait("#think-decoded .js-plotly-plot")
+
+
+def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
+    with visit(width=400, dark=True) as one:
+        one.page.locator("#run-think").focus()
+        one.page.keyboard.press("Enter")
+        one.wait("#think-after .js-plotly-plot")
+        for name in TABS:
+            one.tab(name)
+            time.sleep(0.3)
+            assert one.page.evaluate("document.documentElement.scrollWidth") <= 400, name
+            one.shoot(f"phone-{name.lower().replace(' ', '-')}")
+
+
+def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path):
+    """Without a key all is open on loopback, but nothing is offered to programs; with one nothing is open."""
+    with server.client() as client:
+        info = client.get("/app/gradio_api/info").json()
+        assert (info["named_endpoints"], info["unnamed_endpoints"]) == ({}, {})
+        config = client.get("/app/config").json()
+        assert not config["analytics_enabled"]
+        page = client.get("/app/").text
+        assert "fonts.googleapis" not in page
+        assert client.get(f"/app/gradio_api/file={ROOT / 'pyproject.toml'}").status_code in (403, 404)
+    with serving(save_checkpoint(tmp_path / "model"), key="open sesame", options=("--app",)) as locked:
+        for path in ("/app/", "/app/config", "/app/theme.css", "/manifest.json"):
+            assert httpx.get(locked.url + path, timeout=30).status_code == 401, path
+        assert httpx.get(locked.url + "/app/", auth=("me", "open sesame"), timeout=30).status_code == 200
