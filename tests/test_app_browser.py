@@ -99,7 +99,7 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
         page.on("pageerror", lambda error: made.complaints.append(str(error)))
         page.on("request", lambda one: made.hosts.add(one.url.split("/")[2]) if "://" in one.url else None)
         page.goto(f"{server.url}/app/{query}")
-        made.wait("#question textarea")
+        page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
         yield made
         assert (made.complaints, made.hosts) == ([], {server.url.split("/")[2]})
         context.close()

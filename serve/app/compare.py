@@ -68,9 +68,9 @@ def build(studio: Studio, bar: Bar) -> ComparePage:
         asked = [studio.asked(first, file, text, n_thoughts)]
         wanted = n_thoughts if second == first else studio.card(second).num_latents
         asked.append(studio.asked(second, file, other if (other or "").strip() else text, wanted))
-        yield {waiting: markup.empty("Thinking twice …")}
+        yield {waiting: markup.empty("Thinking twice …"), results: gr.update(visible=True)}
         traces = [await studio.think(one) for one in asked]
-        update: Update = {results: gr.update(visible=True), waiting: "", table: _table(traces[0], traces[1])}
+        update: Update = {waiting: "", table: _table(traces[0], traces[1])}
         for one, trace, side in zip(asked, traces, sides, strict=True):
             answer, decoded, layers = side
             update |= {answer: _head(studio, one, trace), decoded: figures.decoded(trace)}

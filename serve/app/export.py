@@ -34,8 +34,9 @@ PRESS = """(page) => {
     else if (tries) setTimeout(() => press(tries - 1), 100);
   };
   if (page) press(100);
+  document.documentElement.dataset.ready = 'yes';
 }"""
-"""Waits for the page's button: tabs are made when they are first opened."""
+"""Waits for the page's button: tabs are made when they are first opened. And says that the page listens by now."""
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,11 @@ def build(studio: Studio, bar: Bar) -> IntervenePage:
         asked = studio.asked(*values[:4])
         what = _intervention(studio, asked, *values[4:-1])
         pausing = _pausing(studio, values[-1])
-        yield {verdict: markup.empty("Thinking with the changed thought, and with the controls …")}
+        waiting = markup.empty("Thinking with the changed thought, and with the controls …")
+        yield {verdict: waiting, results: gr.update(visible=True)}
         made = Changing(asked.model, await changed(studio, asked, what, pausing))
         yield {
             verdict: _verdict(made.report),
-            results: gr.update(visible=True),
             table: _table(made.report),
             picture: figures.report(made.report),
             kept: made,

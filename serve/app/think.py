@@ -70,6 +70,8 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
     ) -> AsyncGenerator[Update, None]:
         asked = studio.asked(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
+        # Shown before they have values: a figure that is made in the same moment as its column may be lost.
+        yield {results: gr.update(visible=True)}
         ended: list[Choice] = []
         async for html in _answering(studio, asked, ended):
             yield {answer: html}
@@ -77,7 +79,6 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
         made, chosen = Thinking(model, trace), figures.followed(trace)
         yield {
             answer: _answer(studio, asked, trace),
-            results: gr.update(visible=True),
             decoded: figures.decoded(trace),
             layers: gr.update(value=figures.layers(trace), visible=bool(trace.thoughts)),
             followed: gr.update(value=chosen, visible=chosen is not None),
