@@ -71,6 +71,7 @@ def test_the_largest_micro_batch_is_the_largest(lines, room):
     assert found == max((rows for rows in range(1, 2002) if peak(rows) <= room), default=0)
 
 
+@pytest.mark.slow
 def test_a_plan_as_numbers_and_as_a_table(capsys):
     base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0")
     plan = planned(capsys, *base, "gpu_memory_gib=0.06")
@@ -87,6 +88,7 @@ def test_a_plan_as_numbers_and_as_a_table(capsys):
     assert "peak" in table
 
 
+@pytest.mark.slow
 def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
     """At stage 0 and at the last one: whichever takes most."""
     data = ["data=modular_sum", "size.train=20", "tokenizer=dataset", "batch_size_training=2", "deepspeed=zero2"]
