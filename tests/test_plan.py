@@ -91,7 +91,15 @@ def test_a_plan_as_numbers_and_as_a_table(capsys):
 @pytest.mark.slow
 def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
     """At stage 0 and at the last one: whichever takes most."""
-    data = ["data=modular_sum", "size.train=20", "tokenizer=dataset", "batch_size_training=2", "deepspeed=zero2"]
+    data = [
+        "data=modular_sum",
+        "size.train=20",
+        "size.valid=9",
+        "size.test=9",
+        "tokenizer=dataset",
+        "batch_size_training=2",
+        "deepspeed=zero2",
+    ]
     short, long = (planned(capsys, *data, f"num_terms={terms}") for terms in (3, 8))
     assert 0 < sum(short["passes"].values()) < sum(long["passes"].values())
 
