@@ -37,6 +37,8 @@ STATE = "state"
 """DeepSpeed's tag: the name of the folder within that of ``save_state``."""
 SHARED = "run.save_path must be on a file system that all nodes share"
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_own_variables: dict[str, str] = {}
+"""What a process without a launcher has put into its environment while it is a group of one."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
         )
     if not by_launcher:
         # DeepSpeed would look for MPI: a process without a launcher is a group of one.
-        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+        _own_variables.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
+        _own_variables.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+        os.environ.update(_own_variables)
     # On the CPU, init_distributed would compile this op, which takes a minute and a C++ compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     arguments = {} if timeout is None else {"timeout": timeout}
@@ -78,9 +81,12 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
 
 
 def stop_ranks() -> None:
-    """Leaves the group."""
+    """Leaves the group. Programs that this one starts are not to take themselves for its ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    for name in _own_variables:
+        os.environ.pop(name, None)
+    _own_variables.clear()
 
 
 class Engine:

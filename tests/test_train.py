@@ -276,6 +276,8 @@ def test_bad_input_is_one_clear_error_and_nothing_is_left_behind(case, tmp_path,
     assert error.count("error: ") == 1
     assert re.search(words, error, flags=re.DOTALL), error
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    # What this process starts next must not take itself for a rank.
+    assert not {"RANK", "MASTER_PORT"} & os.environ.keys()
 
 
 def test_default_data_that_is_not_there_names_the_command_that_makes_it(tmp_path, monkeypatch):
