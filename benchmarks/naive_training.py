@@ -6,6 +6,7 @@ all labels of a micro batch. Its cache is cut back by hand to the positions that
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,15 +41,19 @@ def naive_loss(model: PreTrainedModel, batch: dict[str, Tensor], thought_id: int
     count = max(map(len, lists))
     embeds = model.get_input_embeddings()(ids)
     start, end = 0, int(thoughts[:, 1].min()) if count else ids.shape[1]
-    logits, cache = [], None
-    for number in range(count):
-        output = model(
+    logits, cache = [], DynamicCache(config=model.config)
+
+    def one_pass() -> Any:
+        return model(
             inputs_embeds=embeds[:, start:end],
             attention_mask=mask[:, :end],
             position_ids=positions[:, start:end],
-            past_key_values=_cut(cache, start) if cache is not None else DynamicCache(config=model.config),
+            past_key_values=_cut(cache, start) if start else cache,
             output_hidden_states=True,
         )
+
+    for number in range(count):
+        output = one_pass()
         logits.append(output.logits)
         hidden, cache = output.hidden_states[-1], output.past_key_values
         offset, start = start, end
@@ -58,14 +63,7 @@ def naive_loss(model: PreTrainedModel, batch: dict[str, Tensor], thought_id: int
             if number < len(places):
                 nested[row][places[number]] = hidden[row, places[number] - 1 - offset]
         embeds = torch.stack([torch.stack(row) for row in nested])
-    output = model(
-        inputs_embeds=embeds[:, start:end],
-        attention_mask=mask[:, :end],
-        position_ids=positions[:, start:end],
-        past_key_values=_cut(cache, start) if cache is not None else DynamicCache(config=model.config),
-        output_hidden_states=True,
-    )
-    logits.append(output.logits)
+    logits.append(one_pass().logits)
     shifted = torch.cat(logits, dim=1)[:, :-1]
     return F.cross_entropy(shifted.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
 

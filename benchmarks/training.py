@@ -24,7 +24,6 @@ difference between losses of both loops over 20 updates on the same batches.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -253,7 +252,7 @@ class Bench:
         profiler.export_chrome_trace(str(path))
         order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         print(profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60))
-        print(f"trace: {path}; peak so far {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        print(f"trace: {path}; peak so far {peak_memory_mb(self.device):.0f} MB")
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
