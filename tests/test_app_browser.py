@@ -217,7 +217,10 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
 
 
 def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path):
-    """Without a key all is open on loopback, but nothing is offered to programs; with one nothing is open."""
+    """Without a key all is open on loopback, but nothing is offered to programs; with one nothing is open.
+
+    A page that somebody left open does not keep the server from stopping.
+    """
     with server.client() as client:
         info = client.get("/app/gradio_api/info").json()
         assert (info["named_endpoints"], info["unnamed_endpoints"]) == ({}, {})
@@ -230,3 +233,8 @@ def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path
         for path in ("/app/", "/app/config", "/app/theme.css", "/manifest.json"):
             assert httpx.get(locked.url + path, timeout=30).status_code == 401, path
         assert httpx.get(locked.url + "/app/", auth=("me", "open sesame"), timeout=30).status_code == 200
+        page = httpx.stream("GET", f"{locked.url}/app/gradio_api/heartbeat/tab", auth=("me", "open sesame"), timeout=30)
+        with page as heartbeat:
+            assert heartbeat.status_code == 200
+            assert next(heartbeat.iter_raw())
+            assert locked.stop(limit_s=15) == 0

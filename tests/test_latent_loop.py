@@ -13,6 +13,7 @@ from coconut_ds.model import loss
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.support import decoder_layers
 from coconut_ds.probing.decoding import decode_thoughts
 
 FAMILIES = ["gpt2", "llama", "qwen3"]
@@ -99,6 +100,34 @@ def test_thoughts_at_once_are_thoughts_one_by_one_after_as_many_iterations(famil
         latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, iterations=n)).item() for n in (1, 3)
     )
     assert abs(fewer - all_of_them) > 1e-3
+
+
+LONG = [
+    Layout([*range(1, 31), 39, 39, 7, 8], [IGNORE] * 33 + [8], 30, 2),
+    Layout([*range(3, 23), 39, 39, 7, 8], [IGNORE] * 19 + [22, IGNORE, IGNORE, IGNORE, 8], 20, 2),
+    Layout([*range(2, 36)], [IGNORE] * 32 + [34, 35], 34, 0),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing"])
+def test_the_last_layer_runs_where_it_is_read(family, way):
+    """Two first thoughts, one target in a question, the end of a row without thoughts: 4 of 3 x 30 positions."""
+    model = make_model(family)
+    model.config._attn_implementation = "eager" if way == "eager" else "sdpa"
+    compare(model, LONG, [1.0, 0.5, 0.25], checkpointing=way == "checkpointing")
+    inputs, targets = collate(LONG, [1.0] * 3, 2, pad_id=3)
+    assert inputs.prefix_read.tolist() == [29, 30 + 18, 30 + 19, 60 + 29]
+    positions = []
+    layers = decoder_layers(model)
+    assert layers is not None
+    for module in layers[-1].mlp.children():
+        module.register_forward_hook(lambda module, given, made: positions.append(given[0].shape[:-1].numel()))
+    latent_loss(LatentLoop(model, way == "checkpointing"), inputs, targets)
+    assert set(positions) == {4, 3, 3 * inputs.rest_ids.shape[1]}
+    positions.clear()
+    LatentLoop(model).encode(inputs)
+    assert max(positions) == 90
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

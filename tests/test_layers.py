@@ -52,6 +52,8 @@ HEAVY: list[set[str]] = [
         "model.attention",
         "model.collate",
         "model.fused",
+        "model.head",
+        "model.last_layer",
         "model.checkpointing",
         "model.deferred",
         "model.latent_attention",

@@ -187,9 +187,9 @@ def test_equal_beginnings_are_encoded_once(tiny_model):
     loop, encoded = LatentLoop(tiny_model("llama")), []
     states = loop.states
 
-    def counting(embeds, *arguments):
+    def counting(embeds, *arguments, **named):
         encoded.append(embeds.shape[0] * embeds.shape[1] if embeds.shape[1] > 1 else 0)
-        return states(embeds, *arguments)
+        return states(embeds, *arguments, **named)
 
     loop.states = counting
     question = [rng % 30 + 1 for rng in range(40)]
@@ -288,7 +288,12 @@ def test_ranks_make_the_same_passes_whatever_they_have_to_do(tiny_model):
     for loop, seen in zip(loops, calls, strict=True):
         for name in ("embed", "states", "head"):
             original = getattr(loop, name)
-            setattr(loop, name, lambda *a, seen=seen, name=name, original=original: seen.append(name) or original(*a))
+
+            def noting(*given, seen=seen, name=name, original=original, **named):
+                seen.append(name)
+                return original(*given, **named)
+
+            setattr(loop, name, noting)
     engines = [ThinkingEngine(loop, [0], 2, 96) for loop in loops]
     ends = Ends()
     for request in work[0]:

@@ -178,8 +178,9 @@ class ThinkingEngine:
         ids = self._tensor([[*row.prefix, *[0] * (width - len(row.prefix))] for row in rows])
         self.cache.set_plan(Plan(fresh=slots))
         places = torch.arange(width, device=ids.device).unsqueeze(0)
-        states = self._loop.states(self._loop.embed(ids), self.cache, None, places)
-        return states[torch.arange(len(rows), device=ids.device), self._tensor(lengths) - 1]
+        ends = self._tensor([row * width + length - 1 for row, length in enumerate(lengths)])
+        states = self._loop.states(self._loop.embed(ids), self.cache, None, places, read=ends)
+        return states.flatten(0, 1)[ends]
 
     def _encode_rest(self, row: Row, slot: int) -> Tensor:
         """State [1, D] at the end of a prefix whose first ``length`` positions are in the cache."""
@@ -250,7 +251,7 @@ class ThinkingEngine:
             embeds = torch.where(thinks[:, None], self._last[: len(rows)], embeds)
         places = self._tensor([row.length for row in rows])
         columns = max(row.length for row in rows) + 1
-        if 3 * columns > 2 * self.capacity:
+        if embeds.dtype == torch.bfloat16 and 3 * columns > 2 * self.capacity:
             # Whole rows lie in one piece; torch would copy parts of them together to multiply in bf16 on the CPU.
             columns = self.capacity
         self.cache.set_plan(Plan(places=places, columns=columns))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model.latent_attention import LatentCache
+from coconut_ds.model.support import decoder_layers
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
@@ -23,15 +24,12 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     Raises:
         ModelError: its layers are not found.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    stacks = [
-        stack for stack in model.base_model.children() if isinstance(stack, nn.ModuleList) and len(stack) == count
-    ]
-    if len(stacks) != 1:
+    layers = decoder_layers(model)
+    if layers is None:
         raise ModelError(
             f"{type(model).__name__}: its layers are not found; set training.activation_checkpointing=false"
         )
-    for layer in stacks[0]:
+    for layer in layers:
         layer.forward = _CheckpointedLayer(layer.forward, _layer_index(layer))
 
 

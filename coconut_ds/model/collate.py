@@ -32,6 +32,8 @@ class LatentInputs:
     """[B, P] token ids."""
     prefix_last: Tensor
     """[B] last real column of each row's prefix."""
+    prefix_read: Tensor
+    """[K] positions in the flattened [B·P] prefix whose states anybody reads: those before a thought or a target."""
     step_ids: Tensor
     """[B, L] token ids where a row has no thought."""
     is_thought: Tensor
@@ -97,7 +99,7 @@ def collate(
     rest_width = max((len(layout) - cut - num_thoughts for layout, cut in zip(layouts, cuts, strict=True)), default=0)
     rest_width = max(rest_width, 1) if num_thoughts else 0
     prefix, steps, rest, thoughts = [], [], [], []
-    index, ids, target_weights = [], [], []
+    index, ids, target_weights, read = [], [], [], []
     for row, (layout, cut, weight) in enumerate(zip(layouts, cuts, weights, strict=True)):
         tokens = layout.input_ids
         prefix.append(_padded(tokens[:cut], width, pad_id))
@@ -105,13 +107,15 @@ def collate(
         rest.append(_padded(tokens[cut + num_thoughts :], rest_width, pad_id))
         thoughts.append([column < layout.num_thoughts for column in range(num_thoughts)])
         start = row * (width + num_thoughts + rest_width)
+        before_target = [position - 1 for position, label in enumerate(layout.labels[: cut + 1]) if label != IGNORE]
+        read += [row * width + position for position in sorted({cut - 1, *before_target})]
         for position, label in enumerate(layout.labels):
             if label != IGNORE:
                 before = position - 1
                 index.append(start + (before if before < cut else before - cut + width))
                 ids.append(label)
                 target_weights.append(weight)
-    inputs = _inputs(prefix, cuts, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
+    inputs = _inputs(prefix, cuts, read, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
     shares = torch.tensor(target_weights, dtype=torch.float32)
     return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))
 
@@ -127,6 +131,7 @@ def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
 def _inputs(
     prefix: list[list[int]],
     cuts: list[int],
+    read: list[int],
     steps: list[list[int]],
     thoughts: list[list[bool]],
     rest: list[list[int]],
@@ -143,6 +148,7 @@ def _inputs(
     return LatentInputs(
         prefix_ids=torch.tensor(prefix),
         prefix_last=ends - 1,
+        prefix_read=torch.tensor(read),
         step_ids=torch.tensor(steps, dtype=torch.long).reshape(size, -1),
         is_thought=torch.tensor(thoughts, dtype=torch.bool).reshape(size, -1),
         rest_ids=torch.tensor(rest, dtype=torch.long).reshape(size, -1),

@@ -10,6 +10,7 @@ size, ``V`` vocabulary, ``N`` targets.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.fused import fuse_activations
+from coconut_ds.model.head import vocabulary_product
+from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import Passes, passes_of, states_of
 
@@ -41,6 +44,7 @@ class LatentLoop(nn.Module):
             # transformers' checkpointing drops the cache without an error: thoughts would not see the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
         fuse_activations(model)
+        self.last_layer = LastLayer(model)
         if activation_checkpointing:
             checkpoint_layers(model)
 
@@ -75,8 +79,7 @@ class LatentLoop(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], in fp32."""
-        logits: Tensor = self.model.get_output_embeddings()(states)
-        return logits.float()
+        return vocabulary_product(self.model.get_output_embeddings(), states).float()
 
     def states(
         self,
@@ -84,14 +87,23 @@ class LatentLoop(nn.Module):
         cache: Cache,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
-        """One pass: hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]; the cache grows by Q."""
-        return states_of(self.model, embeds, cache, attention_mask, position_ids)
+        """One pass: hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]; the cache grows by Q.
 
-    def encode(self, inputs: LatentInputs) -> Tensor:
-        """All hidden states [B, T, D] of a batch, thoughts included."""
+        ``read`` [K]: the only positions of B·Q whose states are right, each named once; None: all are.
+        """
+        with self.last_layer.only(read):
+            return states_of(self.model, embeds, cache, attention_mask, position_ids)
+
+    def encode(self, inputs: LatentInputs, all_states: bool = True) -> Tensor:
+        """Hidden states [B, T, D] of a batch, thoughts included.
+
+        ``all_states=False``: those before a thought or a target, and past the prefix; the others are rubbish.
+        """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
-        passes = passes_of(self.model, inputs, self.num_layers)
+        reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
+        passes = passes_of(self.model, inputs, self.num_layers, reading)
         parts = [passes.prefix(self.embed(inputs.prefix_ids))]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
@@ -127,5 +139,5 @@ class LatentLoop(nn.Module):
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:
     """Weighted sum of the cross entropies of all targets: a scalar in fp32. The head runs on N states only."""
-    states = loop.encode(inputs)
+    states = loop.encode(inputs, all_states=False)
     return target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)

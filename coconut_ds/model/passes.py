@@ -6,8 +6,8 @@ cache and whatever attention the model was loaded with: flash attention, eager, 
 Legend: ``B`` rows, ``P`` columns of the prefix, ``Q`` positions of a pass, ``D`` hidden size.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from coconut_ds.model.collate import LatentInputs
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
 
+Reading = Callable[[], AbstractContextManager[None]]
+
 
 class Passes(Protocol):
     """What the loop asks for."""
@@ -31,23 +33,23 @@ class Passes(Protocol):
         """States [B, Q, D] of columns from ``start`` on. ``again``: what came after the prefix is forgotten first."""
 
 
-def passes_of(model: PreTrainedModel, inputs: LatentInputs, num_layers: int) -> Passes:
-    """The passes of a batch."""
+def passes_of(model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> Passes:
+    """The passes of a batch. ``reading``: a context of the pass over the prefix, see ``last_layer``."""
     if takes_attention(model) and model.config._attn_implementation == "sdpa":
-        return LatentPasses(model, inputs, num_layers)
-    return PlainPasses(model, inputs)
+        return LatentPasses(model, inputs, num_layers, reading)
+    return PlainPasses(model, inputs, reading)
 
 
 class LatentPasses:
     """Nothing is copied or masked that need not be."""
 
-    def __init__(self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int) -> None:
+    def __init__(self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
         pads = None if mask is None else mask[:, :width] == 0
         weights = DeferredWeights() if _defers(model) else None
         # Not a method: a batch that refers to itself would hold its memory until Python looks for such rings.
-        self._computing = partial(_computing, AttentionSwitch(model, NAME), weights)
+        self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
         self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
 
     def prefix(self, embeds: Tensor) -> Tensor:
@@ -68,8 +70,8 @@ class LatentPasses:
 class PlainPasses:
     """transformers' own cache and masks."""
 
-    def __init__(self, model: PreTrainedModel, inputs: LatentInputs) -> None:
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: PreTrainedModel, inputs: LatentInputs, reading: Reading) -> None:
+        self._model, self._inputs, self._reading = model, inputs, reading
         self._cache = DynamicCache(config=model.config)
         self._prefix: list[tuple[Tensor, Tensor]] = []
 
@@ -80,7 +82,8 @@ class PlainPasses:
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""
         # The cache is there before the pass: with position ids and no cache the library takes rows for packed ones.
-        states = states_of(self._model, embeds, self._cache)
+        with self._reading():
+            states = states_of(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
         return states
 
@@ -121,10 +124,14 @@ def positions_of(inputs: LatentInputs, start: int, count: int) -> Tensor:
 
 
 @contextmanager
-def _computing(switch: AttentionSwitch, weights: DeferredWeights | None, later: bool) -> Iterator[None]:
+def _computing(
+    switch: AttentionSwitch, weights: DeferredWeights | None, reading: Reading, later: bool
+) -> Iterator[None]:
     """What the passes over the prefix, and those after it, run in."""
     with ExitStack() as stack:
         stack.enter_context(switch)
+        if not later:
+            stack.enter_context(reading())
         if weights is not None:
             stack.enter_context(weights.later() if later else weights.prefix())
         yield

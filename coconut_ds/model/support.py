@@ -77,6 +77,15 @@ def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[A
         )
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The layers of a model, first to last; None: they are not found."""
+    count = model.config.get_text_config().num_hidden_layers
+    stacks = [
+        stack for stack in model.base_model.children() if isinstance(stack, nn.ModuleList) and len(stack) == count
+    ]
+    return stacks[0] if len(stacks) == 1 else None
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Positions that the model knows; None where nothing limits them."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -27,6 +27,8 @@ OPEN = frozenset({"/health"})
 """Needs no key."""
 ALWAYS = frozenset({"/health", "/metrics"})
 """Answered while the server stops, and not counted as work."""
+HEARTBEAT = "/gradio_api/heartbeat/"
+"""In the path of the stream that a browser holds open as long as the app's page is: no work either."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -54,7 +56,7 @@ class Guards:
                 self._counter.labels(status=str(message["status"])).inc()
             await send(message)
 
-        counted = scope["path"] not in ALWAYS
+        counted = scope["path"] not in ALWAYS and HEARTBEAT not in scope["path"]
         self._service.num_requests += counted
         try:
             if scope["path"] not in OPEN and not self._knows_key(scope):
