@@ -7,10 +7,11 @@ The six-layer, 512-wide GPT-2 of ``benchmarks/evaluation.py`` in bf16, with rand
 used once, so that none is in the cache. *Long* requests are like ProsQA's: 360 tokens, 6 thoughts, 16 new tokens.
 *Short* ones have 32 tokens, 6 thoughts, 64 new ones.
 
-In this process, the server not yet started: the time that the engine takes to encode the long prompts (the *ceiling*:
-as if thoughts and tokens cost nothing), one request at a time (*sequential*), and eight at a time. Then the server,
-from here over loopback: closed loops of 1, 8, 32 and 64 clients that wait for whole answers, and an open one whose
-requests come as a Poisson process at half the rate of 64 clients and are streamed.
+In this process, while the server waits: the time that the engine takes to encode the long prompts (the *ceiling*: as if
+thoughts and tokens cost nothing), one request at a time (*sequential*), and eight at a time. From here over loopback:
+closed loops of 1, 8, 32 and 64 clients that wait for whole answers, and an open one whose requests come as a Poisson
+process at half the rate of 64 clients and are streamed. What is compared takes turns, ``--rounds`` times, and medians
+of the rounds' ratios count.
 
 The last line is JSON: ``share_of_ceiling`` is requests a second of 64 clients over the ceiling's, ``short_ratio`` the
 same for short ones over sequential service, ``http_overhead`` the time a request at eight clients over the engine's,
@@ -57,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
     parser.add_argument("--json", action="store_true", help="the last line alone")
     arguments = parser.parse_args()
@@ -70,48 +72,63 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Engine first, server second."""
+    """Engine and server in turns."""
     save(folder)
     prompts = Prompts()
 
     def count(number: int) -> int:
         return max(8, int(number * arguments.scale))
 
-    reasoner = load_reasoner(folder, dtype=torch.bfloat16, device=arguments.device)
-    engine = Alone(reasoner.loop)
-    engine.run(prompts.take(LONG, 8), 8)
-    ceiling = 1 / engine.encoding_s(prompts.take(LONG, count(64)))
-    sequential = {name: 1 / engine.run(prompts.take(kind, count(8)), 1) for name, kind in KINDS.items()}
-    eight = engine.run(prompts.take(LONG, count(64)), 8)
-    loops: dict[str, Any] = {}
+    engine = Alone(load_reasoner(folder, dtype=torch.bfloat16, device=arguments.device).loop)
+    loops: dict[str, list[Loop]] = {}
+    alone: dict[str, list[float]] = {}
+    """Requests a second."""
 
     def told(name: str, loop: Loop) -> None:
-        loops[name] = loop
+        loops.setdefault(name, []).append(loop)
         sys.stderr.write(f"{name}: {loop.summary()}\n")
 
-    sys.stderr.write(f"alone: ceiling {ceiling:.2f}/s, one by one {sequential}, eight {1 / eight:.2f}/s\n")
+    def measured(name: str, seconds: float) -> None:
+        alone.setdefault(name, []).append(1 / seconds)
+        sys.stderr.write(f"engine alone, {name}: {1 / seconds:.2f}/s\n")
+
     with server(folder, arguments) as url:
         client = Client(url)
+
+        def closed(kind: str, clients: int, number: int) -> None:
+            bodies = prompts.bodies(KINDS[kind], count(number))
+            told(f"{kind}_{clients}", asyncio.run(client.closed(clients, bodies)))
+
+        engine.run(prompts.take(LONG, 8), 8)
         asyncio.run(client.closed(8, prompts.bodies(LONG, 16)))
-        for clients, number in ((1, 8), (8, 64), (32, 128), (64, 192)):
-            told(f"long_{clients}", asyncio.run(client.closed(clients, prompts.bodies(LONG, count(number)))))
-        for clients, number in ((1, 8), (64, 256)):
-            told(f"short_{clients}", asyncio.run(client.closed(clients, prompts.bodies(SHORT, count(number)))))
-        rate = loops["long_64"].per_s / 2
+        for _ in range(arguments.rounds):
+            measured("ceiling", engine.encoding_s(prompts.take(LONG, count(64))))
+            closed("long", 64, 128)
+            measured("eight", engine.run(prompts.take(LONG, count(48)), 8))
+            closed("long", 8, 48)
+            measured("short", engine.run(prompts.take(SHORT, count(8)), 1))
+            closed("short", 64, 128)
+        measured("long", engine.run(prompts.take(LONG, count(8)), 1))
+        for kind, clients, number in (("long", 1, 8), ("long", 32, 96), ("short", 1, 8)):
+            closed(kind, clients, number)
+        rate = statistics.median(loop.per_s for loop in loops["long_64"]) / 2
         told("long_open", asyncio.run(client.open(rate, prompts.bodies(LONG, count(200), stream=True))))
-    end_to_end = loops["long_open"].quantiles("end_to_end")
+
+    def over(name: str, other: str) -> float:
+        pairs = zip(loops[name], alone[other], strict=True)
+        return statistics.median(loop.per_s / per_s for loop, per_s in pairs)
+
+    end_to_end = loops["long_open"][0].quantiles("end_to_end")
     return {
         "device": arguments.device if arguments.device != "cpu" else f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "ceiling_per_s": round(ceiling, 2),
-        "sequential_per_s": {name: round(value, 2) for name, value in sequential.items()},
-        "engine_at_8_per_s": round(1 / eight, 2),
-        "loops": {name: loop.summary() for name, loop in loops.items()},
-        "share_of_ceiling": round(loops["long_64"].per_s / ceiling, 3),
-        "short_ratio": round(loops["short_64"].per_s / sequential["short"], 2),
-        "http_overhead": round(1 / loops["long_8"].per_s / eight - 1, 3),
+        "engine_alone_per_s": {name: round(statistics.median(values), 2) for name, values in alone.items()},
+        "loops": {name: Loop.middle(rounds).summary() for name, rounds in loops.items()},
+        "share_of_ceiling": round(over("long_64", "ceiling"), 3),
+        "short_ratio": round(over("short_64", "short"), 2),
+        "http_overhead": round(1 / over("long_8", "eight") - 1, 3),
         "p99_over_p50": round(end_to_end[2] / end_to_end[0], 2),
-        "errors": sum(loop.errors for loop in loops.values()),
+        "errors": sum(loop.errors for rounds in loops.values() for loop in rounds),
     }
 
 
@@ -216,6 +233,11 @@ class Loop:
     first_token: list[float] = field(default_factory=list)
     tokens: int = 0
     errors: int = 0
+
+    @staticmethod
+    def middle(rounds: Sequence["Loop"]) -> "Loop":
+        """The one of middling rate."""
+        return sorted(rounds, key=lambda loop: loop.per_s)[len(rounds) // 2]
 
     @property
     def per_s(self) -> float:

@@ -1,0 +1,84 @@
+"""Seconds from pressing *Think* to the first picture, in a real browser.
+
+    python benchmarks/app.py --runs outputs      # needs Chromium and Playwright; half a minute
+
+Starts ``python -m serve app`` and opens a fresh page ``--repeats`` times. The first press comes right after the start;
+a picture counts once the browser has painted it. The last line is JSON.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", default="outputs")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    chromium = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+    if chromium is None:
+        sys.exit("no Chromium: apt-get install chromium")
+    with app(arguments.runs) as (url, start_s), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        seconds = [first_picture(browser, url) for _ in range(arguments.repeats)]
+        browser.close()
+    result = {
+        "start_s": round(start_s, 2),
+        "first_press_s": round(seconds[0], 2),
+        "later_presses_s": [round(value, 2) for value in seconds[1:]],
+        "median_s": round(statistics.median(seconds), 2),
+    }
+    print(json.dumps(result))
+
+
+@contextmanager
+def app(runs: str) -> Iterator[tuple[str, float]]:
+    """The app's process; yields its address, and the seconds until it said so."""
+    command = [sys.executable, "-m", "serve", "app", "--runs", runs, "--port", "0"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+                yield found[1], time.perf_counter() - began
+                break
+        else:
+            raise RuntimeError("the app ended before it was ready")
+    finally:
+        process.terminate()
+        process.stderr.read()
+        process.wait(30)
+
+
+def first_picture(browser: Browser, url: str) -> float:
+    """Seconds, on a page of its own."""
+    page = browser.new_page()
+    page.goto(f"{url}/app/")
+    page.wait_for_selector("html[data-ready]")
+    began = time.perf_counter()
+    page.locator("#run-think").click()
+    page.locator("#think-after .js-plotly-plot").first.wait_for()
+    page.evaluate(PAINTED)
+    seconds = time.perf_counter() - began
+    page.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
