@@ -33,6 +33,12 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
     log.info("%d checkpoints: %s", len(names), ", ".join(names[:20]))
     if arguments.load:
         load_first(service)
+    elif arguments.app:
+        try:
+            load_first(service)
+        except CheckpointError as error:
+            # The visitor may want another one, and is told when asking for this.
+            log.warning("%s", error)
     mounts = app_mounts(service, arguments.data) if arguments.app else None
     run_server(service, metrics, arguments.host, arguments.port, key, mounts)
 
