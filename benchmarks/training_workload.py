@@ -137,7 +137,8 @@ def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, ch
 def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
     """Floating point operations that an update on real tokens needs: two a weight and token forwards, four backwards.
 
-    Attention: each position with itself and all before it. The head: at targets alone.
+    Attention: each position with itself and all before it. The head: at targets alone. What stands behind attention in
+    the last layer: not at positions of a question whose results nobody reads.
     """
     config = make_config(name, len(work.tokenizer)).get_text_config()
     layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
@@ -147,11 +148,13 @@ def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
     gated = 3 if config.model_type == "llama" else 2
     weights = layers * (width * size * (2 * heads + 2 * shared) + gated * width * inner)
     head = width * len(work.tokenizer)
+    behind_attention = width * (size * heads + gated * inner)
     total = 0.0
     for layout in layouts:
         length = len(layout)
         attention = layers * 2 * heads * size * length * (length + 1) / 2
-        total += 6 * (weights * length + attention + head * layout.num_targets)
+        unread = layout.first_thought - 1 if layout.num_thoughts else 0
+        total += 6 * (weights * length + attention + head * layout.num_targets - behind_attention * unread)
     return total
 
 

@@ -12,6 +12,7 @@ from conftest import SHAPES
 from coconut_ds.checkpoint import ModelCard, marker_table
 from coconut_ds.data.graph_stats import question_of
 from coconut_ds.data.graphs import Graph
+from coconut_ds.data.layered import LayeredGraphs
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.symbolic import SymbolicProsqa
@@ -29,12 +30,15 @@ from coconut_ds.reasoner import Reasoner
 from coconut_ds.settings import ModelConfig, SplitSizes
 from coconut_ds.tokens import build_word_tokenizer
 
-FORMATS = {"text": TEXT, "symbolic": SYMBOLIC}
+FORMATS = {"text": TEXT, "symbolic": SYMBOLIC, "arrows": TEXT}
 
 
 def problems_of(form: str, count: int = 6) -> list[Problem]:
     if form == "symbolic":
         return SymbolicProsqa(0, SplitSizes(train=1, valid=1, test=count), (3, 4), False).test()
+    if form == "arrows":
+        size = {"train": 1, "valid": 1, "test": count}
+        return LayeredGraphs(0, size, (8, 9), (3, 4), (8, 9), False, "arrows").test()
     return [generate_problem(random.Random(f"graphs/{index}")) for index in range(count)]
 
 
@@ -42,9 +46,10 @@ def make_reasoner(form: str, problems: list[Problem], **card) -> Reasoner:
     torch.manual_seed(3)
     shape = {**SHAPES["gpt2"], "n_positions": 512, "initializer_range": 0.3}
     settings = ModelConfig(model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=shape)
-    texts = [text for p in problems for text in (p.question, *p.steps, p.answer)]
+    texts = [text for p in problems for text in (p.question, *p.steps, p.answer, *p.extra["idx_to_symbol"])]
     backbone = build_backbone(settings, build_word_tokenizer([*texts, "[A] Every"]))
-    values = {"stage": 2, "num_thoughts": 2, "c_thought": 1, "max_latent_stage": 4, "format": form, **card}
+    values = {"stage": 2, "num_thoughts": 2, "c_thought": 1, "max_latent_stage": 4, "format": FORMATS[form].name}
+    values |= card
     return Reasoner(backbone, ModelCard("coconut", marker_ids=marker_table(backbone.markers), **values))
 
 
@@ -72,12 +77,12 @@ def test_heights_groups_and_optimal_edges_are_those_of_all_paths(form):
             assert set(groups["not reachable"]) == set(range(graph.num_nodes)) - set(hops)
             assert set(groups["reachable"]) == {node for node, d in hops.items() if d <= hop}
             assert set(groups["frontier"]) == {node for node, d in hops.items() if d == hop}
-            assert set(groups["optimal"]) == {path[hop] for path in shortest}
+            assert set(groups["optimal"]) == {path[hop] for path in shortest if hop < len(path)}
             edges = edge_groups(text, hop)
             assert set(edges["not reachable"]) == {e for e in graph.edges if e[0] not in hops}
             assert set(edges["reachable"]) == {e for e in graph.edges if hops.get(e[0], 99) <= hop - 1}
             assert set(edges["frontier"]) == {e for e in graph.edges if hops.get(e[0]) == hop - 1}
-            assert set(edges["optimal"]) == {(path[hop - 1], path[hop]) for path in shortest}
+            assert set(edges["optimal"]) == {(path[hop - 1], path[hop]) for path in shortest if hop < len(path)}
 
 
 def slow_probabilities(reasoner: Reasoner, question: str, number: int, before: str) -> dict[str, float]:
@@ -110,12 +115,18 @@ def test_values_are_probabilities_of_names_normalised_over_the_frontier(form):
         distances = text.graph.distances(text.asked.root)
         assert [one.num_thoughts for one in view.after] == [0, 1, 2]
         for number, frontier in enumerate(view.after):
-            before = "" if form == "symbolic" else "Every" if number else f"{text.symbols[text.asked.root]} is a"
-            hop = number + 1 if form == "symbolic" else max(number, 1)
+            before = "Every" if number else f"{text.symbols[text.asked.root]} is a"
+            hop = max(number, 1)
+            if form != "text":
+                before, hop = "", number + 1
             assert (frontier.hop, frontier.before) == (hop, before)
             assert {one.node for one in frontier.nodes} == set(range(text.graph.num_nodes))
             words = slow_probabilities(reasoner, problem.question, number, before)
             slow = {node: words[name] for node, name in enumerate(text.symbols)}
+            if form == "arrows":
+                for node, name in enumerate(text.symbols):
+                    edges = [f"{text.symbols[a]}>{name}" for a, b in text.graph.edges if b == node]
+                    slow[node] = sum(words[edge] for edge in edges) if edges else slow[node]
             mass = sum(slow[node] for node, distance in distances.items() if distance == hop)
             assert frontier.mass == pytest.approx(mass, rel=1e-3)
             for one in frontier.nodes:
@@ -192,6 +203,8 @@ def test_groups_hold_what_single_passes_give(form):
             a, b = (text.symbols[node] for node in edge)
             if form == "symbolic":
                 assert names in ([a, b, "|"], [a, b])
+            elif form == "arrows":
+                assert names == [f"{a}>{b}"]
             else:
                 assert names in (["Every", a, "is", "a", b, "."], [a, "is", "a", b, "."])
         ids = [tokenizer.eos_token_id, *ids] if form_of.starts_with_eos else [*ids, reasoner.backbone.markers.start]
@@ -201,7 +214,8 @@ def test_groups_hold_what_single_passes_give(form):
             made = model.base_model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
             state = made.last_hidden_state[0, -1].detach()
             for group, nodes in node_groups(text, thought).items():
-                rows = [model.get_input_embeddings().weight[tokenizer.vocab[text.symbols[n]]] for n in nodes]
+                table = model.get_input_embeddings().weight
+                rows = [table[[tokenizer.vocab[name] for name in text.names(n)]].mean(dim=0) for n in nodes]
                 if rows:
                     value = sum(float((state @ row).detach()) for row in rows) / len(rows)
                     expected.setdefault(("inner product", thought, group), []).append(value)
@@ -233,6 +247,9 @@ def test_a_changed_edge_changes_the_answer_or_not(form):
             new = twin.problem
             if form == "symbolic":
                 edges = [tuple(pair.split()) for pair in new.question.split(" [Q] ")[0].split(" | ")]
+            elif form == "arrows":
+                edges = [tuple(pair.split(">")) for pair in new.question.split(" From ")[0].split()]
+                assert [tuple(step.split(">"))[1] for step in new.steps][-1] == new.answer
             else:
                 sentences = new.question.split(" Is ")[0].replace("Every ", "").rstrip(".").split(". ")
                 edges = [tuple(sentence.split(" is a ")) for sentence in sentences]
@@ -246,7 +263,7 @@ def test_a_changed_edge_changes_the_answer_or_not(form):
             assert new.answer.rstrip(".").split()[-1] == goal
             assert question_of(new).target == nodes[goal]
             assert len(new.steps) == graph.distances(text.asked.root)[nodes[goal]]
-            asked = "[Q]" if form == "symbolic" else " Is "
+            asked = {"symbolic": "[Q]", "arrows": " From ", "text": " Is "}[form]
             assert new.question.split(asked)[1] == problem.question.split(asked)[1]
             for edge in twin.graph.edges:
                 start, end = twin.span(edge)

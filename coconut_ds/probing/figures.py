@@ -31,7 +31,7 @@ def figure_at(path: Path, title: str, rows: int, columns: int, width: float, hei
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(_safe(textwrap.fill(title, TITLE_CHARACTERS)), fontsize=11)
+    figure.suptitle(_safe(textwrap.fill(title, min(TITLE_CHARACTERS, int(10 * width)))), fontsize=11)
     yield list(axes.flat)
     figure.savefig(path)
 

@@ -53,7 +53,7 @@ def draw_heights(values: Sequence[HeightValue], path: Path, title: str) -> None:
             axes.set_xticks(sorted({one.height for one in own}))
             if index % len(numbers) == 0:
                 axes.set_ylabel("mean value")
-        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: under {FEW})")
+        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: under {FEW})", loc="center")
 
 
 def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:
@@ -72,7 +72,7 @@ def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:
             axes.set_xticks(sorted({one.thought for one in values}))
             axes.set(title=measure, xlabel="thought")
         panels[0].set_ylabel("mean over problems, with 95 % interval")
-        panels[0].legend(frameon=False, fontsize=8)
+        panels[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def draw_graph(view: GraphView, path: Path, title: str) -> None:
@@ -141,7 +141,8 @@ def _draw_frontier(axes: Any, view: GraphView, frontier: Frontier, places: dict[
             x, y, f"{view.symbols[node]}{role}{number}", ha="center", va="center", fontsize=6, color=ink, bbox=box
         )
     axes.set(xlim=(-0.05, 1.05), ylim=(-0.1, 1.1))
-    axes.set_title(
-        f"after {frontier.num_thoughts} thoughts: “{frontier.before} …”, probability {frontier.mass:.2f}", fontsize=9
-    )
+    asked = f"“{frontier.before} …”, " if frontier.before else ""
+    is_empty = not any(one.in_frontier for one in frontier.nodes)
+    told = "no node is that far" if is_empty else f"{asked}probability {frontier.mass:.2f}"
+    axes.set_title(f"after {frontier.num_thoughts} thoughts: {told}", fontsize=9)
     axes.set_axis_off()

@@ -1,6 +1,6 @@
 """Graph problems as texts: where an edge stands, what comes before a node's name, the same with one edge changed.
 
-Knows both ways in which graphs are written: ProsQA's sentences and the triples of symbols.
+Knows three ways in which graphs are written: ProsQA's sentences, the triples of symbols, and arrows, a word an edge.
 """
 
 import random
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 from coconut_ds.data.graph_stats import question_of
-from coconut_ds.data.graphs import Edge, Graph, GraphQuestion
+from coconut_ds.data.graphs import Edge, Graph, GraphQuestion, arrow
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.formats import Format
@@ -24,8 +25,8 @@ class GraphText:
     asked: GraphQuestion
     symbols: Sequence[str]
     """Names of nodes, by index."""
-    symbolic: bool
-    """Written as triples of symbols, not as sentences."""
+    wording: Literal["sentences", "triples", "arrows"]
+    """How edges are written: ``Every 1 is a 2.``, ``1 2 |`` or ``1>2``."""
 
     @property
     def graph(self) -> Graph:
@@ -35,8 +36,10 @@ class GraphText:
     def edge(self, edge: Edge) -> str:
         """An edge as it stands in the question."""
         parent, child = (self.symbols[node] for node in edge)
-        if self.symbolic:
+        if self.wording == "triples":
             return f"{parent} {child}"
+        if self.wording == "arrows":
+            return arrow(parent, child)
         sentence = f"{parent} is a {child}."
         # Persons are no class of things.
         return f"Every {sentence}" if f"Every {sentence}" in self.problem.question else sentence
@@ -49,25 +52,33 @@ class GraphText:
         """
         text, place = self.problem.question, -1
         wanted = self.edge(edge)
-        ends = (" |", " [Q]") if self.symbolic else (" ",)
+        triples = self.wording == "triples"
+        ends = (" |", " [Q]") if triples else (" ",)
         while (place := text.find(wanted, place + 1)) >= 0:
-            begins = place == 0 or (text[place - 1] == " " and (not self.symbolic or text[place - 2] == "|"))
+            begins = place == 0 or (text[place - 1] == " " and (not triples or text[place - 2] == "|"))
             if begins and any(text.startswith(end, place + len(wanted)) for end in ends):
                 return place, place + len(wanted)
         raise DataError(f"{text[:60]!r}…: does not hold the edge {wanted!r} of its graph")
 
     def before_node(self, stage: int) -> str:
         """What is written before the name of a node at ``hop(stage)``."""
-        if self.symbolic:
+        if self.wording != "sentences":
             return ""
         return "Every" if stage else f"{self.symbols[self.asked.root]} is a"
+
+    def names(self, node: int) -> list[str]:
+        """What the model may write next if it means a node: its symbol; with arrows, each edge that leads to it."""
+        if self.wording != "arrows":
+            return [self.symbols[node]]
+        edges = [edge for edge in self.graph.edges if edge[1] == node]
+        return [self.edge(edge) for edge in edges] or [self.symbols[node]]
 
     def hop(self, stage: int) -> int:
         """Edges between the root and the nodes that may be named next, once ``stage`` steps are thought.
 
         In sentences a step begins with the node that the one before ended with.
         """
-        return stage + 1 if self.symbolic else max(stage, 1)
+        return max(stage, 1) if self.wording == "sentences" else stage + 1
 
     def frontier(self, hop: int) -> list[int]:
         """Nodes whose shortest distance from the root is ``hop``."""
@@ -107,11 +118,13 @@ class GraphText:
         question = self.problem.question[:start] + written + self.problem.question[end:]
         names = [self.symbols[node] for node in graph.draw_shortest_path(rng, asked.root, asked.target)]
         steps, answer = tuple(names[1:]), names[-1]
-        if not self.symbolic:
+        if self.wording == "arrows":
+            steps = tuple(arrow(a, b) for a, b in pairwise(names))
+        elif self.wording == "sentences":
             steps = tuple(f"{'Every ' if i else ''}{a} is a {b}." for i, (a, b) in enumerate(pairwise(names)))
             answer = f"{names[0]} is a {answer}."
         problem = Problem(question, steps, answer, {**self.problem.extra, **asked.as_dict(self.symbols)})
-        return GraphText(problem, asked, self.symbols, self.symbolic)
+        return GraphText(problem, asked, self.symbols, self.wording)
 
 
 def graph_text(problem: Problem, format: Format, where: str = "problem") -> GraphText:
@@ -120,7 +133,11 @@ def graph_text(problem: Problem, format: Format, where: str = "problem") -> Grap
     Raises:
         DataError: it carries no graph.
     """
-    return GraphText(problem, question_of(problem, where), problem.extra["idx_to_symbol"], format.one_token)
+    asked, symbols = question_of(problem, where), problem.extra["idx_to_symbol"]
+    first = [symbols[node] for node in asked.graph.edges[0]]
+    if format.one_token:
+        return GraphText(problem, asked, symbols, "triples")
+    return GraphText(problem, asked, symbols, "arrows" if arrow(*first) in problem.question.split() else "sentences")
 
 
 def redirected(text: GraphText, rng: random.Random) -> GraphText | None:

@@ -141,7 +141,9 @@ def graph_views(
     made = iter(run(reasoner, requests, progress))
     after: list[list[Frontier]] = [[] for _ in problems]
     for index, number, hop, nodes in wanted:
-        probabilities = {node: math.exp(sum(next(made).log_probabilities)) for node in nodes}
+        probabilities = {
+            node: sum(math.exp(sum(next(made).log_probabilities)) for _ in texts[index].names(node)) for node in nodes
+        }
         before = texts[index].before_node(number // size)
         after[index].append(_frontier(texts[index], number, hop, before, probabilities))
     return [_view(text, frontiers) for text, frontiers in zip(texts, after, strict=True)]
@@ -209,7 +211,7 @@ def without_cue(case: Case, reasoner: Reasoner) -> Case:
 def _requests(reasoner: Reasoner, text: GraphText, case: Case, stage: int, nodes: Sequence[int]) -> list[Request]:
     tokenizer, before = reasoner.backbone.tokenizer, text.before_node(stage)
     given = name_tokens(tokenizer, "", before) if before else []
-    names = [name_tokens(tokenizer, before, text.symbols[node]) for node in nodes]
+    names = [name_tokens(tokenizer, before, name) for node in nodes for name in text.names(node)]
     return [score(case, reasoner, name, given) for name in names]
 
 

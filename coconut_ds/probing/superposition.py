@@ -70,7 +70,7 @@ def _by_inner_product(reasoner: Reasoner, texts: Sequence[GraphText], known: Seq
     table, names = _Table(), _Names(reasoner)
     states = states_of(reasoner, [one.case for one in known], [one.fed for one in known])
     for text, own in zip(texts, states, strict=True):
-        products = own.thoughts @ names.embedded(text.symbols).T
+        products = own.thoughts @ names.embedded([text.names(node) for node in range(text.graph.num_nodes)]).T
         for index, row in enumerate(products.tolist()):
             groups = node_groups(text, _hop(reasoner, index))
             table.add("inner product", index + 1, {name: [row[node] for node in groups[name]] for name in GROUPS})
@@ -147,10 +147,10 @@ class _Names:
         self._reasoner = reasoner
         self._known: dict[str, Tensor] = {}
 
-    def embedded(self, names: Sequence[str]) -> Tensor:
-        """[names, D]"""
+    def embedded(self, nodes: Sequence[Sequence[str]]) -> Tensor:
+        """[nodes, D] for the names of each; several have their mean."""
         # A name follows another word wherever it stands in a question, hence the word before.
-        return torch.stack([self._embedded(name) for name in names])
+        return torch.stack([torch.stack([self._embedded(name) for name in names]).mean(dim=0) for names in nodes])
 
     def _embedded(self, name: str) -> Tensor:
         if name not in self._known:
