@@ -10,6 +10,7 @@ Legend: ``B`` rows, ``Q`` positions of a pass, ``D`` hidden size, ``K`` position
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -47,13 +48,15 @@ class LastLayer:
 class _OnSome:
     """A module's ``forward``."""
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], layer: LastLayer) -> None:
+    def __init__(self, forward: Callable[..., Tensor], layer: LastLayer) -> None:
         self.forward, self._layer = forward, layer
 
-    def __call__(self, hidden_states: Tensor) -> Tensor:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         read = self._layer.read
-        if read is None or 2 * len(read) > hidden_states.shape[:-1].numel():
-            return self.forward(hidden_states)
+        # More than states, such as what is to be added to the result: that has other positions.
+        takes_more = bool(args or kwargs)
+        if read is None or takes_more or 2 * len(read) > hidden_states.shape[:-1].numel():
+            return self.forward(hidden_states, *args, **kwargs)
         some = self.forward(hidden_states.flatten(0, -2)[read].unsqueeze(0))[0]
         whole = some.new_zeros(hidden_states.shape[:-1].numel(), some.shape[-1])
         return whole.index_copy_(0, read, some).unflatten(0, hidden_states.shape[:-1])

@@ -1,0 +1,92 @@
+"""The demo's accuracy with and without each optimisation of the latent loop: speed must not cost what is learned.
+
+    python benchmarks/accuracy.py          # 2 CPU cores, two runs at a time: ten minutes
+
+Trains ``coconut`` as ``make demo`` does (products of permutations), once as it is and once without each optimisation,
+and scores the last checkpoint on the 1,000 problems that nobody trained on. Sums are rounded in another order without
+an optimisation, so curves part after some hundred updates; what they come to must not. The last line is JSON: accuracy
+in percent, and the updates at which stages ended.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from coconut_ds.demo import TASK
+from coconut_ds.harness import TrainedRun, quoted, score_on_test
+from coconut_ds.runs.folder import RUN_LINE
+
+PATCHES: dict[str, Callable[[], Any]] = {
+    "as it is": nullcontext,
+    "transformers' cache": lambda: patch("coconut_ds.model.passes.takes_attention", lambda model: False),
+    "whole last layer": lambda: patch("coconut_ds.model.last_layer.LastLayer.only", lambda self, read: nullcontext()),
+    "slow activation": lambda: patch("coconut_ds.model.latent_loop.fuse_activations", lambda model: None),
+    "unsorted micro batches": lambda: patch("coconut_ds.data.batches.sorted", lambda rows, key: rows, create=True),
+    "layers computed again": nullcontext,
+}
+OVERRIDES = {
+    "unsorted micro batches": ["batch_size_training=16"],
+    "layers computed again": ["activation_checkpointing=true"],
+}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("outputs/accuracy"))
+    parser.add_argument("--variants", nargs="+", choices=PATCHES, default=list(PATCHES))
+    parser.add_argument("--without", choices=PATCHES, help=argparse.SUPPRESS)
+    arguments, rest = parser.parse_known_args()
+    if arguments.without:
+        sys.exit(train_here(arguments.without, rest))
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda name: run(name, arguments.seed, arguments.out), arguments.variants))
+    data = ["data=permutation_product", f"seed={arguments.seed}", "batch_size=500"]
+    found = {}
+    for one in runs:
+        accuracy = score_on_test(one, data, one.folder / "evaluation")
+        found[one.label] = {"accuracy": round(100 * accuracy, 1), "switches": one.summary["stage_switches"]}
+    print(json.dumps(found))
+
+
+def train_here(variant: str, overrides: Sequence[str]) -> int:
+    """Trains in this process."""
+    from coconut_ds.train import main as train
+
+    with PATCHES[variant]():
+        return train(list(overrides))
+
+
+def run(variant: str, seed: int, out: Path) -> TrainedRun:
+    """Trains in another process."""
+    name = variant.replace(" ", "_").replace("'", "")
+    overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", f"run.save_path={quoted(out)}"]
+    command = [sys.executable, __file__, "--without", variant, *overrides, *OVERRIDES.get(variant, [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{variant}: {done.stdout[-2000:]}")
+    line = next(line for line in done.stdout.splitlines() if line.startswith(RUN_LINE))
+    folder = Path(line.removeprefix(RUN_LINE).strip())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    seconds = time.perf_counter() - began
+    sys.stderr.write(f"{variant}: {done.stdout.splitlines()[-1]} ({seconds:.0f} s)\n")
+    return TrainedRun(variant, folder, summary, seconds)
+
+
+if __name__ == "__main__":
+    main()

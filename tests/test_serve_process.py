@@ -1,0 +1,108 @@
+"""The server as a process: signals, restarts, command lines, long loads in small."""
+
+import re
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+from mixed_load import holds, run_load
+from schema_cases import run_cases
+from serving import save_checkpoint, serving
+
+from serve.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("process")
+    save_checkpoint(place / "coconut")
+    return place
+
+
+@pytest.mark.parametrize("limit_s", [60, 4])
+def test_sigterm_drains(folder, limit_s):
+    """20 streams are open. With time they finish; without, they are told. New requests are refused meanwhile."""
+    options = ("--slots", "4", "--load", "--drain-s", str(limit_s))
+    body = {"model": "coconut", "prompt": "a", "max_tokens": 240, "min_tokens": 240, "stream": True}
+    answers: list[bytes] = []
+    ended: list[float] = []
+    with serving(folder / "coconut", options=options) as server:
+
+        def stream() -> None:
+            with server.client() as one, one.stream("POST", "/v1/completions", json=body) as answer:
+                answers.append(b"".join(answer.iter_raw()))
+                ended.append(time.monotonic())
+
+        threads = [threading.Thread(target=stream) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        while server.metric("num_requests_running") + server.metric("num_requests_waiting") < 20:
+            time.sleep(0.01)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        seen = []
+        while server.process.poll() is None and time.monotonic() < began + limit_s + 60:
+            try:
+                seen.append(httpx.get(server.url + "/health").status_code)
+                refused = httpx.post(server.url + "/v1/completions", json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join(10)
+        assert server.process.wait(60) == 0, server.log
+    assert 503 in seen
+    assert len(answers) == 20
+    assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
+    finished = sum(b'"finish_reason":"length"' in answer for answer in answers)
+    told = sum(b'"code":"unavailable"' in answer for answer in answers)
+    assert finished + told == 20
+    assert max(ended) - began < limit_s, server.log
+    if limit_s > 10:
+        assert finished == 20
+
+
+def test_killed_and_started_again_it_is_ready(folder):
+    with serving(folder / "coconut", options=("--load",)) as server:
+        with server.client() as one:
+            assert one.get("/health").status_code == 200
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(folder / "coconut", options=("--load",)) as again, again.client() as one:
+        body = {"model": "coconut", "prompt": "a", "max_tokens": 2}
+        assert one.post("/v1/completions", json=body).status_code == 200
+
+
+def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COCONUT_API_KEY", raising=False)
+    (tmp_path / "empty").write_text("")
+    tiny = str(folder / "coconut")
+    for arguments, says in (
+        (["--checkpoint", str(tmp_path / "x")], "no such folder"),
+        (["--checkpoint", tiny, "--host", "0.0.0.0"], "COCONUT_API_KEY"),
+        (["--checkpoint", tiny, "--api-key-file", str(tmp_path / "empty")], "is empty"),
+        (["--checkpoint", tiny, "--max-waiting", "1"], "max_waiting=1"),
+        (["--checkpoint", tiny, "--slots", "0"], "slots=0"),
+    ):
+        assert main(["api", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]*\n", told), told
+        assert says in told
+
+
+def test_a_load_of_mixed_requests(tmp_path):
+    """``python tests/mixed_load.py`` in small."""
+    result = run_load(250, tmp_path)
+    assert holds({**result, "memory_growth": 0}), result
+
+
+def test_cases_made_of_the_description(tmp_path):
+    """``python tests/schema_cases.py`` in small: one round."""
+    result = run_cases(1, tmp_path)
+    assert not result["faults"], result["output"]
+    assert "500" not in result["statuses"]
+    assert result["cases"] > 400
