@@ -12,6 +12,7 @@ from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.model import loss
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
+from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.support import decoder_layers
 from coconut_ds.probing.decoding import decode_thoughts
@@ -219,6 +220,24 @@ def test_decoded_thoughts_are_the_heads_probabilities(tiny_model):
     decoded = decode_thoughts(loop, Names(), thoughts, top_k=2)
     assert decoded[1][2].tokens[0] == f"t{int(expected[1, 2].argmax())}"
     assert decoded[1][2].probabilities[0] == pytest.approx(float(expected[1, 2].max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_states_meet_the_vocabulary_as_in_the_module_itself(bias, monkeypatch):
+    """Without a gradient by another library; with one, or where something hangs on the module, by the module."""
+    head, states = torch.nn.Linear(32, VOCABULARY, bias=bias), torch.randn(3, 2, 32)
+    expected = head(states)
+    calls = []
+    monkeypatch.setattr(head, "forward", lambda given: calls.append(len(given)) or expected)
+    with torch.no_grad():
+        torch.testing.assert_close(vocabulary_product(head, states), expected, rtol=1e-5, atol=1e-5)
+        assert not calls
+        head.weight.ds_id = 0
+        vocabulary_product(head, states)
+    assert calls == [3]
+    del head.weight.ds_id
+    vocabulary_product(head, states)
+    assert calls == [3, 3]
 
 
 def test_checkpointing_that_drops_the_cache_is_refused():

@@ -138,10 +138,10 @@ def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, ca
     thread, good = thread_of(service), service.answer_now(ask())[0].completion.tokens
     states = LatentLoop.states
 
-    def broken(*arguments):
+    def broken(*arguments, **named):
         raise RuntimeError("a kernel failed")
 
-    def fail_once(loop, *arguments):
+    def fail_once(loop, *arguments, **named):
         thread.reasoner.loop.states = states.__get__(thread.reasoner.loop)
         raise RuntimeError("a kernel failed")
 
