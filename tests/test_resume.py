@@ -496,7 +496,15 @@ def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
     launcher = [sys.executable] if name == "process" else [*DEEPSPEED, "--master_port", str(free_port())]
     command = [*launcher, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
+        # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
         assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
