@@ -10,10 +10,7 @@ in percent, and the updates at which stages ended.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,8 +22,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from coconut_ds.demo import TASK
-from coconut_ds.harness import TrainedRun, quoted, score_on_test
-from coconut_ds.runs.folder import RUN_LINE
+from coconut_ds.harness import TrainedRun, quoted, score_on_test, train
 
 PATCHES: dict[str, Callable[[], Any]] = {
     "as it is": nullcontext,
@@ -64,28 +60,23 @@ def main() -> None:
 
 def train_here(variant: str, overrides: Sequence[str]) -> int:
     """Trains in this process."""
-    from coconut_ds.train import main as train
+    # Imported here, since the process that compares variants trains nothing.
+    from coconut_ds.train import main as train_main
 
     with PATCHES[variant]():
-        return train(list(overrides))
+        return train_main(list(overrides))
 
 
 def run(variant: str, seed: int, out: Path) -> TrainedRun:
-    """Trains in another process."""
+    """Trains in another process; its lines go to a file."""
     name = variant.replace(" ", "_").replace("'", "")
     overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", f"run.save_path={quoted(out)}"]
-    command = [sys.executable, __file__, "--without", variant, *overrides, *OVERRIDES.get(variant, [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{variant}: {done.stdout[-2000:]}")
-    line = next(line for line in done.stdout.splitlines() if line.startswith(RUN_LINE))
-    folder = Path(line.removeprefix(RUN_LINE).strip())
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    seconds = time.perf_counter() - began
-    sys.stderr.write(f"{variant}: {done.stdout.splitlines()[-1]} ({seconds:.0f} s)\n")
-    return TrainedRun(variant, folder, summary, seconds)
+    overrides += OVERRIDES.get(variant, [])
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f"{name}.txt").open("w", encoding="utf-8", buffering=1) as log:
+        done = train(variant, overrides, log.write, with_deepspeed=False, program=[__file__, "--without", variant])
+    sys.stderr.write(f"{variant}: {done.duration_s:.0f} s\n")
+    return done
 
 
 if __name__ == "__main__":

@@ -8,19 +8,14 @@ a picture counts once the browser has painted it. The last line is JSON.
 
 import argparse
 import json
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
+from server_process import started
 
-ROOT = Path(__file__).resolve().parent.parent
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 
 
@@ -33,9 +28,9 @@ def main() -> None:
     chromium = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if chromium is None:
         sys.exit("no Chromium: apt-get install chromium")
-    with app(arguments.runs) as (url, start_s), sync_playwright() as playwright:
+    with started(["app", "--runs", arguments.runs]) as (address, start_s), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        seconds = [first_picture(browser, url) for _ in range(arguments.repeats)]
+        seconds = [first_picture(browser, f"http://{address}/app/") for _ in range(arguments.repeats)]
         browser.close()
     result = {
         "start_s": round(start_s, 2),
@@ -46,30 +41,10 @@ def main() -> None:
     print(json.dumps(result))
 
 
-@contextmanager
-def app(runs: str) -> Iterator[tuple[str, float]]:
-    """The app's process; yields its address, and the seconds until it said so."""
-    command = [sys.executable, "-m", "serve", "app", "--runs", runs, "--port", "0"]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
-                yield found[1], time.perf_counter() - began
-                break
-        else:
-            raise RuntimeError("the app ended before it was ready")
-    finally:
-        process.terminate()
-        process.stderr.read()
-        process.wait(30)
-
-
 def first_picture(browser: Browser, url: str) -> float:
     """Seconds, on a page of its own."""
     page = browser.new_page()
-    page.goto(f"{url}/app/")
+    page.goto(url)
     page.wait_for_selector("html[data-ready]")
     began = time.perf_counter()
     page.locator("#run-think").click()

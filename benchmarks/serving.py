@@ -21,22 +21,20 @@ less 1, ``p99_over_p50`` of the open loop's end-to-end times, ``errors`` answers
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from evaluation import EOS, NUM_THOUGHTS, model_of, request_of, tokens_of_questions
+from server_process import started
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +45,6 @@ from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.reasoner import load_reasoner
 
-ROOT = Path(__file__).resolve().parent.parent
 LONG, SHORT = (360, 16), (32, 64)
 """Tokens of a prompt, new tokens."""
 SLOTS = 64
@@ -92,7 +89,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         alone.setdefault(name, []).append(1 / seconds)
         sys.stderr.write(f"engine alone, {name}: {1 / seconds:.2f}/s\n")
 
-    with server(folder, arguments) as url:
+    with started(options_of(folder, arguments)) as (url, _):
         client = Client(url)
 
         def closed(kind: str, clients: int, number: int) -> None:
@@ -202,25 +199,11 @@ class Alone:
         return (time.perf_counter() - began) / len(requests), encoding / len(requests)
 
 
-@contextmanager
-def server(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
-    """The server's process; yields its address."""
-    command = [sys.executable, "-m", "serve", "api", "--checkpoint", str(folder), "--port", "0", "--load"]
-    command += ["--dtype", "bfloat16", "--slots", str(SLOTS), "--max-positions", "512", "--device", arguments.device]
-    command += ["--threads", str(arguments.threads)]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ}, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"running on http://([\d.]+:\d+)", line):
-                yield found[1]
-                break
-        else:
-            raise RuntimeError("the server ended before it was ready")
-    finally:
-        process.terminate()
-        process.stderr.read()
-        process.wait(30)
+def options_of(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """The server's command line."""
+    options = ["api", "--checkpoint", str(folder), "--load", "--dtype", "bfloat16", "--slots", str(SLOTS)]
+    options += ["--max-positions", "512", "--device", arguments.device, "--threads", str(arguments.threads)]
+    return options
 
 
 @dataclass

@@ -42,7 +42,11 @@ class TrainedRun:
 
 
 def train(
-    label: str, overrides: Sequence[str], show: Callable[[str], object], with_deepspeed: bool = True
+    label: str,
+    overrides: Sequence[str],
+    show: Callable[[str], object],
+    with_deepspeed: bool = True,
+    program: Sequence[str] = (),
 ) -> TrainedRun:
     """One training process on one accelerator or core.
 
@@ -51,6 +55,7 @@ def train(
         overrides: as on the command line.
         show: gets each line of output.
         with_deepspeed: under the ``deepspeed`` launcher; else plain Python, which starts some seconds sooner.
+        program: a script that trains, and what it takes before the overrides; default: ``train.py``.
 
     Raises:
         HarnessError: it ended with another exit code than 0.
@@ -58,7 +63,7 @@ def train(
     started = time.perf_counter()
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "1"]
     launcher += ["--master_port", str(free_port()), "--log_level", "error"]
-    command = [*(launcher if with_deepspeed else [sys.executable]), str(train_script()), *overrides]
+    command = [*(launcher if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
     # One thread: the tensors are tiny, and runs stand beside each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = None

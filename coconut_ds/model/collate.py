@@ -107,14 +107,16 @@ def collate(
         rest.append(_padded(tokens[cut + num_thoughts :], rest_width, pad_id))
         thoughts.append([column < layout.num_thoughts for column in range(num_thoughts)])
         start = row * (width + num_thoughts + rest_width)
-        before_target = [position - 1 for position, label in enumerate(layout.labels[: cut + 1]) if label != IGNORE]
-        read += [row * width + position for position in sorted({cut - 1, *before_target})]
+        in_prefix = {cut - 1}
         for position, label in enumerate(layout.labels):
             if label != IGNORE:
                 before = position - 1
+                if before < cut:
+                    in_prefix.add(before)
                 index.append(start + (before if before < cut else before - cut + width))
                 ids.append(label)
                 target_weights.append(weight)
+        read += [row * width + position for position in sorted(in_prefix)]
     inputs = _inputs(prefix, cuts, read, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
     shares = torch.tensor(target_weights, dtype=torch.float32)
     return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))

@@ -70,8 +70,7 @@ class GraphText:
         """What the model may write next if it means a node: its symbol; with arrows, each edge that leads to it."""
         if self.wording != "arrows":
             return [self.symbols[node]]
-        edges = [edge for edge in self.graph.edges if edge[1] == node]
-        return [self.edge(edge) for edge in edges] or [self.symbols[node]]
+        return [self.edge((parent, node)) for parent in self.graph.parents[node]] or [self.symbols[node]]
 
     def hop(self, stage: int) -> int:
         """Edges between the root and the nodes that may be named next, once ``stage`` steps are thought.
