@@ -63,6 +63,11 @@ class Catalogue:
         """All names."""
         return list(self._entries)
 
+    @property
+    def first_thinking(self) -> str:
+        """The first that thinks, else the first: what an app shows before anything is chosen."""
+        return next((entry.name for entry in self if entry.card.num_thoughts), self.names[0])
+
     def __getitem__(self, name: str) -> Entry:
         """
         Raises:

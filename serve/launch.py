@@ -29,13 +29,14 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
         torch.set_num_threads(arguments.threads)
     budget = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     service, metrics = make_service(arguments.checkpoint, settings, limits, budget)
-    names = service.models.catalogue.names
-    log.info("%d checkpoints: %s", len(names), ", ".join(names[:20]))
+    catalogue = service.models.catalogue
+    log.info("%d checkpoints: %s", len(catalogue.names), ", ".join(catalogue.names[:20]))
+    first = catalogue.first_thinking if arguments.app else catalogue.names[0]
     if arguments.load:
-        load_first(service)
+        load(service, first)
     elif arguments.app:
         try:
-            load_first(service)
+            load(service, first)
         except CheckpointError as error:
             # The visitor may want another one, and is told when asking for this.
             log.warning("%s", error)
@@ -58,13 +59,12 @@ def make_service(
     return Service(models, limits), metrics
 
 
-def load_first(service: Service) -> None:
-    """Loads the first checkpoint, so that no client waits for it.
+def load(service: Service, name: str) -> None:
+    """Loads a checkpoint, so that no client waits for it.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    name = service.models.catalogue.names[0]
     try:
         service.models.hold(name)
     except ServiceError as error:

@@ -15,7 +15,7 @@ from ray.serve import Application
 
 from serve.api.app import create_app
 from serve.cli import read_key
-from serve.launch import load_first, make_service
+from serve.launch import load, make_service
 from serve.limits import EngineSettings, Limits
 
 
@@ -50,7 +50,7 @@ class Replica:
         settings = EngineSettings(options.slots, options.max_positions, options.dtype)
         budget = None if options.memory_gb is None else int(options.memory_gb * 1e9)
         self.service, self.metrics = make_service(options.checkpoints, settings, Limits(), budget)
-        load_first(self.service)
+        load(self.service, self.service.models.catalogue.names[0])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.service, self.metrics, read_key(None))

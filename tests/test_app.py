@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree
@@ -18,15 +19,18 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
+from serve import launch
 from serve.app import experiments, figures, markup
 from serve.app.experiments import Changing, Measuring, Thinking, answers, changed, measure, overview, search
 from serve.app.exporting import files_of
 from serve.app.graph_drawing import draw_graph, layers_of
 from serve.app.permalink import PAGES, View, number_of, query_of, view_of
 from serve.app.problems import ProblemFile, find_files
-from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens
+from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens, whole
+from serve.cli import main
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
+from serve.service import Service
 
 NEW_TOKENS = 6
 HOSTILE = """<script>alert('x')</script>"&{{7*7}}${7*7}%{x}"""
@@ -157,6 +161,24 @@ def test_figures_show_what_was_computed_and_nothing_that_runs(studio):
 def test_a_visitor_asks_within_bounds(studio, question, file, thoughts, model, said):
     with pytest.raises(CoconutError, match=said):
         studio.asked(model, file, question, thoughts)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 2.5, -1, "2", None])
+def test_numbers_are_whole_and_within_bounds(number):
+    with pytest.raises(CoconutError, match=r"draws: .*expected a whole number from 0 to 8"):
+        whole("draws", number, 0, 8)
+
+
+def test_the_checkpoint_that_is_shown_first_is_there_before_any_visitor(tmp_path, monkeypatch):
+    """A model without thoughts may be the newest; pages open on one that thinks."""
+    given = [f"{name}={save_checkpoint(tmp_path / name, name)}" for name in ("no_cot", "coconut")]
+    served: list[Service] = []
+    monkeypatch.setattr(launch, "app_mounts", lambda *given: {})
+    monkeypatch.setattr(launch, "run_server", lambda service, *rest: served.append(service))
+    command = ["app", "--max-positions", "64", *(part for one in given for part in ("--runs", one))]
+    assert main(command) == 0
+    with closing(served[0]) as service:
+        assert list(service.models.loaded) == [service.models.catalogue.first_thinking] == ["coconut"]
 
 
 def test_a_question_brings_the_others_of_its_file(studio):

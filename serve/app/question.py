@@ -32,7 +32,7 @@ class Bar:
 
 def build(studio: Studio) -> Bar:
     """Makes the bar."""
-    model = first_model(studio)
+    model = studio.catalogue.first_thinking
     file = studio.file_of.get(model) or next(iter(studio.files), None)
     problems = studio.files[file].problems if file is not None else ()
     with gr.Group():
@@ -70,12 +70,6 @@ def build(studio: Studio) -> Bar:
     bar = Bar(models, files, number, question, thoughts, message)
     _listen(studio, bar, next_one)
     return bar
-
-
-def first_model(studio: Studio) -> str:
-    """The checkpoint that is chosen at first: one that thinks, if there is one."""
-    thinking = [entry.name for entry in studio.catalogue if entry.card.num_thoughts]
-    return thinking[0] if thinking else studio.catalogue.names[0]
 
 
 def _listen(studio: Studio, bar: Bar, next_one: gr.Button) -> None:

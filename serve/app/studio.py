@@ -195,7 +195,7 @@ def whole(name: str, value: float, low: int, high: int) -> int:
     Raises:
         RequestError: names the field.
     """
-    if not isinstance(value, (int, float)) or value != int(value) or not low <= value <= high:
+    if not isinstance(value, (int, float)) or not low <= value <= high or value != int(value):
         raise RequestError(f"{name}: is {value}; expected a whole number from {low} to {high}")
     return int(value)
 
