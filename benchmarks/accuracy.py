@@ -1,6 +1,6 @@
 """The demo's accuracy with and without each optimisation of the latent loop: speed must not cost what is learned.
 
-    python benchmarks/accuracy.py          # 2 CPU cores, two runs at a time: ten minutes
+    python benchmarks/accuracy.py          # 2 CPU cores, two runs at a time: a quarter of an hour
 
 Trains ``coconut`` as ``make demo`` does (products of permutations), once as it is and once without each optimisation,
 and scores the last checkpoint on the 1,000 problems that nobody trained on. Sums are rounded in another order without

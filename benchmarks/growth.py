@@ -1,6 +1,6 @@
 """How time and memory of an update grow with thoughts and with length.
 
-    python benchmarks/growth.py               # 2 CPU cores: about four minutes; writes docs/growth.png
+    python benchmarks/growth.py               # 2 CPU cores: about five minutes; writes docs/growth.png
 
 Micro batches of 8 random sequences, the six-layer model of ``training.py``, fp32, forward and backward pass. Time is
 the median of rounds in which all settings take turns. Memory is what autograd keeps for the backward pass, weights left
@@ -122,14 +122,14 @@ def draw(times: dict[tuple[int, int], float], memory: dict[tuple[int, int], floa
     ]
     for axis, (settings, place, label) in zip(axes, rows, strict=True):
         x = [setting[place] for setting in settings]
-        axis.plot(x, [times[setting] for setting in settings], "o-", color="#0072b2")
-        axis.set(xlabel=label, ylim=(0, None))
-        axis.set_ylabel("seconds, 8 sequences", color="#0072b2")
-        other = axis.twinx()
-        other.plot(x, [memory[setting] for setting in settings], "s--", color="#d55e00")
-        other.set_ylabel("kept for the backward pass, MB", color="#d55e00")
-        other.set_ylim(0, None)
-    figure.suptitle("An update grows linearly with thoughts and length")
+        shown = ((axis, times, "o-", "#0072b2", "seconds"), (axis.twinx(), memory, "s--", "#d55e00", "MB kept"))
+        for one, values, marks, color, what in shown:
+            y = [values[setting] for setting in settings]
+            one.plot(x, y, marks, color=color)
+            one.set_ylim(0, 1.1 * max(y))
+            one.set_ylabel(f"{what}, 8 sequences", color=color)
+        axis.set_xlabel(label)
+    figure.suptitle("An update grows linearly with thoughts, nearly so with length")
     figure.savefig(out, dpi=110)
 
 

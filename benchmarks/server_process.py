@@ -1,6 +1,7 @@
 """``python -m serve`` as another process, for the benchmarks."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def started(arguments: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Starts it on a free port; yields host and port (``127.0.0.1:8000``), and the seconds until it said so."""
+def started(arguments: Sequence[str], end: signal.Signals = signal.SIGTERM) -> Iterator[tuple[str, float]]:
+    """Starts it on a free port; yields host and port (``127.0.0.1:8000``), and the seconds until it said so. ``end``:
+    what it is sent afterwards."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -26,6 +28,6 @@ def started(arguments: Sequence[str]) -> Iterator[tuple[str, float]]:
         else:
             raise RuntimeError("the server ended before it was ready")
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.stderr.read()
         process.wait(30)

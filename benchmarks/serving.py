@@ -15,7 +15,8 @@ of the rounds' ratios count.
 
 The last line is JSON: ``share_of_ceiling`` is requests a second of 64 clients over the ceiling's, ``short_ratio`` the
 same for short ones over sequential service, ``http_overhead`` the time a request at eight clients over the engine's,
-less 1, ``p99_over_p50`` of the open loop's end-to-end times, ``errors`` answers that were not 200.
+less 1, ``p99_over_p50`` of the open loop's end-to-end times, ``errors`` answers that were not 200, ``restart_s`` the
+seconds from a start after SIGKILL to a server that has the model loaded and answers.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -126,6 +128,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "http_overhead": round(1 / over("long_8", "eight") - 1, 3),
         "p99_over_p50": round(end_to_end[2] / end_to_end[0], 2),
         "errors": sum(loop.errors for rounds in loops.values() for loop in rounds),
+        "restart_s": round(restart_s(options_of(folder, arguments), arguments.rounds), 1),
     }
 
 
@@ -197,6 +200,15 @@ class Alone:
             engine.step(op)
             encoding += (time.perf_counter() - before) * (op is Op.ENCODE)
         return (time.perf_counter() - began) / len(requests), encoding / len(requests)
+
+
+def restart_s(options: Sequence[str], rounds: int) -> float:
+    """Median of the seconds that a server takes to be ready after one was killed."""
+    seconds = []
+    for _ in range(rounds + 1):
+        with started(options, end=signal.SIGKILL) as (_, ready_s):
+            seconds.append(ready_s)
+    return statistics.median(seconds[1:])
 
 
 def options_of(folder: Path, arguments: argparse.Namespace) -> list[str]:

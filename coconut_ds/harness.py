@@ -13,7 +13,7 @@ from typing import Any
 from coconut_ds.compose import compose_eval_config
 from coconut_ds.errors import CoconutError
 from coconut_ds.files import train_script
-from coconut_ds.launch import free_port
+from coconut_ds.launch import launcher
 from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.folder import RUN_LINE
 
@@ -61,9 +61,7 @@ def train(
         HarnessError: it ended with another exit code than 0.
     """
     started = time.perf_counter()
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "1"]
-    launcher += ["--master_port", str(free_port()), "--log_level", "error"]
-    command = [*(launcher if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
+    command = [*(launcher(1) if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
     # One thread: the tensors are tiny, and runs stand beside each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = None

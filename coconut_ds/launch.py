@@ -2,6 +2,8 @@
 
 import os
 import socket
+import sys
+from pathlib import Path
 
 
 def launched_ranks() -> int:
@@ -23,6 +25,12 @@ def launched() -> bool:
     """Whether a launcher started this process."""
     # Without RANK other variables are left-overs of a shell.
     return "RANK" in os.environ
+
+
+def launcher(ranks: int) -> list[str]:
+    """The ``deepspeed`` beside this Python, starting ``ranks`` processes here; a script and its arguments follow."""
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    return [*command, "--master_port", str(free_port()), "--log_level", "error"]
 
 
 def free_port() -> int:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import numpy
 import torch
 
-from coconut_ds.launch import free_port
+from coconut_ds.launch import launcher
 from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.manifest import read_manifest
 
@@ -74,15 +74,10 @@ class Matrix:
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
         worker = [str(ROOT / "tests" / "kill_worker.py"), *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
-        launcher = [sys.executable]
-        if self.ranks > 1:
-            launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(self.ranks)]
-            launcher += ["--master_port", str(free_port()), "--log_level", "error"]
+        start = launcher(self.ranks) if self.ranks > 1 else [sys.executable]
         log = (self.folder / f"{name}.log").open("ab")
         with log:
-            return subprocess.Popen(
-                [*launcher, *worker], stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            return subprocess.Popen([*start, *worker], stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def attempt(self, name: str) -> Path | None:
         """The one attempt of a run."""

@@ -1,13 +1,13 @@
 """Training on the DeepSpeed engine equals training in plain torch, under every ZeRO stage, on one process and two."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import environment
 from safetensors.torch import load_file
 from slow_loop import slow_loss
 from transformers import AutoModelForCausalLM
@@ -20,7 +20,7 @@ from coconut_ds.data.sources import open_source
 from coconut_ds.engine_file import read_engine_file
 from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import starting_backbone
-from coconut_ds.launch import free_port
+from coconut_ds.launch import launcher
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
@@ -76,13 +76,9 @@ def plain_torch_losses(overrides: list[str]) -> list[float]:
 def results(tmp_path_factory) -> dict[int, dict]:
     """What the worker recorded on one process (no launcher) and on two (the deepspeed launcher)."""
     found = {}
-    deepspeed = Path(sys.executable).with_name("deepspeed")
-    for ranks, launch in (
-        (1, [sys.executable]),
-        (2, [deepspeed, "--master_port", free_port(), "--num_accelerators", "2"]),
-    ):
+    for ranks, start in ((1, [sys.executable]), (2, launcher(2))):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        command = [*map(str, launch), str(WORKER), str(folder / "out.json"), str(folder)]
+        command = [*start, str(WORKER), str(folder / "out.json"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Virtual Memory" not in done.stdout + done.stderr
@@ -97,12 +93,6 @@ def weights(tmp_path_factory) -> Path:
     for family in FAMILIES:
         write_family(family, folder)
     return folder
-
-
-def environment() -> dict[str, str]:
-    """No compiler, no launcher variables of an outer process, a free port."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "OMP_NUM_THREADS": "1", "CXX": "/nonexistent", "CC": "/nonexistent"}
 
 
 @pytest.mark.slow

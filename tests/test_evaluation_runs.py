@@ -1,7 +1,6 @@
 """Evaluations as real processes: on any number of ranks, killed and started again, refused with a reason."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import environment
 from test_checkpoint import make_backbone, make_card
 
 from coconut_ds.checkpoint import save_model
-from coconut_ds.launch import free_port
+from coconut_ds.launch import launcher
 from coconut_ds.reasoner import Reasoner
 
 SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"
-CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 PROBLEMS = 1319
 """As many as the test problems of GSM8K: no number of ranks here but 1 divides it."""
 SWEEP = ["n_thoughts=0,2", "batch_size=8"]
@@ -48,16 +47,13 @@ def sweep(place):
 
 
 def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
-    start = [sys.executable]
-    if ranks > 1:
-        start = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-        start += ["--master_port", str(free_port())]
+    start = launcher(ranks) if ranks > 1 else [sys.executable]
     given = [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
     return [*start, str(SCRIPT), *given, *more]
 
 
 def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=CLEAN)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment())
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -93,7 +89,7 @@ def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
 def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, sweep, tmp_path, number):
     """Also on another number of processes: nothing is made twice, and all is as if it had not ended."""
     out = tmp_path / "ended"
-    process = subprocess.Popen(command_of(place, out, *SWEEP), env=CLEAN, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command_of(place, out, *SWEEP), env=environment(), stderr=subprocess.PIPE, text=True)
     while not (kept := count_kept(out)) and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.3)

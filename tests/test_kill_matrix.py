@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy
 import pytest
 import torch
 from kill_matrix import POINTS, differences, unequal
+from launching import environment
 
 MATRIX = Path(__file__).parent / "kill_matrix.py"
 
@@ -26,9 +26,8 @@ MATRIX = Path(__file__).parent / "kill_matrix.py"
     ids=["killed at each point", "two ranks asked to stop"],
 )
 def test_runs_that_are_ended_and_started_again_become_the_run_left_alone(options, kills):
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     command = [sys.executable, str(MATRIX), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=kept)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["kills"], result["mismatches"], result["points_left"]) == (kills, 0, [])

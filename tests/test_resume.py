@@ -2,37 +2,21 @@
 
 import json
 import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from kill_matrix import RUN
+from launching import environment
 from resume_worker import DAMAGES, DIES_AT, KEPT, MANIFESTS, ROOMS, STOPS, ZEROS
 
-from coconut_ds.compose import compose_config
-from coconut_ds.files import damage
-from coconut_ds.interrupts import POLL_S
-from coconut_ds.launch import free_port
-from coconut_ds.runs.attempts import choose_start
-from coconut_ds.runs.manifest import RunManifest
+from coconut_ds.launch import launcher
 
 ROOT = Path(__file__).resolve().parent.parent
-DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--log_level", "error"]
+ENVIRONMENT = environment(DS_ACCELERATOR="cpu")
 ALL = list(range(1, 17))
 """The updates of the run, each once."""
-
-
-def environment() -> dict[str, str]:
-    """No launcher's variables, no compiler."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CXX": "/nonexistent", "CC": "/nonexistent"}
 
 
 class Outcomes(dict[str, Any]):
@@ -50,9 +34,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     folder, found = tmp_path_factory.mktemp("resume"), Outcomes()
     for part in ("before", "alone", "after"):
         out = folder / f"{part}.json"
-        launcher = [sys.executable] if part == "alone" else [*DEEPSPEED, "--master_port", str(free_port())]
-        command = [*launcher, str(ROOT / "tests" / "resume_worker.py"), str(out), str(folder), part]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+        start = [sys.executable] if part == "alone" else launcher(2)
+        command = [*start, str(ROOT / "tests" / "resume_worker.py"), str(out), str(folder), part]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=ENVIRONMENT)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         found.update(json.loads(out.read_text()))
     return found
@@ -121,53 +105,6 @@ def test_a_mismatch_that_is_allowed_goes_on_with_the_new_value(outcomes):
     assert len(asked["of_group"]["attempts"]) == 1
     # The warm-up of update 3 of a stage, then of half the rate.
     assert asked["rates"][-2:] == pytest.approx([2 * 1e-3 / 30, 3 * 1e-3 / 30])
-
-
-def attempt_of(folder: Path, name: str, status: str | None, resume_epoch: int = 2, reason: str | None = None) -> None:
-    """An attempt without checkpoints."""
-    path = folder / name
-    path.mkdir(parents=True)
-    (path / "config.yaml").touch()
-    if status is None:
-        return
-    values: dict[str, Any] = dict.fromkeys(("host", "started", "updated"), "") | {"code": {}, "versions": {}}
-    values |= {"name": "demo", "signature": folder.name, "attempt": name, "num_epochs": 2, "pid": 1, "world_size": 1}
-    manifest = RunManifest(status=status, reason=reason, resume_epoch=resume_epoch, **values)
-    (path / "run_manifest.yaml").write_text(yaml.safe_dump(manifest.model_dump(mode="json")))
-
-
-A, B, C = ("20260101-000000-0000", "20260102-000000-0000", "20260103-000000-0000")
-
-
-@pytest.mark.parametrize(
-    ("there", "mode", "num_epochs", "chosen"),
-    [
-        ([], "auto", 2, None),
-        ([], "force", 2, None),
-        ([(A, "completed")], "auto", 2, None),
-        ([(A, "completed")], "auto", 3, A),
-        ([(A, "completed")], "auto", 1, None),
-        ([(A, "completed")], "force", 2, A),
-        ([(A, "completed", 1, "solved")], "auto", 2, None),
-        ([(A, "completed", 1, "solved")], "auto", 9, None),
-        ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 2, B),
-        ([(A, "failed"), (B, "running"), (C, "completed")], "force", 2, C),
-        ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 3, C),
-        ([(A, "failed"), (B, "running")], "never", 2, None),
-        ([(A, None), (B, "completed")], "auto", 2, A),
-    ],
-)
-def test_which_attempt_a_mode_means(tmp_path, there, mode, num_epochs, chosen):
-    folder = tmp_path / "demo" / "0123456789ab"
-    for name, *rest in there:
-        attempt_of(folder, name, *rest)
-    config = compose_config([*RUN, f"num_epochs={num_epochs}", f"resume_mode={mode}", f"save_path={tmp_path}"])
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": "demo"})})
-    start = choose_start(config, folder.name, {}, print)
-    assert start.is_new == (chosen is None)
-    assert chosen in (None, start.path.name)
-    assert start.path.parent == folder
-    assert start.is_new != start.path.exists()
 
 
 # --- damage
@@ -433,96 +370,3 @@ STOPPED = {
     "before the first update": (0, None),
 }
 """The update that each stop came with or after, and the checkpoint."""
-
-LONG = [*RUN, "num_epochs=1000", "save_every=1000", "save_every_steps=null", "max_latent_stage=0"]
-
-
-@pytest.mark.slow
-def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
-    command = shlex.join([sys.executable, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"])
-    script = f"{command} > {tmp_path}/log 2>&1 < /dev/null & echo $!; read"
-
-    def written() -> int:
-        return sum(path.stat().st_size for path in tmp_path.glob("*/*/*/metrics.jsonl"))
-
-    with subprocess.Popen(
-        ["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    ) as shell:
-        process = int(shell.stdout.readline())
-        try:
-            assert until(written, 300), (tmp_path / "log").read_text()
-            shell.stdin.close()
-            assert shell.wait(30) is not None
-            # Longer than it takes to notice that a launcher is gone.
-            time.sleep(3 * POLL_S)
-            before = written()
-            assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
-        finally:
-            os.kill(process, signal.SIGKILL)
-
-
-COMMANDS = {
-    "process": (signal.SIGTERM, "train.py"),
-    "launcher": (signal.SIGINT, "/deepspeed"),
-    "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
-}
-"""What is sent to which process alone; the first is a run without launcher, the others are of two ranks. SIGTERM to
-the launcher is what ``kill_matrix.py --signal TERM`` sends."""
-
-
-def processes(session: int) -> Iterator[tuple[int, str]]:
-    """Id and command line of each process of a session that has not ended."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
-            if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
-                yield int(path.name), (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-
-
-def until(condition: Any, seconds: float) -> bool:
-    """Whether it holds in time."""
-    end = time.monotonic() + seconds
-    while not (holds := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(holds)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
-    number, who = COMMANDS[name]
-    launcher = [sys.executable] if name == "process" else [*DEEPSPEED, "--master_port", str(free_port())]
-    command = [*launcher, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"]
-    with (tmp_path / "log").open("wb") as log:
-        # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            env=environment(),
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-    try:
-        records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
-        assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
-        (target,) = [pid for pid, line in processes(process.pid) if who in line.partition("train.py --")[0]][:1]
-        os.kill(target, number)
-        assert until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
-    finally:
-        for pid, _ in processes(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
-    log_text = (tmp_path / "log").read_text()
-    assert "saved; the same command carries on" in log_text
-    if name == "process":
-        assert process.returncode == 75
-    (record,) = records()
-    manifest = yaml.safe_load((record.parent / "run_manifest.yaml").read_text())
-    assert (manifest["status"], manifest["reason"]) == ("failed", "interrupted")
-    checkpoint = record.parent / manifest["last_checkpoint"]
-    assert damage(checkpoint, hashes=True) == []
-    resume_state = json.loads((checkpoint / "engine" / "resume_state.json").read_text())
-    assert resume_state["metrics_bytes"] == record.stat().st_size

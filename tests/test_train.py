@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launching import environment
 from transformers import AutoModelForCausalLM
 
 from coconut_ds.launch import free_port
@@ -37,12 +38,6 @@ TINY = [
 ]
 UPDATES = 9
 """Three epochs of 16 + 16 + 8 problems."""
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """No launcher's variables, no compiler, a home without anything in it."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "OMP_NUM_THREADS": "1", "CXX": "/nonexistent", "CC": "/nonexistent", **extra}
 
 
 def start(command: list[object], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,120 @@
+"""Runs of the real entry point are stopped through one of their processes, or lose the shell that started them."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kill_matrix import RUN
+from launching import environment
+
+from coconut_ds.files import damage
+from coconut_ds.interrupts import POLL_S
+from coconut_ds.launch import launcher
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = environment(DS_ACCELERATOR="cpu")
+LONG = [*RUN, "num_epochs=1000", "save_every=1000", "save_every_steps=null", "max_latent_stage=0"]
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
+    command = shlex.join([sys.executable, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"])
+    script = f"{command} > {tmp_path}/log 2>&1 < /dev/null & echo $!; read"
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob("*/*/*/metrics.jsonl"))
+
+    with subprocess.Popen(
+        ["bash", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as shell:
+        process = int(shell.stdout.readline())
+        try:
+            assert until(written, 300), (tmp_path / "log").read_text()
+            shell.stdin.close()
+            assert shell.wait(30) is not None
+            # Longer than it takes to notice that a launcher is gone.
+            time.sleep(3 * POLL_S)
+            before = written()
+            assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
+        finally:
+            os.kill(process, signal.SIGKILL)
+
+
+COMMANDS = {
+    "process": (signal.SIGTERM, "train.py"),
+    "launcher": (signal.SIGINT, "/deepspeed"),
+    "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
+}
+"""What is sent to which process alone; the first is a run without launcher, the others are of two ranks. SIGTERM to
+the launcher is what ``kill_matrix.py --signal TERM`` sends."""
+
+
+def processes(session: int) -> Iterator[tuple[int, str]]:
+    """Id and command line of each process of a session that has not ended."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+                yield int(path.name), (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+
+
+def until(condition: Any, seconds: float) -> bool:
+    """Whether it holds in time."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(holds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
+    number, who = COMMANDS[name]
+    start = [sys.executable] if name == "process" else launcher(2)
+    command = [*start, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"]
+    with (tmp_path / "log").open("wb") as log:
+        # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    try:
+        records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
+        assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
+        (target,) = [pid for pid, line in processes(process.pid) if who in line.partition("train.py --")[0]][:1]
+        os.kill(target, number)
+        assert until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
+    finally:
+        for pid, _ in processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    log_text = (tmp_path / "log").read_text()
+    assert "saved; the same command carries on" in log_text
+    if name == "process":
+        assert process.returncode == 75
+    (record,) = records()
+    manifest = yaml.safe_load((record.parent / "run_manifest.yaml").read_text())
+    assert (manifest["status"], manifest["reason"]) == ("failed", "interrupted")
+    checkpoint = record.parent / manifest["last_checkpoint"]
+    assert damage(checkpoint, hashes=True) == []
+    resume_state = json.loads((checkpoint / "engine" / "resume_state.json").read_text())
+    assert resume_state["metrics_bytes"] == record.stat().st_size
