@@ -1,4 +1,4 @@
-"""What ``coconut-plan`` says beside what is allocated: ``python benchmarks/memory.py ``, on one CPU process.
+"""What ``coconut-plan`` says beside what is allocated: ``python benchmarks/memory.py``, on one CPU process.
 
 Two updates of two micro batches each, through the engine. Measured is the largest sum of all that torch's allocator has
 given out, from the first weight on, as its profiler records it; the inside of kernels is in neither number. The last
