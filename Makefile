@@ -15,7 +15,7 @@ app: $(VENV)/.ready
 	$(BIN)/python -m serve app --runs outputs
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -31,7 +31,7 @@ from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import merged
 from coconut_ds.random_states import random_state, set_random_state
 from coconut_ds.settings import Config
-from coconut_ds.zero import library, whole
+from coconut_ds.zero import library, without_compiler, whole
 
 STATE = "state"
 """DeepSpeed's tag: the name of the folder within that of ``save_state``."""
@@ -83,7 +83,8 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
 def stop_ranks() -> None:
     """Leaves the group. Programs that this one starts are not to take themselves for its ranks."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        # Not torch's: DeepSpeed would hold on to groups that are gone, and the next engine of this process ask them.
+        library().comm.destroy_process_group()
     for name in _own_variables:
         os.environ.pop(name, None)
     _own_variables.clear()
@@ -111,7 +112,7 @@ class Engine:
         parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
         try:
             # In bf16 it prints the memory at each of its steps, whatever the level of its logger.
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()), without_compiler():
                 self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed refuses it: {error}") from error

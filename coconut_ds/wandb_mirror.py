@@ -1,10 +1,8 @@
-"""The wandb mirror of a run's numbers: the only module that imports wandb."""
+"""The wandb mirror of a run's numbers: the only module that imports wandb, late, since runs without it need not wait."""
 
 import os
 from pathlib import Path
 from typing import Any
-
-import wandb
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config
@@ -14,6 +12,8 @@ class WandbMirror:
     """One wandb run."""
 
     def __init__(self, config: Config, folder: Path, mode: str, run_id: str) -> None:
+        import wandb
+
         try:
             self._run = wandb.init(
                 project=config.run.project,
@@ -46,6 +46,8 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
         return asked, None
     if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         return os.environ["WANDB_MODE"], None
+    import wandb
+
     if wandb.login(prompt=False, verify=False):
         return "online", None
     return (

@@ -31,6 +31,18 @@ def library() -> Any:
 
 
 @contextmanager
+def without_compiler() -> Iterator[None]:
+    """Functions that are to be compiled stay as they are. An engine that is made loads an optimizer that is not used
+    here (Muon) and has its functions compiled, for which torch imports its whole compiler: more than a second."""
+    compiler = torch.compile
+    torch.compile = lambda model=None, **options: (lambda function: function) if model is None else model  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
+@contextmanager
 def in_shards(values: Mapping[str, Any] | None) -> Iterator[None]:
     """Within it, transformers builds and loads models in shards. The ranks must have been started.
 

@@ -227,3 +227,9 @@ def test_engine_files_by_name():
     for stage in range(4):
         values = read_engine_file(compose_config([f"deepspeed=zero{stage}"]))
         assert values["zero_optimization"]["stage"] == stage
+
+
+@pytest.mark.slow
+def test_engines_do_without_torchs_compiler(results):
+    """Its import takes longer than that of all of DeepSpeed."""
+    assert not any(found["compiler_imported"] for found in results.values())

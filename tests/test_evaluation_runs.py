@@ -13,6 +13,7 @@ from launching import environment
 from test_checkpoint import make_backbone, make_card
 
 from coconut_ds.checkpoint import save_model
+from coconut_ds.evaluate import main
 from coconut_ds.launch import launcher
 from coconut_ds.reasoner import Reasoner
 
@@ -48,8 +49,11 @@ def sweep(place):
 
 def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
     start = launcher(ranks) if ranks > 1 else [sys.executable]
-    given = [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
-    return [*start, str(SCRIPT), *given, *more]
+    return [*start, str(SCRIPT), *arguments_of(place, out), *more]
+
+
+def arguments_of(place: Path, out: Path) -> list[str]:
+    return [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
 
 
 def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -120,7 +124,7 @@ def count_kept(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, sweep, tmp_path):
+def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, sweep, tmp_path, capsys):
     """Through the entry point; nothing is left behind by what is refused."""
     one, other = sweep / "0_thoughts", sweep / "2_thoughts"
     right = sum(n % 3 > 0 for n in range(PROBLEMS))
@@ -141,10 +145,11 @@ def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(pla
         "method=none": "unknown method",
     }
     for wrong, words in cases.items():
-        command = [part for part in command_of(place, tmp_path / "no") if part.split("=")[0] != wrong.split("=")[0]]
-        done = run([*command, wrong], code=2)
-        assert words in done.stderr
-        assert done.stderr.count("error:") == 1
+        given = [part for part in arguments_of(place, tmp_path / "no") if part.split("=")[0] != wrong.split("=")[0]]
+        assert main([*given, wrong]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert told.count("error:") == 1
         assert not (tmp_path / "no").exists()
-    alone = run([sys.executable, str(SCRIPT), "--compare", str(one)], code=2)
-    assert "expected two" in alone.stderr
+    assert main(["--compare", str(one)]) == 2
+    assert "expected two" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_the_largest_micro_batch_is_the_largest(lines, room):
 
 @pytest.mark.slow
 def test_a_plan_as_numbers_and_as_a_table(capsys):
-    base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0")
+    base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0", "max_latent_stage=1")
     plan = planned(capsys, *base, "gpu_memory_gib=0.06")
     more = planned(capsys, *base, "activation_checkpointing=true")
     assert plan["largest_micro_batch"] > 4

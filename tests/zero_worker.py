@@ -240,6 +240,7 @@ def main() -> None:
         result[f"spoiled_{zero}"] = {what: spoil(zero, what, ranks) for what in ("loss", "gradient")}
     errors = ranks.gather([result[f"spoiled_{zero}"] for zero in ("zero0", "zero1", "zero2", "zero3")])
     result["same_on_all_ranks"] = all(other == errors[0] or ranks.size == 1 for other in errors)
+    result["compiler_imported"] = "torch._inductor.compile_fx" in sys.modules
     if ranks.is_first:
         out.write_text(json.dumps(result))
     stop_ranks()
