@@ -93,11 +93,12 @@ def peak(profiler: profile) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case is None:
         # One process each: what one leaves behind would be freed in the measurement of the next.
-        found = {name: alone(name) for name in CASES}
+        found = {name: alone(name) for name in given.cases}
         for name, (planned, measured) in found.items():
             line = f"{name:<42} planned {planned / 2**20:7.1f} MiB, measured {measured / 2**20:7.1f} MiB, "
             sys.stderr.write(f"{line}ratio {planned / measured:.3f}\n")

@@ -31,7 +31,7 @@ from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import merged
 from coconut_ds.random_states import random_state, set_random_state
 from coconut_ds.settings import Config
-from coconut_ds.zero import library, without_compiler, whole
+from coconut_ds.zero import library, whole, without_compiler
 
 STATE = "state"
 """DeepSpeed's tag: the name of the folder within that of ``save_state``."""

@@ -1,4 +1,4 @@
-"""The wandb mirror of a run's numbers: the only module that imports wandb, late, since runs without it need not wait."""
+"""The wandb mirror of a run's numbers: the only module that imports wandb, and late: others need not wait for it."""
 
 import os
 from pathlib import Path
