@@ -5,7 +5,7 @@
 Trains ``coconut`` as ``make demo`` does (products of permutations), once as it is and once without each optimisation,
 and scores the last checkpoint on the 1,000 problems that nobody trained on. Sums are rounded in another order without
 an optimisation, so curves part after some hundred updates; what they come to must not. The last line is JSON: accuracy
-in percent, and the updates at which stages ended.
+in percent, and the epochs in which stages began.
 """
 
 import argparse

@@ -32,7 +32,7 @@ from coconut_ds.tokens import add_markers, build_word_tokenizer
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
 GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"
 LLAMA = (
-    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:2,num_attention_heads:4,"
+    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:6,num_attention_heads:4,"
     "num_key_value_heads:2}"
 )
 CASES: dict[str, tuple[int, list[str]]] = {
@@ -93,12 +93,11 @@ def peak(profiler: profile) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
     given = parser.parse_args()
     if given.case is None:
         # One process each: what one leaves behind would be freed in the measurement of the next.
-        found = {name: alone(name) for name in given.cases}
+        found = {name: alone(name) for name in CASES}
         for name, (planned, measured) in found.items():
             line = f"{name:<42} planned {planned / 2**20:7.1f} MiB, measured {measured / 2**20:7.1f} MiB, "
             sys.stderr.write(f"{line}ratio {planned / measured:.3f}\n")

@@ -85,7 +85,11 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     add("--max-positions", type=int, default=settings.max_positions, help="prompt, thoughts and text of a completion")
     add("--threads", type=int, help="CPU threads of a pass; default: torch's")
     add("--memory-gb", type=float, help="weights and caches of all loaded models; default: half of what there is")
-    add("--load", action="store_true", help="load the first checkpoint before the first request")
+    add(
+        "--load",
+        action="store_true",
+        help="load the first checkpoint before any request; with the app, the one it shows",
+    )
     for name, what in LIMITS.items():
         kind = type(getattr(limits, name))
         add(f"--{name.replace('_', '-')}", type=kind, default=getattr(limits, name), help=what)

@@ -34,16 +34,15 @@ SHAPES = {
     },
 }
 
+# Tiny tensors: a second thread costs more than it gives, the more so in processes beside each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: workers that share the files then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-# Tiny tensors: a second thread costs more than it gives, the more so in processes beside each other.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:

@@ -25,8 +25,8 @@ if __name__ == "__main__":
 
 import numpy
 import torch
+from launching import starting
 
-from coconut_ds.launch import launcher
 from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.manifest import read_manifest
 
@@ -74,10 +74,10 @@ class Matrix:
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
         worker = [str(ROOT / "tests" / "kill_worker.py"), *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
-        start = launcher(self.ranks) if self.ranks > 1 else [sys.executable]
+        command = [*starting(self.ranks), *worker]
         log = (self.folder / f"{name}.log").open("ab")
         with log:
-            return subprocess.Popen([*start, *worker], stdout=log, stderr=log, env=environment, start_new_session=True)
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def attempt(self, name: str) -> Path | None:
         """The one attempt of a run."""

@@ -19,19 +19,20 @@ from serving import ROOT, save_checkpoint, serving
 
 KEY = "sesame"
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+EXAMPLES = 25
+"""Random cases a route and round, beside those that cover each field's bounds."""
 STATUSES = (200, 400, 401, 404, 405, 408, 413, 422, 429, 500, 503, 504)
 
 
-def run_cases(count: int, folder: Path, examples: int = 25) -> dict[str, Any]:
-    """Rounds with other seeds until ``count`` cases were made or one found a fault; the result. ``examples``: random
-    cases a route and round, beside those that cover each field's bounds."""
+def run_cases(count: int, folder: Path) -> dict[str, Any]:
+    """Rounds with other seeds until ``count`` cases were made or one found a fault; the result."""
     checkpoint = save_checkpoint(folder / "tiny")
     with serving(checkpoint, key=KEY, options=("--slots", "8", "--load")) as server:
         by_status: dict[str, int] = {}
         faults, output, seed = 0, "", 0
         while sum(by_status.values()) < count and not faults:
             seed += 1
-            done = _round(server.url, folder, seed, examples)
+            done = _round(server.url, folder, seed)
             faults, output = done.returncode, done.stdout[-6000:] + done.stderr[-2000:]
             before = sum(by_status.values())
             by_status = {str(code): int(server.metric("http_requests_total", status=str(code))) for code in STATUSES}
@@ -48,10 +49,10 @@ def run_cases(count: int, folder: Path, examples: int = 25) -> dict[str, Any]:
     return result
 
 
-def _round(url: str, folder: Path, seed: int, examples: int) -> "subprocess.CompletedProcess[str]":
+def _round(url: str, folder: Path, seed: int) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "schemathesis.cli", "run", url + "/openapi.json"]
     command += ["--header", f"Authorization: Bearer {KEY}", "--checks", ",".join(CHECKS), "--seed", str(seed)]
-    command += ["--phases", "coverage,fuzzing", "--max-examples", str(examples), "--continue-on-failure"]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", str(EXAMPLES), "--continue-on-failure"]
     command += ["--generation-database", "none", "--request-timeout", "300"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schema_hooks", "PYTHONPATH": str(ROOT / "tests")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

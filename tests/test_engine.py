@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launching import environment
+from launching import environment, starting
 from safetensors.torch import load_file
 from slow_loop import slow_loss
 from transformers import AutoModelForCausalLM
@@ -20,7 +19,6 @@ from coconut_ds.data.sources import open_source
 from coconut_ds.engine_file import read_engine_file
 from coconut_ds.errors import ConfigError
 from coconut_ds.experiment import starting_backbone
-from coconut_ds.launch import launcher
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
@@ -76,9 +74,9 @@ def plain_torch_losses(overrides: list[str]) -> list[float]:
 def results(tmp_path_factory) -> dict[int, dict]:
     """What the worker recorded on one process (no launcher) and on two (the deepspeed launcher)."""
     found = {}
-    for ranks, start in ((1, [sys.executable]), (2, launcher(2))):
+    for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        command = [*start, str(WORKER), str(folder / "out.json"), str(folder)]
+        command = [*starting(ranks), str(WORKER), str(folder / "out.json"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Virtual Memory" not in done.stdout + done.stderr

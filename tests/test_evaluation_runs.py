@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import environment
+from launching import environment, starting
 from test_checkpoint import make_backbone, make_card
 
 from coconut_ds.checkpoint import save_model
 from coconut_ds.evaluate import main
-from coconut_ds.launch import launcher
 from coconut_ds.reasoner import Reasoner
 
 SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"
@@ -48,8 +47,7 @@ def sweep(place):
 
 
 def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
-    start = launcher(ranks) if ranks > 1 else [sys.executable]
-    return [*start, str(SCRIPT), *arguments_of(place, out), *more]
+    return [*starting(ranks), str(SCRIPT), *arguments_of(place, out), *more]
 
 
 def arguments_of(place: Path, out: Path) -> list[str]:

@@ -21,7 +21,7 @@ MATRIX = Path(__file__).parent / "kill_matrix.py"
     ("options", "kills"),
     [
         (["--kills", str(len(POINTS)), "--seed", "0"], len(POINTS)),
-        (["--kills", "1", "--ranks", "2", "--signal", "TERM"], 1),
+        (["--kills", "2", "--ranks", "2", "--signal", "TERM"], 2),
     ],
     ids=["killed at each point", "two ranks asked to stop"],
 )

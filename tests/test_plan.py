@@ -27,13 +27,11 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
-    """Two updates through the engine; ``python benchmarks/memory.py`` has more cases."""
-    cases = ["GPT-2, 6 thoughts, ZeRO 0", "Llama, 6 thoughts, ZeRO 2", "Llama, 6 thoughts, checkpointing, ZeRO 3"]
-    command = [sys.executable, str(BENCHMARK), "--cases", *cases]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
+    """Two updates through the engine: families, ZeRO stages, adapters and checkpointing."""
+    done = subprocess.run([sys.executable, str(BENCHMARK)], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     ratios = json.loads(done.stdout.splitlines()[-1])
-    assert list(ratios) == cases
+    assert len(ratios) == 5
     assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
 
 

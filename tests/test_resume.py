@@ -3,15 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import environment
+from launching import environment, starting
 from resume_worker import DAMAGES, DIES_AT, KEPT, MANIFESTS, ROOMS, STOPS, ZEROS
-
-from coconut_ds.launch import launcher
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = environment(DS_ACCELERATOR="cpu")
@@ -33,9 +30,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """All scenarios: on two ranks, on one, on two again."""
     folder, found = tmp_path_factory.mktemp("resume"), Outcomes()
     for part in ("before", "alone", "after"):
-        out = folder / f"{part}.json"
-        start = [sys.executable] if part == "alone" else launcher(2)
-        command = [*start, str(ROOT / "tests" / "resume_worker.py"), str(out), str(folder), part]
+        out, ranks = folder / f"{part}.json", 1 if part == "alone" else 2
+        command = [
+            *starting(ranks),
+            str(ROOT / "tests" / "resume_worker.py"),
+            str(out),
+            str(folder),
+            part,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=ENVIRONMENT)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         found.update(json.loads(out.read_text()))

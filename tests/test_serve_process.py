@@ -102,7 +102,7 @@ def test_a_load_of_mixed_requests(tmp_path):
 
 def test_cases_made_of_the_description(tmp_path):
     """``python tests/schema_cases.py`` in small: one round."""
-    result = run_cases(1, tmp_path, examples=5)
+    result = run_cases(1, tmp_path)
     assert not result["faults"], result["output"]
     assert "500" not in result["statuses"]
     assert result["cases"] > 400

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from kill_matrix import RUN
-from launching import environment
+from launching import environment, starting
 
 from coconut_ds.files import damage
 from coconut_ds.interrupts import POLL_S
-from coconut_ds.launch import launcher
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = environment(DS_ACCELERATOR="cpu")
@@ -84,9 +83,13 @@ def until(condition: Any, seconds: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
-    number, who = COMMANDS[name]
-    start = [sys.executable] if name == "process" else launcher(2)
-    command = [*start, str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={tmp_path}"]
+    (number, who), ranks = COMMANDS[name], 1 if name == "process" else 2
+    command = [
+        *starting(ranks),
+        str(ROOT / "coconut_ds" / "train.py"),
+        *LONG,
+        f"run.save_path={tmp_path}",
+    ]
     with (tmp_path / "log").open("wb") as log:
         # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
         process = subprocess.Popen(

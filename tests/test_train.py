@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launching import environment
+from launching import VARIABLES, environment
 from transformers import AutoModelForCausalLM
 
 from coconut_ds import evaluate
@@ -62,7 +62,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     from coconut_ds.train import main
 
     monkeypatch.chdir(tmp_path)
-    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for key in VARIABLES:
         monkeypatch.delenv(key, raising=False)
     return lambda *arguments: main([str(argument) for argument in arguments])
 
