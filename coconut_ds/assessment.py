@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from coconut_ds.checkpoint import CARD, ModelCard
-from coconut_ds.curriculum import spec_of
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed import Ranks, alone
@@ -26,7 +25,6 @@ from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, scores_of, sweep_point, table
-from coconut_ds.experiment import card_of, starting_backbone
 from coconut_ds.files import write_whole
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
@@ -38,6 +36,7 @@ from coconut_ds.probing.decoding import DecodedThought
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.runs.code import code_identity
 from coconut_ds.settings import Config, DataConfig, EvalConfig
+from coconut_ds.starting import card_of, starting_backbone
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         # A state dict does not say its stage: the last one is what training ends with.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
         card = ModelCard.of(
-            method, stage, spec_of(training), config.data.format, {}, iterations=config.method.jacobi_iterations
+            method, stage, training.curriculum_spec, config.data.format, {}, iterations=config.method.jacobi_iterations
         )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     cast(backbone.model, dtype, ranks.device)

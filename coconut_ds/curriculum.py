@@ -7,15 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coconut_ds.methods.base import CurriculumSpec, Method
+from coconut_ds.methods.base import Method
 from coconut_ds.settings import TrainingConfig
-
-
-def spec_of(training: TrainingConfig) -> CurriculumSpec:
-    """What layouts need to know of ``training``."""
-    return CurriculumSpec(
-        training.c_thought, training.max_latent_stage, training.pad_latent_to_max, training.tokens_per_epoch
-    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class Curriculum:
     @classmethod
     def of(cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0) -> "Curriculum":
         """The curriculum of ``method`` on problems of at most ``longest`` stages (``Method.num_stages``)."""
-        last = method.final_stage(longest, spec_of(training)) if method.has_curriculum else 0
+        last = method.final_stage(longest, training.curriculum_spec) if method.has_curriculum else 0
         epochs_per_stage = method.epochs_per_stage or training.epochs_per_stage
         return cls(training, method.has_curriculum, last, epochs_per_stage, first_epoch)
 

@@ -1,26 +1,20 @@
 """An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict
-from coconut_ds.curriculum import Curriculum, mixed_stage, spec_of
+from coconut_ds.curriculum import Curriculum, mixed_stage
 from coconut_ds.data.batches import BatchGeometry, MicroBatch
-from coconut_ds.data.sources import Source, open_source
+from coconut_ds.data.sources import open_source
 from coconut_ds.distributed import Ranks
 from coconut_ds.engine_file import engine_values, zero_stage
-from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.layout import Layout, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
-from coconut_ds.model.backbone import Backbone, build_backbone
+from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import LatentInputs, Targets, collate
 from coconut_ds.model.digest import content_of
 from coconut_ds.model.latent_loop import LatentLoop
@@ -29,8 +23,8 @@ from coconut_ds.model.support import context_length
 from coconut_ds.random_states import seed_generators
 from coconut_ds.run_problems import Notify, RunProblems, check_lengths
 from coconut_ds.settings import Config
-from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
-from coconut_ds.zero import in_shards, whole_shape
+from coconut_ds.starting import starting_backbone
+from coconut_ds.zero import whole_shape
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class Experiment:
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
         method = METHODS[config.method.kind]
-        spec = spec_of(training)
+        spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume)
@@ -131,40 +125,3 @@ class Experiment:
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
         )
-
-
-def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] | None = None) -> Backbone:
-    """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes.
-
-    Args:
-        config: of the experiment.
-        source: of the words, where the tokenizer is made of them.
-        engine: what a ZeRO-3 engine will be told, for weights that are loaded to come in shards. Random ones are drawn
-            whole on each rank: what is drawn must not depend on the engine.
-    """
-    path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
-    if path is None:
-        tokenizer = starting_tokenizer(config, source)
-        with in_shards(engine if config.model.model_init == "pretrained" else None):
-            return build_backbone(config.model, tokenizer, pause)
-    place = Path(path)
-    if not place.exists():
-        raise CheckpointError(
-            f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
-        )
-    with in_shards(engine):
-        if place.is_dir():
-            return load_folder(place, config.model.attn_implementation, pause=pause)
-        return load_state_dict(place, config.model, starting_tokenizer(config, source), pause)
-
-
-def card_of(config: Config) -> ModelCard | None:
-    """The card of the checkpoint to start from, where it has one."""
-    path = config.run.load_model_path
-    return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
-
-
-def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that ``model`` describes."""
-    name = config.model.tokenizer or config.model.model_id
-    return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)

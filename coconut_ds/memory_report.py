@@ -6,18 +6,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from coconut_ds.curriculum import Curriculum, spec_of
+from coconut_ds.curriculum import Curriculum
 from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import ConfigError
-from coconut_ds.experiment import starting_tokenizer
 from coconut_ds.layout import IGNORE, Layout, lay_out
 from coconut_ds.memory_plan import GIB, Plan, Planner
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.backbone import architecture
 from coconut_ds.settings import Config
+from coconut_ds.starting import starting_tokenizer
 from coconut_ds.tokens import add_markers, tokenize
 
 NUM_LONGEST = 64
@@ -65,7 +65,7 @@ def longest_layouts(
     config: Config, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, Layout]:
     """The longest sequences of the first and of the last stage."""
-    method, spec = METHODS[config.method.kind], spec_of(config.training)
+    method, spec = METHODS[config.method.kind], config.training.curriculum_spec
     tokenized = tokenize(tokenizer, problems, config.data.text_format)
     stages = max(method.num_stages(problem, spec) for problem in tokenized)
     last = Curriculum.of(config.training, method, stages).last_stage
@@ -82,7 +82,7 @@ def made_up(config: Config, tokens: int, targets: int) -> Layout:
     Raises:
         ConfigError: they do not fit into it.
     """
-    method, spec = METHODS[config.method.kind], spec_of(config.training)
+    method, spec = METHODS[config.method.kind], config.training.curriculum_spec
     latents = method.num_latents(spec.max_latent_stage, None, spec)
     thoughts = 0 if method.pauses else latents
     first = tokens - targets - thoughts

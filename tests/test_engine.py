@@ -18,11 +18,11 @@ from coconut_ds.data.batches import epoch_batches
 from coconut_ds.data.sources import open_source
 from coconut_ds.engine_file import read_engine_file
 from coconut_ds.errors import ConfigError
-from coconut_ds.experiment import starting_backbone
 from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.model.lora import add_adapters
+from coconut_ds.starting import starting_backbone
 from coconut_ds.tokens import tokenize
 
 WORKER = Path(__file__).parent / "zero_worker.py"

@@ -76,6 +76,7 @@ HEAVY: list[set[str]] = [
     {"evaluation.prediction", "probing", "probing.labels", "probing.graph_text", "probing.decoding"},
     {"evaluation.evaluator", "evaluation.scores", "evaluation.partial"},
     {"checkpoint", "engine", "wandb_mirror"},
+    {"starting"},
     {"reasoner"},
     {"lm_harness"},
     {"probing.cases"},

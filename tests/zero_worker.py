@@ -24,7 +24,6 @@ from coconut_ds.distributed import Ranks
 from coconut_ds.engine import Engine, start_ranks, stop_ranks
 from coconut_ds.engine_file import engine_values
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.experiment import starting_backbone
 from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.metrics import read_metrics
 from coconut_ds.model.backbone import build_backbone, model_from_scratch
@@ -32,6 +31,7 @@ from coconut_ds.model.collate import collate
 from coconut_ds.model.digest import content_of
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.settings import Config, ModelConfig
+from coconut_ds.starting import starting_backbone
 from coconut_ds.tokens import build_word_tokenizer
 from coconut_ds.training import train
 from coconut_ds.zero import is_sharded

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.schema import Group
 from coconut_ds.settings.types import Decay, Natural, Positive, Share
 
@@ -74,6 +75,11 @@ class TrainingConfig(Group):
     """Updates over which the learning rate rises linearly, counted from the last reset of the optimizer."""
     max_grad_norm: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Largest gradient norm of an update; 0: no clipping."""
+
+    @property
+    def curriculum_spec(self) -> CurriculumSpec:
+        """The numbers that layouts depend on."""
+        return CurriculumSpec(self.c_thought, self.max_latent_stage, self.pad_latent_to_max, self.tokens_per_epoch)
 
     @field_validator("reset_optimizer", mode="before")
     @classmethod
