@@ -21,15 +21,15 @@ from unittest.mock import patch
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from coconut_ds.demo import TASK
-from coconut_ds.harness import TrainedRun, quoted, score_on_test, train
+from coconut_ds.studies.demo import TASK
+from coconut_ds.studies.harness import TrainedRun, quoted, score_on_test, train
 
 PATCHES: dict[str, Callable[[], Any]] = {
     "as it is": nullcontext,
     "transformers' cache": lambda: patch("coconut_ds.model.passes.takes_attention", lambda model: False),
     "whole last layer": lambda: patch("coconut_ds.model.last_layer.LastLayer.only", lambda self, read: nullcontext()),
     "slow activation": lambda: patch("coconut_ds.model.latent_loop.fuse_activations", lambda model: None),
-    "unsorted micro batches": lambda: patch("coconut_ds.data.batches.sorted", lambda rows, key: rows, create=True),
+    "unsorted micro batches": lambda: patch("coconut_ds.training.batches.sorted", lambda rows, key: rows, create=True),
     "layers computed again": nullcontext,
 }
 OVERRIDES = {

@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from coconut_ds.harness import quoted, train
+from coconut_ds.studies.harness import quoted, train
 
 COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {

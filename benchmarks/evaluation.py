@@ -36,7 +36,7 @@ from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import cast, multiplies_bf16
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from training_workload import Workload, make_model
 
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 
 ROWS, TARGETS = 8, 12

@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from coconut_ds.compose import compose_config
-from coconut_ds.data.batches import BatchGeometry
-from coconut_ds.distributed import Ranks
-from coconut_ds.engine import Engine, start_ranks, stop_ranks
-from coconut_ds.memory_report import planner_of
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.memory.report import planner_of
 from coconut_ds.model.backbone import model_from_scratch
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.settings import Config
-from coconut_ds.tokens import add_markers, build_word_tokenizer
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.batches import BatchGeometry
+from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
 
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
 GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 
 
 def naive_batch(layouts: Sequence[Layout], pad_id: int, thought_id: int) -> dict[str, Tensor]:

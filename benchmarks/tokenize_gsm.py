@@ -70,8 +70,8 @@ def measure(data: Path, tokenizer: str, cache: Path) -> None:
     # Here, not above: the process that starts this one must stay small. torch, because every run has it.
     import torch  # noqa: F401
 
-    from coconut_ds.token_table import cached_tokens
-    from coconut_ds.tokens import load_tokenizer
+    from coconut_ds.data.token_table import cached_tokens
+    from coconut_ds.data.tokens import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     began = time.perf_counter()

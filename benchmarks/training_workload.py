@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut_ds.compose import compose_config
-from coconut_ds.data.batches import BatchGeometry, plan_update
 from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem
-from coconut_ds.distributed import Ranks
-from coconut_ds.engine import Engine
-from coconut_ds.layout import Layout, lay_out
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
+from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds
+from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.model.collate import LatentInputs, Targets, collate
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.batches import BatchGeometry, plan_update
+from coconut_ds.training.engine import Engine
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 """Published problems and GPT-2's tokenizer, for those who have them beside the checkout."""

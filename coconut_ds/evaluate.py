@@ -12,12 +12,12 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, where the project's root belongs.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds.compose import compose_eval_config, parse_arguments, print_config
+from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.launcher import launched, launched_rank, speaks_for_machine
 from coconut_ds.errors import CoconutError
 from coconut_ds.evaluation.paired import compare_predictions
-from coconut_ds.interrupts import EXIT_CODE, Interrupted
-from coconut_ds.launch import launched, launched_rank, speaks_for_machine
 from coconut_ds.settings import EvalConfig
+from coconut_ds.settings.compose import compose_eval_config, parse_arguments, print_config
 
 USAGE = (
     "python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE [key=value ...], or "
@@ -57,12 +57,12 @@ def _compare(given: list[str]) -> str:
 
 def _run(config: EvalConfig) -> None:
     # Imported here, so that a wrong command line is refused before torch is loaded.
-    from coconut_ds.assessment import evaluate
+    from coconut_ds.evaluation.session import evaluate
 
     if not launched():
         evaluate(config)
         return
-    from coconut_ds.engine import start_ranks, stop_ranks
+    from coconut_ds.training.engine import start_ranks, stop_ranks
 
     ranks = start_ranks()
     try:

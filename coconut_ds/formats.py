@@ -32,3 +32,13 @@ SYMBOLIC = Format("symbolic", starts_with_eos=True, step_end=" ", answer_start="
 """As in "Reasoning by Superposition" (arXiv 2505.12514): graphs as triples of symbols, one target token a sequence."""
 
 FORMATS = {format.name: format for format in (TEXT, SYMBOLIC)}
+
+
+def extract_answer(text: str, format: Format = TEXT) -> str:
+    """The answer in ``text``, as the format finds it."""
+    return format.extract(text)
+
+
+def is_correct(text: str, answer: str, format: Format = TEXT) -> bool:
+    """Whether the answer in ``text`` equals the gold one exactly, both brought to the same form."""
+    return extract_answer(text, format) == extract_answer(answer, format)

@@ -21,7 +21,7 @@ from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import load_reasoner
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

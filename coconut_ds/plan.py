@@ -16,10 +16,10 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, where the project's root belongs.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds.compose import compose_config, parse_arguments
+from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.errors import CoconutError, ConfigError
-from coconut_ds.launch import launched_rank
 from coconut_ds.settings import Config
+from coconut_ds.settings.compose import compose_config, parse_arguments
 
 USAGE = (
     "coconut-plan [gpus=1] [gpu_memory_gib=80] [tokens=T [targets=N]] [group=option ...] [key=value ...] [--json]\n"
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         question = Question.read(own)
         config = compose_config(arguments.overrides, arguments.config_dir)
         # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.memory_report import plan_of, table
+        from coconut_ds.memory.report import plan_of, table
 
         plan = plan_of(config, question.gpus, question.gpu_memory_gib, question.tokens, question.targets)
     except CoconutError as error:

@@ -6,9 +6,9 @@ of them. Results go to a folder, as JSON, CSV and PNG.
 
 import sys
 
-from coconut_ds.compose import compose_probe_config, parse_arguments, print_config
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.settings import ProbeConfig
+from coconut_ds.settings.compose import compose_probe_config, parse_arguments, print_config
 from coconut_ds.settings.probing import MODES
 
 USAGE = (
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given[:1] == ["study"]:
-            from coconut_ds.probe_study import main as study
+            from coconut_ds.studies.thoughts import main as study
 
             return study(given[1:])
         named = bool(given) and "=" not in given[0] and not given[0].startswith("-")

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
-from coconut_ds.distributed import alone
+from coconut_ds.data.tokens import load_tokenizer
+from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError
+from coconut_ds.formats import extract_answer
 from coconut_ds.generation.batch import generate
+from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
+from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.support import context_length
-from coconut_ds.probing.decoding import DecodedThought, decode_thoughts
-from coconut_ds.scoring import extract_answer
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import load_tokenizer
 
 
 @dataclass(frozen=True)

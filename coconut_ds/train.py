@@ -10,13 +10,13 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, where the project's root belongs.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds.compose import compose_config, parse_arguments, print_config
-from coconut_ds.data.batches import BatchGeometry
 from coconut_ds.data.sources import check_file
+from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.launcher import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.errors import CoconutError
-from coconut_ds.interrupts import EXIT_CODE, Interrupted
-from coconut_ds.launch import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.settings import Config
+from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
+from coconut_ds.training.batches import BatchGeometry
 
 USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
 
@@ -56,16 +56,16 @@ def _check_early(config: Config) -> None:
 
 def _run(config: Config) -> None:
     # Imported here, so that a wrong command line is refused before torch is loaded.
-    from coconut_ds.engine import start_ranks, stop_ranks
+    from coconut_ds.training.engine import start_ranks, stop_ranks
 
     ranks = start_ranks()
     try:
         if config.run.only_eval:
-            from coconut_ds.assessment import evaluate_config
+            from coconut_ds.evaluation.session import evaluate_config
 
             evaluate_config(config, ranks)
         else:
-            from coconut_ds.training import train
+            from coconut_ds.training.launch import train
 
             train(config, ranks)
     finally:

@@ -11,9 +11,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.patches import FancyBboxPatch
 
-from coconut_ds.layout import IGNORE, lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
+from coconut_ds.methods.layout import IGNORE, lay_out
 
 NAMES = ["question", "step 1", "step 2", "step 3", "answer", "<s>", "<e>", "thought"]
 COLOURS = {"question": "#DDDDDD", "answer": "#009E73", "<s>": "#BBBBBB", "<e>": "#BBBBBB", "thought": "#0072B2"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut_ds.arguments import Parser
+from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from serve.limits import EngineSettings, Limits
 

@@ -8,7 +8,7 @@ import torch
 from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
-from serve.catalogue import find_checkpoints
+from serve.checkpoints import find_checkpoints
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
 from serve.metrics import Metrics

@@ -4,7 +4,7 @@ import asyncio
 import queue
 from collections.abc import Sequence
 
-from serve.engine_thread import Event, Job
+from serve.model_thread import Event, Job
 
 
 class Mailbox:

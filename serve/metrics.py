@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coconut_ds.generation.requests import Completion
-from serve.engine_thread import EngineThread, Job, Observer
+from serve.model_thread import EngineThread, Job, Observer
 
 PREFIX = "coconut:"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 300)

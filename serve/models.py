@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from coconut_ds.distributed import alone
+from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.model.precision import multiplies_bf16
 from coconut_ds.reasoner import Reasoner, load_reasoner
-from serve.catalogue import Catalogue, Entry
-from serve.engine_thread import EngineThread, Observer
+from serve.checkpoints import Catalogue, Entry
 from serve.errors import QueueFullError, ServiceError, UnavailableError
 from serve.limits import EngineSettings
+from serve.model_thread import EngineThread, Observer
 from serve.safety import check_folder
 
 log = logging.getLogger("serve")

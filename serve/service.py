@@ -16,15 +16,15 @@ from typing import Literal, TypeVar
 
 import torch
 
+from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Request, Score
-from coconut_ds.probing.decoding import DecodedThought, decode_thoughts
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask, check_numbers, requests_of
-from serve.engine_thread import Done, EngineThread, Event, Failed, Job, Receiver, Thought, Times, Token
 from serve.errors import TimeLimitError, UnavailableError
 from serve.limits import Limits
 from serve.mailbox import AsyncMailbox, Mailbox
+from serve.model_thread import Done, EngineThread, Event, Failed, Job, Receiver, Thought, Times, Token
 from serve.models import Models
 from serve.text import TextStream
 

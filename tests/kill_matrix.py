@@ -27,8 +27,8 @@ import numpy
 import torch
 from launching import starting
 
-from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.manifest import read_manifest
+from coconut_ds.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = (

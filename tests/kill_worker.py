@@ -14,10 +14,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from coconut_ds import engine, run_saver
 from coconut_ds.generation import thinking_engine
 from coconut_ds.runs import manifest
 from coconut_ds.train import main
+from coconut_ds.training.launch import engine
+from coconut_ds.training.launch import saver as run_saver
 
 
 def die() -> None:

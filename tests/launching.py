@@ -3,7 +3,7 @@
 import os
 import sys
 
-from coconut_ds.launch import launcher
+from coconut_ds.distributed.launcher import launcher
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """What a launcher sets."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 

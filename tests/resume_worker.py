@@ -33,17 +33,17 @@ import yaml
 from kill_matrix import RUN, differences
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut_ds.assessment import evaluate
-from coconut_ds.compose import compose_config, compose_eval_config
-from coconut_ds.distributed import Ranks
-from coconut_ds.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.evaluation.evaluator import Evaluator
+from coconut_ds.evaluation.session import evaluate
 from coconut_ds.files import SEAL, damage, seal
-from coconut_ds.metrics import read_metrics
 from coconut_ds.runs.holder import Holder
 from coconut_ds.runs.manifest import read_manifest
-from coconut_ds.trainer import Trainer
-from coconut_ds.training import train
+from coconut_ds.settings.compose import compose_config, compose_eval_config
+from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.training.launch import train
+from coconut_ds.training.metrics import read_metrics
+from coconut_ds.training.trainer import Trainer
 
 SMALL = [*RUN, "size.train=128", "num_epochs=4", "save_every_steps=3"]
 """Four updates an epoch, so checkpoints 0_3, 1, 1_2, 2, 2_1, 3, 3_3 and 4; the last two are kept, and the best."""

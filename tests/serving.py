@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from coconut_ds.checkpoint import ModelCard, marker_table, save_model
 from coconut_ds.model.backbone import build_backbone
+from coconut_ds.model.checkpoint import ModelCard, marker_table, save_model
 from coconut_ds.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coconut_ds.generation.requests import Request
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 
 
 def slow_embeddings(model: PreTrainedModel, layout: Layout) -> Tensor:

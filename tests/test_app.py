@@ -21,9 +21,9 @@ from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve import launch
 from serve.app import experiments, figures, markup
-from serve.app.experiments import Changing, Measuring, Thinking, answers, changed, measure, overview, search
 from serve.app.exporting import files_of
 from serve.app.graph_drawing import draw_graph, layers_of
+from serve.app.measures import Changing, Measuring, Thinking, answers, changed, measure, overview, search
 from serve.app.permalink import PAGES, View, number_of, query_of, view_of
 from serve.app.problems import ProblemFile, find_files
 from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens, whole

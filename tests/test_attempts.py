@@ -7,9 +7,9 @@ import pytest
 import yaml
 from kill_matrix import RUN
 
-from coconut_ds.compose import compose_config
 from coconut_ds.runs.attempts import choose_start
 from coconut_ds.runs.manifest import RunManifest
+from coconut_ds.settings.compose import compose_config
 
 
 def attempt_of(folder: Path, name: str, status: str | None, resume_epoch: int = 2, reason: str | None = None) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut_ds.data.batches import BatchGeometry, MicroBatch, epoch_batches, plan_update
+from coconut_ds.distributed.launcher import launched_rank, launched_ranks, speaks_for_machine
 from coconut_ds.errors import ConfigError
-from coconut_ds.launch import launched_rank, launched_ranks, speaks_for_machine
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.settings import TrainingConfig
+from coconut_ds.training.batches import BatchGeometry, MicroBatch, epoch_batches, plan_update
 
 
 def derive(world: int = 1, **training: Any) -> BatchGeometry:

@@ -12,13 +12,13 @@ from conftest import SHAPES
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from coconut_ds.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
-from coconut_ds.distributed import alone
+from coconut_ds.data.tokens import MARKERS, add_markers, build_word_tokenizer
+from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.files import SEAL, seal
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
+from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import MARKERS, add_markers, build_word_tokenizer
 
 TEXTS = ["1 + 2 = 3 << >>"]
 

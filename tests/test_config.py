@@ -9,7 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from coconut_ds.compose import (
+from coconut_ds.errors import ConfigError
+from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.compose import (
     compose_config,
     compose_eval_config,
     compose_values,
@@ -17,9 +19,7 @@ from coconut_ds.compose import (
     parse_arguments,
     print_config,
 )
-from coconut_ds.errors import ConfigError
-from coconut_ds.schema import leaf_keys
-from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.schema import leaf_keys
 
 OPTIONS = option_names()
 # What options leave to the user.

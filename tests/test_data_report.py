@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.__main__ import main
 from coconut_ds.data.problem import Problem
-from coconut_ds.data_report.statistics import Report, lay_out_pieces, make_report, summarize
-from coconut_ds.data_report.text import render, shorten
-from coconut_ds.layout import lay_out
+from coconut_ds.data.report.statistics import Report, lay_out_pieces, make_report, summarize
+from coconut_ds.data.report.text import render, shorten
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer, tokenize
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.tokens import add_markers, build_word_tokenizer, tokenize
+from coconut_ds.methods.layout import lay_out
 
 TRAIN = [
     Problem("a b c =", ("a b", "b c"), "c"),

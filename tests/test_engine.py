@@ -12,18 +12,18 @@ from slow_loop import slow_loss
 from transformers import AutoModelForCausalLM
 from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, write_family
 
-from coconut_ds.compose import compose_config
-from coconut_ds.curriculum import Curriculum, learning_rate, mixed_stage
-from coconut_ds.data.batches import epoch_batches
 from coconut_ds.data.sources import open_source
-from coconut_ds.engine_file import read_engine_file
+from coconut_ds.data.tokens import tokenize
 from coconut_ds.errors import ConfigError
-from coconut_ds.layout import lay_out
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
+from coconut_ds.methods.layout import lay_out
 from coconut_ds.model.lora import add_adapters
-from coconut_ds.starting import starting_backbone
-from coconut_ds.tokens import tokenize
+from coconut_ds.model.starting import starting_backbone
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.batches import epoch_batches
+from coconut_ds.training.curriculum import Curriculum, learning_rate, mixed_stage
+from coconut_ds.training.engine_file import read_engine_file
 
 WORKER = Path(__file__).parent / "zero_worker.py"
 FP32 = ["zero0", "zero1", "zero2", "zero3", "zero3_live0"]

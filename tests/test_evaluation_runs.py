@@ -12,8 +12,8 @@ import torch
 from launching import environment, starting
 from test_checkpoint import make_backbone, make_card
 
-from coconut_ds.checkpoint import save_model
 from coconut_ds.evaluate import main
+from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
 SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"

@@ -12,8 +12,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.errors import DataError
-from coconut_ds.formats import SYMBOLIC
-from coconut_ds.scoring import is_correct
+from coconut_ds.formats import SYMBOLIC, is_correct
 from coconut_ds.settings import SplitSizes
 
 SYMBOLS = ["Tom", "Sam", "terpus", "yumpus", "brimpus", "rompus", "jelpus", "grimpus", "lempus"]

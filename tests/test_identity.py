@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from coconut_ds.compose import compose_config
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.errors import ConfigError
 from coconut_ds.model.digest import digest_state, tokenizer_content
 from coconut_ds.runs.identity import (
@@ -21,9 +21,9 @@ from coconut_ds.runs.identity import (
     signature,
     write_ingredients,
 )
-from coconut_ds.schema import leaf_keys
 from coconut_ds.settings import Config
-from coconut_ds.tokens import add_markers, build_word_tokenizer
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.schema import leaf_keys
 
 BASE = compose_config([])
 ZERO = {"stage": 2, "reduce_bucket_size": 500_000_000}

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from slow_loop import slow_loss
 
 from coconut_ds.errors import ModelError
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.generation.decoding import decode_thoughts
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model import loss
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.support import decoder_layers
-from coconut_ds.probing.decoding import decode_thoughts
 
 FAMILIES = ["gpt2", "llama", "qwen3"]
 tokens = st.integers(1, VOCABULARY - 1)

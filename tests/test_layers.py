@@ -1,189 +1,90 @@
 """Imports go one way, heavy packages stay in one file each, and configuration and data load without torch."""
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from imports import ROOT, check_no_cycle, graph, importers, modules
 
-import coconut_ds
-from coconut_ds.methods import METHODS
-
-PACKAGE = Path(coconut_ds.__file__).parent
-
-GROUPS = ("run", "data", "model", "training")
-# A module may import its own layer and those before it. Names are without "coconut_ds."; "" is the package itself.
-PLAIN: list[set[str]] = [
-    {"", "arguments", "errors", "files", "launch", "formats"},
-    {"scoring"},
-    {"methods", "methods.base", *(f"methods.{name}" for name in METHODS)},
-    {"schema", "settings", *(f"settings.{name}" for name in ("types", *GROUPS, "config", "evaluation", "probing"))},
-    {"layout", "curriculum", "metrics", "position", "progress", "interrupts"},
-    {
-        "data",
-        "data.problem",
-        "data.graphs",
-        "data.graph_stats",
-        "data.graph_answers",
-        "data.prosqa",
-        "data.layered",
-        "data.symbolic",
-        "data.arithmetic",
-    },
-    {"data.downloads", "data.writing"},
-    {"data.sources", "data.batches"},
-    {"evaluation", "evaluation.statistics"},
-    {"evaluation.paired", "evaluation.picture"},
-    {"engine_file"},
-    {"runs", "runs.code", "runs.folder", "runs.manifest", "runs.identity", "runs.holder", "runs.lock"},
-    {"runs.attempts", "runs.catalogue"},
-    {"runs.pruning", "runs.selection", "runs.report"},
-]
-HEAVY: list[set[str]] = [
-    {"distributed", "random_states", "zero"},
-    {"hub", "tokens"},
-    {"token_table"},
-    {"data_report", "data_report.statistics"},
-    {"data_report.text", "data_report.picture"},
-    {
-        "model",
-        "model.attention",
-        "model.collate",
-        "model.fused",
-        "model.head",
-        "model.last_layer",
-        "model.checkpointing",
-        "model.deferred",
-        "model.latent_attention",
-        "model.latent_loop",
-        "model.loss",
-        "model.passes",
-        "model.precision",
-        "model.backbone",
-        "model.support",
-        "model.digest",
-        "model.live_bytes",
-        "model.lora",
-        "model.marker_rows",
-    },
-    {"generation", "generation.requests", "generation.slots", "generation.attention"},
-    {"generation.sampling", "generation.rows", "generation.prompter"},
-    {"generation.slot_table"},
-    {"generation.thinking_engine"},
-    {"generation.batch"},
-    {"evaluation.prediction", "probing", "probing.labels", "probing.graph_text", "probing.decoding"},
-    {"evaluation.evaluator", "evaluation.scores", "evaluation.partial"},
-    {"checkpoint", "engine", "wandb_mirror"},
-    {"starting"},
-    {"reasoner"},
-    {"lm_harness"},
-    {"probing.cases"},
-    {"probing.states", "probing.baselines", "probing.interventions"},
-    {"probing.trace", "probing.intervene", "probing.answers", "probing.linear"},
-    {"probing.effects", "probing.graph_values", "probing.counterfactuals"},
-    {"probing.superposition", "probing.export", "probing.figures"},
-    {"probing.graph_figures", "probing.measures"},
-    {"probing.reports"},
-    {"run_problems"},
-    {"experiment"},
-    {"memory_plan"},
-    {"memory_report"},
-    {"run_saver", "identify", "prepared"},
-    {"trainer", "assessment"},
-    {"training"},
-]
-# What starts a program: light to import, so that a wrong command line is refused before torch is loaded.
-ENTRY: list[set[str]] = [
-    {"compose"},
-    {"harness"},
-    {"runs.cli"},
-    {"train", "evaluate", "demo", "compare", "plan", "data.__main__", "runs.__main__"},
-    {"probe_study"},
-    {"probe"},
-]
-LAYERS = [*PLAIN, *HEAVY, *ENTRY]
-
+# A package imports from the floors above its own, never from its own floor or below.
+FLOORS = (
+    "cli errors files formats methods",
+    "distributed hub settings",
+    "data runs",
+    "model",
+    "generation",
+    "reasoner",
+    "evaluation lm_harness",
+    "probing training",
+    "memory studies train evaluate",
+    "plan probe demo compare",
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+# Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
+HEAVY = (
+    *("distributed.ranks", "distributed.random_states", "distributed.zero", "hub", "model", "generation", "reasoner"),
+    *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
+    *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
+    *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
+    *(f"training.{name}" for name in ("prefetch", "saver", "trainer", "launch")),
+)
 ONLY_IN: dict[str, set[str]] = {
-    "deepspeed": {"zero"},
-    "peft": {"model.lora"},
-    "wandb": {"wandb_mirror"},
-    "hydra": {"compose"},
-    "omegaconf": {"compose"},
-    "lm_eval": {"lm_harness"},
+    "deepspeed": {"coconut_ds.distributed.zero"},
+    "peft": {"coconut_ds.model.lora"},
+    "wandb": {"coconut_ds.training.wandb_mirror"},
+    "hydra": {"coconut_ds.settings.compose"},
+    "omegaconf": {"coconut_ds.settings.compose"},
+    "lm_eval": {"coconut_ds.lm_harness"},
     "gradio": set(),
     "plotly": set(),
     "serve": set(),
     "tests": set(),
 }
+MODULES = modules("coconut_ds")
+EDGES = graph(MODULES)
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def package(name: str) -> str:
+    """``coconut_ds.model.loss`` → ``model``; "" for the top package itself."""
+    return [*name.split("."), ""][1]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Full names of all that a file imports, imports inside functions included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
-            assert node.module is not None
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_every_package_has_its_floor() -> None:
+    assert set(FLOOR) == {package(name) for name in MODULES} - {""}
 
 
-def own(name: str, known: dict[str, Path]) -> str | None:
-    """The module of the package that an imported full name stands for (``settings.Config`` stands in ``settings``)."""
-    first, *parts = name.split(".")
-    if first != "coconut_ds":
-        return None
-    while ".".join(parts) not in known:
-        parts.pop()
-    return ".".join(parts)
-
-
-def test_every_module_stands_in_one_layer() -> None:
-    listed = [name for layer in LAYERS for name in layer]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == set(modules()), "give a new module its place in the table above"
-
-
-def test_no_module_imports_a_later_layer() -> None:
-    known = modules()
-    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+def test_no_package_imports_its_own_floor_or_one_below() -> None:
     wrong = [
         f"{name} imports {target}"
-        for name, path in known.items()
-        for target in {own(full, known) for full in imported(path)}
-        if target is not None
-        and rank.get(target, 0) > rank.get(name, len(LAYERS))
-        # What the package itself offers is only loaded when somebody asks for it.
-        and (name, target) != ("", "reasoner")
+        for name, targets in EDGES.items()
+        for target in targets
+        # The top package offers load_reasoner, and imports it only when it is used.
+        if name != "coconut_ds" and target != "coconut_ds" and package(name) != package(target)
+        if FLOOR[package(target)] >= FLOOR[package(name)]
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("package", ONLY_IN)
-def test_a_heavy_or_outer_package_is_imported_by_its_one_module_alone(package: str) -> None:
-    found = {name for name, path in modules().items() if any(full.split(".")[0] == package for full in imported(path))}
-    assert found == ONLY_IN[package]
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    check_no_cycle({name: targets - {"coconut_ds"} for name, targets in EDGES.items()})
+
+
+@pytest.mark.parametrize("outside", ONLY_IN)
+def test_a_heavy_or_outer_package_is_imported_by_its_one_module_alone(outside: str) -> None:
+    assert importers(MODULES, outside) == ONLY_IN[outside]
 
 
 def test_configuration_and_data_load_without_torch() -> None:
-    names = sorted(f"coconut_ds.{name}".rstrip(".") for layer in (*PLAIN, *ENTRY) for name in layer)
-    heavy = ["torch", "transformers", "tokenizers", "deepspeed", "wandb"]
-    script = f"import sys, {', '.join(names)}\nprint([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    heavy = tuple(f"coconut_ds.{name}" for name in HEAVY)
+    assert set(heavy) <= set(MODULES)
+    light = sorted(name for name in MODULES if not any(f"{name}.".startswith(f"{one}.") for one in heavy))
+    libraries = ["torch", "transformers", "tokenizers", "deepspeed", "wandb"]
+    script = f"import sys, {', '.join(light)}\nprint([name for name in {libraries} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
     """``python coconut_ds/train.py`` puts the package's folder on the path."""
-    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    names = {path.stem for path in (ROOT / "coconut_ds").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert names & sys.stdlib_module_names == set()

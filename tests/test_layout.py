@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from coconut_ds.layout import IGNORE, Layout, expected_tokens, lay_out, lay_out_prompt
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
+from coconut_ds.methods.layout import IGNORE, Layout, expected_tokens, lay_out, lay_out_prompt
 
 WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>", "<p>", "[A]"]
 ID = {word: number for number, word in enumerate(WORDS)}

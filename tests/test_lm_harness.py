@@ -11,8 +11,8 @@ from slow_loop import slow_embeddings
 from test_checkpoint import make_backbone, make_card
 
 from coconut_ds import load_reasoner
-from coconut_ds.checkpoint import save_model
 from coconut_ds.generation.prompter import Thoughts
+from coconut_ds.model.checkpoint import save_model
 
 pytest.importorskip("lm_eval", reason="needs the extra: pip install 'coconut-ds[harness]'")
 

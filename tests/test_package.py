@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut_ds.demo import what_it_shows
+from coconut_ds.studies.demo import what_it_shows
 
 ROOT = Path(__file__).resolve().parent.parent
 

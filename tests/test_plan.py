@@ -10,9 +10,9 @@ from conftest import SHAPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut_ds.compose import compose_config
-from coconut_ds.memory_plan import GIB, kept_bytes, largest_that_fits
+from coconut_ds.memory.plan import GIB, kept_bytes, largest_that_fits
 from coconut_ds.plan import main
+from coconut_ds.settings.compose import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARK = ROOT / "benchmarks" / "memory.py"

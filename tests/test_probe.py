@@ -13,10 +13,10 @@ from test_probing_graphs import make_reasoner as make_graph_reasoner
 from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.probe import main
-from coconut_ds.probe_study import main as study
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.reasoner import load_reasoner
+from coconut_ds.studies.thoughts import main as study
 
 
 @pytest.fixture(scope="module")

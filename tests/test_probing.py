@@ -8,9 +8,10 @@ import torch
 from slow_loop import slow_embeddings
 from test_checkpoint import TEXTS, make_card, settings_of
 
+from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.errors import DataError
-from coconut_ds.layout import Layout
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.layout import Layout
 from coconut_ds.model.backbone import build_backbone
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Case, prepare, run, score, write
@@ -19,7 +20,6 @@ from coconut_ds.probing.interventions import Intervention, Kind, Material, chang
 from coconut_ds.probing.states import attentions_of, final_norm, states_of
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.tokens import build_word_tokenizer
 
 QUESTION = "1 + 2"
 REFERENCES = ["3", "2 + 2 =", "1 + 3 =", "2 + 1 + 1"]

@@ -11,6 +11,7 @@ from test_probing import QUESTION, REFERENCES, make_reasoner, slow_score
 from test_statistics import wilson
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import build_word_tokenizer, encode_answers, tokenize
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import bootstrap, mean_of
 from coconut_ds.formats import SYMBOLIC, TEXT
@@ -23,7 +24,6 @@ from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.labels import labels_of
 from coconut_ds.probing.linear import BEFORE_TEXT, linear_probes
-from coconut_ds.tokens import build_word_tokenizer, encode_answers, tokenize
 
 QUESTIONS = [QUESTION, *REFERENCES]
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import SHAPES
 
-from coconut_ds.checkpoint import ModelCard, marker_table
 from coconut_ds.data.graph_stats import question_of
 from coconut_ds.data.graphs import Graph
 from coconut_ds.data.layered import LayeredGraphs
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.symbolic import SymbolicProsqa
+from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.formats import SYMBOLIC, TEXT
 from coconut_ds.model.backbone import build_backbone
+from coconut_ds.model.checkpoint import ModelCard, marker_table
 from coconut_ds.probing import counterfactuals as counterfactuals_module
 from coconut_ds.probing.answers import answers_after
 from coconut_ds.probing.baselines import Baseline
@@ -28,7 +29,6 @@ from coconut_ds.probing.graph_values import graph_views, height_values, parallel
 from coconut_ds.probing.superposition import edge_groups, edge_positions, node_groups, superposition
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.settings import ModelConfig, SplitSizes
-from coconut_ds.tokens import build_word_tokenizer
 
 FORMATS = {"text": TEXT, "symbolic": SYMBOLIC, "arrows": TEXT}
 

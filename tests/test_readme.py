@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut_ds.compose import compose_config
+from coconut_ds.settings.compose import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

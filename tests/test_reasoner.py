@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import coconut_ds
 from coconut_ds import load_reasoner
-from coconut_ds.checkpoint import save_model
+from coconut_ds.data.tokens import encode_questions
 from coconut_ds.errors import CheckpointError, DataError
 from coconut_ds.generation.requests import Request
-from coconut_ds.layout import lay_out_prompt
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.layout import lay_out_prompt
 from coconut_ds.model import precision
+from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.tokens import encode_questions
 
 QUESTIONS = ["1 + 2", "3", "2 + 2 ="]
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from coconut_ds.files import seal
-from coconut_ds.metrics import MetricsLog
 from coconut_ds.runs.catalogue import read_attempt
 from coconut_ds.runs.cli import main
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
@@ -21,6 +20,7 @@ from coconut_ds.runs.lock import FILE as LOCK
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest, now, this_launch
 from coconut_ds.runs.report import age, size
+from coconut_ds.training.metrics import MetricsLog
 
 RUN, OTHER = "aa11aa11aa11", "aa22bb22bb22"
 FIRST, SECOND, THIRD = "20260101-000000-aaaa", "20260102-000000-bbbb", "20260103-000000-cccc"

@@ -12,8 +12,8 @@ from mixed_load import events
 from serving import save_checkpoint, serving
 
 from coconut_ds import load_reasoner
+from coconut_ds.data.tokens import MARKERS
 from coconut_ds.probing.trace import trace_thoughts
-from coconut_ds.tokens import MARKERS
 
 pytestmark = pytest.mark.slow
 KEY = "sesame"

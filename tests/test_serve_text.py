@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import byte_tokenizer
 
-from coconut_ds.tokens import MARKERS, add_markers, build_word_tokenizer, decode
+from coconut_ds.data.tokens import MARKERS, add_markers, build_word_tokenizer, decode
 from serve import text as text_module
 from serve.text import TextStream, first_place
 

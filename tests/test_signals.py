@@ -16,8 +16,8 @@ import yaml
 from kill_matrix import RUN
 from launching import environment, starting
 
+from coconut_ds.distributed.interrupts import POLL_S
 from coconut_ds.files import damage
-from coconut_ds.interrupts import POLL_S
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = environment(DS_ACCELERATOR="cpu")

@@ -5,14 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from coconut_ds.compose import compose_config
 from coconut_ds.data.graphs import Graph, split_of
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.symbolic import SymbolicProsqa
+from coconut_ds.data.tokens import build_word_tokenizer, tokenize
 from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.settings import SplitSizes
-from coconut_ds.tokens import build_word_tokenizer, tokenize
+from coconut_ds.settings.compose import compose_config
 
 SIZE = SplitSizes(train=150, valid=30, test=30)
 

@@ -15,7 +15,7 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
 
 FAMILIES = ["gpt2", "llama", "qwen3"]

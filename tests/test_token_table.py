@@ -19,12 +19,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 import coconut_ds
-from coconut_ds import token_table
+from coconut_ds.data import token_table
 from coconut_ds.data.problem import Problem, iter_problems, load_problems
+from coconut_ds.data.token_table import TokenTable, cached_tokens, hash_question
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
 from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import SYMBOLIC, TEXT, Format
-from coconut_ds.token_table import TokenTable, cached_tokens, hash_question
-from coconut_ds.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
 
 WORDS = ["Tom", "is", "a", "bompus", "1", "22"]
 PROBLEMS = [Problem(f"Tom is {number} ?", ("a bompus", "22") * (number % 3), str(number)) for number in range(7)]
@@ -252,8 +252,8 @@ def test_a_folder_that_cannot_be_written_matters_only_when_it_must_be(
 
 WORKER = f"""
 import json, sys
-from coconut_ds.token_table import cached_tokens
-from coconut_ds.tokens import build_word_tokenizer
+from coconut_ds.data.token_table import cached_tokens
+from coconut_ds.data.tokens import build_word_tokenizer
 _, data, cache = sys.argv
 table = cached_tokens(data, build_word_tokenizer({WORDS}), cache, notify=lambda line: print(line, flush=True))
 print(json.dumps([problem.question for problem in table]))

@@ -14,11 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds import hub
 from coconut_ds.data.problem import Problem
-from coconut_ds.errors import ModelError
-from coconut_ds.hub import load_by_name
-from coconut_ds.methods.base import MarkerIds
-from coconut_ds.scoring import is_correct
-from coconut_ds.tokens import (
+from coconut_ds.data.tokens import (
     MARKERS,
     add_markers,
     build_word_tokenizer,
@@ -27,6 +23,10 @@ from coconut_ds.tokens import (
     load_tokenizer,
     tokenize,
 )
+from coconut_ds.errors import ModelError
+from coconut_ds.formats import is_correct
+from coconut_ds.hub import load_by_name
+from coconut_ds.methods.base import MarkerIds
 
 PROBLEMS = [
     Problem(

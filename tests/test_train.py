@@ -15,7 +15,7 @@ from launching import VARIABLES, environment
 from transformers import AutoModelForCausalLM
 
 from coconut_ds import evaluate
-from coconut_ds.launch import free_port
+from coconut_ds.distributed.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "coconut_ds" / "train.py"
@@ -280,9 +280,9 @@ def test_bad_input_is_one_clear_error_and_nothing_is_left_behind(case, tmp_path,
 
 
 def test_default_data_that_is_not_there_names_the_command_that_makes_it(tmp_path, monkeypatch):
-    from coconut_ds.compose import compose_config
     from coconut_ds.data.sources import open_source
     from coconut_ds.errors import DataError
+    from coconut_ds.settings.compose import compose_config
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

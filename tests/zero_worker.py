@@ -16,25 +16,25 @@ import torch
 from conftest import SHAPES
 from safetensors.torch import load_file
 
-import coconut_ds.engine as engine_module
-from coconut_ds.compose import compose_config
-from coconut_ds.data.batches import BatchGeometry
+import coconut_ds.training.engine as engine_module
 from coconut_ds.data.sources import open_source
-from coconut_ds.distributed import Ranks
-from coconut_ds.engine import Engine, start_ranks, stop_ranks
-from coconut_ds.engine_file import engine_values
+from coconut_ds.data.tokens import build_word_tokenizer
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.zero import is_sharded
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.layout import IGNORE, Layout
-from coconut_ds.metrics import read_metrics
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.backbone import build_backbone, model_from_scratch
 from coconut_ds.model.collate import collate
 from coconut_ds.model.digest import content_of
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.starting import starting_backbone
 from coconut_ds.settings import Config, ModelConfig
-from coconut_ds.starting import starting_backbone
-from coconut_ds.tokens import build_word_tokenizer
-from coconut_ds.training import train
-from coconut_ds.zero import is_sharded
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.batches import BatchGeometry
+from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.training.engine_file import engine_values
+from coconut_ds.training.launch import train
+from coconut_ds.training.metrics import read_metrics
 
 OVERRIDES = [
     "run=demo",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from coconut_ds.arguments import Parser
+from coconut_ds.cli.parser import Parser
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
 from coconut_ds.methods import METHODS
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         options.png.parent.mkdir(parents=True, exist_ok=True)
         # Imported here, so that files that cannot be read are refused before torch is loaded.
-        from coconut_ds.data_report.picture import draw
-        from coconut_ds.data_report.statistics import make_report
-        from coconut_ds.data_report.text import render
-        from coconut_ds.tokens import build_word_tokenizer, load_tokenizer
+        from coconut_ds.data.report.picture import draw
+        from coconut_ds.data.report.statistics import make_report
+        from coconut_ds.data.report.text import render
+        from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
 
         if options.tokenizer == "dataset":
             tokenizer = build_word_tokenizer(words(problem for _, problems in files for problem in problems))

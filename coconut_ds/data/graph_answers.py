@@ -12,8 +12,7 @@ from enum import StrEnum
 from coconut_ds.data.graph_stats import GRAPH_KEYS, question_of, shortcut_points
 from coconut_ds.data.graphs import GraphQuestion
 from coconut_ds.data.problem import Problem
-from coconut_ds.formats import TEXT, Format
-from coconut_ds.scoring import is_correct
+from coconut_ds.formats import TEXT, Format, is_correct
 
 
 class Category(StrEnum):

@@ -8,14 +8,14 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.data.problem import Problem
-from coconut_ds.distributed import ALONE, Ranks
+from coconut_ds.data.tokens import tokenize
+from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, check_prompts
-from coconut_ds.layout import expected_tokens
 from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.tokens import tokenize
+from coconut_ds.methods.layout import expected_tokens
 
 Call = Callable[..., Any]
 """A latent loop or an engine around one: ``call(task, *arguments)``."""

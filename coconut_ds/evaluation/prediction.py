@@ -6,9 +6,8 @@ from typing import Any
 
 from coconut_ds.data.graph_answers import categorise, is_graph_problem
 from coconut_ds.data.problem import Problem
-from coconut_ds.formats import Format
+from coconut_ds.formats import Format, extract_answer, is_correct
 from coconut_ds.generation.requests import FinishReason
-from coconut_ds.scoring import extract_answer, is_correct
 
 
 @dataclass(frozen=True)

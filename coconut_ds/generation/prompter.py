@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.tokens import decode, encode_cue, encode_questions
 from coconut_ds.errors import DataError
 from coconut_ds.formats import Format
 from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
-from coconut_ds.layout import Layout, lay_out_prompt
 from coconut_ds.methods.base import MarkerIds, Method
-from coconut_ds.tokens import decode, encode_cue, encode_questions
+from coconut_ds.methods.layout import Layout, lay_out_prompt
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from coconut_ds.errors import DataError
-from coconut_ds.layout import Layout
+from coconut_ds.methods.layout import Layout
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
 """An end of sequence, a stop string, ``max_new_tokens`` or the end of the context, the end of a given continuation."""

@@ -20,14 +20,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from coconut_ds.data.tokens import MARKERS, PAUSE, add_markers
+from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
-from coconut_ds.tokens import MARKERS, PAUSE, add_markers
-from coconut_ds.zero import whole, whole_shape
 
 SEED_TOKEN = "<<"
 """Its row starts the markers, as in the reference implementation."""

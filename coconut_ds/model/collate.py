@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coconut_ds.layout import IGNORE, Layout
+from coconut_ds.methods.layout import IGNORE, Layout
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut_ds.distributed import Ranks
-from coconut_ds.zero import whole
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.zero import whole
 
 
 def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:

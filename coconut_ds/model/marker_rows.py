@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coconut_ds.zero import whole_shape
+from coconut_ds.distributed.zero import whole_shape
 
 
 class _Around(nn.Module):

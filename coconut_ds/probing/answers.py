@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
+from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
 from coconut_ds.probing.cases import Plain, Progress, prepare, run, score, write
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.scoring import extract_answer, is_correct
-from coconut_ds.tokens import encode_answers
 
 
 @dataclass(frozen=True)

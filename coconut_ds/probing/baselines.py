@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from coconut_ds.formats import extract_answer
 from coconut_ds.probing.cases import Case, Plain, Progress, prepare, run, score, write
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.scoring import extract_answer
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from torch import Tensor
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Jacobi, Request
-from coconut_ds.layout import IGNORE, Layout
 from coconut_ds.methods.base import MarkerIds
+from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
+from coconut_ds.formats import extract_answer
+from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import Plain, Progress, embeddings
-from coconut_ds.probing.decoding import token_id
 from coconut_ds.probing.intervene import mean_thoughts
 from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.scoring import extract_answer
 
 
 @dataclass(frozen=True)

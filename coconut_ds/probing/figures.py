@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.evaluation.statistics import Mean
+from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.probing.answers import SweepPoint
-from coconut_ds.probing.decoding import DecodedThought
 from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.linear import ProbeScore

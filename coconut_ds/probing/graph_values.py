@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
 from coconut_ds.probing.cases import Case, Plain, Progress, prepare, run, score
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.tokens import encode_cue
 
 HEIGHTS = ("shortest", "longest")
 """To a leaf."""

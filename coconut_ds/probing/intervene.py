@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from coconut_ds.errors import DataError
+from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import Case, Plain, embeddings
-from coconut_ds.probing.decoding import token_id
 from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
 

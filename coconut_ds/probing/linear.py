@@ -19,9 +19,9 @@ from torch import Tensor
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
+from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Plain
-from coconut_ds.probing.decoding import token_id
 from coconut_ds.probing.labels import labels_of
 from coconut_ds.probing.states import States, states_of
 from coconut_ds.reasoner import Reasoner

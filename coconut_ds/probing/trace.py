@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coconut_ds.formats import extract_answer
+from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
 from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run, write
-from coconut_ds.probing.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.probing.states import States, states_of
 from coconut_ds.reasoner import Reasoner
-from coconut_ds.scoring import extract_answer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from coconut_ds.arguments import Parser
+from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import damage, remove, remove_folder
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes

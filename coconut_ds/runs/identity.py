@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
-from coconut_ds.schema import leaf_keys
 from coconut_ds.settings import Config
+from coconut_ds.settings.schema import leaf_keys
 
 FILE = "signature.json"
 """The table, in the folder that all attempts of a run share."""

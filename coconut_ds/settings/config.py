@@ -5,10 +5,10 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from coconut_ds.methods import METHODS
-from coconut_ds.schema import Group, leaf_keys, validated
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.run import RunConfig
+from coconut_ds.settings.schema import Group, leaf_keys, validated
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 

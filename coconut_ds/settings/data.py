@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from coconut_ds.formats import FORMATS, Format
-from coconut_ds.schema import Group
+from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Positive
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from coconut_ds.methods import METHODS
-from coconut_ds.schema import Group
+from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Decay, Natural, Positive
 
 

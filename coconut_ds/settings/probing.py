@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from coconut_ds.methods import METHODS
-from coconut_ds.schema import Group
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
+from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Natural, Positive
 
 MODES = {

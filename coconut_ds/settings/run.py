@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from coconut_ds.schema import Group
+from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Natural
 
 

@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Score
-from coconut_ds.probing.decoding import DecodedThought
 from serve.service import Choice
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 import coconut_ds
 from coconut_ds.methods import METHODS
 from serve.api.answers import Answer, ErrorAnswer
-from serve.catalogue import Entry
+from serve.checkpoints import Entry
 from serve.metrics import Metrics
 from serve.service import Service
 

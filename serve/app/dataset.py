@@ -8,7 +8,7 @@ import gradio as gr
 from coconut_ds.evaluation.statistics import Mean
 from serve.app import figures, markup
 from serve.app.events import Update, on
-from serve.app.experiments import FEWEST, MAX_MEASURED, PARTS, Measuring, measure
+from serve.app.measures import FEWEST, MAX_MEASURED, PARTS, Measuring, measure
 from serve.app.question import Bar
 from serve.app.studio import Studio, whole
 from serve.app.words import words_of

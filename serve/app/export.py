@@ -12,9 +12,9 @@ from serve.app import markup
 from serve.app.compare import ComparePage
 from serve.app.dataset import DataSetPage
 from serve.app.events import Update, on
-from serve.app.experiments import Result
 from serve.app.exporting import File, files_of
 from serve.app.intervene import IntervenePage
+from serve.app.measures import Result
 from serve.app.permalink import View, number_of, query_of, view_of
 from serve.app.question import Bar
 from serve.app.search import SearchPage

@@ -14,7 +14,7 @@ from coconut_ds.probing import graph_figures
 from coconut_ds.probing.export import Row, row_of
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app.experiments import Changing, Comparing, Measuring, Result, Searching, Thinking
+from serve.app.measures import Changing, Comparing, Measuring, Result, Searching, Thinking
 
 
 @dataclass(frozen=True)

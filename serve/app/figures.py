@@ -11,8 +11,8 @@ from html import escape
 from plotly import graph_objects as go
 
 from coconut_ds.evaluation.statistics import Mean
+from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.probing.answers import AnswerAfter, SweepPoint
-from coconut_ds.probing.decoding import DecodedThought
 from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.graph_values import HeightValue, Parallelism
 from coconut_ds.probing.intervene import Arm, InterventionReport

@@ -13,7 +13,7 @@ from coconut_ds.probing.intervene import Arm, InterventionReport
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve.app import figures, markup
 from serve.app.events import Update, on
-from serve.app.experiments import MAX_DRAWS, Changing, changed, overview
+from serve.app.measures import MAX_DRAWS, Changing, changed, overview
 from serve.app.question import Bar
 from serve.app.studio import Asked, Studio, whole
 from serve.app.words import KINDS

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from coconut_ds.checkpoint import ModelCard
 from coconut_ds.methods import METHODS
+from coconut_ds.model.checkpoint import ModelCard
 from serve.app.events import Update, on
 from serve.app.problems import ProblemFile
 from serve.app.studio import MAX_CHARACTERS, Studio

@@ -8,8 +8,8 @@ import gradio as gr
 from coconut_ds.probing.graph_values import Frontier
 from serve.app import markup
 from serve.app.events import Update, on
-from serve.app.experiments import Searching, search
 from serve.app.graph_drawing import draw_graph
+from serve.app.measures import Searching, search
 from serve.app.question import Bar
 from serve.app.studio import Studio
 

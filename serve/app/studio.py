@@ -11,17 +11,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from coconut_ds.checkpoint import ModelCard
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.methods import METHODS
+from coconut_ds.model.checkpoint import ModelCard
 from coconut_ds.probing.cases import Progress
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
 from serve.asking import Ask
-from serve.catalogue import Catalogue
+from serve.checkpoints import Catalogue
 from serve.errors import RequestError
 from serve.service import Choice, Piece, Service
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from coconut_ds.formats import is_correct
 from coconut_ds.probing.answers import AnswerAfter
 from coconut_ds.probing.trace import ThoughtTrace
-from coconut_ds.scoring import is_correct
 from serve.app import figures, markup
 from serve.app.events import Update, on
-from serve.app.experiments import Thinking, answers
+from serve.app.measures import Thinking, answers
 from serve.app.question import Bar
 from serve.app.studio import Asked, Studio, followed_tokens
 from serve.service import Choice

@@ -1,0 +1,291 @@
+"""What files of problems hold: lengths in tokens, steps, duplicates, answers, and the sequences that training makes.
+
+``make_report`` counts; ``data_report_text`` writes the result down and ``data_report_picture`` draws it. Lengths are
+those of ``tokens.tokenize``: with the newlines, the ``###`` and the end of sequence that training adds. Texts are equal
+where they are the same to the letter; answers are compared as they are scored (``formats``). As in training on the
+first file, that file's problems alone decide which stage is the last.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, combinations, groupby, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import tokenize
+from coconut_ds.formats import TEXT
+from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, TokenizedProblem
+from coconut_ds.methods.layout import IGNORE, lay_out
+
+PARTS = ("question", "steps", "answer", "whole")
+CHUNK = 8192
+"""Problems that are tokenized together: of most of them only the lengths are kept."""
+NAMED = 2
+"""Duplicates that are named for a pair of files."""
+MARKERS = MarkerIds(-1, -2, -3, -4)
+"""Ids that no token has."""
+SIGNS = {"start": "<start>", "end": "<end>", "thought": "●", "pause": "○"}
+"""How they are written, in the order of ``MARKERS``."""
+
+Files = Sequence[tuple[str, Sequence[Problem]]]
+"""Names and problems."""
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FileStats:
+    """One file."""
+
+    name: str
+    lengths: Mapping[str, IntArray]
+    """Tokens of each problem, by ``PARTS``."""
+    num_steps: IntArray
+    duplicate_questions: int
+    """Problems whose question stands earlier in the file."""
+    num_answers: int
+    """Different ones."""
+    frequent_answer: str
+    frequent_count: int
+    num_unknown: int
+    """Tokens that stand for what the tokenizer does not know."""
+    num_new: int
+    """Tokens that the first file does not have anywhere."""
+    positions: tuple[int, int]
+    """What the longest problem needs at stage 0 and in the last stage."""
+
+    @property
+    def size(self) -> int:
+        """Problems."""
+        return len(self.num_steps)
+
+    @property
+    def longest(self) -> int:
+        """Index of the first problem with the most tokens."""
+        return int(self.lengths["whole"].argmax())
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two files have in common."""
+
+    earlier: str
+    later: str
+    size: int
+    """Problems of the later file."""
+    questions: int
+    """Those of them whose question stands in the earlier file."""
+    problems: int
+    """Those whose question, steps and answer stand there together."""
+    first: tuple[tuple[int, int, str], ...]
+    """The first of these questions: index in the later file, in the earlier one, text."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of positions of one kind."""
+
+    role: str
+    """``question``, ``step``, ``answer`` or one of ``SIGNS``."""
+    number: int
+    """Which step, from 1; else 0."""
+    text: str
+    num_tokens: int
+    loss: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem of the first file, laid out at every stage."""
+
+    index: int
+    num_steps: int
+    num_tokens: int
+    stages: tuple[tuple[Piece, ...], ...]
+
+    def rows(self) -> list[tuple[str, tuple[Piece, ...]]]:
+        """The stages by name; those in a row that are alike as one."""
+        rows = []
+        for pieces, run in groupby(range(len(self.stages)), key=lambda stage: self.stages[stage]):
+            first, *more = run
+            rows.append((f"stages {first}–{more[-1]}" if more else f"stage {first}", pieces))
+        return rows
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is told of some files."""
+
+    files: tuple[FileStats, ...]
+    overlaps: tuple[Overlap, ...]
+    vocabulary: int
+    """Without the markers."""
+    method: str
+    spec: CurriculumSpec
+    last_stage: int
+    examples: tuple[Example, ...]
+
+
+class _Measured(NamedTuple):
+    """What is kept of a file's tokens."""
+
+    lengths: dict[str, IntArray]
+    counts: IntArray
+    """How often each token stands in the file."""
+    longest: int
+    """The most stages that one of its problems has."""
+
+
+def make_report(
+    files: Files,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    c_thought: int = 1,
+    max_latent_stage: int | None = None,
+    num_examples: int = 3,
+) -> Report:
+    """Counts.
+
+    Args:
+        files: names and problems, in the order in which they are told.
+        tokenizer: is left as it is.
+        method: see ``methods``.
+        c_thought: thoughts a step.
+        max_latent_stage: None: as many as the first file's longest chain has steps.
+        num_examples: problems of the first file that are laid out.
+    """
+    first = files[0][1]
+    if max_latent_stage is None:
+        max_latent_stage = max(len(problem.steps) for problem in first)
+    spec = CurriculumSpec(c_thought, max_latent_stage)
+    with tqdm(total=sum(len(p) for _, p in files), unit=" problems", unit_scale=True, disable=None, leave=False) as bar:
+        measured = [_measure(problems, tokenizer, method, spec, bar) for _, problems in files]
+    last_stage = method.final_stage(measured[0].longest, spec) if method.has_curriculum else 0
+    stats = []
+    for (name, problems), own in zip(files, measured, strict=True):
+        longest = tokenize(tokenizer, [problems[int(own.lengths["whole"].argmax())]])[0]
+        begin, end = (len(lay_out(method, longest, stage, spec, MARKERS)) for stage in (0, last_stage))
+        unknown = _count_unknown(own.counts, len(problems), tokenizer)
+        new = int(own.counts[measured[0].counts == 0].sum())
+        stats.append(_file_stats(name, problems, own.lengths, (unknown, new), (begin, end)))
+    examples = []
+    for index in choose_examples(stats[0], num_examples):
+        problem = tokenize(tokenizer, [first[index]])[0]
+        stages = tuple(lay_out_pieces(method, problem, k, spec, tokenizer) for k in range(last_stage + 1))
+        examples.append(Example(index, len(problem.steps), int(stats[0].lengths["whole"][index]), stages))
+    overlaps = find_overlaps(files)
+    return Report(tuple(stats), overlaps, len(tokenizer), method.name, spec, last_stage, tuple(examples))
+
+
+def summarize(values: IntArray) -> tuple[float, float, float, float, float]:
+    """Minimum, median, mean, 95th percentile, maximum."""
+    median, high = np.percentile(values, [50, 95])
+    return float(values.min()), float(median), float(values.mean()), float(high), float(values.max())
+
+
+def find_overlaps(files: Files) -> tuple[Overlap, ...]:
+    """What each file shares with each one before it."""
+    # From the end, so that of several problems with one question the first keeps its place.
+    places = [{problems[i].question: i for i in reversed(range(len(problems)))} for _, problems in files]
+    wholes = [set(problems) for _, problems in files]
+    overlaps = []
+    for a, b in combinations(range(len(files)), 2):
+        there, (name, problems) = places[a], files[b]
+        found = [index for index, problem in enumerate(problems) if problem.question in there]
+        named = tuple((i, there[problems[i].question], problems[i].question) for i in found[:NAMED])
+        both = sum(problem in wholes[a] for problem in problems)
+        overlaps.append(Overlap(files[a][0], name, len(problems), len(found), both, named))
+    return tuple(overlaps)
+
+
+def choose_examples(stats: FileStats, count: int) -> list[int]:
+    """Indices spread evenly over all problems, from few steps and tokens to many; of one alone the middle."""
+    order = np.lexsort((stats.lengths["whole"], stats.num_steps))
+    last = len(order) - 1
+    places = [last // 2] if count == 1 else np.linspace(0, last, min(count, len(order))).round().astype(int)
+    return [int(order[place]) for place in places]
+
+
+def lay_out_pieces(
+    method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Piece, ...]:
+    """The training sequence at a stage, as runs of positions of one kind."""
+    parts: list[tuple[str, int, Ids]] = [("question", 0, problem.question)]
+    parts += [("step", number, step) for number, step in enumerate(problem.steps, start=1)]
+    parts += [("answer", 0, problem.answer)]
+    origins = [(role, number, token) for role, number, ids in parts for token in ids]
+    # Each token's place is laid out in its stead: it tells where a token came from, whatever a method does with it.
+    places = [range(a, b) for a, b in pairwise(accumulate((len(ids) for _, _, ids in parts), initial=0))]
+    shadow = TokenizedProblem(places[0], tuple(places[1:-1]), places[-1])
+    layout = lay_out(method, shadow, stage, spec, MARKERS)
+    markers = {marker: (role, 0, marker) for marker, role in zip(MARKERS.all(), SIGNS, strict=True)}
+    cells = [
+        (*(markers[place] if place in markers else origins[place]), label != IGNORE)
+        for place, label in zip(layout.input_ids, layout.labels, strict=True)
+    ]
+    pieces = []
+    for (role, number, loss), run in groupby(cells, key=lambda cell: (cell[0], cell[1], cell[3])):
+        ids = [token for _, _, token, _ in run]
+        text = SIGNS[role] * len(ids) if role in SIGNS else _decode(tokenizer, ids)
+        pieces.append(Piece(role, number, text, len(ids), loss))
+    return tuple(pieces)
+
+
+def _measure(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, method: Method, spec: CurriculumSpec, bar: tqdm
+) -> _Measured:
+    rows, longest = [], 0
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    for start in range(0, len(problems), CHUNK):
+        some = tokenize(tokenizer, problems[start : start + CHUNK])
+        for each in some:
+            lengths = (len(each.question), sum(map(len, each.steps)), len(each.answer))
+            rows.append((*lengths, sum(lengths)))
+            longest = max(longest, method.num_stages(each, spec))
+        pieces = chain.from_iterable((each.question, *each.steps, each.answer) for each in some)
+        counts += np.bincount(np.fromiter(chain.from_iterable(pieces), np.int64), minlength=len(counts))
+        bar.update(len(some))
+    return _Measured(dict(zip(PARTS, np.array(rows, np.int64).T, strict=True)), counts, longest)
+
+
+def _file_stats(
+    name: str,
+    problems: Sequence[Problem],
+    lengths: Mapping[str, IntArray],
+    unknown_and_new: tuple[int, int],
+    positions: tuple[int, int],
+) -> FileStats:
+    answers = Counter(TEXT.extract(problem.answer) for problem in problems)
+    frequent, count = answers.most_common(1)[0]
+    return FileStats(
+        name=name,
+        lengths=lengths,
+        num_steps=np.array([len(problem.steps) for problem in problems], np.int64),
+        duplicate_questions=len(problems) - len({problem.question for problem in problems}),
+        num_answers=len(answers),
+        frequent_answer=frequent,
+        frequent_count=count,
+        num_unknown=unknown_and_new[0],
+        num_new=unknown_and_new[1],
+        positions=positions,
+    )
+
+
+def _count_unknown(counts: IntArray, num_problems: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.unk_token_id is None:
+        return 0
+    # Tokenizers that know every text may name the end of sequence, which training adds to each problem.
+    added = num_problems if tokenizer.unk_token_id == tokenizer.eos_token_id else 0
+    return int(counts[tokenizer.unk_token_id]) - added
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    ended = ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(ids[:-1] if ended else ids, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text.strip(" ").replace("\n", "⏎") + " <eos>" * ended

@@ -1,0 +1,264 @@
+"""Problems as tokens in a file that is written once, mapped into memory and shared by all processes of a machine.
+
+An Arrow IPC file; one row a problem: ``pieces`` is [question, step, ..., answer], each a list of ids; ``question_hash``
+tells which questions stand in two files. What all problems share, the cue, is in the file's metadata. A table's name is
+a hash of all that its content follows from, so that it is never stale, and it has that name only once it is whole. How
+problems become ids is up to ``tokens``.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import platform
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property, partial
+from itertools import accumulate, chain, islice, pairwise
+from operator import length_hint
+from pathlib import Path
+from typing import NamedTuple, SupportsIndex, overload
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+import transformers
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.problem import Problem, file_digest, iter_problems
+from coconut_ds.data.tokens import tokenize
+from coconut_ds.errors import ConfigError, DataError
+from coconut_ds.formats import TEXT, Format
+from coconut_ds.methods.base import TokenizedProblem
+
+VERSION = 1
+"""To be raised when older tables no longer fit the code that reads them."""
+CHUNK = 8192
+"""Problems that are tokenized together and form a record batch."""
+SCHEMA = pa.schema([("pieces", pa.list_(pa.list_(pa.int32()))), ("question_hash", pa.uint64())])
+ROWS, CUE = b"rows", b"cue"
+"""Keys of the file's metadata: how many problems the whole table has; ``TokenizedProblem.cue`` of them all, as JSON."""
+PROBE = Problem("a 1\n", ("b 2", ""), "c")
+"""Any problem: what it becomes tells what all have in common."""
+
+Encode = Callable[[Sequence[Problem]], list[TokenizedProblem]]
+
+
+class _Views(NamedTuple):
+    """Mapped arrays of a record batch. Row r has the pieces rows[r]:rows[r + 1]; a piece, its ids in the same way."""
+
+    rows: NDArray[np.int32]
+    pieces: NDArray[np.int32]
+    ids: NDArray[np.int32]
+
+
+class TokenTable(Sequence[TokenizedProblem]):
+    """The problems of a table file, read-only. Ids are mapped, not read: a problem costs time only when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file.
+
+        Raises:
+            OSError, ValueError, KeyError, pyarrow.ArrowException: it is not there, or not whole.
+        """
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if not reader.schema.equals(SCHEMA):
+            raise pa.ArrowInvalid(f"{path}: holds other columns")
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)
+        self._views = [_views(batch.column("pieces")) for batch in batches]
+        self._hashes = [batch.column("question_hash").to_numpy() for batch in batches]
+        self._starts = list(accumulate((batch.num_rows for batch in batches), initial=0))
+        self._indices = range(self._starts[-1])
+        metadata = reader.schema.metadata or {}
+        if metadata.get(ROWS) != str(len(self)).encode():
+            raise pa.ArrowInvalid(f"{path}: holds {len(self)} problems, should hold {metadata.get(ROWS)!r}")
+        self._cue = json.loads(metadata[CUE])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> TokenizedProblem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedProblem]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> TokenizedProblem | list[TokenizedProblem]:
+        # A range knows what an index from the end, one out of range and a slice mean.
+        found = self._indices[index]
+        return self._problem(found) if isinstance(found, int) else [self._problem(each) for each in found]
+
+    def __iter__(self) -> Iterator[TokenizedProblem]:
+        return map(self._problem, self._indices)
+
+    @cached_property
+    def question_hashes(self) -> NDArray[np.uint64]:
+        """``hash_question`` of every question."""
+        return np.concatenate(self._hashes)
+
+    def _problem(self, index: int) -> TokenizedProblem:
+        number = bisect_right(self._starts, index) - 1
+        rows, pieces, ids = self._views[number]
+        row = index - self._starts[number]
+        first, end = rows[row : row + 2].tolist()
+        bounds = pieces[first : end + 1].tolist()
+        start = bounds[0]
+        # One walk through the mapped ids; plain lists are cut faster than arrays.
+        flat = ids[start : bounds[-1]].tolist()
+        question, *steps, answer = [flat[a - start : b - start] for a, b in pairwise(bounds)]
+        return TokenizedProblem(question, tuple(steps), answer, self._cue)
+
+
+def hash_question(text: str) -> int:
+    """64 bits that stand for a question's text, the same everywhere and always."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def cached_tokens(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: str | Path,
+    format: Format = TEXT,
+    notify: Callable[[str], None] = lambda line: None,
+    chunk: int = CHUNK,
+) -> TokenTable:
+    """The problems of a file as tokens, from the folder ``cache`` or, the first time, through it.
+
+    Of several processes that ask at once one tokenizes; the others wait. ``notify`` gets a line that says so, unless a
+    bar on the terminal does.
+
+    Raises:
+        DataError: the file cannot be read or holds a bad item.
+        ConfigError: the table is not there yet and ``cache`` cannot be written.
+    """
+    digest = file_digest(path)
+    cache = Path(cache).expanduser()
+    target = cache / f"{_key(digest, tokenizer, format)}.arrow"
+    table = _open_whole(target)
+    if table is not None:
+        return table
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock"), notify, f"waiting for the process that tokenizes {path}"):
+            table = _open_whole(target)
+            if table is None:
+                _build(path, digest, partial(tokenize, tokenizer, format=format), target, notify, chunk)
+                table = TokenTable(target)
+            return table
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+        raise ConfigError(
+            f"data.cache_path={cache}: cannot be written ({error}); set data.cache_path to a folder that can be"
+        ) from error
+
+
+def _open_whole(path: Path) -> TokenTable | None:
+    try:
+        return TokenTable(path)
+    except (OSError, ValueError, KeyError, pa.ArrowException):  # what Arrow makes of a damaged file
+        return None
+
+
+def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str:
+    """Names a table by all that its ids follow from."""
+    # What the probe becomes, so that a change of ``tokens`` makes other tables even where nobody raises the version.
+    # Before the backend is asked: the call takes out the cutting and padding that earlier ones may have left there.
+    probe = tokenize(tokenizer, [PROBE], format)[0]
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    else:
+        files = {"name_or_path", *tokenizer.vocab_files_names}
+        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in files}
+        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments, "version": transformers.__version__}
+    parts = [
+        (VERSION, tokenizers.__version__, digest, asdict(format), asdict(probe)),
+        (type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path, notify: Callable[[str], None], waiting: str) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        notify(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(
+    path: str | Path,
+    digest: str,
+    encode: Encode,
+    target: Path,
+    notify: Callable[[str], None],
+    chunk: int,
+) -> None:
+    """Writes the table under another name, then gives it its own: what has the name is whole."""
+    # The lock keeps off the processes of this machine; on a shared file system it may not keep off others.
+    part = target.with_suffix(f".{platform.node()}.part")
+    try:
+        with _no_collection():
+            problems = iter_problems(path)
+            if not sys.stderr.isatty():
+                notify(f"tokenizing {length_hint(problems):,} problems of {path} (once)")
+            _write(part, problems, encode, chunk)
+        if file_digest(path) != digest:
+            raise DataError(f"{path}: changed while it was read; start again once it no longer changes")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(path: Path, problems: Iterator[Problem], encode: Encode, chunk: int) -> None:
+    total = length_hint(problems)
+    schema = SCHEMA.with_metadata({ROWS: str(total), CUE: json.dumps(list(encode([PROBE])[0].cue))})
+    bar = tqdm(total=total, desc="tokenizing", unit=" problems", unit_scale=True, disable=None, dynamic_ncols=True)
+    with path.open("wb") as file, bar:
+        with pa.ipc.new_file(file, schema) as writer:
+            while some := list(islice(problems, chunk)):
+                writer.write_batch(_record_batch(some, encode(some)))
+                bar.update(len(some))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _record_batch(problems: Sequence[Problem], tokens: Sequence[TokenizedProblem]) -> pa.RecordBatch:
+    pieces = [piece for each in tokens for piece in (each.question, *each.steps, each.answer)]
+    bounds = _bounds(map(len, pieces))
+    ids = np.fromiter(chain.from_iterable(pieces), np.int32, bounds[-1].as_py())
+    rows = _bounds(len(each.steps) + 2 for each in tokens)
+    nested = pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(bounds, ids))
+    hashes = pa.array([hash_question(each.question) for each in problems], pa.uint64())
+    return pa.record_batch([nested, hashes], schema=SCHEMA)
+
+
+def _bounds(lengths: Iterator[int]) -> pa.Array:
+    return pa.array(list(accumulate(lengths, initial=0)), pa.int32())
+
+
+def _views(pieces: pa.ListArray) -> _Views:
+    arrays = (pieces.offsets, pieces.values.offsets, pieces.values.values)
+    return _Views(*(array.to_numpy(zero_copy_only=True) for array in arrays))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of live objects and no cycles: searching them for garbage again and again doubles the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""Processes beside each other: ranks, launchers, ZeRO shards, random states, signals."""

@@ -1,0 +1,1 @@
+"""A run's memory, counted before it is run."""

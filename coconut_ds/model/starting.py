@@ -1,0 +1,53 @@
+"""What a run or an evaluation starts from: the backbone, its tokenizer, and the card of a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.sources import Source
+from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
+from coconut_ds.distributed.zero import in_shards
+from coconut_ds.errors import CheckpointError
+from coconut_ds.methods import METHODS
+from coconut_ds.model.backbone import Backbone, build_backbone
+from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict
+from coconut_ds.settings import Config
+
+
+def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] | None = None) -> Backbone:
+    """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes.
+
+    Args:
+        config: of the experiment.
+        source: of the words, where the tokenizer is made of them.
+        engine: what a ZeRO-3 engine will be told, for weights that are loaded to come in shards. Random ones are drawn
+            whole on each rank: what is drawn must not depend on the engine.
+    """
+    path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
+    if path is None:
+        tokenizer = starting_tokenizer(config, source)
+        with in_shards(engine if config.model.model_init == "pretrained" else None):
+            return build_backbone(config.model, tokenizer, pause)
+    place = Path(path)
+    if not place.exists():
+        raise CheckpointError(
+            f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
+        )
+    with in_shards(engine):
+        if place.is_dir():
+            return load_folder(place, config.model.attn_implementation, pause=pause)
+        return load_state_dict(place, config.model, starting_tokenizer(config, source), pause)
+
+
+def card_of(config: Config) -> ModelCard | None:
+    """The card of the checkpoint to start from, where it has one."""
+    path = config.run.load_model_path
+    return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
+
+
+def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that ``model`` describes."""
+    name = config.model.tokenizer or config.model.model_id
+    return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)

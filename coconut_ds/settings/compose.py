@@ -1,0 +1,221 @@
+"""From a command line to one validated configuration. The only module that sees Hydra and OmegaConf.
+
+Hydra composes ``config/``; overrides are its own (``group=option``, ``group.key=value``). On top of it, bare keys work:
+``lr=1e-5`` means ``training.lr=1e-5`` as long as exactly one group has that key. ``--local_rank``, which the DeepSpeed
+launcher inserts, is dropped: the rank is read from the environment.
+"""
+
+import argparse
+import difflib
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
+
+from coconut_ds.errors import ConfigError
+from coconut_ds.files import project_folder
+from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.evaluation import SWEPT
+from coconut_ds.settings.probing import FREE_TEXT
+from coconut_ds.settings.schema import describe_key, leaf_keys, validated
+
+_COMPOSING = threading.Lock()
+"""Hydra has one state in a process."""
+CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
+
+
+def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
+    """Splits a command line into options of this program and overrides (``.overrides``)."""
+    parser = argparse.ArgumentParser(
+        usage=usage, description=_help(schema), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cfg", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--config-dir", action="append", default=[], help="a further folder of group options")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="group=option or key=value")
+    known, rest = parser.parse_known_intermixed_args(list(argv))
+    if {"-m", "--multirun"} & set(rest):
+        raise ConfigError("--multirun: every launch is one run with its own processes; start one command per run")
+    if rest:
+        raise ConfigError(f"unknown option {rest[0]}; expected group=option, key=value, --cfg, --config-dir or --help")
+    return known
+
+
+def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config:
+    """The configuration of a training run.
+
+    Raises:
+        ConfigError: an override is malformed, unknown or ambiguous, or the result is impossible.
+    """
+    values = compose_values("config", Config, overrides, config_dirs)
+    given = {override.split("=", 1)[0].lstrip("+").rsplit(".", 1)[-1] for override in overrides}
+    own = "gradient_accumulation_steps" in given and values["training"].get("gradient_accumulation_steps") is not None
+    if own and "global_batch_size" not in given:
+        # The user's accumulation wins over the preset's global batch, which is then what it comes to.
+        values["training"]["global_batch_size"] = None
+    return Config.from_dict(values)
+
+
+def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> EvalConfig:
+    """The configuration of an evaluation; ``data=FILE`` stands for a file of problems.
+
+    Raises:
+        ConfigError: an override is unknown, or checkpoint or data is missing.
+    """
+    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE, "data": "prosqa_eval, or data=FILE.json"})
+    swept = [_listed(override) for override in overrides]
+    expanded, extra = _apart(swept, ("method",), config_dirs)
+    return validated(EvalConfig, {**compose_values("evaluate", EvalConfig, expanded, config_dirs), **extra})
+
+
+def compose_probe_config(mode: str, overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ProbeConfig:
+    """The configuration of a look inside a checkpoint; ``data=FILE`` stands for a file of problems.
+
+    Raises:
+        ConfigError: an override is unknown, or the checkpoint is missing.
+    """
+    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE})
+    expanded, extra = _apart(overrides, ("method", *FREE_TEXT), config_dirs)
+    tokens = extra.pop("tokens", None)
+    split = {} if tokens is None else {"tokens": tuple(token.strip() for token in tokens.split(","))}
+    values = compose_values("probe", ProbeConfig, expanded, config_dirs)
+    return validated(ProbeConfig, {**values, **extra, **split, "mode": mode})
+
+
+def _demand(overrides: Sequence[str], examples: dict[str, str]) -> None:
+    given = {override.split("=", 1)[0] for override in overrides}
+    for key, example in examples.items():
+        if key not in given:
+            raise ConfigError(f"{key}: missing; set {key}={example}")
+
+
+def _listed(override: str) -> str:
+    """Several numbers of thoughts (``0,1,2``) as a list."""
+    key, _, value = override.partition("=")
+    return f"{key}=[{value}]" if key in SWEPT and "," in value and not value.startswith("[") else override
+
+
+def _apart(
+    overrides: Sequence[str], literal: Sequence[str], config_dirs: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Overrides for Hydra, a file of problems spelt out, and the values of keys that Hydra would read differently."""
+    expanded: list[str] = []
+    extra = {"data_name": ""}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in literal:
+            extra[key] = value
+            continue
+        if key == "data":
+            extra["data_name"] = Path(value).stem
+            if value not in option_names(config_dirs)["data"]:
+                if not Path(value).is_file():
+                    names = ", ".join(option_names(config_dirs)["data"])
+                    raise ConfigError(
+                        f"data={value}: no such file and no such option; expected a file or one of {names}"
+                    )
+                expanded += ["data.kind=file", f"data.test_path='{value}'"]
+                continue
+        expanded.append(override)
+    return expanded, extra
+
+
+def compose_values(
+    root: str, schema: type[BaseModel], overrides: Sequence[str], config_dirs: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Plain values composed from ``config/<root>.yaml`` and overrides, names of keys checked against ``schema``."""
+    absent = [folder for folder in config_dirs if not Path(folder).is_dir()]
+    if absent:
+        raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
+    groups = {
+        group: names
+        for group, names in option_names(config_dirs).items()
+        if group in schema.model_fields and group not in leaf_keys(schema)
+    }
+    resolved = [_resolved(override, schema, groups) for override in overrides]
+    search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
+    if search:
+        resolved.append(f"hydra.searchpath=[{','.join(search)}]")
+    try:
+        values = _composed(root, resolved)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _composed(root: str, overrides: list[str]) -> Any:
+    with _COMPOSING:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
+            return OmegaConf.to_container(compose(root, overrides=overrides), resolve=True)
+
+
+def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Every group with the names of its options."""
+    found: dict[str, set[str]] = {}
+    for folder in (project_folder("config"), *map(Path, config_dirs)):
+        for path in folder.glob("*/*.yaml"):
+            found.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+def _resolved(override: str, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
+    """One override with its full key, ready for Hydra."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(
+            f"{override}: cannot be read; expected group=option or key=value (quote special signs)"
+        ) from (error)
+    if parsed.is_delete():
+        raise ConfigError(f"{override}: keys cannot be deleted; set a value instead")
+    key, _, value = override.lstrip("+").partition("=")
+    if key in groups:
+        if value not in groups[key]:
+            raise ConfigError(f"{key}={value}: no such option; expected one of {', '.join(groups[key])}")
+        return f"{key}={value}"
+    return f"++{_full_key(key, value, schema)}={value}"
+
+
+def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
+    keys = leaf_keys(schema)
+    # A key below a mapping (model.model_config_overrides.n_layer) belongs to the mapping.
+    if key in keys or any(key.startswith(f"{known}.") for known in keys):
+        return key
+    # A key above others (data.size) may be given whole.
+    inner = {known.rsplit(".", 1)[0] for known in keys if known.count(".") > 1}
+    if key in inner:
+        return key
+    candidates = [known for known in [*keys, *sorted(inner)] if known.split(".", 1)[-1] == key]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ConfigError(f"{key}={value}: several groups have this key; set one of {', '.join(candidates)}")
+    near = difflib.get_close_matches(key, [*keys, *(known.split(".")[-1] for known in keys)], n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
+    raise ConfigError(f"{key}={value}: no group has this key{hint}")
+
+
+def _help(schema: type[BaseModel]) -> str:
+    lines = ["groups (group=option):"]
+    lines += [
+        f"  {group}: {', '.join(names)}" for group, names in option_names().items() if group in schema.model_fields
+    ]
+    lines.append("\nkeys (key=value; the group may be left out):")
+    lines += [f"  {key}: {describe_key(schema, key)}" for key in leaf_keys(schema)]
+    return "\n".join(lines).replace("%", "%%")
+
+
+def print_config(config: BaseModel) -> None:
+    """Writes the resolved configuration to standard output as YAML."""
+    sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))

@@ -1,0 +1,1 @@
+"""Trainings that belong together, and what they show: the demo, methods, thoughts."""

@@ -1,0 +1,229 @@
+"""``python -m coconut_ds.compare``: every method on small tasks, several seeds, one run after another, one table.
+
+It can be stopped and started again with the same line: runs that ended are kept (``result.json`` in the folder of each)
+and left alone unless their overrides have changed. All methods train for the same number of updates on the same
+problems with the configuration of ``training=demo``; those with a curriculum pass to the next stage when the last one
+is mastered, or after ten epochs. Accuracies are of the last checkpoint on 1,000 problems never trained on.
+
+Writes ``table.md``, ``accuracy.png`` and the runs to ``--out``.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from coconut_ds.methods import METHODS
+from coconut_ds.studies.harness import HarnessError, data_overrides, quoted, score_on_test, train
+
+COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned."""
+
+    overrides: tuple[str, ...]
+    chance: float
+    words: str
+
+
+TASKS = {
+    "modular_sum": Task(
+        ("data=modular_sum", "max_latent_stage=3", "num_epochs=30"), 1 / 10, "sums of four digits modulo 10"
+    ),
+    "permutation_product": Task(
+        ("data=permutation_product", "max_latent_stage=4", "num_epochs=50"),
+        1 / 6,
+        "products of five permutations of three elements",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    task: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.method}/seed {self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Where its run and result lie."""
+        return out / self.task / self.method / f"seed_{self.seed}"
+
+    def overrides(self, more: Sequence[str]) -> list[str]:
+        """Its command line, but for where it goes."""
+        own = [f"method={self.method}", f"run.seed={self.seed}", f"run.name={self.method}"]
+        return [*COMMON, *TASKS[self.task].overrides, *own, *more]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/compare"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time, each on one core (%(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all runs")
+    options = parser.parse_args(argv)
+    cells = [Cell(t, m, s) for t in options.tasks for s in options.seeds for m in options.methods]
+    done, failed = run_all(cells, options.out, options.set, options.lanes)
+    table = render(done, options.methods)
+    (options.out / "table.md").write_text(table, encoding="utf-8")
+    draw(done, options.methods, options.out / "accuracy.png")
+    sys.stdout.write(f"\n{table}\n{options.out / 'table.md'}, {options.out / 'accuracy.png'}\n")
+    for cell, error in failed.items():
+        sys.stderr.write(f"error: {cell}: {error}\n")
+    return 1 if failed else 0
+
+
+def run_all(
+    cells: Sequence[Cell], out: Path, more: Sequence[str], lanes: int
+) -> tuple[dict[Cell, dict[str, Any]], dict[Cell, HarnessError]]:
+    """Results of all cells, and what went wrong."""
+    done = {cell: result for cell in cells if (result := kept_result(cell, out, more)) is not None}
+    missing = [cell for cell in cells if cell not in done]
+    if done:
+        sys.stdout.write(f"{len(done)} of {len(cells)} runs are there already\n")
+    failed: dict[Cell, HarnessError] = {}
+    with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(missing), unit="run", disable=None) as bar:
+        started = {pool.submit(run_cell, cell, out, more): cell for cell in missing}
+        for future in as_completed(started):
+            cell, error = started[future], future.exception()
+            if isinstance(error, HarnessError):
+                failed[cell] = error
+            else:
+                done[cell] = future.result()
+                tqdm.write(f"{cell}: {done[cell]['accuracy']:.1%} in {done[cell]['duration_s']:.0f} s", file=sys.stdout)
+            bar.update()
+    return done, failed
+
+
+def kept_result(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a run that ended, if it was this one."""
+    path = cell.folder(out) / "result.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["overrides"] == cell.overrides(more) else None
+
+
+def run_cell(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
+    """Trains and evaluates; the result is written last."""
+    folder, overrides = cell.folder(out), cell.overrides(more)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
+        run = train(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
+    evaluated = time.perf_counter()
+    data = [*data_overrides(overrides), f"seed={cell.seed}", "batch_size=500"]
+    accuracy = score_on_test(run, data, folder / "evaluation")
+    last = run.evaluations()[-1]
+    result = {
+        "overrides": overrides,
+        "accuracy": accuracy,
+        "stage": last["eval/stage"],
+        "num_thoughts": last["eval/num_thoughts"],
+        "num_pauses": last["eval/num_pauses"],
+        "updates": run.summary["updates"],
+        "stage_switches": run.summary["stage_switches"],
+        "duration_s": round(run.duration_s, 1),
+        "evaluation_s": round(time.perf_counter() - evaluated, 1),
+        "run": str(run.folder),
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def render(done: dict[Cell, dict[str, Any]], methods: Sequence[str]) -> str:
+    """A table a task, in Markdown."""
+    parts = []
+    for task in dict.fromkeys(cell.task for cell in done):
+        seeds = sorted({cell.seed for cell in done if cell.task == task})
+        lines = [
+            f"{TASKS[task].words}; chance {TASKS[task].chance:.1%}",
+            "",
+            f"| `method=` | mean ± sd | {' | '.join(f'seed {s}' for s in seeds)} | last stage | latents | seconds |",
+            f"|---|---|{'---|' * len(seeds)}---|---|---|",
+        ]
+        for method in methods:
+            results = {c.seed: r for c, r in done.items() if (c.task, c.method) == (task, method)}
+            if results:
+                lines.append(_row(method, [results.get(seed) for seed in seeds]))
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _row(method: str, results: Sequence[dict[str, Any] | None]) -> str:
+    there = [result for result in results if result is not None]
+    scores = [100 * result["accuracy"] for result in there]
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    each = " | ".join("–" if result is None else f"{100 * result['accuracy']:.1f}" for result in results)
+    stages = sorted({result["stage"] for result in there})
+    latents = sorted({result["num_thoughts"] + result["num_pauses"] for result in there})
+    seconds = statistics.median(result["duration_s"] for result in there)
+    kind = "" if latents == [0] else " pauses" if METHODS[method].pauses else " thoughts"
+    return (
+        f"| `{method}` | {statistics.mean(scores):.1f}{spread} | {each} | {_range(stages)} | {_range(latents)}{kind} | "
+        f"{seconds:.0f} |"
+    )
+
+
+def _range(values: Sequence[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
+
+
+def draw(done: dict[Cell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
+    """A dot a run, a row a method, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(cell.task for cell in done))
+    if not tasks:
+        return
+    figure, panels = pyplot.subplots(
+        1,
+        len(tasks),
+        figsize=(5.2 * len(tasks), 0.42 * len(methods) + 1.2),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    rows = {method: len(methods) - row for row, method in enumerate(methods)}
+    for axes, task in zip(panels[0], tasks, strict=True):
+        cells = [cell for cell in done if cell.task == task]
+        axes.axvline(TASKS[task].chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+        for row in rows.values():
+            axes.axhline(row, color="#dddddd", linewidth=0.7, zorder=0)
+        axes.scatter(
+            [done[cell]["accuracy"] for cell in cells],
+            [rows[cell.method] for cell in cells],
+            s=48,
+            color="#0072B2",
+            alpha=0.7,
+            clip_on=False,
+            zorder=3,
+        )
+        axes.set(xlim=(0, 1), xlabel="accuracy on test problems", title=TASKS[task].words)
+        axes.set_yticks(list(rows.values()), list(rows))
+        axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""A run: its experiment, its loop, its engine and its checkpoints."""

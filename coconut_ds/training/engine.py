@@ -1,0 +1,273 @@
+"""The DeepSpeed engine.
+
+It owns processes, parameter shards, gradients and the optimizer; it knows nothing of stages, problems or layouts. Every
+DeepSpeed default that would change a number is set here from the configuration. Facts about deepspeed 0.19 that shape
+this file stand beside the lines that they concern.
+"""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import Tensor
+
+from coconut_ds.distributed.launcher import free_port, launched, launched_rank, launched_ranks
+from coconut_ds.distributed.random_states import random_state, set_random_state
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.zero import library, whole, without_compiler
+from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
+from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.lora import merged
+from coconut_ds.settings import Config
+from coconut_ds.training.batches import BatchGeometry
+from coconut_ds.training.engine_file import engine_values
+
+STATE = "state"
+"""DeepSpeed's tag: the name of the folder within that of ``save_state``."""
+SHARED = "run.save_path must be on a file system that all nodes share"
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_own_variables: dict[str, str] = {}
+"""What a process without a launcher has put into its environment while it is a group of one."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer update was."""
+
+    loss: float
+    """Loss over the global batch, before the update."""
+    grad_norm: float
+    """Norm of the gradient over all parameters, before clipping."""
+
+
+def start_ranks(timeout: timedelta | None = None) -> Ranks:
+    """Joins the processes that the launcher started; without a launcher, a group of one.
+
+    Args:
+        timeout: how long a collective may wait; None takes DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
+    """
+    deepspeed = library()
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    by_launcher = launched()
+    if by_launcher and missing:
+        raise ConfigError(
+            f"environment: RANK is set, but {', '.join(missing)} not; start with deepspeed, torchrun or plain python"
+        )
+    if not by_launcher:
+        # DeepSpeed would look for MPI: a process without a launcher is a group of one.
+        _own_variables.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
+        _own_variables.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+        os.environ.update(_own_variables)
+    # On the CPU, init_distributed would compile this op, which takes a minute and a C++ compiler; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    arguments = {} if timeout is None else {"timeout": timeout}
+    deepspeed.init_distributed(verbose=False, **arguments)
+    accelerator = deepspeed.accelerator.get_accelerator()
+    name = accelerator.device_name(int(os.environ["LOCAL_RANK"])) if accelerator.device_name() != "cpu" else "cpu"
+    if name != "cpu":
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    return Ranks(launched_rank(), launched_ranks(), torch.device(name), by_launcher)
+
+
+def stop_ranks() -> None:
+    """Leaves the group. Programs that this one starts are not to take themselves for its ranks."""
+    if dist.is_initialized():
+        # Not torch's: DeepSpeed would hold on to groups that are gone, and the next engine of this process ask them.
+        library().comm.destroy_process_group()
+    for name in _own_variables:
+        os.environ.pop(name, None)
+    _own_variables.clear()
+
+
+class Engine:
+    """A latent loop that learns, on any number of ranks."""
+
+    def __init__(
+        self,
+        loop: LatentLoop,
+        config: Config,
+        geometry: BatchGeometry,
+        ranks: Ranks,
+        load_universal: bool = False,
+    ) -> None:
+        """``load_universal``: the state to be loaded was saved by another number of ranks and has been converted."""
+        self._ranks = ranks
+        values = engine_values(config, geometry, ranks.size)
+        if load_universal:
+            values["checkpoint"] = {**values.get("checkpoint", {}), "load_universal": True}
+        self._tag = f"{STATE}_universal" if load_universal else STATE
+        self.zero_stage = int(values.get("zero_optimization", {}).get("stage", 0))
+        deepspeed = library()
+        parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
+        try:
+            # In bf16 it prints the memory at each of its steps, whatever the level of its logger.
+            with redirect_stdout(io.StringIO()), without_compiler():
+                self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
+        except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
+            raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed refuses it: {error}") from error
+
+    def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
+        """``task(loop, *arguments)``, seen by ZeRO's hooks."""
+        return self._engine(task, *arguments)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._ranks.device
+
+    def train(self, training: bool = True) -> None:
+        """Switches dropout on or off."""
+        self._engine.train(training)
+
+    def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> Update:
+        """One optimizer update over this rank's micro batches of a global batch.
+
+        Raises:
+            NonFiniteError: loss or gradient norm is not finite; raised on all ranks before the optimizer moved.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        losses = []
+        for count, (inputs, targets) in enumerate(batches, start=1):
+            self._engine.set_gradient_accumulation_boundary(count == len(batches))
+            loss = self._engine(latent_loss, inputs.to(self.device), targets.to(self.device))
+            losses.append(loss.detach())
+            # Weights in the targets already make the sum over micro batches and ranks the global mean; DeepSpeed
+            # averages gradients over ranks, which this factor undoes.
+            self._engine.backward(loss * self._ranks.size, scale_wrt_gas=False)
+        total = self._ranks.total(float(torch.stack(losses).sum().item()))
+        grad_norm = self._step(total)
+        return Update(total, grad_norm)
+
+    def _step(self, loss: float) -> float:
+        """Steps unless something is not finite. Stage 0 would take such a step, the others skip it in silence."""
+        _refuse_non_finite("loss", loss)
+        if self.zero_stage == 0:
+            grad_norm = _norm(p.grad for p in self._engine.module.parameters() if p.grad is not None)
+            _refuse_non_finite("gradient norm", grad_norm)
+            self._engine.step()
+            return grad_norm
+        self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm())
+        if not self._engine.was_step_applied():
+            raise NonFiniteError(f"gradient norm is {grad_norm}, not finite")
+        _refuse_non_finite("gradient norm", grad_norm)
+        return grad_norm
+
+    @torch.no_grad()
+    def reset_optimizer(self) -> None:
+        """Sets Adam's state to zero in place: equal to a new optimizer, and fp32 master weights stay as they are."""
+        base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for state in base.state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    value.zero_()
+                elif isinstance(value, (int, float)):
+                    state[key] = type(value)(0)
+
+    def save_state(self, folder: Path) -> None:
+        """Writes weights, optimizer and random states, a file or more a rank. All ranks must call it.
+
+        Raises:
+            OSError, RuntimeError: this rank could not write; the others come to the end all the same.
+        """
+        with _errors_at_the_end(self._engine):
+            self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
+        torch.save(random_state(), random_file(folder, self._ranks.rank))
+
+    def load_state(self, folder: Path, same_ranks: bool) -> None:
+        """Reads what ``save_state`` wrote. It is pickle, so only folders of this very run may be given.
+
+        Args:
+            folder: what was saved, or what ``convert_state`` made of it.
+            same_ranks: whether as many ranks saved it; those of another number have no random states for these.
+
+        Raises:
+            CheckpointError: a part of it is missing.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no state of the engine")
+        if same_ranks:
+            file = random_file(folder, self._ranks.rank)
+            if not file.is_file():
+                raise CheckpointError(f"{file}: is missing; {SHARED}")
+            set_random_state(torch.load(file, weights_only=False))
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Full tensors of the Hugging Face model on the CPU, in the compute dtype, adapters merged.
+
+        All ranks must call it; on those other than 0 the result is empty.
+        """
+        model = self._engine.module.model
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            with whole([parameter]):
+                if self._ranks.is_first:
+                    state[name] = parameter.detach().cpu().clone()
+        aliases = dict(model.named_parameters(remove_duplicate=False))
+        if self._ranks.is_first:
+            state |= {name: value.cpu().clone() for name, value in model.state_dict().items() if name not in aliases}
+        return merged(model, state)
+
+
+def random_file(folder: Path, rank: int) -> Path:
+    """Where ``save_state`` puts the random states of a rank, last of all."""
+    return folder / f"random_{rank}.pt"
+
+
+@contextmanager
+def _errors_at_the_end(engine: Any) -> Iterator[None]:
+    """Has a rank that cannot write go on to DeepSpeed's last barrier, where the others wait; raises only then."""
+    writer, failed = engine.checkpoint_engine, []
+    write = writer.save
+
+    def save(*arguments: Any, **options: Any) -> None:
+        try:
+            write(*arguments, **options)
+        except (OSError, RuntimeError) as error:
+            failed.append(error)
+
+    writer.save = save
+    # DeepSpeed would copy a script beside the state, on rank 0 alone.
+    engine._copy_recovery_script = lambda path: None
+    try:
+        yield
+    finally:
+        del writer.save, engine._copy_recovery_script
+    if failed:
+        raise failed[0]
+
+
+def convert_state(folder: Path, out: Path) -> None:
+    """Makes of a state that can only be read by as many ranks as wrote it one that any number reads.
+
+    Raises:
+        CheckpointError: DeepSpeed's converter failed; holds its last lines.
+    """
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder / STATE), "--output_folder", str(out / f"{STATE}_universal")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
+        raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")
+
+
+def _norm(gradients: Any) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])).item())
+
+
+def _refuse_non_finite(what: str, value: float) -> None:
+    if not torch.isfinite(torch.tensor(value)):
+        raise NonFiniteError(f"{what} is {value}, not finite")

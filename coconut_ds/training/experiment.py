@@ -1,0 +1,127 @@
+"""An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from coconut_ds.data.sources import open_source
+from coconut_ds.distributed.random_states import seed_generators
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.zero import whole_shape
+from coconut_ds.evaluation.evaluator import Evaluator
+from coconut_ds.generation.prompter import Prompter, Writing
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
+from coconut_ds.methods.layout import Layout, lay_out
+from coconut_ds.model.backbone import Backbone
+from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.digest import content_of
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.lora import add_adapters
+from coconut_ds.model.starting import starting_backbone
+from coconut_ds.model.support import context_length
+from coconut_ds.settings import Config
+from coconut_ds.training.batches import BatchGeometry, MicroBatch
+from coconut_ds.training.curriculum import Curriculum, mixed_stage
+from coconut_ds.training.engine_file import engine_values, zero_stage
+from coconut_ds.training.problems import Notify, RunProblems, check_lengths
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what, and how."""
+
+    config: Config
+    ranks: Ranks
+    geometry: BatchGeometry
+    method: Method
+    spec: CurriculumSpec
+    curriculum: Curriculum
+    backbone: Backbone
+    weights: str | None
+    """On rank 0, a hash of the weights to start from; None where they are random."""
+    problems: RunProblems
+
+    @classmethod
+    def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
+        """Builds all parts; random weights follow ``run.seed``. ``notify`` gets lines for the log.
+
+        Raises:
+            CoconutError: something of the configuration, the data or the model cannot be.
+        """
+        training = config.training
+        geometry = BatchGeometry.derive(training, ranks.size)
+        seed_generators(config.run.seed)
+        source = open_source(config.data, config.run.seed, config.run.debug)
+        values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
+        backbone = starting_backbone(config, source, values)
+        # Random weights follow from seed and configuration; others only from themselves.
+        loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
+        weights = content_of(backbone.model, ranks) if loaded else None
+        if config.model.lora.rank:
+            # Whatever was drawn so far, which under ZeRO-3 is not the same on all ranks.
+            seed_generators(config.run.seed)
+            add_adapters(backbone.model, backbone.markers, config.model.lora)
+        method = METHODS[config.method.kind]
+        spec = training.curriculum_spec
+        problems = RunProblems(source, config.data, backbone.tokenizer, notify)
+        longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
+        curriculum = Curriculum.of(training, method, longest, config.run.resume)
+        context = context_length(backbone.model)
+        if context is not None:
+            problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
+        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows; nothing that counts sees it."""
+        return int(self.backbone.tokenizer.eos_token_id)
+
+    def loop(self) -> LatentLoop:
+        """The model, as it is to learn."""
+        return LatentLoop(self.backbone.model, self.config.training.activation_checkpointing)
+
+    def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
+        """The sequence of a problem at a stage."""
+        return lay_out(self.method, problem, stage, self.spec, self.backbone.markers)
+
+    def training_layout(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> Layout:
+        """The sequence of the epoch's problem ``index``, its stage mixed where the method has a curriculum."""
+        if self.method.has_curriculum:
+            training, seed = self.config.training, self.config.run.seed
+            stages = self.method.num_stages(problem, self.spec)
+            stage = mixed_stage(training, seed, epoch, index, stage, stages)
+        return self.layout(problem, stage)
+
+    def collate(self, batch: MicroBatch) -> tuple[LatentInputs, Targets]:
+        """Tensors of a micro batch."""
+        iterations = self.config.method.jacobi_iterations
+        return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets, iterations)
+
+    def evaluator(self) -> Evaluator:
+        """How validation problems are answered."""
+        data = self.config.data
+        backbone, iterations = self.backbone, self.config.method.jacobi_iterations
+        prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
+        return Evaluator(
+            prompter,
+            self.spec,
+            Writing(data.max_new_tokens),
+            self.config.training.batch_size_eval,
+            context_length(self.backbone.model),
+            self.ranks,
+        )
+
+    def describe(self) -> str:
+        """One line for the log."""
+        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in self.backbone.model.parameters()]
+        parameters, trained = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+        start = self.config.run.load_model_path
+        took = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
+        return (
+            f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
+            f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
+            f"{f' with {took} of {start}' if start else ''}, "
+            f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
+            f"{len(self.problems.valid):,} validation problems"
+        )

@@ -1,0 +1,29 @@
+"""What a prepared experiment is, for its signature: contents of data, weights and tokenizer beside the settings."""
+
+from typing import Any
+
+from coconut_ds.data.problem import file_digest
+from coconut_ds.model.digest import tokenizer_content
+from coconut_ds.runs.code import code_identity
+from coconut_ds.runs.identity import ingredients
+from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.experiment import Experiment
+
+
+def run_ingredients(experiment: Experiment) -> dict[str, Any]:
+    """Everything that can change a number of the run. On rank 0."""
+    config, data = experiment.config, {}
+    if config.data.kind == "file":
+        assert config.data.train_path is not None
+        assert config.data.val_path is not None
+        data = {"train": file_digest(config.data.train_path), "val": file_digest(config.data.val_path)}
+    return ingredients(
+        config,
+        global_batch_size=experiment.geometry.global_batch_size,
+        engine_file=read_engine_file(config),
+        data=data,
+        weights=experiment.weights,
+        tokenizer=tokenizer_content(experiment.backbone.tokenizer),
+        code=code_identity(),
+        batch=experiment.geometry.describe(),
+    )

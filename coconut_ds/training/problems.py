@@ -1,0 +1,105 @@
+"""The problems of a run as tokens: from a cached table or made anew, checked against the model and each other."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.data.sources import Source, check_splits, training_file
+from coconut_ds.data.token_table import cached_tokens, hash_question
+from coconut_ds.data.tokens import tokenize
+from coconut_ds.data.writing import Outputs
+from coconut_ds.errors import DataError
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
+from coconut_ds.methods.layout import lay_out, lay_out_prompt
+from coconut_ds.settings import DataConfig
+
+Check = Callable[[str, Sequence[TokenizedProblem]], None]
+Notify = Callable[[str], None]
+
+
+class RunProblems:
+    """Training and validation problems. What does not change from epoch to epoch is tokenized and checked once."""
+
+    def __init__(self, source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
+        """``notify`` gets lines about caches and about questions that stand in two files."""
+        self._source = source
+        self._tokenize = partial(tokenize, tokenizer, format=data.text_format)
+        self.valid = source.valid()
+        self.valid_tokens: Sequence[TokenizedProblem] = self._tokenize(self.valid)
+        self._epoch = -1
+        self._texts: list[Problem] = []
+        self._tokens: Sequence[TokenizedProblem] = []
+        self._check: Check = lambda split, problems: None
+        path = training_file(source)
+        self._is_file = path is not None
+        if path is not None:
+            table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)
+            self._tokens = table
+            check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
+
+    def check(self, check: Check) -> None:
+        """From now on each set of problems must pass ``check``, beginning with those that are there."""
+        self._check = check
+        check("validation", self.valid_tokens)
+        check("training", self._tokens)
+
+    def train(self, epoch: int) -> Sequence[TokenizedProblem]:
+        """Training problems of an epoch."""
+        if self._is_file or epoch == self._epoch:
+            return self._tokens
+        texts, self._epoch = self._source.train(epoch), epoch
+        if texts != self._texts:
+            self._texts, self._tokens = texts, self._tokenize(texts)
+            self._check("training", self._tokens)
+        return self._tokens
+
+    def write(self, folder: Path) -> None:
+        """Writes generated problems, training ones of the first epoch, so that a run can be inspected."""
+        if self._is_file:
+            return
+        splits = {"train": self._texts, "valid": self.valid, "test": self._source.test()}
+        with Outputs(folder, "problems", epoch=self._epoch) as outputs:
+            for split, problems in splits.items():
+                file = outputs.open(f"{split}.json")
+                for problem in problems:
+                    file.write(problem)
+
+
+def check_lengths(
+    method: Method,
+    last_stage: int,
+    spec: CurriculumSpec,
+    context: int,
+    split: str,
+    problems: Sequence[TokenizedProblem],
+) -> None:
+    """Refuses problems that do not fit the model's context at some stage.
+
+    Raises:
+        DataError: names the first one.
+    """
+    most = method.num_latents(last_stage, None, spec)
+    for index, problem in enumerate(problems):
+        # A bound that most problems keep, before every stage is laid out.
+        tokens = len(problem.question) + sum(map(len, problem.steps)) + len(problem.cue) + len(problem.answer)
+        if tokens + most + 2 <= context:
+            continue
+        stages = range(max(last_stage, method.num_stages(problem, spec)) + 1)
+        longest = max(_longest(method, problem, stage, spec) for stage in stages)
+        if longest > context:
+            raise DataError(
+                f"{split} problem {index} has {longest} tokens with its thoughts or pauses; the model's context is "
+                f"{context}; shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for "
+                "scratch models"
+            )
+
+
+def _longest(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> int:
+    """Positions that a problem takes in training or, with one token to write, at inference."""
+    nowhere = MarkerIds(0, 0, 0, 0)
+    # At inference the number of thoughts does not follow the gold steps.
+    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), nowhere, problem.cue)
+    return max(len(lay_out(method, problem, stage, spec, nowhere)), len(prompt) + 1)

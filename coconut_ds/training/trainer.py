@@ -1,0 +1,197 @@
+"""The training loop: stages, epochs, updates, validation, checkpoints.
+
+It decides nothing: stages and rates come from ``curriculum``, batches from ``data.batches``, layouts from ``layout``,
+gradients from ``engine``. Its own state is ``Position``: a few numbers.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from coconut_ds.distributed.interrupts import Interrupted, Interrupts
+from coconut_ds.errors import NonFiniteError
+from coconut_ds.evaluation.prediction import Evaluation
+from coconut_ds.generation.prompter import Thoughts
+from coconut_ds.methods.base import TokenizedProblem
+from coconut_ds.model.latent_loop import latent_loss
+from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
+from coconut_ds.training.curriculum import learning_rate, resets_optimizer
+from coconut_ds.training.engine import Engine, Update
+from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.metrics import MetricsLog
+from coconut_ds.training.position import Position
+from coconut_ds.training.prefetch import Prepared, prepared_ahead
+from coconut_ds.training.progress import Progress
+from coconut_ds.training.saver import RunSaver
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains one experiment."""
+
+    experiment: Experiment
+    engine: Engine
+    saver: RunSaver
+    progress: Progress
+    metrics: MetricsLog | None
+    """None on ranks that keep no record."""
+    interrupts: Interrupts
+
+    def fit(self, position: Position) -> Position:
+        """Trains from ``position`` to the end of the last epoch, or until solved (``training.stop_at``).
+
+        Raises:
+            Interrupted: the run was asked to stop, and has been saved.
+        """
+        run, training = self.experiment, self.experiment.config.training
+        # While things were loaded, perhaps: there is nothing new to save.
+        self._stop_if_asked(position, position.previous_stage or 0, saved=True)
+        while position.epoch < training.num_epochs and not position.solved:
+            stage = run.curriculum.stage(position.epoch, position.stage_switches)
+            if position.batch == 0 and resets_optimizer(training, stage, position.previous_stage):
+                self.engine.reset_optimizer()
+                position.updates_since_reset = 0
+            problems = run.problems.train(position.epoch)
+            batches = epoch_batches(run.config.run.seed, position.epoch, len(problems), run.geometry.global_batch_size)
+            self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
+            began = time.perf_counter()
+            self._epoch(position, stage, problems, batches)
+            evaluation = self._validate(position, stage, position.loss_sum / len(batches), began)
+            self._end_epoch(position, stage, evaluation)
+        self.progress.close()
+        return position
+
+    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
+        """Records what the epoch decides, then saves."""
+        curriculum, share = self.experiment.curriculum, evaluation.wholly_right
+        position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
+        if curriculum.advances(position.epoch, position.stage_switches, share):
+            position.stage_switches.append(position.epoch + 1)
+            self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
+        position.next_epoch(stage)
+        last = position.solved or position.epoch == self.experiment.config.training.num_epochs
+        self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        self._stop_if_asked(position, stage, saved=self.saver.is_saved(position))
+
+    def _epoch(
+        self, position: Position, stage: int, problems: Sequence[TokenizedProblem], batches: list[list[int]]
+    ) -> None:
+        """The updates of an epoch that are still to be made."""
+        self.engine.train()
+        every = self.experiment.config.training.save_every_steps
+        prepare = partial(self._prepare, position.epoch, stage, problems)
+        for prepared in prepared_ahead(prepare, batches[position.batch :]):
+            began = time.perf_counter()
+            lr = learning_rate(self.experiment.config.training, position.updates_since_reset)
+            update = self._update(position, prepared, lr)
+            position.global_step += 1
+            position.updates_since_reset += 1
+            position.batch += 1
+            position.loss_sum += update.loss
+            self._log_update(position, stage, prepared.num_tokens, update, lr, time.perf_counter() - began)
+            saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
+            if saves:
+                self.saver.save(self.engine, position, stage)
+            self._stop_if_asked(position, stage, saved=saves)
+
+    def _stop_if_asked(self, position: Position, stage: int, saved: bool) -> None:
+        """Ranks agree on it after each update, so that all have made the same ones."""
+        if self.experiment.ranks.any(self.interrupts.requested or self.saver.lost):
+            self.progress.close()
+            self.saver.stand_down_if_lost()
+            if not saved:
+                self.saver.save(self.engine, position, stage)
+            raise Interrupted(self.interrupts.reason)
+
+    def _prepare(
+        self, epoch: int, stage: int, problems: Sequence[TokenizedProblem], indices: Sequence[int]
+    ) -> Prepared:
+        run = self.experiment
+        layouts = [run.training_layout(epoch, stage, index, problems[index]) for index in indices]
+        plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
+        return Prepared(sorted(indices), [run.collate(batch) for batch in plan], sum(map(len, layouts)))
+
+    def _update(self, position: Position, prepared: Prepared, lr: float) -> Update:
+        try:
+            return self.engine.update(prepared.micro_batches, lr)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; nothing was updated. "
+                f"Problems of this batch, counted from 0 in the epoch's training set: {prepared.indices}. "
+                "A lower training.lr, training.warmup_steps or training.max_grad_norm may help"
+            ) from error
+
+    def _log_update(
+        self, position: Position, stage: int, num_tokens: int, update: Update, lr: float, seconds: float
+    ) -> None:
+        tokens_per_s = num_tokens / seconds
+        self.progress.update(stage, update.loss, tokens_per_s)
+        self._log(
+            position.epoch,
+            position.global_step,
+            {
+                "train/stage": stage,
+                "train/loss": update.loss,
+                "train/grad_norm": update.grad_norm,
+                "train/lr": lr,
+                "perf/tokens_per_s": round(tokens_per_s, 1),
+                "perf/update_s": round(seconds, 4),
+            },
+        )
+
+    def _validate(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
+        run, trained_s = self.experiment, time.perf_counter() - train_began
+        began = time.perf_counter()
+        self.engine.train(False)
+        loss = self._validation_loss(stage)
+        evaluation = run.evaluator().run(
+            self.engine,
+            run.problems.valid,
+            stage,
+            Thoughts(run.method.num_latents(stage, None, run.spec)),
+            progress=run.ranks.is_first,
+            check=lambda: self._stop_if_asked(position, stage, self.saver.is_saved(position)),
+        )
+        self._log(
+            position.epoch,
+            position.global_step,
+            {
+                "eval/stage": stage,
+                "eval/num_thoughts": evaluation.num_thoughts,
+                "eval/num_pauses": evaluation.num_pauses,
+                "eval/loss": loss,
+                "eval/accuracy": evaluation.accuracy,
+                "eval/wholly_right": evaluation.wholly_right,
+                "perf/epoch_s": round(trained_s, 3),
+                "perf/eval_s": round(time.perf_counter() - began, 3),
+            },
+        )
+        self.progress.line(
+            f"epoch {position.epoch + 1:>3}  stage {stage}  "
+            + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
+            + f"  "
+            f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
+            f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
+        )
+        return evaluation
+
+    @torch.no_grad()
+    def _validation_loss(self, stage: int) -> float:
+        """Token mean over all validation problems at ``stage``, without mixing."""
+        run = self.experiment
+        layouts = [run.layout(problem, stage) for problem in run.problems.valid_tokens]
+        geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
+        mine = 0.0
+        for batch in plan_update(layouts, geometry, run.ranks.rank, "token"):
+            inputs, targets = run.collate(batch)
+            loss = self.engine(latent_loss, inputs.to(self.engine.device), targets.to(self.engine.device))
+            mine += float(loss.item())
+        return run.ranks.total(mine)
+
+    def _log(self, epoch: int, global_step: int, values: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.log({"epoch": epoch + 1, "global_step": global_step, **values})

@@ -1,0 +1,35 @@
+"""Batches made ahead: in order, each once, one ahead at most, errors in their place."""
+
+import threading
+
+import pytest
+
+from coconut_ds.training.prefetch import Prepared, prepared_ahead
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_each_batch_comes_once_in_order_and_one_is_made_ahead(count):
+    asked, own = [], threading.get_ident()
+
+    def prepare(indices):
+        assert threading.get_ident() != own
+        asked.append(indices)
+        return Prepared(list(indices), [], len(indices))
+
+    taken = []
+    for prepared in prepared_ahead(prepare, [[n, n + 1] for n in range(count)]):
+        taken.append(prepared.indices)
+        assert len(asked) <= len(taken) + 1
+    assert taken == asked == [[n, n + 1] for n in range(count)]
+
+
+def test_an_error_comes_where_its_batch_would():
+    def prepare(indices):
+        if indices == [2]:
+            raise ValueError("broken")
+        return Prepared(list(indices), [], 1)
+
+    batches = prepared_ahead(prepare, [[1], [2], [3]])
+    assert next(batches).indices == [1]
+    with pytest.raises(ValueError, match="broken"):
+        next(batches)

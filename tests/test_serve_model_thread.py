@@ -1,0 +1,255 @@
+"""The engine's thread: many callers, one model; failures stay with the requests that met them."""
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from serving import save_checkpoint
+
+from coconut_ds import load_reasoner
+from coconut_ds.generation.requests import Sampling
+from coconut_ds.model.latent_loop import LatentLoop
+from serve.asking import Ask
+from serve.checkpoints import find_checkpoints
+from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
+from serve.limits import EngineSettings, Limits
+from serve.models import Models
+from serve.service import Service
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("engine") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint):
+    """For tests that leave it as it was."""
+    made = Service(Models(find_checkpoints([str(checkpoint)]), EngineSettings(4), 64, 10**9), Limits())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make(checkpoint):
+    made = []
+
+    def one(slots: int = 4, **limits: float) -> Service:
+        bounds = Limits(**{"max_waiting": 64, **limits})
+        models = Models(find_checkpoints([str(checkpoint)]), EngineSettings(slots), bounds.max_waiting, 10**9)
+        made.append(Service(models, bounds))
+        return made[-1]
+
+    yield one
+    for service in made:
+        service.close()
+
+
+def ask(*prompts: str, **options: object) -> Ask:
+    return Ask("tiny", prompts or ("hello",), **{"max_new_tokens": 8, **options})
+
+
+def thread_of(service: Service):
+    with service.models.holding("tiny") as thread:
+        return thread
+
+
+def wait_for(condition, limit_s: float = 10.0) -> None:
+    ends = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.005)
+
+
+def test_many_threads_and_coroutines_get_what_the_reasoner_alone_writes(make, checkpoint):
+    """Prompts, numbers of thoughts, samples and stop strings, all at once; and draws that depend on nothing else."""
+    service, reasoner = make(slots=3), load_reasoner(checkpoint)
+    kinds = [({"n_thoughts": count}, {"n_thoughts": count}) for count in range(4)] + [
+        ({"temperature": 1.0, "seed": 7, "samples": 3}, {"temperature": 1.0, "seed": 7, "samples": 3}),
+        ({"force_text_after": 1, "top_p": 0.5, "temperature": 2.0, "seed": 1},) * 2,
+    ]
+    prompts = ("hello", "the cat 😀")
+    expected = [
+        [one.completion.tokens for one in reasoner.generate(prompts, max_new_tokens=8, **theirs)] for _, theirs in kinds
+    ]
+
+    async def all_at_once():
+        return await asyncio.gather(*(service.answer(ask(*prompts, **ours)) for ours, _ in kinds * 3))
+
+    async def plainly(ours):
+        return await asyncio.to_thread(service.answer_now, ask(*prompts, **ours))
+
+    async def both():
+        return await asyncio.gather(all_at_once(), *(plainly(ours) for ours, _ in kinds))
+
+    answers, *plain = asyncio.run(both())
+    assert [[one.completion.tokens for one in choices] for _, choices in answers] == expected * 3
+    assert [[one.completion.tokens for one in choices] for choices in plain] == expected
+
+
+def test_who_stops_waiting_frees_the_slot(make):
+    service = make(slots=2)
+    thread = thread_of(service)
+
+    async def leave():
+        tasks = [asyncio.ensure_future(service.answer(ask(max_new_tokens=200, min_new_tokens=200))) for _ in range(4)]
+        while thread.num_running < 2:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with service.streaming(ask(max_new_tokens=200, min_new_tokens=200)) as (_, pieces):
+            await anext(pieces)
+
+    asyncio.run(leave())
+    wait_for(lambda: thread.num_open == 0)
+    assert (thread.num_running, thread.cache_use) == (0, 0.0)
+
+
+def test_the_queue_is_bounded_and_lets_in_all_or_none(make):
+    service = make(slots=1, max_waiting=32, max_completions=32)
+    thread, hold = thread_of(service), threading.Event()
+    held = thread.run(lambda reasoner: hold.wait(20))
+
+    async def crowd():
+        first = asyncio.ensure_future(service.answer(ask(samples=16, temperature=1.0)))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(service.answer(ask(samples=16, temperature=1.0)))
+        while thread.num_open < 32:
+            await asyncio.sleep(0.001)
+        with pytest.raises(QueueFullError) as full:
+            await service.answer(ask(samples=2))
+        assert full.value.retry_after_s
+        third = asyncio.ensure_future(service.answer(ask()))
+        while thread.num_open < 33:
+            await asyncio.sleep(0.001)
+        hold.set()
+        await asyncio.gather(first, second, third)
+
+    asyncio.run(crowd())
+    assert held.result()
+    assert thread.num_open == 0
+
+
+def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, caplog):
+    service = make()
+    thread, good = thread_of(service), service.answer_now(ask())[0].completion.tokens
+    states = LatentLoop.states
+
+    def broken(*arguments, **named):
+        raise RuntimeError("a kernel failed")
+
+    def fail_once(loop, *arguments, **named):
+        thread.reasoner.loop.states = states.__get__(thread.reasoner.loop)
+        raise RuntimeError("a kernel failed")
+
+    thread.reasoner.loop.states = fail_once.__get__(thread.reasoner.loop)
+    with pytest.raises(EngineFailedError, match="request's id"):
+        service.answer_now(ask("one", "two"))
+    assert "in-process" in caplog.text
+    assert "a kernel failed" in caplog.text
+    assert service.answer_now(ask())[0].completion.tokens == good
+    assert service.problems == {}
+    thread.reasoner.loop.states = broken
+    with pytest.raises(EngineFailedError):
+        service.answer_now(ask())
+    wait_for(lambda: service.problems)
+    with pytest.raises(UnavailableError, match="cannot be used"):
+        service.answer_now(ask())
+    assert thread.num_open == 0
+
+
+def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make):
+    service = make()
+    thread = thread_of(service)
+
+    async def both():
+        text = asyncio.ensure_future(service.answer(ask(max_new_tokens=100, min_new_tokens=100)))
+        while not thread.num_running:
+            await asyncio.sleep(0.001)
+        names = [await service.call("tiny", lambda reasoner: threading.current_thread().name) for _ in range(3)]
+        with pytest.raises(ZeroDivisionError):
+            await service.call("tiny", lambda reasoner: 1 / 0)
+        assert not text.done()
+        return names, await text
+
+    names, (_, (choice,)) = asyncio.run(both())
+    assert len(set(names)) == 1 != {threading.current_thread().name}
+    assert (
+        choice.completion.tokens == service.answer_now(ask(max_new_tokens=100, min_new_tokens=100))[0].completion.tokens
+    )
+    assert service.call_now("tiny", lambda reasoner: reasoner.card.method) == "coconut"
+
+
+def test_requests_end_at_the_time_limit_and_when_the_service_stops(make):
+    service = make(request_s=0.3)
+    thread, hold = thread_of(service), threading.Event()
+    thread.run(lambda reasoner: hold.wait(20))
+    with pytest.raises(TimeLimitError):
+        service.answer_now(ask())
+    with pytest.raises(TimeLimitError):
+        asyncio.run(service.answer(ask()))
+    hold.set()
+    wait_for(lambda: thread.num_open == 0)
+
+    async def stop():
+        waiting = asyncio.ensure_future(service.answer(ask(max_new_tokens=200, min_new_tokens=200)))
+        while not thread.num_running:
+            await asyncio.sleep(0.001)
+        service.fail_all()
+        with pytest.raises(UnavailableError):
+            await waiting
+
+    asyncio.run(stop())
+    with pytest.raises(UnavailableError, match="stopping"):
+        service.answer_now(ask())
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"max_new_tokens": 0}, "max_tokens"),
+        ({"max_new_tokens": 10_000}, "max_tokens"),
+        ({"max_new_tokens": 250}, "max_tokens"),
+        ({"min_new_tokens": 9}, "min_tokens"),
+        ({"samples": 0}, "n"),
+        ({"samples": 17}, "n"),
+        ({"n_thoughts": 65}, "n_thoughts"),
+        ({"n_thoughts": -1}, "n_thoughts"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": ("a",) * 5}, "stop"),
+        ({"num_likeliest": 51}, "logprobs"),
+        ({"prompts": ()}, "prompt"),
+        ({"prompts": ("a",) * 17}, "prompt"),
+        ({"prompts": ("a" * 300,)}, "prompt"),
+        ({"prompts": ((),)}, "prompt"),
+        ({"prompts": ((10**6,),)}, "prompt"),
+        ({"prompts": ((-1,),)}, "prompt"),
+        ({"prompts": ("a" * 10**6,)}, "prompt"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"min_thoughts": 9}, "min_thoughts"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_field_that_says_it(service, options, param):
+    with pytest.raises(RequestError, match=param) as refused:
+        service.answer_now(replace(ask(), **options))
+    assert refused.value.param == param
+
+
+def test_without_a_number_the_text_is_as_long_as_there_is_room(service):
+    (choice,) = service.answer_now(Ask("tiny", ("a" * 200,), min_new_tokens=1))
+    assert choice.num_prompt_tokens + choice.completion.num_thoughts + len(choice.completion.tokens) == 256
+    assert choice.finish_reason == "length"
+    with pytest.raises(RequestError, match="room"):
+        service.answer_now(Ask("tiny", ("a" * 252,)))
+
+
+def test_samples_of_all_prompts_have_draws_of_their_own(checkpoint):
+    """Prompt i's sample j draws as sample i·n + j, so that equal prompts differ."""
+    reasoner = load_reasoner(checkpoint)
+    made = reasoner.generate(["a", "a"], temperature=1.0, samples=2, seed=3, max_new_tokens=12)
+    assert len({tuple(one.completion.tokens) for one in made}) == 4
+    assert Sampling(1.0, seed=3, sample=2) != Sampling(1.0, seed=3)
