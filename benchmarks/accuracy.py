@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from coconut_ds.studies.demo import TASK
-from coconut_ds.studies.harness import TrainedRun, quoted, score_on_test, train
+from coconut_ds.studies.harness import TrainedRun, launch_run, quoted, score_on_test
 
 PATCHES: dict[str, Callable[[], Any]] = {
     "as it is": nullcontext,
@@ -74,7 +74,7 @@ def run(variant: str, seed: int, out: Path) -> TrainedRun:
     overrides += OVERRIDES.get(variant, [])
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{name}.txt").open("w", encoding="utf-8", buffering=1) as log:
-        done = train(variant, overrides, log.write, with_deepspeed=False, program=[__file__, "--without", variant])
+        done = launch_run(variant, overrides, log.write, with_deepspeed=False, program=[__file__, "--without", variant])
     sys.stderr.write(f"{variant}: {done.duration_s:.0f} s\n")
     return done
 

@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from coconut_ds.studies.harness import quoted, train
+from coconut_ds.studies.harness import launch_run, quoted
 
 COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {
@@ -44,7 +44,7 @@ def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
             return kept
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        done = train(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
+        done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
     last = done.evaluations()[-1]
     result = {
         "overrides": overrides,

@@ -43,7 +43,8 @@ from transformers import PreTrainedTokenizerFast
 from coconut_ds.generation.requests import Request
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.model.backbone import add_marker_rows
-from coconut_ds.model.checkpoint import ModelCard, marker_table, save_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import save_model
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.reasoner import load_reasoner
 

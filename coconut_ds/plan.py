@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         question = Question.read(own)
         config = compose_config(arguments.overrides, arguments.config_dir)
         # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.memory.report import plan_of, table
+        from coconut_ds.memory.report import plan_of, plan_table
 
         plan = plan_of(config, question.gpus, question.gpu_memory_gib, question.tokens, question.targets)
     except CoconutError as error:
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if "--json" in given:
         sys.stdout.write(json.dumps(plan.as_dict()) + "\n")
     else:
-        sys.stdout.write(table(plan, config, question.gpus, question.gpu_memory_gib))
+        sys.stdout.write(plan_table(plan, config, question.gpus, question.gpu_memory_gib))
     return 0
 
 

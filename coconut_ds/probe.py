@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             print_config(config)
             return 0
         # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.probing.reports import report
+        from coconut_ds.probing.reports import write_report
 
-        report(config)
+        write_report(config)
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

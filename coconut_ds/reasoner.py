@@ -20,9 +20,11 @@ from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import cast, describe
+from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
 

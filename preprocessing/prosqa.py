@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from coconut_ds.data.graph_stats import graph_stats, table
+from coconut_ds.data.graph_stats import graph_stats, stats_table
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.prosqa import generate_split
 from coconut_ds.data.writing import Outputs
@@ -25,7 +25,7 @@ from coconut_ds.errors import DataError
 SPLITS = ("train", "valid", "test")
 
 
-def generate(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
+def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
     """Split and problem, one by one; test first, so that the size of a split does not change those before it."""
     taken: set[str] = set()
     with tqdm(total=sum(sizes.values()), unit=" problems", disable=not sys.stderr.isatty()) as bar:
@@ -36,11 +36,11 @@ def generate(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
                 bar.update()
 
 
-def write(out: Path, seed: int, sizes: dict[str, int]) -> str:
+def write_files(out: Path, seed: int, sizes: dict[str, int]) -> str:
     """Writes the three files and their manifest; returns a summary of them."""
     with Outputs(out, "prosqa", seed=seed, sizes=sizes) as outputs:
         files = {split: outputs.open(f"prosqa_{split}.json") for split in SPLITS}
-        for split, problem in generate(seed, sizes):
+        for split, problem in generate_splits(seed, sizes):
             files[split].write(problem)
     return outputs.summary()
 
@@ -68,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.stats:
         try:
-            print(table({str(path): graph_stats(load_problems(path), str(path)) for path in options.stats}))
+            print(stats_table({str(path): graph_stats(load_problems(path), str(path)) for path in options.stats}))
         except DataError as error:
             print(error, file=sys.stderr)
             return 1
         return 0
     try:
-        print(write(options.out, options.seed, dict(zip(SPLITS, options.sizes, strict=True))))
+        print(write_files(options.out, options.seed, dict(zip(SPLITS, options.sizes, strict=True))))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.model.checkpoint import ModelCard
+from coconut_ds.model.card import ModelCard
 from coconut_ds.runs.catalogue import find_attempts, is_attempt, read_attempt
 from serve.errors import UnknownModelError
 from serve.safety import check_folder

@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coconut_ds.generation.requests import Completion
-from serve.model_thread import EngineThread, Job, Observer
+from serve.model_thread import Job, ModelThread, Observer
 
 PREFIX = "coconut:"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 300)
@@ -43,7 +43,7 @@ class Metrics:
         """Counts what becomes of a model's requests."""
         return _Counts(self, model)
 
-    def watch(self, loaded: Callable[[], dict[str, EngineThread]]) -> None:
+    def watch(self, loaded: Callable[[], dict[str, ModelThread]]) -> None:
         """Has gauges read from the engines whenever somebody looks."""
         self.registry.register(_Gauges(loaded))
 
@@ -86,12 +86,12 @@ class _Counts(Observer):
 class _Gauges(Collector):
     """Read when they are looked at."""
 
-    def __init__(self, loaded: Callable[[], dict[str, EngineThread]]) -> None:
+    def __init__(self, loaded: Callable[[], dict[str, ModelThread]]) -> None:
         self._loaded = loaded
 
     def collect(self) -> Iterable[Metric]:
         """See ``Collector``."""
-        gauges: dict[str, tuple[str, Callable[[EngineThread], float]]] = {
+        gauges: dict[str, tuple[str, Callable[[ModelThread], float]]] = {
             "num_requests_running": ("Completions that hold a slot.", lambda thread: thread.num_running),
             "num_requests_waiting": ("Completions that wait for one.", lambda thread: thread.num_waiting),
             "num_slots": ("Completions that can run at a time.", lambda thread: thread.settings.slots),

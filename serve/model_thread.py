@@ -126,7 +126,7 @@ class Observer:
 class _Sink(Listener):
     """What one job's row tells, put into the thread's outbox."""
 
-    def __init__(self, thread: "EngineThread", job: Job) -> None:
+    def __init__(self, thread: "ModelThread", job: Job) -> None:
         self._thread, self._job = thread, job
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
@@ -151,7 +151,7 @@ class _Sink(Listener):
         self._thread.end(ticket, Done(completion))
 
 
-class EngineThread:
+class ModelThread:
     """Runs a reasoner's requests on a thread of its own."""
 
     def __init__(

@@ -26,7 +26,7 @@ from coconut_ds.reasoner import Reasoner, load_reasoner
 from serve.checkpoints import Catalogue, Entry
 from serve.errors import QueueFullError, ServiceError, UnavailableError
 from serve.limits import EngineSettings
-from serve.model_thread import EngineThread, Observer
+from serve.model_thread import ModelThread, Observer
 from serve.safety import check_folder
 
 log = logging.getLogger("serve")
@@ -39,7 +39,7 @@ class Loaded:
     """A model in memory."""
 
     entry: Entry
-    thread: EngineThread
+    thread: ModelThread
     num_bytes: int
     holders: int = 0
 
@@ -71,12 +71,12 @@ class Models:
         self._loading = threading.Lock()
 
     @property
-    def loaded(self) -> dict[str, EngineThread]:
+    def loaded(self) -> dict[str, ModelThread]:
         """Threads of the models in memory, the least recently used first."""
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
 
-    def held(self, name: str) -> EngineThread | None:
+    def held(self, name: str) -> ModelThread | None:
         """Takes hold of a model if it is in memory and well; to be given back with ``release``."""
         with self._lock:
             one = self._loaded.get(name)
@@ -86,7 +86,7 @@ class Models:
             one.holders += 1
             return one.thread
 
-    def hold(self, name: str) -> EngineThread:
+    def hold(self, name: str) -> ModelThread:
         """Takes hold of a model, which is loaded if need be; to be given back with ``release``.
 
         Raises:
@@ -113,7 +113,7 @@ class Models:
                 one.holders -= 1
 
     @contextmanager
-    def holding(self, name: str) -> Iterator[EngineThread]:
+    def holding(self, name: str) -> Iterator[ModelThread]:
         """``with models.holding(name) as thread``."""
         thread = self.hold(name)
         try:
@@ -135,7 +135,7 @@ class Models:
             self._make_room(entry, needed)
             reasoner = self._read(entry.folder)
             observer = self._observer(entry.name) if self._observer is not None else None
-            thread = EngineThread(reasoner, self.settings, self._max_waiting, observer)
+            thread = ModelThread(reasoner, self.settings, self._max_waiting, observer)
             # Sets up the tokenizer while no other thread uses it, and takes the cache's memory.
             thread.run(lambda one: one.prompter.encode(["1"])).result()
         except ServiceError:

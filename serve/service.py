@@ -24,7 +24,7 @@ from serve.asking import Ask, check_numbers, requests_of
 from serve.errors import TimeLimitError, UnavailableError
 from serve.limits import Limits
 from serve.mailbox import AsyncMailbox, Mailbox
-from serve.model_thread import Done, EngineThread, Event, Failed, Job, Receiver, Thought, Times, Token
+from serve.model_thread import Done, Event, Failed, Job, ModelThread, Receiver, Thought, Times, Token
 from serve.models import Models
 from serve.text import TextStream
 
@@ -49,7 +49,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Delta:
     """What a step added to one continuation."""
 
     index: int
@@ -67,7 +67,7 @@ class Running:
     """Requests that were let in."""
 
     model: str
-    thread: EngineThread
+    thread: ModelThread
     ask: Ask
     jobs: list[Job]
     prompter: Prompter
@@ -80,7 +80,7 @@ class Running:
         prompt = job.request.prompt
         return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
 
-    def piece(self, job: Job, event: Event) -> Piece:
+    def piece(self, job: Job, event: Event) -> Delta:
         """What an event adds.
 
         Raises:
@@ -88,12 +88,12 @@ class Running:
         """
         stream = self.streams[job.index]
         if isinstance(event, Thought):
-            return Piece(job.index, thought=event)
+            return Delta(job.index, thought=event)
         if isinstance(event, Token):
-            return Piece(job.index, stream.add(event.token), event.token, event.score)
+            return Delta(job.index, stream.add(event.token), event.token, event.score)
         if isinstance(event, Failed):
             raise event.error
-        return Piece(job.index, stream.end(), choice=self.choice(job, event.completion))
+        return Delta(job.index, stream.end(), choice=self.choice(job, event.completion))
 
 
 class Service:
@@ -126,7 +126,7 @@ class Service:
             return running.prompter, [choice for choice in choices if choice is not None]
 
     @asynccontextmanager
-    async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Piece]]]:
+    async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
         """``async with service.streaming(ask) as (prompter, pieces): async for piece in pieces``. Let in once entered.
 
         Raises:
@@ -225,7 +225,7 @@ class Service:
         return asyncio.get_running_loop().time() + self.limits.request_s
 
     @asynccontextmanager
-    async def _held(self, model: str, ends_at: float) -> AsyncIterator[EngineThread]:
+    async def _held(self, model: str, ends_at: float) -> AsyncIterator[ModelThread]:
         """A model, loaded in another thread if need be."""
         thread = self.models.held(model)
         if thread is None:
@@ -242,7 +242,7 @@ class Service:
         finally:
             self.models.release(model)
 
-    def _give_back(self, loading: "asyncio.Future[EngineThread]", model: str) -> None:
+    def _give_back(self, loading: "asyncio.Future[ModelThread]", model: str) -> None:
         if loading.exception() is None:
             self.models.release(model)
 
@@ -267,7 +267,7 @@ class Service:
         self,
         ask: Ask,
         requests: Sequence[Request],
-        thread: EngineThread,
+        thread: ModelThread,
         receiver: Receiver,
         request_id: str,
         wants_steps: bool,
@@ -283,7 +283,7 @@ class Service:
         finally:
             thread.cancel(jobs)
 
-    async def _pieces(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Piece]:
+    async def _pieces(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Delta]:
         left = len(running.jobs)
         while left:
             async with self._until(ends_at):

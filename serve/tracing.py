@@ -17,7 +17,7 @@ class Traced:
     trace: ThoughtTrace
 
 
-async def trace(service: Service, ask: Ask, top_k: int, tokens: Sequence[str], request_id: str = "") -> Traced:
+async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence[str], request_id: str = "") -> Traced:
     """The first prompt's trace. The answer is made together with other requests; decoding has the model for itself.
 
     Raises:

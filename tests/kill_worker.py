@@ -17,8 +17,8 @@ if __name__ == "__main__":
 from coconut_ds.generation import thinking_engine
 from coconut_ds.runs import manifest
 from coconut_ds.train import main
-from coconut_ds.training.launch import engine
-from coconut_ds.training.launch import saver as run_saver
+from coconut_ds.training import engine
+from coconut_ds.training import saver as run_saver
 
 
 def die() -> None:

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coconut_ds.model.backbone import build_backbone
-from coconut_ds.model.checkpoint import ModelCard, marker_table, save_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import save_model
 from coconut_ds.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent

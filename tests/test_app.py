@@ -20,13 +20,22 @@ from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve import launch
-from serve.app import experiments, figures, markup
+from serve.app import figures, markup, measures
 from serve.app.exporting import files_of
-from serve.app.graph_drawing import draw_graph, layers_of
-from serve.app.measures import Changing, Measuring, Thinking, answers, changed, measure, overview, search
+from serve.app.graph_drawing import graph_svg, layers_of
+from serve.app.measures import (
+    Changing,
+    Measuring,
+    ThinkResult,
+    answers,
+    changed,
+    intervention_overview,
+    measure_data,
+    search,
+)
 from serve.app.permalink import PAGES, View, number_of, query_of, view_of
 from serve.app.problems import ProblemFile, find_files
-from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens, whole
+from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens, whole_number
 from serve.cli import main
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
@@ -55,7 +64,7 @@ def studio(tmp_path_factory) -> Iterator[Studio]:
     files = {"sums": ProblemFile("sums", SUMS), "graphs": ProblemFile("graphs", (GRAPH,))}
     with pytest.MonkeyPatch.context() as patch:
         # Random weights never end a text by themselves.
-        patch.setattr(experiments, "MAX_NEW_TOKENS", NEW_TOKENS)
+        patch.setattr(measures, "MAX_NEW_TOKENS", NEW_TOKENS)
         yield Studio(service, files, {"thinks": "sums"})
     service.close()
 
@@ -83,7 +92,7 @@ def test_a_link_that_makes_no_sense_is_but_a_start():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: markup.table(HOSTILE, [HOSTILE], [[HOSTILE, HOSTILE]]),
+        lambda: markup.html_table(HOSTILE, [HOSTILE], [[HOSTILE, HOSTILE]]),
         lambda: markup.answer(HOSTILE, HOSTILE, HOSTILE, False),
         lambda: markup.notice(HOSTILE),
         lambda: markup.hint(HOSTILE),
@@ -111,7 +120,7 @@ def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
     hostile = replace(view, symbols=(HOSTILE, *view.symbols[1:]))
     for drawn in (view, hostile):
         for place, frontier in enumerate(drawn.after):
-            html = draw_graph(drawn, place)
+            html = graph_svg(drawn, place)
             assert "<script" not in html
             tree = ElementTree.fromstring(f"<all>{html}</all>")
             nodes = [one.get("class", "") for one in tree.iter("g") if one.get("transform")]
@@ -166,7 +175,7 @@ def test_a_visitor_asks_within_bounds(studio, question, file, thoughts, model, s
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 2.5, -1, "2", None])
 def test_numbers_are_whole_and_within_bounds(number):
     with pytest.raises(CoconutError, match=r"draws: .*expected a whole number from 0 to 8"):
-        whole("draws", number, 0, 8)
+        whole_number("draws", number, 0, 8)
 
 
 def test_the_checkpoint_that_is_shown_first_is_there_before_any_visitor(tmp_path, monkeypatch):
@@ -197,7 +206,7 @@ def test_a_question_brings_the_others_of_its_file(studio):
 
 def test_an_overview_holds_the_effects_of_single_changes(studio):
     asked = asked_of(studio)
-    found = asyncio.run(overview(studio, asked))
+    found = asyncio.run(intervention_overview(studio, asked))
     what = [one.intervention for one in found]
     assert [(one.kind, one.thought) for one in what] == [
         (kind, thought) for kind in (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM) for thought in (1, 2)
@@ -216,7 +225,7 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
 
 def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
     async def all_of_it() -> list[object]:
-        return [step async for step in measure(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)]
+        return [step async for step in measure_data(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)]
 
     steps = asyncio.run(all_of_it())
     last = steps[-1]
@@ -239,14 +248,14 @@ def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
 
     assert asyncio.run(left_early()) == 1
     with pytest.raises(DataError, match="at least 4"):
-        asyncio.run(anext(aiter(measure(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
+        asyncio.run(anext(aiter(measure_data(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # random bytes have no picture
 def test_files_hold_the_numbers_of_the_page(studio):
     asked = asked_of(studio)
     trace = asyncio.run(studio.think(asked))
-    thinking = Thinking("thinks", trace, tuple(asyncio.run(answers(studio, asked))))
+    thinking = ThinkResult("thinks", trace, tuple(asyncio.run(answers(studio, asked))))
     changing = Changing("thinks", asyncio.run(changed(studio, asked, Intervention(Kind.NOISE, 1, draws=3))))
     for result in (thinking, changing):
         files = {one.name: one for one in files_of(result, "page")}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut_ds.data.arithmetic import Chains, ModularSum, PermutationProduct, split_of
+from coconut_ds.data.arithmetic import Chains, ModularSum, PermutationProduct, split_of_terms
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.settings import SplitSizes
@@ -117,7 +117,7 @@ def test_a_problem_is_a_function_of_seed_epoch_and_index_alone(kind: str) -> Non
 
 def test_a_twentieth_of_all_problems_is_for_validation_and_three_for_test() -> None:
     """N = 10,000 sums, each in a split with probability p: standard deviation sqrt(N p (1 - p)); five are allowed."""
-    splits = [split_of(terms) for terms in itertools.product("0123456789", repeat=4)]
+    splits = [split_of_terms(terms) for terms in itertools.product("0123456789", repeat=4)]
     for split, p in (("valid", 0.05), ("test", 0.15), ("train", 0.8)):
         assert abs(splits.count(split) - 10_000 * p) < 5 * math.sqrt(10_000 * p * (1 - p))
 
@@ -131,7 +131,9 @@ def test_more_than_there_are_is_refused_with_the_number_that_works(split: str) -
         sums(999)
     works = int(re.findall(rf"set data\.size\.{split}=(\d+) or less", str(caught.value))[0])
     problems = getattr(sums(works), split)()
-    assert len(set(problems)) == works == sum(split_of(t) == split for t in itertools.product("0123456", repeat=3))
+    assert (
+        len(set(problems)) == works == sum(split_of_terms(t) == split for t in itertools.product("0123456", repeat=3))
+    )
     with pytest.raises(DataError, match=r"data\.num_terms"):
         sums(works + 1)
 

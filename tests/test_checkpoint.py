@@ -17,7 +17,9 @@ from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.files import SEAL, seal
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
-from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict, marker_table, save_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import load_folder, save_model
+from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.settings import ModelConfig
 
 TEXTS = ["1 + 2 = 3 << >>"]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from coconut_ds.data.__main__ import main
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.report.statistics import Report, lay_out_pieces, make_report, summarize
-from coconut_ds.data.report.text import render, shorten
+from coconut_ds.data.report.text import render_report, shorten
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer, tokenize
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
@@ -142,7 +142,7 @@ def test_steps_keep_their_numbers_where_others_equal_them(tokenizer):
 
 
 def test_the_text_says_it(report):
-    lines = [line.rstrip() for line in render(report).splitlines()]
+    lines = [line.rstrip() for line in render_report(report).splitlines()]
     squeezed = [" ".join(line.split()) for line in lines]
     for expected in (
         "method: coconut, c_thought 2, max_latent_stage 3; trained on train.json its last stage is 3",

@@ -14,7 +14,7 @@ from coconut_ds.model.digest import digest_state, tokenizer_content
 from coconut_ds.runs.identity import (
     ABSENT,
     NOT_A_NUMBER,
-    Difference,
+    IngredientDifference,
     differences,
     ingredients,
     read_ingredients,
@@ -212,9 +212,9 @@ def test_differences_stand_group_by_group_and_show_what_is_absent() -> None:
     right = {"training.warmup_steps": None, "code.commit": "b", "training.lr": 1e-4, "run.seed": 1}
     found = differences(left, right)
     assert found == [
-        Difference("run.seed", 0, 1),
-        Difference("training.warmup_steps", ABSENT, None),
-        Difference("code.commit", "a", "b"),
+        IngredientDifference("run.seed", 0, 1),
+        IngredientDifference("training.warmup_steps", ABSENT, None),
+        IngredientDifference("code.commit", "a", "b"),
     ]
     assert str(found[1]) == "training.warmup_steps: absent → None"
 

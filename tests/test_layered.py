@@ -9,7 +9,7 @@ import pytest
 from test_prosqa import check
 
 from coconut_ds.data.graph_stats import graph_stats, question_of
-from coconut_ds.data.layered import LayeredGraphs, split_of
+from coconut_ds.data.layered import LayeredGraphs, split_of_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 
@@ -89,7 +89,7 @@ def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
     assert not prints["train"] & prints["valid"]
     assert not prints["train"] & prints["test"]
     assert not prints["valid"] & prints["test"]
-    assert all(split_of(question_of(p).graph) == name for name, split in splits.items() for p in split)
+    assert all(split_of_graph(question_of(p).graph) == name for name, split in splits.items() for p in split)
 
 
 @pytest.mark.parametrize("wording", ["sentences", "arrows"])

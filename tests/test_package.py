@@ -23,7 +23,9 @@ def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(built)], check=True)
     code = (
-        "from coconut_ds import compose, engine_file, files; import sys\n"
+        "from coconut_ds import files\n"
+        "from coconut_ds.settings import compose\n"
+        "from coconut_ds.training import engine_file\n"
         f"assert files.__file__.startswith({str(site)!r}), files.__file__\n"
         "config = compose.compose_config(['deepspeed=zero3'])\n"
         "print(config.training.max_latent_stage, engine_file.read_engine_file(config)['zero_optimization']['stage'])\n"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.paired import Comparison, compare_predictions
-from coconut_ds.evaluation.picture import SweepPoint, draw_sweep, spread
+from coconut_ds.evaluation.picture import BudgetPoint, draw_sweep, spread
 from coconut_ds.evaluation.statistics import mcnemar, paired_difference, wilson
 
 
@@ -142,8 +142,8 @@ def test_files_that_are_not_there_or_no_text_are_named(tmp_path):
         compare_predictions(good, tmp_path / "bytes.jsonl")
 
 
-def point(number: int, accuracy: float, **categories: float) -> SweepPoint:
-    return SweepPoint(number, accuracy, accuracy - 0.02, accuracy + 0.02, categories)
+def point(number: int, accuracy: float, **categories: float) -> BudgetPoint:
+    return BudgetPoint(number, accuracy, accuracy - 0.02, accuracy + 0.02, categories)
 
 
 SEVEN = [point(n, 0.7 + n / 30, correct_path=0.5 + n / 30, hallucination=0.3, own_kind=0.2 - n / 30) for n in range(7)]
@@ -155,7 +155,7 @@ SEVEN = [point(n, 0.7 + n / 30, correct_path=0.5 + n / 30, hallucination=0.3, ow
         (SEVEN, {"more ancestors": 0.74, "mentioned less": 0.741, "$5": 0.0}, 768),
         (SEVEN[::-1][:1], {}, 768),
         ([point(n, 0.5) for n in (64, 2, 1, 0, 1024)], {"a long name that goes on and on and on": 1.0}, 444),
-        ([SweepPoint(3, 1.0, 0.99, 1.0 - 1e-16)], {}, 444),
+        ([BudgetPoint(3, 1.0, 0.99, 1.0 - 1e-16)], {}, 444),
         ([point(0, 0.02), SEVEN[6]], {}, 768),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_picture_shows_the_numbers(tmp_path, monkeypatch):
     for bars, name in zip(below.containers, ["correct_path", "hallucination", "own_kind"], strict=True):
         assert [bar.get_height() for bar in bars] == pytest.approx([p.categories[name] for p in SEVEN])
     assert [bar.get_y() + bar.get_height() for bar in below.containers[-1]] == pytest.approx([1.0] * 7)
-    draw_sweep([SweepPoint(3, 0.9, 0.89, 0.91)], tmp_path, "")
+    draw_sweep([BudgetPoint(3, 0.9, 0.89, 0.91)], tmp_path, "")
     draw_sweep([point(n, 0.5) for n in (0, 1, 2, 4, 64)], tmp_path, "")
     one, many = figures[1].axes[0], figures[2].axes[0]
     assert (*one.get_ylim(), *one.get_xlim()) == pytest.approx((0.85, 0.95, 1.4, 4.6))  # ten points at least

@@ -19,7 +19,7 @@ from coconut_ds.probing import linear
 from coconut_ds.probing.answers import answers_after, sweep
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import prepare
-from coconut_ds.probing.effects import effects
+from coconut_ds.probing.effects import measure_effects
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.labels import labels_of
@@ -100,7 +100,7 @@ def test_a_mean_effect_is_the_mean_of_single_ones(reasoner):
     alone = (Intervention(Kind.ZERO, 2), Intervention(Kind.SWAP, 1, other=3), Intervention(Kind.ZERO, 1, later="kept"))
     answers = {one.case.question: one.answer for one in baselines_of(reasoner, QUESTIONS, max_new_tokens=3)}
     known = [answers[question] if index % 2 else "nothing" for index, question in enumerate(QUESTIONS)]
-    found = effects(reasoner, QUESTIONS, alone, known, max_new_tokens=3)
+    found = measure_effects(reasoner, QUESTIONS, alone, known, max_new_tokens=3)
     for what, effect in zip(alone, found, strict=True):
         outcomes = [intervene(reasoner, q, what, max_new_tokens=3)[0].effect.outcomes[0] for q in QUESTIONS]
         assert (effect.name, effect.thought, effect.num_problems) == (what.name, what.thought, len(QUESTIONS))
@@ -109,7 +109,7 @@ def test_a_mean_effect_is_the_mean_of_single_ones(reasoner):
         assert effect.change.estimate == pytest.approx(mean, abs=1e-3)
         right = sum(one.answer == answer for one, answer in zip(outcomes, known, strict=True)) / len(outcomes)
         assert effect.right.estimate == right
-    patched = effects(reasoner, QUESTIONS, [Intervention(Kind.PATCH, 3, draws=9)], max_new_tokens=3)
+    patched = measure_effects(reasoner, QUESTIONS, [Intervention(Kind.PATCH, 3, draws=9)], max_new_tokens=3)
     for effect, same in zip(patched, (False, True), strict=False):
         kept, changes, became = [], [], []
         for question in QUESTIONS:
@@ -134,9 +134,9 @@ def test_a_mean_effect_is_the_mean_of_single_ones(reasoner):
 
 def test_noise_is_drawn_anew_for_each_problem_and_progress_can_end_the_work(reasoner):
     noise = Intervention(Kind.NOISE, 1, draws=3)
-    first = effects(reasoner, QUESTIONS, [noise], max_new_tokens=3)[0]
-    assert effects(reasoner, QUESTIONS, [noise], max_new_tokens=3)[0] == first
-    assert effects(reasoner, QUESTIONS[:3], [noise], max_new_tokens=3)[0] != first
+    first = measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3)[0]
+    assert measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3)[0] == first
+    assert measure_effects(reasoner, QUESTIONS[:3], [noise], max_new_tokens=3)[0] != first
 
     class Ended(Exception):
         pass
@@ -147,11 +147,11 @@ def test_noise_is_drawn_anew_for_each_problem_and_progress_can_end_the_work(reas
             raise Ended
 
     with pytest.raises(Ended):
-        effects(reasoner, QUESTIONS, [noise], max_new_tokens=3, progress=end)
+        measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3, progress=end)
     with pytest.raises(DataError, match="zero of thought 7: no problem has so many"):
-        effects(reasoner, QUESTIONS, [Intervention(Kind.ZERO, 7)], max_new_tokens=3)
+        measure_effects(reasoner, QUESTIONS, [Intervention(Kind.ZERO, 7)], max_new_tokens=3)
     # One question has no donor.
-    assert effects(reasoner, QUESTIONS[:1], [Intervention(Kind.PATCH, 1)], max_new_tokens=3) == []
+    assert measure_effects(reasoner, QUESTIONS[:1], [Intervention(Kind.PATCH, 1)], max_new_tokens=3) == []
 
 
 def test_probes_find_what_is_there_and_nothing_else(monkeypatch):

@@ -18,7 +18,7 @@ from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.formats import SYMBOLIC, TEXT
 from coconut_ds.model.backbone import build_backbone
-from coconut_ds.model.checkpoint import ModelCard, marker_table
+from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.probing import counterfactuals as counterfactuals_module
 from coconut_ds.probing.answers import answers_after
 from coconut_ds.probing.baselines import Baseline

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut_ds.data.graph_stats import GraphStats, graph_stats, question_of, table
+from coconut_ds.data.graph_stats import GraphStats, graph_stats, question_of, stats_table
 from coconut_ds.data.graphs import CONCEPTS, NAMES, Graph
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.prosqa import draw_question, generate_problem, generate_split
@@ -174,7 +174,7 @@ def test_statistics_of_one_problem_counted_by_hand() -> None:
     assert stats.in_degrees == {1: 0.75, 2: 0.25}
     assert (stats.distractor_depth, stats.answer_first) == (1, 1)
     assert (stats.more_ancestors, stats.mentioned_less) == (1, 0)
-    assert "shortcut: more ancestors" in table({"a": stats, "b": stats})
+    assert "shortcut: more ancestors" in stats_table({"a": stats, "b": stats})
 
 
 def test_statistics_refuse_problems_without_a_graph() -> None:

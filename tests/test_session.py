@@ -14,7 +14,7 @@ from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.tokens import build_word_tokenizer, encode_questions
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
 from coconut_ds.evaluation.partial import PartialPredictions
-from coconut_ds.evaluation.session import evaluate, trace
+from coconut_ds.evaluation.session import evaluate, trace_questions
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
 from coconut_ds.methods import METHODS
@@ -70,7 +70,7 @@ def test_text_is_what_generation_gives_and_thoughts_can_be_asked_for(checkpoint,
 
 
 def test_a_trace_has_a_decoded_thought_for_each_thought(checkpoint, data, tmp_path):
-    traced = trace(config_of(checkpoint[0], data, tmp_path), 3)
+    traced = trace_questions(config_of(checkpoint[0], data, tmp_path), 3)
     assert [t.problem.question for t in traced] == ["1", "1 + 2", "2 + 2 ="]
     assert all(len(t.thoughts) == 6 and len(t.thoughts[0].tokens) == 5 for t in traced)
     assert all(t.thoughts[0].probabilities == sorted(t.thoughts[0].probabilities, reverse=True) for t in traced)

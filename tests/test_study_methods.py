@@ -9,7 +9,7 @@ import pytest
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.studies import methods as compare
-from coconut_ds.studies.methods import Cell, main, render
+from coconut_ds.studies.methods import TableCell, main, render_table
 
 TINY = ["num_epochs=1", "size.train=64", "size.valid=20", "size.test=20", "batch_size_training=32"]
 
@@ -21,11 +21,11 @@ def result(accuracy: float, **changes: Any) -> dict[str, Any]:
 
 def test_a_row_is_a_method_with_its_seeds() -> None:
     done = {
-        Cell("modular_sum", "coconut", 1): result(1.0),
-        Cell("modular_sum", "coconut", 0): result(0.9, stage=2, num_thoughts=4),
-        Cell("modular_sum", "pause", 0): result(0.125, num_thoughts=0, num_pauses=6, stage=0),
+        TableCell("modular_sum", "coconut", 1): result(1.0),
+        TableCell("modular_sum", "coconut", 0): result(0.9, stage=2, num_thoughts=4),
+        TableCell("modular_sum", "pause", 0): result(0.125, num_thoughts=0, num_pauses=6, stage=0),
     }
-    lines = render(done, list(METHODS)).splitlines()
+    lines = render_table(done, list(METHODS)).splitlines()
     assert lines[0] == "sums of four digits modulo 10; chance 10.0%"
     assert lines[4] == "| `coconut` | 95.0 ± 7.1 | 90.0 | 100.0 | 2–3 | 4–6 thoughts | 50 |"
     assert lines[5] == "| `pause` | 12.5 | 12.5 | – | 0 | 6 pauses | 50 |"
@@ -34,7 +34,7 @@ def test_a_row_is_a_method_with_its_seeds() -> None:
 @pytest.mark.parametrize("task", compare.TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_cell_is_a_configuration(task: str, method: str) -> None:
-    config = compose_config(Cell(task, method, 2).overrides(()))
+    config = compose_config(TableCell(task, method, 2).overrides(()))
     assert (config.method.kind, config.run.seed) == (method, 2)
 
 
@@ -65,7 +65,7 @@ def test_each_method_trains_and_evaluates_and_a_second_start_keeps_what_is_there
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def run_cell(cell: Cell, out: Path, more: list[str]) -> dict[str, Any]:
+    def run_cell(cell: TableCell, out: Path, more: list[str]) -> dict[str, Any]:
         if cell.method == "cot":
             raise compare.HarnessError("ended with exit code 1")
         return result(0.5)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from coconut_ds.data.graphs import Graph, split_of
+from coconut_ds.data.graphs import Graph, split_of_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.symbolic import SymbolicProsqa
@@ -50,7 +50,7 @@ def test_splits_share_no_graph_and_never_change() -> None:
     one, again = source(), source()
     assert (one.valid(), one.test(), one.train(2)) == (again.valid(), again.test(), again.train(2))
     for split, problems in {"train": one.train(0), "valid": one.valid(), "test": one.test()}.items():
-        assert {split_of(graph_of(problem)) for problem in problems} == {split}
+        assert {split_of_graph(graph_of(problem)) for problem in problems} == {split}
     assert source(seed=1).valid() != one.valid()
 
 

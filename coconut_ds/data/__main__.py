@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imported here, so that files that cannot be read are refused before torch is loaded.
         from coconut_ds.data.report.picture import draw
         from coconut_ds.data.report.statistics import make_report
-        from coconut_ds.data.report.text import render
+        from coconut_ds.data.report.text import render_report
         from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
 
         if options.tokenizer == "dataset":
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where the tokenizer is a setting of training, the message calls it by that name.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
         return 2
-    _show(f"{render(report)}\n{options.png}\n")
+    _show(f"{render_report(report)}\n{options.png}\n")
     return 0
 
 

@@ -23,7 +23,7 @@ BUCKETS = 20
 TEST_BUCKETS = (1, 2, 3)
 
 
-def split_of(terms: Sequence[str]) -> str:
+def split_of_terms(terms: Sequence[str]) -> str:
     """The split to which a problem with these terms belongs."""
     digest = hashlib.blake2b(" ".join(terms).encode(), digest_size=8).digest()
     bucket = int.from_bytes(digest, "big") % BUCKETS
@@ -79,7 +79,7 @@ class Chains(ABC):
         numbers = random.Random(f"{self.seed}/{split}/{epoch}/{index}")
         while True:
             terms = tuple(numbers.choice(self.elements) for _ in range(self.num_terms))
-            if split_of(terms) == split:
+            if split_of_terms(terms) == split:
                 return terms
 
     def _distinct(self, split: str, count: int) -> list[Problem]:
@@ -103,7 +103,7 @@ class Chains(ABC):
                 )
 
     def _count(self, split: str) -> int:
-        return sum(split_of(terms) == split for terms in itertools.product(self.elements, repeat=self.num_terms))
+        return sum(split_of_terms(terms) == split for terms in itertools.product(self.elements, repeat=self.num_terms))
 
 
 class ModularSum(Chains):

@@ -129,7 +129,7 @@ def _shares(values: Sequence[int]) -> dict[int, float]:
     return {value: count / len(values) for value, count in sorted(Counter(values).items())}
 
 
-def table(stats: Mapping[str, GraphStats]) -> str:
+def stats_table(stats: Mapping[str, GraphStats]) -> str:
     """A text table: one row a statistic, one column a file, in the order given."""
     lengths = sorted({length for one in stats.values() for length in one.path_lengths})
     degrees = sorted({degree for one in stats.values() for degree in one.in_degrees})

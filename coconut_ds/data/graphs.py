@@ -151,7 +151,7 @@ class Graph:
 
 
 @lru_cache(maxsize=4096)  # small graphs come again and again, and their fingerprints cost most of a problem
-def split_of(graph: Graph) -> str:
+def split_of_graph(graph: Graph) -> str:
     """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
     return _split(graph.fingerprint)
 

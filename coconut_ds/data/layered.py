@@ -28,7 +28,7 @@ from coconut_ds.data.graphs import (
     GraphQuestion,
     arrow,
     concepts,
-    split_of,
+    split_of_graph,
     split_of_problem,
     word,
     word_as_arrows,
@@ -186,7 +186,7 @@ class LayeredGraphs:
         for count in range(MAX_TRIES):
             rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}" + (f"/{count}" if count else ""))
             graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
-            if self._by_graphs and split_of(graph) != split:
+            if self._by_graphs and split_of_graph(graph) != split:
                 continue
             problem = self._word(_ask(rng, graph), rng)
             if self._by_graphs or split_of_problem(problem) == split:

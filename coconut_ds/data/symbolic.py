@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar
 
-from coconut_ds.data.graphs import GraphQuestion, split_of
+from coconut_ds.data.graphs import GraphQuestion, split_of_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.prosqa import DEPTHS, draw_question
 from coconut_ds.errors import DataError
@@ -66,18 +66,18 @@ class SymbolicProsqa:
     def problem(self, split: str, epoch: int, index: int) -> Problem:
         """One problem."""
         question = self._graph(split, epoch if self._online else 0, index)
-        return write(question, random.Random(f"{self._seed}/{split}/{epoch}/{index}/written"), self.symbols)
+        return write_problem(question, random.Random(f"{self._seed}/{split}/{epoch}/{index}/written"), self.symbols)
 
     def _draw_graph(self, split: str, epoch: int, index: int) -> GraphQuestion:
         rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}")
         while True:
             question = draw_question(rng)
             hops = question.graph.distances(question.root)[question.target]
-            if self._hops[0] <= hops <= self._hops[1] and split_of(question.graph) == split:
+            if self._hops[0] <= hops <= self._hops[1] and split_of_graph(question.graph) == split:
                 return question
 
 
-def write(question: GraphQuestion, rng: random.Random, symbols: Sequence[str]) -> Problem:
+def write_problem(question: GraphQuestion, rng: random.Random, symbols: Sequence[str]) -> Problem:
     """The question in symbols; nodes, edges, options and the shortest path in random order or choice."""
     graph = question.graph
     names = rng.sample(symbols, graph.num_nodes)

@@ -18,7 +18,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 
 
-class ProblemFile:
+class ProblemWriter:
     """A JSON list of problems while it is written; `Outputs.open` makes it."""
 
     def __init__(self, path: Path) -> None:
@@ -43,12 +43,12 @@ class ProblemFile:
 @dataclass
 class _Output:
     temporary: Path
-    problems: int | ProblemFile
+    problems: int | ProblemWriter
     inputs: Sequence[Path]
 
     @property
     def count(self) -> int:
-        return self.problems.problems if isinstance(self.problems, ProblemFile) else self.problems
+        return self.problems.problems if isinstance(self.problems, ProblemWriter) else self.problems
 
 
 class Outputs:
@@ -66,10 +66,10 @@ class Outputs:
         self._options = options
         self._outputs: dict[str, _Output] = {}
 
-    def open(self, file: str, inputs: Sequence[Path] = ()) -> ProblemFile:
+    def open(self, file: str, inputs: Sequence[Path] = ()) -> ProblemWriter:
         """A new file of the folder; ``inputs`` are the files its problems come from."""
         temporary = self._temporary(file)
-        problems = ProblemFile(temporary)
+        problems = ProblemWriter(temporary)
         self._outputs[file] = _Output(temporary, problems, inputs)
         return problems
 
@@ -94,7 +94,7 @@ class Outputs:
         try:
             if kind is None:
                 for output in self._outputs.values():
-                    if isinstance(output.problems, ProblemFile):
+                    if isinstance(output.problems, ProblemWriter):
                         output.problems.finish()
                 manifest.write_text(json.dumps({"outputs": self._entries()}, indent=2) + "\n", encoding="utf-8")
                 for file, output in self._outputs.items():
@@ -102,7 +102,7 @@ class Outputs:
                 os.replace(manifest, self._manifest)
         finally:
             for output in self._outputs.values():
-                if isinstance(output.problems, ProblemFile):
+                if isinstance(output.problems, ProblemWriter):
                     output.problems.close()
                 output.temporary.unlink(missing_ok=True)
             manifest.unlink(missing_ok=True)

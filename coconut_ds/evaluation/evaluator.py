@@ -24,7 +24,7 @@ CHECK_EVERY = 16
 
 
 @dataclass(frozen=True)
-class Arm:
+class ThoughtBudget:
     """One number of thoughts."""
 
     thoughts: Thoughts
@@ -76,7 +76,7 @@ class Evaluator:
         """
         work = [Work(0, index) for index in range(len(problems))]
         agree = _Agreement(self.ranks, check)
-        arms, mine = [Arm(thoughts, stage)], self.share_of(work)
+        arms, mine = [ThoughtBudget(thoughts, stage)], self.share_of(work)
         own = self.predict(call, problems, arms, mine, progress=progress, agree=agree)
         gathered = [prediction for part in self.ranks.gather([made for _, made in own]) for prediction in part]
         return self.evaluation(gathered, thoughts)
@@ -96,7 +96,7 @@ class Evaluator:
         self,
         call: Call,
         problems: Sequence[Problem],
-        arms: Sequence[Arm],
+        arms: Sequence[ThoughtBudget],
         work: Sequence[Work],
         on_prediction: Callable[[Work, Prediction], None] | None = None,
         progress: bool = False,
@@ -157,7 +157,7 @@ class Evaluator:
         return replace(self.writing, sampling=replace(self.writing.sampling, sample=problem))
 
     def _expected(
-        self, problems: Sequence[Problem], arms: Sequence[Arm], work: Sequence[Work]
+        self, problems: Sequence[Problem], arms: Sequence[ThoughtBudget], work: Sequence[Work]
     ) -> dict[Work, list[int]]:
         """What a model that has mastered the stage writes; nothing for a problem without answer."""
         prompter = self.prompter
@@ -171,7 +171,9 @@ class Evaluator:
 
         return {one: tokens(one) if one.problem in gold else [] for one in work}
 
-    def _judge(self, problem: Problem, one: Work, completion: Completion, expected: list[int], arm: Arm) -> Prediction:
+    def _judge(
+        self, problem: Problem, one: Work, completion: Completion, expected: list[int], arm: ThoughtBudget
+    ) -> Prediction:
         prompter, thoughts = self.prompter, arm.thoughts
         text = prompter.cut(completion.tokens, self.writing.stop)
         at_start = arm.stage == 0 and prompter.method.has_curriculum

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.statistics import Difference, Interval, mcnemar, paired_difference, wilson
+from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
 
 PREDICTIONS = "predictions.jsonl"
 KINDS: Mapping[str, tuple[type, ...]] = {
@@ -53,7 +53,7 @@ class Comparison:
     only_first: int
     only_second: int
     both_wrong: int
-    difference: Difference
+    difference: AccuracyDifference
     """Second minus first, with Tango's interval at 95%."""
     p_value: float
     """Of McNemar's exact test."""

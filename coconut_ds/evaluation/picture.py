@@ -32,7 +32,7 @@ MOST_TICKS = 20
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class BudgetPoint:
     """What was measured with one number of thoughts. Shares are from 0 to 1."""
 
     num_thoughts: int
@@ -44,7 +44,7 @@ class SweepPoint:
     """Shares of the answers by kind; empty where they were not sorted."""
 
 
-def draw_sweep(points: Sequence[SweepPoint], path: Path, title: str, baselines: Mapping[str, float] = {}) -> None:
+def draw_sweep(points: Sequence[BudgetPoint], path: Path, title: str, baselines: Mapping[str, float] = {}) -> None:
     """Writes a PNG 900 pixels wide: accuracy with its interval, and a panel of categories where points have them.
 
     Args:
@@ -71,7 +71,7 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, title: str, baselines: 
     figure.savefig(path, dpi=DPI, format="png")
 
 
-def _draw_accuracy(axes: Any, points: Sequence[SweepPoint], baselines: Mapping[str, float]) -> None:
+def _draw_accuracy(axes: Any, points: Sequence[BudgetPoint], baselines: Mapping[str, float]) -> None:
     shown = [share for point in points for share in (point.low, point.accuracy, point.high)] + list(baselines.values())
     span = max(shown) - min(shown)
     pad = max(0.06 * span, (LEAST_SPAN - span) / 2)
@@ -151,7 +151,7 @@ def spread(places: Sequence[float], heights: Sequence[float], low: float, high: 
     return moved
 
 
-def _draw_categories(axes: Any, points: Sequence[SweepPoint]) -> None:
+def _draw_categories(axes: Any, points: Sequence[BudgetPoint]) -> None:
     """A bar a number of thoughts, stacked; the legend stands at the right in the order of the stack."""
     numbers = [point.num_thoughts for point in points]
     width = 0.8 * _closest(numbers)
@@ -166,7 +166,7 @@ def _draw_categories(axes: Any, points: Sequence[SweepPoint]) -> None:
     _style(axes, "share of answers")
 
 
-def _colours(points: Sequence[SweepPoint]) -> dict[str, str]:
+def _colours(points: Sequence[BudgetPoint]) -> dict[str, str]:
     """Categories from below with their colours: known ones keep theirs from picture to picture."""
     found = dict.fromkeys(name for point in points for name in point.categories)
     known = {name: colour for name, colour in CATEGORY_COLOURS.items() if name in found}

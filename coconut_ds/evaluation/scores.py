@@ -9,7 +9,7 @@ from typing import Any
 
 from coconut_ds.data.graph_answers import CATEGORY_NAMES, Category, is_graph_problem, shortcuts
 from coconut_ds.data.problem import Problem
-from coconut_ds.evaluation.picture import SweepPoint
+from coconut_ds.evaluation.picture import BudgetPoint
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.statistics import wilson
 
@@ -41,18 +41,18 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
     if sorts:
         total = sum(sorts.values())
         scores["categories"] = {str(category): sorts[category] / total for category in Category if sorts[category]}
-    return scores | baselines_of([problems[p.index] for p in judged])
+    return scores | shortcut_accuracies([problems[p.index] for p in judged])
 
 
-def baselines_of(problems: Sequence[Problem]) -> dict[str, Any]:
+def shortcut_accuracies(problems: Sequence[Problem]) -> dict[str, Any]:
     """Accuracies of shortcuts on graph problems; nothing on others."""
     graphs = [shortcuts(problem) for problem in problems if is_graph_problem(problem)]
     return {"baselines": {name: _mean([one[name] for one in graphs]) for name in BASELINES}} if graphs else {}
 
 
-def sweep_point(scores: dict[str, Any]) -> SweepPoint:
+def sweep_point(scores: dict[str, Any]) -> BudgetPoint:
     """A point of the picture, of scores that have an accuracy."""
-    return SweepPoint(
+    return BudgetPoint(
         scores["num_thoughts"] + scores["num_pauses"],
         scores["accuracy"],
         low=scores["accuracy_95"][0],
@@ -61,7 +61,7 @@ def sweep_point(scores: dict[str, Any]) -> SweepPoint:
     )
 
 
-def table(scores: Sequence[dict[str, Any]]) -> str:
+def score_table(scores: Sequence[dict[str, Any]]) -> str:
     """One line a number of thoughts, shortcuts and categories beside it."""
     latents = "pauses" if any(one["num_pauses"] for one in scores) else "thoughts"
     head = [latents, "accuracy", "95%", "steps match", "tokens", "problems"]

@@ -20,17 +20,17 @@ from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
 from coconut_ds.distributed.ranks import Ranks, alone
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.evaluator import Arm, Evaluator, Work
+from coconut_ds.evaluation.evaluator import Evaluator, ThoughtBudget, Work
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
-from coconut_ds.evaluation.scores import BASELINES, scores_of, sweep_point, table
+from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
 from coconut_ds.files import write_whole
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.methods import METHODS
-from coconut_ds.model.checkpoint import CARD, ModelCard
+from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.digest import digest_state, tokenizer_content
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.starting import card_of, starting_backbone
@@ -46,7 +46,7 @@ class Assessment:
     reasoner: Reasoner
     problems: list[Problem]
     split: str
-    arms: list[Arm]
+    arms: list[ThoughtBudget]
     """Numbers of thoughts; more than one are a sweep."""
     names: list[str]
     """Of the arms, for folders."""
@@ -113,7 +113,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
-    arms = [Arm(reasoner.thoughts(), card.stage)]
+    arms = [ThoughtBudget(reasoner.thoughts(), card.stage)]
     return assess(Assessment(reasoner, problems, split, arms, [""], writing, size, out, ranks))[0]
 
 
@@ -148,7 +148,7 @@ class Trace:
     correct: bool
 
 
-def trace(config: EvalConfig, count: int) -> list[Trace]:
+def trace_questions(config: EvalConfig, count: int) -> list[Trace]:
     """The first ``count`` problems with their decoded thoughts."""
     reasoner = _reasoner(config, alone())
     problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
@@ -212,7 +212,7 @@ def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
     )
 
 
-def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[Arm], list[str]]:
+def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[ThoughtBudget], list[str]]:
     """Numbers of thoughts to evaluate, and names for their folders."""
     numbers, forced = config.n_thoughts, config.force_text_after
     if isinstance(numbers, tuple):
@@ -224,7 +224,7 @@ def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[Arm], list[str]]
     else:
         asked, names = [(numbers, forced)], [""]
     thoughts = [reasoner.thoughts(*pair, config.min_thoughts, config.max_thoughts) for pair in asked]
-    return [Arm(one, reasoner.stage_at(one)) for one in thoughts], names
+    return [ThoughtBudget(one, reasoner.stage_at(one)) for one in thoughts], names
 
 
 def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
@@ -268,6 +268,7 @@ def _print(asked: Assessment, scores: Sequence[dict[str, Any]], run: dict[str, A
     where = asked.out / ("sweep.json" if len(scores) > 1 else "scores.json")
     judged = "" if scores[0]["accuracy"] is not None else "no answers to compare with: texts are written, not scored\n"
     sys.stdout.write(
-        f"{asked.reasoner.name}, method {asked.reasoner.card.method}, {asked.split} problems\n{table(scores)}\n{judged}"
+        f"{asked.reasoner.name}, method {asked.reasoner.card.method}, {asked.split} problems\n"
+        f"{score_table(scores)}\n{judged}"
         f"{run['problems_per_s']:.2f} predictions/s; {where}\n"
     )

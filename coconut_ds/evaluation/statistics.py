@@ -35,7 +35,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Difference:
+class AccuracyDifference:
     """Accuracy of the second minus accuracy of the first, from -1 to 1."""
 
     estimate: float
@@ -128,7 +128,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**total))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Difference:
+def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> AccuracyDifference:
     """Accuracy of the second minus that of the first on the same problems, with a score interval.
 
     The interval holds all differences that the score test for paired shares would not refuse. It is approximate, so for
@@ -152,7 +152,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
         return (won - lost - total * delta) ** 2 <= z * z * variance
 
     estimate = (won - lost) / total
-    return Difference(estimate, Interval(_end(accepted, estimate, -1.0), _end(accepted, estimate, 1.0)))
+    return AccuracyDifference(estimate, Interval(_end(accepted, estimate, -1.0), _end(accepted, estimate, 1.0)))
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:

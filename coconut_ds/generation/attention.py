@@ -22,7 +22,7 @@ BLOCK = 128
 """Queries that are multiplied at a time, in blocks."""
 
 
-def attend(
+def slot_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -65,7 +65,7 @@ def _causal_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     return output.flatten(1, 2)
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, slot_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 

@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 @dataclass
-class Plan:
+class PassPlan:
     """The pass at hand, for all layers. At most one of the three is set; none of them: nothing is kept."""
 
     fresh: list[int] | None = None
@@ -41,7 +41,7 @@ class SlotLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, plan: Plan, slots: int, capacity: int) -> None:
+    def __init__(self, plan: PassPlan, slots: int, capacity: int) -> None:
         super().__init__()
         self._plan, self._slots, self._capacity = plan, slots, capacity
 
@@ -102,11 +102,11 @@ class SlotCache(Cache):
     """The cache of all layers."""
 
     def __init__(self, num_layers: int, slots: int, capacity: int) -> None:
-        self.plan = Plan()
+        self.plan = PassPlan()
         self.slot_layers = [SlotLayer(self.plan, slots, capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.slot_layers))
 
-    def set_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: PassPlan) -> None:
         """What the next pass does."""
         self.plan.__dict__.update(plan.__dict__)
 

@@ -27,7 +27,7 @@ from coconut_ds.generation.requests import Request, Score
 from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.sampling import choose
 from coconut_ds.generation.slot_table import SlotTable
-from coconut_ds.generation.slots import Plan, SlotCache
+from coconut_ds.generation.slots import PassPlan, SlotCache
 from coconut_ds.model.latent_loop import LatentLoop
 
 PASS_POSITIONS = 2048
@@ -176,7 +176,7 @@ class ThinkingEngine:
         lengths = [len(row.prefix) for row in rows]
         width = max(lengths)
         ids = self._tensor([[*row.prefix, *[0] * (width - len(row.prefix))] for row in rows])
-        self.cache.set_plan(Plan(fresh=slots))
+        self.cache.set_plan(PassPlan(fresh=slots))
         places = torch.arange(width, device=ids.device).unsqueeze(0)
         ends = self._tensor([row * width + length - 1 for row, length in enumerate(lengths)])
         states = self._loop.states(self._loop.embed(ids), self.cache, None, places, read=ends)
@@ -189,7 +189,7 @@ class ThinkingEngine:
     def _extend(self, slot: int, start: int, embeds: Tensor) -> Tensor:
         """States [1, n, D] of several positions of a row, from ``start`` on, for embeddings [1, n, D]."""
         end = start + embeds.shape[1]
-        self.cache.set_plan(Plan(extended=(slot, start, end)))
+        self.cache.set_plan(PassPlan(extended=(slot, start, end)))
         places = torch.arange(start, end, device=embeds.device)
         mask = torch.arange(end, device=embeds.device) <= places[:, None]
         return self._loop.states(embeds, self.cache, mask[None, None], places.unsqueeze(0))
@@ -254,7 +254,7 @@ class ThinkingEngine:
         if embeds.dtype == torch.bfloat16 and 3 * columns > 2 * self.capacity:
             # Whole rows lie in one piece; torch would copy parts of them together to multiply in bf16 on the CPU.
             columns = self.capacity
-        self.cache.set_plan(Plan(places=places, columns=columns))
+        self.cache.set_plan(PassPlan(places=places, columns=columns))
         mask = torch.arange(columns, device=places.device) <= places[:, None]
         states = self._loop.states(embeds.unsqueeze(1), self.cache, mask[:, None, None], places.unsqueeze(1))[:, 0]
         self._keep(states, slice(len(rows)))
@@ -268,7 +268,7 @@ class ThinkingEngine:
             weight = next(self._loop.model.base_model.parameters())
             self._loop.head(torch.zeros(1, self._loop.width, dtype=weight.dtype, device=self._loop.device))
         else:
-            self.cache.set_plan(Plan())
+            self.cache.set_plan(PassPlan())
             self._loop.states(self._loop.embed(self._tensor([[0]])), self.cache, None, self._tensor([[0]]))
 
     # Small things

@@ -60,7 +60,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """One rank's memory."""
 
     parameters: int
@@ -111,7 +111,7 @@ class Planner:
         """In which the model computes."""
         return torch.bfloat16 if self.config.run.bf16 else torch.float32
 
-    def plan(self, micro_batch: int, limit: float | None = None) -> Plan:
+    def plan(self, micro_batch: int, limit: float | None = None) -> MemoryPlan:
         """The memory of ``micro_batch`` problems at a time; ``limit``: bytes for which to look for the largest one."""
         parameters, trained = parameter_counts(self.architecture, self.rows, self.config.model.lora)
         kept = kept_bytes(self.config, parameters, trained, self.gpus)
@@ -122,7 +122,7 @@ class Planner:
         if limit is not None:
             peak = cache(lambda size: sum(self._passes(stage, size).values()))
             largest = largest_that_fits(peak, limit - kept.total)
-        return Plan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest)
+        return MemoryPlan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest)
 
     def _passes(self, stage: int, micro_batch: int) -> dict[str, int]:
         training = self.config.training

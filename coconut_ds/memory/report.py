@@ -10,7 +10,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import add_markers, tokenize
 from coconut_ds.errors import ConfigError
-from coconut_ds.memory.plan import GIB, Plan, Planner
+from coconut_ds.memory.plan import GIB, MemoryPlan, Planner
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout, lay_out
@@ -24,7 +24,9 @@ NUM_LONGEST = 64
 """Problems with most characters, among which those with most tokens are looked for."""
 
 
-def plan_of(config: Config, gpus: int, gpu_memory_gib: float | None, tokens: int | None, targets: int | None) -> Plan:
+def plan_of(
+    config: Config, gpus: int, gpu_memory_gib: float | None, tokens: int | None, targets: int | None
+) -> MemoryPlan:
     """The plan of a run on ``gpus`` ranks.
 
     Raises:
@@ -95,7 +97,7 @@ def made_up(config: Config, tokens: int, targets: int) -> Layout:
     return Layout([0] * tokens, labels, first if thoughts else tokens, thoughts)
 
 
-def table(plan: Plan, config: Config, gpus: int, gpu_memory_gib: float | None) -> str:
+def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: float | None) -> str:
     """The plan for people, in GiB."""
     kept, passes = plan.kept, plan.passes
     trained = "" if plan.trained == plan.parameters else f", {plan.trained / 1e6:,.1f} M trained"

@@ -98,7 +98,7 @@ class LatentCache(Cache):
             layer.later = ()
 
 
-def attend(
+def prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -123,7 +123,7 @@ def attend(
     return output.transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, prefix_attention)
 # All masks follow from the cache.
 AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
 

@@ -24,7 +24,7 @@ from coconut_ds.model.fused import fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.loss import target_loss
-from coconut_ds.model.passes import Passes, passes_of, states_of
+from coconut_ds.model.passes import Passes, last_hidden_states, passes_of
 
 Result = TypeVar("Result")
 
@@ -94,7 +94,7 @@ class LatentLoop(nn.Module):
         ``read`` [K]: the only positions of B·Q whose states are right, each named once; None: all are.
         """
         with self.last_layer.only(read):
-            return states_of(self.model, embeds, cache, attention_mask, position_ids)
+            return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
     def encode(self, inputs: LatentInputs, all_states: bool = True) -> Tensor:
         """Hidden states [B, T, D] of a batch, thoughts included.

@@ -64,7 +64,7 @@ class LatentPasses:
 
     def _states(self, embeds: Tensor, positions: Tensor | None, later: bool) -> Tensor:
         with self._computing(later):
-            return states_of(self._model, embeds, self._cache, None, positions, latent_cache=self._cache)
+            return last_hidden_states(self._model, embeds, self._cache, None, positions, latent_cache=self._cache)
 
 
 class PlainPasses:
@@ -83,7 +83,7 @@ class PlainPasses:
         """See ``Passes``."""
         # The cache is there before the pass: with position ids and no cache the library takes rows for packed ones.
         with self._reading():
-            states = states_of(self._model, embeds, self._cache)
+            states = last_hidden_states(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
         return states
 
@@ -93,10 +93,10 @@ class PlainPasses:
             self._cache = DynamicCache(ddp_cache_data=self._prefix)
         mask, count = self._inputs.attention_mask, embeds.shape[1]
         mask = None if mask is None else mask[:, : start + count]
-        return states_of(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
+        return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
 
 
-def states_of(
+def last_hidden_states(
     model: PreTrainedModel,
     embeds: Tensor,
     cache: Any,

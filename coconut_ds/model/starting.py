@@ -12,7 +12,9 @@ from coconut_ds.distributed.zero import in_shards
 from coconut_ds.errors import CheckpointError
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone, build_backbone
-from coconut_ds.model.checkpoint import ModelCard, load_folder, load_state_dict
+from coconut_ds.model.card import ModelCard
+from coconut_ds.model.checkpoint import load_folder
+from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.settings import Config
 
 

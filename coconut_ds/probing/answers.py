@@ -15,7 +15,7 @@ from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
-from coconut_ds.probing.cases import Plain, Progress, prepare, run, score, write
+from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, score, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
@@ -63,7 +63,7 @@ def answers_after(
     numbers: Sequence[int] | None = None,
     *,
     max_new_tokens: int = 128,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[list[AnswerAfter]]:
     """For each question the answers after each number of thoughts.
 
@@ -86,10 +86,10 @@ def answers_after(
     requests = []
     for number in numbers:
         for case, tail in zip(prepare(reasoner, questions, number, max_new_tokens), tails, strict=True):
-            requests.append(write(case, reasoner, max_new_tokens))
-            requests.append(write(case, reasoner, max_new_tokens, given))
+            requests.append(writing_request(case, reasoner, max_new_tokens))
+            requests.append(writing_request(case, reasoner, max_new_tokens, given))
             requests.append(score(case, reasoner, tail[:1] if form.one_token else tail, given))
-    made = iter(run(reasoner, requests, progress))
+    made = iter(run_requests(reasoner, requests, progress))
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:
         for own, answer in zip(after, known, strict=True):
@@ -103,7 +103,7 @@ def sweep(
     numbers: Sequence[int] | None = None,
     *,
     max_new_tokens: int = 128,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[SweepPoint]:
     """Accuracy over a data set after each number of thoughts; see ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from coconut_ds.formats import extract_answer
-from coconut_ds.probing.cases import Case, Plain, Progress, prepare, run, score, write
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
@@ -51,7 +51,7 @@ def baselines_of(
 ) -> list[Baseline]:
     """What the model thinks and writes by itself, greedily."""
     cases = prepare(reasoner, questions, n_thoughts, max_new_tokens)
-    made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
+    made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     found = []
     for case, one in zip(cases, made, strict=True):
         assert one.thoughts is not None
@@ -63,16 +63,16 @@ def baselines_of(
 
 
 def outcomes_of(
-    reasoner: Reasoner, trials: Sequence[Trial], max_new_tokens: int = 128, progress: Progress | None = None
+    reasoner: Reasoner, trials: Sequence[Trial], max_new_tokens: int = 128, progress: OnProgress | None = None
 ) -> list[Outcome]:
     """What becomes of each trial, all in continuous batches.
 
     The untouched text is scored first; where each of its tokens is still the likeliest it is what the model writes, and
     only the others are written anew.
     """
-    scored = run(reasoner, [score(one.case, reasoner, one.baseline.tokens) for one in trials], progress)
+    scored = run_requests(reasoner, [score(one.case, reasoner, one.baseline.tokens) for one in trials], progress)
     moved = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
-    anew = run(reasoner, [write(trials[index].case, reasoner, max_new_tokens) for index in moved])
+    anew = run_requests(reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in moved])
     texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(moved, anew, strict=True)}
     found = []
     for index, (trial, one) in enumerate(zip(trials, scored, strict=True)):

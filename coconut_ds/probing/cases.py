@@ -24,7 +24,7 @@ from coconut_ds.reasoner import Reasoner
 SLOTS = 128
 """Requests at a time. Many short ones share a pass."""
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many of how many requests have ended; may raise, which ends the work."""
 
 
@@ -129,7 +129,7 @@ def _after_writing(
     """Cases of a model that begins to think by itself; one that never does has a case without thoughts."""
     prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
-    made = run(reasoner, requests)
+    made = run_requests(reasoner, requests)
     return [
         _written(prompter.markers, question, ids, one.tokens, thoughts.count)
         for question, ids, one in zip(questions, encoded, made, strict=True)
@@ -164,7 +164,7 @@ def embeddings(reasoner: Reasoner, ids: Sequence[int]) -> Tensor:
         return reasoner.loop.embed(torch.tensor(list(ids), device=reasoner.loop.device))
 
 
-def write(case: Case, reasoner: Reasoner, max_new_tokens: int, cue: Sequence[int] = ()) -> Request:
+def writing_request(case: Case, reasoner: Reasoner, max_new_tokens: int, cue: Sequence[int] = ()) -> Request:
     """Asks for the text after a case's latents, greedily; ``cue`` are tokens given before it."""
     return _request(case, reasoner, cue, max_new_tokens)
 
@@ -191,7 +191,9 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
     )
 
 
-def run(reasoner: Reasoner, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
+def run_requests(
+    reasoner: Reasoner, requests: Sequence[Request], progress: OnProgress | None = None
+) -> list[Completion]:
     """Completions of all requests, in one continuous batch."""
     done = 0
 

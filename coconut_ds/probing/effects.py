@@ -15,7 +15,7 @@ from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
-from coconut_ds.probing.cases import Plain, Progress, embeddings
+from coconut_ds.probing.cases import OnProgress, Plain, embeddings
 from coconut_ds.probing.intervene import mean_thoughts
 from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
@@ -50,7 +50,7 @@ class _Work:
     donor_answers: list[str]
 
 
-def effects(
+def measure_effects(
     reasoner: Reasoner,
     questions: Sequence[str],
     interventions: Sequence[Intervention],
@@ -59,7 +59,7 @@ def effects(
     n_thoughts: int | None = None,
     max_new_tokens: int = 128,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Effect]:
     """The mean effect of each intervention, in their order; each ``patch`` is followed by its control.
 

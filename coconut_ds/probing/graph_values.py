@@ -19,7 +19,7 @@ from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
-from coconut_ds.probing.cases import Case, Plain, Progress, prepare, run, score
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
 
@@ -111,7 +111,7 @@ def graph_views(
     numbers: Sequence[int] | None = None,
     *,
     frontier_only: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[GraphView]:
     """Values of nodes after each number of thoughts.
 
@@ -138,7 +138,7 @@ def graph_views(
             nodes = text.frontier(hop) if frontier_only else list(range(text.graph.num_nodes))
             requests += _requests(reasoner, text, without_cue(case, reasoner), number // size, nodes)
             wanted.append((index, number, hop, nodes))
-    made = iter(run(reasoner, requests, progress))
+    made = iter(run_requests(reasoner, requests, progress))
     after: list[list[Frontier]] = [[] for _ in problems]
     for index, number, hop, nodes in wanted:
         probabilities = {

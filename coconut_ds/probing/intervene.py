@@ -32,7 +32,7 @@ _Options = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
-class Arm(Plain):
+class InterventionArm(Plain):
     """One change, or one of its controls, with the outcome of each draw."""
 
     name: str
@@ -59,8 +59,8 @@ class InterventionReport(Plain):
     """Untouched."""
     log_probability: float
     """Of the untouched text."""
-    effect: Arm
-    controls: tuple[Arm, ...]
+    effect: InterventionArm
+    controls: tuple[InterventionArm, ...]
     """Those that are possible with what was given."""
 
 
@@ -193,22 +193,22 @@ def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) ->
     return _plan("token before", wider, replace(what, thought=1), Material(), [])
 
 
-def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> Arm:
+def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
     made = tuple(next(outcomes) for _ in plan.cases)
     donors = tuple(one.case.question for one in plan.donors)
     answers = tuple(one.answer for one in plan.donors)
     kept = sum(one.kept for one in made) / len(made)
-    return Arm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
+    return InterventionArm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
 
 
 def _in_pauses(
     pause: Reasoner,
-    effect: Arm,
+    effect: InterventionArm,
     baseline_question: str,
     what: Intervention,
     references: Sequence[str],
     options: _Options,
-) -> Arm:
+) -> InterventionArm:
     """The same in a checkpoint that pauses. All its questions are fed the same, so patching changes nothing there."""
     questions = list(dict.fromkeys([baseline_question, *references, *effect.donors]))
     known = {one.case.question: one for one in baselines_of(pause, questions, *options)}

@@ -23,7 +23,7 @@ from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Plain
 from coconut_ds.probing.labels import labels_of
-from coconut_ds.probing.states import States, states_of
+from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
 
 BEFORE_TEXT = "before the text"
@@ -98,7 +98,7 @@ def linear_probes(
 def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Tensor:
     """[problems, L + 1, D]"""
     known = baselines_of(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)
-    states: list[States] = states_of(reasoner, [one.case for one in known], [one.fed for one in known])
+    states: list[States] = layer_states(reasoner, [one.case for one in known], [one.fed for one in known])
     counts = sorted({one.layers.shape[1] for one in states})
     if len(counts) > 1:
         raise DataError(

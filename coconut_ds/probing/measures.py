@@ -11,8 +11,8 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.evaluation.statistics import Mean
 from coconut_ds.probing import figures
 from coconut_ds.probing.answers import SweepPoint, sweep
-from coconut_ds.probing.cases import Plain, Progress
-from coconut_ds.probing.effects import Effect, effects
+from coconut_ds.probing.cases import OnProgress, Plain
+from coconut_ds.probing.effects import Effect, measure_effects
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
@@ -32,7 +32,7 @@ class Measured(Plain):
     """Empty where the model does not think."""
 
 
-def measure(
+def measure_checkpoint(
     reasoner: Reasoner,
     fit: Sequence[Problem],
     scored: Sequence[Problem],
@@ -48,7 +48,7 @@ def measure(
         points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
     probes = linear_probes(reasoner, fit, scored, seed=seed)
     with progress_bar("changed thoughts") as progress:
-        found = effects(
+        found = measure_effects(
             reasoner, questions, changes, known, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )
     return Measured(tuple(points), tuple(probes), tuple(found))
@@ -109,7 +109,7 @@ def percent(mean: Mean | None) -> str:
 
 
 @contextmanager
-def progress_bar(name: str) -> Iterator[Progress]:
+def progress_bar(name: str) -> Iterator[OnProgress]:
     """A bar on a terminal, and what moves it."""
     with tqdm(desc=name, leave=False, disable=None) as bar:
 

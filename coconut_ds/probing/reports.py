@@ -18,7 +18,7 @@ from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-from coconut_ds.probing.measures import measure, percent, progress_bar, summary, write_measured
+from coconut_ds.probing.measures import measure_checkpoint, percent, progress_bar, summary, write_measured
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
@@ -28,7 +28,7 @@ MAX_REFERENCES = 64
 """Problems that stand beside a single question."""
 
 
-def report(config: ProbeConfig) -> Path:
+def write_report(config: ProbeConfig) -> Path:
     """Does what the configuration says; returns the folder with the results."""
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
@@ -119,7 +119,7 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     """A data set: answers after k thoughts, linear probes, effects of changes."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
-    made = measure(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
+    made = measure_checkpoint(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
     write_measured(made, out, f"{reasoner.name}, {config.data_name}")
     sys.stdout.write(summary(made))
 

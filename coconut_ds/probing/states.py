@@ -45,7 +45,7 @@ class States:
 
 
 @torch.no_grad()
-def states_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[States]:
+def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[States]:
     """States of cases whose latents [L, D] are known (``Completion.thoughts``)."""
     loop, norm = reasoner.loop, final_norm(reasoner.loop)
     found: list[States | None] = [None] * len(cases)

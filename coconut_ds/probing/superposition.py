@@ -28,7 +28,7 @@ from coconut_ds.probing.baselines import Baseline, baselines_of
 from coconut_ds.probing.cases import Plain, embeddings
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.probing.graph_values import name_tokens
-from coconut_ds.probing.states import attentions_of, states_of
+from coconut_ds.probing.states import attentions_of, layer_states
 from coconut_ds.reasoner import Reasoner
 
 GROUPS = ("not reachable", "reachable", "frontier", "optimal")
@@ -68,7 +68,7 @@ def superposition(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: i
 
 def _by_inner_product(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequence[Baseline]) -> list[GroupValue]:
     table, names = _Table(), _Names(reasoner)
-    states = states_of(reasoner, [one.case for one in known], [one.fed for one in known])
+    states = layer_states(reasoner, [one.case for one in known], [one.fed for one in known])
     for text, own in zip(texts, states, strict=True):
         products = own.thoughts @ names.embedded([text.names(node) for node in range(text.graph.num_nodes)]).T
         for index, row in enumerate(products.tolist()):

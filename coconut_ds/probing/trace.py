@@ -15,8 +15,8 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
-from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run, write
-from coconut_ds.probing.states import States, states_of
+from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run_requests, writing_request
+from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
 
 
@@ -84,11 +84,11 @@ def trace_thoughts(
     asked = [questions] if isinstance(questions, str) else list(questions)
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
-    made = run(reasoner, [write(case, reasoner, max_new_tokens) for case in cases])
+    made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
     return [
         _trace(reasoner, case, states, completion, top_k, chosen, temperature)
-        for case, completion, states in zip(cases, made, states_of(reasoner, cases, fed), strict=True)
+        for case, completion, states in zip(cases, made, layer_states(reasoner, cases, fed), strict=True)
     ]
 
 
@@ -119,7 +119,7 @@ def trace_of(
     case = case_behind(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
     fed = torch.stack(list(case.given.values())) if case.given else completion.thoughts
     assert fed is not None, "the completion keeps its thoughts"
-    return _trace(reasoner, case, states_of(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
+    return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
 
 
 def _trace(

@@ -9,7 +9,7 @@ from typing import Any
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.files import damage
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
-from coconut_ds.runs.identity import Difference, differences, read_ingredients
+from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
 from coconut_ds.runs.manifest import RunManifest, read_manifest
 from coconut_ds.settings import Config
 
@@ -28,7 +28,7 @@ class Start:
     """None: from the beginning."""
     resume_state: dict[str, Any] | None = None
     """Position, scores and length of the record, as the checkpoint has them."""
-    accepted: tuple[Difference, ...] = ()
+    accepted: tuple[IngredientDifference, ...] = ()
     """In what the attempt is another run's (``run.allow_mismatch``)."""
 
     @property
@@ -130,7 +130,7 @@ def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path 
 
 
 def _start(
-    folder: RunFolder, num_epochs: int, notify: Callable[[str], None], accepted: tuple[Difference, ...] = ()
+    folder: RunFolder, num_epochs: int, notify: Callable[[str], None], accepted: tuple[IngredientDifference, ...] = ()
 ) -> Start:
     checkpoint = usable_checkpoint(folder, notify)
     if checkpoint is None:
@@ -146,7 +146,9 @@ def _start(
     return Start(folder.path, is_new=False, checkpoint=checkpoint, resume_state=resume_state, accepted=accepted)
 
 
-def _asked(config: Config, run: Path, ingredients: dict[str, Any]) -> tuple[RunFolder, tuple[Difference, ...]]:
+def _asked(
+    config: Config, run: Path, ingredients: dict[str, Any]
+) -> tuple[RunFolder, tuple[IngredientDifference, ...]]:
     """The attempt of ``run.resume_attempt_id``, and in what it is another run's."""
     wanted, allowed = config.run.resume_attempt_id, config.run.allow_mismatch
     there = _attempts_under(run)

@@ -63,7 +63,7 @@ ABSENT: Final = _Absent()
 
 
 @dataclass(frozen=True)
-class Difference:
+class IngredientDifference:
     """One key in which two tables differ."""
 
     key: str
@@ -143,13 +143,13 @@ def read_ingredients(folder: Path) -> dict[str, Any]:
     return values
 
 
-def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[IngredientDifference]:
     """The keys in which two tables differ, group by group, in the order of the configuration."""
     keys = [*left, *(key for key in right if key not in left)]
     groups = {key.split(".")[0]: None for key in keys}
     order = {group: number for number, group in enumerate(groups)}
     pairs = [
-        Difference(key, left.get(key, ABSENT), right.get(key, ABSENT))
+        IngredientDifference(key, left.get(key, ABSENT), right.get(key, ABSENT))
         for key in sorted(keys, key=lambda key: order[key.split(".")[0]])
     ]
     return [pair for pair in pairs if _differ(pair.left, pair.right)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, last_evaluation, last_update, next_launch
-from coconut_ds.runs.identity import ABSENT, Difference
+from coconut_ds.runs.identity import ABSENT, IngredientDifference
 
 COLOURS = {"running": 32, "completed": 36, "stale": 33, "failed": 31, "unknown": 35, "complete": 32, "damaged": 31}
 NO_VALUE = "–"
@@ -41,7 +41,7 @@ def age(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
+def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
     """Columns under their heads; those in ``right`` end at one line."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
@@ -76,7 +76,7 @@ def attempts_text(attempts: Sequence[Attempt]) -> str:
                 size(one.bytes),
             )
         )
-    return table(COLUMNS, rows, right=("stage", "epoch", "best", "age", "size"))
+    return aligned_table(COLUMNS, rows, right=("stage", "epoch", "best", "age", "size"))
 
 
 def attempt_values(attempt: Attempt) -> dict[str, Any]:
@@ -127,15 +127,15 @@ def show_text(attempt: Attempt) -> str:
     return "\n".join(parts)
 
 
-def difference_text(found: Sequence[Difference], left: str, right: str) -> str:
+def difference_text(found: Sequence[IngredientDifference], left: str, right: str) -> str:
     """The table of ``diff``."""
     if not found:
         return "no ingredient of the signature differs\n"
     rows = [(one.key, _value(one.left), _value(one.right)) for one in found]
-    return table(("key", left, right), rows)
+    return aligned_table(("key", left, right), rows)
 
 
-def difference_values(found: Sequence[Difference]) -> list[dict[str, Any]]:
+def difference_values(found: Sequence[IngredientDifference]) -> list[dict[str, Any]]:
     """The same for programs; the side that lacks a key has no value."""
     sides = [(one.key, {"left": one.left, "right": one.right}) for one in found]
     return [{"key": key, **{side: value for side, value in both.items() if value is not ABSENT}} for key, both in sides]
@@ -178,7 +178,7 @@ def _launches_text(attempt: Attempt) -> str:
         )
         for one in launches
     ]
-    return "launches\n" + _indented(table(("time", "host", "pid", "ranks", "batch", "from", "note"), rows))
+    return "launches\n" + _indented(aligned_table(("time", "host", "pid", "ranks", "batch", "from", "note"), rows))
 
 
 def _checkpoints_text(attempt: Attempt) -> str:
@@ -191,7 +191,7 @@ def _checkpoints_text(attempt: Attempt) -> str:
         note = "; ".join(["best"] * values["best"] + values["problems"])
         rows.append((one.path.name, state, _shown(one.stage), _percent(one.accuracy), size(one.bytes), note))
     head = ("name", "state", "stage", "accuracy", "size", "note")
-    return "checkpoints\n" + _indented(table(head, rows, right=("stage", "accuracy", "size")))
+    return "checkpoints\n" + _indented(aligned_table(head, rows, right=("stage", "accuracy", "size")))
 
 
 def _checkpoint_values(attempt: Attempt, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, quoted, score_on_test, train
+from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, quoted, score_on_test
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
 STAGED = METHODS[:2]
@@ -86,7 +86,7 @@ def train_lane(methods: Sequence[str], common: Sequence[str]) -> list[TrainedRun
         sys.stdout.write(f"{method:>11} | {line}")
         sys.stdout.flush()
 
-    return [train(m, [*TASK, f"method={m}", f"run.name={m}", *common], partial(show, m)) for m in methods]
+    return [launch_run(m, [*TASK, f"method={m}", f"run.name={m}", *common], partial(show, m)) for m in methods]
 
 
 def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
@@ -143,13 +143,13 @@ def what_it_shows(accuracies: dict[str, float]) -> str:
 
 def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
     """Prints a few test problems with the tokens nearest to each thought."""
-    from coconut_ds.evaluation.session import trace
+    from coconut_ds.evaluation.session import trace_questions
 
     config = compose_eval_config(
         [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
     )
     sys.stdout.write("\nThoughts through the language model head (nearest token and its probability):\n")
-    for traced in trace(config, SHOWN):
+    for traced in trace_questions(config, SHOWN):
         thoughts = "  ".join(f"{t.tokens[0].strip() or '⏎'} {t.probabilities[0]:.2f}" for t in traced.thoughts)
         steps = ", ".join(traced.problem.steps)
         mark = "right" if traced.correct else "wrong"

@@ -41,7 +41,7 @@ class TrainedRun:
         return [line for line in read_metrics(self.folder / "metrics.jsonl") if "eval/accuracy" in line]
 
 
-def train(
+def launch_run(
     label: str,
     overrides: Sequence[str],
     show: Callable[[str], object],

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.methods import METHODS
-from coconut_ds.studies.harness import HarnessError, data_overrides, quoted, score_on_test, train
+from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, quoted, score_on_test
 
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
 
@@ -49,7 +49,7 @@ TASKS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One run of the table."""
 
     task: str
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, default=2, help="runs at a time, each on one core (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all runs")
     options = parser.parse_args(argv)
-    cells = [Cell(t, m, s) for t in options.tasks for s in options.seeds for m in options.methods]
+    cells = [TableCell(t, m, s) for t in options.tasks for s in options.seeds for m in options.methods]
     done, failed = run_all(cells, options.out, options.set, options.lanes)
-    table = render(done, options.methods)
+    table = render_table(done, options.methods)
     (options.out / "table.md").write_text(table, encoding="utf-8")
     draw(done, options.methods, options.out / "accuracy.png")
     sys.stdout.write(f"\n{table}\n{options.out / 'table.md'}, {options.out / 'accuracy.png'}\n")
@@ -91,14 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_all(
-    cells: Sequence[Cell], out: Path, more: Sequence[str], lanes: int
-) -> tuple[dict[Cell, dict[str, Any]], dict[Cell, HarnessError]]:
+    cells: Sequence[TableCell], out: Path, more: Sequence[str], lanes: int
+) -> tuple[dict[TableCell, dict[str, Any]], dict[TableCell, HarnessError]]:
     """Results of all cells, and what went wrong."""
     done = {cell: result for cell in cells if (result := kept_result(cell, out, more)) is not None}
     missing = [cell for cell in cells if cell not in done]
     if done:
         sys.stdout.write(f"{len(done)} of {len(cells)} runs are there already\n")
-    failed: dict[Cell, HarnessError] = {}
+    failed: dict[TableCell, HarnessError] = {}
     with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(missing), unit="run", disable=None) as bar:
         started = {pool.submit(run_cell, cell, out, more): cell for cell in missing}
         for future in as_completed(started):
@@ -112,7 +112,7 @@ def run_all(
     return done, failed
 
 
-def kept_result(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any] | None:
+def kept_result(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any] | None:
     """The result of a run that ended, if it was this one."""
     path = cell.folder(out) / "result.json"
     if not path.is_file():
@@ -121,12 +121,12 @@ def kept_result(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any] | 
     return result if result["overrides"] == cell.overrides(more) else None
 
 
-def run_cell(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
+def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     """Trains and evaluates; the result is written last."""
     folder, overrides = cell.folder(out), cell.overrides(more)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        run = train(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
+        run = launch_run(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
     evaluated = time.perf_counter()
     data = [*data_overrides(overrides), f"seed={cell.seed}", "batch_size=500"]
     accuracy = score_on_test(run, data, folder / "evaluation")
@@ -147,7 +147,7 @@ def run_cell(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def render(done: dict[Cell, dict[str, Any]], methods: Sequence[str]) -> str:
+def render_table(done: dict[TableCell, dict[str, Any]], methods: Sequence[str]) -> str:
     """A table a task, in Markdown."""
     parts = []
     for task in dict.fromkeys(cell.task for cell in done):
@@ -185,7 +185,7 @@ def _range(values: Sequence[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
 
 
-def draw(done: dict[Cell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
+def draw(done: dict[TableCell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
     """A dot a run, a row a method, a panel a task."""
     import matplotlib
 

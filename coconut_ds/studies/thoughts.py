@@ -14,7 +14,7 @@ from pathlib import Path
 from coconut_ds.files import write_whole
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.studies.harness import data_overrides, quoted
-from coconut_ds.studies.methods import TASKS, Cell, run_all
+from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
 MORE = {"modular_sum": ["c_thought=1"], "permutation_product": []}
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     parts = []
     for task in options.tasks:
-        cells = [Cell(task, method, seed) for seed in options.seeds for method in options.methods]
+        cells = [TableCell(task, method, seed) for seed in options.seeds for method in options.methods]
         done, failed = run_all(cells, options.out / "runs", [*MORE[task], *options.set], options.lanes)
         for cell, error in failed.items():
             sys.stderr.write(f"error: {cell}: {error}\n")
@@ -60,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
+def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
     """Measures one model and writes what was found; returns its tables."""
     # Imported here, so that --help needs no torch.
     from coconut_ds.data.sources import open_source
-    from coconut_ds.probing.measures import measure, summary, write_measured
+    from coconut_ds.probing.measures import measure_checkpoint, summary, write_measured
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
@@ -79,7 +79,9 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     known = {problem.question for problem in scored}
     # An epoch that no training comes to.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
-    made = measure(load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens)
+    made = measure_checkpoint(
+        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
+    )
     write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
     write_whole(out / TABLES, summary(made))
     write_whole(out / ASKED, json.dumps(asked) + "\n")

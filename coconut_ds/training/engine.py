@@ -42,7 +42,7 @@ _own_variables: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
-class Update:
+class UpdateResult:
     """What one optimizer update was."""
 
     loss: float
@@ -130,7 +130,7 @@ class Engine:
         """Switches dropout on or off."""
         self._engine.train(training)
 
-    def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> Update:
+    def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> UpdateResult:
         """One optimizer update over this rank's micro batches of a global batch.
 
         Raises:
@@ -148,7 +148,7 @@ class Engine:
             self._engine.backward(loss * self._ranks.size, scale_wrt_gas=False)
         total = self._ranks.total(float(torch.stack(losses).sum().item()))
         grad_norm = self._step(total)
-        return Update(total, grad_norm)
+        return UpdateResult(total, grad_norm)
 
     def _step(self, loss: float) -> float:
         """Steps unless something is not finite. Stage 0 would take such a step, the others skip it in silence."""

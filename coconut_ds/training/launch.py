@@ -30,7 +30,7 @@ from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.metrics import MetricsLog, cut_metrics
 from coconut_ds.training.position import Position
-from coconut_ds.training.progress import Progress
+from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver, versions
 from coconut_ds.training.trainer import Trainer
 from coconut_ds.training.wandb_mirror import open_mirror
@@ -49,7 +49,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         Interrupted: it was asked to stop, and has saved; the same call carries on.
     """
     started = time.perf_counter()
-    progress = Progress(ranks.is_first)
+    progress = ProgressBar(ranks.is_first)
     read_engine_file(config)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(ranks.launched))
@@ -81,7 +81,7 @@ class Launch:
     """What a launch is made of before training begins."""
 
     experiment: Experiment
-    progress: Progress
+    progress: ProgressBar
     stack: ExitStack
     """Holds the lock of the run until the launch ends."""
     lock: RunLock | None = None

@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 
-class Progress:
+class ProgressBar:
     """Lines and one bar. On ranks other than 0 it is silent."""
 
     def __init__(self, is_first: bool) -> None:

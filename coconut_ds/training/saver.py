@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
-from coconut_ds.model.checkpoint import ModelCard, marker_table, write_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import write_model
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest

@@ -20,12 +20,12 @@ from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.training.curriculum import learning_rate, resets_optimizer
-from coconut_ds.training.engine import Engine, Update
+from coconut_ds.training.engine import Engine, UpdateResult
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.position import Position
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
-from coconut_ds.training.progress import Progress
+from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver
 
 
@@ -36,7 +36,7 @@ class Trainer:
     experiment: Experiment
     engine: Engine
     saver: RunSaver
-    progress: Progress
+    progress: ProgressBar
     metrics: MetricsLog | None
     """None on ranks that keep no record."""
     interrupts: Interrupts
@@ -115,7 +115,7 @@ class Trainer:
         plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
         return Prepared(sorted(indices), [run.collate(batch) for batch in plan], sum(map(len, layouts)))
 
-    def _update(self, position: Position, prepared: Prepared, lr: float) -> Update:
+    def _update(self, position: Position, prepared: Prepared, lr: float) -> UpdateResult:
         try:
             return self.engine.update(prepared.micro_batches, lr)
         except NonFiniteError as error:
@@ -126,7 +126,7 @@ class Trainer:
             ) from error
 
     def _log_update(
-        self, position: Position, stage: int, num_tokens: int, update: Update, lr: float, seconds: float
+        self, position: Position, stage: int, num_tokens: int, update: UpdateResult, lr: float, seconds: float
     ) -> None:
         tokens_per_s = num_tokens / seconds
         self.progress.update(stage, update.loss, tokens_per_s)

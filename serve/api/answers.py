@@ -11,13 +11,13 @@ from coconut_ds.generation.requests import Score
 from serve.service import Choice
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Base."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class ErrorFields(Answer):
+class ErrorFields(ResponseModel):
     """What went wrong."""
 
     message: str
@@ -26,20 +26,20 @@ class ErrorFields(Answer):
     code: str | None = None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ResponseModel):
     """As OpenAI's."""
 
     error: ErrorFields
 
 
-class TopToken(Answer):
+class TopToken(ResponseModel):
     """A token of a thought."""
 
     token: str
     probability: float
 
 
-class ThoughtAnswer(Answer):
+class ThoughtAnswer(ResponseModel):
     """A decoded thought: a projection by the head, not a meaning."""
 
     number: int
@@ -47,7 +47,7 @@ class ThoughtAnswer(Answer):
     entropy: float
 
 
-class Usage(Answer):
+class Usage(ResponseModel):
     """Tokens. ``completion_tokens`` counts thoughts, which ``completion_tokens_details.reasoning_tokens`` tells."""
 
     prompt_tokens: int
@@ -57,7 +57,7 @@ class Usage(Answer):
     prompt_tokens_details: dict[str, int]
 
 
-class CompletionChoice(Answer):
+class CompletionChoice(ResponseModel):
     """A continuation."""
 
     index: int
@@ -67,7 +67,7 @@ class CompletionChoice(Answer):
     thoughts: list[ThoughtAnswer] = Field([], description="With return_thoughts")
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(ResponseModel):
     """``text_completion``; streams consist of chunks of the same kind."""
 
     id: str
@@ -78,14 +78,14 @@ class CompletionAnswer(Answer):
     usage: Usage
 
 
-class ChatMessage(Answer):
+class ChatMessage(ResponseModel):
     """What the model said."""
 
     role: str
     content: str
 
 
-class ChatChoice(Answer):
+class ChatChoice(ResponseModel):
     """A continuation."""
 
     index: int
@@ -95,7 +95,7 @@ class ChatChoice(Answer):
     thoughts: list[ThoughtAnswer] = Field([], description="With return_thoughts")
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(ResponseModel):
     """``chat.completion``; streams consist of ``chat.completion.chunk``."""
 
     id: str

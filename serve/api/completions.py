@@ -27,7 +27,7 @@ from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, while_connected
 from serve.asking import Ask
 from serve.errors import ServiceError
-from serve.service import Choice, Piece, Service
+from serve.service import Choice, Delta, Service
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
@@ -83,7 +83,7 @@ class _Exchange:
             shown.append({**self._speaker.choice(choice, logprobs), **({} if one is None else {"thoughts": one})})
         return {**self._head, "choices": shown, "usage": usage_of(choices, self._ask.samples)}
 
-    async def events(self, prompter: Prompter, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    async def events(self, prompter: Prompter, pieces: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
         """The answer as server-sent events; an error in the middle is the last of them."""
         parts = _Parts(self._ask.num_likeliest is not None)
         choices: dict[int, Choice] = {}
@@ -155,14 +155,14 @@ class _Parts:
         self._shown: dict[int, int] = {}
         """Characters sent."""
 
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: Delta) -> None:
         """Keeps a piece's thought and score."""
         if piece.thought is not None:
             self.thoughts.setdefault(piece.index, []).append(piece.thought.state)
         if piece.score is not None and piece.token is not None:
             self._scored.setdefault(piece.index, []).append((piece.token, piece.score))
 
-    def scores_up_to(self, piece: Piece) -> tuple[list[tuple[int, Score]], int]:
+    def scores_up_to(self, piece: Delta) -> tuple[list[tuple[int, Score]], int]:
         """Tokens whose scores go with a piece's text, and where that text begins."""
         offset = self._shown.get(piece.index, 0)
         self._shown[piece.index] = offset + len(piece.text)

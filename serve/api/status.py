@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 import coconut_ds
 from coconut_ds.methods import METHODS
-from serve.api.answers import Answer, ErrorAnswer
+from serve.api.answers import ErrorAnswer, ResponseModel
 from serve.checkpoints import Entry
 from serve.metrics import Metrics
 from serve.service import Service
 
 
-class ModelAnswer(Answer):
+class ModelAnswer(ResponseModel):
     """A checkpoint."""
 
     id: str
@@ -34,21 +34,21 @@ class ModelAnswer(Answer):
     loaded: bool
 
 
-class ModelsAnswer(Answer):
+class ModelsAnswer(ResponseModel):
     """All checkpoints."""
 
     object: str
     data: list[ModelAnswer]
 
 
-class HealthAnswer(Answer):
+class HealthAnswer(ResponseModel):
     """``ok``, ``draining`` or ``unhealthy``."""
 
     status: str
     problems: dict[str, str] = Field({}, description="Models that cannot be used, and why")
 
 
-class VersionAnswer(Answer):
+class VersionAnswer(ResponseModel):
     """Versions that results may depend on."""
 
     version: str

@@ -6,15 +6,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from serve.api.answers import Answer, Usage, usage_of
+from serve.api.answers import ResponseModel, Usage, usage_of
 from serve.api.completions import REFUSALS
 from serve.api.schema import ThoughtsRequest
 from serve.api.streams import while_connected
 from serve.service import Service
-from serve.tracing import trace
+from serve.tracing import trace_request
 
 
-class TraceTimings(Answer):
+class TraceTimings(ResponseModel):
     """Milliseconds: waiting for a slot and encoding the prompt, thoughts, text."""
 
     prefill: float
@@ -22,7 +22,7 @@ class TraceTimings(Answer):
     text: float
 
 
-class TraceAnswer(Answer):
+class TraceAnswer(ResponseModel):
     """A trace; its thoughts are as in ``coconut_ds.probing.trace``, numbered from 1."""
 
     id: str
@@ -45,7 +45,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/thoughts", response_model=TraceAnswer, summary="Thinks a question through, and shows how")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         found = await while_connected(
-            request, trace(service, body.to_ask(), body.top_k, body.tokens, request.state.request_id)
+            request, trace_request(service, body.to_ask(), body.top_k, body.tokens, request.state.request_id)
         )
         choice, times = found.choice, found.choice.times
         values = found.trace.as_dict()

@@ -10,7 +10,7 @@ from coconut_ds.formats import is_correct
 from coconut_ds.methods import METHODS
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import figures, markup
-from serve.app.events import Update, on
+from serve.app.events import ComponentUpdates, on
 from serve.app.measures import Comparing
 from serve.app.question import Bar
 from serve.app.studio import Asked, Studio
@@ -64,13 +64,13 @@ def build(studio: Studio, bar: Bar) -> ComparePage:
 
     async def compare(
         first: str, file: str | None, text: str, n_thoughts: float, second: str, other: str
-    ) -> AsyncGenerator[Update, None]:
+    ) -> AsyncGenerator[ComponentUpdates, None]:
         asked = [studio.asked(first, file, text, n_thoughts)]
         wanted = n_thoughts if second == first else studio.card(second).num_latents
         asked.append(studio.asked(second, file, other if (other or "").strip() else text, wanted))
         yield {waiting: markup.empty("Thinking twice …"), results: gr.update(visible=True)}
         traces = [await studio.think(one) for one in asked]
-        update: Update = {waiting: "", table: _table(traces[0], traces[1])}
+        update: ComponentUpdates = {waiting: "", table: _table(traces[0], traces[1])}
         for one, trace, side in zip(asked, traces, sides, strict=True):
             answer, decoded, layers = side
             update |= {answer: _head(studio, one, trace), decoded: figures.decoded(trace)}
@@ -110,4 +110,4 @@ def _table(first: ThoughtTrace, second: ThoughtTrace) -> str:
         rows.append(row)
     rows.append(["answer", first.answer or "(none)", "", "", second.answer or "(none)", "", ""])
     headers = ["thought", "first: likeliest", "entropy", "norm", "second: likeliest", "entropy", "norm"]
-    return markup.table("Side by side", headers, rows)
+    return markup.html_table("Side by side", headers, rows)

@@ -7,10 +7,10 @@ import gradio as gr
 
 from coconut_ds.evaluation.statistics import Mean
 from serve.app import figures, markup
-from serve.app.events import Update, on
-from serve.app.measures import FEWEST, MAX_MEASURED, PARTS, Measuring, measure
+from serve.app.events import ComponentUpdates, on
+from serve.app.measures import FEWEST, MAX_MEASURED, PARTS, Measuring, measure_data
 from serve.app.question import Bar
-from serve.app.studio import Studio, whole
+from serve.app.studio import Studio, whole_number
 from serve.app.words import words_of
 
 SHOWS = (
@@ -55,29 +55,29 @@ def build(studio: Studio, bar: Bar) -> DataSetPage:
 
     async def start(
         model: str, file: str | None, n_thoughts: float, parts: list[str], count: float, draws: float
-    ) -> AsyncGenerator[Update, None]:
-        thoughts = whole("thoughts", n_thoughts, 0, studio.max_thoughts)
-        numbers = whole("problems", count, FEWEST, MAX_MEASURED), whole("draws", draws, 1, MAX_DRAWS)
+    ) -> AsyncGenerator[ComponentUpdates, None]:
+        thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
+        numbers = whole_number("problems", count, FEWEST, MAX_MEASURED), whole_number("draws", draws, 1, MAX_DRAWS)
         yield {swept: _hidden(), changed: _hidden(), probed: _hidden(), graphs: _hidden(), table: "", kept: None}
-        async for step in measure(studio, model, file or "", numbers[0], parts, thoughts, numbers[1]):
+        async for step in measure_data(studio, model, file or "", numbers[0], parts, thoughts, numbers[1]):
             if isinstance(step, tuple):
                 yield {state: markup.progress(*step)}
             else:
                 yield {**show(step), kept: step}
         yield {state: markup.finding("Done.")}
 
-    def show(made: Measuring) -> Update:
-        update: Update = {table: _tables(made)}
+    def show(made: Measuring) -> ComponentUpdates:
+        update: ComponentUpdates = {table: _tables(made)}
         if made.points:
-            update[swept] = gr.update(value=figures.sweep(made.points), visible=True)
+            update[swept] = gr.update(value=figures.sweep_figure(made.points), visible=True)
         if made.effects:
-            update[changed] = gr.update(value=figures.effects(made.effects), visible=True)
+            update[changed] = gr.update(value=figures.effects_figure(made.effects), visible=True)
         if made.probes:
             update[probed] = gr.update(value=figures.probes(made.probes), visible=True)
         if made.parallelism:
             update[graphs] = gr.update(visible=True)
-            update[first] = figures.parallelism(made.parallelism[0])
-            update[last] = figures.parallelism(made.parallelism[-1])
+            update[first] = figures.parallelism_figure(made.parallelism[0])
+            update[last] = figures.parallelism_figure(made.parallelism[-1])
             update[heights] = figures.heights(made.heights, "shortest")
         return update
 
@@ -85,7 +85,7 @@ def build(studio: Studio, bar: Bar) -> DataSetPage:
     outputs = [state, swept, changed, probed, graphs, first, last, heights, table, kept]
     running = on(run.click, start, inputs, outputs, message, concurrency_limit=2, concurrency_id="dataset")
 
-    async def stopped() -> AsyncGenerator[Update, None]:
+    async def stopped() -> AsyncGenerator[ComponentUpdates, None]:
         yield {state: markup.finding("Cancelled; what was measured before stays.")}
 
     on(cancel.click, stopped, [], [state], message, cancels=[running], concurrency_id="bar", concurrency_limit=16)
@@ -101,7 +101,7 @@ def _tables(made: Measuring) -> str:
     if made.points:
         rows = [[str(p.num_thoughts), _share(p.right), _share(p.forced_right)] for p in made.points]
         caption = f"Share of right answers after k thoughts, {made.num_problems} problems"
-        found += markup.table(caption, ["k", "by itself", "forced at once"], rows)
+        found += markup.html_table(caption, ["k", "by itself", "forced at once"], rows)
     if made.effects:
         rows = [
             [
@@ -115,7 +115,7 @@ def _tables(made: Measuring) -> str:
             for one in made.effects
         ]
         headers = ["change", "thought", "stay", "become the donor's", "log p of the old text", "right"]
-        found += markup.table("Changed thoughts", headers, rows)
+        found += markup.html_table("Changed thoughts", headers, rows)
     if made.probes:
         rows = [
             [one.label, one.state, _share(one.probe), _share(one.shuffled), f"{one.majority:.0%}", _share(one.lens)]
@@ -123,7 +123,7 @@ def _tables(made: Measuring) -> str:
         ]
         headers = ["label", "state", "probe", "labels shuffled", "commonest", "model's own head"]
         caption = f"Linear probes, fit on {made.probes[0].num_fit} problems, scored on {made.probes[0].num_scored}"
-        found += markup.table(caption, headers, rows)
+        found += markup.html_table(caption, headers, rows)
     return found
 
 

@@ -16,9 +16,9 @@ AT_A_TIME = 4
 """Handlers that run at a time; models have queues of their own."""
 WAITING = 64
 """Handlers that may wait; a visitor is told when there are more."""
-Update = dict[Any, Any]
+ComponentUpdates = dict[Any, Any]
 """By component its new value; other components stay as they are."""
-Handler = Callable[..., AsyncGenerator[Update, None]]
+Handler = Callable[..., AsyncGenerator[ComponentUpdates, None]]
 
 
 def on(
@@ -45,7 +45,7 @@ def on(
 
 
 def _told(handler: Handler, message: gr.HTML) -> Handler:
-    async def run(*values: Any) -> AsyncGenerator[Update, None]:
+    async def run(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         yield {message: ""}
         try:
             async with aclosing(handler(*values)) as updates:

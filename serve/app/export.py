@@ -11,7 +11,7 @@ from coconut_ds.errors import DataError
 from serve.app import markup
 from serve.app.compare import ComparePage
 from serve.app.dataset import DataSetPage
-from serve.app.events import Update, on
+from serve.app.events import ComponentUpdates, on
 from serve.app.exporting import File, files_of
 from serve.app.intervene import IntervenePage
 from serve.app.measures import Result
@@ -67,7 +67,7 @@ def build(studio: Studio, bar: Bar, pages: Pages) -> None:
     link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="export-link")
     query = gr.Textbox(visible=False)
 
-    async def make(page: str, *values: Any) -> AsyncGenerator[Update, None]:
+    async def make(page: str, *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         settings, kept = values[: len(_settings(bar, pages))], values[len(_settings(bar, pages)) :]
         texts = ["" if one is None else f"{one:g}" if isinstance(one, float) else str(one) for one in settings]
         if page not in WORDS or any(len(text) > MAX_CHARACTERS for text in texts):
@@ -103,12 +103,12 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
     """Has a page that is opened by a link show what the link says, and compute it."""
     press = gr.Textbox(visible=False)
 
-    def opened(request: gr.Request) -> Update:
+    def opened(request: gr.Request) -> ComponentUpdates:
         query = {name: text for name, text in dict(request.query_params).items() if isinstance(text, str)}
         view = view_of(query)
         if "view" not in query:
             return {press: ""}
-        update: Update = {tabs: gr.update(selected=view.view), press: view.view if view.view in WORDS else ""}
+        update: ComponentUpdates = {tabs: gr.update(selected=view.view), press: view.view if view.view in WORDS else ""}
         for component, text, known in (
             (bar.model, view.model, studio.catalogue.names),
             (bar.file, view.file, list(studio.files)),

@@ -14,7 +14,7 @@ from coconut_ds.probing import graph_figures
 from coconut_ds.probing.export import Row, row_of
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app.measures import Changing, Comparing, Measuring, Result, Searching, Thinking
+from serve.app.measures import Changing, Comparing, Measuring, Result, Searching, ThinkResult
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def files_of(result: Result, page: str) -> list[File]:
 
 
 def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
-    if isinstance(result, Thinking):
+    if isinstance(result, ThinkResult):
         trace = result.trace
         rows = {"thoughts": _thoughts(trace), "answers": [row_of(one) for one in result.answers]}
         drawings: dict[str, Drawing] = {"thoughts": lambda path: pictures.draw_thoughts(trace, path)}

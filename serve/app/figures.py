@@ -15,7 +15,7 @@ from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.probing.answers import AnswerAfter, SweepPoint
 from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.graph_values import HeightValue, Parallelism
-from coconut_ds.probing.intervene import Arm, InterventionReport
+from coconut_ds.probing.intervene import InterventionArm, InterventionReport
 from coconut_ds.probing.linear import ProbeScore
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app.markup import shown_token
@@ -31,7 +31,7 @@ CELL = 46
 
 
 @dataclass(frozen=True)
-class Cell:
+class HeatCell:
     """One cell of a heat map."""
 
     value: float | None
@@ -41,7 +41,7 @@ class Cell:
 
 
 def heat_map(
-    cells: Sequence[Sequence[Cell]],
+    cells: Sequence[Sequence[HeatCell]],
     columns: Sequence[str],
     rows: Sequence[str],
     axes: tuple[str, str],
@@ -86,7 +86,7 @@ def decoded(trace: ThoughtTrace) -> go.Figure:
     names = [*(str(one.number) for one in trace.thoughts), "text"]
     ranks = range(len(trace.last.tokens))
     cells = [
-        [Cell(one.probabilities[rank], shown_token(one.tokens[rank]), _likely(one, rank, name)) for rank in ranks]
+        [HeatCell(one.probabilities[rank], shown_token(one.tokens[rank]), _likely(one, rank, name)) for rank in ranks]
         for one, name in zip(states, names, strict=True)
     ]
     what = "pause" if trace.pauses else "thought"
@@ -100,7 +100,7 @@ def layers(trace: ThoughtTrace) -> go.Figure | None:
     count = len(trace.thoughts[0].layers)
     cells = [
         [
-            Cell(
+            HeatCell(
                 one.layers[layer].probabilities[0],
                 shown_token(one.layers[layer].tokens[0]),
                 f"layer {layer}<br>{_top(one.layers[layer], f'thought {one.number}')}",
@@ -176,7 +176,7 @@ def after(answers: Sequence[AnswerAfter]) -> go.Figure:
     return figure
 
 
-def report(made: InterventionReport) -> go.Figure:
+def report_figure(made: InterventionReport) -> go.Figure:
     """What a change and its controls do to the log probability of the untouched text; a mark a draw."""
     arms = (made.effect, *made.controls)
     figure = go.Figure()
@@ -198,7 +198,7 @@ def report(made: InterventionReport) -> go.Figure:
     return _plain(figure, 180 + 34 * len(arms))
 
 
-def arm_name(made: InterventionReport, arm: Arm) -> str:
+def arm_name(made: InterventionReport, arm: InterventionArm) -> str:
     """How a change, or a control, is called in tables and figures."""
     thought = made.intervention.thought
     if arm is made.effect:
@@ -206,7 +206,7 @@ def arm_name(made: InterventionReport, arm: Arm) -> str:
     return {"same answer": f"thought {thought}: same answer"}.get(arm.name, arm.name)
 
 
-def overview(reports: Sequence[InterventionReport], names: dict[str, str]) -> go.Figure:
+def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]) -> go.Figure:
     """Each change of each thought: share of draws that leave the answer, and the answer that comes most often."""
     kinds = list(dict.fromkeys(one.intervention.kind for one in reports))
     thoughts = sorted({one.intervention.thought for one in reports})
@@ -222,12 +222,12 @@ def overview(reports: Sequence[InterventionReport], names: dict[str, str]) -> go
                 f"{escape(names[kind])}, thought {thought}<br>{arm.kept:.0%} of {len(answers)} keep the answer"
                 f"<br>most often: {escape(common)}<br>{arm.mean_change:+.2f} nats"
             )
-            row.append(Cell(arm.kept, common, hover))
+            row.append(HeatCell(arm.kept, common, hover))
         cells.append(row)
     return heat_map(cells, [str(one) for one in thoughts], [names[kind] for kind in kinds], ("thought", ""), "stay")
 
 
-def sweep(points: Sequence[SweepPoint]) -> go.Figure:
+def sweep_figure(points: Sequence[SweepPoint]) -> go.Figure:
     """Accuracy over a data set after each number of thoughts."""
     numbers = [one.num_thoughts for one in points]
     figure = _lines("thoughts before the answer", "share of right answers", [])
@@ -242,7 +242,7 @@ def sweep(points: Sequence[SweepPoint]) -> go.Figure:
     return figure
 
 
-def effects(found: Sequence[Effect]) -> go.Figure:
+def effects_figure(found: Sequence[Effect]) -> go.Figure:
     """Share of answers that stay after each change of each thought."""
     names = list(dict.fromkeys(one.name for one in found))
     thoughts = sorted({one.thought for one in found})
@@ -261,7 +261,7 @@ def probes(scores: Sequence[ProbeScore]) -> go.Figure:
     return heat_map(cells, columns, labels, ("thought", "label"), "found by a probe")
 
 
-def parallelism(curve: Parallelism) -> go.Figure:
+def parallelism_figure(curve: Parallelism) -> go.Figure:
     """Value of the best candidates together, by percentile of problems."""
     lines = []
     for name, values in curve.cumulative.items():
@@ -285,22 +285,22 @@ def heights(values: Sequence[HeightValue], definition: str) -> go.Figure:
     return figure
 
 
-def _effect_cell(one: Effect | None) -> Cell:
+def _effect_cell(one: Effect | None) -> HeatCell:
     if one is None:
-        return Cell(None, "", "none")
+        return HeatCell(None, "", "none")
     lines = [f"{escape(words_of(one.name))}, thought {one.thought}", f"stay: {_interval(one.kept)}"]
     if one.became_donors is not None:
         lines.append(f"become the donor's: {_interval(one.became_donors)}")
     lines.append(f"log probability {one.change.estimate:+.2f} nats, {one.num_problems} problems")
-    return Cell(one.kept.estimate, f"{one.kept.estimate:.0%}", "<br>".join(lines))
+    return HeatCell(one.kept.estimate, f"{one.kept.estimate:.0%}", "<br>".join(lines))
 
 
-def _probe_cell(one: ProbeScore) -> Cell:
+def _probe_cell(one: ProbeScore) -> HeatCell:
     lines = [f"{escape(one.label)} in {escape(one.state)}", f"probe {_interval(one.probe)}"]
     lines.append(f"shuffled labels {_interval(one.shuffled)}; commonest {one.majority:.0%}")
     if one.lens is not None:
         lines.append(f"model's own head {_interval(one.lens)}")
-    return Cell(one.probe.estimate, f"{one.probe.estimate:.0%}", "<br>".join(lines))
+    return HeatCell(one.probe.estimate, f"{one.probe.estimate:.0%}", "<br>".join(lines))
 
 
 def _interval(mean: Mean) -> str:

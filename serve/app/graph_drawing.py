@@ -21,7 +21,7 @@ WIDEST = 8
 SCALE = get_colorscale("Cividis")
 
 
-def draw_graph(view: GraphView, place: int) -> str:
+def graph_svg(view: GraphView, place: int) -> str:
     """The graph after the number of thoughts at ``place`` of ``view.after``."""
     frontier = view.after[place]
     rows, apart = layers_of(view)

@@ -9,13 +9,13 @@ import gradio as gr
 
 from coconut_ds.errors import DataError
 from coconut_ds.methods import METHODS
-from coconut_ds.probing.intervene import Arm, InterventionReport
+from coconut_ds.probing.intervene import InterventionArm, InterventionReport
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve.app import figures, markup
-from serve.app.events import Update, on
-from serve.app.measures import MAX_DRAWS, Changing, changed, overview
+from serve.app.events import ComponentUpdates, on
+from serve.app.measures import MAX_DRAWS, Changing, changed, intervention_overview
 from serve.app.question import Bar
-from serve.app.studio import Asked, Studio, whole
+from serve.app.studio import Asked, Studio, whole_number
 from serve.app.words import KINDS
 
 SHOWS = (
@@ -72,7 +72,7 @@ def build(studio: Studio, bar: Bar) -> IntervenePage:
         every = gr.Plot(label="Every thought", elem_id="intervene-every")
     kept = gr.State(time_to_live=3600)
 
-    async def change(*values: Any) -> AsyncGenerator[Update, None]:
+    async def change(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         asked = studio.asked(*values[:4])
         what = _intervention(studio, asked, *values[4:-1])
         pausing = _pausing(studio, values[-1])
@@ -82,12 +82,12 @@ def build(studio: Studio, bar: Bar) -> IntervenePage:
         yield {
             verdict: _verdict(made.report),
             table: _table(made.report),
-            picture: figures.report(made.report),
+            picture: figures.report_figure(made.report),
             kept: made,
         }
-        found = await overview(studio, asked)
+        found = await intervention_overview(studio, asked)
         yield {
-            every: figures.overview(found, {str(k): v for k, v in KINDS.items()}),
+            every: figures.overview_figure(found, {str(k): v for k, v in KINDS.items()}),
             kept: replace(made, overview=tuple(found)),
         }
 
@@ -122,12 +122,12 @@ def _intervention(
         raise DataError("Token (under More): type the one that is put in the thought's place")
     return Intervention(
         chosen,
-        whole("thought", thought, 1, asked.n_thoughts),
+        whole_number("thought", thought, 1, asked.n_thoughts),
         strength=float(strength),
-        other=whole("the other thought", other, 1, asked.n_thoughts) if chosen is Kind.SWAP else None,
+        other=whole_number("the other thought", other, 1, asked.n_thoughts) if chosen is Kind.SWAP else None,
         token=token if chosen is Kind.TOKEN else None,
-        draws=whole("draws", draws, 1, MAX_DRAWS),
-        seed=whole("seed", seed, 0, 999),
+        draws=whole_number("draws", draws, 1, MAX_DRAWS),
+        seed=whole_number("seed", seed, 0, 999),
         later="kept" if LATER[later] == "kept" else "recomputed",
     )
 
@@ -159,17 +159,17 @@ def _table(made: InterventionReport) -> str:
             [figures.arm_name(made, arm), _answers(arm), f"{arm.kept:.0%}", _became(arm), f"{arm.mean_change:+.2f}"]
         )
     headers = ["what", "answers", "stay", "become the donor's", "log p of the old text"]
-    return markup.table("Effect and controls", headers, rows, strong=1)
+    return markup.html_table("Effect and controls", headers, rows, strong=1)
 
 
-def _answers(arm: Arm) -> str:
+def _answers(arm: InterventionArm) -> str:
     counts = Counter(one.answer or "(none)" for one in arm.outcomes).most_common(4)
     if len(arm.outcomes) == 1:
         return counts[0][0]
     return ", ".join(f"{answer} ×{count}" for answer, count in counts)
 
 
-def _became(arm: Arm) -> str:
+def _became(arm: InterventionArm) -> str:
     if not arm.donor_answers or arm.name == "same answer":
         return ""
     pairs = list(zip(arm.outcomes, arm.donor_answers, strict=True))

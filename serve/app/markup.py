@@ -13,7 +13,7 @@ def shown_token(token: str) -> str:
     return shown.strip() or "∅"
 
 
-def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> str:
+def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> str:
     """A table of texts.
 
     Args:

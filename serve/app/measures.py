@@ -11,8 +11,8 @@ from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.probing.answers import AnswerAfter, SweepPoint, answers_after, sweep
-from coconut_ds.probing.cases import Plain, Progress
-from coconut_ds.probing.effects import Effect, effects
+from coconut_ds.probing.cases import OnProgress, Plain
+from coconut_ds.probing.effects import Effect, measure_effects
 from coconut_ds.probing.graph_values import (
     GraphView,
     HeightValue,
@@ -43,7 +43,7 @@ FEWEST = 4
 
 
 @dataclass(frozen=True)
-class Thinking(Plain):
+class ThinkResult(Plain):
     """Of *Think*."""
 
     model: str
@@ -90,7 +90,7 @@ class Measuring(Plain):
     heights: tuple[HeightValue, ...] = ()
 
 
-Result = Thinking | Searching | Changing | Comparing | Measuring
+Result = ThinkResult | Searching | Changing | Comparing | Measuring
 
 
 async def answers(studio: Studio, asked: Asked) -> list[AnswerAfter]:
@@ -128,7 +128,7 @@ async def changed(studio: Studio, asked: Asked, what: Intervention, pause: str |
     return replace(report, controls=(*report.controls, replace(control, name="pause")))
 
 
-async def overview(studio: Studio, asked: Asked) -> list[InterventionReport]:
+async def intervention_overview(studio: Studio, asked: Asked) -> list[InterventionReport]:
     """Each of ``OVERVIEW`` for every thought; those that need other questions only where there are some."""
     kinds = [kind for kind in OVERVIEW if asked.references or kind not in REFERENCED]
     what = [
@@ -170,7 +170,7 @@ PARTS = {
 """What can be measured."""
 
 
-async def measure(
+async def measure_data(
     studio: Studio, model: str, file: str, count: int, parts: Sequence[str], n_thoughts: int, draws: int
 ) -> AsyncIterator[tuple[str, int, int] | Measuring]:
     """Measures part by part: yields how far it is, and the results whenever there are more.
@@ -194,7 +194,7 @@ async def measure(
                 yield made
 
 
-Function = Callable[[Reasoner, Progress], dict[str, Sequence[Any]]]
+Function = Callable[[Reasoner, OnProgress], dict[str, Sequence[Any]]]
 
 
 def _parts(
@@ -221,7 +221,7 @@ def _parts(
 
 
 def _sweep(
-    reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int, progress: Progress
+    reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int, progress: OnProgress
 ) -> dict[str, Sequence[Any]]:
     numbers = range(n_thoughts + 1)
     return {"points": sweep(reasoner, problems, numbers, max_new_tokens=MAX_NEW_TOKENS, progress=progress)}
@@ -230,8 +230,8 @@ def _sweep(
 def _effect_of(problems: Sequence[Problem], what: Intervention, n_thoughts: int) -> Function:
     questions, known = [one.question for one in problems], [one.answer for one in problems]
 
-    def measure_it(reasoner: Reasoner, progress: Progress) -> dict[str, Sequence[Any]]:
-        found = effects(
+    def measure_it(reasoner: Reasoner, progress: OnProgress) -> dict[str, Sequence[Any]]:
+        found = measure_effects(
             reasoner,
             questions,
             [what],
@@ -252,6 +252,6 @@ def _probes(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int) ->
     return {"probes": linear_probes(reasoner, apart[:half], apart[half:], n_thoughts=n_thoughts)}
 
 
-def _graphs(reasoner: Reasoner, problems: Sequence[Problem], progress: Progress) -> dict[str, Sequence[Any]]:
+def _graphs(reasoner: Reasoner, problems: Sequence[Problem], progress: OnProgress) -> dict[str, Sequence[Any]]:
     views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
     return {"parallelism": parallelism(views), "heights": height_values(views)}

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from coconut_ds.methods import METHODS
-from coconut_ds.model.checkpoint import ModelCard
-from serve.app.events import Update, on
+from coconut_ds.model.card import ModelCard
+from serve.app.events import ComponentUpdates, on
 from serve.app.problems import ProblemFile
 from serve.app.studio import MAX_CHARACTERS, Studio
 
@@ -73,24 +73,24 @@ def build(studio: Studio) -> Bar:
 
 
 def _listen(studio: Studio, bar: Bar, next_one: gr.Button) -> None:
-    async def on_model(model: str) -> AsyncGenerator[Update, None]:
+    async def on_model(model: str) -> AsyncGenerator[ComponentUpdates, None]:
         card = studio.card(model)
         yield {bar.thoughts: gr.update(value=card.num_latents, label=_thoughts_label(card))}
         own = studio.file_of.get(model)
         if own is not None:
             yield {bar.file: own, **_shown(bar, studio.files[own], 0)}
 
-    async def on_file(file: str | None) -> AsyncGenerator[Update, None]:
+    async def on_file(file: str | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
             yield _shown(bar, chosen, 0)
 
-    async def on_number(file: str | None, number: float | None) -> AsyncGenerator[Update, None]:
+    async def on_number(file: str | None, number: float | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
             yield _shown(bar, chosen, int(number or 0))
 
-    async def on_next(file: str | None, number: float | None) -> AsyncGenerator[Update, None]:
+    async def on_next(file: str | None, number: float | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
             yield _shown(bar, chosen, int(number or 0) + 1)
@@ -104,7 +104,7 @@ def _listen(studio: Studio, bar: Bar, next_one: gr.Button) -> None:
     on(next_one.click, on_next, [bar.file, bar.number], outputs, bar.message, **own)
 
 
-def _shown(bar: Bar, file: ProblemFile, number: int) -> Update:
+def _shown(bar: Bar, file: ProblemFile, number: int) -> ComponentUpdates:
     """The question of a problem; numbers beyond the last begin again."""
     place = number % len(file.problems)
     return {

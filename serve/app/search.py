@@ -7,8 +7,8 @@ import gradio as gr
 
 from coconut_ds.probing.graph_values import Frontier
 from serve.app import markup
-from serve.app.events import Update, on
-from serve.app.graph_drawing import draw_graph
+from serve.app.events import ComponentUpdates, on
+from serve.app.graph_drawing import graph_svg
 from serve.app.measures import Searching, search
 from serve.app.question import Bar
 from serve.app.studio import Studio
@@ -41,7 +41,9 @@ def build(studio: Studio, bar: Bar) -> SearchPage:
     table = gr.HTML()
     kept = gr.State(time_to_live=3600)
 
-    async def draw(model: str, file: str | None, question: str, n_thoughts: float) -> AsyncGenerator[Update, None]:
+    async def draw(
+        model: str, file: str | None, question: str, n_thoughts: float
+    ) -> AsyncGenerator[ComponentUpdates, None]:
         asked = studio.asked(model, file, question, n_thoughts)
         yield {picture: markup.empty("Asking for the value of each node …")}
         made = await search(studio, asked)
@@ -51,17 +53,17 @@ def build(studio: Studio, bar: Bar) -> SearchPage:
             place: gr.update(
                 minimum=0, maximum=max(last, 1), value=last, visible=last > 0, label=_label(made.view.after[last])
             ),
-            picture: draw_graph(made.view, last),
+            picture: graph_svg(made.view, last),
             table: _table(made.view.after[last]),
             kept: made,
         }
 
-    async def move(made: Searching | None, where: float) -> AsyncGenerator[Update, None]:
+    async def move(made: Searching | None, where: float) -> AsyncGenerator[ComponentUpdates, None]:
         if made is not None:
             at = min(max(int(where), 0), len(made.view.after) - 1)
             frontier = made.view.after[at]
             yield {
-                picture: draw_graph(made.view, at),
+                picture: graph_svg(made.view, at),
                 table: _table(frontier),
                 place: gr.update(label=_label(frontier)),
             }
@@ -98,4 +100,4 @@ def _table(frontier: Frontier) -> str:
     ]
     headers = ["node", "value", "probability", "edges from root", "height: shortest / longest", "leads to target"]
     share = f"the candidates' names together have a probability of {frontier.mass:.3f}"
-    return markup.table(f"After {frontier.num_thoughts} thoughts; {share}", headers, rows)
+    return markup.html_table(f"After {frontier.num_thoughts} thoughts; {share}", headers, rows)

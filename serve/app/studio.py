@@ -15,15 +15,15 @@ from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.methods import METHODS
-from coconut_ds.model.checkpoint import ModelCard
-from coconut_ds.probing.cases import Progress
+from coconut_ds.model.card import ModelCard
+from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
 from serve.asking import Ask
 from serve.checkpoints import Catalogue
 from serve.errors import RequestError
-from serve.service import Choice, Piece, Service
+from serve.service import Choice, Delta, Service
 
 Result = TypeVar("Result")
 MAX_CHARACTERS = 6000
@@ -99,7 +99,7 @@ class Studio:
             ServiceError: says what is wrong with it.
         """
         card, chosen, text = self.card(model), self.file(file), checked_question(question)
-        count = whole("thoughts", n_thoughts, 0, self.max_thoughts)
+        count = whole_number("thoughts", n_thoughts, 0, self.max_thoughts)
         if count and not METHODS[card.method].has_latents:
             raise RequestError(f"thoughts: {model} was trained with method={card.method} and has none; expected 0")
         problems = chosen.problems if chosen is not None else ()
@@ -109,7 +109,7 @@ class Studio:
         return Asked(model, own.question if own is not None else text, count, own, references)
 
     @asynccontextmanager
-    async def answering(self, asked: Asked) -> AsyncIterator[AsyncIterator[Piece]]:
+    async def answering(self, asked: Asked) -> AsyncIterator[AsyncIterator[Delta]]:
         """``async with studio.answering(asked) as pieces``: the answer, thought by thought and token by token."""
         ask = Ask(asked.model, (asked.question,), n_thoughts=asked.n_thoughts, keep_thoughts=True)
         async with self.service.streaming(ask) as (_, pieces):
@@ -136,7 +136,7 @@ class Studio:
         return await self.service.call(model, function)
 
     async def watch(
-        self, model: str, function: Callable[[Reasoner, Progress], Result]
+        self, model: str, function: Callable[[Reasoner, OnProgress], Result]
     ) -> AsyncIterator[tuple[int, int] | Result]:
         """Runs a long function on the engine's thread: yields how far it is, and in the end its result.
 
@@ -189,7 +189,7 @@ def checked_question(text: str) -> str:
     return text.strip()
 
 
-def whole(name: str, value: float, low: int, high: int) -> int:
+def whole_number(name: str, value: float, low: int, high: int) -> int:
     """A whole number within bounds.
 
     Raises:

@@ -10,8 +10,8 @@ from coconut_ds.formats import is_correct
 from coconut_ds.probing.answers import AnswerAfter
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import figures, markup
-from serve.app.events import Update, on
-from serve.app.measures import Thinking, answers
+from serve.app.events import ComponentUpdates, on
+from serve.app.measures import ThinkResult, answers
 from serve.app.question import Bar
 from serve.app.studio import Asked, Studio, followed_tokens
 from serve.service import Choice
@@ -67,7 +67,7 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
 
     async def think(
         model: str, file: str | None, question: str, n_thoughts: float, follow: str
-    ) -> AsyncGenerator[Update, None]:
+    ) -> AsyncGenerator[ComponentUpdates, None]:
         asked = studio.asked(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
         # Shown before they have values: a figure that is made in the same moment as its column may be lost.
@@ -76,7 +76,7 @@ def build(studio: Studio, bar: Bar) -> ThinkPage:
         async for html in _answering(studio, asked, ended):
             yield {answer: html}
         trace = await studio.trace(asked, ended[0], tokens)
-        made, chosen = Thinking(model, trace), figures.followed(trace)
+        made, chosen = ThinkResult(model, trace), figures.followed(trace)
         yield {
             answer: _answer(studio, asked, trace),
             decoded: figures.decoded(trace),
@@ -137,7 +137,7 @@ def thoughts_table(trace: ThoughtTrace) -> str:
             ]
         )
     headers = ["thought", "decoded", "entropy", "norm", "cosine to previous", "nearest embedding"]
-    return markup.table("Thoughts", headers, rows)
+    return markup.html_table("Thoughts", headers, rows)
 
 
 def _after(found: Sequence[AnswerAfter]) -> str:
@@ -146,4 +146,4 @@ def _after(found: Sequence[AnswerAfter]) -> str:
         [str(one.num_thoughts), (one.answer or "(none)") + marks[one.is_right], f"{one.probability:.2f}", one.text]
         for one in found
     ]
-    return markup.table("After k thoughts", ["k", "answer", "p", "text"], rows)
+    return markup.html_table("After k thoughts", ["k", "answer", "p", "text"], rows)

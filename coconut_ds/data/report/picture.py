@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Piece, Report
+from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Report, Span
 
 FILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 ROLE_COLOURS = {
@@ -122,7 +122,7 @@ def draw_layouts(axes: Any, example: Example, report: Report) -> None:
     _role_legend(axes, example)
 
 
-def _draw_sequence(axes: Any, pieces: Sequence[Piece], y: float, block: float) -> float:
+def _draw_sequence(axes: Any, pieces: Sequence[Span], y: float, block: float) -> float:
     """Draws one row from 0 on; returns where it ends."""
     from matplotlib.patches import Rectangle
 
@@ -144,7 +144,7 @@ def _draw_sequence(axes: Any, pieces: Sequence[Piece], y: float, block: float) -
     return x
 
 
-def _label(axes: Any, piece: Piece, x: float, y: float, room: float) -> None:
+def _label(axes: Any, piece: Span, x: float, y: float, room: float) -> None:
     """A piece's name where there is room for it; ``room``: its width as a share of the question's."""
     short, long = "", ""
     if piece.role == "question":

@@ -87,7 +87,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """A run of positions of one kind."""
 
     role: str
@@ -106,9 +106,9 @@ class Example:
     index: int
     num_steps: int
     num_tokens: int
-    stages: tuple[tuple[Piece, ...], ...]
+    stages: tuple[tuple[Span, ...], ...]
 
-    def rows(self) -> list[tuple[str, tuple[Piece, ...]]]:
+    def rows(self) -> list[tuple[str, tuple[Span, ...]]]:
         """The stages by name; those in a row that are alike as one."""
         rows = []
         for pieces, run in groupby(range(len(self.stages)), key=lambda stage: self.stages[stage]):
@@ -213,7 +213,7 @@ def choose_examples(stats: FileStats, count: int) -> list[int]:
 
 def lay_out_pieces(
     method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Piece, ...]:
+) -> tuple[Span, ...]:
     """The training sequence at a stage, as runs of positions of one kind."""
     parts: list[tuple[str, int, Ids]] = [("question", 0, problem.question)]
     parts += [("step", number, step) for number, step in enumerate(problem.steps, start=1)]
@@ -232,7 +232,7 @@ def lay_out_pieces(
     for (role, number, loss), run in groupby(cells, key=lambda cell: (cell[0], cell[1], cell[3])):
         ids = [token for _, _, token, _ in run]
         text = SIGNS[role] * len(ids) if role in SIGNS else _decode(tokenizer, ids)
-        pieces.append(Piece(role, number, text, len(ids), loss))
+        pieces.append(Span(role, number, text, len(ids), loss))
     return tuple(pieces)
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Overlap, Piece, Report, summarize
+from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Overlap, Report, Span, summarize
 
 LEGEND = (
     "⟦what carries loss⟧  ● thought  ○ pause  <start> <end> around thoughts  ⏎ newline  <eos> end of sequence",
@@ -21,7 +21,7 @@ QUESTION = 44
 """Characters of a question above which its middle is left out."""
 
 
-def render(report: Report) -> str:
+def render_report(report: Report) -> str:
     """All of it."""
     first = report.files[0].name
     sections = [
@@ -113,7 +113,7 @@ def _example(example: Example) -> str:
     return "\n".join(lines)
 
 
-def _sequence(pieces: Sequence[Piece]) -> str:
+def _sequence(pieces: Sequence[Span]) -> str:
     runs = []
     for loss, run in groupby(pieces, key=lambda piece: piece.loss):
         text = " ".join(_piece(piece) for piece in run)
@@ -121,7 +121,7 @@ def _sequence(pieces: Sequence[Piece]) -> str:
     return " ".join(runs)
 
 
-def _piece(piece: Piece) -> str:
+def _piece(piece: Span) -> str:
     if piece.role == "question":
         return shorten(piece.text, QUESTION, f" … {_counted(piece.num_tokens, 'token')} … ")
     return shorten(piece.text, len(piece.text))
