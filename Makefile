@@ -22,8 +22,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-# DS_BUILD_OPS=0 builds none of DeepSpeed's ops, so that no compiler is needed. torch is installed first, since the
-# installation of DeepSpeed imports it.
+# DS_BUILD_OPS=0 builds none of DeepSpeed's ops, so that no compiler is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
