@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _run(config)
     except Interrupted as stop:
-        sys.stderr.write(f"interrupted ({stop}); run the same command to continue\n" if launched_rank() == 0 else "")
+        if launched_rank() == 0:
+            sys.stderr.write(f"interrupted ({stop}); run the same command to continue\n")
         return EXIT_CODE
     except CoconutError as error:
         if is_first_on_machine():

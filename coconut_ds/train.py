@@ -35,9 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         _check_early(config)
         _run(config)
     except Interrupted as stop:
-        sys.stderr.write(
-            f"interrupted ({stop}): saved; run the same command to resume\n" if launched_rank() == 0 else ""
-        )
+        if launched_rank() == 0:
+            sys.stderr.write(f"interrupted ({stop}): saved; run the same command to resume\n")
         return EXIT_CODE
     except CoconutError as error:
         # One message per machine: a file may be missing on only one of them.

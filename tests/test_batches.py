@@ -63,7 +63,7 @@ def test_a_global_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused_with_all_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size_training=5 does not divide the 12 problems a rank") as caught:
+    with pytest.raises(ConfigError, match=r"batch_size_training=5 does not divide the 12 problems per rank") as caught:
         derive(2, global_batch_size=24, batch_size_training=5)
     works = [int(number) for number in str(caught.value).split("to one of ")[1].split(", ")]
     assert works == [size for size in range(1, 25) if 12 % size == 0]
