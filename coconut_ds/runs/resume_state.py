@@ -29,7 +29,7 @@ class Position:
     previous_stage: int | None = None
     """Stage of the previous epoch; None before the first epoch ends."""
     stage_switches: list[int] = field(default_factory=list)
-    """Epochs at which stages 1, 2, ... began, as decided by the curriculum."""
+    """Epochs, counted from 0, at which stages 1, 2, ... began, as decided by the curriculum."""
     loss_sum: float = 0.0
     """Sum of the losses of the updates completed in the current epoch."""
     solved: bool = False

@@ -189,7 +189,7 @@ class Engine:
 
     @torch.no_grad()
     def reset_optimizer(self) -> None:
-        """Sets Adam's state to zero in place. The same as a new optimizer, except that fp32 master weights are kept."""
+        """Sets Adam's state to zero in place. Same as a new optimizer, except that fp32 master weights are kept."""
         base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for state in base.state.values():
             for key, value in state.items():

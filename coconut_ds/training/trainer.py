@@ -53,7 +53,7 @@ class Trainer:
         """
         run, training = self.experiment, self.experiment.config.training
         # The request may have come while the model was loaded; there is nothing new to save.
-        self._stop_if_asked(position, position.previous_stage or 0, saved=True)
+        self._stop_if_requested(position, position.previous_stage or 0, saved=True)
         while position.epoch < training.num_epochs and not position.solved:
             stage = run.curriculum.stage(position.epoch, position.stage_switches)
             if position.batch == 0 and resets_optimizer(training, stage, position.previous_stage):
@@ -79,7 +79,7 @@ class Trainer:
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
         self.saver.after_epoch(self.engine, position, stage, evaluation, last)
-        self._stop_if_asked(position, stage, saved=self.saver.is_saved(position))
+        self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
     def _epoch(
         self, position: Position, stage: int, problems: Sequence[TokenizedProblem], batches: list[list[int]]
@@ -100,9 +100,9 @@ class Trainer:
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
-            self._stop_if_asked(position, stage, saved=saves)
+            self._stop_if_requested(position, stage, saved=saves)
 
-    def _stop_if_asked(self, position: Position, stage: int, saved: bool) -> None:
+    def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
         """Raises ``Interrupted`` on all ranks if any of them was asked to stop; saves first unless ``saved``.
 
         Called by all ranks after the same update, so that the checkpoint is the same for all.
@@ -161,7 +161,7 @@ class Trainer:
             stage,
             Thoughts(run.method.num_latents(stage, None, run.spec)),
             progress=run.ranks.is_first,
-            check=lambda: self._stop_if_asked(position, stage, self.saver.is_saved(position)),
+            check=lambda: self._stop_if_requested(position, stage, self.saver.is_saved(position)),
         )
         self._log(
             position.epoch,
