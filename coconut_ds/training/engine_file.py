@@ -1,8 +1,9 @@
 """The configuration of the DeepSpeed engine: a JSON file, and the values that this project adds to it.
 
-The file (``deepspeed.config``, by default one of ``ds_configs/``) chooses the ZeRO stage, offloading and bucket sizes.
-``owned_values`` adds batch sizes, optimizer, gradient clipping and precision from this project's configuration, so that
-no DeepSpeed default changes a number. Does not import deepspeed.
+The file (``deepspeed.config``: the name of a file in ``ds_configs/``, or a path) chooses the ZeRO stage, offloading,
+bucket sizes and how gradients are scaled before they are averaged over ranks. ``owned_values`` adds batch sizes,
+optimizer, gradient clipping and precision from this project's configuration, so that no DeepSpeed default changes a
+number. Does not import deepspeed.
 """
 
 import json
