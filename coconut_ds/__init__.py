@@ -11,7 +11,7 @@ __all__ = ["Answer", "Reasoner", "__version__", "load_reasoner"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only who asks for a model loads torch; command lines are refused before.
+    # Imports torch only when one of these names is used, so that wrong command lines are reported quickly.
     if name in ("Answer", "Reasoner", "load_reasoner"):
         return getattr(import_module("coconut_ds.reasoner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

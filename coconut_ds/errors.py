@@ -1,28 +1,28 @@
-"""Errors that a user can mend. Each message says where, what was found, what was expected, and what to type.
+"""Errors that a user can fix. Each message says where, what was found, what was expected, and what to type.
 
-Assertions, by contrast, guard this project's own invariants and are never meant for users.
+Assertions, by contrast, check this project's own invariants; users should never see them.
 """
 
 
 class CoconutError(ValueError):
-    """Base of all errors that a change of configuration, data or files can mend."""
+    """Base of all errors that a change of configuration, data or files can fix."""
 
 
 class ConfigError(CoconutError):
-    """The composed configuration is unknown, impossible or contradicts itself."""
+    """The configuration has an unknown key, an impossible value or a contradiction."""
 
 
 class DataError(CoconutError):
-    """A data file or a generator's setting cannot give the problems asked for."""
+    """A data file or a generator's settings cannot provide the requested problems."""
 
 
 class CheckpointError(CoconutError):
-    """A model folder or a state dict is missing, incomplete or of another shape."""
+    """A checkpoint, model folder or state dict is missing, incomplete or of another shape, or cannot be written."""
 
 
 class ModelError(CoconutError):
-    """A backbone, an attention kernel or a tokenizer cannot be had or cannot be used."""
+    """A backbone, attention kernel or tokenizer is not available or cannot be used."""
 
 
 class NonFiniteError(CoconutError):
-    """Loss or gradient norm stopped being finite; raised before the optimizer moved."""
+    """The loss or the gradient norm is not finite; raised before the optimizer changes any weight."""

@@ -1,19 +1,19 @@
 """Entry point: ``python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE`` or ``coconut-eval``.
 
-Runs under ``deepspeed`` and ``torchrun`` too. Method and number of thoughts come from the checkpoint;
-``n_thoughts=0,1,2`` is a sweep. Writes predictions, scores and a picture. ``--compare A B`` compares two evaluations of
-the same problems.
+It can also be started with ``deepspeed`` or ``torchrun``. The checkpoint determines the method and the number of
+thoughts; ``n_thoughts=0,1,2`` evaluates each of these numbers instead. The output is predictions, scores and a picture.
+``--compare A B`` compares two evaluations of the same problems.
 """
 
 import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    # Started as a file: Python put this folder on the path, where the project's root belongs.
+    # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
-from coconut_ds.distributed.launcher import launched, launched_rank, speaks_for_machine
+from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
 from coconut_ds.errors import CoconutError
 from coconut_ds.evaluation.paired import compare_predictions
 from coconut_ds.settings import EvalConfig
@@ -26,7 +26,10 @@ USAGE = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Composes and evaluates. Returns the exit code: 2 for an error to mend, 75 when interrupted."""
+    """Composes the configuration and evaluates.
+
+    Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
+    """
     given = sys.argv[1:] if argv is None else argv
     try:
         if "--compare" in given:
@@ -39,10 +42,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _run(config)
     except Interrupted as stop:
-        sys.stderr.write(f"interrupted ({stop}); the same command carries on\n" if launched_rank() == 0 else "")
+        if launched_rank() == 0:
+            sys.stderr.write(f"interrupted ({stop}); run the same command to continue\n")
         return EXIT_CODE
     except CoconutError as error:
-        if speaks_for_machine():
+        if is_first_on_machine():
             sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -51,12 +55,14 @@ def main(argv: list[str] | None = None) -> int:
 def _compare(given: list[str]) -> str:
     files = [argument for argument in given if not argument.startswith("--")]
     if len(files) != 2:
-        raise CoconutError(f"--compare: found {len(files)} files, expected two predictions.jsonl, or their folders")
+        raise CoconutError(
+            f"--compare: found {len(files)} paths, expected two predictions.jsonl files or their folders"
+        )
     return compare_predictions(Path(files[0]), Path(files[1])).text()
 
 
 def _run(config: EvalConfig) -> None:
-    # Imported here, so that a wrong command line is refused before torch is loaded.
+    # Imported here, so that a wrong command line is reported before torch is imported.
     from coconut_ds.evaluation.session import evaluate
 
     if not launched():

@@ -1,4 +1,7 @@
-"""Where the project's own files lie, and how files and folders are written: whole or not at all."""
+"""Where the project's own files are, and how files and folders are written: completely or not at all.
+
+A *sealed* folder contains a manifest with the size and SHA-256 of each of its other files. Checkpoints are sealed.
+"""
 
 import hashlib
 import json
@@ -10,22 +13,22 @@ from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 SEAL = "manifest.json"
-"""The file of a sealed folder that tells what belongs to it."""
+"""The manifest of a sealed folder."""
 
 
 def project_folder(name: str) -> Path:
-    """The folder ``config`` or ``ds_configs``: beside the package in a checkout, inside it once installed."""
+    """The folder ``config`` or ``ds_configs``: next to the package in a checkout, inside the package once installed."""
     packed = _PACKAGE / "_files" / name
     return packed if packed.is_dir() else _PACKAGE.parent / name
 
 
 def train_script() -> Path:
-    """The file that launchers start."""
+    """The script that launchers start."""
     return _PACKAGE / "train.py"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole, and on the disk, when this returns; until then the old one stands."""
+    """Replaces a file atomically: readers see the old content or all of the new one, which is on disk on return."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -40,9 +43,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def seal(folder: Path, **facts: Any) -> None:
-    """Ends a folder: everything in it goes to the disk, and its manifest names each file with size and sha256.
+    """Writes the manifest of a folder (``facts``, then size and SHA-256 of each file), and syncs all of it to disk.
 
-    To be called before the folder gets its name, so that the rename is what makes it count.
+    Call it before the folder receives its final name: the rename then makes a complete folder appear at once.
     """
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in _files(folder)}
     text = json.dumps({**facts, "files": files}, indent=2) + "\n"
@@ -52,7 +55,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def seal_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a sealed folder; None where there is none that can be read."""
+    """The manifest of a sealed folder; None if it is missing or invalid."""
     try:
         values = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,12 +68,12 @@ def seal_of(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, hashes: bool = False, without: str | None = None) -> list[str]:
-    """What is wrong with a sealed folder: files that are missing, of another size or, asked for, of other content.
+    """Describes each file of a sealed folder that is not as it was when the folder was sealed; empty if all are.
 
     Args:
         folder: the sealed folder.
-        hashes: read every file and compare its content too.
-        without: a folder inside that is not looked at.
+        hashes: also read every file and compare its SHA-256; otherwise only existence and size are checked.
+        without: a top-level subfolder to skip.
     """
     values = seal_of(folder)
     if values is None:
@@ -99,12 +102,15 @@ def _fault(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a sealed folder has all its files in full length: the one meaning of a checkpoint that is there."""
+    """Whether a sealed folder has all its files in full length. Only then does a checkpoint count as existing."""
     return not damage(folder)
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Gives ``new`` the name ``folder``; whatever stood there is removed, and until the end one of them is whole."""
+    """Renames ``new`` to ``folder``, replacing a folder of that name.
+
+    The old folder is renamed first and removed last, so that at any moment at least one of the two is complete on disk.
+    """
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -117,19 +123,19 @@ def put_in_place(new: Path, folder: Path) -> None:
     else:
         new.rename(folder)
     sync(folder.parent)
-    # A left-over of the old one does no harm to the new.
+    # If parts of the old folder cannot be removed, they do not affect the new one.
     shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, which loses its name first: no half of it is ever taken for the whole."""
+    """Renames a folder, then removes it: nothing can mistake a half-removed folder for a complete one."""
     gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
     folder.rename(gone)
     shutil.rmtree(gone)
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder; nothing where nothing is."""
+    """Removes a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -137,7 +143,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the system write a file or folder to the disk."""
+    """Flushes a file or folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

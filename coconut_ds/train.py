@@ -1,18 +1,18 @@
 """Entry point: ``deepspeed coconut_ds/train.py [overrides]``, ``torchrun …``, ``python …``, or ``coconut-train``.
 
-``--help`` lists groups and keys, ``--cfg`` prints the resolved configuration.
+``--help`` lists configuration groups and keys; ``--cfg`` prints the resolved configuration.
 """
 
 import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    # Started as a file: Python put this folder on the path, where the project's root belongs.
+    # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
-from coconut_ds.distributed.launcher import launched_rank, launched_ranks, speaks_for_machine
+from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
 from coconut_ds.errors import CoconutError
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
@@ -22,9 +22,9 @@ USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Composes, then trains or (``run.only_eval``) evaluates.
+    """Composes the configuration, then trains or, with ``run.only_eval``, evaluates.
 
-    Returns the exit code: 2 for an error to mend, 75 when interrupted.
+    Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
     """
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
@@ -35,18 +35,19 @@ def main(argv: list[str] | None = None) -> int:
         _check_early(config)
         _run(config)
     except Interrupted as stop:
-        sys.stderr.write(f"interrupted ({stop}): saved; the same command carries on\n" if launched_rank() == 0 else "")
+        if launched_rank() == 0:
+            sys.stderr.write(f"interrupted ({stop}): saved; run the same command to resume\n")
         return EXIT_CODE
     except CoconutError as error:
-        # One voice a machine: a file may be missing on one of several.
-        if speaks_for_machine():
+        # One message per machine: a file may be missing on only one of them.
+        if is_first_on_machine():
             sys.stderr.write(f"error{f' (rank {launched_rank()})' if launched_rank() else ''}: {error}\n")
         return 2
     return 0
 
 
 def _check_early(config: Config) -> None:
-    """What can be known wrong in the first second, before torch is loaded."""
+    """Reports common mistakes within a second, before torch is imported."""
     if not config.run.only_eval:
         BatchGeometry.derive(config.training, launched_ranks())
         if config.data.kind == "file":
@@ -55,7 +56,7 @@ def _check_early(config: Config) -> None:
 
 
 def _run(config: Config) -> None:
-    # Imported here, so that a wrong command line is refused before torch is loaded.
+    # Imported here, so that a wrong command line is reported before torch is imported.
     from coconut_ds.training.engine import start_ranks, stop_ranks
 
     ranks = start_ranks()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut_ds.distributed.launcher import launched_rank, launched_ranks, speaks_for_machine
+from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.settings import TrainingConfig
@@ -63,7 +63,7 @@ def test_a_global_batch_that_ranks_cannot_share_is_refused_with_the_nearest_that
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused_with_all_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size_training=5 does not divide the 12 problems a rank") as caught:
+    with pytest.raises(ConfigError, match=r"batch_size_training=5 does not divide the 12 problems per rank") as caught:
         derive(2, global_batch_size=24, batch_size_training=5)
     works = [int(number) for number in str(caught.value).split("to one of ")[1].split(", ")]
     assert works == [size for size in range(1, 25) if 12 % size == 0]
@@ -181,6 +181,6 @@ def test_variables_without_a_rank_are_no_launcher(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (launched_ranks(), launched_rank(), speaks_for_machine()) == (1, 0, True)
+    assert (launched_ranks(), launched_rank(), is_first_on_machine()) == (1, 0, True)
     monkeypatch.setenv("RANK", "1")
-    assert (launched_ranks(), launched_rank(), speaks_for_machine()) == (3, 1, False)
+    assert (launched_ranks(), launched_rank(), is_first_on_machine()) == (3, 1, False)

@@ -101,7 +101,7 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, swe
     if number == signal.SIGTERM:
         assert process.returncode == 75
         assert "predictions are kept in" in said
-        assert "the same command carries on" in said
+        assert "run the same command to continue" in said
     kept = count_kept(out)
     assert not (out / "sweep.json").exists()
     lines = next((out / ".partial").rglob("*.jsonl"))

@@ -186,7 +186,7 @@ def test_a_record_that_lost_lines_is_refused(outcomes):
     for name, there in (("refused", 300), ("gone", 0)):
         error = outcome[name]["error"]
         assert error.startswith("CheckpointError: ")
-        assert f"metrics.jsonl: has {there} bytes, the checkpoint knows of " in error
+        assert f"metrics.jsonl: has {there} bytes, but had " in error
     assert outcome["untouched"]
     # On two ranks it is the error of both.
     errors = outcomes["after"]["refused"]

@@ -111,7 +111,7 @@ def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
             os.kill(pid, signal.SIGKILL)
         process.wait()
     log_text = (tmp_path / "log").read_text()
-    assert "saved; the same command carries on" in log_text
+    assert "saved; run the same command to resume" in log_text
     if name == "process":
         assert process.returncode == 75
     (record,) = records()

@@ -1,1 +1,1 @@
-"""Processes beside each other: ranks, launchers, ZeRO shards, random states, signals."""
+"""Running on several processes: ranks, launchers, ZeRO shards, random states, signals."""

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals, and launchers that are gone. Ranks then end the current update, save and leave."""
+"""Requests to stop a run: signals, or the end of the launcher. Ranks then finish the current update, save and exit."""
 
 import os
 import signal
@@ -11,44 +11,44 @@ from typing import Self
 from coconut_ds.errors import CoconutError
 
 EXIT_CODE = 75
-"""Of every rank that was interrupted and has saved (EX_TEMPFAIL: start the same command again)."""
+"""Exit code of every rank after an interrupted run was saved (EX_TEMPFAIL: run the same command again)."""
 POLL_S = 1.0
-"""Seconds between two looks at the launcher."""
-IMPATIENCE_S = 1.0
-"""A second SIGINT so much later means: at once."""
+"""Seconds between two checks that the launcher is alive."""
+FORCE_QUIT_S = 1.0
+"""A second SIGINT stops the process at once if it comes more than this many seconds after the first."""
 
 
 class Interrupted(CoconutError):
-    """The run was asked to stop."""
+    """The run was interrupted by a signal or by the end of its launcher."""
 
 
 class Interrupts:
-    """From ``with Interrupts(…) as interrupts`` on, SIGTERM and SIGINT only set ``requested``.
+    """Within ``with Interrupts(…) as interrupts``, SIGTERM and SIGINT only set ``interrupts.requested``.
 
     Args:
-        launched: whether a launcher's end asks to stop too. Without a launcher the parent is a shell, and a run in the
-            background outlives that.
+        launched: whether a launcher started this process; its end is then a request to stop as well. Without a
+            launcher the parent process is a shell, which a run in the background outlives.
     """
 
     def __init__(self, launched: bool) -> None:
         self._launched = launched
         self._reason: str | None = None
-        self._pressed: float | None = None
+        self._first_sigint: float | None = None
         self._old: dict[signal.Signals, signal._HANDLER] = {}
-        self._over = threading.Event()
+        self._closed = threading.Event()
 
     @property
     def requested(self) -> bool:
-        """Whether this process should stop soon."""
+        """Whether this process has been asked to stop."""
         return self._reason is not None
 
     @property
     def reason(self) -> str:
-        """What asked for it."""
+        """Why the run stops: the name of the signal, or a description."""
         return self._reason or "another rank was interrupted"
 
     def __enter__(self) -> Self:
-        # Signals are the main thread's; what runs in another ends with the process.
+        # Only the main thread may install signal handlers; a run in another thread ends with the process.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._note)
@@ -57,36 +57,37 @@ class Interrupts:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._closed.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if number == signal.SIGINT:
-            # One press of the keys may reach a process twice, through its launcher.
-            if self._pressed is not None and now - self._pressed > IMPATIENCE_S:
+            # One Ctrl-C may reach a process twice: from the terminal and through its launcher.
+            if self._first_sigint is not None and now - self._first_sigint > FORCE_QUIT_S:
                 raise KeyboardInterrupt
-            self._pressed = self._pressed or now
+            self._first_sigint = self._first_sigint or now
         self._reason = self._reason or signal.Signals(number).name
 
     def _watch(self, ancestors: list[int]) -> None:
-        while not self._over.wait(POLL_S):
+        while not self._closed.wait(POLL_S):
             if launcher_processes() != ancestors:
                 self._reason = self._reason or "the launcher is gone"
                 return
 
 
 def launcher_processes() -> list[int]:
-    """Process ids of the launcher above this process.
+    """Process ids of the launcher that started this process.
 
-    Above a rank of ``deepspeed`` stand two: the one that starts the ranks of this machine, and the command that was
-    typed (or its remote shell). Signalling the latter alone leaves ranks behind, so both are watched.
+    The ``deepspeed`` launcher has two processes above a rank: one that starts the ranks of this machine, and its
+    parent, the command that the user typed (or its remote shell). Killing only the parent leaves the ranks running, so
+    both are watched.
     """
     parent = os.getppid()
     if b"deepspeed.launcher.launch" not in _proc(parent, "cmdline"):
         return [parent]
-    # The fourth field; the second, the name in parentheses, may hold anything.
+    # The parent's id is field 4 of the line. Field 2, the name in parentheses, may contain spaces and parentheses.
     fields = _proc(parent, "stat").rpartition(b")")[2].split()
     return [parent, int(fields[1])] if len(fields) > 1 else [parent]
 
@@ -95,5 +96,5 @@ def _proc(process: int, name: str) -> bytes:
     try:
         return Path(f"/proc/{process}/{name}").read_bytes()
     except OSError:
-        # Gone, or a system without /proc: then only the parent's id is watched.
+        # The process is gone, or the system has no /proc: then only the parent's id is watched.
         return b""

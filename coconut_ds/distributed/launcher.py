@@ -1,4 +1,4 @@
-"""What the launcher says about this process, from its environment, and what it needs to start."""
+"""What a launcher's environment variables say about this process, and the command that starts the launcher."""
 
 import os
 import socket
@@ -12,29 +12,30 @@ def launched_ranks() -> int:
 
 
 def launched_rank() -> int:
-    """This process's number among them; 0 without a launcher."""
+    """Rank of this process; 0 without a launcher."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def speaks_for_machine() -> bool:
-    """Whether this is the first process on its machine."""
+def is_first_on_machine() -> bool:
+    """Whether this process has local rank 0, or was started without a launcher."""
     return not launched() or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def launched() -> bool:
     """Whether a launcher started this process."""
-    # Without RANK other variables are left-overs of a shell.
+    # Other variables, such as WORLD_SIZE, may be left over in a shell; without RANK they do not count.
     return "RANK" in os.environ
 
 
 def launcher(ranks: int) -> list[str]:
-    """The ``deepspeed`` beside this Python, starting ``ranks`` processes here; a script and its arguments follow."""
+    """Command that starts ``ranks`` processes on this machine with DeepSpeed; append a script and its arguments."""
+    # The executable of the environment that runs this Python.
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
     return [*command, "--master_port", str(free_port()), "--log_level", "error"]
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A TCP port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Generators of random numbers: seeding them, and putting them back where they were."""
+"""Random number generators: seeding them, and saving and restoring their states."""
 
 import random
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds every generator that a library may draw from: Python's, numpy's and torch's, on all devices."""
+    """Seeds every generator that a library may use: Python's, numpy's and torch's, on all devices."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """States of all generators that this process may use."""
+    """States of all generators that this process may use, by name. Includes that of the accelerator if there is one."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": numpy.random.get_state(),
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts all generators where they were; that of a device that is not here is left aside."""
+    """Restores what ``random_state`` returned; ignores the accelerator's state if this machine has no accelerator."""
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -1,8 +1,8 @@
-"""The only module that imports deepspeed: the library, models built in shards, and whole parameters out of shards.
+"""The only module that imports deepspeed: the library itself, and parameters that ZeRO-3 divides into shards.
 
-Under ZeRO-3 each rank holds a piece of every parameter. A model that is built ``in_shards`` never stands whole on a
-rank: transformers cuts each parameter as soon as it is made and reads files on rank 0 alone. Whoever looks at a
-parameter then does so while it is ``whole``, which all ranks must ask for together.
+Under ZeRO-3 each rank holds one shard of every parameter. A model built within ``in_shards`` never exists whole on any
+rank: transformers partitions each parameter as soon as it is created, and reads files on rank 0 only. To read or write
+such a parameter, all ranks must enter ``whole`` together.
 """
 
 import logging
@@ -17,11 +17,11 @@ from torch import Tensor
 
 
 def library() -> Any:
-    """The deepspeed module. Imported late: it takes seconds, and configuration and evaluation do without it."""
+    """The deepspeed module. Imported on first use: it takes seconds, and evaluation does without it."""
     if not torch.accelerator.is_available():
-        # Named, since the search for one ends in a warning.
+        # Without this, DeepSpeed searches for an accelerator and warns that it found none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Names of collectives that DeepSpeed uses and torch is about to rename.
+    # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed.utils import logger
@@ -32,8 +32,11 @@ def library() -> Any:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Functions that are to be compiled stay as they are. An engine that is made loads an optimizer that is not used
-    here (Muon) and has its functions compiled, for which torch imports its whole compiler: more than a second."""
+    """Makes ``torch.compile`` return its argument unchanged.
+
+    Creating an engine loads an optimizer that this project does not use (Muon), which compiles functions when it is
+    imported; for that, torch would import its compiler, which takes more than a second.
+    """
     compiler = torch.compile
     torch.compile = lambda model=None, **options: (lambda function: function) if model is None else model  # type: ignore
     try:
@@ -44,10 +47,10 @@ def without_compiler() -> Iterator[None]:
 
 @contextmanager
 def in_shards(values: Mapping[str, Any] | None) -> Iterator[None]:
-    """Within it, transformers builds and loads models in shards. The ranks must have been started.
+    """Within it, transformers builds and loads models in shards. The process group must be initialized.
 
     Args:
-        values: all that the engine will be told, ZeRO stage 3; None: models are built whole, as ever.
+        values: the complete configuration of the ZeRO-3 engine that will train the model; None: models are built whole.
     """
     if values is None:
         yield
@@ -55,33 +58,33 @@ def in_shards(values: Mapping[str, Any] | None) -> Iterator[None]:
     library()
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    # transformers keeps a weak reference: this one is what holds it.
+    # transformers keeps only a weak reference to this object.
     held = HfDeepSpeedConfig(dict(values))
     try:
         yield
     finally:
-        # Another model of this process, for an evaluation say, must be whole.
+        # Models that this process builds later, for example for an evaluation, must be whole.
         unset_hf_deepspeed_config()
         del held
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether this rank holds only a piece of it."""
+    """Whether ZeRO-3 has divided this parameter, so that this rank holds only a shard of it."""
     return hasattr(parameter, "ds_id")
 
 
 def whole_shape(parameter: Tensor) -> torch.Size:
-    """The shape of a parameter, all pieces together."""
+    """The shape of the full parameter, whether or not it is sharded."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def whole(parameters: Iterable[Tensor], changed: bool = False) -> AbstractContextManager[None]:
-    """Within it, the parameters are whole on this rank. All ranks must ask for the same ones.
+    """Within it, each rank holds the full parameters. All ranks must enter it together, with the same parameters.
 
     Args:
         parameters: sharded or not.
-        changed: they are written to; what counts is what rank 0 writes.
+        changed: whether the block modifies them; on exit, the values on rank 0 are distributed to all ranks.
     """
     sharded = [parameter for parameter in parameters if is_sharded(parameter)]
     return _gathered(sharded, changed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut_ds.data.tokens import tokenizer_identity
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole
 
@@ -41,17 +42,8 @@ def content_of(model: PreTrainedModel, ranks: Ranks) -> str | None:
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that makes ids of text, and of the tokens at both ends of it; names and folders do not count."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # What the latest call cut and filled, which may be of any length.
-        state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
-    else:
-        places = {"name_or_path", *tokenizer.vocab_files_names}
-        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
-        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments}
-    parts = (type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of ``tokenizer_identity``."""
+    return hashlib.sha256(json.dumps(tokenizer_identity(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

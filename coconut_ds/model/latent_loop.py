@@ -36,10 +36,19 @@ class LatentLoop(nn.Module):
     sees training and generation alike: ``engine(latent_loss, inputs, targets)``.
     """
 
-    def __init__(self, model: PreTrainedModel, activation_checkpointing: bool = False) -> None:
-        """``activation_checkpointing``: layers forget what they computed, and compute it again for its gradient."""
+    def __init__(
+        self, model: PreTrainedModel, activation_checkpointing: bool = False, defer_gradients: bool = True
+    ) -> None:
+        """Takes a model as it is.
+
+        Args:
+            model: a causal language model.
+            activation_checkpointing: layers forget what they computed, and compute it again for its gradient.
+            defer_gradients: on a CPU, sum the gradient of each weight over all passes in one product (``deferred``).
+                Must be False under ZeRO-3, which takes weights away between passes.
+        """
         super().__init__()
-        self.model = model
+        self.model, self._defer_gradients = model, defer_gradients
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing drops the cache without an error: thoughts would not see the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
@@ -103,7 +112,9 @@ class LatentLoop(nn.Module):
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        passes = passes_of(self.model, inputs, self.num_layers, reading)
+        # On other devices the sums of gradients cost less than the passes themselves.
+        defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
+        passes = passes_of(self.model, inputs, self.num_layers, reading, defers)
         parts = [passes.prefix(self.embed(inputs.prefix_ids))]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)

@@ -33,21 +33,33 @@ class Passes(Protocol):
         """States [B, Q, D] of columns from ``start`` on. ``again``: what came after the prefix is forgotten first."""
 
 
-def passes_of(model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> Passes:
-    """The passes of a batch. ``reading``: a context of the pass over the prefix, see ``last_layer``."""
+def passes_of(
+    model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool = False
+) -> Passes:
+    """The passes of a batch.
+
+    Args:
+        model: a causal language model.
+        inputs: the batch.
+        num_layers: of the model.
+        reading: a context of the pass over the prefix, see ``last_layer``.
+        defer_gradients: whether gradients of weights are summed as in ``deferred``; ``PlainPasses`` never does so.
+    """
     if takes_attention(model) and model.config._attn_implementation == "sdpa":
-        return LatentPasses(model, inputs, num_layers, reading)
+        return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
     return PlainPasses(model, inputs, reading)
 
 
 class LatentPasses:
     """Nothing is copied or masked that need not be."""
 
-    def __init__(self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> None:
+    def __init__(
+        self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool
+    ) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
         pads = None if mask is None else mask[:, :width] == 0
-        weights = DeferredWeights() if _defers(model) else None
+        weights = DeferredWeights() if defer_gradients else None
         # Not a method: a batch that refers to itself would hold its memory until Python looks for such rings.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
         self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
@@ -135,10 +147,3 @@ def _computing(
         if weights is not None:
             stack.enter_context(weights.later() if later else weights.prefix())
         yield
-
-
-def _defers(model: PreTrainedModel) -> bool:
-    """On the CPU, where sums of gradients as large as the weights take longer than one-position passes; ZeRO-3 takes
-    weights away between passes."""
-    first = next(model.parameters())
-    return torch.is_grad_enabled() and first.device.type == "cpu" and not hasattr(first, "ds_id")

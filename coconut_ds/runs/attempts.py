@@ -1,6 +1,5 @@
 """Chooses the attempt that a launch continues, and its checkpoint. Only reads files."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from coconut_ds.files import damage
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
 from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
 from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.runs.resume_state import ResumeState
 from coconut_ds.settings import Config
 
 SOLVED = "solved"
@@ -26,8 +26,8 @@ class Start:
     is_new: bool
     checkpoint: Path | None = None
     """Checkpoint to resume from; None: start from the beginning."""
-    resume_state: dict[str, Any] | None = None
-    """Position, scores and length of the record, as the checkpoint has them."""
+    resume_state: ResumeState | None = None
+    """Content of the checkpoint's ``resume_state.json``; None without a checkpoint."""
     accepted: tuple[IngredientDifference, ...] = ()
     """Differences between the attempt's ingredients and this launch's that ``run.allow_mismatch`` accepts."""
 
@@ -60,7 +60,8 @@ def choose_start(config: Config, signature: str, ingredients: dict[str, Any], no
 
     Raises:
         ConfigError: the requested attempt does not exist, or belongs to another run.
-        CheckpointError: the attempt has checkpoints, but none is usable.
+        CheckpointError: the attempt has checkpoints, but none is usable, or the resume state of the newest usable one
+            was written by another version.
     """
     run, num_epochs = Path(config.run.save_path) / config.run.name, config.training.num_epochs
     if config.run.resume_attempt_id is not None:
@@ -139,10 +140,10 @@ def _start(
     checkpoint = usable_checkpoint(folder, notify)
     if checkpoint is None:
         return Start(folder.path, is_new=False, accepted=accepted)
-    resume_state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text(encoding="utf-8"))
-    position = resume_state["position"]
-    if (position["epoch"], position["batch"]) > (num_epochs, 0):
-        epochs = position["epoch"] + (position["batch"] > 0)
+    resume_state = ResumeState.read(checkpoint / ENGINE / RESUME_STATE)
+    position = resume_state.position
+    if (position.epoch, position.batch) > (num_epochs, 0):
+        epochs = position.epoch + (position.batch > 0)
         raise ConfigError(
             f"training.num_epochs={num_epochs}: {folder.path.name} is already past that, at {checkpoint.name}; set "
             f"num_epochs={epochs} or more, or start a new attempt with run.resume_mode=never"

@@ -1,1 +1,1 @@
-"""A run: its experiment, its loop, its engine and its checkpoints."""
+"""Training: the parts of an experiment, the training loop, the DeepSpeed engine, metrics and checkpoints."""

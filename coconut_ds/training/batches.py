@@ -1,7 +1,8 @@
-"""Which problem goes where: global batches, micro batches, ranks, and the weight of each target in the loss.
+"""How problems are divided into global batches, micro batches and ranks, and how much each target counts in the loss.
 
-Everything is computed from lengths that every rank knows, so ranks agree on numbers of passes and of targets without
-talking. What a global batch holds depends on (seed, epoch) alone, never on ranks or micro batches.
+Everything is computed from sequence lengths that every rank knows, so the ranks agree on the numbers of passes and
+targets without communicating. The problems of a global batch depend only on (seed, epoch), not on the number of ranks
+or the micro batch size.
 """
 
 import math
@@ -16,19 +17,23 @@ from coconut_ds.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """Problems an update = micro × accumulation × ranks."""
+    """How the problems of one update are divided: global batch = micro batch × accumulation × ranks."""
 
     global_batch_size: int
+    """Problems per update, on all ranks together."""
     micro_batch_size: int
+    """Problems per forward pass of one rank."""
     accumulation: int
+    """Micro batches per rank and update."""
     world_size: int
+    """Number of ranks."""
 
     @classmethod
     def derive(cls, training: TrainingConfig, world_size: int) -> "BatchGeometry":
-        """What ``training`` means on ``world_size`` ranks.
+        """The geometry that ``training`` describes, on ``world_size`` ranks.
 
         Raises:
-            ConfigError: the numbers contradict each other or do not divide; names numbers that would work.
+            ConfigError: the numbers contradict each other or do not divide; the message suggests numbers that work.
         """
         micro, wanted = training.batch_size_training, training.global_batch_size
         accumulation = training.gradient_accumulation_steps
@@ -44,7 +49,7 @@ class BatchGeometry:
                 )
             return cls(wanted, micro, accumulation, world_size)
         if wanted % world_size:
-            # Below one full micro batch a rank, micro batches shrink; above, they must fill up.
+            # Less than one full micro batch per rank: micro batches become smaller. More: all must be full.
             unit = world_size if wanted < micro * world_size else micro * world_size
             near = [size for size in (wanted // unit * unit, -(-wanted // unit) * unit) if size]
             raise ConfigError(
@@ -57,7 +62,7 @@ class BatchGeometry:
         if share % micro:
             works = [size for size in range(1, share + 1) if share % size == 0]
             raise ConfigError(
-                f"training.batch_size_training={micro} does not divide the {share} problems a rank of "
+                f"training.batch_size_training={micro} does not divide the {share} problems per rank of "
                 f"training.global_batch_size={wanted} on {world_size} ranks; set training.batch_size_training to one "
                 f"of {', '.join(map(str, works))}"
             )
@@ -72,7 +77,7 @@ class BatchGeometry:
 
 
 def epoch_batches(seed: int, epoch: int, num_problems: int, global_batch_size: int) -> list[list[int]]:
-    """Indices of each global batch of an epoch. Every problem stands once; the last batch may be smaller."""
+    """Problem indices of each global batch of an epoch: every problem once, shuffled. The last batch may be smaller."""
     order = list(range(num_problems))
     random.Random(f"order/{seed}/{epoch}").shuffle(order)
     return [order[start : start + global_batch_size] for start in range(0, num_problems, global_batch_size)]
@@ -80,29 +85,39 @@ def epoch_batches(seed: int, epoch: int, num_problems: int, global_batch_size: i
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward pass.
+    """The sequences of one rank in one forward pass.
 
-    A rank that has run out of problems gets a copy of another's with weight 0, so that all ranks make the same passes.
+    A rank with no problems left gets a copy of another rank's problem with weight 0, so that all ranks make the same
+    passes.
     """
 
     layouts: Sequence[Layout]
     weights: Sequence[float]
-    """For each row, the weight of each of its targets in the update's loss."""
+    """For each row, the weight that each of its targets has in the loss of the update."""
     num_thoughts: int
-    """Largest number of thoughts in this micro step on any rank: all ranks make as many one-position passes."""
+    """Maximum number of thoughts in this micro step over all ranks: every rank makes this many one-position passes."""
     num_targets: int
-    """Largest number of targets in this micro step on any rank: all ranks compute logits in as many parts."""
+    """Maximum number of targets in this micro step over all ranks: every rank computes logits in the same number of
+    parts."""
 
 
 def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str) -> list[MicroBatch]:
-    """The micro batches of ``rank`` for one global batch, which may hold fewer problems than the geometry says.
+    """The micro batches of ``rank`` for one global batch.
 
-    Weights add up to one update's mean over all ranks and micro batches: ``token`` gives each target of the global
-    batch 1/targets; ``reference`` gives the mean over micro batches of their own token means.
+    The loss of an update is the sum of weight × cross entropy over all targets of all ranks and micro batches.
+    ``token`` gives each target of the global batch the weight 1 / number of targets; ``reference`` computes the mean
+    over micro batches of their token means, as the reference implementation does.
+
+    Args:
+        layouts: the sequences of the global batch; may be fewer than ``geometry.global_batch_size``.
+        geometry: how the batch is divided.
+        rank: the rank to plan for.
+        loss_reduction: ``token`` or ``reference``.
     """
     assert layouts, "a global batch holds at least one problem"
     if loss_reduction == "token":
-        # Similar ones together, for less padding; the reference's mean of means depends on who stands with whom.
+        # Sequences with similar numbers of thoughts and tokens need less padding. Under ``reference``, sorting would
+        # change the loss: a mean of means depends on which sequences share a micro batch.
         layouts = sorted(layouts, key=lambda layout: (layout.num_thoughts, len(layout)))
     micro, world = geometry.micro_batch_size, geometry.world_size
     num_steps = math.ceil(len(layouts) / (micro * world))

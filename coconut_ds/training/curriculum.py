@@ -1,6 +1,6 @@
-"""What happens when: the stage of an epoch, stage mixing, the learning rate. Pure functions of numbers.
+"""The schedule of a run: the stage of each epoch, stage mixing, the learning rate. Pure functions of numbers.
 
-Nothing here keeps state, so a resume needs the recorded stage switches and nothing else.
+Nothing here keeps state: everything follows from the counts and the stage switches that a checkpoint records.
 """
 
 import random
@@ -13,31 +13,31 @@ from coconut_ds.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The order of stages of one run."""
+    """Decides the stage of each epoch of a run."""
 
     training: TrainingConfig
     has_curriculum: bool
     last_stage: int
-    """See ``Method.final_stage``; 0 for methods without curriculum."""
+    """``Method.final_stage``; 0 for methods without a curriculum."""
     epochs_per_stage: int
-    """Under ``advance=epochs``."""
+    """Length of a stage under ``training.advance=epochs``."""
     first_epoch: int = 0
-    """The first epoch that is trained (``run.resume``)."""
+    """The first epoch that is trained, counted from 0 (``run.resume``)."""
 
     @classmethod
     def of(cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0) -> "Curriculum":
-        """The curriculum of ``method`` on problems of at most ``longest`` stages (``Method.num_stages``)."""
+        """The curriculum of ``method`` on problems with at most ``longest`` stages (``Method.num_stages``)."""
         last = method.final_stage(longest, training.curriculum_spec) if method.has_curriculum else 0
         epochs_per_stage = method.epochs_per_stage or training.epochs_per_stage
         return cls(training, method.has_curriculum, last, epochs_per_stage, first_epoch)
 
     @property
     def recorded(self) -> bool:
-        """Whether stages follow what happened in the run, not the epoch's number alone."""
+        """Whether validation accuracy decides when a stage ends, so that stage switches have to be recorded."""
         return self.has_curriculum and self.training.advance == "accuracy" and self.training.stage_switches is None
 
     def stage(self, epoch: int, switches: Sequence[int]) -> int:
-        """Stage of ``epoch``. ``switches``: the epochs at which stages 1, 2, ... began, as recorded so far."""
+        """The stage of ``epoch``. ``switches`` holds the epochs at which stages 1, 2, ... began, as recorded so far."""
         if not self.has_curriculum:
             return 0
         if self.training.stage_switches is not None:
@@ -47,7 +47,7 @@ class Curriculum:
         return min(sum(epoch >= switch for switch in switches), self.last_stage)
 
     def advances(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
-        """Whether the stage ends with ``epoch``, which had this share of validation problems wholly right."""
+        """Whether the stage ends after ``epoch``. ``accuracy``: share of validation problems that were wholly right."""
         if not self.recorded or self.stage(epoch, switches) >= self.last_stage:
             return False
         began = switches[-1] if switches else self.first_epoch
@@ -58,17 +58,26 @@ class Curriculum:
         return accuracy >= self.training.advance_at or (longest is not None and lasted >= longest)
 
     def solved(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
-        """Whether the run may stop after ``epoch`` (``training.stop_at``)."""
+        """Whether the run may stop after ``epoch``: it is at the last stage and has reached ``training.stop_at``."""
         wanted = self.training.stop_at
         return wanted is not None and accuracy >= wanted and self.stage(epoch, switches) == self.last_stage
 
 
 def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_stages: int) -> int:
-    """The stage of one problem in one epoch, under ``uniform_prob`` or ``replay_prob``.
+    """The stage at which one problem is trained in one epoch of ``stage``.
 
-    A counter-based draw: it depends on (seed, epoch, problem) and not on ranks, workers or order. ``uniform_prob``
-    draws from 0..num_stages, all those of the problem itself (the reference's mixing, later stages included),
-    ``replay_prob`` from 0..stage ("Reasoning by Superposition", arXiv 2505.12514).
+    With probability ``training.uniform_prob`` it is drawn uniformly from 0..num_stages, all stages of the problem
+    including later ones (the reference implementation's mixing); with probability ``training.replay_prob`` from
+    0..stage ("Reasoning by Superposition", arXiv 2505.12514). The draw depends only on (seed, epoch, problem), not on
+    ranks, threads or order.
+
+    Args:
+        training: holds the two probabilities.
+        seed: ``run.seed``.
+        epoch: counted from 0.
+        problem: index of the problem in the epoch's training set.
+        stage: stage of the epoch.
+        num_stages: number of stages of the problem (``Method.num_stages``).
     """
     probability = training.uniform_prob or training.replay_prob
     if not probability:
@@ -80,14 +89,14 @@ def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, s
 
 
 def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:
-    """Learning rate of the update that follows ``updates_since_reset`` others: linear warm-up, then constant."""
+    """Learning rate of the next update: linear warm-up over ``training.warmup_steps`` updates, then constant."""
     if updates_since_reset >= training.warmup_steps:
         return training.lr
     return training.lr * (updates_since_reset + 1) / training.warmup_steps
 
 
 def resets_optimizer(training: TrainingConfig, stage: int, previous_stage: int | None) -> bool:
-    """Whether optimizer state is set to zero before an epoch at ``stage`` that follows one at ``previous_stage``."""
+    """Whether the optimizer state is reset before an epoch at ``stage``. ``previous_stage``: of the epoch before it."""
     if previous_stage is None or training.reset_optimizer == "never":
         return False
     return training.reset_optimizer == "epoch" or stage != previous_stage

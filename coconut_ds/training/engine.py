@@ -1,8 +1,8 @@
-"""The DeepSpeed engine.
+"""The DeepSpeed engine: it makes optimizer updates, and saves and loads the state of the training.
 
-It owns processes, parameter shards, gradients and the optimizer; it knows nothing of stages, problems or layouts. Every
-DeepSpeed default that would change a number is set here from the configuration. Facts about deepspeed 0.19 that shape
-this file stand beside the lines that they concern.
+It owns the process group, parameter shards, gradients and the optimizer; it knows nothing of stages, problems or
+layouts. Its configuration comes from ``engine_file``. Comments explain the properties of deepspeed 0.19 that this file
+works around.
 """
 
 import io
@@ -34,16 +34,16 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values
 
 STATE = "state"
-"""DeepSpeed's tag: the name of the folder within that of ``save_state``."""
+"""DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
 SHARED = "run.save_path must be on a file system that all nodes share"
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _own_variables: dict[str, str] = {}
-"""What a process without a launcher has put into its environment while it is a group of one."""
+"""Environment variables that ``start_ranks`` has set in a process without a launcher, until ``stop_ranks``."""
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one optimizer update was."""
+    """The outcome of one optimizer update."""
 
     loss: float
     """Loss over the global batch, before the update."""
@@ -52,10 +52,13 @@ class UpdateResult:
 
 
 def start_ranks(timeout: timedelta | None = None) -> Ranks:
-    """Joins the processes that the launcher started; without a launcher, a group of one.
+    """Initializes the process group: all processes that the launcher started; without a launcher, this one only.
 
     Args:
-        timeout: how long a collective may wait; None takes DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
+        timeout: how long a collective may wait; None: DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
+
+    Raises:
+        ConfigError: some of the launcher's environment variables are missing.
     """
     deepspeed = library()
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
@@ -65,11 +68,11 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
             f"environment: RANK is set, but {', '.join(missing)} not; start with deepspeed, torchrun or plain python"
         )
     if not by_launcher:
-        # DeepSpeed would look for MPI: a process without a launcher is a group of one.
+        # Without these variables, DeepSpeed would look for MPI.
         _own_variables.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
         _own_variables.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
         os.environ.update(_own_variables)
-    # On the CPU, init_distributed would compile this op, which takes a minute and a C++ compiler; gloo does without.
+    # On a CPU, init_distributed would compile this op, which takes a minute and a C++ compiler. gloo does not need it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     arguments = {} if timeout is None else {"timeout": timeout}
     deepspeed.init_distributed(verbose=False, **arguments)
@@ -81,9 +84,9 @@ def start_ranks(timeout: timedelta | None = None) -> Ranks:
 
 
 def stop_ranks() -> None:
-    """Leaves the group. Programs that this one starts are not to take themselves for its ranks."""
+    """Destroys the process group, and unsets the variables of ``start_ranks``, which child processes would inherit."""
     if dist.is_initialized():
-        # Not torch's: DeepSpeed would hold on to groups that are gone, and the next engine of this process ask them.
+        # With torch's function, DeepSpeed would keep the destroyed groups, and use them in this process's next engine.
         library().comm.destroy_process_group()
     for name in _own_variables:
         os.environ.pop(name, None)
@@ -91,7 +94,7 @@ def stop_ranks() -> None:
 
 
 class Engine:
-    """A latent loop that learns, on any number of ranks."""
+    """Trains a latent loop on any number of ranks. All ranks must make the same calls."""
 
     def __init__(
         self,
@@ -101,7 +104,18 @@ class Engine:
         ranks: Ranks,
         load_universal: bool = False,
     ) -> None:
-        """``load_universal``: the state to be loaded was saved by another number of ranks and has been converted."""
+        """Creates the optimizer, and shards whatever the ZeRO stage of the configuration divides.
+
+        Args:
+            loop: the model to train.
+            config: of the experiment.
+            geometry: holds the micro batch size.
+            ranks: all processes of the run.
+            load_universal: whether ``load_state`` will be given the output of ``convert_state``.
+
+        Raises:
+            ConfigError: DeepSpeed rejects the configuration.
+        """
         self._ranks = ranks
         values = engine_values(config, geometry, ranks.size)
         if load_universal:
@@ -111,14 +125,14 @@ class Engine:
         deepspeed = library()
         parameters = [parameter for parameter in loop.parameters() if parameter.requires_grad]
         try:
-            # In bf16 it prints the memory at each of its steps, whatever the level of its logger.
+            # In bf16, DeepSpeed prints the memory use at each step of this call, whatever the level of its logger.
             with redirect_stdout(io.StringIO()), without_compiler():
                 self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
-            raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed refuses it: {error}") from error
+            raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
-        """``task(loop, *arguments)``, seen by ZeRO's hooks."""
+        """Returns ``task(loop, *arguments)``, called through DeepSpeed so that ZeRO's hooks gather the parameters."""
         return self._engine(task, *arguments)
 
     @property
@@ -127,14 +141,19 @@ class Engine:
         return self._ranks.device
 
     def train(self, training: bool = True) -> None:
-        """Switches dropout on or off."""
+        """Switches to training mode (with dropout), or with False to evaluation mode."""
         self._engine.train(training)
 
     def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> UpdateResult:
-        """One optimizer update over this rank's micro batches of a global batch.
+        """Makes one optimizer update on a global batch.
+
+        Args:
+            batches: this rank's micro batches, the same number on every rank. The weights in the targets make the sum
+                of the losses over micro batches and ranks the loss of the global batch.
+            lr: learning rate.
 
         Raises:
-            NonFiniteError: loss or gradient norm is not finite; raised on all ranks before the optimizer moved.
+            NonFiniteError: loss or gradient norm is not finite. Raised on all ranks, before any weight changes.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -143,15 +162,18 @@ class Engine:
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
             loss = self._engine(latent_loss, inputs.to(self.device), targets.to(self.device))
             losses.append(loss.detach())
-            # Weights in the targets already make the sum over micro batches and ranks the global mean; DeepSpeed
-            # averages gradients over ranks, which this factor undoes.
+            # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
+            # batch, so their gradients must be summed: the factor undoes the division.
             self._engine.backward(loss * self._ranks.size, scale_wrt_gas=False)
         total = self._ranks.total(float(torch.stack(losses).sum().item()))
         grad_norm = self._step(total)
         return UpdateResult(total, grad_norm)
 
     def _step(self, loss: float) -> float:
-        """Steps unless something is not finite. Stage 0 would take such a step, the others skip it in silence."""
+        """Makes the optimizer step and returns the gradient norm.
+
+        With a gradient that is not finite, DeepSpeed's stage 0 would make the step; other stages silently skip it.
+        """
         _refuse_non_finite("loss", loss)
         if self.zero_stage == 0:
             grad_norm = _norm(p.grad for p in self._engine.module.parameters() if p.grad is not None)
@@ -167,7 +189,7 @@ class Engine:
 
     @torch.no_grad()
     def reset_optimizer(self) -> None:
-        """Sets Adam's state to zero in place: equal to a new optimizer, and fp32 master weights stay as they are."""
+        """Sets Adam's state to zero in place. Same as a new optimizer, except that fp32 master weights are kept."""
         base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for state in base.state.values():
             for key, value in state.items():
@@ -177,28 +199,28 @@ class Engine:
                     state[key] = type(value)(0)
 
     def save_state(self, folder: Path) -> None:
-        """Writes weights, optimizer and random states, a file or more a rank. All ranks must call it.
+        """Writes weights, optimizer state and random states, one or more files per rank. All ranks must call it.
 
         Raises:
-            OSError, RuntimeError: this rank could not write; the others come to the end all the same.
+            OSError, RuntimeError: this rank could not write. The other ranks finish the call without an error.
         """
         with _errors_at_the_end(self._engine):
             self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
         torch.save(random_state(), random_file(folder, self._ranks.rank))
 
     def load_state(self, folder: Path, same_ranks: bool) -> None:
-        """Reads what ``save_state`` wrote. It is pickle, so only folders of this very run may be given.
+        """Reads what ``save_state`` wrote. The files are pickles, so load only those that this run has written.
 
         Args:
-            folder: what was saved, or what ``convert_state`` made of it.
-            same_ranks: whether as many ranks saved it; those of another number have no random states for these.
+            folder: the folder given to ``save_state``, or the output of ``convert_state``.
+            same_ranks: whether the same number of ranks saved it; only then are the random states restored.
 
         Raises:
-            CheckpointError: a part of it is missing.
+            CheckpointError: the folder has no state, or the file of this rank is missing.
         """
         path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
         if path is None:
-            raise CheckpointError(f"{folder}: holds no state of the engine")
+            raise CheckpointError(f"{folder}: contains no state of the engine")
         if same_ranks:
             file = random_file(folder, self._ranks.rank)
             if not file.is_file():
@@ -206,9 +228,9 @@ class Engine:
             set_random_state(torch.load(file, weights_only=False))
 
     def model_state(self) -> dict[str, Tensor]:
-        """Full tensors of the Hugging Face model on the CPU, in the compute dtype, adapters merged.
+        """The state dict of the Hugging Face model: full tensors on the CPU, in the compute dtype, adapters merged.
 
-        All ranks must call it; on those other than 0 the result is empty.
+        All ranks must call it; only rank 0 receives the tensors, the result on other ranks is empty.
         """
         model = self._engine.module.model
         state: dict[str, Tensor] = {}
@@ -223,13 +245,16 @@ class Engine:
 
 
 def random_file(folder: Path, rank: int) -> Path:
-    """Where ``save_state`` puts the random states of a rank, last of all."""
+    """The file with the random states of a rank, which ``save_state`` writes last."""
     return folder / f"random_{rank}.pt"
 
 
 @contextmanager
 def _errors_at_the_end(engine: Any) -> Iterator[None]:
-    """Has a rank that cannot write go on to DeepSpeed's last barrier, where the others wait; raises only then."""
+    """Delays write errors of DeepSpeed's ``save_checkpoint`` to its end.
+
+    A rank that raised at once would never reach the final barrier, at which the other ranks wait.
+    """
     writer, failed = engine.checkpoint_engine, []
     write = writer.save
 
@@ -240,7 +265,7 @@ def _errors_at_the_end(engine: Any) -> Iterator[None]:
             failed.append(error)
 
     writer.save = save
-    # DeepSpeed would copy a script beside the state, on rank 0 alone.
+    # On rank 0, DeepSpeed would copy its recovery scripts next to the state.
     engine._copy_recovery_script = lambda path: None
     try:
         yield
@@ -251,10 +276,14 @@ def _errors_at_the_end(engine: Any) -> Iterator[None]:
 
 
 def convert_state(folder: Path, out: Path) -> None:
-    """Makes of a state that can only be read by as many ranks as wrote it one that any number reads.
+    """Converts a saved state, which only the same number of ranks can load, to one for any number of ranks.
+
+    Args:
+        folder: the folder given to ``save_state``.
+        out: the folder to create.
 
     Raises:
-        CheckpointError: DeepSpeed's converter failed; holds its last lines.
+        CheckpointError: DeepSpeed's converter failed; the message contains its last lines of output.
     """
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(folder / STATE), "--output_folder", str(out / f"{STATE}_universal")]

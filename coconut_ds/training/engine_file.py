@@ -1,6 +1,9 @@
-"""The JSON file of a DeepSpeed engine, and the values that the configuration adds to it. Does not import deepspeed.
+"""The configuration of the DeepSpeed engine: a JSON file, and the values that this project adds to it.
 
-Every DeepSpeed default that would change a number is set here.
+The file (``deepspeed.config``: the name of a file in ``ds_configs/``, or a path) chooses the ZeRO stage, offloading,
+bucket sizes and how gradients are scaled before they are averaged over ranks. ``owned_values`` adds batch sizes,
+optimizer, gradient clipping and precision from this project's configuration, so that no DeepSpeed default changes a
+number. Does not import deepspeed.
 """
 
 import json
@@ -28,14 +31,15 @@ OWNED_KEYS = (
     "torch_autocast",
     "amp",
 )
-"""Keys of DeepSpeed's file that this project's configuration sets."""
+"""Keys that this project's configuration sets, or that would change the numbers; the file must not contain them."""
 
 
 def read_engine_file(config: Config) -> dict[str, Any]:
-    """The JSON file of ``deepspeed.config``, checked against the configuration.
+    """Reads the JSON file of ``deepspeed.config`` and checks it against the configuration.
 
     Raises:
-        ConfigError: it is missing, broken, sets what the configuration owns, or cannot go with it.
+        ConfigError: it is missing, is not valid JSON, contains one of ``OWNED_KEYS``, or has a ZeRO stage that is
+            unknown or does not support ``run.bf16``.
     """
     name = config.deepspeed.config
     known = project_folder("ds_configs") / f"{name}.json"
@@ -61,9 +65,10 @@ def read_engine_file(config: Config) -> dict[str, Any]:
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
     if config.run.bf16 and stage == 0:
-        # Its bf16 optimizer runs one step on zero gradients at the start, which decays the weights and shifts Adam.
+        # DeepSpeed's bf16 optimizer for stage 0 makes a step on zero gradients when it is created, which decays the
+        # weights and advances Adam's bias correction.
         raise ConfigError(
-            "run.bf16=true with ZeRO stage 0: DeepSpeed's optimizer for it is not plain AdamW; "
+            "run.bf16=true with ZeRO stage 0: here DeepSpeed's optimizer does not behave as plain AdamW; "
             "set deepspeed=zero1 (or zero2, zero3), or run.bf16=false"
         )
     return values
@@ -75,19 +80,19 @@ def zero_stage(config: Config) -> int:
 
 
 def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
-    """All that DeepSpeed is told: the file and what the configuration sets."""
+    """The complete configuration of the DeepSpeed engine: the file and ``owned_values``."""
     return {**read_engine_file(config), **owned_values(config, geometry, num_ranks)}
 
 
 def owned_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
-    """What the configuration sets; ``num_ranks`` processes."""
+    """The values of ``OWNED_KEYS`` that follow from the configuration, for ``num_ranks`` processes."""
     training = config.training
     values: dict[str, Any] = {
-        # Accumulation is counted by the caller: the last global batch of an epoch may have fewer micro batches.
+        # Engine.update counts the micro batches: the last global batch of an epoch may have fewer of them.
         "train_micro_batch_size_per_gpu": geometry.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "train_batch_size": geometry.micro_batch_size * num_ranks,
-        # Left out, it would clip at 1.0.
+        # Without this key, DeepSpeed would clip at 1.0.
         "gradient_clipping": training.max_grad_norm,
         "optimizer": {
             "type": "AdamW",
@@ -96,12 +101,12 @@ def owned_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dic
                 "betas": list(training.betas),
                 "eps": training.eps,
                 "weight_decay": training.weight_decay,
-                # torch's own AdamW: no op needs a compiler.
+                # torch's own AdamW; DeepSpeed's needs a C++ compiler.
                 "torch_adam": True,
                 "fused": True,
             },
         },
-        # The stop on non-finite gradients relies on this check.
+        # Engine.update relies on this check to detect non-finite gradients.
         "bf16": {"enabled": config.run.bf16, "check_grad_overflow": True},
         "fp16": {"enabled": False},
     }

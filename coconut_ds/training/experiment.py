@@ -1,4 +1,7 @@
-"""An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
+"""An experiment, built from its configuration: every part of a run except the engine, checked against each other.
+
+Building it writes one thing: the tokens of a training file, to the cache in ``data.cache_path``.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +32,7 @@ from coconut_ds.training.problems import Notify, RunProblems, check_lengths
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained on what, and how."""
+    """What is trained, on which problems, and how."""
 
     config: Config
     ranks: Ranks
@@ -39,15 +42,20 @@ class Experiment:
     curriculum: Curriculum
     backbone: Backbone
     weights: str | None
-    """On rank 0, a hash of the weights to start from; None where they are random."""
+    """Hash of the initial weights, on rank 0; None if they are random, and on other ranks."""
     problems: RunProblems
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
-        """Builds all parts; random weights follow ``run.seed``. ``notify`` gets lines for the log.
+        """Builds all parts. All ranks call it; random weights depend only on ``run.seed`` and the configuration.
+
+        Args:
+            config: of the experiment.
+            ranks: all processes of the run.
+            notify: receives lines for the log.
 
         Raises:
-            CoconutError: something of the configuration, the data or the model cannot be.
+            CoconutError: configuration, data and model do not fit together, or one of them cannot be used.
         """
         training = config.training
         geometry = BatchGeometry.derive(training, ranks.size)
@@ -55,11 +63,11 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
         backbone = starting_backbone(config, source, values)
-        # Random weights follow from seed and configuration; others only from themselves.
+        # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = content_of(backbone.model, ranks) if loaded else None
         if config.model.lora.rank:
-            # Whatever was drawn so far, which under ZeRO-3 is not the same on all ranks.
+            # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
         method = METHODS[config.method.kind]
@@ -74,19 +82,23 @@ class Experiment:
 
     @property
     def pad_id(self) -> int:
-        """What fills rows; nothing that counts sees it."""
+        """Token that pads rows. No position that matters attends to it."""
         return int(self.backbone.tokenizer.eos_token_id)
 
     def loop(self) -> LatentLoop:
-        """The model, as it is to learn."""
-        return LatentLoop(self.backbone.model, self.config.training.activation_checkpointing)
+        """The model in a latent loop, as the engine trains it."""
+        checkpointing = self.config.training.activation_checkpointing
+        return LatentLoop(self.backbone.model, checkpointing, defer_gradients=zero_stage(self.config) < 3)
 
     def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
-        """The sequence of a problem at a stage."""
+        """The sequence that ``problem`` becomes at ``stage``."""
         return lay_out(self.method, problem, stage, self.spec, self.backbone.markers)
 
     def training_layout(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> Layout:
-        """The sequence of the epoch's problem ``index``, its stage mixed where the method has a curriculum."""
+        """The sequence that ``problem`` becomes in an epoch of ``stage``; with stage mixing if there is a curriculum.
+
+        ``index`` is the index of the problem in the epoch's training set.
+        """
         if self.method.has_curriculum:
             training, seed = self.config.training, self.config.run.seed
             stages = self.method.num_stages(problem, self.spec)
@@ -94,12 +106,12 @@ class Experiment:
         return self.layout(problem, stage)
 
     def collate(self, batch: MicroBatch) -> tuple[LatentInputs, Targets]:
-        """Tensors of a micro batch."""
+        """The tensors of a micro batch."""
         iterations = self.config.method.jacobi_iterations
         return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets, iterations)
 
     def evaluator(self) -> Evaluator:
-        """How validation problems are answered."""
+        """Generates and scores the answers to validation problems."""
         data = self.config.data
         backbone, iterations = self.backbone, self.config.method.jacobi_iterations
         prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
@@ -117,11 +129,11 @@ class Experiment:
         sizes = [(whole_shape(p).numel(), p.requires_grad) for p in self.backbone.model.parameters()]
         parameters, trained = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
         start = self.config.run.load_model_path
-        took = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
+        loaded = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
         return (
             f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
             f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
-            f"{f' with {took} of {start}' if start else ''}, "
+            f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
         )

@@ -1,4 +1,4 @@
-"""What a prepared experiment is, for its signature: contents of data, weights and tokenizer beside the settings."""
+"""The ingredients of a run's signature: its settings, and the contents of data files, weights, tokenizer and code."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from coconut_ds.training.experiment import Experiment
 
 
 def run_ingredients(experiment: Experiment) -> dict[str, Any]:
-    """Everything that can change a number of the run. On rank 0."""
+    """Everything that can change a number of the run, by dotted key. Called on rank 0, which has the weights' hash."""
     config, data = experiment.config, {}
     if config.data.kind == "file":
         assert config.data.train_path is not None

@@ -1,7 +1,15 @@
-"""Numbers of a run: ``metrics.jsonl`` is the record, wandb its mirror.
+"""The metrics of a run: ``metrics.jsonl`` is the record, wandb a mirror of it.
 
-One JSON object a line. Training lines have ``train/*`` and ``perf/*``; evaluation lines have ``eval/*``; both have
-``epoch`` and ``global_step``. ``perf/*`` and ``time`` are the only keys that differ between equal runs.
+The file has one JSON object per line, with ``epoch`` (counted from 1), ``global_step`` (updates completed) and ``time``
+(seconds since 1970). There are three kinds of lines:
+
+* one per update: ``train/stage``, ``train/loss``, ``train/grad_norm``, ``train/lr``, ``perf/tokens_per_s``,
+  ``perf/update_s``;
+* one per epoch, after validation: ``eval/stage``, ``eval/num_thoughts``, ``eval/num_pauses``, ``eval/loss``,
+  ``eval/accuracy``, ``eval/wholly_right``, ``perf/epoch_s``, ``perf/eval_s``;
+* one per stage switch under ``training.advance=accuracy``: ``curriculum/stage_switches``.
+
+Two equal runs differ only in ``perf/*`` and ``time``.
 """
 
 import json
@@ -15,30 +23,30 @@ from coconut_ds.errors import CheckpointError
 
 
 class Mirror(Protocol):
-    """Where numbers go besides the file."""
+    """A second destination of the metrics, besides the file."""
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """One line of numbers."""
+        """Receives the values of one line. ``step``: updates completed."""
 
     def close(self) -> None:
-        """No more numbers."""
+        """Called after the last line."""
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl``; written and flushed one by one, so a killed run loses none."""
+    """Appends lines to ``metrics.jsonl``. Each is flushed as it is written, so a killed process loses none."""
 
     def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
         self._file = path.open("a", encoding="utf-8")
         self._mirror = mirror
 
     def flushed(self) -> int:
-        """Length of the record in bytes, all of it on the disk."""
+        """Syncs the file to the disk and returns its length in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def log(self, values: dict[str, Any]) -> None:
-        """One line; ``values`` holds ``global_step``."""
+        """Writes one line. ``values`` must contain ``global_step``."""
         self._file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
         if self._mirror is not None:
@@ -53,7 +61,7 @@ class MetricsLog:
         try:
             self._file.close()
         except OSError:
-            # What a full disk did not take is still in the buffer; the error of its first try is on its way.
+            # Closing retries a write that failed on a full disk; the error of the first attempt is already raised.
             if error is None:
                 raise
         finally:
@@ -67,25 +75,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(path: Path, length: int) -> Path | None:
-    """Cuts a record to what a checkpoint knows of, so that each step stands in it once.
+    """Truncates a record to its length when a checkpoint was written, so that no update appears twice after a resume.
 
-    What follows, the steps that are to be made again, is appended to ``<name>.lost.jsonl``, whose path is returned.
+    The rest, lines of updates that will be repeated, is appended to ``<name>.lost.jsonl``.
+
+    Args:
+        path: a ``metrics.jsonl``; may be missing if ``length`` is 0.
+        length: the length in bytes that the checkpoint recorded.
+
+    Returns:
+        The path of the file with the removed lines; None if nothing was removed.
 
     Raises:
-        CheckpointError: the record is shorter than the checkpoint says.
+        CheckpointError: the record is shorter than ``length``.
     """
     there = path.stat().st_size if path.exists() else 0
     if there < length:
         raise CheckpointError(
-            f"{path}: has {there} bytes, the checkpoint knows of {length}; the record was changed, and numbers of this "
-            "run are lost: put it back, or start afresh with run.resume_mode=never"
+            f"{path}: has {there} bytes, but had {length} when the checkpoint was written; metrics of this run are "
+            "lost: restore the file, or start a new attempt with run.resume_mode=never"
         )
     if there == length:
         return None
     lost = path.with_suffix(".lost.jsonl")
     with path.open("rb+") as record, lost.open("ab+") as tail:
         record.seek(length)
-        # A full disk or a killed launch leaves half a line, which is not to begin the next.
+        # A full disk or a killed process may have left a line without its end; the next one starts on a new line.
         if tail.tell():
             tail.seek(-1, os.SEEK_END)
             tail.write(b"" if tail.read() == b"\n" else b"\n")

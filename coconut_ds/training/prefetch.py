@@ -1,6 +1,6 @@
-"""Global batches as tensors, made one ahead in a thread while the engine computes.
+"""Prepares the tensors of the next global batch in a thread while the engine computes on the current one.
 
-What a batch holds is a pure function of its indices, so it does not matter who makes it, or when.
+The content of a batch is a pure function of its indices, so it does not matter when or in which thread it is prepared.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,19 @@ class Prepared:
     """One rank's share of a global batch."""
 
     indices: list[int]
-    """Of all problems of the global batch, in the epoch's training set."""
+    """Indices of all problems of the global batch (of every rank), in the epoch's training set."""
     micro_batches: list[tuple[LatentInputs, Targets]]
     num_tokens: int
-    """Of the global batch, no pads."""
+    """Number of tokens in the global batch, without padding."""
 
 
 def prepared_ahead(
     prepare: Callable[[Sequence[int]], Prepared], batches: Sequence[Sequence[int]]
 ) -> Iterator[Prepared]:
-    """Each batch, prepared while the one before is in use; an error comes where its batch would."""
+    """Yields the batches in order, each prepared while the caller uses the one before.
+
+    An error raised by ``prepare`` is raised when its batch is due.
+    """
     if not batches:
         return
     with ThreadPoolExecutor(max_workers=1) as pool:

@@ -1,4 +1,4 @@
-"""The problems of a run as tokens: from a cached table or made anew, checked against the model and each other."""
+"""The problems of a run as tokens: read from the token cache or tokenized, and checked against model and each other."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,10 +21,10 @@ Notify = Callable[[str], None]
 
 
 class RunProblems:
-    """Training and validation problems. What does not change from epoch to epoch is tokenized and checked once."""
+    """Training and validation problems. Those that stay the same in all epochs are tokenized and checked once."""
 
     def __init__(self, source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
-        """``notify`` gets lines about caches and about questions that stand in two files."""
+        """``notify`` receives lines for the log, about the cache and about questions that occur in two files."""
         self._source = source
         self._tokenize = partial(tokenize, tokenizer, format=data.text_format)
         self.valid = source.valid()
@@ -41,13 +41,13 @@ class RunProblems:
             check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
 
     def check(self, check: Check) -> None:
-        """From now on each set of problems must pass ``check``, beginning with those that are there."""
+        """Calls ``check`` on the current problems, and on those of later epochs as they are generated."""
         self._check = check
         check("validation", self.valid_tokens)
         check("training", self._tokens)
 
     def train(self, epoch: int) -> Sequence[TokenizedProblem]:
-        """Training problems of an epoch."""
+        """The training problems of an epoch, counted from 0."""
         if self._is_file or epoch == self._epoch:
             return self._tokens
         texts, self._epoch = self._source.train(epoch), epoch
@@ -57,7 +57,7 @@ class RunProblems:
         return self._tokens
 
     def write(self, folder: Path) -> None:
-        """Writes generated problems, training ones of the first epoch, so that a run can be inspected."""
+        """Writes generated problems to ``folder`` for inspection: the latest training problems, validation and test."""
         if self._is_file:
             return
         splits = {"train": self._texts, "valid": self.valid, "test": self._source.test()}
@@ -76,14 +76,22 @@ def check_lengths(
     split: str,
     problems: Sequence[TokenizedProblem],
 ) -> None:
-    """Refuses problems that do not fit the model's context at some stage.
+    """Checks that every problem fits the model's context at every stage.
+
+    Args:
+        method: lays out the sequences.
+        last_stage: last stage of the curriculum.
+        spec: of the curriculum.
+        context: maximum number of positions.
+        split: name of the problems, for the message.
+        problems: the problems to check.
 
     Raises:
-        DataError: names the first one.
+        DataError: a problem does not fit; the message names the first of them.
     """
     most = method.num_latents(last_stage, None, spec)
     for index, problem in enumerate(problems):
-        # A bound that most problems keep, before every stage is laid out.
+        # An upper bound over all stages, which most problems pass; laying out every stage takes longer.
         tokens = len(problem.question) + sum(map(len, problem.steps)) + len(problem.cue) + len(problem.answer)
         if tokens + most + 2 <= context:
             continue
@@ -91,15 +99,15 @@ def check_lengths(
         longest = max(_longest(method, problem, stage, spec) for stage in stages)
         if longest > context:
             raise DataError(
-                f"{split} problem {index} has {longest} tokens with its thoughts or pauses; the model's context is "
+                f"{split} problem {index} has {longest} tokens including thoughts or pauses; the model's context is "
                 f"{context}; shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for "
                 "scratch models"
             )
 
 
 def _longest(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> int:
-    """Positions that a problem takes in training or, with one token to write, at inference."""
-    nowhere = MarkerIds(0, 0, 0, 0)
-    # At inference the number of thoughts does not follow the gold steps.
-    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), nowhere, problem.cue)
-    return max(len(lay_out(method, problem, stage, spec, nowhere)), len(prompt) + 1)
+    """Positions that a problem takes at a stage: in training, or at inference with one generated token."""
+    any_ids = MarkerIds(0, 0, 0, 0)
+    # At inference the number of thoughts does not depend on the gold steps.
+    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), any_ids, problem.cue)
+    return max(len(lay_out(method, problem, stage, spec, any_ids)), len(prompt) + 1)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, only on rank 0."""
+"""Progress output of a run, on rank 0 only: plain lines and, on a terminal, a progress bar."""
 
 import sys
 
@@ -6,22 +6,22 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """Lines and one bar. On ranks other than 0 it is silent."""
+    """Prints lines and shows one bar. On ranks other than 0 it prints nothing."""
 
     def __init__(self, is_first: bool) -> None:
         self._is_first = is_first
         self._bar: tqdm | None = None
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line above the bar."""
         if self._is_first:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def start(self, total: int, done: int = 0) -> None:
-        """A bar over ``total`` updates, ``done`` of them by an earlier launch, unless there is one.
+        """Shows a bar over ``total`` updates, ``done`` of which were completed earlier. Keeps a bar that exists.
 
-        It is not drawn when standard error is no terminal.
+        The bar is not drawn unless standard error is a terminal.
         """
         if self._bar is None:
             self._bar = tqdm(
@@ -33,13 +33,13 @@ class ProgressBar:
             )
 
     def update(self, stage: int, loss: float, tokens_per_s: float) -> None:
-        """One update is done."""
+        """Advances the bar by one update."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"stage {stage}, loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
             self._bar.update()
 
     def close(self) -> None:
-        """The bar goes."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,18 +1,15 @@
-"""When and where checkpoints of a run are written, which of them is the best, and which are kept.
+"""Writes the checkpoints of a run: decides when, keeps track of the best one, and removes those not to be kept.
 
-A checkpoint is a sealed folder: the model at its top, for evaluation and serving, and ``engine/`` for a resume alone.
+A checkpoint is a sealed folder (see ``files``). Its top level is the model, for evaluation and serving; its subfolder
+``engine/`` is needed only to resume the run.
 """
 
 import errno
-import json
-import platform
 import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +23,21 @@ from coconut_ds.model.checkpoint import write_model
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest
+from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.training.engine import SHARED, Engine, random_file
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
-from coconut_ds.training.position import Position
+from coconut_ds.training.versions import versions
 
 NUM_SAMPLES = 5
+"""Validation problems per epoch that are written to the run folder with the model's answers."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk without room."""
-
-
-@dataclass
-class Scores:
-    """Validation accuracies; they are compared within a stage, since earlier stages are easier."""
-
-    best_stage: int = -1
-    best_accuracy: float = -1.0
-    best_checkpoint: str | None = None
-    """Name of its folder."""
-    last_accuracy: float = -1.0
-    last_checkpoint: str | None = None
-
-    def note(self, stage: int, accuracy: float) -> bool:
-        """Records an evaluation; returns whether it is the best so far."""
-        self.last_accuracy = accuracy
-        if stage < self.best_stage or (stage == self.best_stage and accuracy <= self.best_accuracy):
-            return False
-        self.best_stage, self.best_accuracy, self.best_checkpoint = stage, accuracy, None
-        return True
+"""Error numbers of a full disk."""
 
 
 @dataclass
 class RunSaver:
-    """Writes checkpoints. All ranks must make the same calls; rank 0 has manifest and record."""
+    """Writes checkpoints. All ranks must make the same calls; only rank 0 has manifest, metrics and lock."""
 
     experiment: Experiment
     folder: RunFolder
@@ -68,11 +47,11 @@ class RunSaver:
     scores: Scores = field(default_factory=Scores)
     notify: Callable[[str], None] = print
     seconds: float = 0.0
-    """Spent on saving by this launch."""
+    """Time that this launch has spent on saving."""
 
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
-        """Saves where it is due. ``last``: no epoch follows."""
-        improved = self.scores.note(stage, evaluation.accuracy)
+        """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``)."""
+        improved = self.scores.record(stage, evaluation.accuracy)
         if self.experiment.ranks.is_first:
             self.folder.write_samples(position.epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
         due = position.epoch % self.experiment.config.training.save_every == 0
@@ -84,75 +63,81 @@ class RunSaver:
         return self.experiment.config.training.keep_best or self.experiment.config.run.save_only_improve
 
     def is_saved(self, position: Position) -> bool:
-        """Whether the last checkpoint is of this position."""
+        """Whether the checkpoint written last is of this position."""
         return self.scores.last_checkpoint == self.folder.checkpoint(position.epoch, position.batch).name
 
     def save(self, engine: Engine, position: Position, stage: int, improved: bool = False) -> None:
         """Writes a checkpoint, then removes those that are not to be kept.
 
+        Args:
+            engine: holds weights and optimizer state.
+            position: how far the run has trained.
+            stage: of the current epoch.
+            improved: whether this is the best checkpoint so far.
+
         Raises:
-            CheckpointError: it could not be written; those before it are untouched.
+            CheckpointError: a rank could not write, or another launch took over the run. Earlier checkpoints are
+                untouched.
         """
         began, ranks = time.perf_counter(), self.experiment.ranks
-        self.stand_down_if_lost()
+        self.check_lock()
         target = self.folder.checkpoint(position.epoch, position.batch)
-        # Nobody else writes to a folder of this name, not even ranks of a launch that died and were left behind.
+        # A random name, so that no other process writes there, not even a rank that outlived an earlier launch.
         temporary = target.with_name(f".{target.name}.part.{ranks.from_first(secrets.token_hex(4))}")
-        self._agree(target, temporary, self._first(lambda: (temporary / ENGINE).mkdir(parents=True)))
-        self._agree(target, temporary, _tried(lambda: engine.save_state(temporary / ENGINE)))
+        self._raise_on_all(target, temporary, self._try_on_first(lambda: (temporary / ENGINE).mkdir(parents=True)))
+        self._raise_on_all(target, temporary, _try_to(lambda: engine.save_state(temporary / ENGINE)))
         state = engine.model_state()
         self.scores.last_checkpoint = target.name
         if improved:
             self.scores.best_checkpoint = target.name
-        self._agree(target, temporary, self._first(lambda: self._finish(temporary, target, state, position, stage)))
-        self._agree(self.folder.path, temporary, self._first(lambda: self._settle(target, position, stage)))
+        self._raise_on_all(
+            target, temporary, self._try_on_first(lambda: self._write_rest(temporary, target, state, position, stage))
+        )
+        self._raise_on_all(self.folder.path, temporary, self._try_on_first(lambda: self._tidy(target, position, stage)))
         self.seconds += time.perf_counter() - began
 
     @property
-    def lost(self) -> bool:
-        """Whether this process found, at its last heartbeat, that another launch took over."""
+    def lock_lost(self) -> bool:
+        """Whether the last heartbeat of the lock found that another launch had taken over the run."""
         return self.lock is not None and self.lock.lost
 
-    def stand_down_if_lost(self) -> None:
-        """A launch that slept too long may not write into what another goes on with.
+    def check_lock(self) -> None:
+        """Checks that this launch still holds the lock of the run. A launch that was suspended may have lost it.
 
         Raises:
-            CheckpointError: on all ranks, where another launch took the lock over.
+            CheckpointError: another launch has taken over the run; raised on all ranks.
         """
         if self.experiment.ranks.any(self.lock is not None and not self.lock.still_ours()):
             raise CheckpointError(
                 f"{self.folder.path}: another launch took the run over while this one gave no sign of life; this one "
-                "ends"
+                "stops"
             )
 
-    def carry_on(self, checkpoint: Path, scores: dict[str, Any]) -> None:
-        """Takes up the scores of a checkpoint, and ends the pruning that its writer may not have come to."""
-        self.scores = Scores(**scores)
+    def resume_from(self, checkpoint: Path, scores: Scores) -> None:
+        """Restores the scores of a checkpoint, and removes old checkpoints that its launch may have had no time for."""
+        self.scores = replace(scores)
         if self.experiment.ranks.is_first:
             self._prune(checkpoint)
 
-    def _finish(self, temporary: Path, target: Path, state: dict[str, Any], position: Position, stage: int) -> None:
+    def _write_rest(self, temporary: Path, target: Path, state: dict[str, Any], position: Position, stage: int) -> None:
+        """Adds the model and the resume state to the engine's files, then seals the folder and gives it its name."""
         backbone = self.experiment.backbone
         write_model(temporary, backbone.model, state, backbone.tokenizer, self._card(position, stage))
-        resume_state = {
-            "position": position.as_dict(),
-            "scores": asdict(self.scores),
-            "metrics_bytes": self.metrics.flushed() if self.metrics is not None else 0,
-            "world_size": self.experiment.ranks.size,
-        }
-        (temporary / ENGINE / RESUME_STATE).write_text(json.dumps(resume_state, indent=2) + "\n", encoding="utf-8")
+        metrics_bytes = self.metrics.flushed() if self.metrics is not None else 0
+        resume_state = ResumeState(position, self.scores, metrics_bytes, self.experiment.ranks.size)
+        resume_state.write(temporary / ENGINE / RESUME_STATE)
         absent = [str(rank) for rank in range(self.experiment.ranks.size) if not _wrote(temporary, rank)]
         if absent:
-            raise OSError(f"the part of rank {', '.join(absent)} is not here: {SHARED}")
+            raise OSError(f"files of rank {', '.join(absent)} are missing: {SHARED}")
         seal(temporary, signature=self.folder.signature, epoch=position.epoch, global_step=position.global_step)
         put_in_place(temporary, target)
 
-    def _first(self, write: Callable[[], object]) -> Exception | None:
-        """What hindered rank 0; others do nothing."""
-        return _tried(write) if self.experiment.ranks.is_first else None
+    def _try_on_first(self, write: Callable[[], object]) -> Exception | None:
+        """Runs ``write`` on rank 0 only; returns the exception that kept it from writing, or None."""
+        return _try_to(write) if self.experiment.ranks.is_first else None
 
-    def _agree(self, target: Path, temporary: Path, error: Exception | None) -> None:
-        """If one rank could not write, all stop; what was written of this checkpoint goes."""
+    def _raise_on_all(self, target: Path, temporary: Path, error: Exception | None) -> None:
+        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first."""
         found = None if error is None else (str(error) or type(error).__name__, getattr(error, "errno", None))
         errors = {rank: one for rank, one in enumerate(self.experiment.ranks.gather(found)) if one is not None}
         if not errors:
@@ -166,8 +151,8 @@ class RunSaver:
             "command again"
         )
 
-    def _settle(self, newest: Path, position: Position, stage: int) -> None:
-        """Removes checkpoints that are not to be kept, then notes in the manifest what is there."""
+    def _tidy(self, newest: Path, position: Position, stage: int) -> None:
+        """Removes checkpoints that are not to be kept, then records the new state in the manifest."""
         self._prune(newest)
         if self.manifest is None:
             return
@@ -179,10 +164,11 @@ class RunSaver:
         self.manifest.write(self.folder.manifest)
 
     def _prune(self, newest: Path) -> None:
-        """Removes what is neither new nor best. A folder that is damaged is left for people to look at."""
+        """Removes complete checkpoints that are neither among the newest nor the best. Keeps damaged ones."""
         training, run = self.experiment.config.training, self.experiment.config.run
         found = self.folder.checkpoints()
-        # Those further on could not be resumed from: they must not push out one that can.
+        # Damaged checkpoints, and later ones than the one that was resumed from, do not count: they must not displace a
+        # checkpoint that can be resumed from.
         there = [path for path in found[found.index(newest) :] if is_complete(path)]
         keep_last = 1 if run.save_only_improve else training.keep_last
         kept = there if keep_last is None else there[:keep_last]
@@ -192,8 +178,8 @@ class RunSaver:
                 try:
                     remove_folder(path)
                 except OSError as error:
-                    # Over a network, a file that somebody reads keeps its folder.
-                    self.notify(f"warning: {path}: could not be removed ({error}); the next launch does it")
+                    # On a network file system, a folder cannot be removed while another process reads one of its files.
+                    self.notify(f"warning: {path}: could not be removed ({error}); the next launch will remove it")
         best = self.scores.best_checkpoint
         if best is not None and not (self.folder.path / best).is_dir():
             self.scores.best_checkpoint = None
@@ -222,35 +208,21 @@ class RunSaver:
         )
 
 
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    names = ("coconut-ds", "torch", "transformers", "deepspeed")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
 def _wrote(temporary: Path, rank: int) -> bool:
+    """Whether the files of a rank have arrived; the one checked here is written last."""
     return random_file(temporary / ENGINE, rank).is_file()
 
 
-def _tried(write: Callable[[], object]) -> Exception | None:
-    """What hindered it."""
+def _try_to(write: Callable[[], object]) -> Exception | None:
+    """Runs ``write``; returns the exception that kept it from writing, or None. Other exceptions are raised."""
     try:
         write()
-    # DeepSpeed's and torch's writers turn a full disk into RuntimeErrors.
+    # On a full disk, the writers of DeepSpeed and torch raise RuntimeError.
     except (OSError, RuntimeError, SafetensorError) as error:
         return error
     except Exception as error:
-        # The writer of tokenizers raises this very class.
+        # The tokenizers library raises plain Exception; a subclass is another error.
         if type(error) is not Exception:
             raise
         return error
     return None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        # A checkout that was never installed has no metadata of its own.
-        return "not installed"

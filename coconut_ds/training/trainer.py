@@ -1,7 +1,7 @@
 """The training loop: stages, epochs, updates, validation, checkpoints.
 
-It decides nothing: stages and rates come from ``curriculum``, batches from ``data.batches``, layouts from ``layout``,
-gradients from ``engine``. Its own state is ``Position``: a few numbers.
+It contains no policy: stages and learning rates come from ``curriculum``, batches from ``batches``, sequences from
+``Experiment``, gradients from ``Engine``. Its only state is a ``Position``, a few numbers that a checkpoint records.
 """
 
 import time
@@ -18,12 +18,12 @@ from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.model.latent_loop import latent_loss
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.training.curriculum import learning_rate, resets_optimizer
 from coconut_ds.training.engine import Engine, UpdateResult
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
-from coconut_ds.training.position import Position
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver
@@ -38,18 +38,22 @@ class Trainer:
     saver: RunSaver
     progress: ProgressBar
     metrics: MetricsLog | None
-    """None on ranks that keep no record."""
+    """None on ranks other than 0."""
     interrupts: Interrupts
 
     def fit(self, position: Position) -> Position:
-        """Trains from ``position`` to the end of the last epoch, or until solved (``training.stop_at``).
+        """Trains from ``position`` to the end of the last epoch, or until ``training.stop_at`` is reached.
+
+        Changes ``position`` as it trains, and returns it.
 
         Raises:
             Interrupted: the run was asked to stop, and has been saved.
+            NonFiniteError: loss or gradient norm of an update is not finite.
+            CheckpointError: a checkpoint could not be written, or another launch took over the run.
         """
         run, training = self.experiment, self.experiment.config.training
-        # While things were loaded, perhaps: there is nothing new to save.
-        self._stop_if_asked(position, position.previous_stage or 0, saved=True)
+        # The request may have come while the model was loaded; there is nothing new to save.
+        self._stop_if_requested(position, position.previous_stage or 0, saved=True)
         while position.epoch < training.num_epochs and not position.solved:
             stage = run.curriculum.stage(position.epoch, position.stage_switches)
             if position.batch == 0 and resets_optimizer(training, stage, position.previous_stage):
@@ -66,7 +70,7 @@ class Trainer:
         return position
 
     def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
-        """Records what the epoch decides, then saves."""
+        """Updates curriculum and position after an epoch, then saves a checkpoint if one is due."""
         curriculum, share = self.experiment.curriculum, evaluation.wholly_right
         position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
         if curriculum.advances(position.epoch, position.stage_switches, share):
@@ -75,12 +79,12 @@ class Trainer:
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
         self.saver.after_epoch(self.engine, position, stage, evaluation, last)
-        self._stop_if_asked(position, stage, saved=self.saver.is_saved(position))
+        self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
     def _epoch(
         self, position: Position, stage: int, problems: Sequence[TokenizedProblem], batches: list[list[int]]
     ) -> None:
-        """The updates of an epoch that are still to be made."""
+        """Makes the updates of the epoch that ``position`` does not count yet."""
         self.engine.train()
         every = self.experiment.config.training.save_every_steps
         prepare = partial(self._prepare, position.epoch, stage, problems)
@@ -96,13 +100,16 @@ class Trainer:
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
-            self._stop_if_asked(position, stage, saved=saves)
+            self._stop_if_requested(position, stage, saved=saves)
 
-    def _stop_if_asked(self, position: Position, stage: int, saved: bool) -> None:
-        """Ranks agree on it after each update, so that all have made the same ones."""
-        if self.experiment.ranks.any(self.interrupts.requested or self.saver.lost):
+    def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
+        """Raises ``Interrupted`` on all ranks if any of them was asked to stop; saves first unless ``saved``.
+
+        Called by all ranks after the same update, so that the checkpoint is the same for all.
+        """
+        if self.experiment.ranks.any(self.interrupts.requested or self.saver.lock_lost):
             self.progress.close()
-            self.saver.stand_down_if_lost()
+            self.saver.check_lock()
             if not saved:
                 self.saver.save(self.engine, position, stage)
             raise Interrupted(self.interrupts.reason)
@@ -120,9 +127,9 @@ class Trainer:
             return self.engine.update(prepared.micro_batches, lr)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; nothing was updated. "
+                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; the weights are unchanged. "
                 f"Problems of this batch, counted from 0 in the epoch's training set: {prepared.indices}. "
-                "A lower training.lr, training.warmup_steps or training.max_grad_norm may help"
+                "A lower training.lr, more training.warmup_steps or a lower training.max_grad_norm may help"
             ) from error
 
     def _log_update(
@@ -154,7 +161,7 @@ class Trainer:
             stage,
             Thoughts(run.method.num_latents(stage, None, run.spec)),
             progress=run.ranks.is_first,
-            check=lambda: self._stop_if_asked(position, stage, self.saver.is_saved(position)),
+            check=lambda: self._stop_if_requested(position, stage, self.saver.is_saved(position)),
         )
         self._log(
             position.epoch,
@@ -181,7 +188,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validation_loss(self, stage: int) -> float:
-        """Token mean over all validation problems at ``stage``, without mixing."""
+        """Mean cross entropy per target token over all validation problems at ``stage``, without stage mixing."""
         run = self.experiment
         layouts = [run.layout(problem, stage) for problem in run.problems.valid_tokens]
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)

@@ -1,4 +1,4 @@
-"""The wandb mirror of a run's numbers: the only module that imports wandb, and late: others need not wait for it."""
+"""Mirrors the metrics of a run to wandb. The only module that imports wandb, and only when wandb may be used."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from coconut_ds.settings import Config
 
 
 class WandbMirror:
-    """One wandb run."""
+    """A wandb run that receives every line of metrics."""
 
     def __init__(self, config: Config, folder: Path, mode: str, run_id: str) -> None:
         import wandb
@@ -29,16 +29,16 @@ class WandbMirror:
             raise ConfigError(f"run.wandb={mode}: wandb did not start ({error}); set run.wandb=disabled") from error
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """One line of numbers."""
+        """Sends the values of one line."""
         self._run.log(values, step=step)
 
     def close(self) -> None:
-        """Uploads what is left."""
+        """Uploads what has not been sent, and ends the wandb run."""
         self._run.finish()
 
 
 def wandb_mode(config: Config) -> tuple[str, str | None]:
-    """The mode to use, and a line that says why where nobody asked for it."""
+    """The wandb mode to use, and a line for the log if wandb is off because the user is not logged in."""
     asked = config.run.wandb
     if config.run.debug:
         return "disabled", None
@@ -52,15 +52,23 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
         return "online", None
     return (
         "disabled",
-        "wandb: not logged in, so numbers go to metrics.jsonl only (run.wandb=offline|online changes that)",
+        "wandb: not logged in, so metrics go to metrics.jsonl only (to change this, set run.wandb=offline|online)",
     )
 
 
 def open_mirror(config: Config, folder: Path, run_id: str) -> tuple[WandbMirror | None, str | None]:
-    """The mirror of a run, or None when disabled, and a line to show. The same ``run_id`` goes on with the same run.
+    """Starts the mirror of a run.
+
+    Args:
+        config: holds ``run.wandb`` and the names of project and run.
+        folder: where wandb keeps its files.
+        run_id: the id of the wandb run; a resumed attempt passes the same id to continue the same wandb run.
+
+    Returns:
+        The mirror, None if wandb is disabled; and a line for the log, if there is something to say.
 
     Raises:
-        ConfigError: wandb was asked for and cannot start.
+        ConfigError: wandb was requested and cannot start.
     """
     mode, line = wandb_mode(config)
     return (None if mode == "disabled" else WandbMirror(config, folder, mode, run_id)), line
