@@ -180,7 +180,7 @@ def break_state(name: str, state: dict) -> object:
         ("unexpected", "unexpected transformer.h.9.mlp.c_fc.weight"),
         ("shape", "of another shape transformer.wpe.weight"),
         ("no embedding", "no input embedding found"),
-        ("no state dict", "holds list, expected a state dict"),
+        ("no state dict", "contains list, expected a state dict"),
     ],
 )
 def test_a_state_dict_of_another_model_is_refused_whole(tmp_path, fault, words):
@@ -241,11 +241,11 @@ def test_a_card_that_is_broken_or_of_another_method_is_refused(tmp_path):
     card = tmp_path / "coconut.json"
     assert ModelCard.read(tmp_path) is None
     card.write_text("{")
-    with pytest.raises(CheckpointError, match=r"is no coconut\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a valid coconut\.json"):
         ModelCard.read(tmp_path)
     values = json.loads('{"stage":0,"num_thoughts":0,"c_thought":1,"max_latent_stage":1,"marker_ids":{}}')
     card.write_text(json.dumps({**values, "method": "telepathy"}))
-    with pytest.raises(CheckpointError, match="'telepathy' is unknown here"):
+    with pytest.raises(CheckpointError, match="unknown method 'telepathy'"):
         ModelCard.read(tmp_path)
 
 
@@ -275,7 +275,7 @@ def test_models_whose_layers_see_a_window_are_refused(family, values):
     overrides = {"hidden_size": 16, "max_position_embeddings": 64, **common, **heads, **values}
     eager = {"model_id": family, "model_init": "scratch", "attn_implementation": "eager"}
     settings = ModelConfig(**eager, model_config_overrides=overrides)
-    with pytest.raises(ModelError, match="some layers see only the last"):
+    with pytest.raises(ModelError, match="some layers attend only to the last"):
         build_backbone(settings, build_word_tokenizer(TEXTS))
 
 
@@ -296,7 +296,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     many = build_word_tokenizer([" ".join(f"w{i}" for i in range(99))])
     path = tmp_path / "checkpoint_1"
     torch.save(backbone.model.state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"has rows for \d+ tokens; expected \d+, the tokenizer's"):
+    with pytest.raises(
+        CheckpointError, match=r"has embedding rows for \d+ tokens; expected \d+, as many as the tokenizer has"
+    ):
         load_state_dict(path, settings_of(), many)
     with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, the weights have rows for"):
         add_marker_rows(backbone.model, many)

@@ -15,7 +15,7 @@ from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import LatentInputs, Targets, collate
-from coconut_ds.model.digest import content_of
+from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.starting import starting_backbone
@@ -57,7 +57,7 @@ class Experiment:
         backbone = starting_backbone(config, source, values)
         # Random weights follow from seed and configuration; others only from themselves.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
-        weights = content_of(backbone.model, ranks) if loaded else None
+        weights = digest_parameters(backbone.model, ranks) if loaded else None
         if config.model.lora.rank:
             # Whatever was drawn so far, which under ZeRO-3 is not the same on all ranks.
             seed_generators(config.run.seed)
