@@ -348,7 +348,7 @@ def test_requests_that_make_no_sense_are_refused(tiny_model):
 def test_models_with_an_attention_of_their_own_are_refused():
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}
     config = AutoConfig.for_model("gptj", vocab_size=20, bos_token_id=0, eos_token_id=0, **shape)
-    with pytest.raises(ModelError, match="do not take an attention function"):
+    with pytest.raises(ModelError, match="do not accept an attention function"):
         ThinkingEngine(LatentLoop(AutoModelForCausalLM.from_config(config)), [0], 1, 12)
 
 
