@@ -46,15 +46,9 @@ def load_state_dict(
     """
     state = _read_state(path)
     rows = int(state[_embedding_key(path, state)].shape[0])
-    without = len(tokenizer)
+    without_markers = len(tokenizer)
     add_markers(tokenizer)
-    if rows not in (without, len(tokenizer)):
-        raise CheckpointError(
-            f"{path}: has embedding rows for {rows} tokens; expected {without}, as many as the tokenizer has, or "
-            f"{len(tokenizer)}, which includes the thought markers that the reference implementation adds. If this "
-            "tokenizer belongs to another model, set model.tokenizer. If the vocabulary is padded, the rows of the "
-            "markers are unknown: save the model with save_pretrained, and load that folder"
-        )
+    _check_rows(path, rows, without_markers, len(tokenizer))
     model = model_from_scratch(settings, tokenizer, rows)
     tied = set(model.all_tied_weights_keys or {})
     if REFERENCE_DUPLICATE in state:
@@ -89,7 +83,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix(REFERENCE_PREFIX): value for key, value in state.items()}
 
 
+def _check_rows(path: Path, rows: int, without_markers: int, with_markers: int) -> None:
+    """Refuses an embedding that has neither as many rows as the tokenizer had tokens, nor as it has with markers."""
+    if rows not in (without_markers, with_markers):
+        raise CheckpointError(
+            f"{path}: has embedding rows for {rows} tokens; expected {without_markers}, as many as the tokenizer has, "
+            f"or {with_markers}, which includes the thought markers that the reference implementation adds. If this "
+            "tokenizer belongs to another model, set model.tokenizer. If the vocabulary is padded, the rows of the "
+            "markers are unknown: save the model with save_pretrained, and load that folder"
+        )
+
+
 def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The name of the input embedding in a state dict."""
     for key in ("transformer.wte.weight", "model.embed_tokens.weight"):
         if key in state:
             return key
