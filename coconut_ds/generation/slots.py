@@ -1,8 +1,8 @@
 """The engine's key/value cache: one row for each slot, allocated once. Passes write into it and never copy it.
 
 Rows are aligned on the left: keys and values of position p are in column p. Columns beyond a row's length hold what an
-earlier request left there, and are masked. transformers calls ``SlotLayer.update`` in each layer without saying which
-rows a pass is about; the engine sets a ``PassPlan`` before each pass that does.
+earlier request left there, and are masked. transformers calls ``SlotLayer.update`` in each layer, but cannot tell it
+which slots the pass is for; so before each pass the engine sets a ``PassPlan``, which all layers read.
 
 Shapes:
     S  slots

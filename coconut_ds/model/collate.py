@@ -9,7 +9,7 @@ to L thoughts (``Q`` question token, ``t`` thought, ``a`` later token, ``.`` pad
     Q Q a a .    a a        a . .
 
 * The prefix is padded on its right, so its pass needs no attention mask. The state at a row's last real prefix column
-  is the row's first thought.
+  is the row's first thought, if it has one.
 * A row with fewer than L thoughts reads its own next tokens in the remaining one-position passes.
 * Padding between prefix and steps is masked in all passes after the prefix. Padding at the end of a row needs no mask:
   no real position comes after it.
@@ -43,8 +43,8 @@ class LatentInputs:
     prefix_last: Tensor
     """[B] last real column of each row's prefix."""
     prefix_read: Tensor
-    """[K] positions in the flattened [B·P] prefix whose states are used: they are a first thought or predict a
-    target."""
+    """[K] positions in the flattened [B·P] prefix whose states are used: the last real one of each row, which may be
+    its first thought, and those that predict a target."""
     step_ids: Tensor
     """[B, L] token ids; where a row has a thought, the id of the thought marker."""
     is_thought: Tensor

@@ -167,10 +167,10 @@ class LatentLoop(nn.Module):
         assert inputs.iterations is not None
         embedded, thought = self.embed(inputs.step_ids), inputs.is_thought.unsqueeze(-1)
         count = embedded.shape[1]
-        fed = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
+        embeds = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
         for _ in range(min(inputs.iterations, count)):
-            states = passes.later(fed, inputs.prefix_ids.shape[1], again=True)
-            fed = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
+            states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
+            embeds = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
         return [states]
 
 

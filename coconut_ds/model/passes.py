@@ -1,6 +1,6 @@
 """The forward passes of the latent loop over one batch: one over the prefix, then passes over later positions.
 
-All passes of a batch share one key/value cache. There are two implementations with the same results:
+All passes of a batch share one key/value cache. There are two implementations, whose results agree up to rounding:
 
 * ``LatentPasses`` is the fast one for training. It uses this project's own attention, which never copies the prefix
   (``latent_attention.py``), and on a CPU it sums the gradients of each weight over all passes in one product
