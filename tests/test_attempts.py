@@ -1,5 +1,7 @@
 """Which attempt of a run a launch goes on with."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import pytest
 import yaml
 from kill_matrix import RUN
 
+from coconut_ds.errors import CheckpointError
 from coconut_ds.runs.attempts import choose_start
 from coconut_ds.runs.manifest import RunManifest
+from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.settings.compose import compose_config
 
 
@@ -57,3 +61,41 @@ def test_which_attempt_a_mode_means(tmp_path, there, mode, num_epochs, chosen):
     assert chosen in (None, start.path.name)
     assert start.path.parent == folder
     assert start.is_new != start.path.exists()
+
+
+STATE = ResumeState(Position(epoch=1, batch=2, stage_switches=[1], loss_sum=0.1), Scores(0, 0.5, "checkpoint_1"), 7, 2)
+
+
+def test_a_resume_state_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "resume_state.json"
+    STATE.write(path)
+    assert ResumeState.read(path) == STATE
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda values: values.pop("world_size"), "world_size: Field required"),
+        (lambda values: values.update(world_size="2"), "world_size: Input should be a valid integer"),
+        (lambda values: values["position"].pop("batch"), "position.batch: Field required"),
+        (lambda values: values["position"].update(loss_sum=None), "position.loss_sum: Input should be a valid number"),
+        (lambda values: values["scores"].update(worst=0.1), "scores.worst: Unexpected keyword argument"),
+    ],
+)
+def test_a_resume_state_of_another_shape_names_file_and_field(tmp_path, spoil, fault):
+    path, values = tmp_path / "resume_state.json", asdict(STATE)
+    spoil(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as raised:
+        ResumeState.read(path)
+    assert f"{path}: " in str(raised.value)
+    assert fault in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", '{"position"', "[]", None])
+def test_a_resume_state_that_is_no_object_or_not_there_names_the_file(tmp_path, text):
+    path = tmp_path / "resume_state.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"resume_state\.json: "):
+        ResumeState.read(path)

@@ -26,7 +26,7 @@ HEAVY = (
     *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
-    *(f"training.{name}" for name in ("prefetch", "saver", "trainer", "launch")),
+    *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {
     "deepspeed": {"coconut_ds.distributed.zero"},

@@ -32,7 +32,7 @@ from coconut_ds.settings import Config, ModelConfig
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
-from coconut_ds.training.engine_file import engine_values
+from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics
 
@@ -189,7 +189,8 @@ def some_engine(config: Config, ranks: Ranks) -> Engine:
     """An engine over a model from scratch."""
     torch.manual_seed(0)
     backbone = build_backbone(config.model, build_word_tokenizer(["1 2 3 4"]))
-    return Engine(LatentLoop(backbone.model), config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks)
+    loop = LatentLoop(backbone.model, defer_gradients=zero_stage(config) < 3)
+    return Engine(loop, config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks)
 
 
 def spoil(zero: str, what: str, ranks: Ranks) -> dict:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem, file_digest, iter_problems
-from coconut_ds.data.tokens import tokenize
+from coconut_ds.data.tokens import tokenize, tokenizer_identity
 from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
@@ -167,18 +167,11 @@ def _open_whole(path: Path) -> TokenTable | None:
 def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str:
     """Names a table by all that its ids follow from."""
     # What the probe becomes, so that a change of ``tokens`` makes other tables even where nobody raises the version.
-    # Before the backend is asked: the call takes out the cutting and padding that earlier ones may have left there.
     probe = tokenize(tokenizer, [PROBE], format)[0]
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-    else:
-        files = {"name_or_path", *tokenizer.vocab_files_names}
-        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in files}
-        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments, "version": transformers.__version__}
-    parts = [
-        (VERSION, tokenizers.__version__, digest, asdict(format), asdict(probe)),
-        (type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state),
-    ]
+    *names, state = tokenizer_identity(tokenizer)
+    # Slow tokenizers are code of transformers. The two constants are part of the names of tables that exist.
+    more = {"truncation": None, "padding": None} if tokenizer.is_fast else {"version": transformers.__version__}
+    parts = [(VERSION, tokenizers.__version__, digest, asdict(format), asdict(probe)), (*names, {**state, **more})]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

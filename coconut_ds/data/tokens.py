@@ -5,7 +5,9 @@ tokenizer's special tokens, each ``step + "\\n"``, ``"### " + answer``, end of s
 enter and leave by id, never by their spelling.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -40,6 +42,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.tokenizer={name}: has no end-of-sequence token; set a tokenizer that has one")
     return tokenizer
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | None, int | None, dict[str, Any]]:
+    """Everything that determines which ids a text becomes: class, ids of the tokens that end and begin a text, state.
+
+    Names and folders do not count, nor the truncation and padding of the latest call.
+    """
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
+    else:
+        places = {"name_or_path", *tokenizer.vocab_files_names}
+        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
+        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments}
+    return type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state
 
 
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""What ranks say to each other, over torch.distributed; with one process it says nothing."""
+"""What the ranks of a run exchange, over ``torch.distributed``. With a single rank nothing is sent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,18 +14,19 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them."""
+    """This process among the ranks of a run. All ranks must make the same calls in the same order."""
 
     rank: int = 0
     size: int = 1
+    """Number of ranks."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where the backend wants its tensors."""
+    """Where the model computes, and where collectives expect their tensors."""
     launched: bool = False
-    """Whether a launcher started this process."""
+    """Whether a launcher (``deepspeed``, ``torchrun``) started this process."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes files and shows progress."""
+        """Whether this is rank 0, which writes files and shows progress."""
         return self.rank == 0
 
     def total(self, value: float) -> float:
@@ -41,11 +42,11 @@ class Ranks:
         return self.total(float(flag)) == self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank."""
+        """Whether the flag is set on at least one rank."""
         return self.total(float(flag)) > 0
 
     def largest(self, value: int) -> int:
-        """The largest of all ranks' numbers."""
+        """Maximum over all ranks."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, device=self.device)
@@ -53,7 +54,7 @@ class Ranks:
         return int(tensor.item())
 
     def gather(self, value: Value) -> list[Value]:
-        """The value of each rank, in order, on every rank."""
+        """The values of all ranks, in order of rank; every rank receives the list."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -61,7 +62,7 @@ class Ranks:
         return values
 
     def from_first(self, value: Value) -> Value:
-        """Rank 0's value on every rank."""
+        """Returns rank 0's value on every rank; the values passed by other ranks are ignored."""
         if self.size == 1:
             return value
         holder = [value]
@@ -69,7 +70,11 @@ class Ranks:
         return holder[0]
 
     def first_decides(self, decide: Callable[[], Value]) -> Value:
-        """What rank 0's call returns, on every rank; its error is every rank's error."""
+        """Calls ``decide`` on rank 0 only, and returns its result on every rank.
+
+        If the call raises, every rank raises: a ``CoconutError`` as it is, any other exception as a ``CoconutError``
+        on ranks other than 0.
+        """
         value: Value | None = None
         error: CoconutError | None = None
         if self.is_first:
@@ -78,7 +83,7 @@ class Ranks:
             except CoconutError as caught:
                 error = caught
             except Exception as caught:
-                # Others would wait for ever. They say what it was; here it keeps its traceback.
+                # The other ranks would wait forever: they raise its text, and rank 0 raises it with its traceback.
                 self.from_first((None, CoconutError(f"rank 0: {type(caught).__name__}: {caught}")))
                 raise
         value, error = self.from_first((value, error))
@@ -86,18 +91,24 @@ class Ranks:
             raise error
         return value  # type: ignore[return-value]
 
+    def on_first(self, call: Callable[[], Value]) -> Value | None:
+        """Calls ``call`` on rank 0 only. Returns its result there, None on other ranks; errors as ``first_decides``."""
+        results: list[Value] = []
+        self.first_decides(lambda: results.append(call()))
+        return results[0] if results else None
+
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks have called it."""
         if self.size > 1:
             dist.barrier()
 
 
 ALONE = Ranks()
-"""One process on the CPU."""
+"""A single rank on the CPU."""
 
 
 def alone() -> Ranks:
-    """One process on the accelerator where there is one, else on the CPU."""
-    # The current accelerator is the one torch was built for, whether or not the machine has it.
+    """A single rank, on the accelerator if there is one, otherwise on the CPU."""
+    # current_accelerator() names the accelerator that torch was built for, whether or not this machine has one.
     built_for = torch.accelerator.current_accelerator()
     return Ranks(device=built_for if built_for and torch.accelerator.is_available() else torch.device("cpu"))

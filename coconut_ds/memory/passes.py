@@ -102,10 +102,7 @@ def update_bytes(
     model = _model(config, rows, lora, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_by_fake_tensors(model)
-        if not on_cpu:
-            # As under ZeRO-3: no gradients are put off (``passes``).
-            next(model.parameters()).ds_id = 0
-        loop = LatentLoop(model, checkpointing)
+        loop = LatentLoop(model, checkpointing, defer_gradients=on_cpu)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut_ds.data.tokens import tokenizer_identity
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole
 
@@ -44,18 +45,8 @@ def digest_parameters(model: PreTrainedModel, ranks: Ranks) -> str | None:
 
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that maps text to ids, and of the begin and end-of-sequence ids; names and paths do not
-    count."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # These two are left over from the tokenizer's latest call.
-        state = {name: value for name, value in state.items() if name not in ("truncation", "padding")}
-    else:
-        places = {"name_or_path", *tokenizer.vocab_files_names}
-        arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
-        state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments}
-    parts = (type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of ``tokenizer_identity``, that is of everything that maps text to ids; names and paths do not count."""
+    return hashlib.sha256(json.dumps(tokenizer_identity(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

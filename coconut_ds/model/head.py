@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from coconut_ds.distributed.zero import is_sharded
+
 
 def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
     """Returns ``head(states)``: logits [..., V] for states [..., D]."""
@@ -29,7 +31,7 @@ def _is_plain(head: nn.Module, parameters: Mapping[str, nn.Parameter], states: T
         type(head) is nn.Linear
         and not torch.is_grad_enabled()
         and states.device.type == "cpu"
-        and all(one.dtype == torch.float32 and not hasattr(one, "ds_id") for one in parameters.values())
+        and all(one.dtype == torch.float32 and not is_sharded(one) for one in parameters.values())
         and states.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and states.numel() > 0

@@ -49,19 +49,23 @@ class LatentLoop(nn.Module):
     so training and generation both go through it: ``engine(latent_loss, inputs, targets)``.
     """
 
-    def __init__(self, model: PreTrainedModel, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, activation_checkpointing: bool = False, defer_gradients: bool = True
+    ) -> None:
         """Patches ``model`` in place: fused activations, the shortened last layer, and optionally checkpointing.
 
         Args:
             model: the language model.
             activation_checkpointing: whether each layer drops its activations and recomputes them in the backward
                 pass (see ``checkpointing.py``).
+            defer_gradients: whether, on a CPU, the gradient of each weight is summed over all passes in one product
+                (see ``deferred.py``). Must be False under ZeRO-3, which releases the weights between passes.
 
         Raises:
             ModelError: transformers' own gradient checkpointing is on, or the layers to checkpoint are not found.
         """
         super().__init__()
-        self.model = model
+        self.model, self._defer_gradients = model, defer_gradients
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing silently disables the cache: thoughts would not attend to the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
@@ -135,7 +139,9 @@ class LatentLoop(nn.Module):
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        passes = passes_of(self.model, inputs, self.num_layers, reading)
+        # On other devices than CPUs, summing the gradients costs less than the passes themselves.
+        defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
+        passes = passes_of(self.model, inputs, self.num_layers, reading, defers)
         parts = [passes.prefix(self.embed(inputs.prefix_ids))]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)

@@ -50,21 +50,33 @@ class Passes(Protocol):
         """
 
 
-def passes_of(model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> Passes:
-    """The fast passes where the model supports them, else the plain ones."""
+def passes_of(
+    model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool = False
+) -> Passes:
+    """The fast passes where the model supports them, else the plain ones.
+
+    Args:
+        model: the language model.
+        inputs: the batch.
+        num_layers: number of layers of the model.
+        reading: makes the context of the pass over the prefix.
+        defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
+    """
     if takes_attention(model) and model.config._attn_implementation == "sdpa":
-        return LatentPasses(model, inputs, num_layers, reading)
+        return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
     return PlainPasses(model, inputs, reading)
 
 
 class LatentPasses:
     """Passes for training, which copy and mask as little as possible (see the module's docstring)."""
 
-    def __init__(self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading) -> None:
+    def __init__(
+        self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool
+    ) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
         pads = None if mask is None else mask[:, :width] == 0
-        weights = DeferredWeights() if _defers(model) else None
+        weights = DeferredWeights() if defer_gradients else None
         # A partial, not a bound method: a reference cycle would keep the batch's tensors alive until Python's garbage
         # collector runs.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
@@ -160,10 +172,3 @@ def _computing(
         if weights is not None:
             stack.enter_context(weights.later() if later else weights.prefix())
         yield
-
-
-def _defers(model: PreTrainedModel) -> bool:
-    """On the CPU, where sums of gradients as large as the weights take longer than one-position passes; ZeRO-3 takes
-    weights away between passes."""
-    first = next(model.parameters())
-    return torch.is_grad_enabled() and first.device.type == "cpu" and not hasattr(first, "ds_id")

@@ -1,6 +1,5 @@
 """Which attempt a launch continues, and from which of its checkpoints. Reads folders, writes nothing."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from coconut_ds.files import damage
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
 from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
 from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.runs.resume_state import ResumeState
 from coconut_ds.settings import Config
 
 SOLVED = "solved"
@@ -26,8 +26,8 @@ class Start:
     is_new: bool
     checkpoint: Path | None = None
     """None: from the beginning."""
-    resume_state: dict[str, Any] | None = None
-    """Position, scores and length of the record, as the checkpoint has them."""
+    resume_state: ResumeState | None = None
+    """Recorded in the checkpoint; None without one."""
     accepted: tuple[IngredientDifference, ...] = ()
     """In what the attempt is another run's (``run.allow_mismatch``)."""
 
@@ -56,7 +56,8 @@ def choose_start(config: Config, signature: str, ingredients: dict[str, Any], no
 
     Raises:
         ConfigError: the attempt asked for is not there, or is of another run.
-        CheckpointError: there are checkpoints, and none can be used.
+        CheckpointError: there are checkpoints, and none can be used; or the resume state of the newest usable one is
+            not of this version.
     """
     run, num_epochs = Path(config.run.save_path) / config.run.name, config.training.num_epochs
     if config.run.resume_attempt_id is not None:
@@ -135,10 +136,10 @@ def _start(
     checkpoint = usable_checkpoint(folder, notify)
     if checkpoint is None:
         return Start(folder.path, is_new=False, accepted=accepted)
-    resume_state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text(encoding="utf-8"))
-    position = resume_state["position"]
-    if (position["epoch"], position["batch"]) > (num_epochs, 0):
-        epochs = position["epoch"] + (position["batch"] > 0)
+    resume_state = ResumeState.read(checkpoint / ENGINE / RESUME_STATE)
+    position = resume_state.position
+    if (position.epoch, position.batch) > (num_epochs, 0):
+        epochs = position.epoch + (position.batch > 0)
         raise ConfigError(
             f"training.num_epochs={num_epochs}: {folder.path.name} is beyond that already, at {checkpoint.name}; set "
             f"num_epochs={epochs} or more, or begin anew with run.resume_mode=never"

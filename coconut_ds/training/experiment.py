@@ -1,4 +1,7 @@
-"""An experiment, put together from its configuration: everything but the engine, checked, nothing written yet."""
+"""An experiment, built from its configuration: every part of a run except the engine, checked against each other.
+
+Building it writes one thing: the tokens of a training file, to the cache in ``data.cache_path``.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +82,8 @@ class Experiment:
 
     def loop(self) -> LatentLoop:
         """The model, as it is to learn."""
-        return LatentLoop(self.backbone.model, self.config.training.activation_checkpointing)
+        checkpointing = self.config.training.activation_checkpointing
+        return LatentLoop(self.backbone.model, checkpointing, defer_gradients=zero_stage(self.config) < 3)
 
     def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
         """The sequence of a problem at a stage."""

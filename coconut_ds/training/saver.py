@@ -4,15 +4,11 @@ A checkpoint is a sealed folder: the model at its top, for evaluation and servin
 """
 
 import errno
-import json
-import platform
 import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +22,15 @@ from coconut_ds.model.checkpoint import write_model
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest
+from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.training.engine import SHARED, Engine, random_file
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
-from coconut_ds.training.position import Position
+from coconut_ds.training.versions import versions
 
 NUM_SAMPLES = 5
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk without room."""
-
-
-@dataclass
-class Scores:
-    """Validation accuracies; they are compared within a stage, since earlier stages are easier."""
-
-    best_stage: int = -1
-    best_accuracy: float = -1.0
-    best_checkpoint: str | None = None
-    """Name of its folder."""
-    last_accuracy: float = -1.0
-    last_checkpoint: str | None = None
-
-    def note(self, stage: int, accuracy: float) -> bool:
-        """Records an evaluation; returns whether it is the best so far."""
-        self.last_accuracy = accuracy
-        if stage < self.best_stage or (stage == self.best_stage and accuracy <= self.best_accuracy):
-            return False
-        self.best_stage, self.best_accuracy, self.best_checkpoint = stage, accuracy, None
-        return True
 
 
 @dataclass
@@ -72,7 +49,7 @@ class RunSaver:
 
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
         """Saves where it is due. ``last``: no epoch follows."""
-        improved = self.scores.note(stage, evaluation.accuracy)
+        improved = self.scores.record(stage, evaluation.accuracy)
         if self.experiment.ranks.is_first:
             self.folder.write_samples(position.epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
         due = position.epoch % self.experiment.config.training.save_every == 0
@@ -125,22 +102,18 @@ class RunSaver:
                 "ends"
             )
 
-    def carry_on(self, checkpoint: Path, scores: dict[str, Any]) -> None:
-        """Takes up the scores of a checkpoint, and ends the pruning that its writer may not have come to."""
-        self.scores = Scores(**scores)
+    def resume_from(self, checkpoint: Path, scores: Scores) -> None:
+        """Restores the scores recorded in a checkpoint, and finishes the pruning that its launch may not have done."""
+        self.scores = replace(scores)
         if self.experiment.ranks.is_first:
             self._prune(checkpoint)
 
     def _finish(self, temporary: Path, target: Path, state: dict[str, Any], position: Position, stage: int) -> None:
         backbone = self.experiment.backbone
         write_model(temporary, backbone.model, state, backbone.tokenizer, self._card(position, stage))
-        resume_state = {
-            "position": position.as_dict(),
-            "scores": asdict(self.scores),
-            "metrics_bytes": self.metrics.flushed() if self.metrics is not None else 0,
-            "world_size": self.experiment.ranks.size,
-        }
-        (temporary / ENGINE / RESUME_STATE).write_text(json.dumps(resume_state, indent=2) + "\n", encoding="utf-8")
+        metrics_bytes = self.metrics.flushed() if self.metrics is not None else 0
+        resume_state = ResumeState(position, self.scores, metrics_bytes, self.experiment.ranks.size)
+        resume_state.write(temporary / ENGINE / RESUME_STATE)
         absent = [str(rank) for rank in range(self.experiment.ranks.size) if not _wrote(temporary, rank)]
         if absent:
             raise OSError(f"the part of rank {', '.join(absent)} is not here: {SHARED}")
@@ -222,13 +195,6 @@ class RunSaver:
         )
 
 
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    names = ("coconut-ds", "torch", "transformers", "deepspeed")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
 def _wrote(temporary: Path, rank: int) -> bool:
     return random_file(temporary / ENGINE, rank).is_file()
 
@@ -246,11 +212,3 @@ def _tried(write: Callable[[], object]) -> Exception | None:
             raise
         return error
     return None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        # A checkout that was never installed has no metadata of its own.
-        return "not installed"

@@ -18,12 +18,12 @@ from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.model.latent_loop import latent_loss
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.training.curriculum import learning_rate, resets_optimizer
 from coconut_ds.training.engine import Engine, UpdateResult
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
-from coconut_ds.training.position import Position
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver
