@@ -31,8 +31,8 @@ class Listener:
 class Row:
     """A request that has a slot or waits for one.
 
-    The engine reads the row's next input from ``script`` until it is empty; from then on the model writes.
-    Shapes: D is the hidden size, n the number of thoughts that are computed together.
+    While ``script`` contains inputs, the row follows it; while it is empty, the model writes. Shapes: D is the hidden
+    size, n the number of thoughts that are computed together.
     """
 
     ticket: int
