@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import environment, starting
-from test_checkpoint import make_backbone, make_card
+from making import make_backbone, make_card
 
 from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
+from making import make_backbone, make_card
 from slow_loop import slow_embeddings, slow_generate
-from test_checkpoint import make_backbone, make_card
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import coconut_ds
