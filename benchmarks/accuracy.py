@@ -1,11 +1,11 @@
-"""The demo's accuracy with and without each optimisation of the latent loop: speed must not cost what is learned.
+"""Checks that the optimizations of the latent loop do not reduce the accuracy of the demo.
 
     python benchmarks/accuracy.py          # 2 CPU cores, two runs at a time: a quarter of an hour
 
-Trains ``coconut`` as ``make demo`` does (products of permutations), once as it is and once without each optimisation,
-and scores the last checkpoint on the 1,000 problems that nobody trained on. Sums are rounded in another order without
-an optimisation, so curves part after some hundred updates; what they come to must not. The last line is JSON: accuracy
-in percent, and the epochs in which stages began.
+Trains ``coconut`` as ``make demo`` does (products of permutations), once unchanged and once without each optimization,
+and scores the last checkpoint on the 1,000 test problems. Without an optimization, sums are rounded in another order,
+so the training curves diverge after some hundred updates; the final accuracy must stay the same. The last line is JSON:
+accuracy in percent, and the epochs in which stages began.
 """
 
 import argparse
@@ -25,21 +25,23 @@ from coconut_ds.studies.demo import TASK
 from coconut_ds.studies.harness import TrainedRun, launch_run, quoted, score_on_test
 
 PATCHES: dict[str, Callable[[], Any]] = {
-    "as it is": nullcontext,
+    "unchanged": nullcontext,
     "transformers' cache": lambda: patch("coconut_ds.model.passes.takes_attention", lambda model: False),
     "whole last layer": lambda: patch("coconut_ds.model.last_layer.LastLayer.only", lambda self, read: nullcontext()),
-    "slow activation": lambda: patch("coconut_ds.model.latent_loop.fuse_activations", lambda model: None),
+    "unfused activation": lambda: patch("coconut_ds.model.latent_loop.fuse_activations", lambda model: None),
     "unsorted micro batches": lambda: patch("coconut_ds.training.batches.sorted", lambda rows, key: rows, create=True),
-    "layers computed again": nullcontext,
+    "activation checkpointing": nullcontext,
 }
+"""What each variant changes in the code while it trains."""
 OVERRIDES = {
     "unsorted micro batches": ["batch_size_training=16"],
-    "layers computed again": ["activation_checkpointing=true"],
+    "activation checkpointing": ["activation_checkpointing=true"],
 }
+"""What some variants change in the configuration."""
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/accuracy"))
@@ -52,15 +54,15 @@ def main() -> None:
         runs = list(pool.map(lambda name: run(name, arguments.seed, arguments.out), arguments.variants))
     data = ["data=permutation_product", f"seed={arguments.seed}", "batch_size=500"]
     found = {}
-    for one in runs:
-        accuracy = score_on_test(one, data, one.folder / "evaluation")
-        found[one.label] = {"accuracy": round(100 * accuracy, 1), "switches": one.summary["stage_switches"]}
+    for trained in runs:
+        accuracy = score_on_test(trained, data, trained.folder / "evaluation")
+        found[trained.label] = {"accuracy": round(100 * accuracy, 1), "switches": trained.summary["stage_switches"]}
     print(json.dumps(found))
 
 
 def train_here(variant: str, overrides: Sequence[str]) -> int:
-    """Trains in this process."""
-    # Imported here, since the process that compares variants trains nothing.
+    """Trains a variant in this process. Returns the exit code."""
+    # Imported here, since the process that compares the variants does not train.
     from coconut_ds.train import main as train_main
 
     with PATCHES[variant]():
@@ -68,7 +70,7 @@ def train_here(variant: str, overrides: Sequence[str]) -> int:
 
 
 def run(variant: str, seed: int, out: Path) -> TrainedRun:
-    """Trains in another process; its lines go to a file."""
+    """Trains a variant in another process, whose output goes to a file."""
     name = variant.replace(" ", "_").replace("'", "")
     overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", f"run.save_path={quoted(out)}"]
     overrides += OVERRIDES.get(variant, [])

@@ -1,9 +1,9 @@
-"""Seconds from pressing *Think* to the first picture, in a real browser.
+"""Measures the seconds from pressing *Think* to the first picture, in a real browser.
 
     python benchmarks/app.py --runs outputs      # needs Chromium and Playwright; half a minute
 
-Starts ``python -m serve app`` and opens a fresh page ``--repeats`` times. The first press comes right after the start;
-a picture counts once the browser has painted it. The last line is JSON.
+Starts ``python -m serve app`` and opens a new page ``--repeats`` times. The first press comes right after the start.
+The time ends when the browser has painted the picture. The last line is JSON.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from playwright.sync_api import Browser, sync_playwright
 from server_process import started
 
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+"""JavaScript that waits until the browser has painted."""
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="outputs")
     parser.add_argument("--repeats", type=int, default=7)
@@ -30,7 +31,7 @@ def main() -> None:
         sys.exit("no Chromium: apt-get install chromium")
     with started(["app", "--runs", arguments.runs]) as (address, start_s), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        seconds = [first_picture(browser, f"http://{address}/app/") for _ in range(arguments.repeats)]
+        seconds = [seconds_to_picture(browser, f"http://{address}/app/") for _ in range(arguments.repeats)]
         browser.close()
     result = {
         "start_s": round(start_s, 2),
@@ -41,8 +42,8 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def first_picture(browser: Browser, url: str) -> float:
-    """Seconds, on a page of its own."""
+def seconds_to_picture(browser: Browser, url: str) -> float:
+    """Opens a new page, presses *Think*, and returns the seconds until the picture is painted."""
     page = browser.new_page()
     page.goto(url)
     page.wait_for_selector("html[data-ready]")

@@ -1,8 +1,9 @@
-"""What a curriculum that follows accuracy saves against stages of fixed length, in updates until the end is solved.
+"""Compares a curriculum that follows accuracy with stages of fixed length: updates until the last stage is solved.
 
-``python benchmarks/curriculum.py [--seeds 0 1 2] [--lanes 2]``. Each run trains ``coconut`` with the configuration of
-``training=demo`` until 99 % of the validation problems are wholly right in the last stage, or its epochs are over.
-Restartable: results are kept in ``--out``. Updates do not depend on the machine.
+``python benchmarks/curriculum.py [--seeds 0 1 2] [--lanes 2]``. Each run trains ``coconut`` with the configuration
+``training=demo`` until 99 % of the validation problems are completely right in the last stage, or until its epochs are
+used up. Results are stored in ``--out``; a new start skips runs that are already there. The number of updates does not
+depend on the machine.
 """
 
 import argparse
@@ -34,14 +35,14 @@ RULES = {
 
 
 def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
-    """One run, or what it came to before."""
+    """Trains one run and stores its result; returns the stored result if there is one with the same overrides."""
     folder = out / task / rule.replace(" ", "_") / f"seed_{seed}"
     overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}", f"run.save_path={quoted(folder)}"]
     path = folder / "result.json"
     if path.is_file():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if kept["overrides"] == overrides:
-            return kept
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if stored["overrides"] == overrides:
+            return stored
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
         done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
@@ -59,7 +60,7 @@ def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Runs the benchmark from the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/curriculum"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
@@ -73,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task in options.tasks:
         print(f"\n| {task}: stages by | solved | updates until solved, median | each seed |\n|---|---|---|---|")
         for rule in options.rules:
-            mine = [results[task, rule, seed] for seed in options.seeds]
-            solved = [result["updates"] for result in mine if result["solved"]]
+            runs = [results[task, rule, seed] for seed in options.seeds]
+            solved = [result["updates"] for result in runs if result["solved"]]
             each = ", ".join(
-                str(r["updates"]) if r["solved"] else f"not in {r['updates']} (stage {r['stage']})" for r in mine
+                str(r["updates"]) if r["solved"] else f"not in {r['updates']} (stage {r['stage']})" for r in runs
             )
-            middle = f"{statistics.median(solved):.0f}" if solved else "–"
-            print(f"| {rule} | {len(solved)} of {len(mine)} | {middle} | {each} |")
+            median = f"{statistics.median(solved):.0f}" if solved else "–"
+            print(f"| {rule} | {len(solved)} of {len(runs)} | {median} | {each} |")
     return 0
 
 

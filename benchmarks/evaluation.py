@@ -1,20 +1,26 @@
-"""Problems a second: the thinking engine, the loop of the public implementation, and ``transformers.generate``.
+"""Compares generation speed: the thinking engine, the public implementation's loop, and ``transformers.generate``.
 
     python benchmarks/evaluation.py --json          # 2 CPU cores: about five minutes
     python benchmarks/evaluation.py --device cuda
 
-A six-layer, 512-wide GPT-2 with random weights and GPT-2's vocabulary; questions of ProsQA's generator, about 360
-tokens each; 6 thoughts; 16 new tokens, no end of sequence before. All variants run in one process, one after the other
-in each round, and medians over rounds count, so that what slows the machine slows all of them.
+The model is a six-layer, 512-wide GPT-2 with random weights and GPT-2's vocabulary. The questions come from ProsQA's
+generator and have about 360 tokens each; there are 6 thoughts and 16 new tokens, and no sequence ends earlier. All
+variants run in one process, one after another in each round, and medians over the rounds are reported, so that whatever
+slows the machine down slows all variants.
 
-* ``naive``: one question at a time; the question is encoded, then each thought over a cache, and then the whole
-  sequence again for every token, with logits at every position, as the public implementation does it. fp32.
-* ``single``: the engine with one slot, fp32. ``fp32`` and ``bf16``: 32 slots and twice as many questions.
-* ``transformers``: ``generate`` on 32 prompts, padded on the left, without thoughts; ``plain``: the engine on the same.
+* ``naive``: one question at a time, in fp32, as the public implementation does it: the question and each thought are
+  encoded with a cache; then the whole sequence is encoded again for every token, with logits at every position.
+* ``single``: the engine with one slot, fp32.
+* ``fp32`` and ``bf16``: the engine with 32 slots, on 64 questions.
+* ``transformers``: ``generate`` on 32 prompts without thoughts, padded on the left.
+* ``plain``: the engine on the same prompts as ``transformers``.
 
-The last line is JSON: ``ratio_fp32`` and ``ratio_bf16`` are problems a second over the naive loop's,
-``over_transformers`` is the time a token, ours over theirs, ``cache_over_shapes`` the memory of the cache over what
-its rows need.
+The last line is JSON:
+
+* ``ratio_fp32``, ``ratio_bf16``: problems per second over the naive loop's.
+* ``over_transformers``: the engine's time per problem over that of transformers.
+* ``cache_over_shapes``: memory of the cache over what its rows need.
+* ``advance_over_floor``: time of a pass over one position over the time to read weights and cache from memory.
 """
 
 import argparse
@@ -43,14 +49,17 @@ from coconut_ds.model.precision import cast, multiplies_bf16
 VOCABULARY, EOS, START, THOUGHT, END = 50260, 50256, 50257, 50258, 50259
 NUM_THOUGHTS, NEW_TOKENS, SLOTS = 6, 16, 32
 
+Variants = dict[str, tuple[int, Callable[[int], object]]]
+"""For each variant, the number of problems in a run and the function that runs it, given the number of the round."""
+
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="the last line alone")
+    parser.add_argument("--json", action="store_true", help="print only the last line")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(torch.device(arguments.device), arguments.rounds)
@@ -61,34 +70,12 @@ def main() -> None:
 
 
 def measure(device: torch.device, rounds: int) -> dict[str, object]:
-    """All variants, interleaved."""
+    """Runs all variants. Returns the numbers described at the top of this file."""
     questions = tokens_of_questions(2 * SLOTS)
     thinking = [request_of(question, NUM_THOUGHTS) for question in questions]
-    plain = [request_of(question, 0) for question in questions[:SLOTS]]
-    models = {dtype: model_of(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    loops = {dtype: LatentLoop(model_of(dtype, device)) for dtype in models}
-    fp32, bf16 = torch.float32, torch.bfloat16
-    variants: dict[str, tuple[int, Callable[[int], object]]] = {
-        "naive": (1, lambda n: naive(models[fp32], questions[n % len(questions)])),
-        "single": (4, lambda n: generate(loops[fp32], thinking[4 * n % 60 :][:4], [EOS], 1)),
-        "fp32": (len(thinking), lambda n: generate(loops[fp32], thinking, [EOS], SLOTS)),
-        "bf16": (len(thinking), lambda n: generate(loops[bf16], thinking, [EOS], SLOTS)),
-        "transformers": (SLOTS, lambda n: theirs(models[fp32], questions[:SLOTS])),
-        "plain": (SLOTS, lambda n: generate(loops[fp32], plain, [EOS], SLOTS)),
-        "transformers_bf16": (SLOTS, lambda n: theirs(models[bf16], questions[:SLOTS])),
-        "plain_bf16": (SLOTS, lambda n: generate(loops[bf16], plain, [EOS], SLOTS)),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, (count, run) in variants.items():
-            synchronise(device)
-            began = time.perf_counter()
-            run(number)
-            synchronise(device)
-            # The first round warms up.
-            if number:
-                seconds[name].append((time.perf_counter() - began) / count)
-    a_problem = {name: statistics.median(values) for name, values in seconds.items()}
+    loops = {dtype: LatentLoop(model_of(dtype, device)) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = seconds_per_problem(variants_of(questions, thinking, loops, device), rounds, device)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
 
     def ratio(name: str, other: str) -> float:
         return round(statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True)), 2)
@@ -98,19 +85,55 @@ def measure(device: torch.device, rounds: int) -> dict[str, object]:
         "torch": torch.__version__,
         "bf16": "native" if multiplies_bf16(device) else "weights rounded, computed in fp32: no instructions for it",
         "tokens_a_question": round(statistics.mean(map(len, questions)), 1),
-        "problems_per_s": {name: round(1 / value, 3) for name, value in a_problem.items()},
+        "problems_per_s": {name: round(1 / value, 3) for name, value in medians.items()},
         "ratio_single": ratio("naive", "single"),
         "ratio_fp32": ratio("naive", "fp32"),
         "ratio_bf16": ratio("naive", "bf16"),
         "over_transformers": ratio("plain", "transformers"),
         "over_transformers_bf16": ratio("plain_bf16", "transformers_bf16"),
-        **cache_of(loops[fp32], thinking),
-        **floor_of(loops[bf16], thinking[:SLOTS], device),
+        **cache_of(loops[torch.float32], thinking),
+        **floor_of(loops[torch.bfloat16], thinking[:SLOTS], device),
     }
 
 
+def variants_of(
+    questions: list[list[int]],
+    thinking: list[Request],
+    loops: dict[torch.dtype, LatentLoop],
+    device: torch.device,
+) -> Variants:
+    """All variants, in the order in which they run. ``thinking``: the requests for the questions, with thoughts."""
+    plain = [request_of(question, 0) for question in questions[:SLOTS]]
+    models = {dtype: model_of(dtype, device) for dtype in loops}
+    fp32, bf16 = torch.float32, torch.bfloat16
+    return {
+        "naive": (1, lambda n: naive(models[fp32], questions[n % len(questions)])),
+        "single": (4, lambda n: generate(loops[fp32], thinking[4 * n % 60 :][:4], [EOS], 1)),
+        "fp32": (len(thinking), lambda n: generate(loops[fp32], thinking, [EOS], SLOTS)),
+        "bf16": (len(thinking), lambda n: generate(loops[bf16], thinking, [EOS], SLOTS)),
+        "transformers": (SLOTS, lambda n: transformers_generate(models[fp32], questions[:SLOTS])),
+        "plain": (SLOTS, lambda n: generate(loops[fp32], plain, [EOS], SLOTS)),
+        "transformers_bf16": (SLOTS, lambda n: transformers_generate(models[bf16], questions[:SLOTS])),
+        "plain_bf16": (SLOTS, lambda n: generate(loops[bf16], plain, [EOS], SLOTS)),
+    }
+
+
+def seconds_per_problem(variants: Variants, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """For each variant, the seconds per problem in each round. An additional first round warms up and is dropped."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, (count, run) in variants.items():
+            synchronise(device)
+            began = time.perf_counter()
+            run(number)
+            synchronise(device)
+            if number:
+                seconds[name].append((time.perf_counter() - began) / count)
+    return seconds
+
+
 def tokens_of_questions(count: int) -> list[list[int]]:
-    """Questions cut into pieces as GPT-2's tokenizer cuts them: ``lempus`` is lem, p, us."""
+    """Token ids of ``count`` generated questions, cut into pieces as GPT-2's tokenizer does: lempus is lem, p, us."""
     rng, ids = random.Random(0), dict[str, int]()
     found = []
     for _ in range(count):
@@ -120,14 +143,14 @@ def tokens_of_questions(count: int) -> list[list[int]]:
 
 
 def request_of(question: list[int], thoughts: int, length: int = NEW_TOKENS) -> Request:
-    """Question, thoughts between markers, forced tokens."""
+    """A request with the question, ``thoughts`` between markers, and exactly ``length`` new tokens."""
     ids = [*question, START, *[THOUGHT] * thoughts, END] if thoughts else question
     layout = Layout(ids, [IGNORE] * len(ids), len(question) + 1 if thoughts else len(ids), thoughts)
     return Request(layout, length, min_new_tokens=length, suppress=(START, THOUGHT, END))
 
 
 def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The same random weights each time."""
+    """The benchmark's model, with the same random weights in each call."""
     torch.manual_seed(0)
     config = GPT2Config(
         n_embd=512, n_layer=6, n_head=8, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS
@@ -139,7 +162,7 @@ def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
 
 @torch.no_grad()
 def naive(model: PreTrainedModel, question: list[int]) -> list[int]:
-    """The public implementation's way: a cache for the thoughts, none for the text."""
+    """Generates as the public implementation does: with a cache for the thoughts, and without one for the text."""
     embed = model.get_input_embeddings()
     start = torch.tensor([[*question, START]], device=model.device)
     embeds = embed(start)
@@ -160,19 +183,19 @@ def naive(model: PreTrainedModel, question: list[int]) -> list[int]:
 
 
 @torch.no_grad()
-def theirs(model: PreTrainedModel, questions: list[list[int]]) -> object:
-    """Greedy ``generate`` on one padded batch, no end of sequence before the last token."""
+def transformers_generate(model: PreTrainedModel, questions: list[list[int]]) -> object:
+    """Greedy ``generate`` on one batch, padded on the left; each row gets exactly ``NEW_TOKENS`` tokens."""
     width = max(map(len, questions))
     ids = torch.tensor([[EOS] * (width - len(q)) + q for q in questions], device=model.device)
     mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in questions], device=model.device)
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    made = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **length)
-    assert made.shape[1] == width + NEW_TOKENS
-    return made
+    tokens = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **length)
+    assert tokens.shape[1] == width + NEW_TOKENS
+    return tokens
 
 
 def cache_of(loop: LatentLoop, requests: list[Request]) -> dict[str, float]:
-    """Memory of the cache, and what as many rows as long as the longest request need in it."""
+    """The memory of the engine's cache, also over what ``SLOTS`` rows of the longest request need."""
     longest = max(request.num_positions for request in requests)
     engine = ThinkingEngine(loop, [EOS], SLOTS, longest)
     engine.submit(requests[0])
@@ -183,7 +206,7 @@ def cache_of(loop: LatentLoop, requests: list[Request]) -> dict[str, float]:
 
 
 def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) -> dict[str, float]:
-    """A pass over one position, and the time in which the memory can hand over what it reads: weights and cache."""
+    """Time of a pass over one position, also over its lower bound: the time to read weights and cache from memory."""
     engine = ThinkingEngine(loop, [EOS], SLOTS, max(request.num_positions for request in requests))
     for request in requests:
         engine.submit(request)
@@ -217,7 +240,7 @@ def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) ->
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for the device."""
+    """Waits until the device has finished all work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -1,11 +1,12 @@
-"""How time and memory of an update grow with thoughts and with length.
+"""Measures how the time and memory of an update grow with the number of thoughts and with the sequence length.
 
     python benchmarks/growth.py               # 2 CPU cores: about five minutes; writes docs/growth.png
 
-Micro batches of 8 random sequences, the six-layer model of ``training.py``, fp32, forward and backward pass. Time is
-the median of rounds in which all settings take turns. Memory is what autograd keeps for the backward pass, weights left
-out. The last line is JSON: ``slope_over_pass`` is the time that one more thought takes over that of a pass over one
-position alone, ``thoughts_r2`` how much of the variance a straight line through 0 to 12 thoughts explains.
+Forward and backward passes over micro batches of 8 random sequences, with the six-layer model of ``training.py`` in
+fp32. The time is the median over rounds in which all settings take turns. The memory is what autograd saves for the
+backward pass, without weights. The last line is JSON: ``slope_over_pass`` is the time of one additional thought over
+that of a pass over a single position; ``thoughts_r2`` is the share of variance (R²) that a straight line over 0 to 12
+thoughts explains.
 """
 
 import argparse
@@ -31,7 +32,7 @@ LENGTHS = (64, 160, 320, 640, 960)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -48,7 +49,7 @@ def main() -> None:
             if number:
                 seconds[setting].append(took)
     times = {setting: statistics.median(values) for setting, values in seconds.items()}
-    memory = {setting: kept_mb(loop, work, *setting) for setting in seconds}
+    memory = {setting: saved_mb(loop, work, *setting) for setting in seconds}
     for (length, thoughts), took in times.items():
         print(f"{length:>5} tokens {thoughts:>3} thoughts  {took:7.3f} s  {memory[length, thoughts]:8.1f} MB")
     draw(times, memory, arguments.out)
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def batch_of(work: Workload, length: int, thoughts: int) -> tuple:
-    """Sequences of ``length`` positions, thoughts included; a pass over one position where the length is 1."""
+    """The tensors of ``ROWS`` random sequences of ``length`` positions, thoughts included, and at least 2."""
     generator = torch.Generator().manual_seed(length)
     layouts = []
     for ids in torch.randint(0, 1000, (ROWS, max(length, 2)), generator=generator).tolist():
@@ -76,7 +77,7 @@ def batch_of(work: Workload, length: int, thoughts: int) -> tuple:
 
 
 def timed(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float:
-    """Seconds of a forward and a backward pass; of one over one position alone where ``length`` is 1."""
+    """Seconds of a forward and backward pass; with ``length`` 1, of a single pass over one position."""
     loop.zero_grad(set_to_none=True)
     inputs, targets = batch_of(work, length, thoughts)
     began = time.perf_counter()
@@ -88,8 +89,8 @@ def timed(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float
     return time.perf_counter() - began
 
 
-def kept_mb(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float:
-    """What autograd keeps between forward and backward pass; each piece of memory once, parameters left out."""
+def saved_mb(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> float:
+    """MB that autograd saves for the backward pass; each storage is counted once, parameters are not."""
     own = {parameter.untyped_storage().data_ptr() for parameter in loop.parameters()}
     seen: dict[int, int] = {}
 
@@ -106,15 +107,15 @@ def kept_mb(loop: LatentLoop, work: Workload, length: int, thoughts: int) -> flo
 
 
 def line(places: list[int], values: list[float]) -> tuple[float, float]:
-    """Slope of the straight line through points, and the share of variance that it explains."""
-    x, y = (torch.tensor(one, dtype=torch.float64) for one in (places, values))
+    """Slope of the least squares line through the points, and the share of variance that it explains."""
+    x, y = (torch.tensor(each, dtype=torch.float64) for each in (places, values))
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     rest = y - y.mean() - slope * (x - x.mean())
     return slope, 1 - float((rest**2).sum() / ((y - y.mean()) ** 2).sum())
 
 
 def draw(times: dict[tuple[int, int], float], memory: dict[tuple[int, int], float], out: Path) -> None:
-    """Both against thoughts and against length."""
+    """Plots time and memory against the number of thoughts and against the length."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     rows = [
         ([(360, n) for n in THOUGHTS], 1, "thoughts, at 360 tokens"),
@@ -123,11 +124,11 @@ def draw(times: dict[tuple[int, int], float], memory: dict[tuple[int, int], floa
     for axis, (settings, place, label) in zip(axes, rows, strict=True):
         x = [setting[place] for setting in settings]
         shown = ((axis, times, "o-", "#0072b2", "seconds"), (axis.twinx(), memory, "s--", "#d55e00", "MB kept"))
-        for one, values, marks, color, what in shown:
+        for scale, values, marks, color, what in shown:
             y = [values[setting] for setting in settings]
-            one.plot(x, y, marks, color=color)
-            one.set_ylim(0, 1.1 * max(y))
-            one.set_ylabel(f"{what}, 8 sequences", color=color)
+            scale.plot(x, y, marks, color=color)
+            scale.set_ylim(0, 1.1 * max(y))
+            scale.set_ylabel(f"{what}, 8 sequences", color=color)
         axis.set_xlabel(label)
     figure.suptitle("An update grows linearly with thoughts, nearly so with length")
     figure.savefig(out, dpi=110)

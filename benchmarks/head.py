@@ -1,8 +1,8 @@
-"""Logits of a few states: torch's product on the CPU beside the one that generation takes.
+"""Compares the product of states and head that generation uses on a CPU with torch's own, for a few states.
 
     python benchmarks/head.py          # seconds
 
-512 entries a state, 50,260 tokens, fp32; medians of 15 calls in turns. The last line is JSON: milliseconds by the
+Hidden size 512, 50,260 tokens, fp32; medians of 15 calls that take turns. The last line is JSON: milliseconds by the
 number of states, and the ratio.
 """
 
@@ -25,7 +25,7 @@ WIDTH, VOCABULARY, REPEATS = 512, 50260, 15
 
 @torch.no_grad()
 def main() -> None:
-    """Prints a row a number of states."""
+    """Measures and prints one row for each number of states."""
     head = nn.Linear(WIDTH, VOCABULARY, bias=False)
     rows = []
     for states in (1, 8, 32, 64, 128):
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def in_turns(*functions: Callable[[], object]) -> list[float]:
-    """Median seconds of each."""
+    """Median seconds of each function; they are called in turns."""
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS + 2):
         for function, taken in zip(functions, seconds, strict=True):

@@ -1,8 +1,8 @@
-"""What ``coconut-plan`` says beside what is allocated: ``python benchmarks/memory.py``, on one CPU process.
+"""Compares the memory that ``coconut-plan`` plans with what training allocates: ``python benchmarks/memory.py``.
 
-Two updates of two micro batches each, through the engine. Measured is the largest sum of all that torch's allocator has
-given out, from the first weight on, as its profiler records it; the inside of kernels is in neither number. The last
-line is JSON: planned over measured.
+Runs on the CPU, each case in a process of its own: two updates of two micro batches each, with the project's engine.
+The measured number is the peak of all memory that torch's allocator has given out, from the first weight on, as torch's
+profiler records it. The workspace of kernels is in neither number. The last line is JSON: planned over measured.
 """
 
 import argparse
@@ -42,11 +42,11 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "Llama, 6 thoughts, checkpointing, ZeRO 3": (3, [LLAMA, "model_id=llama", "activation_checkpointing=true"]),
     "Llama, 6 thoughts, LoRA, ZeRO 3": (3, [LLAMA, "model_id=llama", "lora.rank=8"]),
 }
-"""ZeRO stage, and the rest of the command line."""
+"""For each case, the ZeRO stage and the overrides of the configuration."""
 MICRO_BATCH, TOKENS = 8, 120
 VOCABULARY = 4000
 ENGINE = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 0}
-"""DeepSpeed's own buckets of 2 GB would hide all else."""
+"""DeepSpeed's default buckets of 2 GB would hide everything else."""
 
 
 def case(name: str, folder: Path) -> Config:
@@ -60,7 +60,7 @@ def case(name: str, folder: Path) -> Config:
 
 
 def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
-    """Bytes that are planned, and bytes that were there."""
+    """Planned and measured bytes at the peak."""
     tokenizer = build_word_tokenizer(map(str, range(VOCABULARY)))
     markers, _ = add_markers(tokenizer)
     planner = planner_of(config, 1, TOKENS, TOKENS // 4, on_cpu=True)
@@ -80,9 +80,9 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
 
 
 def peak(profiler: profile) -> int:
-    """The largest sum of bytes that were allocated and not freed."""
+    """The largest number of bytes that were allocated and not yet freed at any time."""
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = largest = 0
     for _, change in changes:
         now += change
@@ -91,13 +91,13 @@ def peak(profiler: profile) -> int:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
+    parser.add_argument("--case", choices=list(CASES), help="measure only this case, in this process")
     given = parser.parse_args()
     if given.case is None:
-        # One process each: what one leaves behind would be freed in the measurement of the next.
-        found = {name: alone(name) for name in CASES}
+        # A process for each case: memory left over from one would be freed while the next is measured.
+        found = {name: measure_in_a_process(name) for name in CASES}
         for name, (planned, measured) in found.items():
             line = f"{name:<42} planned {planned / 2**20:7.1f} MiB, measured {measured / 2**20:7.1f} MiB, "
             sys.stderr.write(f"{line}ratio {planned / measured:.3f}\n")
@@ -109,8 +109,8 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def alone(name: str) -> tuple[int, int]:
-    """``measure`` in a process of its own."""
+def measure_in_a_process(name: str) -> tuple[int, int]:
+    """``measure`` of a case, in a process of its own."""
     command = [sys.executable, __file__, "--case", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -1,8 +1,8 @@
-"""Training with continuous thoughts as the public implementation does it, written plainly: what others are compared to.
+"""The baseline: training with continuous thoughts as the public implementation does it, in plain PyTorch.
 
-Rows are padded on the left so that first thoughts share a column; before each thought the whole batch's embeddings are
-rebuilt as nested Python lists of tensors; every pass computes logits at all of its positions; the loss is the mean over
-all labels of a micro batch. Its cache is cut back by hand to the positions that are final.
+Rows are padded on the left so that their first thoughts are in one column. After each thought, the embeddings of the
+whole batch are rebuilt as nested Python lists of tensors. Every pass computes logits at all of its positions. The loss
+is the mean over all labels of a micro batch. Before each pass the cache is cut back to the positions that are final.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from coconut_ds.methods.layout import IGNORE, Layout
 
 
 def naive_batch(layouts: Sequence[Layout], pad_id: int, thought_id: int) -> dict[str, Tensor]:
-    """Tensors [B, T] of a micro batch."""
+    """The tensors [B, T] of a micro batch of B rows and T columns."""
     first = max(layout.first_thought for layout in layouts)
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": [], "position_ids": []}
     lead = [first - layout.first_thought for layout in layouts]
@@ -34,7 +34,7 @@ def naive_batch(layouts: Sequence[Layout], pad_id: int, thought_id: int) -> dict
 
 
 def naive_loss(model: PreTrainedModel, batch: dict[str, Tensor], thought_id: int) -> Tensor:
-    """The loss of a micro batch; one pass for each thought, each with logits at all its positions."""
+    """The loss of a micro batch, with one more pass than there are thoughts."""
     ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     thoughts = (ids == thought_id).nonzero()
     lists = [[place[1].item() for place in thoughts if place[0] == row] for row in range(len(ids))]
@@ -69,7 +69,7 @@ def naive_loss(model: PreTrainedModel, batch: dict[str, Tensor], thought_id: int
 
 
 def _cut(cache: DynamicCache, length: int) -> DynamicCache:
-    """A cache of the first ``length`` positions; the graph stays."""
+    """A cache with the first ``length`` positions, still in the autograd graph."""
     return DynamicCache(
         ddp_cache_data=[(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers]
     )

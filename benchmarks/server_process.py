@@ -1,4 +1,4 @@
-"""``python -m serve`` as another process, for the benchmarks."""
+"""Starts ``python -m serve`` as another process, for the benchmarks."""
 
 import re
 import signal
@@ -14,8 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def started(arguments: Sequence[str], end: signal.Signals = signal.SIGTERM) -> Iterator[tuple[str, float]]:
-    """Starts it on a free port; yields host and port (``127.0.0.1:8000``), and the seconds until it said so. ``end``:
-    what it is sent afterwards."""
+    """Starts the server on a free port, and stops it when the context ends.
+
+    Args:
+        arguments: the server's command line.
+        end: the signal that stops it.
+
+    Yields:
+        Host and port (``127.0.0.1:8000``), and the seconds until the server was ready.
+    """
     began = time.perf_counter()
     command = [sys.executable, "-m", "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

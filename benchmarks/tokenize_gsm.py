@@ -1,10 +1,11 @@
-"""How long, and in how much memory, the problems of GSM8K-Aug become a token table, and how fast that is read.
+"""Measures the time and memory to tokenize a data set of GSM8K-Aug's size into a token table, and to read that table.
 
     python benchmarks/tokenize_gsm.py --from LINES.txt --tokenizer FOLDER
 
-Makes as many problems as GSM8K-Aug has (385,620) from lines ``question||steps #### answer``: each copy gets other
-numbers, other names and some other words, and no question comes twice, so that neither the search for repeated texts
-nor the tokenizer's own memory of words helps more than on real data. Builds, then opens again, each in a fresh process.
+Makes as many problems as GSM8K-Aug has (385,620) from lines ``question||steps #### answer``. Each copy gets different
+numbers, different names and some different words, and no question comes twice, so that neither the detection of
+repeated texts nor the tokenizer's cache of words helps more than on real data. Builds the table, then opens it again,
+each in a new process.
 """
 
 import argparse
@@ -26,7 +27,7 @@ READS = 100_000
 
 
 def perturbed(text: str, names: dict[str, str], words: list[str], chance: random.Random) -> str:
-    """The text with other digits, other names (the same ones in a whole problem) and some other words."""
+    """The text with different digits, different names (consistent within a problem) and some different words."""
 
     def number(match: re.Match[str]) -> str:
         return str(chance.randrange(1, 10)) + "".join(str(chance.randrange(10)) for _ in match[0][1:])
@@ -41,7 +42,7 @@ def perturbed(text: str, names: dict[str, str], words: list[str], chance: random
 
 
 def problems(lines: list[str], count: int) -> Iterator[dict[str, object]]:
-    """``count`` problems, every question another."""
+    """Yields ``count`` problems with different questions."""
     chance = random.Random(0)
     words = sorted(set(re.findall(r"\b[a-z]{3,}\b", " ".join(lines))))
     seen: set[int] = set()
@@ -58,7 +59,7 @@ def problems(lines: list[str], count: int) -> Iterator[dict[str, object]]:
 
 
 def write(path: Path, lines: list[str], count: int) -> None:
-    """A file of problems, written one by one: this process must stay small, for its children count its memory."""
+    """Writes a file of problems, one by one: this process must stay small, since its children inherit its peak RSS."""
     with path.open("w", encoding="utf-8") as file:
         for index, problem in enumerate(problems(lines, count)):
             file.write(("[" if index == 0 else ",\n") + json.dumps(problem, ensure_ascii=False))
@@ -66,8 +67,8 @@ def write(path: Path, lines: list[str], count: int) -> None:
 
 
 def measure(data: Path, tokenizer: str, cache: Path) -> None:
-    """One process: opens or builds the table; prints what that took."""
-    # Here, not above: the process that starts this one must stay small. torch, because every run has it.
+    """Opens or builds the table in this process, and prints its time and memory."""
+    # Imported here, since the process that starts this one must stay small. torch, since every run imports it.
     import torch  # noqa: F401
 
     from coconut_ds.data.token_table import cached_tokens
@@ -89,7 +90,7 @@ def measure(data: Path, tokenizer: str, cache: Path) -> None:
 
 
 def main() -> None:
-    """Makes the problems, then measures a build and an opening."""
+    """Makes the problems, then measures building the table and opening it again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="source", required=True, help="lines question||steps #### answer")
     parser.add_argument("--tokenizer", required=True, help="folder of a tokenizer")

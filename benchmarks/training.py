@@ -1,24 +1,29 @@
-"""Updates a second: the latent loop, one pass without thoughts, and the loop of the public implementation.
+"""Compares training speed: the latent loop, one pass without thoughts, and the public implementation's loop.
 
     python benchmarks/training.py --json              # 2 CPU cores: about ten minutes
-    python benchmarks/training.py --profile ours_bf16 # a trace and the operators that take most time
+    python benchmarks/training.py --profile ours_bf16 # a trace and the slowest operators
     python benchmarks/training.py --device cuda --model llama_1b --rounds 10
 
-A GPT-2 of six layers, 512 wide, from scratch; ProsQA with six thoughts and no step written (``--stage 6``); micro
-batches of 8 problems, each an optimizer update of its own. All variants run in one process, in turns, and medians over
-rounds count, so that what slows the machine slows all of them. Variants:
+The model is a six-layer, 512-wide GPT-2 from scratch. It is trained on ProsQA with six thoughts and no written step
+(``--stage 6``), in micro batches of 8 problems, each of which is an optimizer update. All variants run in one process
+in turns, and medians over the rounds are reported, so that whatever slows the machine down slows all variants.
 
-* ``naive``: see ``naive_training.py``; plain PyTorch and AdamW, fp32, problems in the order in which they come.
-* ``ours``, ``ours_bf16``: the latent loop in the project's engine (fp32: ZeRO 0; bf16: ZeRO 1, fp32 master weights), on
-  micro batches cut from global batches of 128 as training does it.
-* ``single``, ``single_bf16``: the same sequences in one pass, thoughts read as tokens.
-* ``plain``: ``ours`` over transformers' growing cache, gradients left to autograd (``model/passes.PlainPasses``).
+* ``naive``: see ``naive_training.py``; plain PyTorch and AdamW in fp32, with problems in their original order.
+* ``ours``, ``ours_bf16``: the latent loop in the project's engine (fp32: ZeRO 0; bf16: ZeRO 1 with fp32 master
+  weights), on micro batches that are cut from global batches of 128 as in training.
+* ``single``, ``single_bf16``: the same sequences in one pass, with thoughts read as tokens.
+* ``plain``: like ``ours``, but with transformers' growing cache and ordinary gradients (``model/passes.PlainPasses``).
 
-The last line is JSON. ``ratio_fp32`` and ``ratio_bf16``: real tokens a second over the naive loop's;
-``loop_over_single``: time of an update over that of one pass; ``real_token_share``: of the columns at micro batch 16,
-those that are no pads; ``memory_ratio``: peak memory over the naive loop's, each in a process of its own; ``mfu_*``:
-operations that the real tokens need over what matrix products on this machine reach; ``loss_difference``: largest
-difference between losses of both loops over 20 updates on the same batches.
+The last line is JSON:
+
+* ``ratio_fp32``, ``ratio_bf16``: real tokens (padding not counted) per second, over the naive loop's.
+* ``loop_over_single``: time of an update over that of one pass.
+* ``real_token_share``: share of columns that are not padding, at micro batch 16.
+* ``memory_ratio``: peak memory over the naive loop's, each measured in its own process.
+* ``mfu_fp32``, ``mfu_bf16``: operations per second that the real tokens need, over what large matrix products reach on
+  this machine.
+* ``loss_difference``: largest difference between the losses of ``naive`` and ``ours`` over 20 updates on the same
+  batches.
 """
 
 import argparse
@@ -28,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -46,11 +51,11 @@ from coconut_ds.training.engine import start_ranks, stop_ranks
 VARIANTS = ("naive", "single", "plain", "ours", "single_bf16", "ours_bf16")
 LR = 1e-4
 ENVIRONMENT = dict(os.environ)
-"""As it is before this process becomes a rank."""
+"""The environment before this process becomes a rank, for the processes that it starts."""
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", default="gpt2_small", choices=list(MODELS))
@@ -58,14 +63,16 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=8, help="problems in a micro batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--data", help="a file of problems; default: published ones where they are, else generated")
-    parser.add_argument("--tokenizer", help="a tokenizer's folder or name")
+    parser.add_argument("--data", help="a file of problems; default: the published ones if present, else generated")
+    parser.add_argument("--tokenizer", help="folder or name of a tokenizer")
     parser.add_argument("--without-naive", action="store_true")
     parser.add_argument("--attention", default="sdpa")
-    parser.add_argument("--checkpointing", action="store_true", help="ours with activation checkpointing")
-    parser.add_argument("--profile", metavar="VARIANT", choices=VARIANTS, help="profile one update of it, and stop")
+    parser.add_argument("--checkpointing", action="store_true", help="use activation checkpointing in ours")
+    parser.add_argument(
+        "--profile", metavar="VARIANT", choices=VARIANTS, help="profile one update of this variant, and stop"
+    )
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="the last line alone")
+    parser.add_argument("--json", action="store_true", help="print only the last line")
     arguments = parser.parse_args()
     os.environ.setdefault("DS_ACCELERATOR", arguments.device)
     torch.set_num_threads(arguments.threads)
@@ -86,7 +93,7 @@ def main() -> None:
 
 
 class Bench:
-    """Variants by name, made when they are first asked for."""
+    """Builds the variants, each when it is first used, and measures them."""
 
     def __init__(self, arguments: argparse.Namespace, work: Workload, ranks: Ranks) -> None:
         self.arguments, self.work, self.ranks = arguments, work, ranks
@@ -94,7 +101,7 @@ class Bench:
         self._steps: dict[str, Callable[[Sequence[Layout]], float]] = {}
 
     def step(self, variant: str) -> Callable[[Sequence[Layout]], float]:
-        """One update of a variant on a micro batch; returns its loss."""
+        """The function that does one update of a variant on a micro batch and returns its loss."""
         if variant not in self._steps:
             model = make_model(self.arguments.model, self.work, self.arguments.attention)
             self._steps[variant] = self._naive(model) if variant == "naive" else self._engine(model, variant)
@@ -120,18 +127,19 @@ class Bench:
             model, self.ranks, self.arguments.micro, variant.endswith("bf16"), self.arguments.checkpointing
         )
         single = variant.startswith("single")
-        own = takes_attention if variant != "plain" else lambda model: False
+        # ``plain``: makes ``passes_of`` choose ``PlainPasses``.
+        supports_latent_passes = takes_attention if variant != "plain" else lambda model: False
 
         def update(layouts: Sequence[Layout]) -> float:
             if single:
                 layouts = [replace(layout, first_thought=len(layout), num_thoughts=0) for layout in layouts]
-            with patch("coconut_ds.model.passes.takes_attention", own):
+            with patch("coconut_ds.model.passes.takes_attention", supports_latent_passes):
                 return float(engine.update([self.work.collate(layouts)], LR).loss)
 
         return update
 
     def measure(self) -> dict[str, object]:
-        """All variants, interleaved."""
+        """Runs all variants in turns. Returns the numbers described at the top of this file."""
         names = [name for name in VARIANTS if not (name == "naive" and self.arguments.without_naive)]
         if not multiplies_bf16(self.device):
             names = [name for name in names if not name.endswith("bf16")]
@@ -141,11 +149,11 @@ class Bench:
         sorted_batches = self.work.micro_batches(self.arguments.micro)
         plain_batches = self.work.plain_batches(self.arguments.micro)
         for number in range(self.arguments.rounds + 1):
-            # Others begin each round: memory that the naive loop has given back is slow to take again.
+            # Each round starts with another variant: allocating again the memory that the naive loop freed is slow.
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 batches = plain_batches if name == "naive" else sorted_batches
-                # Another length each round, the same for all variants of a round.
+                # The sequences' length differs between rounds, but not between the variants of a round.
                 batch = batches[number * 5 % len(batches)]
                 took = self._timed(name, batch)
                 # The first round warms up.
@@ -156,6 +164,7 @@ class Bench:
         return self._result(seconds, tokens, work)
 
     def _timed(self, name: str, batch: Sequence[Layout]) -> float:
+        """Seconds of one update."""
         step = self.step(name)
         self._synchronise()
         began = time.perf_counter()
@@ -166,19 +175,16 @@ class Bench:
     def _result(
         self, seconds: dict[str, list[float]], tokens: dict[str, list[int]], work: dict[str, list[float]]
     ) -> dict[str, object]:
-        rates = {
-            name: statistics.median(t / s for t, s in zip(tokens[name], seconds[name], strict=True)) for name in seconds
-        }
+        """The numbers to report, from each variant's seconds, real tokens and operations in each round."""
+        rates = {name: median_ratio(tokens[name], seconds[name]) for name in seconds}
         kinds = [kind for kind in DTYPES if kind == "fp32" or multiplies_bf16(self.device)]
         peaks = {kind: matrix_peak(self.device, DTYPES[kind]) for kind in kinds}
 
         def over_single(name: str, single: str) -> float:
-            pairs = zip(seconds[name], seconds[single], strict=True)
-            return round(statistics.median(a / b for a, b in pairs), 3)
+            return round(median_ratio(seconds[name], seconds[single]), 3)
 
         def mfu(name: str, kind: str) -> float:
-            pairs = zip(work[name], seconds[name], strict=True)
-            return round(statistics.median(w / s for w, s in pairs) / peaks[kind], 3)
+            return round(median_ratio(work[name], seconds[name]) / peaks[kind], 3)
 
         result: dict[str, object] = {
             "device": torch.cuda.get_device_name()
@@ -204,17 +210,22 @@ class Bench:
             result["ratio_fp32"] = round(rates["ours"] / rates["naive"], 2)
             result["ratio_bf16"] = round(rates["ours_bf16"] / rates["naive"], 2) if has_bf16 else SLOW_BF16
             result["loss_difference"] = self.loss_difference()
+        return result | self._memory(seconds)
+
+    def _memory(self, variants: Iterable[str]) -> dict[str, object]:
+        """Peak memory of each variant, and over the naive loop's."""
+        # Frees this process's models first.
         self._steps.clear()
-        memory = {name: self._memory_in_a_process(name) for name in seconds}
-        result["peak_mb"] = {name: round(value) for name, value in memory.items()}
+        memory = {name: self._memory_in_a_process(name) for name in variants}
+        result: dict[str, object] = {"peak_mb": {name: round(value) for name, value in memory.items()}}
         if "naive" in memory:
             result["memory_ratio"] = round(memory["ours"] / memory["naive"], 3)
-            if has_bf16:
+            if "ours_bf16" in memory:
                 result["memory_ratio_bf16"] = round(memory["ours_bf16"] / memory["naive"], 3)
         return result
 
     def loss_difference(self, updates: int = 20) -> float:
-        """Largest difference of losses between both loops over updates on the same batches, from the same weights."""
+        """Largest difference between the losses of ``naive`` and ``ours``, which start from the same weights."""
         self._steps.clear()
         found = []
         batches = [batch[:2] for batch in self.work.plain_batches(self.arguments.micro)]
@@ -224,7 +235,7 @@ class Bench:
         return max(found)
 
     def memory(self, variant: str) -> dict[str, float]:
-        """Peak memory of this process after two updates on the longest problems, in MB."""
+        """Peak memory of this process after two updates on the longest micro batch, in MB."""
         batches = self.work.micro_batches(self.arguments.micro)
         longest = max(batches, key=lambda batch: sum(map(len, batch)))
         for _ in range(2):
@@ -232,13 +243,14 @@ class Bench:
         return {"peak_mb": peak_memory_mb(self.device)}
 
     def _memory_in_a_process(self, variant: str) -> float:
+        """``memory`` of a variant, measured in a new process."""
         given = [argument for argument in sys.argv[1:] if argument != "--json"]
         command = [sys.executable, __file__, *given, "--memory-of", variant]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
         return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
 
     def profile(self, variant: str) -> None:
-        """Writes a trace of one update, and prints the operators by their own time."""
+        """Writes a trace of one update, and prints the operators that take most time themselves."""
         batch = self.work.micro_batches(self.arguments.micro)[0]
         for _ in range(2):
             self.step(variant)(batch)
@@ -260,6 +272,12 @@ class Bench:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Median over the rounds of one quantity over another."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
+
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: problems as layouts, models, an engine, and the machine's limits."""
+"""Shared by the training benchmarks: problems as layouts, models, an engine, and the machine's limits."""
 
 import random
 import time
@@ -24,7 +24,7 @@ from coconut_ds.training.batches import BatchGeometry, plan_update
 from coconut_ds.training.engine import Engine
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-"""Published problems and GPT-2's tokenizer, for those who have them beside the checkout."""
+"""Published problems and GPT-2's tokenizer, if they are present next to the checkout."""
 GLOBAL_BATCH = 128
 MODELS = {
     "gpt2_small": ("gpt2", {"n_layer": 6, "n_head": 8, "n_embd": 512}),
@@ -42,21 +42,22 @@ MODELS = {
         },
     ),
 }
-"""Shapes; the vocabulary is the tokenizer's, the weights random."""
+"""Model types and configurations; the vocabulary is the tokenizer's, the weights are random."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sequences of ``coconut`` at one stage, one thought a step."""
+    """The sequences of the method ``coconut`` at one stage, with one thought for each step."""
 
     layouts: list[Layout]
     tokenizer: PreTrainedTokenizerBase
     markers: MarkerIds
     source: str
+    """Where the problems come from, as text."""
 
     @classmethod
     def load(cls, data: str | None, tokenizer: str | None, stage: int) -> "Workload":
-        """Problems and tokenizer as given, else the published ones where they are, else generated ones with words."""
+        """Problems and tokenizer as given; else the published ones if present, else generated ones."""
         published = SHARED / "prosqa_valid.json"
         if data is None and published.is_file():
             data, tokenizer = str(published), tokenizer or str(SHARED / "gpt2_tokenizer")
@@ -72,16 +73,16 @@ class Workload:
 
     @property
     def pad_id(self) -> int:
-        """What fills rows."""
+        """The token id of padding."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def tokens_a_problem(self) -> float:
-        """On average."""
+        """Average length of a sequence."""
         return sum(map(len, self.layouts)) / len(self.layouts)
 
     def micro_batches(self, micro: int) -> list[Sequence[Layout]]:
-        """As training cuts global batches."""
+        """Micro batches of ``micro`` problems, cut from global batches as in training."""
         geometry = BatchGeometry(GLOBAL_BATCH, micro, GLOBAL_BATCH // micro, 1)
         return [
             batch.layouts
@@ -90,17 +91,17 @@ class Workload:
         ]
 
     def plain_batches(self, micro: int) -> list[Sequence[Layout]]:
-        """In the order in which problems come."""
+        """Micro batches of ``micro`` problems in their original order."""
         return [self.layouts[start : start + micro] for start in range(0, len(self.layouts) - micro + 1, micro)]
 
     def collate(self, layouts: Sequence[Layout]) -> tuple[LatentInputs, Targets]:
-        """A micro batch that is an update of its own: each target has the same weight."""
+        """The tensors of a micro batch that is a whole update: each target has the same weight."""
         total = sum(layout.num_targets for layout in layouts)
         thoughts = max(layout.num_thoughts for layout in layouts)
         return collate(layouts, [1 / total] * len(layouts), thoughts, self.pad_id)
 
     def real_share(self, micro: int) -> float:
-        """Real tokens of all columns that are computed."""
+        """Share of the computed columns that are not padding."""
         real = columns = 0
         for batch in self.micro_batches(micro):
             inputs, _ = self.collate(batch)
@@ -110,22 +111,22 @@ class Workload:
 
 
 def make_config(name: str, rows: int) -> PreTrainedConfig:
-    """The shape of a model with ``rows`` tokens."""
+    """The configuration of a model of ``MODELS`` whose embedding has ``rows`` rows."""
     kind, values = MODELS[name]
-    # Dropout would make losses of two loops differ.
+    # Dropout would make the losses of two loops differ.
     quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
     return AutoConfig.for_model(kind, vocab_size=rows, bos_token_id=0, eos_token_id=0, **values, **quiet)
 
 
 def make_model(name: str, work: Workload, attention: str = "sdpa") -> PreTrainedModel:
-    """The same random weights each time."""
+    """A model of ``MODELS`` with the same random weights in each call."""
     torch.manual_seed(0)
     config = make_config(name, len(work.tokenizer))
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
 def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, checkpointing: bool = False) -> Engine:
-    """The project's engine around a model; each micro batch is an update."""
+    """The project's training engine around a model; each micro batch is an update."""
     overrides = ["data=permutation_product", f"batch_size_training={micro}", f"global_batch_size={micro}"]
     overrides += [f"bf16={str(bf16).lower()}", f"deepspeed={'zero1' if bf16 else 'zero0'}"]
     config = compose_config(overrides)
@@ -135,10 +136,11 @@ def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, ch
 
 
 def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
-    """Floating point operations that an update on real tokens needs: two a weight and token forwards, four backwards.
+    """Floating point operations that an update needs for its real tokens.
 
-    Attention: each position with itself and all before it. The head: at targets alone. What stands behind attention in
-    the last layer: not at positions of a question whose results nobody reads.
+    Each weight takes two operations for each token in the forward pass and four in the backward pass. Attention is
+    counted from each position to itself and all positions before it; the head only at targets. The modules after the
+    attention of the last layer are not counted at the question's positions whose states are not used.
     """
     config = make_config(name, len(work.tokenizer)).get_text_config()
     layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
@@ -159,7 +161,7 @@ def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of large matrix products: the best of several sizes."""
+    """Floating point operations per second of large matrix products: the best of several sizes."""
     sizes = [1024, 2048] if device.type == "cpu" else [4096, 8192]
     best = 0.0
     for size in sizes:
@@ -170,21 +172,22 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _times(run: object, device: torch.device, count: int) -> Iterator[float]:
+    """Seconds of each of ``count`` calls."""
     for _ in range(count):
         if device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        made: Tensor = run()  # type: ignore[operator]
+        result: Tensor = run()  # type: ignore[operator]
         if device.type == "cuda":
             torch.cuda.synchronize()
         yield time.perf_counter() - began
-        del made
+        del result
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory in use so far: of the process on the CPU, allocated on a GPU."""
+    """Peak memory so far in MB: of the process on a CPU, allocated by torch on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    # Not ru_maxrss, which a process inherits from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6

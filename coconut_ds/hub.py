@@ -1,7 +1,7 @@
-"""Loading by name: local folders and the local cache first, the hub only when it can be reached.
+"""Loads models and tokenizers by name: from a local folder or the local cache if possible, else from the hub.
 
-The hub's client retries an unreachable host for most of a minute and prints each try; a user without a network should
-get one line at once instead.
+If the hub cannot be reached, its client retries for most of a minute and prints each attempt. So this module checks
+first that it can be reached, and a user without a network gets a one-line error at once.
 """
 
 import os
@@ -18,21 +18,22 @@ from coconut_ds.errors import ModelError
 
 Loaded = TypeVar("Loaded")
 PROBE_TIMEOUT_S = 3.0
+"""Longest time to wait for the hub's host, in seconds."""
 FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-"""What loading code raises for files that are not there, broken, or need a package that is not."""
+"""What loading raises for files that are missing or broken, or that need a package that is not installed."""
 
 
 def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: str) -> Loaded:
-    """``load(name, local_files_only=...)``.
+    """Calls ``load(name)``, with ``local_files_only=True`` first.
 
     Args:
-        load: a ``from_pretrained``.
-        name: local folder or hub name.
-        setting: the configuration key the name came from, for the message.
-        advice: what to set instead.
+        load: a ``from_pretrained`` function.
+        name: a local folder or a name on the hub.
+        setting: the configuration key that the name came from, for the error message.
+        advice: what to set instead, for the error message.
 
     Raises:
-        ModelError: it is in no folder, not cached and not to be fetched.
+        ModelError: the folder cannot be loaded, or the name is not in the local cache and cannot be downloaded.
     """
     try:
         return load(name, local_files_only=True)
@@ -48,11 +49,13 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
     try:
         return load(name)
     except FAULTS as error:
-        raise ModelError(f"{setting}={name}: the hub did not give it ({_first_line(error)}); {advice}") from error
+        raise ModelError(
+            f"{setting}={name}: could not be loaded from the hub ({_first_line(error)}); {advice}"
+        ) from error
 
 
 def hub_reachable() -> bool:
-    """Whether the hub's host accepts a connection. Behind a proxy the answer is left to the client."""
+    """Whether the hub's host accepts a connection. Behind a proxy this is not tested, and assumed to be so."""
     if constants.HF_HUB_OFFLINE:
         return False
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):

@@ -1,7 +1,7 @@
-"""Entry point: ``coconut-plan model=… deepspeed=… gpus=N [key=value …]``: a run's memory on each GPU, before it is run.
+"""Entry point ``coconut-plan model=… deepspeed=… gpus=N [key=value …]``: estimates the memory of a run on each GPU.
 
-Nothing of the model is loaded but its configuration. ``tokens`` says how long sequences are; without it the longest
-problems of the training data are laid out. ``--json`` prints the numbers alone.
+Only the model's configuration is loaded, not its weights. ``tokens`` sets the length of the sequences; without it, the
+longest problems of the training data are used. ``--json`` prints only the numbers.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    # Started as a file: Python put this folder on the path, where the project's root belongs.
+    # Started as a file: Python put this folder on the path, but imports need the project's root.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.distributed.launcher import launched_rank
@@ -23,15 +23,17 @@ from coconut_ds.settings.compose import compose_config, parse_arguments
 
 USAGE = (
     "coconut-plan [gpus=1] [gpu_memory_gib=80] [tokens=T [targets=N]] [group=option ...] [key=value ...] [--json]\n"
-    "  gpus: processes; gpu_memory_gib: of each, to find the largest micro batch; tokens: of a sequence, thoughts and\n"
-    "  markers included (default: those of the training data); targets: of them with loss (default: a quarter)"
+    "  gpus: number of processes; gpu_memory_gib: memory of each, to find the largest micro batch that fits\n"
+    "  tokens: length of a sequence, thoughts and markers included (default: the longest of the training data)\n"
+    "  targets: how many of the tokens have loss (default: a quarter)"
 )
 OWN_KEYS = ("gpus", "gpu_memory_gib", "tokens", "targets")
+"""Arguments of this command; all others configure the run."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked beside the configuration of a run."""
+class PlanArguments:
+    """The arguments of this command that do not configure the run; see ``memory.report.plan_of``."""
 
     gpus: int = 1
     gpu_memory_gib: float | None = None
@@ -39,15 +41,15 @@ class Question:
     targets: int | None = None
 
     @classmethod
-    def read(cls, given: Sequence[str]) -> "Question":
-        """From ``key=value`` each.
+    def read(cls, arguments: Sequence[str]) -> "PlanArguments":
+        """Parses arguments of the form ``key=value``.
 
         Raises:
-            ConfigError: a value is no number above 0, or sequences would be shorter than what they hold.
+            ConfigError: a value is not a number above 0, or ``targets`` is given without ``tokens``.
         """
         values: dict[str, Any] = {}
-        for one in given:
-            key, _, value = one.partition("=")
+        for argument in arguments:
+            key, _, value = argument.partition("=")
             kind = float if key == "gpu_memory_gib" else int
             try:
                 values[key] = kind(value)
@@ -55,25 +57,25 @@ class Question:
                 raise ConfigError(f"{key}: found {value!r}, expected a number") from error
             if not values[key] > 0:
                 raise ConfigError(f"{key}: found {value}, expected a number above 0")
-        question = cls(**values)
-        if question.targets is not None and question.tokens is None:
+        result = cls(**values)
+        if result.targets is not None and result.tokens is None:
             raise ConfigError("targets: given without tokens; set tokens=T too")
-        return question
+        return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the plan. Returns the exit code: 2 for an error to mend."""
+    """Prints the plan. Returns the exit code: 2 for an error that the user can correct."""
     given = sys.argv[1:] if argv is None else argv
-    own = [one for one in given if one.split("=", 1)[0] in OWN_KEYS]
-    rest = [one for one in given if one not in own and one != "--json"]
+    own = [each for each in given if each.split("=", 1)[0] in OWN_KEYS]
+    rest = [each for each in given if each not in own and each != "--json"]
     try:
         arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
-        question = Question.read(own)
+        asked = PlanArguments.read(own)
         config = compose_config(arguments.overrides, arguments.config_dir)
         # Imported here, so that a wrong command line is refused before torch is loaded.
         from coconut_ds.memory.report import plan_of, plan_table
 
-        plan = plan_of(config, question.gpus, question.gpu_memory_gib, question.tokens, question.targets)
+        plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
     except CoconutError as error:
         if launched_rank() == 0:
             sys.stderr.write(f"error: {error}\n")
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if "--json" in given:
         sys.stdout.write(json.dumps(plan.as_dict()) + "\n")
     else:
-        sys.stdout.write(plan_table(plan, config, question.gpus, question.gpu_memory_gib))
+        sys.stdout.write(plan_table(plan, config, asked.gpus, asked.gpu_memory_gib))
     return 0
 
 

@@ -1,6 +1,7 @@
-"""A checkpoint that answers questions: ``load_reasoner(path).generate(["…"], n_thoughts=4)``.
+"""Loads a checkpoint and answers questions with it: ``load_reasoner(path).generate(["…"], n_thoughts=4)``.
 
-Method and number of thoughts are the checkpoint's (``coconut.json``), never read off the gold steps of a problem.
+The training method and the number of thoughts come from the checkpoint's ``coconut.json``, never from the reference
+solution of a problem.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,46 +32,50 @@ from coconut_ds.settings import ModelConfig
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote to a question."""
+    """What a model generated for one question."""
 
     question: str
+    """The question as given."""
     text: str
-    """Without markers and end of sequence, up to a stop string."""
+    """The generated text up to the first stop string, without markers and end of sequence."""
     answer: str
-    """What scoring finds in it: after the last ``#``."""
+    """The final answer in the text, as scoring extracts it; in the default format, what comes after the last ``#``."""
     completion: Completion
-    """Tokens, thoughts, and why it ended."""
+    """Tokens, thoughts, and why generation ended."""
 
     @property
     def thoughts(self) -> torch.Tensor | None:
-        """[thoughts, D] the hidden states that were fed back; None unless ``keep_thoughts`` was asked for."""
+        """[L, D] the hidden states of the L thoughts; None without ``keep_thoughts``."""
         return self.completion.thoughts
 
 
 @dataclass(frozen=True)
 class Reasoner:
-    """A model that knows how it thinks."""
+    """A model together with its card, which says how it thinks."""
 
     backbone: Backbone
+    """Model, tokenizer and markers."""
     card: ModelCard
+    """Method and number of thoughts."""
     name: str = "model"
+    """A name to show."""
     precision: str = "float32"
-    """In what numbers it computes, in words."""
+    """The floating point type that the model computes in, as text for the user."""
 
     @cached_property
     def loop(self) -> LatentLoop:
-        """The latent loop around the model."""
+        """The latent loop around the model, in evaluation mode."""
         return LatentLoop(self.backbone.model).eval()
 
     @property
     def prompter(self) -> Prompter:
-        """How questions become requests."""
+        """Turns questions into requests."""
         backbone, card = self.backbone, self.card
         return Prompter(backbone.tokenizer, backbone.markers, METHODS[card.method], card.text_format, card.iterations)
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model knows; None where nothing limits them."""
+        """The model's context length in positions; None if it is not limited."""
         return context_length(self.backbone.model)
 
     def thoughts(
@@ -80,12 +85,12 @@ class Reasoner:
         min_thoughts: int | None = None,
         max_thoughts: int | None = None,
     ) -> Thoughts:
-        """How much to think: the checkpoint's number unless another is asked for (see ``Thoughts``)."""
+        """How many thoughts to produce; by default, the number in the checkpoint's card (see ``Thoughts``)."""
         number = self.card.num_latents if n_thoughts is None else n_thoughts
         return Thoughts(number, force_text_after, min_thoughts, max_thoughts)
 
     def stage_at(self, thoughts: Thoughts) -> int:
-        """The stage whose steps are still written after so many thoughts."""
+        """The curriculum stage whose remaining steps the model writes after this number of thoughts."""
         return self.card.with_latents(thoughts.count).stage
 
     def generate(
@@ -107,62 +112,81 @@ class Reasoner:
         batch_size: int = 32,
         on_done: Callable[[int, Completion], None] | None = None,
     ) -> list[Answer]:
-        """Answers to questions, ``samples`` of each one after the other; greedy unless ``temperature`` is set.
+        """Answers questions, greedily unless ``temperature`` is set. The ``samples`` of a question are consecutive.
 
         Args:
-            questions: one or several.
-            n_thoughts: thoughts (pauses, where the method pauses); None: the checkpoint's number.
-            force_text_after: ends thinking early, after so many.
-            min_thoughts: with it or ``max_thoughts`` the model may end thinking by itself, not before so many.
-            max_thoughts: see ``min_thoughts``; the most there can be.
-            max_new_tokens: longest text.
-            temperature: 0 is greedy.
-            top_k: only the k likeliest tokens.
-            top_p: only the likeliest tokens that together hold this probability.
-            seed: of the draws; question and sample get draws of their own.
-            samples: continuations of each question.
-            stop: texts that end a continuation; they are cut off.
-            keep_thoughts: whether answers hold their thoughts.
-            batch_size: requests at a time.
-            on_done: told of each completion as it ends, with its place in the result.
+            questions: one question or several.
+            n_thoughts: number of thoughts (or pause tokens); None: the number in the checkpoint's card.
+            force_text_after: number of thoughts after which thinking ends early.
+            min_thoughts: with this or ``max_thoughts``, the model decides when to stop, not before this many thoughts.
+            max_thoughts: largest number of thoughts, see ``min_thoughts``.
+            max_new_tokens: largest number of tokens to generate.
+            temperature: divides the logits; 0 is greedy decoding.
+            top_k: sample only from the k most probable tokens.
+            top_p: sample only from the most probable tokens whose probabilities sum to this value.
+            seed: seed of the random draws, which differ for each question and sample.
+            samples: number of answers to each question.
+            stop: strings that end a text; they are not part of it.
+            keep_thoughts: whether to keep the hidden states of the thoughts (``Answer.thoughts``).
+            batch_size: largest number of requests that run at a time.
+            on_done: called with the index of an answer and its completion, as soon as that ends.
 
         Raises:
-            DataError: a question is longer than the context, or a number makes no sense.
+            DataError: a question does not fit into the context, or an argument is out of range.
         """
-        asked = [questions] if isinstance(questions, str) else list(questions)
         thoughts = self.thoughts(n_thoughts, force_text_after, min_thoughts, max_thoughts)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        writing = Writing(max_new_tokens, sampling=sampling, stop=tuple(stop), keep_thoughts=keep_thoughts)
+        return self._generate(questions, thoughts, writing, samples, batch_size, on_done)
+
+    def _generate(
+        self,
+        questions: str | Sequence[str],
+        thoughts: Thoughts,
+        writing: Writing,
+        samples: int,
+        batch_size: int,
+        on_done: Callable[[int, Completion], None] | None,
+    ) -> list[Answer]:
+        questions = [questions] if isinstance(questions, str) else list(questions)
         prompter = self.prompter
         requests: list[Request] = []
-        owners: list[str] = []
-        for index, (question, ids) in enumerate(zip(asked, prompter.encode(asked), strict=True)):
-            # Draws differ from question to question, as they do from sample to sample.
-            sampling = Sampling(temperature, top_k, top_p, seed, sample=index * samples)
-            writing = Writing(max_new_tokens, sampling=sampling, stop=tuple(stop), keep_thoughts=keep_thoughts)
-            requests += prompter.request(ids, thoughts, writing).samples(samples)
-            owners += [question] * samples
-        made = generate(self.loop, requests, prompter.eos_ids, batch_size, prompter.text, on_done)
-        return [self._answer(question, one, stop) for question, one in zip(owners, made, strict=True)]
+        for index, ids in enumerate(prompter.encode(questions)):
+            # Random draws differ from question to question, as they do from sample to sample.
+            own = replace(writing, sampling=replace(writing.sampling, sample=index * samples))
+            requests += prompter.request(ids, thoughts, own).samples(samples)
+        completions = generate(self.loop, requests, prompter.eos_ids, batch_size, prompter.text, on_done)
+        return [
+            self._answer(questions[index // samples], completion, writing.stop)
+            for index, completion in enumerate(completions)
+        ]
 
     def decode_thoughts(self, answer: Answer, top_k: int = 5) -> list[DecodedThought]:
-        """The tokens nearest to each thought of an answer that kept them."""
+        """The ``top_k`` most probable tokens for each thought of an answer.
+
+        Raises:
+            ValueError: the answer was generated without ``keep_thoughts``.
+        """
         if answer.thoughts is None:
-            raise ValueError("the answer holds no thoughts; generate with keep_thoughts=True")
+            raise ValueError("the answer has no thoughts; generate it with keep_thoughts=True")
         if not len(answer.thoughts):
             return []
         return decode_thoughts(self.loop, self.backbone.tokenizer, answer.thoughts.unsqueeze(0), top_k)[0]
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that loads with no other argument, here and (its text part) with transformers alone.
+        """Writes a model folder that ``load_reasoner`` loads without further arguments.
+
+        transformers loads it too, as a language model that does not think.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the folder cannot be written.
         """
         model = self.backbone.model
         card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
         save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card)
 
     def to(self, device: torch.device) -> "Reasoner":
-        """The same, its model moved to a device."""
+        """Moves the model to a device; returns this object."""
         self.loop.to(device)
         return self
 
@@ -181,19 +205,20 @@ def load_reasoner(
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
 ) -> Reasoner:
-    """A checkpoint of this project, a plain Hugging Face model, or a state dict of the reference implementation.
+    """Loads a checkpoint of this project, a plain Hugging Face model, or a state dict of the reference implementation.
 
     Args:
-        path: a folder, or the file of a state dict.
-        method: how it thinks; needed where there is no ``coconut.json``.
-        n_thoughts: thoughts at inference; needed there too, if the method has any.
-        model: architecture and tokenizer; needed for a state dict, not used otherwise.
-        dtype: of the parameters; a CPU that is slow at it computes in fp32 with weights that are rounded to it.
-        device: where to compute; None: the accelerator where there is one.
-        attn_implementation: of passes outside the thinking engine.
+        path: a model folder, or the file of a state dict.
+        method: the training method; needed if there is no ``coconut.json``.
+        n_thoughts: number of thoughts at inference; also needed without ``coconut.json``, if the method has thoughts.
+        model: architecture and tokenizer; needed for a state dict, otherwise not used.
+        dtype: type of the parameters. A CPU without bf16 instructions computes in fp32, with weights rounded to bf16.
+        device: where to compute; None: on the accelerator if there is one, else on the CPU.
+        attn_implementation: attention kernel of all passes outside of the thinking engine.
 
     Raises:
-        CheckpointError: it cannot be loaded, or does not say how it thinks.
+        CheckpointError: the checkpoint cannot be loaded, or the method or the number of thoughts is not known.
+        ModelError: the attention kernel is not available, or the latent loop does not support the model.
     """
     place = Path(path)
     if method is not None and method not in METHODS:
@@ -204,8 +229,8 @@ def load_reasoner(
         backbone = load_folder(place, attn_implementation, pause=pause)
     elif model is None:
         raise CheckpointError(
-            f"{place}: a state dict does not say its architecture; set model=gpt2_pretrained (or another of "
-            "config/model), and tokenizer= where it is another one's"
+            f"{place}: a state dict does not say its architecture; set model=gpt2_pretrained (or another option of "
+            "config/model), and tokenizer= if the model was trained with another one"
         )
     else:
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
@@ -216,7 +241,11 @@ def load_reasoner(
 
 
 def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:
-    """How the checkpoint thinks: its card with the number of thoughts asked for, or a card made of what is given."""
+    """The card of a checkpoint, with ``n_thoughts`` thoughts if given; without a card, one made of the arguments.
+
+    Raises:
+        CheckpointError: there is no checkpoint, ``method`` contradicts its card, or an argument is missing.
+    """
     if not place.exists():
         raise CheckpointError(f"checkpoint={place}: no such folder; set checkpoint to a model folder")
     card = ModelCard.read(place) if place.is_dir() else None
@@ -230,9 +259,9 @@ def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCar
         )
     if n_thoughts is None and METHODS[method].has_latents:
         raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how much it thinks; set n_thoughts too"
+            f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
         )
-    # Without a card the steps that are still written are not known: all where nothing stands for them, else none.
+    # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
     card = ModelCard(
         method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
     )

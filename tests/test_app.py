@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making_app import GRAPH, HOSTILE, SUMS
 from serving import save_checkpoint
 
 from coconut_ds.data.problem import Problem
@@ -42,17 +43,6 @@ from serve.limits import EngineSettings, Limits
 from serve.service import Service
 
 NEW_TOKENS = 6
-HOSTILE = """<script>alert('x')</script>"&{{7*7}}${7*7}%{x}"""
-
-NAMES = ["Tom", "Sam", "ape", "bee", "cat", "dog", "elk"]
-EDGES = [[0, 2], [0, 3], [2, 4], [1, 5], [5, 6]]
-GRAPH = Problem(
-    "Tom is a ape. Tom is a bee. Every ape is a cat. Sam is a dog. Every dog is a elk. Is Tom a cat or elk?",
-    ("Tom is a ape.", "Every ape is a cat."),
-    "Tom is a cat.",
-    {"idx_to_symbol": NAMES, "edges": EDGES, "root": 0, "target": 4, "neg_target": 6},
-)
-SUMS = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(1, 5) for b in range(1, 4))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from making_app import GRAPH, HOSTILE, SUMS
 from serving import ROOT, ServerProcess, save_checkpoint, serving
-from test_app import GRAPH, HOSTILE, SUMS
 
 pytestmark = pytest.mark.slow
 PICTURES = ROOT / "outputs" / "app_pictures"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import environment, starting
-from test_checkpoint import make_backbone, make_card
+from making import make_backbone, make_card
 
 from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model
@@ -137,7 +137,7 @@ def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(pla
         "n_thoughts=500": "context is 96",
         "n_thoughts=2,2": "expected different numbers",
         "top_k=3": "set temperature too",
-        "min_thoughts=9": "there are 6 thoughts at most",
+        "min_thoughts=9": "expected at most 6, the largest number of thoughts",
         f"checkpoint={tmp_path / 'state'}": "set method=cot",
         "method=cot": "was trained with method=coconut",
         "method=none": "unknown method",

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.errors import ConfigError
-from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.model.digest import digest_state, digest_tokenizer
 from coconut_ds.runs.identity import (
     ABSENT,
     NOT_A_NUMBER,
@@ -246,11 +246,11 @@ def test_a_tokenizer_is_what_it_makes_of_text(tmp_path: Path) -> None:
     def words(*extra: str) -> PreTrainedTokenizerBase:
         return build_word_tokenizer(["Tom is a bompus", *extra])
 
-    base = tokenizer_content(words())
+    base = digest_tokenizer(words())
     words().save_pretrained(tmp_path)
     used = type(words()).from_pretrained(tmp_path)
-    assert tokenizer_content(used) == base
+    assert digest_tokenizer(used) == base
     used("Tom is", truncation=True, max_length=1)
-    assert tokenizer_content(used) == base
+    assert digest_tokenizer(used) == base
     add_markers(used)
-    assert len({base, tokenizer_content(used), tokenizer_content(words("cat"))}) == 3
+    assert len({base, digest_tokenizer(used), digest_tokenizer(words("cat"))}) == 3

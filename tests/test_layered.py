@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from test_prosqa import check
+from checking_graphs import check_problem
 
 from coconut_ds.data.graph_stats import graph_stats, question_of
 from coconut_ds.data.layered import LayeredGraphs, split_of_graph
@@ -37,7 +37,7 @@ def train() -> list[Problem]:
 def test_every_problem_is_well_formed_and_within_its_ranges(train: list[Problem]) -> None:
     nodes, edges = Counter[int](), Counter[int]()
     for problem in train[:1500]:
-        check(problem)
+        check_problem(problem)
         assert len(problem.steps) >= 2
         nodes[len(problem.extra["idx_to_symbol"])] += 1
         edges[len(problem.extra["edges"])] += 1
@@ -224,5 +224,5 @@ def test_narrow_ranges_that_can_be_met_are_drawn(corner: tuple[int, int, int]) -
     size = {"train": 100, "valid": 1, "test": 1}
     one = source(num_nodes=(nodes, nodes), num_layers=(layers, layers), num_edges=(edges, edges), size=size)
     for problem in one.train(0):
-        check(problem)
+        check_problem(problem)
         assert (len(problem.extra["idx_to_symbol"]), len(problem.extra["edges"])) == (nodes, edges)

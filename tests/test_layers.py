@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from imports import ROOT, check_no_cycle, graph, importers, modules
+from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
@@ -88,3 +88,10 @@ def test_no_module_hides_one_of_the_standard_library() -> None:
     """``python coconut_ds/train.py`` puts the package's folder on the path."""
     names = {path.stem for path in (ROOT / "coconut_ds").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert names & sys.stdlib_module_names == set()
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several test modules share is in a module without tests, such as ``making.py``."""
+    tests = {path.name: imported(path) for path in (ROOT / "tests").glob("*.py")}
+    wrong = {name: [full for full in names if full.startswith("test_")] for name, names in tests.items()}
+    assert {name: names for name, names in wrong.items() if names} == {}

@@ -3,35 +3,13 @@
 import itertools
 
 import pytest
+from making_layouts import ID, MARKERS, make_layout, make_problem, readable
 
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
-from coconut_ds.methods.layout import IGNORE, Layout, expected_tokens, lay_out, lay_out_prompt
+from coconut_ds.methods.base import CurriculumSpec, TokenizedProblem
+from coconut_ds.methods.layout import IGNORE, expected_tokens, lay_out, lay_out_prompt
 
-WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>", "<p>", "[A]"]
-ID = {word: number for number, word in enumerate(WORDS)}
-MARKERS = MarkerIds(start=ID["<s>"], end=ID["<e>"], thought=ID["<t>"], pause=ID["<p>"])
 STAGES = range(7)
-
-
-def problem(num_steps: int = 3) -> TokenizedProblem:
-    steps = tuple([ID[f"s{number}"]] * 2 for number in range(1, num_steps + 1))
-    return TokenizedProblem([ID["Q"]] * 2, steps, [ID["A"], ID["A"], ID["eos"]])
-
-
-def made(method: str, stage: int, num_steps: int = 3, c: int = 1, last: int = 6, pad: bool = True) -> Layout:
-    spec = CurriculumSpec(c, last, pad, tokens_per_epoch=3)
-    return lay_out(METHODS[method], problem(num_steps), stage, spec, MARKERS)
-
-
-def read(layout: Layout) -> str:
-    """``context | targets`` where labels are nothing, then the inputs themselves; else both lines in full."""
-    ids, labels = list(layout.input_ids), list(layout.labels)
-    cut = next((position for position, label in enumerate(labels) if label != IGNORE), len(labels))
-    inputs = [WORDS[number] for number in ids]
-    if labels == [IGNORE] * cut + ids[cut:]:
-        return f"{' '.join(inputs[:cut])} | {' '.join(inputs[cut:])}"
-    return f"{' '.join(inputs)} // {' '.join('.' if label == IGNORE else WORDS[label] for label in labels)}"
 
 
 ALL = "s1 s1 s2 s2 s3 s3 A A eos"
@@ -78,7 +56,7 @@ ALL = "s1 s1 s2 s2 s3 s3 A A eos"
     ],
 )
 def test_each_method_lays_three_steps_out_so(method: str, stage: int, expected: str) -> None:
-    assert read(made(method, stage)) == expected
+    assert readable(make_layout(method, stage)) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +76,7 @@ def test_each_method_lays_three_steps_out_so(method: str, stage: int, expected: 
     ],
 )
 def test_past_the_last_stage_all_steps_go_and_the_thoughts_stay(method: str, stage: int, expected: str) -> None:
-    assert read(made(method, stage, last=1)) == expected
+    assert readable(make_layout(method, stage, last=1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +100,7 @@ def test_past_the_last_stage_all_steps_go_and_the_thoughts_stay(method: str, sta
     ],
 )
 def test_c_latents_stand_for_each_step(method: str, c: int, stage: int, expected: str) -> None:
-    assert read(made(method, stage, c=c, last=2)) == expected
+    assert readable(make_layout(method, stage, c=c, last=2)) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,11 +119,11 @@ def test_c_latents_stand_for_each_step(method: str, c: int, stage: int, expected
 def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
     pad: bool, num_steps: int, stage: int, expected: str
 ) -> None:
-    assert read(made("coconut", stage, num_steps, c=2, last=4, pad=pad)) == expected
-    pauses = made("pause_as_thought", stage, num_steps, c=2, last=4, pad=pad)
-    assert read(pauses) == expected.replace("<t>", "<p>")
+    assert readable(make_layout("coconut", stage, num_steps, c=2, last=4, pad=pad)) == expected
+    pauses = make_layout("pause_as_thought", stage, num_steps, c=2, last=4, pad=pad)
+    assert readable(pauses) == expected.replace("<t>", "<p>")
     assert (pauses.num_thoughts, pauses.first_thought) == (0, len(pauses))
-    turned = made("coconut_reversed", stage, num_steps, c=2, last=4, pad=pad)
+    turned = make_layout("coconut_reversed", stage, num_steps, c=2, last=4, pad=pad)
     assert turned.num_thoughts == expected.count("<t>")
     assert len(turned) == len(expected.split()) - 1
 
@@ -153,7 +131,7 @@ def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
 @pytest.mark.parametrize("method", METHODS)
 def test_positions_and_counts_are_those_of_the_tokens(method: str) -> None:
     for stage, num_steps, c, pad in itertools.product(STAGES, range(4), range(3), (True, False)):
-        layout = made(method, stage, num_steps, c=c, last=4, pad=pad)
+        layout = make_layout(method, stage, num_steps, c=c, last=4, pad=pad)
         where = [position for position, token in enumerate(layout.input_ids) if token == MARKERS.thought]
         assert where == list(range(layout.first_thought, layout.first_thought + layout.num_thoughts))
         assert where or layout.first_thought == len(layout)
@@ -164,10 +142,10 @@ def test_positions_and_counts_are_those_of_the_tokens(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prompt_is_the_training_sequence_up_to_its_first_target(method: str) -> None:
     for stage, num_steps, c, pad in itertools.product(STAGES, range(4), range(3), (True, False)):
-        layout = made(method, stage, num_steps, c=c, last=4, pad=pad)
+        layout = make_layout(method, stage, num_steps, c=c, last=4, pad=pad)
         first = next(position for position, label in enumerate(layout.labels) if label != IGNORE)
         latents = sum(token in (MARKERS.thought, MARKERS.pause) for token in layout.input_ids)
-        prompt = lay_out_prompt(METHODS[method], problem().question, latents, MARKERS)
+        prompt = lay_out_prompt(METHODS[method], make_problem().question, latents, MARKERS)
         assert list(prompt.input_ids) == list(layout.input_ids[:first])
         assert prompt.num_targets == 0
         assert prompt.num_thoughts == (0 if METHODS[method].starts_thinking else layout.num_thoughts)
@@ -180,7 +158,7 @@ def test_the_number_of_latents_at_inference_is_that_of_a_long_problem_in_trainin
     """At inference the steps are not looked at: every question is treated like one with enough of them."""
     for stage, c in itertools.product(STAGES, range(3)):
         spec = CurriculumSpec(c, 3, pad)
-        latents = sum(t in (MARKERS.thought, MARKERS.pause) for t in made(method, stage, 3, c, 3, pad).input_ids)
+        latents = sum(t in (MARKERS.thought, MARKERS.pause) for t in make_layout(method, stage, 3, c, 3, pad).input_ids)
         assert METHODS[method].num_latents(stage, None, spec) == latents
 
 
@@ -208,7 +186,7 @@ SYMBOLIC = TokenizedProblem([ID["Q"]] * 2, ([ID["s1"]], [ID["s2"]], [ID["s3"]]),
 )
 def test_symbolic_problems_have_one_target_and_no_markers(method: str, stage: int, expected: str) -> None:
     spec = CurriculumSpec(1, 4, tokens_per_epoch=1)
-    assert read(lay_out(METHODS[method], SYMBOLIC, stage, spec, MARKERS)) == expected
+    assert readable(lay_out(METHODS[method], SYMBOLIC, stage, spec, MARKERS)) == expected
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.starts_thinking])
@@ -218,5 +196,5 @@ def test_symbolic_prompts_ask_for_the_answer(method: str) -> None:
     layout = lay_out(METHODS[method], SYMBOLIC, last, spec, MARKERS)
     latents = METHODS[method].num_latents(last, None, spec)
     prompt = lay_out_prompt(METHODS[method], SYMBOLIC.question, latents, MARKERS, SYMBOLIC.cue)
-    assert read(prompt) == read(layout).split("|")[0] + "| "
+    assert readable(prompt) == readable(layout).split("|")[0] + "| "
     assert expected_tokens(METHODS[method], SYMBOLIC, last, spec, MARKERS) == layout.targets

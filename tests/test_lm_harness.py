@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
+from making import make_backbone, make_card
 from slow_loop import slow_embeddings
-from test_checkpoint import make_backbone, make_card
 
 from coconut_ds import load_reasoner
 from coconut_ds.generation.prompter import Thoughts

@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-from test_layout import ID, MARKERS, problem, read
+from making_layouts import ID, MARKERS, make_problem, readable
 
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
@@ -80,7 +80,7 @@ def stages(mix: str, epoch: int, stage: int) -> list[int]:
 def laid_out(task: tuple[str, str, int]) -> Layout:
     """One problem of epoch EPOCH, which is at stage 2."""
     method, mix, index = task
-    one = problem(NUM_STEPS[index])
+    one = make_problem(NUM_STEPS[index])
     own = METHODS[method].num_stages(one, SPEC)
     stage = mixed_stage(MIXES[mix], 7, EPOCH, index, 2, own) if METHODS[method].has_curriculum else 2
     return lay_out(METHODS[method], one, stage, SPEC, MARKERS)
@@ -95,7 +95,7 @@ def test_the_stages_of_an_epoch_are_these() -> None:
 
 @pytest.mark.parametrize(("method", "expected"), GOLDEN_ROWS)
 def test_the_sequences_of_an_epoch_are_these(method: str, expected: list[str]) -> None:
-    assert [read(laid_out((method, "uniform", index))) for index in range(4)] == expected
+    assert [readable(laid_out((method, "uniform", index))) for index in range(4)] == expected
 
 
 @pytest.mark.slow

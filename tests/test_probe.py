@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+from making_graphs import make_graph_reasoner
+from making_probing import QUESTION, make_reasoner
 from matplotlib.image import imread
-from test_probing import QUESTION, make_reasoner
-from test_probing_graphs import make_reasoner as make_graph_reasoner
 
 from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem

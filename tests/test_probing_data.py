@@ -7,13 +7,12 @@ import random
 import numpy
 import pytest
 import torch
-from test_probing import QUESTION, REFERENCES, make_reasoner, slow_score
-from test_statistics import wilson
+from making_probing import QUESTION, REFERENCES, make_reasoner, slow_score
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import build_word_tokenizer, encode_answers, tokenize
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.statistics import bootstrap, mean_of
+from coconut_ds.evaluation.statistics import bootstrap, mean_of, wilson
 from coconut_ds.formats import SYMBOLIC, TEXT
 from coconut_ds.probing import linear
 from coconut_ds.probing.answers import answers_after, sweep

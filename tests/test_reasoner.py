@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
+from making import make_backbone, make_card
 from slow_loop import slow_embeddings, slow_generate
-from test_checkpoint import make_backbone, make_card
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import coconut_ds
@@ -93,7 +93,7 @@ def test_a_stop_string_is_cut_off(reasoner):
 def test_wrong_requests_say_what_is_possible(reasoner, folder, tmp_path):
     with pytest.raises(DataError, match=r"problem 1: its prompt has \d+ positions.*context is 96"):
         reasoner.generate(["1", "1 " * 99])
-    with pytest.raises(DataError, match="min_thoughts=9: there are 6"):
+    with pytest.raises(DataError, match="min_thoughts=9: expected at most 6"):
         reasoner.generate("1", min_thoughts=9)
     with pytest.raises(CheckpointError, match="method=nothing: unknown; expected one of coconut"):
         load_reasoner(folder, method="nothing")

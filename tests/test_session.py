@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
+from making import make_backbone, make_card, settings_of
 from safetensors.torch import load_file, save_file
-from test_checkpoint import make_backbone, make_card, settings_of
 
 from coconut_ds.data.graph_stats import graph_stats
 from coconut_ds.data.prosqa import generate_problem

@@ -5,26 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_model
-from slow_loop import slow_embeddings, slow_generate
+from making_requests import FAMILIES, LATENT, Ends, prompt_of
+from slow_loop import slow_generate
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coconut_ds.errors import DataError, ModelError
+from coconut_ds.errors import ModelError
 from coconut_ds.generation import thinking_engine
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
-from coconut_ds.generation.rows import Listener
+from coconut_ds.generation.requests import Request, Thinking
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
-from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
-
-FAMILIES = ["gpt2", "llama", "qwen3"]
-LATENT = VOCABULARY - 1
-
-
-def prompt_of(question: list[int], count: int, after: tuple[int, ...] = (2,)) -> Layout:
-    ids = [*question, *[LATENT] * count, *after]
-    return Layout(ids, [IGNORE] * len(ids), len(question) if count else len(ids), count)
 
 
 def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn.Module, eos: int) -> Request:
@@ -42,17 +32,6 @@ def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn
         start = rng.choice(slow_generate(model, alone, eos))
         request = replace(alone, thinking=Thinking(start, 3, rng.randint(0, 8)))
     return request
-
-
-class Ends(Listener):
-    """Completions by ticket."""
-
-    def __init__(self):
-        self.completions = {}
-
-    def on_done(self, ticket, completion):
-        assert ticket not in self.completions
-        self.completions[ticket] = completion
 
 
 def run_with_arrivals(engine: ThinkingEngine, requests: list[Request], rng: random.Random) -> list[list[int]]:
@@ -87,29 +66,6 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_thoughts_at_once(tiny_model, family):
-    """Jacobi: as many iterations as thoughts are sequential thinking, fewer what the slow one makes of them."""
-    model = tiny_model(family)
-    prompts = [prompt_of([5, 6, 7, 8], 3), prompt_of([9], 0), prompt_of([*range(1, 30)], 6), prompt_of([7] * 40, 1)]
-    one_by_one = [slow_generate(model, Request(prompt, 6), 0) for prompt in prompts]
-    for iterations in (1, 2, 3, 6, 9):
-        requests = [Request(prompt, 6, jacobi=Jacobi(iterations, LATENT), keep_thoughts=True) for prompt in prompts]
-        made = generate(LatentLoop(model), requests, [0], slots=2)
-        assert [one.tokens for one in made] == [slow_generate(model, request, 0) for request in requests]
-        assert [one.num_thoughts for one in made] == [3, 0, 6, 1]
-        if iterations >= 6:
-            assert [one.tokens for one in made] == one_by_one
-    start = slow_generate(model, Request(prompt_of([4, 9, 4], 0, ()), 7), 0)[1]
-    own = Request(prompt_of([4, 9, 4], 0, ()), 7, thinking=Thinking(start, 3, 4))
-    at_once = replace(own, jacobi=Jacobi(4, LATENT))
-    assert [one.tokens for one in generate(LatentLoop(model), [at_once, own], [0])] == [
-        slow_generate(model, own, 0)
-    ] * 2
-    with pytest.raises(DataError, match="jacobi makes all thoughts at once"):
-        replace(requests[0], min_thoughts=1, end_thinking=2)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_the_slow_one(tiny_model, family):
     """The same on a few requests: with and without thoughts, one that thinks by itself, one at the context's end."""
     model = tiny_model(family)
@@ -127,59 +83,6 @@ def test_a_batch_equals_the_slow_one(tiny_model, family):
     assert [one.num_thoughts for one in made] == [3, 0, 8, 4, 2]
     assert made[4].finish_reason == "length"
     assert len(made[4].tokens) == 96 - 93
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_thoughts_are_those_that_were_fed_back(tiny_model, family):
-    model, heard = tiny_model(family), []
-    prompt = prompt_of([4, 5, 6], 3)
-
-    class Hears(Ends):
-        def on_thought(self, ticket, index, state):
-            heard.append((ticket, index, state.clone()))
-
-        def on_token(self, ticket, token, score):
-            heard.append((ticket, token))
-
-    engine, ends = ThinkingEngine(LatentLoop(model), [0], 2, 96), Hears()
-    engine.submit(Request(prompt, 2, min_new_tokens=2, keep_thoughts=True), ends)
-    engine.run()
-    expected = slow_embeddings(model, prompt)[0, 3:6]
-    torch.testing.assert_close(ends.completions[0].thoughts, expected, rtol=1e-4, atol=1e-5)
-    assert [one[:2] for one in heard[:3]] == [(0, 0), (0, 1), (0, 2)]
-    torch.testing.assert_close(torch.stack([one[2] for one in heard[:3]]), expected, rtol=1e-4, atol=1e-5)
-    assert heard[3:] == [(0, token) for token in ends.completions[0].tokens]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
-    """Against the slow loop with the vector put in. A hook that changes nothing, and one beside, change no bit."""
-    model, prompt = tiny_model(family), prompt_of([4, 5, 6], 3)
-    plain = Request(prompt, 3, log_probabilities=True, keep_thoughts=True)
-    vector = torch.linspace(-1, 1, 32)
-    same = replace(plain, edit_thought=lambda index, state: state)
-    changed = replace(plain, edit_thought=lambda index, state: vector if index == 1 else state)
-    before = generate(LatentLoop(model), [plain, plain, plain], [0])
-    left, edited, untouched = generate(LatentLoop(model), [same, changed, plain], [0])
-    for one, expected in ((left, before[0]), (untouched, before[2])):
-        assert (one.tokens, one.log_probabilities) == (expected.tokens, expected.log_probabilities)
-        assert torch.equal(one.thoughts, expected.thoughts)
-    embeds = slow_embeddings(model, prompt_of([4, 5, 6], 1, ()))
-    embeds = torch.cat([embeds, vector.expand(1, 1, -1)], dim=1)
-    third = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -1:]
-    expected = torch.cat([embeds[0, 3:], third[0]])
-    torch.testing.assert_close(edited.thoughts, expected, rtol=1e-4, atol=1e-5)
-    after = torch.cat([embeds, third, model.get_input_embeddings()(torch.tensor([[2]]))], dim=1)
-    logits = model(inputs_embeds=after, use_cache=False).logits[0, -1].detach()
-    assert edited.tokens[0] == int(logits.argmax())
-    assert edited.log_probabilities[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
-    # All at once, with as many passes as thoughts, it is the same; with one pass each is given its first guess.
-    often, once = (replace(changed, jacobi=Jacobi(count, LATENT)) for count in (3, 1))
-    often, once = generate(LatentLoop(model), [often, once], [0])
-    torch.testing.assert_close(often.thoughts, edited.thoughts, rtol=1e-4, atol=1e-5)
-    assert often.tokens == edited.tokens
-    guess = model.get_input_embeddings().weight[LATENT].detach()
-    torch.testing.assert_close(once.thoughts, torch.stack([edited.thoughts[0], vector, guess]), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_beginnings_are_encoded_once(tiny_model):
@@ -200,68 +103,6 @@ def test_equal_beginnings_are_encoded_once(tiny_model):
     slow = [slow_generate(tiny_model("llama"), request, 0) for request in (*sweep, *[sweep[3]] * 3, *others)]
     assert [one.tokens for one in made] == slow
     assert [one.num_shared for one in made] == [0, *[39] * 8, 30, 0]
-
-
-def test_draws_depend_on_seed_sample_and_place_alone(tiny_model):
-    loop = LatentLoop(tiny_model("gpt2"))
-    warm = Request(prompt_of([4, 5], 1), 12, min_new_tokens=12, sampling=Sampling(1.5, seed=3))
-    alone = [generate(loop, [one], [0])[0].tokens for one in warm.samples(4)]
-    crowd = [Request(prompt_of([n, 7], 2), 5, sampling=Sampling(0.7, seed=n)) for n in range(1, 6)]
-    together = generate(loop, [*crowd, *warm.samples(4), *crowd], [0], slots=3)
-    assert [one.tokens for one in together[5:9]] == alone
-    assert len({tuple(tokens) for tokens in alone}) == 4
-    assert generate(loop, [replace(warm, sampling=Sampling(1.5, seed=4))], [0])[0].tokens != alone[0]
-    cold = replace(warm, sampling=Sampling(1.5, top_k=1))
-    greedy = replace(warm, sampling=Sampling())
-    assert generate(loop, [cold], [0])[0].tokens == generate(loop, [greedy], [0])[0].tokens
-
-
-def test_stop_strings_end_a_text_where_they_are_complete(tiny_model):
-    def decode(ids):
-        return "".join(f"{token}," for token in ids)
-
-    loop = LatentLoop(tiny_model("gpt2"))
-    free = generate(loop, [Request(prompt_of([4, 5], 2), 12, min_new_tokens=12)], [0])[0]
-    stop = decode(free.tokens[3:5])
-    stopped = Request(prompt_of([4, 5], 2), 12, stop=("nothing", stop))
-    made = generate(loop, [stopped], [0], decode=decode)[0]
-    assert (made.tokens, made.finish_reason) == (free.tokens[:5], "stop")
-    later = generate(loop, [replace(stopped, min_new_tokens=7)], [0], decode=decode)[0]
-    assert len(later.tokens) >= 7
-    with pytest.raises(DataError, match=r"stop=\['nothing', .*made without decode"):
-        generate(loop, [stopped], [0])
-
-
-def test_a_continuation_is_scored(tiny_model):
-    model = tiny_model("llama")
-    prompt, given = prompt_of([4, 5, 6], 2), (9, 11, 0, 3)
-    made = generate(LatentLoop(model), [Request(prompt, 1, continuation=given)], [0])[0]
-    embeds = slow_embeddings(model, prompt)
-    embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([given]))], dim=1)
-    logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -5:-1]
-    expected = logits.log_softmax(-1)[range(4), given]
-    torch.testing.assert_close(torch.tensor(made.log_probabilities), expected, rtol=1e-4, atol=1e-5)
-    assert made.is_greedy == [int(row.argmax()) == token for row, token in zip(logits, given, strict=True)]
-    assert (made.tokens, made.finish_reason) == (list(given), "continuation")
-    chosen = generate(LatentLoop(model), [Request(prompt, 3, log_probabilities=True)], [0])[0]
-    again = generate(LatentLoop(model), [Request(prompt, 1, continuation=tuple(chosen.tokens))], [0])[0]
-    assert again.is_greedy == [True] * len(chosen.tokens)
-    assert again.log_probabilities == pytest.approx(chosen.log_probabilities, abs=1e-4)
-
-
-def test_a_model_may_end_thinking_by_itself(tiny_model):
-    """Thinking ends at the first thought, from the least number on, after which the end marker is the likeliest."""
-    model = tiny_model("gpt2")
-    prompt = prompt_of([4, 5, 6], 6)
-    with torch.no_grad():
-        heads = model.lm_head(slow_embeddings(model, prompt)[0, 3:9]).argmax(-1).tolist()
-    end = heads[3]
-    for least in (0, 2, 4, 5):
-        # After thought t the marker would be written if the state that thought t + 1 would be says so.
-        count = next((t for t in range(least, 6) if heads[t] == end), 6)
-        made = generate(LatentLoop(model), [Request(prompt, 4, min_thoughts=least, end_thinking=end)], [0])[0]
-        assert made.num_thoughts == count
-        assert made.tokens == slow_generate(model, Request(prompt_of([4, 5, 6], count), 4), 0)
 
 
 def test_a_cancelled_request_leaves_no_trace(tiny_model):
@@ -315,40 +156,10 @@ def test_the_cache_takes_what_its_shape_says_and_the_model_is_left_as_it_was(tin
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_bf16_is_close_to_fp32():
-    """The states of thoughts agree as well as eight bits of mantissa let them."""
-    requests = [Request(prompt_of([n, 5, 6, 7], 3), 2, keep_thoughts=True) for n in range(1, 4)]
-    exact = generate(LatentLoop(make_model("llama", seed=2)), requests, [0])
-    rough = generate(LatentLoop(make_model("llama", seed=2).to(torch.bfloat16)), requests, [0])
-    for one, other in zip(exact, rough, strict=True):
-        assert torch.nn.functional.cosine_similarity(one.thoughts, other.thoughts, dim=-1).min() > 0.99
-
-
-def test_requests_that_make_no_sense_are_refused(tiny_model):
-    prompt = prompt_of([4], 1)
-    loop = LatentLoop(tiny_model("gpt2"))
-    with pytest.raises(DataError, match="max_new_tokens=0"):
-        Request(prompt, 0)
-    with pytest.raises(DataError, match="no token before the first thought"):
-        Request(Layout([LATENT, 2], [IGNORE] * 2, 0, 1), 1)
-    with pytest.raises(DataError, match="min_thoughts=1: needs end_thinking"):
-        Request(prompt, 1, min_thoughts=1)
-    with pytest.raises(DataError, match="temperature=-1"):
-        Sampling(-1.0)
-    with pytest.raises(DataError, match="top_p=0"):
-        Sampling(1.0, top_p=0.0)
-    with pytest.raises(DataError, match="top_k=0"):
-        Sampling(1.0, top_k=0)
-    with pytest.raises(DataError, match=r"problem 1: its prompt has 97 positions.*context is 96"):
-        generate(loop, [Request(prompt, 1), Request(prompt_of([4] * 95, 1), 1)], [0])
-    with pytest.raises(DataError, match="prompt: has 12 positions, thoughts included; there is room for 12"):
-        ThinkingEngine(loop, [0], 1, 12).submit(Request(prompt_of([4] * 10, 1), 1))
-
-
 def test_models_with_an_attention_of_their_own_are_refused():
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}
     config = AutoConfig.for_model("gptj", vocab_size=20, bos_token_id=0, eos_token_id=0, **shape)
-    with pytest.raises(ModelError, match="do not take an attention function"):
+    with pytest.raises(ModelError, match="do not accept an attention function"):
         ThinkingEngine(LatentLoop(AutoModelForCausalLM.from_config(config)), [0], 1, 12)
 
 

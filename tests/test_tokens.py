@@ -215,7 +215,7 @@ def test_a_name_that_the_hub_refuses_is_one_error_with_its_first_line(monkeypatc
     monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     with pytest.raises(ModelError) as caught:
         load_by_name(load, "a/b", "model.model_id", "do this")
-    assert str(caught.value) == "model.model_id=a/b: the hub did not give it (gated); do this"
+    assert str(caught.value) == "model.model_id=a/b: could not be loaded from the hub (gated); do this"
 
 
 def test_what_is_cached_is_taken_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

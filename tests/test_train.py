@@ -243,7 +243,7 @@ BAD = {
     "hub tokenizer": (["tokenizer=openai-community/gpt2"], "hub cannot be reached; set model.tokenizer"),
     "context": (["model.model_config_overrides.n_positions=8"], "problem 0 has .* tokens.*context is 8"),
     "save path": (["save_path=/dev/null/x"], "save_path=/dev/null/x: cannot be written to"),
-    "width": (["model.model_config_overrides.n_embd=30"], "n_embd.*GPT2Config cannot be built so"),
+    "width": (["model.model_config_overrides.n_embd=30"], "n_embd.*no model can be built from this GPT2Config"),
     "resume": (["resume=1"], "resume=1 skips epochs.*load_model_path"),
     "checkpoint": (["load_model_path=/nowhere"], "load_model_path=/nowhere: no such file or folder"),
     "kernel": (["attn_implementation=flash_attention_2", "bf16=true"], "flash_attn.*is missing"),

@@ -25,7 +25,7 @@ from coconut_ds.errors import NonFiniteError
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.backbone import build_backbone, model_from_scratch
 from coconut_ds.model.collate import collate
-from coconut_ds.model.digest import content_of
+from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.starting import starting_backbone
 from coconut_ds.settings import Config, ModelConfig
@@ -148,11 +148,11 @@ def build(family: str, folder: Path, ranks: Ranks) -> dict:
         sharded = starting_backbone(config, source, values).model
         # The embedding, which got rows for the markers, is cut by the engine.
         whole = [name for name, parameter in sharded.named_parameters() if not is_sharded(parameter)]
-        content = content_of(sharded, ranks)
+        content = digest_parameters(sharded, ranks)
         plain = starting_backbone(config, source).model
         found[way] = {
             "whole": whole,
-            "same": content == content_of(plain, ranks),
+            "same": content == digest_parameters(plain, ranks),
             "others_are_whole": not any(map(is_sharded, plain.parameters())),
         }
     return found

@@ -31,7 +31,7 @@ from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import CARD, ModelCard
-from coconut_ds.model.digest import digest_state, tokenizer_content
+from coconut_ds.model.digest import digest_state, digest_tokenizer
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
@@ -67,7 +67,7 @@ class Assessment:
         backbone = self.reasoner.backbone
         parts = {
             "model": digest_state(backbone.model.state_dict().items()),
-            "tokenizer": tokenizer_content(backbone.tokenizer),
+            "tokenizer": digest_tokenizer(backbone.tokenizer),
             "card": [self.reasoner.card.method, self.reasoner.card.format],
             "arms": self.arms,
             "writing": self.writing,

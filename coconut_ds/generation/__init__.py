@@ -1,1 +1,1 @@
-"""Prompt, thoughts, text: the thinking engine, which runs many requests at a time over one key/value cache."""
+"""Generation: the thinking engine, which runs many requests at a time over one key/value cache, and its parts."""

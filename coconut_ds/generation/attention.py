@@ -1,9 +1,17 @@
-"""Attention of the engine's passes, registered with transformers under a name of its own.
+"""The attention function of the thinking engine, which is registered with transformers as ``thinking_engine``.
 
-Passes over one position multiply each row's query with the cache as it lies, as two batched products: torch's fused
-kernel for the CPU is made for many queries and takes three times as long there in bf16, and heads that share keys would
-be copied apart. On the CPU in bf16 whole prompts go block by block, which is a third faster than the fused kernel. All
-other passes take torch's fused kernel.
+* Passes over one position compute two batched products of the queries with the cache, in place. torch's fused CPU
+  kernel is made for many queries and takes three times as long here in bf16; it would also copy the keys and values
+  that several query heads share.
+* Passes over whole prompts in bf16 on a CPU go block by block, which is a third faster than the fused kernel.
+* All other passes use torch's fused kernel.
+
+Shapes:
+    R  rows in one pass
+    H  query heads
+    K  key/value heads
+    Q  positions in one pass
+    E  size of a head
 """
 
 from typing import Any
@@ -18,8 +26,9 @@ from coconut_ds.errors import ModelError
 from coconut_ds.model.attention import AttentionSwitch, takes_attention
 
 NAME = "thinking_engine"
+"""The name under which transformers knows ``slot_attention``."""
 BLOCK = 128
-"""Queries that are multiplied at a time, in blocks."""
+"""Number of queries in one block of ``_causal_blocks``."""
 
 
 def slot_attention(
@@ -32,30 +41,36 @@ def slot_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Output [n, Q, heads, E] for queries [n, heads, Q, E]; see transformers' ``AttentionInterface``."""
+    """The attention function of one layer, for transformers' ``AttentionInterface``.
+
+    Returns the output [R, Q, H, E] for queries [R, H, Q, E], and None for the attention weights.
+    """
     if query.shape[2] > 1 and attention_mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return _causal_blocks(query, key, value, scaling).transpose(1, 2), None
     if query.shape[2] > 1 or attention_mask is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         return output, None
     rows, heads, _, size = query.shape
-    shared = key.shape[1]
+    kv_heads = key.shape[1]
     scale = size**-0.5 if scaling is None else scaling
-    asked = (query * scale).reshape(rows * shared, heads // shared, size)
-    # Keys first: as a matrix times a vector it is three times as fast in bf16 as a vector times a matrix.
-    scores = torch.bmm(key.flatten(0, 1), asked.transpose(1, 2)).transpose(1, 2).unflatten(0, (rows, shared))
+    scaled = (query * scale).reshape(rows * kv_heads, heads // kv_heads, size)
+    # Keys first: in bf16, a matrix times a vector is three times as fast as a vector times a matrix.
+    scores = torch.bmm(key.flatten(0, 1), scaled.transpose(1, 2)).transpose(1, 2).unflatten(0, (rows, kv_heads))
     weights = scores.float().masked_fill(~attention_mask, float("-inf")).softmax(dim=-1)
     output = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1))
     return output.view(rows, 1, heads, -1), None
 
 
 def _causal_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """[n, heads, T, E] attention of each position to itself and those before it; blocks leave out most of the rest."""
+    """Causal attention without a cache: output [R, H, Q, E] for queries [R, H, Q, E].
+
+    Each block of queries is multiplied only with the keys up to its end, which skips most of the masked scores.
+    """
     rows, heads, length, size = query.shape
-    shared = key.shape[1]
-    query = (query * (size**-0.5 if scaling is None else scaling)).unflatten(1, (shared, heads // shared))
+    kv_heads = key.shape[1]
+    query = (query * (size**-0.5 if scaling is None else scaling)).unflatten(1, (kv_heads, heads // kv_heads))
     key, value = key.unsqueeze(2).transpose(-1, -2), value.unsqueeze(2)
-    output = value.new_empty(rows, shared, heads // shared, length, value.shape[-1])
+    output = value.new_empty(rows, kv_heads, heads // kv_heads, length, value.shape[-1])
     later = torch.full((BLOCK, BLOCK), float("-inf")).triu(1)
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
@@ -70,14 +85,14 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def switch_for(model: PreTrainedModel) -> AttentionSwitch:
-    """``with switch_for(model):`` it attends as above.
+    """A context in which ``model`` uses ``slot_attention``.
 
     Raises:
-        ModelError: the model's layers have an attention of their own.
+        ModelError: the model's layers do not accept an attention function.
     """
     if not takes_attention(model):
         raise ModelError(
-            f"{type(model).__name__}: its layers do not take an attention function, which generation needs; set "
-            "model.model_id to one whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later ones)"
+            f"{type(model).__name__}: its layers do not accept an attention function, which generation needs; set "
+            "model.model_id to a model whose layers do (GPT-2, GPT-NeoX, Llama, Qwen and most later families)"
         )
     return AttentionSwitch(model, NAME)

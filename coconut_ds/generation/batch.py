@@ -1,4 +1,4 @@
-"""All completions of a list of requests, from an engine made for them."""
+"""Generates completions for a list of requests, with an engine that is created for them."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,34 +18,35 @@ def generate(
     on_done: Callable[[int, Completion], None] | None = None,
     agree: Callable[[int], int] = int,
 ) -> list[Completion]:
-    """A completion for each request, in their order.
+    """Returns a completion for each request, in their order.
 
     Args:
         loop: the model; under DeepSpeed call ``engine(generate, requests, ...)``.
-        requests: what to continue; none is possible (a rank without problems).
+        requests: what to continue; may be empty, on a rank that has no problems.
         eos_ids: tokens that end a continuation.
-        slots: requests that run at a time.
-        decode: text of tokens; needed for stop strings.
-        on_done: told of each completion as it ends, with the request's index.
+        slots: largest number of requests that run at a time.
+        decode: turns tokens into text; needed only for stop strings.
+        on_done: called with the index of each request and its completion, as soon as it ends.
         agree: see ``ThinkingEngine.run``.
 
     Raises:
-        DataError: a prompt leaves no room in the model's context.
+        DataError: a prompt leaves no room for a token in the model's context.
+        ModelError: the model's layers do not accept an attention function.
     """
     limit = context_length(loop.model)
     check_prompts([request.prompt for request in requests], limit)
     longest = max((request.num_positions for request in requests), default=1)
     capacity = longest if limit is None else min(longest, limit)
     engine = ThinkingEngine(loop, eos_ids, min(slots, max(len(requests), 1)), capacity, decode)
-    gathered = _Gathered(on_done)
+    collector = _CompletionCollector(on_done)
     for request in requests:
-        engine.submit(request, gathered)
+        engine.submit(request, collector)
     engine.run(agree)
-    return [gathered.completions[ticket] for ticket in range(len(requests))]
+    return [collector.completions[ticket] for ticket in range(len(requests))]
 
 
-class _Gathered(Listener):
-    """Completions by ticket, which count from 0."""
+class _CompletionCollector(Listener):
+    """Collects completions by ticket; a new engine's tickets count from 0, so they are the requests' indices."""
 
     def __init__(self, on_done: Callable[[int, Completion], None] | None) -> None:
         self.completions: dict[int, Completion] = {}

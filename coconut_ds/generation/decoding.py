@@ -1,6 +1,14 @@
-"""States through the language model head. A projection, not a meaning: a state may hold what the head does not show.
+"""Shows thoughts as tokens: by the language model head, or by the nearest input embeddings.
 
-Legend: ``D`` hidden size, ``V`` vocabulary.
+The head's distribution is a projection of a thought, not its meaning: a state may hold information that the head does
+not show.
+
+Shapes:
+    B  sequences
+    L  thoughts in each sequence
+    n  states
+    D  hidden size
+    V  vocabulary size
 """
 
 import difflib
@@ -18,34 +26,38 @@ from coconut_ds.model.support import embedding_weight
 
 @dataclass(frozen=True)
 class ChosenToken:
-    """Where a token that was asked for stands in a distribution."""
+    """The rank and probability of a token that the caller chose."""
 
     token: str
+    """The token as text."""
     rank: int
-    """1: the likeliest; of equally likely ones the best rank."""
+    """1 for the most probable token; equally probable tokens share the best of their ranks."""
     log_probability: float
     """Natural logarithm."""
 
 
 @dataclass(frozen=True)
 class DecodedThought:
-    """The tokens nearest to one state."""
+    """The distribution over tokens that the head computes from one thought."""
 
     tokens: list[str]
-    """The likeliest first."""
+    """The most probable tokens as text, most probable first."""
     probabilities: list[float]
+    """The probability of each of them."""
     entropy: float
-    """Of the whole distribution, in nats."""
+    """Entropy of the whole distribution, in nats."""
     chosen: tuple[ChosenToken, ...] = ()
-    """The tokens that were asked for, in their order."""
+    """The tokens that the caller chose, in the caller's order."""
 
 
 @dataclass(frozen=True)
 class NearToken:
-    """A token whose input embedding points where a state does."""
+    """A token whose input embedding is close in direction to a state."""
 
     token: str
+    """The token as text."""
     cosine: float
+    """Cosine between the token's input embedding and the state."""
 
 
 @torch.no_grad()
@@ -57,15 +69,18 @@ def decode_thoughts(
     chosen: Sequence[int] = (),
     temperature: float = 1.0,
 ) -> list[list[DecodedThought]]:
-    """The top tokens of ``softmax(head(thought) / temperature)`` (arXiv 2412.06769, figure 4).
+    """The most probable tokens of ``softmax(head(thought) / temperature)`` (arXiv 2412.06769, figure 4).
 
     Args:
         loop: the model.
-        tokenizer: names the tokens.
+        tokenizer: the model's tokenizer.
         thoughts: [B, L, D] states after the final norm.
-        top_k: tokens wanted; at most the vocabulary.
-        chosen: ids of tokens whose rank and probability are wanted.
-        temperature: above 1 flattens.
+        top_k: number of tokens to return for each thought; at most V are returned.
+        chosen: ids of tokens whose rank and probability to return as well.
+        temperature: divides the logits; values above 1 flatten the distribution.
+
+    Returns:
+        For each of the B sequences, its L decoded thoughts.
     """
     if not thoughts.numel():
         return [[] for _ in range(len(thoughts))]
@@ -78,12 +93,12 @@ def decode_thoughts(
     names = token_names(tokenizer, {*ids.flatten().tolist(), *chosen})
 
     def decoded(row: int, place: int) -> DecodedThought:
-        asked = zip(chosen, ranks[row, place].tolist(), wanted[row, place].tolist(), strict=True)
+        choices = zip(chosen, ranks[row, place].tolist(), wanted[row, place].tolist(), strict=True)
         return DecodedThought(
             [names[token] for token in ids[row, place].tolist()],
             values[row, place].exp().tolist(),
             float(entropies[row, place]),
-            tuple(ChosenToken(names[token], rank, score) for token, rank, score in asked),
+            tuple(ChosenToken(names[token], rank, score) for token, rank, score in choices),
         )
 
     return [[decoded(row, place) for place in range(thoughts.shape[1])] for row in range(len(thoughts))]
@@ -93,7 +108,7 @@ def decode_thoughts(
 def nearest_tokens(
     loop: LatentLoop, tokenizer: PreTrainedTokenizerBase, states: Tensor, count: int = 3
 ) -> list[list[NearToken]]:
-    """For states [n, D] the tokens whose input embeddings have the greatest cosine with each."""
+    """For each of the states [n, D], the ``count`` tokens whose input embeddings have the largest cosine with it."""
     table = torch.nn.functional.normalize(embedding_weight(loop.model.get_input_embeddings()).float(), dim=-1)
     directions = torch.nn.functional.normalize(states.to(table), dim=-1)
     values, ids = (directions @ table.T).topk(min(count, len(table)), dim=-1)
@@ -105,15 +120,15 @@ def nearest_tokens(
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str]:
-    """How tokens are written, spaces included."""
+    """The text of each token, spaces included."""
     return {token: str(tokenizer.decode([token])) for token in ids}
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """The one token that ``text`` is, as it stands or after a space.
+    """The id of the single token that ``text`` is, as given or with a space before it.
 
     Raises:
-        DataError: it is several tokens, or the tokenizer does not know it.
+        DataError: ``text`` is several tokens, or the tokenizer does not know it.
     """
     unknown = tokenizer.unk_token_id
     for written in (text, f" {text}"):
@@ -126,4 +141,4 @@ def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise DataError(f"tokens: {text!r} is unknown to the tokenizer{hint}")
     pieces = ", ".join(repr(str(tokenizer.decode([token]))) for token in ids) or "none"
-    raise DataError(f"tokens: {text!r} is {len(ids)} tokens ({pieces}), expected one; ask for one of them")
+    raise DataError(f"tokens: {text!r} is {len(ids)} tokens ({pieces}), expected a single token; give one of them")

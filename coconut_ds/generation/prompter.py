@@ -1,4 +1,4 @@
-"""How questions become requests, and tokens text: the same for validation, evaluation, scripts and serving."""
+"""Turns questions into requests and generated tokens into text, for validation, evaluation, scripts and serving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,40 +15,43 @@ from coconut_ds.methods.layout import Layout, lay_out_prompt
 
 @dataclass(frozen=True)
 class Thoughts:
-    """How much to think."""
+    """How many thoughts a model produces before it writes.
+
+    If ``least`` or ``most`` is set, the model decides when to stop: after at least ``least`` thoughts, as soon as
+    ``<|end-latent|>`` is the most probable token, and after ``most`` thoughts in any case.
+    """
 
     number: int
-    """Thoughts, or pauses where the method pauses."""
+    """Number of thoughts, or of pause tokens if the method uses those."""
     force_text_after: int | None = None
-    """Ends thinking early, after so many."""
+    """Number of thoughts after which thinking ends early; None: no such limit."""
     least: int | None = None
-    """With it or ``most``: thinking ends by itself, once ``<|end-latent|>`` is the likeliest token, but not before
-    ``least`` thoughts (default 0)."""
+    """Smallest number of thoughts; None counts as 0 if ``most`` is set."""
     most: int | None = None
-    """As ``least``: the most there can be (default ``number``)."""
+    """Largest number of thoughts; None counts as ``number`` if ``least`` is set."""
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
             if value is not None and value < 0:
                 raise DataError(f"{name}={value} thoughts: expected 0 or more")
         if self.least is not None and self.least > self.count:
-            raise DataError(f"min_thoughts={self.least}: there are {self.count} thoughts at most")
+            raise DataError(f"min_thoughts={self.least}: expected at most {self.count}, the largest number of thoughts")
 
     @property
     def count(self) -> int:
-        """How many the prompt holds."""
+        """The number of thoughts in the prompt: the most that there can be."""
         count = self.number if self.most is None else self.most
         return count if self.force_text_after is None else min(count, self.force_text_after)
 
     @property
     def may_end(self) -> bool:
-        """Whether the model may end thinking by itself."""
+        """Whether the model decides when to stop thinking."""
         return self.least is not None or self.most is not None
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How the text is written."""
+    """How the text is generated; see ``Request`` for the fields."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -57,39 +60,38 @@ class Writing:
     keep_thoughts: bool = False
     log_probabilities: bool = False
     num_likeliest: int = 0
-    """See ``Request``."""
 
 
 @dataclass(frozen=True)
 class Prompter:
-    """Makes requests of questions, as a method and a format want them."""
+    """Builds prompts and requests from questions, according to a training method and a text format."""
 
     tokenizer: PreTrainedTokenizerBase
     markers: MarkerIds
     method: Method
     format: Format
     iterations: int | None = None
-    """Passes over all thoughts at once (Jacobi); None: thoughts come one by one."""
+    """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text."""
+        """Ids of the tokens that end a text."""
         return (int(self.tokenizer.eos_token_id),)
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
-        """Token ids of questions."""
+        """The token ids of each question."""
         return encode_questions(self.tokenizer, questions, self.format)
 
     def prompt(self, question: Sequence[int], thoughts: Thoughts) -> Layout:
-        """What the model is given for a question."""
+        """The model's input for the token ids of a question: the question, markers and thoughts."""
         cue = encode_cue(self.tokenizer, self.format)
         return lay_out_prompt(self.method, question, thoughts.count, self.markers, cue)
 
     def request(self, question: Sequence[int], thoughts: Thoughts, writing: Writing) -> Request:
-        """What is asked of the engine for the ids of a question.
+        """The request to the engine for the token ids of a question.
 
         Raises:
-            DataError: the method has no thoughts, and some were asked for.
+            DataError: see ``check``.
         """
         self.check(thoughts)
         starts = self.method.starts_thinking
@@ -111,18 +113,26 @@ class Prompter:
         )
 
     def check(self, thoughts: Thoughts) -> None:
-        """Refuses thoughts of a method that does not think."""
+        """Refuses settings that do not fit the method.
+
+        Raises:
+            DataError: thoughts are requested from a method without any, or a method with pause tokens, which are given
+                all at once, is to decide when to stop.
+        """
         if thoughts.count and not self.method.has_latents:
             raise DataError(f"n_thoughts={thoughts.count}: method={self.method.name} does not think; leave it out")
         if thoughts.may_end and self.method.pauses:
-            raise DataError(f"min_thoughts, max_thoughts: method={self.method.name} pauses, there is nothing to end")
+            raise DataError(
+                f"min_thoughts, max_thoughts: method={self.method.name} uses a fixed number of pause tokens; leave "
+                "both out"
+            )
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of generated tokens, without markers and end of sequence."""
+        """The text of generated tokens, without markers and end of sequence."""
         return decode(self.tokenizer, tokens, self.markers)
 
     def cut(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        """As ``text``, up to the first of the stop strings."""
+        """The text of generated tokens up to the first stop string, without markers and end of sequence."""
         text = self.text(tokens)
-        places = [text.find(one) for one in stop if one in text]
+        places = [text.find(each) for each in stop if each in text]
         return text[: min(places)] if places else text

@@ -1,4 +1,4 @@
-"""What is asked of the thinking engine, and what it gives back."""
+"""Requests to the thinking engine, and the completions that it returns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,47 +10,54 @@ from coconut_ds.errors import DataError
 from coconut_ds.methods.layout import Layout
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
-"""An end of sequence, a stop string, ``max_new_tokens`` or the end of the context, the end of a given continuation."""
+"""Why generation ended: ``eos`` an end of sequence; ``stop`` a stop string; ``length`` ``max_new_tokens`` or the end of
+the context; ``continuation`` the end of a continuation to be scored."""
 
 
 EditThought = Callable[[int, Tensor], Tensor]
-"""What is fed back in place of thought ``index`` (from 0), whose state is [D]."""
+"""Called with the index of a thought (from 0) and its state [D]; returns the vector [D] to feed back instead."""
 
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a model thinks that begins by itself: once it writes ``start``, thoughts follow, then ``end`` is given."""
+    """For models that decide when to think: once the model writes ``start``, thoughts follow, and then ``end``."""
 
     start: int
+    """Id of the token that starts thinking when the model writes it."""
     end: int
+    """Id of the token that the model is given after its thoughts."""
     num_thoughts: int
+    """Number of thoughts between the two."""
 
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Thoughts all at once, several times (see ``LatentLoop``)."""
+    """All thoughts are computed together, in several passes (see ``LatentLoop``)."""
 
     iterations: int
+    """Number of passes; never more than there are thoughts."""
     guess: int
-    """Token whose embedding they begin as."""
+    """Id of the token whose embedding is the initial guess for each thought after the first."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. Greedy as it stands.
+    """How the next token is chosen; greedy by default.
 
-    Draws depend on (seed, sample, index of the token) alone: not on other requests, nor on when they arrive.
+    The random draws depend only on the seed, the sample and the index of the token, not on other requests or on when
+    they arrive.
     """
 
     temperature: float = 0.0
-    """0: the likeliest token."""
+    """Divides the logits; 0 means greedy decoding."""
     top_k: int | None = None
-    """Only the k likeliest tokens."""
+    """Samples only from the k most probable tokens; None: from all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together hold this probability; at least one."""
+    """Samples only from the most probable tokens whose probabilities sum to this value; at least from one."""
     seed: int = 0
+    """Seed of the random draws."""
     sample: int = 0
-    """Tells several samples of one prompt apart."""
+    """Index that distinguishes several samples of one prompt."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -58,42 +65,46 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise DataError(f"top_k={self.top_k}: expected 1 or more, or none")
         if not 0 < self.top_p <= 1:
-            raise DataError(f"top_p={self.top_p}: expected more than 0, at most 1")
+            raise DataError(f"top_p={self.top_p}: expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation to make."""
+    """One continuation to generate or to score."""
 
     prompt: Layout
-    """What the model is given: tokens, with at most one run of thoughts among them."""
+    """Tokens that the model is given, with at most one run of thoughts among them."""
     max_new_tokens: int
+    """Largest number of tokens to generate."""
     min_new_tokens: int = 0
-    """No end of sequence, and no stop string, before so many tokens."""
+    """Neither an end of sequence nor a stop string ends the continuation before it has this many tokens."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are chosen."""
     suppress: tuple[int, ...] = ()
-    """Tokens that are never chosen; the thought markers, which only a prompt may hold."""
+    """Ids of tokens that are never chosen, such as the thought markers, which only a prompt may contain."""
     thinking: Thinking | None = None
-    """None: all thoughts stand in the prompt."""
+    """For models that decide when to think; None: all thoughts are in the prompt."""
     jacobi: Jacobi | None = None
-    """None: thoughts come one after the other."""
+    """How to compute all thoughts together; None: they are computed one after another."""
     min_thoughts: int | None = None
-    """Thinking may end after so many thoughts, as soon as ``end_thinking`` is the likeliest token. None: never."""
+    """After this many thoughts, thinking ends as soon as ``end_thinking`` is the most probable token. None: all
+    thoughts of the prompt are computed."""
     end_thinking: int | None = None
-    """The token that ends thinking early (``min_thoughts``)."""
+    """Id of the token that ends thinking early (see ``min_thoughts``)."""
     stop: tuple[str, ...] = ()
-    """Text that ends the continuation; the engine needs ``decode`` for it. The text stays in the tokens."""
+    """Strings that end the continuation; the engine needs ``decode`` to find them. They are not removed from the
+    tokens."""
     continuation: tuple[int, ...] | None = None
-    """Tokens to score instead of choosing any: each gets its log probability after those before it."""
+    """Tokens to score instead of generating any: the result has the log probability of each, given all before it."""
     log_probabilities: bool = False
-    """Whether those of chosen tokens are wanted; those of a continuation always are."""
+    """Whether to return the log probabilities of generated tokens; those of a ``continuation`` are always returned."""
     num_likeliest: int = 0
-    """How many of the likeliest tokens are wanted with each log probability."""
+    """Number of most probable tokens to return with each log probability."""
     keep_thoughts: bool = False
-    """Whether ``Completion.thoughts`` is wanted."""
+    """Whether to return the thoughts (``Completion.thoughts``)."""
     edit_thought: EditThought | None = None
-    """Replaces thoughts before they are fed back; later ones follow from what was fed back. Where thoughts come all at
-    once it is asked in every pass."""
+    """Replaces thoughts before they are fed back; later thoughts are computed from the replaced ones. With ``jacobi``
+    it is called for every thought in every pass."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -101,71 +112,85 @@ class Request:
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more")
         if self.continuation == ():
-            raise DataError("continuation: found no token; expected at least one, or none asked for")
+            raise DataError("continuation: found no token; expected at least one, or continuation=None")
         if self.jacobi is not None and self.min_thoughts is not None:
-            raise DataError("min_thoughts, max_thoughts: thinking=jacobi makes all thoughts at once, none ends it")
+            raise DataError(
+                "min_thoughts, max_thoughts: thinking=jacobi makes all thoughts at once, so thinking cannot end early; "
+                "leave them out"
+            )
         if self.min_thoughts is not None and self.end_thinking is None:
             raise DataError(f"min_thoughts={self.min_thoughts}: needs end_thinking, the token that ends thinking")
 
     @property
     def num_new(self) -> int:
-        """Tokens that follow the prompt at most."""
+        """Largest number of tokens after the prompt."""
         return self.max_new_tokens if self.continuation is None else len(self.continuation)
 
     @property
     def num_positions(self) -> int:
-        """Positions that prompt, thoughts and new tokens come to at most."""
+        """Largest number of positions of prompt, thoughts and new tokens together."""
         own = self.thinking.num_thoughts + 1 if self.thinking else 0
         return len(self.prompt) + own + self.num_new
 
     def samples(self, count: int) -> Iterator["Request"]:
-        """The request ``count`` times, each with draws of its own; its prompt is encoded once."""
+        """Yields the request ``count`` times, each with its own random draws. The engine encodes the prompt once."""
         for sample in range(count):
             yield replace(self, sampling=replace(self.sampling, sample=self.sampling.sample + sample))
 
 
 class Score(NamedTuple):
-    """How likely a token was, before temperature and filters, suppressed tokens left out."""
+    """The probability of one token, before temperature, top-k and top-p, but without suppressed tokens."""
 
     log_probability: float
+    """Natural logarithm."""
     is_greedy: bool
-    """Whether it was the likeliest."""
+    """Whether this is the most probable token."""
     likeliest: tuple[tuple[int, float], ...]
-    """The likeliest tokens with their log probabilities, as many as were wanted."""
+    """The ``Request.num_likeliest`` most probable tokens with their log probabilities, most probable first."""
+
+    @classmethod
+    def of(cls, token: int, log_probabilities: Tensor, num_likeliest: int) -> "Score":
+        """The score of ``token`` in a distribution with log probabilities [V]."""
+        values, ids = log_probabilities.topk(max(num_likeliest, 1))
+        likeliest = list(zip(ids.tolist(), values.tolist(), strict=True))
+        is_greedy = token == int(log_probabilities.argmax())
+        return cls(float(log_probabilities[token]), is_greedy, tuple(likeliest[:num_likeliest]))
 
 
 class Completion(NamedTuple):
-    """What the model wrote, and what it thought. A tuple, since ZeRO's hooks look for tensors in what is returned."""
+    """The result of a request. A tuple and not a dataclass, since ZeRO's hooks search return values for tensors."""
 
     tokens: list[int]
-    """New tokens, the end of sequence included where it was reached."""
+    """The new tokens, including the end of sequence if the model wrote it."""
     finish_reason: FinishReason
+    """Why the continuation ended."""
     scores: list[Score]
-    """Of each new token; empty unless log probabilities were wanted."""
+    """The score of each new token; empty unless log probabilities were requested."""
     num_thoughts: int
+    """Number of thoughts that were fed back."""
     thoughts: Tensor | None
-    """[thoughts, D] the hidden states that were fed back, on the CPU in fp32; None unless asked for."""
+    """[num_thoughts, D] the vectors that were fed back, on the CPU in fp32; None unless requested."""
     num_shared: int
-    """Positions of the prompt that were not encoded, since another request had the same beginning."""
+    """Positions of the prompt whose keys and values were copied from another request with the same beginning."""
     seconds: float
-    """From the first pass to the last."""
+    """Time from when the request got a slot until it ended; does not include waiting in the queue."""
 
     @property
     def log_probabilities(self) -> list[float]:
-        """Of each new token; empty unless wanted."""
+        """Log probability of each new token; empty unless requested."""
         return [score.log_probability for score in self.scores]
 
     @property
     def is_greedy(self) -> list[bool]:
-        """Whether each new token was the likeliest; empty unless log probabilities were wanted."""
+        """Whether each new token was the most probable one; empty unless log probabilities were requested."""
         return [score.is_greedy for score in self.scores]
 
 
 def check_prompts(prompts: Sequence[Layout], context_length: int | None) -> None:
-    """Refuses prompts that leave no room for a token.
+    """Refuses prompts that leave no room for a new token in the context.
 
     Raises:
-        DataError: names the first one.
+        DataError: names the first prompt that is too long.
     """
     for index, prompt in enumerate(prompts):
         if context_length is not None and len(prompt) >= context_length:

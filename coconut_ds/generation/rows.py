@@ -1,4 +1,4 @@
-"""A request while it runs: what it will be given, what it has written, and when it ends."""
+"""The state of one running request: its remaining input, what it has generated, and whether it has ended."""
 
 import time
 from collections import deque
@@ -11,46 +11,58 @@ from torch import Tensor
 from coconut_ds.generation.requests import Completion, FinishReason, Request, Score
 
 THOUGHT = -1
-"""Stands for a thought in a script, where other entries are tokens."""
+"""An input that is a thought, that is the previous hidden state; all other inputs are token ids."""
 
 
 class Listener:
-    """What a caller is told of a request while it runs. Does nothing as it stands."""
+    """Callbacks that report the progress of a request. These do nothing; override those that you need."""
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        """Thought ``index`` (from 0) of a request, as it is fed back: [D], on the model's device."""
+        """Thought ``index`` (from 0) is about to be fed back. ``state``: [D], on the model's device."""
 
     def on_token(self, ticket: int, token: int, score: Score | None) -> None:
-        """A token was written, or given where a continuation is scored. ``score``: None unless wanted."""
+        """A token was generated or, in a continuation, scored. ``score``: None unless requested."""
 
     def on_done(self, ticket: int, completion: Completion) -> None:
-        """The request has ended."""
+        """The request has ended. Not called for requests that are cancelled."""
 
 
 @dataclass(eq=False)
 class Row:
-    """A request with its slot's state. ``eos_ids`` end it."""
+    """A request that has a slot or waits for one.
+
+    While ``script`` contains inputs, the row follows it; while it is empty, the model writes. Shapes: D is the hidden
+    size, n the number of thoughts that are computed together.
+    """
 
     ticket: int
+    """Number that identifies the request."""
     request: Request
     listener: Listener
     eos_ids: Sequence[int]
+    """Tokens that end the request."""
     decode: Callable[[Sequence[int]], str] | None
+    """Turns tokens into text; needed only for stop strings."""
     prefix: list[int] = field(init=False)
-    """The tokens of the prompt before its first thought."""
+    """Tokens of the prompt before its first thought."""
     script: deque[int] = field(init=False)
-    """What it will be given after its prefix: tokens and ``THOUGHT``; with an empty script it writes."""
+    """Known inputs after the prefix: token ids and ``THOUGHT``. While it is empty, the model writes."""
     input: int | None = None
-    """The next position's token or ``THOUGHT``; None until it is decided."""
+    """Input of the next position, a token id or ``THOUGHT``; None until it is decided."""
     length: int = 0
-    """Positions in the cache."""
+    """Number of positions in the cache."""
     num_shared: int = 0
-    fed: Tensor | None = None
-    """[n, D] what its thoughts will be given in the next pass over all of them (Jacobi); None outside of those."""
-    iteration: int = 0
+    """Number of positions that were copied from another slot instead of encoded."""
+    jacobi_inputs: Tensor | None = None
+    """[n, D] inputs of all thoughts in the next Jacobi pass; None when no such passes are due."""
+    jacobi_passes: int = 0
+    """Number of Jacobi passes made over the current thoughts."""
     tokens: list[int] = field(default_factory=list)
+    """The tokens generated so far."""
     num_thoughts: int = 0
+    """Number of thoughts so far."""
     finish_reason: FinishReason | None = None
+    """Why the request has ended; None while it runs."""
     _scores: list[Score] = field(default_factory=list)
     _thoughts: list[Tensor] = field(default_factory=list)
     _began_thinking: bool = False
@@ -63,37 +75,37 @@ class Row:
         self.script = deque([THOUGHT] * prompt.num_thoughts + list(after))
 
     def start(self) -> None:
-        """The row has a slot: its time begins."""
+        """Starts the clock, when the row gets a slot."""
         self._started = time.perf_counter()
 
     @property
-    def begins_iterating(self) -> bool:
-        """Whether its thoughts come next, all at once."""
+    def starts_jacobi(self) -> bool:
+        """Whether thoughts come next that are to be computed together."""
         return self.request.jacobi is not None and bool(self.script) and self.script[0] == THOUGHT
 
     @property
-    def num_coming(self) -> int:
-        """Thoughts at the head of its script."""
+    def num_next_thoughts(self) -> int:
+        """Number of thoughts at the front of the script."""
         return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
 
-    def end_iterating(self, fed: Tensor) -> None:
-        """Its thoughts [n, D] are settled, and their positions in the cache."""
-        for state in fed:
+    def finish_jacobi(self, thoughts: Tensor) -> None:
+        """Records the final thoughts [n, D], whose positions are now in the cache."""
+        for state in thoughts:
             self.script.popleft()
-            self._think(state)
+            self._record_thought(state)
             self.length += 1
-        self.fed = None
+        self.jacobi_inputs = None
 
-    def edited(self, fed: Tensor) -> Tensor:
-        """[n, D] what its coming thoughts are given, edits of the request made."""
+    def with_edits(self, thoughts: Tensor) -> Tensor:
+        """The next thoughts [n, D] after the request's ``edit_thought``."""
         edit = self.request.edit_thought
         if edit is None:
-            return fed
-        return torch.stack([edit(self.num_thoughts + index, state).to(fed) for index, state in enumerate(fed)])
+            return thoughts
+        return torch.stack([edit(self.num_thoughts + i, state).to(thoughts) for i, state in enumerate(thoughts)])
 
     @property
     def needs_logits(self) -> bool:
-        """Whether its next input depends on what the model would write."""
+        """Whether the next input depends on the logits: the model writes, or may stop thinking."""
         return not self.script or self._may_stop_thinking
 
     @property
@@ -103,39 +115,49 @@ class Row:
 
     @property
     def banned(self) -> list[int]:
-        """Tokens that it may not choose now, beside those it never may."""
+        """Ids of tokens that may not be chosen now, in addition to ``Request.suppress``."""
         ends = list(self.eos_ids) if len(self.tokens) < self.request.min_new_tokens else []
-        # Nobody thinks twice.
+        # A sequence may start thinking only once.
         return [*ends, self.request.thinking.start] if self.request.thinking and self._began_thinking else ends
 
     def follow_script(self, state: Tensor) -> None:
-        """Its next input, as the script says; ``state`` [D], of its last position, becomes what is fed back."""
+        """Takes the next input from the script.
+
+        ``state`` [D] is the state at the last position. If the input is a thought, it is what will be fed back; the
+        request's ``edit_thought`` changes it in place.
+        """
         self.input = self.script.popleft()
         if self.input == THOUGHT:
             if self.request.edit_thought is not None:
                 state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
-            self._think(state)
+            self._record_thought(state)
 
-    def _think(self, state: Tensor) -> None:
-        """Takes what is fed back as its next thought, [D]."""
+    def _record_thought(self, state: Tensor) -> None:
+        """Counts, keeps and reports the thought [D] that is fed back."""
         if self.request.keep_thoughts:
             self._thoughts.append(state.float().cpu().clone())
         self.listener.on_thought(self.ticket, self.num_thoughts, state)
         self.num_thoughts += 1
 
-    def stop_thinking_at(self, likeliest: int) -> None:
-        """Leaves out the thoughts to come where the model would rather write the token that ends thinking."""
+    def stop_thinking_if_end(self, likeliest: int) -> None:
+        """Skips all remaining thoughts if the most probable token is the one that ends thinking."""
         if likeliest == self.request.end_thinking:
             while self.script and self.script[0] == THOUGHT:
                 self.script.popleft()
 
     @property
-    def given(self) -> int | None:
-        """The next token of the continuation that is scored."""
+    def next_given(self) -> int | None:
+        """The next token of the continuation to be scored; None if the request generates its tokens."""
         return None if self.request.continuation is None else self.request.continuation[len(self.tokens)]
 
     def write(self, token: int, score: Score | None, capacity: int) -> None:
-        """Takes a token and sees whether the row has ended. ``score``: None where it is not wanted."""
+        """Appends a token, and sets ``finish_reason`` if the request ends with it.
+
+        Args:
+            token: the token that was generated or scored.
+            score: its score; None if not requested.
+            capacity: positions in a slot.
+        """
         self.tokens.append(token)
         if score is not None:
             self._scores.append(score)
@@ -161,13 +183,14 @@ class Row:
         if not self.request.stop:
             return False
         assert self.decode is not None
-        # A token has at least one byte; a few more, since a decoder may treat the first ones differently.
+        # Only the end of the text can hold a new stop string, so decode only that. A token has at least one byte, so as
+        # many tokens as the string has bytes suffice; 8 more, since a decoder may treat the first tokens differently.
         tail = self.tokens[-(max(len(text.encode()) for text in self.request.stop) + 8) :]
         text = self.decode(tail)
         return any(stop in text for stop in self.request.stop)
 
     def end(self) -> None:
-        """Tells the listener."""
+        """Reports the completion to the listener."""
         assert self.finish_reason is not None
         kept = self.request.keep_thoughts
         completion = Completion(

@@ -1,4 +1,4 @@
-"""Who holds which slot, who waits for one, and what prompts in the cache have in common with those to come."""
+"""Assigns requests to slots, queues the others, and finds prompts in the cache that a new prompt begins like."""
 
 import itertools
 from collections import deque
@@ -7,24 +7,26 @@ from coconut_ds.generation.rows import Row
 from coconut_ds.generation.slots import SlotCache
 
 MIN_SHARED = 16
-"""Positions that two prompts must have in common before they are copied; and half of the longer one's."""
+"""Copy from another prompt only if it shares at least this many positions, and half of the new prompt's prefix."""
 MAX_SCRIPTED = 4
-"""Tokens of a prompt that one-position passes take along; more are encoded in a pass of their own."""
+"""If at most this many tokens of a prompt remain after copying, they join the one-position passes; otherwise they are
+encoded in a separate pass."""
 
 
 class SlotTable:
-    """Rows by slot, and the queue before them."""
+    """The rows that hold slots, and the queue of rows that wait for one."""
 
     def __init__(self, cache: SlotCache, slots: int) -> None:
         self._cache = cache
         self._rows: list[Row | None] = [None] * slots
-        self._left: list[list[int]] = [[] for _ in range(slots)]
-        """The tokens whose states the last row of each slot left behind."""
+        self._leftover: list[list[int]] = [[] for _ in range(slots)]
+        """For each free slot, the tokens whose keys and values its last row left in the cache."""
         self.waiting: deque[Row] = deque()
+        """Rows without a slot, in order of arrival."""
         self.to_encode: list[int] = []
         """Slots whose prompts need a pass of their own."""
         self.num_shared = 0
-        """Positions that were copied, not encoded, so far."""
+        """Number of prompt positions so far that were copied instead of encoded."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -36,11 +38,11 @@ class SlotTable:
 
     @property
     def running(self) -> list[int]:
-        """Slots that are held."""
+        """The slots that are in use, in ascending order."""
         return [slot for slot, row in enumerate(self._rows) if row is not None]
 
     def cancel(self, ticket: int) -> bool:
-        """Forgets a row; whether it was there."""
+        """Drops a row. Returns whether it was waiting or running."""
         for row in self.waiting:
             if row.ticket == ticket:
                 self.waiting.remove(row)
@@ -52,55 +54,64 @@ class SlotTable:
         return False
 
     def free(self, slot: int) -> Row:
-        """Takes a row out of its slot; what it encoded can still be copied."""
+        """Removes a row from its slot and returns it. Its keys and values remain and can be copied."""
         row = self[slot]
-        self._left[slot] = row.prefix[: row.length]
+        self._leftover[slot] = row.prefix[: row.length]
         self._rows[slot] = None
         if slot in self.to_encode:
             self.to_encode.remove(slot)
         return row
 
     def admit(self) -> None:
-        """Gives free slots to the first that wait. Who begins like one that is yet to be encoded waits for it."""
+        """Gives free slots to the rows that wait longest.
+
+        A row waits on if it begins like a prompt that is about to be encoded and can then be copied.
+        """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         if not free or not self.waiting:
             return
         first = list(itertools.islice(self.waiting, len(free)))
-        coming = [self[slot].prefix for slot in self.to_encode]
+        to_encode = [self[slot].prefix for slot in self.to_encode]
         for row in first:
-            source, shared = self._source(row.prefix)
-            if max((num_shared(row.prefix, prefix) for prefix in coming), default=0) > shared:
+            source, shared = self._best_source(row.prefix)
+            if max((num_reusable(row.prefix, prefix) for prefix in to_encode), default=0) > shared:
                 continue
             slot = source if source in free else free[0]
             free.remove(slot)
             self.waiting.remove(row)
             if self._enter(row, slot, source, shared):
-                coming.append(row.prefix)
+                to_encode.append(row.prefix)
 
     def close_gaps(self) -> list[tuple[int, int]]:
-        """Moves the last rows into free slots, so that none is free before a row; returns (from, to) of each."""
+        """Moves the last rows into free slots, so that the used slots are 0, 1, …; returns (from, to) of each move."""
         running = self.running
         gaps = [slot for slot in range(len(running)) if self._rows[slot] is None]
         moves = list(zip(running[len(running) - len(gaps) :], gaps, strict=True))
         for source, target in moves:
             row = self[source]
             self._cache.copy_row(source, target, row.length)
-            self._left[source] = row.prefix[: row.length]
+            self._leftover[source] = row.prefix[: row.length]
             self._rows[target], self._rows[source] = row, None
         return moves
 
-    def _source(self, prefix: list[int]) -> tuple[int, int]:
-        """The slot that has most of a prefix, and how many positions of it; a free one rather than another."""
+    def _best_source(self, prefix: list[int]) -> tuple[int, int]:
+        """The slot that shares most positions with a prefix, and their number; (-1, 0) if none does.
+
+        Of slots that share equally many, a free one is preferred, since the row can then use it without copying.
+        """
         best = (-1, 0)
         for slot, row in enumerate(self._rows):
-            there = self._left[slot] if row is None else row.prefix[: row.length]
-            shared = num_shared(prefix, there)
+            cached = self._leftover[slot] if row is None else row.prefix[: row.length]
+            shared = num_reusable(prefix, cached)
             if shared > best[1] or (shared and shared == best[1] and row is None):
                 best = slot, shared
         return best
 
     def _enter(self, row: Row, slot: int, source: int, shared: int) -> bool:
-        """Puts a row into a slot. Returns whether its prompt must be encoded in a pass of its own."""
+        """Puts a row into a slot and copies ``shared`` positions from slot ``source``.
+
+        Returns whether the rest of its prompt must be encoded in a pass of its own.
+        """
         row.start()
         self._rows[slot] = row
         row.length = row.num_shared = shared
@@ -116,11 +127,11 @@ class SlotTable:
         return True
 
 
-def num_shared(prefix: list[int], there: list[int]) -> int:
-    """Positions of ``prefix`` that need no pass where ``there`` is known. A few are not worth it."""
-    # The state at the last position is not kept, so that one is always passed again.
-    most = min(len(prefix) - 1, len(there))
-    if most < MIN_SHARED or 2 * most < len(prefix) or prefix[:MIN_SHARED] != there[:MIN_SHARED]:
+def num_reusable(prefix: list[int], cached: list[int]) -> int:
+    """Number of leading positions of ``prefix`` that can be copied from ``cached``; 0 if too few to be worth it."""
+    # The last position is always computed: the cache does not hold its hidden state.
+    most = min(len(prefix) - 1, len(cached))
+    if most < MIN_SHARED or 2 * most < len(prefix) or prefix[:MIN_SHARED] != cached[:MIN_SHARED]:
         return 0
-    count = next((i for i in range(MIN_SHARED, most) if prefix[i] != there[i]), most)
+    count = next((i for i in range(MIN_SHARED, most) if prefix[i] != cached[i]), most)
     return count if 2 * count >= len(prefix) else 0

@@ -1,9 +1,16 @@
-"""A key/value cache with one row a slot, made once; passes write into it and never copy what is there.
+"""The engine's key/value cache: one row for each slot, allocated once. Passes write into it and never copy it.
 
-Rows are aligned on the left: the entry of position p stands in column p. What stands beyond a row's length is of
-no request any more, and is masked. ``Plan`` says which rows the pass at hand writes and reads.
+Rows are aligned on the left: keys and values of position p are in column p. Columns beyond a row's length hold what an
+earlier request left there, and are masked. transformers calls ``SlotLayer.update`` in each layer, but cannot tell it
+which slots the pass is for; so before each pass the engine sets a ``PassPlan``, which all layers read.
 
-Legend: ``S`` slots, ``H`` key/value heads, ``C`` capacity in positions, ``E`` entries of a head.
+Shapes:
+    S  slots
+    C  capacity of a slot in positions
+    R  rows in one pass
+    Q  positions in one pass
+    H  key/value heads
+    E  size of a head
 """
 
 from dataclasses import dataclass
@@ -17,25 +24,28 @@ from transformers.cache_utils import CacheLayerMixin
 
 @dataclass
 class PassPlan:
-    """The pass at hand, for all layers. At most one of the three is set; none of them: nothing is kept."""
+    """Which slots the current pass writes and reads; all layers share it.
+
+    At most one of ``fresh``, ``extended`` and ``places`` is set. If none is, the pass stores nothing.
+    """
 
     fresh: list[int] | None = None
-    """Slots whose rows are encoded from position 0 on: they see only themselves."""
+    """Slots that are encoded from position 0 on; their rows attend only to the positions of this pass."""
     extended: tuple[int, int, int] | None = None
-    """Slot, first and last position (exclusive) of a row that goes on for several positions."""
+    """A slot that gets several more positions: the slot, the first new position, and the end of the new positions."""
     places: Tensor | None = None
-    """[n] position of each of the first n slots, which go on for one position."""
+    """[R] the new position of each of the first R slots, which get one more position each."""
     columns: int = 0
-    """With ``places``: columns that are read."""
+    """With ``places``: number of columns of the cache to return for reading."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept."""
+        """Whether the pass stores nothing."""
         return self.fresh is None and self.extended is None and self.places is None
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, [S, H, C, E] each. Memory is taken at the first pass, which knows H and E."""
+    """Keys and values of one layer, [S, H, C, E] each; allocated in the first pass, which determines H and E."""
 
     is_sliding = False
     keys: Tensor
@@ -46,7 +56,10 @@ class SlotLayer(CacheLayerMixin):
         self._plan, self._slots, self._capacity = plan, slots, capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Takes the memory. Zeros, since what is masked is multiplied by 0, which infinite rubbish would survive."""
+        """Allocates the cache, filled with zeros.
+
+        Attention multiplies masked values by 0, which uninitialized memory with inf or nan would turn into nan.
+        """
 
         def zeros(states: Tensor) -> Tensor:
             return states.new_zeros(self._slots, states.shape[1], self._capacity, states.shape[3])
@@ -55,51 +68,53 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keeps the states [R, H, Q, E] of a pass where the plan says; returns those that the pass sees."""
+        """Stores the keys and values [R, H, Q, E] of a pass as the plan says.
+
+        Returns the keys and values that the pass attends to, as views of the cache where it can.
+        """
         if self._plan.is_empty:
             return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        seen = self._put(self.keys, key_states), self._put(self.values, value_states)
-        return seen
+        return self._store(self.keys, key_states), self._store(self.values, value_states)
 
-    def _put(self, kept: Tensor, states: Tensor) -> Tensor:
+    def _store(self, stored: Tensor, states: Tensor) -> Tensor:
         plan = self._plan
         if plan.fresh is not None:
-            # Row by row each head is one block to copy, which an indexed copy would take element by element.
+            # Row by row, each head is copied as one block; an indexed copy would go element by element.
             for row, slot in enumerate(plan.fresh):
-                kept[slot, :, : states.shape[2]] = states[row]
+                stored[slot, :, : states.shape[2]] = states[row]
         elif plan.extended is not None:
             slot, start, end = plan.extended
-            kept[slot, :, start:end] = states[0]
-            return kept[slot : slot + 1, :, :end]
+            stored[slot, :, start:end] = states[0]
+            return stored[slot : slot + 1, :, :end]
         elif plan.places is not None:
             count = len(plan.places)
-            kept[torch.arange(count, device=kept.device), :, plan.places] = states[:, :, 0]
-            return kept[:count, :, : plan.columns]
+            stored[torch.arange(count, device=stored.device), :, plan.places] = states[:, :, 0]
+            return stored[:count, :, : plan.columns]
         return states
 
     def copy_row(self, source: int, target: int, columns: int) -> None:
-        """The first ``columns`` of one slot into another."""
+        """Copies the first ``columns`` positions of one slot to another."""
         if self.is_initialized:
             self.keys[target, :, :columns] = self.keys[source, :, :columns]
             self.values[target, :, :columns] = self.values[source, :, :columns]
 
     def get_seq_length(self) -> int:
-        """Part of the interface; positions and masks are always given here."""
+        """Part of transformers' interface. Not used: the engine always passes position ids, and masks where needed."""
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Asked for only where no mask is given: rows that see only themselves."""
+        """Part of transformers' interface. Called only in passes without a mask, whose rows see only themselves."""
         return query_length, 0
 
     def get_max_length(self) -> int:
-        """C."""
+        """Part of transformers' interface: C, the capacity of a slot."""
         return self._capacity
 
 
 class SlotCache(Cache):
-    """The cache of all layers."""
+    """The keys and values of all layers for all slots."""
 
     def __init__(self, num_layers: int, slots: int, capacity: int) -> None:
         self.plan = PassPlan()
@@ -107,16 +122,16 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.slot_layers))
 
     def set_plan(self, plan: PassPlan) -> None:
-        """What the next pass does."""
+        """Says which slots the next pass writes and reads."""
         self.plan.__dict__.update(plan.__dict__)
 
     def copy_row(self, source: int, target: int, columns: int) -> None:
-        """The first ``columns`` of one slot into another, in all layers."""
+        """Copies the first ``columns`` positions of one slot to another, in all layers."""
         for layer in self.slot_layers:
             layer.copy_row(source, target, columns)
 
     @property
     def num_bytes(self) -> int:
-        """Memory taken by keys and values."""
+        """Bytes that keys and values take; 0 before the first pass."""
         tensors = [t for layer in self.slot_layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

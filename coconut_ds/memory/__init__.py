@@ -1,1 +1,1 @@
-"""A run's memory, counted before it is run."""
+"""Estimates the GPU memory of a training run before it is started."""

@@ -1,8 +1,8 @@
-"""What the passes of one micro batch hold in memory, found without memory: they run on tensors that have shapes and
-types but no content, and each storage is counted from its birth to its death.
+"""Measures the memory that the passes of one micro batch take, without using that memory.
 
-It is the code of training that runs, backward pass included, so that what is kept for gradients, what grows with the
-key/value cache and what is only there for a moment are all in it. Not in it is what a kernel needs inside itself.
+The training code itself is run, forward and backward, on fake tensors, which have shapes and types but no data. Every
+storage is counted from its allocation until it is freed. So the result includes activations saved for the backward
+pass, the growing key/value cache and short-lived temporaries, but not the workspace inside kernels.
 """
 
 import weakref
@@ -26,19 +26,25 @@ from coconut_ds.settings import LoraConfig
 
 PREFIX, THOUGHTS, REST, LOSS, BACKWARD = "prefix", "thoughts", "rest", "loss", "backward"
 PARTS = (PREFIX, THOUGHTS, REST, LOSS, BACKWARD)
-"""Who made what is alive at the peak: passes (keys and values included), embeddings with head and loss, gradients."""
+"""The part of the computation that allocated a storage: the passes over prefix, thoughts and rest (with their keys and
+values); embeddings, head and loss (``loss``); or the backward pass."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages made within it, by the part that is named when they are made."""
+    """Counts the bytes of all live storages that were allocated within this context, by part.
+
+    The caller sets ``part`` to the part that is being computed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.part = LOSS
         self.now: Counter[str] = Counter()
+        """Live bytes of each part."""
         self.peak: Counter[str] = Counter()
-        """``now`` at the moment when its sum was largest."""
+        """``now`` at the moment when its total was largest."""
         self._known: dict[int, tuple[str, int]] = {}
+        """Part and bytes of each live storage."""
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -53,7 +59,7 @@ class LiveBytes(TorchDispatchMode):
     def _note(self, tensor: Tensor, before: set[int]) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        # Views, and results in place of what was there before.
+        # Views and in-place results allocate nothing.
         if key in self._known or key in before:
             return
         self._known[key] = self.part, storage.nbytes()
@@ -66,8 +72,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def parameter_counts(config: PreTrainedConfig, rows: int, lora: LoraConfig) -> tuple[int, int]:
-    """Parameters of a model with ``rows`` tokens: all, and those that are trained."""
-    sizes = [(one.numel(), one.requires_grad) for one in _model(config, rows, lora, torch.float32).parameters()]
+    """Numbers of parameters of a model whose embedding has ``rows`` rows: in total, and trained."""
+    sizes = [(each.numel(), each.requires_grad) for each in _model(config, rows, lora, torch.float32).parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
@@ -81,21 +87,21 @@ def update_bytes(
     iterations: int | None = None,
     on_cpu: bool = False,
 ) -> Counter[str]:
-    """Bytes by part at the peak of one micro batch, forward and backward, beside weights and their gradients.
+    """Bytes by part at the peak of one micro batch, forward and backward, without weights and their gradients.
 
     Args:
-        config: of the model.
-        rows: of the embedding.
-        lora: adapters.
+        config: the Hugging Face configuration of the model.
+        rows: number of rows of the embedding.
+        lora: the adapters.
         layouts: the sequences of the micro batch.
-        dtype: in which the model computes.
-        checkpointing: whether layers forget their activations.
-        iterations: passes over all thoughts at once; None: thoughts come one by one.
-        on_cpu: whether the sums of gradients are made as on a CPU.
+        dtype: the type that the model computes in.
+        checkpointing: whether activation checkpointing is on.
+        iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
+        on_cpu: whether weight gradients are deferred, as in training on a CPU (``model/deferred.py``).
     """
     model = _model(config, rows, lora, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _take_shape(model)
+        _replace_by_fake_tensors(model)
         loop = LatentLoop(model, checkpointing, defer_gradients=on_cpu)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -103,7 +109,7 @@ def update_bytes(
         num_thoughts = max(layout.num_thoughts for layout in layouts)
         batch = collate(layouts, [1.0] * len(layouts), num_thoughts, 0, iterations=iterations)
         ledger = LiveBytes()
-        _name_parts(model.base_model, ledger, num_thoughts if iterations is None else min(iterations, num_thoughts))
+        _label_passes(model.base_model, ledger, num_thoughts if iterations is None else min(iterations, num_thoughts))
         with ledger:
             loss = latent_loss(loop, *batch)
             ledger.part = BACKWARD
@@ -112,6 +118,7 @@ def update_bytes(
 
 
 def _model(config: PreTrainedConfig, rows: int, lora: LoraConfig, dtype: torch.dtype) -> Any:
+    """The model on the meta device, with its adapters."""
     config = type(config).from_dict({**config.to_dict(), "vocab_size": rows, "pad_token_id": None})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -120,21 +127,24 @@ def _model(config: PreTrainedConfig, rows: int, lora: LoraConfig, dtype: torch.d
     return model.train()
 
 
-def _take_shape(model: nn.Module) -> None:
-    """Puts tensors of this mode in the place of those without a device; what was shared stays shared."""
-    made: dict[int, Tensor] = {}
+def _replace_by_fake_tensors(model: nn.Module) -> None:
+    """Replaces all meta tensors of the model by fake tensors on the CPU, in place. Tied parameters stay tied.
+
+    Must be called within a ``FakeTensorMode``.
+    """
+    replaced: dict[int, Tensor] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 new = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
-                module._parameters[name] = made.setdefault(id(parameter), new)  # type: ignore[assignment]
+                module._parameters[name] = replaced.setdefault(id(parameter), new)  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-def _name_parts(body: nn.Module, ledger: LiveBytes, thought_passes: int) -> None:
-    """Has each pass tell the ledger who makes tensors."""
+def _label_passes(body: nn.Module, ledger: LiveBytes, thought_passes: int) -> None:
+    """Adds hooks that set ``ledger.part`` in each pass: first the prefix, then the thoughts, then the rest."""
     passes = 0
 
     def begins(module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -1,10 +1,11 @@
-"""What a run will take of a rank's memory, before anything is built: ``coconut-plan``.
+"""Plans the memory of one rank of a training run, without building a model: the numbers behind ``coconut-plan``.
 
-Weights, gradients and optimizer follow from numbers of parameters and the ZeRO stage; what passes hold is traced
-(``model.live_bytes``). Not in it: the device's own context (about 1 GiB), the inside of kernels, fragmentation.
+The sizes of weights, gradients and optimizer states follow from the numbers of parameters and the ZeRO stage. The
+memory of the passes is measured on fake tensors (``memory/passes.py``). Not included are the device's own context
+(about 1 GiB), the workspace of kernels, and fragmentation.
 
-With ``N`` parameters, ``T`` of them trained, ``w`` ranks and ``b`` bytes a number (4, or 2 in bf16), as DeepSpeed 0.19
-has it with this project's settings:
+Bytes on each rank for ``N`` parameters, ``T`` of them trained, ``w`` ranks, and ``b`` bytes for each number (4, or 2 in
+bf16), as DeepSpeed 0.19 allocates them with this project's settings:
 
 =====  ==============  =====================================  ===================
 stage  weights         gradients                              optimizer
@@ -15,8 +16,9 @@ stage  weights         gradients                              optimizer
 3      b·N / w         4·T / w                                12·T / w
 =====  ==============  =====================================  ===================
 
-Adam keeps two numbers a parameter, stages 1 to 3 an fp32 copy as well. Stage 1 reduces once all micro batches are
-through, so it keeps whole gradients. At the step, stages 1 to 3 copy a rank's gradients once more.
+Adam stores two numbers for each trained parameter; stages 1 to 3 also store an fp32 copy of it. Stage 1 reduces the
+gradients only after the last micro batch, so each rank holds all of them until then. In the optimizer step, stages 1 to
+3 copy the rank's share of the gradients once more.
 """
 
 import math
@@ -34,89 +36,104 @@ from coconut_ds.training.engine_file import read_engine_file
 
 GIB = 2**30
 DEFAULT_BUCKET = 500_000_000
-"""DeepSpeed's ``reduce_bucket_size`` where a file has none."""
+"""DeepSpeed's default for ``reduce_bucket_size``, in numbers."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Bytes of a rank that stay from one micro batch to the next."""
+class KeptBytes:
+    """Bytes on one rank that stay allocated from one micro batch to the next."""
 
     weights: int
+    """This rank's weights."""
     gathered: int
-    """Whole weights of other ranks at the end of a backward pass (ZeRO-3); an upper bound."""
+    """Weights gathered from other ranks at the end of a backward pass (ZeRO-3); an upper bound."""
     gradients: int
+    """This rank's gradients."""
     optimizer: int
+    """Optimizer states, including fp32 copies of the weights."""
     buckets: int
-    """What gradients are copied to before ranks exchange them."""
+    """Buffers that gradients are copied to before ranks exchange them."""
     at_step: int
-    """More at the optimizer's step, when no activations are there."""
+    """Additional bytes during the optimizer step, when there are no activations."""
     host: int
-    """In the machine's own memory, where it is offloaded to."""
+    """Bytes that are offloaded to the host's memory; the other fields do not include them."""
 
     @property
     def total(self) -> int:
-        """On the device, during a backward pass."""
+        """Bytes on the device during a backward pass, without those of the passes."""
         return self.weights + self.gathered + self.gradients + self.optimizer + self.buckets
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One rank's memory."""
+    """The memory of one rank, in bytes."""
 
     parameters: int
+    """Number of parameters of the model."""
     trained: int
+    """Number of trained parameters."""
     micro_batch: int
-    kept: Kept
+    """Problems in a micro batch."""
+    kept: KeptBytes
+    """Bytes that stay allocated between micro batches."""
     passes: dict[str, int]
-    """Bytes by part (``live_bytes.PARTS``) at the peak of a micro batch, at the stage that takes most."""
+    """Bytes by part (``passes.PARTS``) at the peak of a micro batch, at the curriculum stage that takes most."""
     stage: int
-    """That stage."""
+    """That stage; in a plan for sequences of a given length, their number of thoughts."""
     keys_and_values: int
-    """Bytes of the key/value cache of a micro batch; they are in ``passes``."""
+    """Bytes of the key/value cache of a micro batch; included in ``passes``."""
     largest_micro_batch: int | None = None
-    """That fits; None where nobody asked, 0 where not even one problem does."""
+    """The largest micro batch that fits into the given memory: 0 if not even one problem fits, None if no memory was
+    given."""
 
     @property
     def total(self) -> int:
-        """Bytes at the peak."""
+        """Bytes at the peak, which is in a backward pass or in the optimizer step."""
         kept = self.kept
         step = kept.weights + kept.gradients + kept.optimizer + kept.at_step
         return max(kept.total + sum(self.passes.values()), step)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the total."""
+        """All fields and the total as plain values, for JSON."""
         return {**asdict(self), "total": self.total}
 
 
 Shapes = Mapping[int, Layout]
-"""The longest sequence of each stage that is looked at."""
+"""The sequences to plan for, by curriculum stage; a sequence of a given length, by its number of thoughts."""
 
 
 @dataclass(frozen=True)
 class Planner:
-    """What plans have in common."""
+    """Makes memory plans for one configuration and different micro batches."""
 
     config: Config
+    """The configuration of the run."""
     architecture: Any
-    """The Hugging Face configuration."""
+    """The Hugging Face configuration of the model."""
     rows: int
-    """Of the embedding."""
+    """Number of rows of the embedding."""
     shapes: Shapes
     gpus: int
+    """Number of ranks."""
     on_cpu: bool = False
-    """Whether gradients are summed as on a CPU; no plan for a GPU needs it."""
+    """Whether weight gradients are deferred, as in training on a CPU; only for comparisons with CPU measurements."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the model computes."""
+        """The type that the model computes in."""
         return torch.bfloat16 if self.config.run.bf16 else torch.float32
 
     def plan(self, micro_batch: int, limit: float | None = None) -> MemoryPlan:
-        """The memory of ``micro_batch`` problems at a time; ``limit``: bytes for which to look for the largest one."""
+        """The plan for ``micro_batch`` problems at a time.
+
+        Args:
+            micro_batch: problems in a micro batch.
+            limit: bytes on the device, to also search for the largest micro batch that fits; None: no search.
+        """
         parameters, trained = parameter_counts(self.architecture, self.rows, self.config.model.lora)
         kept = kept_bytes(self.config, parameters, trained, self.gpus)
         found = {stage: self._passes(stage, micro_batch) for stage in self.shapes}
-        stage = max(found, key=lambda one: sum(found[one].values()))
+        stage = max(found, key=lambda stage: sum(found[stage].values()))
         keys_and_values = self._cache_bytes(len(self.shapes[stage])) * micro_batch
         largest = None
         if limit is not None:
@@ -146,8 +163,8 @@ class Planner:
         return int(2 * text.num_hidden_layers * heads * size * length * self.dtype.itemsize)
 
 
-def kept_bytes(config: Config, parameters: int, trained: int, ranks: int) -> Kept:
-    """See the table above."""
+def kept_bytes(config: Config, parameters: int, trained: int, ranks: int) -> KeptBytes:
+    """The bytes that stay allocated on each rank: the table at the top of this file, with offloading applied."""
     values = read_engine_file(config).get("zero_optimization", {})
     stage, size = int(values.get("stage", 0)), 2 if config.run.bf16 else 4
     bucket = int(values.get("reduce_bucket_size", DEFAULT_BUCKET))
@@ -156,14 +173,14 @@ def kept_bytes(config: Config, parameters: int, trained: int, ranks: int) -> Kep
     gathered = size * parameters if stage == 3 and ranks > 1 else 0
     gradients = {0: size * trained, 1: (4 if size == 4 else 6) * trained}.get(stage, 4 * share)
     optimizer = 12 * share if stage else 8 * trained
-    # Stage 3 reduces in fp32 here, since that is what gradients are summed in; stage 1 in bf16 has no bucket.
+    # Stage 3 reduces in fp32, the type in which it accumulates gradients here; stage 1 has no bucket in bf16.
     buckets = bucket * {0: 0, 1: 0 if size == 2 else 4, 2: size, 3: 4}[stage]
     host = 0
     if _offloads(values, "offload_optimizer"):
         host, optimizer, gradients = optimizer + gradients, 0, 0
     if _offloads(values, "offload_param"):
         host, weights = host + weights, 0
-    return Kept(weights, gathered, gradients, optimizer, buckets, 4 * share if stage and optimizer else 0, host)
+    return KeptBytes(weights, gathered, gradients, optimizer, buckets, 4 * share if stage and optimizer else 0, host)
 
 
 def _offloads(values: Mapping[str, Any], key: str) -> bool:
@@ -171,10 +188,11 @@ def _offloads(values: Mapping[str, Any], key: str) -> bool:
 
 
 def largest_that_fits(bytes_of: Callable[[int], int], room: float) -> int:
-    """The largest micro batch whose passes take at most ``room`` bytes; 0 where one problem takes more.
+    """The largest micro batch whose passes take at most ``room`` bytes; 0 if a single problem takes more.
 
-    At each moment bytes grow in proportion to the rows, so the peak, the largest of them, is convex: a line through two
-    sizes lies below it beyond them, and above it between them.
+    At each moment of a pass, the bytes grow linearly with the number of rows. The peak is the maximum over all moments,
+    so it is a convex function of the size: the line through two sizes is a lower bound beyond them and an upper bound
+    between them. Both bounds give guesses, so the search needs few evaluations of ``bytes_of``.
     """
     if bytes_of(1) > room:
         return 0

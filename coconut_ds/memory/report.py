@@ -1,4 +1,4 @@
-"""From a configuration to a plan of its memory, and the plan as a table."""
+"""Makes the memory plan of a configuration, and formats it as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +21,24 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
 
 NUM_LONGEST = 64
-"""Problems with most characters, among which those with most tokens are looked for."""
+"""Only this many problems, those with the most characters, are tokenized to find the longest sequences."""
 
 
 def plan_of(
     config: Config, gpus: int, gpu_memory_gib: float | None, tokens: int | None, targets: int | None
 ) -> MemoryPlan:
-    """The plan of a run on ``gpus`` ranks.
+    """The memory plan of a run.
+
+    Args:
+        config: the configuration of the run.
+        gpus: number of ranks.
+        gpu_memory_gib: memory of each GPU in GiB, to search for the largest micro batch that fits; None: no search.
+        tokens: length of all sequences, thoughts and markers included; None: the longest ones of the training data.
+        targets: how many of the ``tokens`` are targets of the loss; None: a quarter.
 
     Raises:
-        CoconutError: model, data or tokenizer cannot be had, or numbers do not fit each other.
+        CoconutError: the model's configuration, the data or the tokenizer is not available, or the numbers contradict
+            each other.
     """
     planner = planner_of(config, gpus, tokens, targets)
     micro_batch = BatchGeometry.derive(config.training, gpus).micro_batch_size
@@ -38,7 +46,11 @@ def plan_of(
 
 
 def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | None, on_cpu: bool = False) -> Planner:
-    """What knows the model and the longest sequences."""
+    """The planner for a configuration. For the arguments see ``plan_of`` and ``Planner``.
+
+    Raises:
+        CoconutError: see ``plan_of``.
+    """
     start = config.run.load_model_path
     if start is not None and Path(start).is_dir():
         named: dict[str, Any] = {
@@ -50,7 +62,7 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
         config = config.model_copy(update={"model": config.model.model_copy(update=named)})
     model = architecture(config.model)
     if tokens is not None:
-        shape = made_up(config, tokens, tokens // 4 if targets is None else targets)
+        shape = synthetic_layout(config, tokens, tokens // 4 if targets is None else targets)
         rows = model.get_text_config().vocab_size
         shapes = {shape.num_thoughts: shape}
         return Planner(config, model, rows, shapes, gpus, on_cpu)
@@ -66,23 +78,23 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
 def longest_layouts(
     config: Config, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, Layout]:
-    """The longest sequences of the first and of the last stage."""
+    """The longest sequence at the first and at the last curriculum stage, by stage."""
     method, spec = METHODS[config.method.kind], config.training.curriculum_spec
     tokenized = tokenize(tokenizer, problems, config.data.text_format)
     stages = max(method.num_stages(problem, spec) for problem in tokenized)
     last = Curriculum.of(config.training, method, stages).last_stage
-    nowhere = MarkerIds(0, 0, 0, 0)
+    any_ids = MarkerIds(0, 0, 0, 0)
     return {
-        stage: max((lay_out(method, problem, stage, spec, nowhere) for problem in tokenized), key=len)
+        stage: max((lay_out(method, problem, stage, spec, any_ids) for problem in tokenized), key=len)
         for stage in sorted({0, last})
     }
 
 
-def made_up(config: Config, tokens: int, targets: int) -> Layout:
-    """A sequence of ``tokens`` with as many thoughts as the last stage has, and with loss on its last ``targets``.
+def synthetic_layout(config: Config, tokens: int, targets: int) -> Layout:
+    """A sequence of ``tokens`` positions, which ends with ``targets`` targets after the last stage's thoughts.
 
     Raises:
-        ConfigError: they do not fit into it.
+        ConfigError: ``tokens`` is too small for targets, thoughts and a question.
     """
     method, spec = METHODS[config.method.kind], config.training.curriculum_spec
     latents = method.num_latents(spec.max_latent_stage, None, spec)
@@ -91,45 +103,45 @@ def made_up(config: Config, tokens: int, targets: int) -> Layout:
     if first < 1 or targets < 1:
         raise ConfigError(
             f"tokens={tokens}: {targets} targets and {thoughts} thoughts leave no question; set tokens above "
-            f"{targets + thoughts}, or targets"
+            f"{targets + thoughts}, or set targets"
         )
     labels = [IGNORE] * (tokens - targets) + [0] * targets
     return Layout([0] * tokens, labels, first if thoughts else tokens, thoughts)
 
 
 def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: float | None) -> str:
-    """The plan for people, in GiB."""
+    """The plan as a table for people, in GiB."""
     kept, passes = plan.kept, plan.passes
     trained = "" if plan.trained == plan.parameters else f", {plan.trained / 1e6:,.1f} M trained"
     lines = [
         f"{config.model.model_id}: {plan.parameters / 1e6:,.1f} M parameters{trained}; "
         f"deepspeed={config.deepspeed.config}, {'bf16' if config.run.bf16 else 'fp32'}, {gpus} "
-        f"GPU{'s' if gpus > 1 else ''}, micro batch {plan.micro_batch}, stage {plan.stage} (the one that takes most)",
+        f"GPU{'s' if gpus > 1 else ''}, micro batch {plan.micro_batch}, stage {plan.stage} (takes most memory)",
         "",
-        "GiB a GPU",
+        "GiB on each GPU",
         *(
             f"{name:<36}{size / GIB:9.2f}"
             for name, size in (
                 ("weights", kept.weights),
-                ("whole weights of others, at most", kept.gathered),
+                ("gathered weights, at most", kept.gathered),
                 ("gradients", kept.gradients),
-                ("optimizer", kept.optimizer),
-                ("buckets of gradients", kept.buckets),
+                ("optimizer states", kept.optimizer),
+                ("gradient buckets", kept.buckets),
                 ("passes: prefix", passes["prefix"]),
                 ("        thoughts", passes["thoughts"]),
                 ("        rest", passes["rest"]),
                 ("        head and loss", passes["loss"]),
-                ("        gradients on their way", passes["backward"]),
+                ("        backward", passes["backward"]),
                 ("peak", plan.total),
             )
         ),
-        f"keys and values, among the passes: {plan.keys_and_values / GIB:.2f} GiB; "
-        f"at the optimizer's step, without passes: {(kept.total + kept.at_step) / GIB:.2f} GiB",
+        f"keys and values, included in the passes: {plan.keys_and_values / GIB:.2f} GiB; "
+        f"in the optimizer step, without passes: {(kept.total + kept.at_step) / GIB:.2f} GiB",
     ]
     if kept.host:
-        lines.append(f"in the memory of the machine, for each GPU: {kept.host / GIB:.2f} GiB")
+        lines.append(f"offloaded to host memory, for each GPU: {kept.host / GIB:.2f} GiB")
     if plan.largest_micro_batch is not None:
         fits = f"largest micro batch: {plan.largest_micro_batch}" if plan.largest_micro_batch else "nothing fits"
         lines.append(f"in {gpu_memory_gib:g} GiB: {fits}")
-    lines.append("Not counted: the device's context (about 1 GiB), the inside of kernels, fragmentation.")
+    lines.append("Not included: the device's context (about 1 GiB), the workspace of kernels, fragmentation.")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Names of attention kernels, checked before anything is loaded; and a switch to one of our own functions."""
+"""Checks of ``model.attn_implementation``, and a switch to one of this project's own attention functions."""
 
 import importlib.util
 from typing import Any
@@ -9,12 +9,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from coconut_ds.errors import ModelError
 
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""Kernels that need a package, a CUDA device and half precision."""
+"""Attention kernels that need a package, a CUDA device and half precision, with that package."""
 BUILT_IN = ("sdpa", "eager")
+"""Attention kernels that always work."""
 
 
 def check_attention(name: str) -> None:
-    """Refuses a kernel that is unknown or not to be had here.
+    """Refuses an attention kernel that is unknown or not available here, before any model is loaded.
 
     Raises:
         ModelError: says what is missing.
@@ -37,12 +38,15 @@ def check_attention(name: str) -> None:
 
 
 def takes_attention(model: PreTrainedModel) -> bool:
-    """Whether the model's layers ask for an attention function, as transformers' ``AttentionInterface`` has it."""
+    """Whether the model's layers look up their attention function in transformers' ``AttentionInterface``."""
     return bool(model.base_model._supports_attention_backend)
 
 
 class AttentionSwitch:
-    """``with switch:`` a model attends by the function ``name``, and as before afterwards. One thread at a time."""
+    """Within ``with switch:`` the model uses the attention function registered as ``name``.
+
+    It changes the model's configuration meanwhile, so only one thread may use the model.
+    """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
         configs = [

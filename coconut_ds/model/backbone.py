@@ -1,8 +1,13 @@
-"""The backbone: any Hugging Face causal language model, from weights or from scratch, with rows for the markers.
+"""The backbone: a Hugging Face causal language model and its tokenizer, both with the thought markers added.
 
-A marker row that the source weights lack is set once, after they are loaded: to the row of ``<<`` where the tokenizer
-has it as one token, and to the mean of the source rows otherwise (input rows, and output rows where they are not tied).
-Rows that were there are never touched. Models from scratch keep their random rows.
+Most decoder-only families work (GPT-2, GPT-NeoX, Llama, Qwen and others). A model must have a key/value cache, full
+attention in every layer, and logits that are its head applied to the last hidden state. Models with windowed attention
+and models that cap or scale their logits are refused (``support.check_supported``). Generation has one more
+requirement: layers that accept an attention function (``generation/attention.py``).
+
+The embedding row of a marker that the pretrained weights lack is initialized once, after they are loaded: with the row
+of ``<<`` if the tokenizer has that token, else with the mean of the pretrained rows. The same is done to the output
+embedding if it is not tied. Pretrained rows are never changed. Models from scratch keep their random rows.
 """
 
 from dataclasses import dataclass
@@ -30,12 +35,12 @@ from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_we
 from coconut_ds.settings import ModelConfig
 
 SEED_TOKEN = "<<"
-"""Its row starts the markers, as in the reference implementation."""
+"""Its embedding row initializes the markers, as in the reference implementation."""
 
 
 @dataclass
 class Backbone:
-    """A model with the tokenizer that fits it."""
+    """A model and its tokenizer, both of which know the thought markers."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -43,12 +48,18 @@ class Backbone:
 
 
 def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> Backbone:
-    """The backbone that ``settings`` describe, in fp32 on the CPU.
+    """Builds the backbone that ``settings`` describe, in fp32 on the CPU.
 
-    Random weights come from torch's global generator: seed it first. ``pause``: whether ``<|pause|>`` is needed.
+    Args:
+        settings: the configuration group ``model``. Random weights are drawn from torch's global generator, so seed
+            that first.
+        tokenizer: the model's tokenizer; the markers are added to it in place.
+        pause: whether the method needs ``<|pause|>``.
 
     Raises:
-        ModelError: weights, configuration or attention kernel cannot be had.
+        ModelError: the weights, the configuration or the attention kernel are not available, or the latent loop does
+            not support the model.
+        CheckpointError: the weights do not fit the model.
     """
     check_attention(settings.attn_implementation)
     if settings.model_init == "scratch":
@@ -65,13 +76,17 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)
     model, report = loaded
-    # Weights that the model has no use for (another head) are left aside; none may be missing.
+    # Weights that this model does not use (those of another head) are ignored; none may be missing.
     refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
     return add_marker_rows(model, tokenizer, pause=pause)
 
 
 def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedModel:
-    """Random weights in the shape of ``settings`` with an embedding of ``num_rows``."""
+    """A model with random weights, of the architecture in ``settings``, whose embedding has ``num_rows`` rows.
+
+    Raises:
+        ModelError: the configuration cannot be built, or the latent loop does not support the model.
+    """
     config = architecture(settings)
     config.update(
         {
@@ -88,15 +103,21 @@ def model_from_scratch(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase
             )
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
         raise ModelError(
-            f"model.model_config_overrides={settings.model_config_overrides}: {type(config).__name__} cannot be built "
-            f"so ({type(error).__name__}: {error})"
+            f"model.model_config_overrides={settings.model_config_overrides}: no model can be built from this "
+            f"{type(config).__name__} ({type(error).__name__}: {error})"
         ) from error
     check_supported(model)
     return model
 
 
 def architecture(settings: ModelConfig) -> PreTrainedConfig:
-    """The Hugging Face configuration of ``settings``, overrides applied. A bare model type needs no download."""
+    """The Hugging Face configuration that ``settings`` describe, overrides applied.
+
+    If ``model_id`` is a bare model type such as ``gpt2``, nothing is downloaded.
+
+    Raises:
+        ModelError: the configuration is not available, or an override is not one of its keys.
+    """
     name, overrides = settings.model_id, settings.model_config_overrides
     is_type = "/" not in name and not Path(name).is_dir()
     if is_type and name not in CONFIG_MAPPING:
@@ -108,12 +129,12 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
         advice = "set a local folder or a bare model type such as gpt2"
         return load_by_name(partial(AutoConfig.from_pretrained, **changes), name, "model.model_id", advice)
 
-    known = load()
-    unknown = [key for key in overrides if not hasattr(known, key)]
+    default = load()
+    unknown = [key for key in overrides if not hasattr(default, key)]
     if unknown:
         raise ModelError(
-            f"model.model_config_overrides: {type(known).__name__} has no key {', '.join(unknown)}; "
-            f"it has, among others, {', '.join(sorted(known.to_dict())[:40])}"
+            f"model.model_config_overrides: {type(default).__name__} has no key {', '.join(unknown)}; "
+            f"its keys include {', '.join(sorted(default.to_dict())[:40])}"
         )
     try:
         return load(**overrides)
@@ -124,14 +145,18 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
 def add_marker_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows_known: int | None = None, pause: bool = False
 ) -> Backbone:
-    """Adds to tokenizer and embeddings the markers that they lack, and only those.
+    """Adds the markers that are missing to the tokenizer and to the embeddings, both in place.
 
     Args:
-        model: with its source weights.
-        tokenizer: that of the source.
-        rows_known: rows of the embedding that belong to tokens of the source; the tokenizer's length by default, since
-            some embeddings have spare rows behind it.
-        pause: whether ``<|pause|>`` is wanted too.
+        model: the model, with its pretrained weights.
+        tokenizer: the tokenizer that the model was trained with.
+        rows_known: number of embedding rows that were trained; by default the tokenizer's length, since some
+            embeddings have unused rows after those of the tokenizer.
+        pause: whether ``<|pause|>`` is needed too.
+
+    Raises:
+        ModelError: the latent loop does not support the model, or the tokenizer has more tokens than the embedding
+            has rows.
     """
     check_supported(model)
     rows_there = whole_shape(embedding_weight(model.get_input_embeddings()))[0]

@@ -1,4 +1,4 @@
-"""The card of a checkpoint, ``coconut.json``: how the model thinks, and where it comes from."""
+"""The card of a checkpoint, the file ``coconut.json``: how the model thinks, and how it was trained."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,24 +17,30 @@ CARD = "coconut.json"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """How a checkpoint thinks: the content of ``coconut.json``."""
+    """The content of ``coconut.json``."""
 
     method: str
+    """Name of the training method."""
     stage: int
+    """Curriculum stage that the model was trained up to."""
     num_thoughts: int
-    """Thoughts at inference."""
+    """Number of thoughts at inference."""
     c_thought: int
+    """Thoughts for each step that they replace."""
     max_latent_stage: int
+    """Stage after which the number of thoughts no longer grows."""
     marker_ids: dict[str, int]
+    """Token id of each marker."""
     num_pauses: int = 0
-    """Pause tokens at inference."""
+    """Number of pause tokens at inference."""
     tokens_per_epoch: int = 8
+    """Step tokens that the method ``icot`` removes from one stage to the next."""
     format: str = TEXT.name
-    """A name of ``formats``."""
+    """Name of the text format (``formats.FORMATS``)."""
     iterations: int | None = None
-    """Passes over all thoughts at once (Jacobi); None: thoughts come one by one."""
+    """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where it comes from: epoch, global_step, accuracy, stage switches, versions, configuration."""
+    """Origin of the checkpoint: epoch, global_step, accuracy, stage switches, versions, configuration."""
 
     @classmethod
     def of(
@@ -66,13 +72,14 @@ class ModelCard:
 
     @property
     def num_latents(self) -> int:
-        """Thoughts or pauses at inference."""
+        """Number of thoughts or pause tokens at inference."""
         return self.num_thoughts + self.num_pauses
 
     def with_latents(self, count: int) -> "ModelCard":
-        """The same with another number of thoughts, or of pauses where the method pauses.
+        """A copy with ``count`` thoughts, or pause tokens if the method uses those.
 
-        With fewer than it was trained to, the model writes more steps: those of an earlier stage.
+        With fewer latents than in training, the copy also gets the earlier stage that had ``count`` latents, at which
+        the model still writes more of the steps.
         """
         fewer = METHODS[self.method].has_curriculum and self.c_thought and count < self.num_latents
         changed = replace(self, stage=count // self.c_thought) if fewer else self
@@ -82,20 +89,23 @@ class ModelCard:
 
     @property
     def spec(self) -> CurriculumSpec:
-        """What layouts need to know; the number of latents at inference is the card's own."""
+        """The curriculum numbers that layouts depend on.
+
+        The number of latents at inference is not computed from them: use ``num_latents``.
+        """
         return CurriculumSpec(self.c_thought, self.max_latent_stage, tokens_per_epoch=self.tokens_per_epoch)
 
     @property
     def text_format(self) -> Format:
-        """What ``format`` names."""
+        """The text format that ``format`` names."""
         return FORMATS[self.format]
 
     @classmethod
     def read(cls, folder: Path) -> "ModelCard | None":
-        """The card of a model folder; None for a plain Hugging Face folder.
+        """Reads the card of a model folder; None if it has none, as a plain Hugging Face folder.
 
         Raises:
-            CheckpointError: it is there and cannot be read.
+            CheckpointError: the file exists, but is not a valid card of this version.
         """
         path = folder / CARD
         if not path.is_file():
@@ -105,18 +115,16 @@ class ModelCard:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise CheckpointError(f"{path}: is no {CARD} of this project ({where}: {first['msg']})") from error
+            raise CheckpointError(f"{path}: is not a valid {CARD} of this project ({where}: {first['msg']})") from error
         if card.method not in METHODS:
             raise CheckpointError(
-                f"{path}: method {card.method!r} is unknown here; expected one of {', '.join(sorted(METHODS))}"
+                f"{path}: unknown method {card.method!r}; expected one of {', '.join(sorted(METHODS))}"
             )
         if card.format not in FORMATS:
-            raise CheckpointError(
-                f"{path}: format {card.format!r} is unknown here; expected one of {', '.join(FORMATS)}"
-            )
+            raise CheckpointError(f"{path}: unknown format {card.format!r}; expected one of {', '.join(FORMATS)}")
         return card
 
 
 def marker_table(markers: MarkerIds) -> dict[str, int]:
-    """Names and ids of the markers, for the card."""
+    """The id of each marker, by its spelling, as the card stores them."""
     return dict(zip((*MARKERS, PAUSE), markers.all(), strict=False))

@@ -1,9 +1,9 @@
-"""Model folders: what evaluation, serving and any Hugging Face user load, with no other argument.
+"""Model folders, which evaluation, serving and Hugging Face users load without any further argument.
 
-A folder holds ``save_pretrained`` safetensors, the tokenizer and ``coconut.json`` (method, stage, number of thoughts,
-marker ids, provenance). It appears whole: written under a temporary name, then renamed. State dicts of the reference
-implementation (``checkpoint_N``) are read too, with ``weights_only=True``. A file that does not fit is an error, never
-a partial load.
+A folder contains the weights as ``save_pretrained`` writes them (safetensors), the tokenizer, and the card
+``coconut.json`` (method, stage, number of thoughts, marker ids, provenance). It is written under a temporary name and
+then renamed, so a folder of the final name is always complete. Weights that do not fit the model completely are an
+error; they are never loaded in part. State dicts of the reference implementation are read by ``reference_state.py``.
 """
 
 import json
@@ -38,10 +38,17 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
 ) -> None:
-    """Writes a model folder that appears whole, in the place of what stood there.
+    """Writes a model folder, which replaces any previous folder of that name only once it is complete.
+
+    Args:
+        folder: where to write.
+        model: the model, for its configuration and the form of its weights.
+        state: the model's state dict, with whole tensors.
+        tokenizer: the model's tokenizer.
+        card: the content of ``coconut.json``.
 
     Raises:
-        CheckpointError: it cannot be written; what was there is untouched.
+        CheckpointError: the folder cannot be written; the previous one is unchanged.
     """
     temporary = folder.with_name(f".{folder.name}.part.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -52,7 +59,7 @@ def save_model(
         put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{folder}: could not be written ({error}); what was there is untouched") from error
+        raise CheckpointError(f"{folder}: could not be written ({error}); the previous content is untouched") from error
 
 
 def write_model(
@@ -62,8 +69,11 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
 ) -> None:
-    """Writes the files of a model into a folder. ``state`` holds full tensors; under ZeRO-3 the model has shards."""
-    with _without_bars():
+    """Writes the files of a model into an existing folder.
+
+    ``state`` has whole tensors, although under ZeRO-3 the parameters of ``model`` are sharded.
+    """
+    with _without_progress_bars():
         model.save_pretrained(folder, state_dict=dict(state))
     tokenizer.save_pretrained(folder)
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
@@ -72,51 +82,76 @@ def write_model(
 def load_folder(
     folder: Path, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32, pause: bool = False
 ) -> Backbone:
-    """The backbone in a model folder, with exactly the weights that stand there.
+    """Loads the backbone in a model folder.
 
-    Markers that the folder's tokenizer lacks (a plain Hugging Face model) are added as the backbone does, ``<|pause|>``
-    only where ``pause`` asks for it.
+    Markers that the folder's tokenizer lacks (that of a plain Hugging Face model) are added, see ``add_marker_rows``.
+
+    Args:
+        folder: the model folder.
+        attn_implementation: see ``model.attn_implementation``.
+        dtype: the type of the weights.
+        pause: whether to add ``<|pause|>`` as well.
 
     Raises:
-        CheckpointError: files are missing, unsafe, or do not fit each other.
+        CheckpointError: files are missing or damaged, or do not fit each other; weights that are not safetensors
+            count as missing.
+        ModelError: the attention kernel is not available, or the latent loop does not support the model.
     """
     check_attention(attn_implementation)
-    if found := _damage(folder):
-        raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; use another checkpoint of the run")
-    if not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.glob("checkpoint_*"))
-        hint = f"; it holds {', '.join(inside)}: name one of them" if inside else ""
-        raise CheckpointError(f"{folder}: is no model folder (config.json is missing){hint}")
+    _check_files(folder)
     try:
-        with CONSTRUCTION, _without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            model, report = loaded
+        model, report = _load_weights(folder, attn_implementation, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
-    unexpected = report["unexpected_keys"]
-    if any(map(is_sharded, model.parameters())):
-        # transformers does not look for them when it loads in shards.
-        unexpected = _stored_names(folder) - model.state_dict().keys()
-    refuse_partial(folder, report["missing_keys"], unexpected, report["mismatched_keys"])
+    _check_weights(folder, model, report)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
     backbone = add_marker_rows(model, tokenizer, pause=pause)
     card = ModelCard.read(folder)
     if card is not None and not card.marker_ids.items() <= marker_table(backbone.markers).items():
         raise CheckpointError(
-            f"{folder}: {CARD} gives the markers {card.marker_ids}, the tokenizer {marker_table(backbone.markers)}; "
-            "these files are not of one checkpoint"
+            f"{folder}: {CARD} has the marker ids {card.marker_ids}, the tokenizer has "
+            f"{marker_table(backbone.markers)}; these files are not of one checkpoint"
         )
     return backbone
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses a folder that is damaged or not a model folder."""
+    if found := _damage(folder):
+        raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; use another checkpoint of the run")
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.name for path in folder.glob("checkpoint_*"))
+        hint = f"; it contains {', '.join(inside)}: name one of them" if inside else ""
+        raise CheckpointError(f"{folder}: is not a model folder (config.json is missing){hint}")
+
+
+def _load_weights(
+    folder: Path, attn_implementation: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model in a folder, and transformers' report of weights that are missing, unexpected or of another shape."""
+    with CONSTRUCTION, _without_progress_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    return model, report
+
+
+def _check_weights(folder: Path, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Refuses weights that do not fit the model completely."""
+    unexpected = report["unexpected_keys"]
+    if any(map(is_sharded, model.parameters())):
+        # transformers does not report unexpected weights when it loads sharded parameters.
+        unexpected = _stored_names(folder) - model.state_dict().keys()
+    refuse_partial(folder, report["missing_keys"], unexpected, report["mismatched_keys"])
 
 
 def _stored_names(folder: Path) -> set[str]:
@@ -129,9 +164,10 @@ def _stored_names(folder: Path) -> set[str]:
 
 
 def _damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint of a run, or with a model that was copied out of one without its ``engine/``.
+    """The faults of a folder that has a manifest; empty if it is sound, or has no manifest and no ``engine/``.
 
-    The model's files are read and compared with their hashes; those of the engine are only looked for.
+    The folder is a checkpoint of a run, or a copy of one without its ``engine/``. The model's files are read and
+    compared with their hashes. The engine's files, which a model does not need, are only checked by size.
     """
     of_a_run = (folder / ENGINE).is_dir()
     if not of_a_run and not (folder / SEAL).exists():
@@ -141,8 +177,8 @@ def _damage(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers' own bars over the files of one model would tear those of a run."""
+def _without_progress_bars() -> Iterator[None]:
+    """Hides transformers' progress bars for the files of a model, which would garble those of a run."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -1,7 +1,8 @@
-"""Activation checkpointing, layer by layer, of a latent loop.
+"""Activation checkpointing for the latent loop, one decoder layer at a time.
 
-transformers' own drops the key/value cache. Here a layer's keys and values leave it as results, so they stay in the
-graph; of the rest only the layer's input is kept, and computed again when its gradient comes: about a third more work.
+transformers' own checkpointing disables the key/value cache, which the loop needs. Here each checkpointed layer returns
+its keys and values as outputs, so they stay in the autograd graph. Of everything else only the layer's input is stored;
+the activations are recomputed in the backward pass, which costs about a third more computation.
 """
 
 import inspect
@@ -19,15 +20,15 @@ from coconut_ds.model.support import decoder_layers
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Has each decoder layer of ``model`` forget its activations in passes over a ``LatentCache``.
+    """Makes each decoder layer of ``model`` drop its activations in passes over a ``LatentCache``, in place.
 
     Raises:
-        ModelError: its layers are not found.
+        ModelError: the decoder layers were not found.
     """
     layers = decoder_layers(model)
     if layers is None:
         raise ModelError(
-            f"{type(model).__name__}: its layers are not found; set training.activation_checkpointing=false"
+            f"{type(model).__name__}: its decoder layers were not found; set training.activation_checkpointing=false"
         )
     for layer in layers:
         layer.forward = _CheckpointedLayer(layer.forward, _layer_index(layer))
@@ -39,28 +40,30 @@ def _layer_index(layer: nn.Module) -> int:
 
 
 class _CheckpointedLayer:
-    """``layer.forward``, which keeps its input, keys and values alone."""
+    """Replaces ``layer.forward``: stores only the layer's input, keys and values for the backward pass."""
 
     def __init__(self, forward: Callable[..., Tensor], index: int) -> None:
         self._forward, self._index = forward, index
-        # transformers looks at what a layer takes.
+        # transformers inspects the parameters of a layer's ``forward``.
         self.__signature__ = inspect.signature(forward)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        cache = next((one for one in (*args, *kwargs.values()) if isinstance(one, LatentCache)), None)
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, LatentCache)), None)
         if cache is None or not torch.is_grad_enabled():
             return self._forward(hidden_states, *args, **kwargs)
         layer = cache.latent_layers[self._index]
 
         def run(hidden: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            own = cache.holding(self._index, parts)
+            # Keys and values enter as arguments and leave as results, so that autograd sees them; ``run`` itself must
+            # not change the cache, since the backward pass calls it a second time.
+            own = cache.with_layer(self._index, parts)
 
-            def swapped(one: Any) -> Any:
-                return own if one is cache else one
+            def swapped(value: Any) -> Any:
+                return own if value is cache else value
 
-            with cache.computing(bool(parts)):
+            with cache.pass_context(bool(parts)):
                 output = self._forward(
-                    hidden, *map(swapped, args), **{key: swapped(one) for key, one in kwargs.items()}
+                    hidden, *map(swapped, args), **{key: swapped(value) for key, value in kwargs.items()}
                 )
             new = own.latent_layers[self._index].new
             assert new is not None

@@ -1,17 +1,27 @@
-"""From layouts to tensors for the latent loop.
+"""Collates layouts into the tensors that the latent loop reads.
 
-Columns of a batch, for rows with up to L thoughts (``Q`` question, ``t`` thought, ``a`` the rest, ``.`` pad)::
+The first thoughts of all rows are aligned in one column, so that all rows think in the same passes. For rows with up
+to L thoughts (``Q`` question token, ``t`` thought, ``a`` later token, ``.`` padding)::
 
     prefix (P)   steps (L)  rest (R)
     Q Q Q . .    t t        a a a
     Q Q Q Q Q    t a        a a .
     Q Q a a .    a a        a . .
 
-The prefix is padded on its right, so its pass needs no mask; each row's first thought is the state of its last real
-prefix column. A row with fewer thoughts goes on with its own tokens in the one-position passes. The pads between
-prefix and steps are masked from then on; pads at the end are seen by nothing that counts.
+* The prefix is padded on its right, so its pass needs no attention mask. The state at a row's last real prefix column
+  is the row's first thought, if it has one.
+* A row with fewer than L thoughts reads its own next tokens in the remaining one-position passes.
+* Padding between prefix and steps is masked in all passes after the prefix. Padding at the end of a row needs no mask:
+  no real position comes after it.
 
-Legend: ``B`` rows, ``P``/``L``/``R`` columns as above, ``T`` = P + L + R, ``N`` targets.
+Shapes:
+    B  rows (sequences) in the batch
+    P  columns of the prefix
+    L  columns of the steps, one for each one-position pass
+    R  columns of the rest
+    T  P + L + R
+    K  prefix positions whose states are needed
+    N  targets in the batch
 """
 
 from collections.abc import Sequence
@@ -26,28 +36,30 @@ from coconut_ds.methods.layout import IGNORE, Layout
 
 @dataclass(frozen=True)
 class LatentInputs:
-    """What the latent loop reads. Everything is an integer tensor on one device, or a number."""
+    """The input of the latent loop: integer and boolean tensors on one device, and the number of Jacobi passes."""
 
     prefix_ids: Tensor
     """[B, P] token ids."""
     prefix_last: Tensor
     """[B] last real column of each row's prefix."""
     prefix_read: Tensor
-    """[K] positions in the flattened [B·P] prefix whose states anybody reads: those before a thought or a target."""
+    """[K] positions in the flattened [B·P] prefix whose states are used: the last real one of each row, which may be
+    its first thought, and those that predict a target."""
     step_ids: Tensor
-    """[B, L] token ids where a row has no thought."""
+    """[B, L] token ids; where a row has a thought, the id of the thought marker."""
     is_thought: Tensor
-    """[B, L] bool."""
+    """[B, L] bool, true where the input is a thought and not a token."""
     rest_ids: Tensor
-    """[B, R] token ids; R is 0 when all is in the prefix."""
+    """[B, R] token ids; R is 0 when the prefix holds whole sequences."""
     attention_mask: Tensor | None
-    """[B, T] 1 where a column may be seen; None when no prefix is padded."""
+    """[B, T] 1 where a column may be attended to, 0 for padding in the prefix; None when no prefix is padded."""
     position_offset: Tensor
-    """[B] column minus position for all columns past the prefix: the row's pads."""
+    """[B] what to subtract from a column after the prefix to get its position: the row's padding in the prefix."""
     last_position: Tensor
-    """[B] position of each row's last token; pads after it take the same, lest they leave the model's context."""
+    """[B] position of each row's last token. Padding after it gets the same position, so that no position exceeds the
+    model's context length."""
     iterations: int | None = None
-    """Passes over all steps at once (Jacobi); None: one pass a step."""
+    """Number of Jacobi passes over all steps at once; None: one pass for each step."""
 
     def to(self, device: torch.device) -> "LatentInputs":
         """A copy on ``device``."""
@@ -59,21 +71,21 @@ class LatentInputs:
 
 @dataclass(frozen=True)
 class Targets:
-    """Where the loss is. Positions are those that *predict* a target."""
+    """The targets of the loss. A target at position i is predicted by the state at position i - 1."""
 
     index: Tensor
-    """[N] position in the flattened [B·T] states."""
+    """[N] position in the flattened [B·T] states of the state that *predicts* each target."""
     ids: Tensor
-    """[N] target token."""
+    """[N] token id of each target."""
     weights: Tensor
-    """[N] share in the loss, fp32."""
-    most: int
-    """Largest N of any rank in this micro step."""
+    """[N] weight of each target in the loss, fp32."""
+    max_targets: int
+    """The largest N of any rank in this micro step."""
 
     def to(self, device: torch.device) -> "Targets":
         """A copy on ``device``."""
         index, ids, weights = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.ids, self.weights))
-        return Targets(index, ids, weights, self.most)
+        return Targets(index, ids, weights, self.max_targets)
 
 
 def collate(
@@ -84,15 +96,15 @@ def collate(
     num_targets: int = 0,
     iterations: int | None = None,
 ) -> tuple[LatentInputs, Targets]:
-    """Tensors of one micro batch.
+    """Builds the tensors of one micro batch, on the CPU.
 
     Args:
         layouts: B sequences; each has at least one token before its first target.
-        weights: for each row, the weight of each of its targets.
-        num_thoughts: L; at least the largest number of thoughts in ``layouts``, more where other ranks have more.
-        pad_id: any token id.
-        num_targets: at least the targets in ``layouts``, more where other ranks have more.
-        iterations: of all thoughts at once; None: one after the other.
+        weights: [B] for each row, the weight of each of its targets in the loss.
+        num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
+        pad_id: any token id; what stands in padding never affects the results.
+        num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
+        iterations: see ``LatentInputs``.
     """
     cuts = _cuts(layouts, num_thoughts)
     width = max(cuts)
@@ -123,7 +135,11 @@ def collate(
 
 
 def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
-    """Length of each row's prefix: up to its first thought; rows without thoughts fill the width the others need."""
+    """The length of each row's prefix.
+
+    It ends before the row's first thought. A row without thoughts puts as many of its tokens into the prefix as the
+    prefixes of the other rows make room for.
+    """
     if num_thoughts == 0:
         return [len(layout) for layout in layouts]
     width = max((layout.first_thought for layout in layouts if layout.num_thoughts), default=1)

@@ -1,9 +1,15 @@
-"""Gradients of weights, summed over all passes of a latent loop in one product each.
+"""Defers the weight gradients of the latent loop: one product for each weight, over all passes after the prefix.
 
-A pass over one position has, for each weight, a gradient as large as the weight and of almost no rank. Left to
-autograd, L thoughts write, read and add L + 1 matrices of that size to the gradient of the prefix; on a CPU that takes
-longer than the passes themselves. Here the passes after the prefix leave inputs and gradients of outputs, and one
-product over all of their positions is added to the gradient of the prefix, once all are through (``_WeightGate``).
+In a pass over one position, the gradient of each weight is a matrix as large as the weight, but of rank B at most (B:
+rows of the batch). With L thoughts, autograd would write, read and add L + 1 matrices of that size to the gradient of
+the prefix; on a CPU that takes longer than the passes themselves. Here the backward of each pass after the prefix only
+stores the factors of its gradient: the inputs and the gradients of the outputs. Once all passes have stored theirs, one
+product over all their positions is added to the gradient of the prefix (``_WeightGate``).
+
+Shapes:
+    n    positions of one pass, in all rows
+    in   size of a layer's input
+    out  size of a layer's output
 """
 
 from collections.abc import Sequence
@@ -16,27 +22,30 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 Stash = list[tuple[Tensor, Tensor]]
-"""Inputs [n, in] and gradients of outputs [n, out] of each pass after the prefix."""
+"""For each product with a weight after the prefix: its inputs [n, in] and the gradients of its outputs [n, out]."""
 
 
 class DeferredWeights:
-    """The weights of one batch's passes: ``with weights.prefix():`` before, ``with weights.later():`` after it."""
+    """Defers the weight gradients of one batch.
+
+    The pass over the prefix runs within ``with weights.prefix():``, each later pass within ``with weights.later():``.
+    """
 
     def __init__(self) -> None:
         self._gated: dict[int, tuple[Tensor, Tensor | None, Stash]] = {}
 
     def prefix(self) -> TorchFunctionMode:
-        """Products with weights run as they are, behind their gates."""
+        """A context in which products with weights are ordinary, except that they read the weights through gates."""
         return _Products(self, later=False)
 
     def later(self) -> TorchFunctionMode:
-        """Products with weights leave their factors."""
+        """A context in which the backward of each product with a weight stores its factors for the weight's gate."""
         return _Products(self, later=True)
 
     def gated(
         self, weight: nn.Parameter, bias: Tensor | None, is_transposed: bool
     ) -> tuple[Tensor, Tensor | None, Stash]:
-        """The weight and the bias behind their gate, and where passes leave their factors."""
+        """The outputs of the gate for ``weight`` and ``bias``, and the stash that the gate reads."""
         key = id(weight)
         if key not in self._gated:
             stash: Stash = []
@@ -45,7 +54,7 @@ class DeferredWeights:
 
 
 class _Products(TorchFunctionMode):
-    """Catches the products with weights: those of ``nn.Linear``, and of GPT-2's ``Conv1D``."""
+    """Intercepts the products with trained weights in ``nn.Linear`` and in GPT-2's ``Conv1D``."""
 
     def __init__(self, weights: DeferredWeights, later: bool) -> None:
         super().__init__()
@@ -75,7 +84,10 @@ def _learns(weight: Any) -> bool:
 
 
 class _WeightGate(torch.autograd.Function):
-    """Hands on weight and bias; backwards, adds the product of what later passes have left."""
+    """The identity on weight and bias; its backward adds the gradient of all deferred products in ``stash``.
+
+    Autograd calls ``backward`` after the backward of every product that reads the outputs of this function.
+    """
 
     @staticmethod
     def forward(
@@ -100,7 +112,7 @@ class _WeightGate(torch.autograd.Function):
 
 
 class _DeferredProduct(torch.autograd.Function):
-    """A product with a weight whose gradient is left to the gate."""
+    """A product whose backward leaves the gradients of weight and bias to the gate."""
 
     @staticmethod
     def forward(

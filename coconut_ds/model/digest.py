@@ -1,4 +1,4 @@
-"""Hashes of what a model and a tokenizer are, wherever they came from."""
+"""Hashes of the content of models and tokenizers, which do not depend on where they were loaded from."""
 
 import hashlib
 import json
@@ -14,19 +14,22 @@ from coconut_ds.distributed.zero import whole
 
 
 def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in whatever order they come.
+    """SHA-256 over the names, types, shapes and bytes of tensors; their order does not matter.
 
-    One tensor at a time is looked at, so a generator may make each as it is asked for.
+    Reads one tensor at a time, so ``state`` may be a generator that makes each tensor on demand.
     """
     digests: dict[str, str] = {}
     for name, tensor in state:
-        assert name not in digests, f"{name} comes twice"
+        assert name not in digests, f"{name} appears twice"
         digests[name] = _digest(tensor)
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
-def content_of(model: PreTrainedModel, ranks: Ranks) -> str | None:
-    """Hash of a model's parameters, on rank 0; they may lie in shards, so all ranks must call it."""
+def digest_parameters(model: PreTrainedModel, ranks: Ranks) -> str | None:
+    """Hash of a model's parameters (see ``digest_state``) on rank 0, None on other ranks.
+
+    The parameters may be sharded (ZeRO-3), so all ranks must call this together.
+    """
     if not ranks.is_first:
         for parameter in model.parameters():
             with whole([parameter]):
@@ -41,14 +44,14 @@ def content_of(model: PreTrainedModel, ranks: Ranks) -> str | None:
     return digest_state(parameters())
 
 
-def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of ``tokenizer_identity``."""
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of ``tokenizer_identity``, that is of everything that maps text to ids; names and paths do not count."""
     return hashlib.sha256(json.dumps(tokenizer_identity(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    # numpy knows no bfloat16; bytes it knows, and shares the memory.
+    # numpy has no bfloat16, so view the memory as bytes.
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

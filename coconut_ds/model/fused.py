@@ -1,7 +1,8 @@
-"""Activations in one kernel where transformers computes them in many.
+"""Fused activation functions in place of transformers' unfused ones.
 
-GPT-2's ``gelu_new`` is written out there as eight operations, each of which reads and writes the widest tensor of the
-model. torch has the same function as one; results agree to rounding.
+transformers computes GPT-2's ``gelu_new`` in eight elementwise operations, each of which reads and writes the widest
+activation of the model. ``nn.GELU(approximate="tanh")`` computes the same function in one kernel; results agree up to
+rounding.
 """
 
 from torch import nn
@@ -10,7 +11,7 @@ from transformers.activations import NewGELUActivation
 
 
 def fuse_activations(model: PreTrainedModel) -> None:
-    """Puts fused modules in the place of slow ones. Parameters and configuration stay as they are."""
+    """Replaces unfused activation modules by fused ones, in place. Parameters and configuration do not change."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):

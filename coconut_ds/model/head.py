@@ -1,8 +1,8 @@
-"""The product with the vocabulary, by the library that is quickest at it.
+"""The language model head (the product of states with the output embedding), by the fastest library.
 
-On the CPU torch gives products in fp32 to MKL, which packs the whole weight anew for each call: for the few states of a
-step of generation, packing is most of the time. oneDNN reads the weight as it lies, and takes half the time for 8 to 64
-states over 50,260 tokens (``benchmarks/head.py``).
+On a CPU, torch gives fp32 products to MKL, which repacks the whole weight in each call. In a generation step, which has
+only a few states, repacking takes most of the time. oneDNN reads the weight in place and takes half the time for 8 to
+64 states and a vocabulary of 50,260 tokens (``benchmarks/head.py``).
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from coconut_ds.distributed.zero import is_sharded
 
 
 def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
-    """``head(states)``: logits [..., V] of states [..., D]."""
-    # Not ``head.weight``: under ZeRO-3 whoever looks at it outside of the module has it fetched.
+    """Returns ``head(states)``: logits [..., V] for states [..., D]."""
+    # Not ``head.weight``: under ZeRO-3, reading that attribute outside of the module gathers the weight.
     parameters = dict(head.named_parameters(recurse=False))
     if _is_plain(head, parameters, states):
         weight, bias = parameters["weight"], parameters.get("bias")
@@ -26,7 +26,7 @@ def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
 
 
 def _is_plain(head: nn.Module, parameters: Mapping[str, nn.Parameter], states: Tensor) -> bool:
-    """Whether nothing but the product is asked for: no gradient, no adapter, no weight that ZeRO-3 has to fetch."""
+    """Whether oneDNN can do it: an fp32 product on a CPU without gradient, adapter or a weight sharded by ZeRO-3."""
     return (
         type(head) is nn.Linear
         and not torch.is_grad_enabled()

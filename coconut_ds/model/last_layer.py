@@ -1,11 +1,17 @@
-"""The last layer, where only some positions are read.
+"""Computes the last layer only at the positions whose states are used.
 
-Of the last layer's results in the pass over a question, one position feeds the first thought; all others give later
-positions nothing but their keys and values. So the modules behind attention, which treat each position by itself, run
-on the positions that are read alone. For GPT-2 those are 9 of the 12 D² operations a position of that layer: an eighth
-of all operations on the prefix with six layers. Results are the same; at positions that are not read they are rubbish.
+In the pass over a question, only the state at its last position is used: it is the first thought. Later passes attend
+to the other positions, but need only their keys and values, which the last layer computes before its attention. So the
+modules after the attention (its output projection and the MLP), which treat each position independently, run only at
+the positions that are read. For GPT-2 these modules do 9 of the 12 D² multiplications for each position of that layer,
+which with six layers is an eighth of all computation on the prefix. States at the positions that are read do not
+change; states at the other positions are not valid.
 
-Legend: ``B`` rows, ``Q`` positions of a pass, ``D`` hidden size, ``K`` positions that are read.
+Shapes:
+    B  rows (sequences) in the batch
+    Q  positions in one pass
+    D  hidden size
+    K  positions that are read
 """
 
 from collections.abc import Callable, Iterator
@@ -18,26 +24,33 @@ from transformers.pytorch_utils import Conv1D
 
 from coconut_ds.model.support import decoder_layers
 
-BY_POSITION = (nn.Linear, Conv1D, nn.Dropout, nn.Identity, nn.LayerNorm)
-"""With activations, what modules may consist of that are run on some positions."""
+POSITIONWISE = (nn.Linear, Conv1D, nn.Dropout, nn.Identity, nn.LayerNorm)
+"""Modules that, like activation functions, treat each position independently."""
 PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
-"""Names of an attention's last module."""
+"""Names that attention modules give to their output projection."""
 
 
 class LastLayer:
-    """Has the last layer of a model run where it is read; models of other shapes stay as they are."""
+    """Patches the last layer of a model so that it can be limited to some positions (``only``).
+
+    Models whose layers are not found, or are built otherwise, are left as they are; they compute all positions.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.read: Tensor | None = None
         layers = decoder_layers(model)
         for module in _modules_behind_attention(layers[-1]) if layers is not None else ():
-            # Of several loops around one model the last one made has the say; passes of the others are whole.
-            whole = module.forward.forward if isinstance(module.forward, _OnSome) else module.forward
-            module.forward = _OnSome(whole, self)
+            # If several loops wrap one model, only the last one made limits it; the others compute all positions.
+            whole = module.forward.forward if isinstance(module.forward, _OnReadPositions) else module.forward
+            module.forward = _OnReadPositions(whole, self)
 
     @contextmanager
     def only(self, read: Tensor | None) -> Iterator[None]:
-        """Passes in here are read at ``read`` [K] of their B·Q positions, each named once; None: at all of them."""
+        """Within this context, only the positions ``read`` get valid states.
+
+        Args:
+            read: [K] distinct positions in the flattened [B·Q]; None: all positions.
+        """
         before, self.read = self.read, read
         try:
             yield
@@ -45,15 +58,15 @@ class LastLayer:
             self.read = before
 
 
-class _OnSome:
-    """A module's ``forward``."""
+class _OnReadPositions:
+    """Replaces a module's ``forward``: computes only the positions that are read, and returns zeros elsewhere."""
 
     def __init__(self, forward: Callable[..., Tensor], layer: LastLayer) -> None:
         self.forward, self._layer = forward, layer
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         read = self._layer.read
-        # More than states, such as what is to be added to the result: that has other positions.
+        # Further arguments (for example a residual to add) would not match the selected positions.
         takes_more = bool(args or kwargs)
         if read is None or takes_more or 2 * len(read) > hidden_states.shape[:-1].numel():
             return self.forward(hidden_states, *args, **kwargs)
@@ -63,14 +76,14 @@ class _OnSome:
 
 
 def _modules_behind_attention(layer: nn.Module) -> list[nn.Module]:
-    """The output projection of its attention, and its MLP."""
+    """The output projection of the layer's attention and its MLP, where they are positionwise."""
     found = [getattr(layer, "mlp", None)]
     for name, child in layer.named_children():
         if "attn" in name or "attention" in name:
             found += [projection for part, projection in child.named_children() if part in PROJECTIONS]
-    return [module for module in found if module is not None and _is_by_position(module)]
+    return [module for module in found if module is not None and _is_positionwise(module)]
 
 
-def _is_by_position(module: nn.Module) -> bool:
-    leaves = [one for one in module.modules() if next(one.children(), None) is None]
-    return all(isinstance(leaf, BY_POSITION) or "activation" in type(leaf).__module__ for leaf in leaves)
+def _is_positionwise(module: nn.Module) -> bool:
+    leaves = [child for child in module.modules() if next(child.children(), None) is None]
+    return all(isinstance(leaf, POSITIONWISE) or "activation" in type(leaf).__module__ for leaf in leaves)

@@ -1,12 +1,25 @@
-"""The latent loop: one pass over the prefix, a one-position pass for each thought, one pass over the rest.
+"""The latent loop: runs a causal language model over sequences that contain continuous thoughts.
 
-A *thought* is the last hidden state (after the final norm) at one position, fed back as the input embedding of the
-next (arXiv 2412.06769, section 3). All passes share keys and values that stay in the autograd graph (``passes``), so
-gradients flow through every thought, and nothing is encoded twice: the cost is that of one pass over T positions plus L
-launches. Thoughts may also come all at once, in several passes over L positions (``method.thinking=jacobi``).
+A *thought* is the model's last hidden state at one position (after the final norm), used as the input embedding of the
+next position instead of a token embedding (Coconut, arXiv 2412.06769, section 3). The loop first encodes the prefix,
+that is all tokens before the first thought, in one forward pass; the state at the end of the prefix is the first
+thought. It then runs one forward pass over a single position for each thought, which feeds the previous state in and
+computes the next one. A last pass encodes all tokens after the thoughts. All passes share one key/value cache that
+stays in the autograd graph (``passes.py``), so the loss reaches every thought, and no position is encoded twice: the
+cost is that of one pass over T positions, plus the overhead of launching L small passes.
 
-Legend: ``B`` rows, ``P``/``L``/``R`` columns of prefix, steps and rest (see ``collate``), ``T`` their sum, ``D`` hidden
-size, ``V`` vocabulary, ``N`` targets.
+With ``method.thinking=jacobi`` the one-position passes are replaced by a few passes over all L positions at once.
+
+Shapes:
+    B  rows (sequences) in the batch
+    P  columns of the prefix
+    L  columns of the steps; each holds a thought, or a token in rows that have fewer thoughts
+    R  columns of the rest
+    T  P + L + R (``collate.py`` draws the columns)
+    Q  positions in one pass
+    D  hidden size
+    V  vocabulary size
+    N  targets in the batch
 """
 
 from collections.abc import Callable
@@ -30,27 +43,31 @@ Result = TypeVar("Result")
 
 
 class LatentLoop(nn.Module):
-    """A causal language model that can think.
+    """Wraps a Hugging Face causal language model so that it can read and produce continuous thoughts.
 
-    ``forward`` runs any function of this module, so that an engine which sees only ``forward`` (DeepSpeed's ZeRO hooks)
-    sees training and generation alike: ``engine(latent_loss, inputs, targets)``.
+    ``forward`` takes a function and calls it with this module. DeepSpeed's ZeRO hooks are attached to ``forward`` only,
+    so training and generation both go through it: ``engine(latent_loss, inputs, targets)``.
     """
 
     def __init__(
         self, model: PreTrainedModel, activation_checkpointing: bool = False, defer_gradients: bool = True
     ) -> None:
-        """Takes a model as it is.
+        """Patches ``model`` in place: fused activations, the shortened last layer, and optionally checkpointing.
 
         Args:
-            model: a causal language model.
-            activation_checkpointing: layers forget what they computed, and compute it again for its gradient.
-            defer_gradients: on a CPU, sum the gradient of each weight over all passes in one product (``deferred``).
-                Must be False under ZeRO-3, which takes weights away between passes.
+            model: the language model.
+            activation_checkpointing: whether each layer drops its activations and recomputes them in the backward
+                pass (see ``checkpointing.py``).
+            defer_gradients: whether, on a CPU, the gradient of each weight is summed over all passes in one product
+                (see ``deferred.py``). Must be False under ZeRO-3, which releases the weights between passes.
+
+        Raises:
+            ModelError: transformers' own gradient checkpointing is on, or the layers to checkpoint are not found.
         """
         super().__init__()
         self.model, self._defer_gradients = model, defer_gradients
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            # transformers' checkpointing drops the cache without an error: thoughts would not see the question.
+            # transformers' checkpointing silently disables the cache: thoughts would not attend to the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
         fuse_activations(model)
         self.last_layer = LastLayer(model)
@@ -58,27 +75,27 @@ class LatentLoop(nn.Module):
             checkpoint_layers(model)
 
     def forward(self, task: Callable[..., Result], *arguments: Any) -> Result:
-        """``task(self, *arguments)``."""
+        """Returns ``task(self, *arguments)``."""
         return task(self, *arguments)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs must be."""
+        """The model's device; inputs must be on it."""
         return self.model.device
 
     @property
     def width(self) -> int:
-        """D: entries of an input embedding."""
+        """D, the hidden size; also the size of an input embedding."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def vocabulary(self) -> int:
-        """V: entries of a row of logits."""
+        """V, the number of logits for each position."""
         return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def num_layers(self) -> int:
-        """Layers that keep keys and values."""
+        """Number of layers that store keys and values."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -98,33 +115,47 @@ class LatentLoop(nn.Module):
         position_ids: Tensor | None = None,
         read: Tensor | None = None,
     ) -> Tensor:
-        """One pass: hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]; the cache grows by Q.
+        """Runs one forward pass, which appends Q positions to the cache.
 
-        ``read`` [K]: the only positions of B·Q whose states are right, each named once; None: all are.
+        Args:
+            embeds: [B, Q, D] input embeddings.
+            cache: keys and values of earlier positions.
+            attention_mask: see transformers.
+            position_ids: see transformers.
+            read: [K] distinct positions in the flattened [B·Q] whose states the caller uses; the states returned for
+                all other positions are not valid. None: all are valid. See ``last_layer.py`` for what this saves.
+
+        Returns:
+            [B, Q, D] hidden states after the final norm.
         """
         with self.last_layer.only(read):
             return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
     def encode(self, inputs: LatentInputs, all_states: bool = True) -> Tensor:
-        """Hidden states [B, T, D] of a batch, thoughts included.
+        """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
-        ``all_states=False``: those before a thought or a target, and past the prefix; the others are rubbish.
+        With ``all_states=False`` a state within the prefix is valid only if it is the first thought or predicts a
+        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        # On other devices the sums of gradients cost less than the passes themselves.
+        # On other devices than CPUs, summing the gradients costs less than the passes themselves.
         defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers)
         parts = [passes.prefix(self.embed(inputs.prefix_ids))]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            parts += (self._one_by_one if inputs.iterations is None else self._at_once)(inputs, passes, state)
+            think = self._sequential_steps if inputs.iterations is None else self._jacobi_steps
+            parts += think(inputs, passes, state)
             parts.append(passes.later(self.embed(inputs.rest_ids), width + num_thoughts))
         return torch.cat(parts, dim=1)
 
-    def _one_by_one(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
-        """States of L columns, each [B, 1, D], after that of the prefix."""
+    def _sequential_steps(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """Runs one pass for each of the L step columns. Returns L states [B, 1, D].
+
+        ``state`` [B, 1, D] is each row's last state in the prefix, that is its first thought.
+        """
         embedded, states = self.embed(inputs.step_ids), [state]
         for step in range(embedded.shape[1]):
             thought = inputs.is_thought[:, step, None, None]
@@ -132,23 +163,27 @@ class LatentLoop(nn.Module):
             states.append(passes.later(embeds, inputs.prefix_ids.shape[1] + step))
         return states[1:]
 
-    def _at_once(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
-        """States [B, L, D] of all columns by Jacobi iteration (PCCoT, arXiv 2506.18582).
+    def _jacobi_steps(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+        """Computes all L step columns together by Jacobi iteration (PCCoT, arXiv 2506.18582). Returns [[B, L, D]].
 
-        Thoughts begin as the embedding of their marker. In each pass a thought is fed the state that stood at its left
-        after the pass before, so pass t makes the first t thoughts those of ``_one_by_one``.
+        The first thought is ``state`` [B, 1, D]; the initial guess for the others is the embedding of the thought
+        marker. Each pass computes all L positions; its states, shifted by one position, are the thoughts that the next
+        pass reads. After t passes, the first t states are those that ``_sequential_steps`` would compute.
         """
         assert inputs.iterations is not None
         embedded, thought = self.embed(inputs.step_ids), inputs.is_thought.unsqueeze(-1)
         count = embedded.shape[1]
-        fed = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
+        embeds = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
         for _ in range(min(inputs.iterations, count)):
-            states = passes.later(fed, inputs.prefix_ids.shape[1], again=True)
-            fed = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
+            states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
+            embeds = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
         return [states]
 
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:
-    """Weighted sum of the cross entropies of all targets: a scalar in fp32. The head runs on N states only."""
+    """Weighted sum of the cross entropies of all targets, a scalar in fp32.
+
+    The language model head runs only on the N states that predict a target.
+    """
     states = loop.encode(inputs, all_states=False)
     return target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)

@@ -1,8 +1,9 @@
-"""LoRA: frozen weights with trained differences of low rank (arXiv 2106.09685), through ``peft``; off by default.
+"""LoRA: freezes the weights and trains low-rank differences (arXiv 2106.09685), with ``peft``; off by default.
 
-Adapters are put into the Hugging Face model in place: module and method names stay, so that the latent loop, fused
-activations and the thinking engine see the model they know. The rows of the markers learn beside them. What is saved
-is merged: a plain Hugging Face folder of the frozen model's shape.
+The adapters are injected into the Hugging Face model in place. Its modules and methods keep their names, so the latent
+loop, the fused activations and the thinking engine work as without adapters. The embedding rows of the markers are
+trained as well (``marker_rows.py``). Checkpoints are saved with the adapters merged: as plain Hugging Face folders of
+the original architecture.
 """
 
 import importlib.util
@@ -19,17 +20,20 @@ from coconut_ds.model.marker_rows import add_differences, train_marker_rows
 from coconut_ds.settings import LoraConfig
 
 ADAPTER = "default"
-"""The name by which peft keeps the adapter."""
+"""The adapter's name within peft."""
 DOWN, UP = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+"""Ends of the names of an adapter's two matrices."""
 FROZEN = ".base_layer"
-"""What adapters put into the names of the weights that they stand around."""
+"""What an adapter inserts into the names of the weights that it wraps."""
 
 
 def add_adapters(model: PreTrainedModel, markers: MarkerIds, settings: LoraConfig) -> None:
-    """Freezes the model and gives it adapters, drawn from torch's global generator, and marker rows that learn.
+    """Freezes the model, and adds adapters and trained marker rows, in place.
+
+    The adapters' initial weights are drawn from torch's global generator.
 
     Raises:
-        ModelError: peft is not installed, or no layer has a name of ``settings.targets``.
+        ModelError: peft is not installed, or no layer matches ``settings.targets``.
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
@@ -44,27 +48,27 @@ def add_adapters(model: PreTrainedModel, markers: MarkerIds, settings: LoraConfi
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets) or "all-linear",
-        # GPT-2's layers keep their matrices transposed.
+        # GPT-2's ``Conv1D`` layers store their matrices transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         inject_adapter_in_model(adapter, model, ADAPTER)
     except ValueError as error:
-        known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+        names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
         raise ModelError(
-            f"model.lora.targets={list(settings.targets)}: {str(error).splitlines()[0]}; the model's layers are "
-            f"{', '.join(sorted(known))}"
+            f"model.lora.targets={list(settings.targets)}: {str(error).splitlines()[0]}; the model's layers are named "
+            f"{', '.join(sorted(names))}"
         ) from error
     train_marker_rows(model, markers.all())
 
 
 @torch.no_grad()
-def merged(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the model without adapters that computes the same.
+def merged_state(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the equivalent model without adapters.
 
     Args:
-        model: with adapters or without; its parameters may lie in shards.
-        state: all its parameters, whole, on the CPU; is used up.
+        model: the model, with adapters or without; its parameters may be sharded.
+        state: the state dict of ``model``, with whole tensors on the CPU. It is changed; do not use it afterwards.
     """
     add_differences(model, state)
     for key in [key for key in state if key.endswith(DOWN)]:

@@ -1,10 +1,15 @@
-"""Head and loss at targets, a bounded number of logits at a time.
+"""The language model head and the cross entropy, for a bounded number of targets at a time.
 
-Logits are by far the widest tensors of a small model: 50,000 for each target, in fp32, several times. Where all of a
-batch's are too many they are computed in chunks, and again when their gradient comes, so that one chunk is there at a
-time. Every rank makes as many chunks as the one with most targets: under ZeRO-3 each gathers the head.
+Logits are by far the largest tensors of a small model: some 50,000 numbers for each target, in fp32, and the loss
+holds several such tensors. If a micro batch has too many targets, their logits are computed in chunks and recomputed in
+the backward pass, so that only one chunk is in memory at a time. Every rank computes as many chunks as the rank with
+the most targets, because under ZeRO-3 each chunk gathers the head's weight from all ranks.
 
-Legend: ``N`` targets, ``D`` hidden size, ``V`` vocabulary.
+Shapes:
+    N  targets in the micro batch
+    n  targets in one chunk
+    D  hidden size
+    V  vocabulary size
 """
 
 from collections.abc import Callable
@@ -16,24 +21,24 @@ from torch.utils.checkpoint import checkpoint
 from coconut_ds.model.collate import Targets
 
 LOGITS_AT_A_TIME = 2**24
-"""64 MiB in fp32."""
+"""Largest number of logits in one chunk: 64 MiB in fp32."""
 
 
 def target_loss(head: Callable[[Tensor], Tensor], vocabulary: int, states: Tensor, targets: Targets) -> Tensor:
-    """Weighted sum of the cross entropies of all targets: a scalar in fp32.
+    """Weighted sum of the cross entropies of all targets, a scalar in fp32.
 
     Args:
-        head: logits [n, V] in fp32 of states [n, D].
+        head: computes logits [n, V] in fp32 from states [n, D].
         vocabulary: V.
-        states: [N, D] those that predict a target.
-        targets: what they predict.
+        states: [N, D] the states that predict the targets.
+        targets: the targets, in the order of ``states``.
     """
     size = max(1, LOGITS_AT_A_TIME // vocabulary)
-    if targets.most <= size:
+    if targets.max_targets <= size:
         return _loss(head, states, targets.ids, targets.weights)
     losses = []
-    for start in range(0, targets.most, size):
-        # A rank that has run out of targets goes on with its first one, which then counts nothing.
+    for start in range(0, targets.max_targets, size):
+        # A rank that has no targets left repeats its first one with weight 0.
         part = slice(start, start + size) if start < len(states) else slice(0, 1)
         weights = targets.weights[part] if start < len(states) else targets.weights[part] * 0
         losses.append(checkpoint(_loss, head, states[part], targets.ids[part], weights, use_reentrant=False))

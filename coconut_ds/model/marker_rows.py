@@ -1,10 +1,14 @@
-"""Rows of the embedding that learn while the rest of it is frozen.
+"""Trains the markers' rows of the embedding while the rest of it is frozen.
 
-A marker's row is what the frozen matrix has plus a difference that is trained, which begins at zero. Both ends of the
-model get a layer around their own, named as ``peft`` names such layers; where they share a matrix they share the
-difference. Cost: the marker rows alone, in each pass, in gradients and in the optimizer.
+A marker's row is its row in the frozen matrix plus a trained difference, which starts at zero. The input embedding and
+the head are each wrapped in a layer that adds the difference; the wrapped layer is named as ``peft`` names the layers
+that it wraps. If embedding and head are tied, they share the difference. Gradients and optimizer states exist only for
+the marker rows.
 
-Legend: ``M`` markers, ``D`` hidden size, ``V`` vocabulary.
+Shapes:
+    M  number of markers
+    D  hidden size
+    V  vocabulary size
 """
 
 import torch
@@ -14,17 +18,17 @@ from transformers import PreTrainedModel
 from coconut_ds.distributed.zero import whole_shape
 
 
-class _Around(nn.Module):
-    """What both layers share."""
+class _MarkerRows(nn.Module):
+    """Base of both wrappers: the frozen layer, the markers and their differences [M, D]."""
 
     ids: Tensor
-    """[M] token ids."""
+    """[M] token ids of the markers."""
 
     def __init__(self, base_layer: nn.Module, ids: Tensor, difference: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.difference = difference
-        # Not part of a saved state: it follows from the tokenizer.
+        # Not in the state dict, since the tokenizer determines it.
         self.register_buffer("ids", ids, persistent=False)
 
     @property
@@ -35,8 +39,8 @@ class _Around(nn.Module):
         return weight
 
 
-class MarkerEmbedding(_Around):
-    """An input embedding whose marker rows learn."""
+class MarkerEmbedding(_MarkerRows):
+    """An input embedding of which only the marker rows are trained."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [..., D] of token ids [...]."""
@@ -45,8 +49,8 @@ class MarkerEmbedding(_Around):
         return embedded + is_marker.to(embedded.dtype) @ self.difference
 
 
-class MarkerHead(_Around):
-    """A head whose marker rows learn."""
+class MarkerHead(_MarkerRows):
+    """A language model head of which only the marker rows are trained."""
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits [..., V] of states [..., D]."""
@@ -55,7 +59,7 @@ class MarkerHead(_Around):
 
 
 def train_marker_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
-    """Puts the layers in the place of the model's own, in place."""
+    """Wraps the model's embedding and head, in place. ``ids``: token ids of the markers."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embedding.weight
     place = torch.tensor(ids)
@@ -71,9 +75,9 @@ def train_marker_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
 
 
 def add_differences(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
-    """Adds the differences of a whole state to the rows that they belong to, and removes them, in place."""
+    """Adds the differences in a state dict to the marker rows, and removes them from it, in place."""
     for name, module in model.named_modules():
-        difference = state.pop(f"{name}.difference", None) if isinstance(module, _Around) else None
+        difference = state.pop(f"{name}.difference", None) if isinstance(module, _MarkerRows) else None
         if difference is not None:
-            # Rows of a tied head are those of the embedding, which comes first.
+            # A tied head has no entries of its own: the state dict holds shared parameters under the embedding's names.
             state[f"{name}.base_layer.weight"][module.ids.cpu()] += difference

@@ -1,9 +1,18 @@
-"""The passes of one batch over one set of keys and values: first the prefix, then positions after it.
+"""The forward passes of the latent loop over one batch: one over the prefix, then passes over later positions.
 
-``LatentPasses`` is made for training: see ``latent_attention`` and ``deferred``. ``PlainPasses`` takes transformers'
-cache and whatever attention the model was loaded with: flash attention, eager, layers that take no other.
+All passes of a batch share one key/value cache. There are two implementations, whose results agree up to rounding:
 
-Legend: ``B`` rows, ``P`` columns of the prefix, ``Q`` positions of a pass, ``D`` hidden size.
+* ``LatentPasses`` is the fast one for training. It uses this project's own attention, which never copies the prefix
+  (``latent_attention.py``), and on a CPU it sums the gradients of each weight over all passes in one product
+  (``deferred.py``). It needs a model that was loaded with ``sdpa`` and whose layers accept an attention function.
+* ``PlainPasses`` uses transformers' cache and the attention that the model was loaded with: flash attention, eager, or
+  layers with an attention of their own.
+
+Shapes:
+    B  rows (sequences) in the batch
+    P  columns of the prefix
+    Q  positions in one pass
+    D  hidden size
 """
 
 from collections.abc import Callable, Iterator
@@ -21,29 +30,37 @@ from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
 
 Reading = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which the pass over the prefix runs; see ``LastLayer.only``."""
 
 
 class Passes(Protocol):
-    """What the loop asks for."""
+    """What the latent loop needs: forward passes that remember the positions of earlier passes."""
 
     def prefix(self, embeds: Tensor) -> Tensor:
-        """States [B, P, D] of the prefix. Pads stand on its right, where causal attention does not look."""
+        """Encodes the prefix. Must be the first pass.
+
+        Returns states [B, P, D] for embeddings [B, P, D]. The prefix is padded on its right, so causal attention keeps
+        real positions from attending to padding, and no mask is needed.
+        """
 
     def later(self, embeds: Tensor, start: int, again: bool = False) -> Tensor:
-        """States [B, Q, D] of columns from ``start`` on. ``again``: what came after the prefix is forgotten first."""
+        """Encodes Q columns from column ``start`` on. Returns states [B, Q, D] for embeddings [B, Q, D].
+
+        With ``again`` the cache is first cut back to the prefix, so that these columns replace those of earlier calls.
+        """
 
 
 def passes_of(
     model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool = False
 ) -> Passes:
-    """The passes of a batch.
+    """The fast passes where the model supports them, else the plain ones.
 
     Args:
-        model: a causal language model.
+        model: the language model.
         inputs: the batch.
-        num_layers: of the model.
-        reading: a context of the pass over the prefix, see ``last_layer``.
-        defer_gradients: whether gradients of weights are summed as in ``deferred``; ``PlainPasses`` never does so.
+        num_layers: number of layers of the model.
+        reading: makes the context of the pass over the prefix.
+        defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
     """
     if takes_attention(model) and model.config._attn_implementation == "sdpa":
         return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
@@ -51,7 +68,7 @@ def passes_of(
 
 
 class LatentPasses:
-    """Nothing is copied or masked that need not be."""
+    """Passes for training, which copy and mask as little as possible (see the module's docstring)."""
 
     def __init__(
         self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool
@@ -60,7 +77,8 @@ class LatentPasses:
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
         pads = None if mask is None else mask[:, :width] == 0
         weights = DeferredWeights() if defer_gradients else None
-        # Not a method: a batch that refers to itself would hold its memory until Python looks for such rings.
+        # A partial, not a bound method: a reference cycle would keep the batch's tensors alive until Python's garbage
+        # collector runs.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
         self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
 
@@ -80,7 +98,7 @@ class LatentPasses:
 
 
 class PlainPasses:
-    """transformers' own cache and masks."""
+    """Passes with transformers' own cache, attention and masks."""
 
     def __init__(self, model: PreTrainedModel, inputs: LatentInputs, reading: Reading) -> None:
         self._model, self._inputs, self._reading = model, inputs, reading
@@ -93,7 +111,8 @@ class PlainPasses:
 
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""
-        # The cache is there before the pass: with position ids and no cache the library takes rows for packed ones.
+        # An empty cache is passed in from the start: without any cache, transformers would look for packed sequences in
+        # the position ids.
         with self._reading():
             states = last_hidden_states(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
@@ -116,7 +135,10 @@ def last_hidden_states(
     position_ids: Tensor | None = None,
     **more: Any,
 ) -> Tensor:
-    """Hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]; the cache grows by Q."""
+    """Runs the model without its head, which appends Q positions to the cache.
+
+    Returns hidden states [B, Q, D] after the final norm for embeddings [B, Q, D]. ``more`` is passed on to the model.
+    """
     output = model.base_model(
         inputs_embeds=embeds,
         past_key_values=cache,
@@ -130,7 +152,10 @@ def last_hidden_states(
 
 
 def positions_of(inputs: LatentInputs, start: int, count: int) -> Tensor:
-    """[B, Q] positions of ``count`` columns from ``start`` on, past the prefix."""
+    """Position ids [B, Q] of ``count`` = Q columns after the prefix, from column ``start`` on.
+
+    A column's position is its index less the row's padding. Padding at the end of a row repeats the last position.
+    """
     place = torch.arange(start, start + count, device=inputs.position_offset.device)
     return torch.minimum(place - inputs.position_offset[:, None], inputs.last_position[:, None])
 
@@ -139,7 +164,7 @@ def positions_of(inputs: LatentInputs, start: int, count: int) -> Tensor:
 def _computing(
     switch: AttentionSwitch, weights: DeferredWeights | None, reading: Reading, later: bool
 ) -> Iterator[None]:
-    """What the passes over the prefix, and those after it, run in."""
+    """The context of one pass: over the prefix (``later`` false) or over positions after it (true)."""
     with ExitStack() as stack:
         stack.enter_context(switch)
         if not later:

@@ -1,8 +1,8 @@
-"""In what numbers a model computes.
+"""The floating point type that a model computes in.
 
-A CPU without instructions for bf16 multiplies such matrices a hundred times slower than fp32 ones: 0.5 against 60
-GFLOPS on two cores with AVX2 alone; with AVX-512 or AMX bf16 is the faster one. So on such a CPU a model that
-is asked for in bf16 gets weights rounded to bf16, and computes with them in fp32.
+A CPU without bf16 instructions multiplies bf16 matrices about a hundred times slower than fp32 matrices: 0.5 against
+60 GFLOPS on two cores that have only AVX2. With AVX-512 or AMX, bf16 is faster than fp32. So if bf16 is requested on a
+CPU without these instructions, the weights are rounded to bf16, but stored and computed with in fp32.
 """
 
 import torch
@@ -12,14 +12,14 @@ SLOW_BF16 = "this CPU has no instructions for bf16"
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether products in bf16 are worth having on a device."""
+    """Whether the device multiplies bf16 matrices natively, that is, at least as fast as fp32 ones."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Rounds the parameters to ``dtype``, and holds them in the type that ``device`` is quick at.
+    """Rounds the parameters to ``dtype`` in place, and stores them in the type that ``device`` computes fast in.
 
-    Parameters only: rotary tables stay in fp32, as in training.
+    Buffers such as rotary tables stay in fp32, as in training.
     """
     rounded_only = dtype == torch.bfloat16 and not multiplies_bf16(device)
     for parameter in model.parameters():
@@ -28,6 +28,6 @@ def cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def describe(dtype: torch.dtype, model: nn.Module) -> str:
-    """In words, what was asked for and what ``model`` computes in."""
-    name, held = (str(one).removeprefix("torch.") for one in (dtype, next(model.parameters()).dtype))
+    """The requested type and, where it differs, the type that ``model`` computes in, as text for the user."""
+    name, held = (str(each).removeprefix("torch.") for each in (dtype, next(model.parameters()).dtype))
     return name if name == held else f"{name} weights, computed in {held} ({SLOW_BF16})"

@@ -1,6 +1,6 @@
-"""State dicts of the reference implementation (its files ``checkpoint_N``), read with ``weights_only=True``.
+"""Loads state dicts of the reference implementation (its files ``checkpoint_N``), with ``weights_only=True``.
 
-A file that does not fit the model is an error, never a partial load.
+A file that does not fit the model completely is an error; it is never loaded in part.
 """
 
 import pickle
@@ -21,34 +21,34 @@ from coconut_ds.settings import ModelConfig
 
 REFERENCE_PREFIX = "base_causallm."
 REFERENCE_DUPLICATE = "embedding.weight"
-"""The reference's wrapper holds the input embedding a second time under this name."""
+"""The reference implementation's wrapper stores the input embedding a second time under this name."""
 
 STORED_MASKS = (".attn.bias", ".attn.masked_bias")
-"""Causal masks that older versions of transformers stored beside GPT-2's weights."""
+"""Ends of the names of causal masks, which older versions of transformers stored with GPT-2's weights."""
 
 
 def load_state_dict(
     path: Path, settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False
 ) -> Backbone:
-    """The backbone of ``settings`` with the weights of a state dict file.
+    """Builds the architecture that ``settings`` describe and loads the weights of a state dict file.
 
-    Keys may carry the reference's ``base_causallm.``; the number of embedding rows is the file's. Markers that the
-    file has no rows for are added as for pretrained weights.
+    Names may have the reference implementation's prefix ``base_causallm.``. The embedding gets as many rows as the
+    file has; markers that the file has no rows for are then added as for pretrained weights.
+
+    Args:
+        path: the file.
+        settings: the configuration group ``model``; must describe the architecture of the file.
+        tokenizer: the tokenizer that the weights were trained with; the markers are added to it in place.
+        pause: whether the method needs ``<|pause|>``.
 
     Raises:
-        CheckpointError: the file is no state dict, or not of this architecture.
+        CheckpointError: the file is not a state dict, or not of this architecture.
     """
     state = _read_state(path)
     rows = int(state[_embedding_key(path, state)].shape[0])
-    without = len(tokenizer)
+    without_markers = len(tokenizer)
     add_markers(tokenizer)
-    if rows not in (without, len(tokenizer)):
-        raise CheckpointError(
-            f"{path}: has rows for {rows} tokens; expected {without}, the tokenizer's, or {len(tokenizer)} with the "
-            "thought markers, as the reference implementation writes them (a padded vocabulary has none of them in a "
-            "known place: save such a model with save_pretrained, and load the folder); if the tokenizer is another "
-            "model's, set model.tokenizer"
-        )
+    _check_rows(path, rows, without_markers, len(tokenizer))
     model = model_from_scratch(settings, tokenizer, rows)
     tied = set(model.all_tied_weights_keys or {})
     if REFERENCE_DUPLICATE in state:
@@ -72,16 +72,30 @@ def load_state_dict(
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        # Mapped, so that ranks beside each other share what they read; the oldest format cannot be.
+        # Memory-mapped, so that the ranks of a machine share the file's pages; torch's oldest format cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a state dict ({str(error).splitlines()[0]})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict (names to tensors)")
+        raise CheckpointError(
+            f"{path}: contains {type(state).__name__}, expected a state dict that maps names to tensors"
+        )
     return {str(key).removeprefix(REFERENCE_PREFIX): value for key, value in state.items()}
 
 
+def _check_rows(path: Path, rows: int, without_markers: int, with_markers: int) -> None:
+    """Refuses an embedding that has neither as many rows as the tokenizer had tokens, nor as it has with markers."""
+    if rows not in (without_markers, with_markers):
+        raise CheckpointError(
+            f"{path}: has embedding rows for {rows} tokens; expected {without_markers}, as many as the tokenizer has, "
+            f"or {with_markers}, which includes the thought markers that the reference implementation adds. If this "
+            "tokenizer belongs to another model, set model.tokenizer. If the vocabulary is padded, the rows of the "
+            "markers are unknown: save the model with save_pretrained, and load that folder"
+        )
+
+
 def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The name of the input embedding in a state dict."""
     for key in ("transformer.wte.weight", "model.embed_tokens.weight"):
         if key in state:
             return key

@@ -1,4 +1,4 @@
-"""What a run or an evaluation starts from: the backbone, its tokenizer, and the card of a checkpoint."""
+"""The model that a training run or an evaluation starts from: the backbone, its tokenizer and a checkpoint's card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +19,17 @@ from coconut_ds.settings import Config
 
 
 def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] | None = None) -> Backbone:
-    """Weights and tokenizer to start from: ``run.load_model_path`` where given, else what ``model`` describes.
+    """The model and tokenizer to start from: ``run.load_model_path`` if it is set, else what ``model`` describes.
 
     Args:
-        config: of the experiment.
-        source: of the words, where the tokenizer is made of them.
-        engine: what a ZeRO-3 engine will be told, for weights that are loaded to come in shards. Random ones are drawn
-            whole on each rank: what is drawn must not depend on the engine.
+        config: the configuration.
+        source: the data set, whose words make up the tokenizer under ``model.tokenizer=dataset``.
+        engine: DeepSpeed's configuration under ZeRO-3, so that weights are loaded in shards; None: they are loaded
+            whole. Random weights are always drawn whole on each rank, so that they do not depend on the engine.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or does not fit.
+        ModelError: see ``build_backbone``.
     """
     path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
     if path is None:
@@ -35,7 +39,7 @@ def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] 
     place = Path(path)
     if not place.exists():
         raise CheckpointError(
-            f"run.load_model_path={path}: no such file or folder; set a checkpoint folder or a state dict"
+            f"run.load_model_path={path}: no such file or folder; set it to a checkpoint folder or to a state dict"
         )
     with in_shards(engine):
         if place.is_dir():
@@ -44,12 +48,12 @@ def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] 
 
 
 def card_of(config: Config) -> ModelCard | None:
-    """The card of the checkpoint to start from, where it has one."""
+    """The card of the checkpoint in ``run.load_model_path``; None if there is no checkpoint or it has no card."""
     path = config.run.load_model_path
     return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
 
 
 def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that ``model`` describes."""
+    """The tokenizer that the configuration group ``model`` describes."""
     name = config.model.tokenizer or config.model.model_id
     return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)

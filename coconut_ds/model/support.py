@@ -1,4 +1,4 @@
-"""What a model must be for the latent loop, and what its weights must be for the model."""
+"""Checks that the latent loop supports a model, and that weights fit it; access to a model's parts."""
 
 import inspect
 import threading
@@ -11,43 +11,52 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from coconut_ds.errors import CheckpointError, ModelError
 
 CONSTRUCTION = threading.RLock()
-"""Held while transformers builds or loads a model: it replaces functions of its own and of torch meanwhile, for the
-whole process, and two threads that do so at once leave models without tied weights."""
+"""Held while transformers builds or loads a model. During that time transformers replaces functions of its own and of
+torch for the whole process; if two threads do so at once, the models end up without tied weights."""
 
 UNSUPPORTED_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Configuration keys of models whose logits are not the head applied to the last hidden state."""
+"""Configuration keys of models that cap or scale the output of their head."""
 
 
 def embedding_weight(module: nn.Module | None) -> Tensor:
-    """The matrix [rows, D] of an embedding or a head."""
+    """The weight [V, D] of an embedding or of a head."""
     weight = getattr(module, "weight", None)
     assert isinstance(weight, Tensor), "an embedding has a weight matrix"
     return weight
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Refuses models whose logits are not ``head(last hidden state)``, which the latent loop relies on."""
+    """Refuses models that the latent loop cannot run correctly.
+
+    Raises:
+        ModelError: the logits are not ``head(last hidden state)``, there is no key/value cache or no language model
+            head, or some layers have windowed attention.
+    """
     config = model.config.get_text_config()
     transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
     if transformed:
         raise ModelError(
-            f"{type(model).__name__}: its logits are transformed ({', '.join(transformed)}), which the latent loop "
-            "does not reproduce; set model.model_id to a model of another family"
+            f"{type(model).__name__}: it transforms its logits ({', '.join(transformed)}), which the latent loop does "
+            "not support; set model.model_id to a model of another family"
         )
     if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
-        raise ModelError(f"{type(model).__name__}: has no key/value cache, over which thoughts are passed on")
+        raise ModelError(
+            f"{type(model).__name__}: has no key/value cache, which the latent loop needs; set model.model_id to a "
+            "model of another family"
+        )
     window = _attention_window(config)
     if window is not None:
         raise ModelError(
-            f"{type(model).__name__}: some layers see only the last {window or 'few'} columns, pads among them, so "
-            "rows of different lengths would not be independent; set model.model_id to a model with full attention"
+            f"{type(model).__name__}: some layers attend only to the last {window or 'few'} columns, padding included, "
+            "so a row's results would depend on the lengths of the other rows; set model.model_id to a model with full "
+            "attention in every layer"
         )
     if not isinstance(model.get_output_embeddings(), nn.Module):
-        raise ModelError(f"{type(model).__name__}: has no language model head")
+        raise ModelError(f"{type(model).__name__}: has no language model head; set model.model_id to a model with one")
 
 
 def _attention_window(config: PreTrainedConfig) -> int | None:
-    """Columns that the most short-sighted layer sees; 0 where it is not a number, None for full attention."""
+    """The attention window, in columns; 0 if the configuration does not give its size, None for full attention."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and all(kind == "full_attention" for kind in kinds):
         return None
@@ -59,10 +68,16 @@ def _attention_window(config: PreTrainedConfig) -> int | None:
 
 
 def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any]) -> None:
-    """Weights fill a model wholly or not at all.
+    """Refuses weights that do not fit the model completely, since a partial load would go unnoticed.
+
+    Args:
+        where: where the weights come from, for the message.
+        missing: names of weights that the model has and the source lacks.
+        unexpected: names of weights that only the source has.
+        mismatched: names, or tuples that begin with a name, of weights whose shapes differ.
 
     Raises:
-        CheckpointError: names the first keys that do not fit.
+        CheckpointError: any of the three is not empty; names up to three weights of each.
     """
     found = []
     for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
@@ -72,13 +87,13 @@ def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[A
             found.append(f"{kind} {', '.join(sorted(names)[:3])}{more}")
     if found:
         raise CheckpointError(
-            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that it was "
+            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that they were "
             "trained with"
         )
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """The layers of a model, first to last; None: they are not found."""
+    """The decoder layers of a model, first to last; None if they cannot be identified."""
     count = model.config.get_text_config().num_hidden_layers
     stacks = [
         stack for stack in model.base_model.children() if isinstance(stack, nn.ModuleList) and len(stack) == count
@@ -87,6 +102,6 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Positions that the model knows; None where nothing limits them."""
+    """The context length in positions; None if the configuration does not limit it."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length is not None else None

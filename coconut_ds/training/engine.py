@@ -28,7 +28,7 @@ from coconut_ds.distributed.zero import library, whole, without_compiler
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
-from coconut_ds.model.lora import merged
+from coconut_ds.model.lora import merged_state
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values
@@ -241,7 +241,7 @@ class Engine:
         aliases = dict(model.named_parameters(remove_duplicate=False))
         if self._ranks.is_first:
             state |= {name: value.cpu().clone() for name, value in model.state_dict().items() if name not in aliases}
-        return merged(model, state)
+        return merged_state(model, state)
 
 
 def random_file(folder: Path, rank: int) -> Path:

@@ -18,7 +18,7 @@ from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import LatentInputs, Targets, collate
-from coconut_ds.model.digest import content_of
+from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.starting import starting_backbone
@@ -65,7 +65,7 @@ class Experiment:
         backbone = starting_backbone(config, source, values)
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
-        weights = content_of(backbone.model, ranks) if loaded else None
+        weights = digest_parameters(backbone.model, ranks) if loaded else None
         if config.model.lora.rank:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from coconut_ds.data.problem import file_digest
-from coconut_ds.model.digest import tokenizer_content
+from coconut_ds.model.digest import digest_tokenizer
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import ingredients
 from coconut_ds.training.engine_file import read_engine_file
@@ -23,7 +23,7 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         engine_file=read_engine_file(config),
         data=data,
         weights=experiment.weights,
-        tokenizer=tokenizer_content(experiment.backbone.tokenizer),
+        tokenizer=digest_tokenizer(experiment.backbone.tokenizer),
         code=code_identity(),
         batch=experiment.geometry.describe(),
     )

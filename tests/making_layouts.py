@@ -1,0 +1,31 @@
+"""Layouts written as short words, so that a test can state the whole sequence of a problem."""
+
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
+from coconut_ds.methods.layout import IGNORE, Layout, lay_out
+
+WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>", "<p>", "[A]"]
+
+ID = {word: number for number, word in enumerate(WORDS)}
+
+MARKERS = MarkerIds(start=ID["<s>"], end=ID["<e>"], thought=ID["<t>"], pause=ID["<p>"])
+
+
+def make_problem(num_steps: int = 3) -> TokenizedProblem:
+    steps = tuple([ID[f"s{number}"]] * 2 for number in range(1, num_steps + 1))
+    return TokenizedProblem([ID["Q"]] * 2, steps, [ID["A"], ID["A"], ID["eos"]])
+
+
+def make_layout(method: str, stage: int, num_steps: int = 3, c: int = 1, last: int = 6, pad: bool = True) -> Layout:
+    spec = CurriculumSpec(c, last, pad, tokens_per_epoch=3)
+    return lay_out(METHODS[method], make_problem(num_steps), stage, spec, MARKERS)
+
+
+def readable(layout: Layout) -> str:
+    """``context | targets`` where labels are nothing, then the inputs themselves; else both lines in full."""
+    ids, labels = list(layout.input_ids), list(layout.labels)
+    cut = next((position for position, label in enumerate(labels) if label != IGNORE), len(labels))
+    inputs = [WORDS[number] for number in ids]
+    if labels == [IGNORE] * cut + ids[cut:]:
+        return f"{' '.join(inputs[:cut])} | {' '.join(inputs[cut:])}"
+    return f"{' '.join(inputs)} // {' '.join('.' if label == IGNORE else WORDS[label] for label in labels)}"
