@@ -1,4 +1,4 @@
-"""An engine whose state is a small file, and what tests of saving look at."""
+"""An engine whose state is a small file, and helpers for the tests of saving."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def evaluation(accuracy: float, count: int = 20) -> Evaluation:
 
 
 def names(folder: RunFolder) -> set[str]:
-    """Checkpoints and what is left of them, hidden folders included."""
+    """Names of checkpoints and of anything left of them, hidden folders included."""
     return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}
 
 

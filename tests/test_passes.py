@@ -51,7 +51,7 @@ def columns(inputs: LatentInputs, row: int) -> list[int]:
 
 
 def fill(inputs: LatentInputs, rows: list[Tensor]) -> Tensor:
-    """[B, T, D] the rows' embeddings in their columns; pads get a vector that would be noticed if one were seen."""
+    """The rows' embeddings in their columns [B, T, D]; pads get a large vector that would change what sees it."""
     width = sum(part.shape[1] for part in (inputs.prefix_ids, inputs.step_ids, inputs.rest_ids))
     whole = torch.full((len(rows), width, rows[0].shape[-1]), 9.0)
     for row, embeds in enumerate(rows):
@@ -60,7 +60,7 @@ def fill(inputs: LatentInputs, rows: list[Tensor]) -> Tensor:
 
 
 def whole_states(model: PreTrainedModel, embeds: Tensor) -> Tensor:
-    """[T, D] states of one sequence in a single pass, without a cache."""
+    """States [T, D] of one sequence in a single pass without a cache."""
     return model.base_model(inputs_embeds=embeds.unsqueeze(0), use_cache=False).last_hidden_state[0]
 
 
@@ -123,7 +123,7 @@ def test_again_forgets_all_but_the_prefix(family, attention):
         states = passes.later(embeds, width, again=True)
         for row in range(len(LAYOUTS)):
             own = prefix[row, : int(inputs.prefix_last[row]) + 1]
-            # A row that is shorter than the batch has pads at its end, which nobody reads.
+            # A row that is shorter than the batch ends with pads, whose states are not compared.
             count = min(3, int(inputs.last_position[row]) + 1 - len(own))
             expected = whole_states(model, torch.cat([own, embeds[row, :count]]))[len(own) :]
             torch.testing.assert_close(states[row, :count], expected, rtol=1e-3, atol=1e-4)

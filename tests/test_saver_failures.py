@@ -1,4 +1,4 @@
-"""What is left of a run's checkpoints when one cannot be written, removed or shared between ranks."""
+"""What remains of a run's checkpoints if one cannot be written or removed, or a rank fails."""
 
 import errno
 import json
@@ -110,7 +110,7 @@ def test_a_launch_whose_lock_was_taken_writes_nothing(tmp_path, experiment):
 
 
 class Board:
-    """Where ranks leave a value for each other."""
+    """Where rank threads exchange values."""
 
     def __init__(self, size: int) -> None:
         self.values: list[Any] = [None] * size
@@ -146,7 +146,7 @@ def save_on_ranks(
     failing: dict[int, Callable[[], None]],
     engine_class: type[StillEngine] = StillEngine,
 ) -> list[Any]:
-    """Saves once on two ranks; the error of each, or None. ``failing``: what hinders the write of a rank."""
+    """Saves once on two ranks; returns the error of each, or None. ``failing``: a function per rank that raises."""
     board, errors = Board(2), [None, None]
 
     def save(rank: int) -> None:

@@ -103,8 +103,8 @@ def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
             optimizer.param_groups[0]["lr"] = learning_rate(training, since_reset)
             optimizer.step()
             since_reset += 1
-            losses.append(float(loss))
-        validation.append(float(token_mean([layout(one, stage) for one in experiment.problems.valid_tokens])))
+            losses.append(loss.item())
+        validation.append(token_mean([layout(one, stage) for one in experiment.problems.valid_tokens]).item())
     return losses, validation
 
 

@@ -44,14 +44,14 @@ def tiny_experiment(*overrides: str, ranks: Ranks = ALONE) -> Experiment:
 
 
 def run_folder(path: Path) -> RunFolder:
-    """An empty attempt."""
+    """The folder of a new, empty attempt."""
     folder = RunFolder(path / "tiny" / "signature" / "attempt")
     folder.path.mkdir(parents=True)
     return folder
 
 
 class TorchEngine:
-    """A latent loop that learns with torch's AdamW, on one process."""
+    """Trains a latent loop with torch's AdamW on one process."""
 
     def __init__(self, experiment: Experiment) -> None:
         training = experiment.config.training
@@ -76,7 +76,7 @@ class TorchEngine:
         for inputs, targets in batches:
             loss = self.loop(latent_loss, inputs, targets)
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
         if not torch.isfinite(torch.tensor([total, norm])).all():
             raise NonFiniteError(f"loss is {total}, not finite")
