@@ -46,7 +46,7 @@ def test_every_problem_is_well_formed_and_within_its_ranges(train: list[Problem]
 
 
 def test_paths_to_the_target_differ_in_length_because_edges_skip_layers(train: list[Problem]) -> None:
-    """No shortcut: the shortest path is as long as the longest one, which passes through all layers."""
+    """The steps are a shortest path; the longest one always passes through all layers from root to target."""
     differ = 0
     for problem in train[:500]:
         question = question_of(problem)
@@ -169,7 +169,7 @@ def test_order_and_symbols_of_arrows_tell_nothing() -> None:
 
 @pytest.mark.parametrize("ranges", [{}, SMALL, LARGE, {**SMALL, "wording": "arrows"}], ids=str)
 def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) -> None:
-    """Graphs above 40 nodes need more than the published 38 concepts. Each name is one word under either split."""
+    """Words are split at spaces, or at punctuation too. Graphs above 40 nodes need more than 38 concepts."""
     one = source(size={"train": 150, "valid": 10, "test": 10}, **ranges)
     drawn = [text for p in one.train(0) + one.valid() + one.test() for text in (p.question, *p.steps, p.answer)]
     for pattern in (r"\S+", r"\w+|[^\w\s]"):

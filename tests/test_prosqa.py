@@ -47,8 +47,8 @@ def stats(problems: list[Problem]) -> GraphStats:
 def test_means_are_those_of_the_published_problems(
     stats: GraphStats, name: str, expected: float, within: float
 ) -> None:
-    """There are 800 published problems, so their means are uncertain too: the path length by 0.03, the answer and
-    mention shares by 0.016."""
+    """There are 800 published problems, so their means are uncertain too: the path length by 0.03, the shares
+    more_ancestors and mentioned_less by 0.016."""
     assert getattr(stats, name) == pytest.approx(expected, abs=within)
 
 

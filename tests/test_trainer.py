@@ -193,6 +193,15 @@ def test_a_checkpoint_is_written_every_so_many_updates_and_at_the_end_of_each_ep
     assert positions["checkpoint_2"]["loss_sum"] == 0.0
 
 
+def test_a_stop_during_validation_does_not_wait_for_its_end(tmp_path):
+    """The fifth look is the first one of the validation after three updates."""
+    folder = run_folder(tmp_path)
+    with pytest.raises(Interrupted):
+        train(folder, interrupts=AskedToStop(4))
+    assert names(folder) == {"checkpoint_0_3"}
+    assert column(folder, "eval/accuracy") == []
+
+
 def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
     folder = run_folder(tmp_path)
     with pytest.raises(Interrupted):

@@ -65,12 +65,14 @@ class TorchEngine:
         torch.manual_seed(experiment.config.run.seed)
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
+        assert not self.loop.training, "validation with dropout"
         return self.loop(task, *arguments)
 
     def train(self, training: bool = True) -> None:
         self.loop.train(training)
 
     def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> UpdateResult:
+        assert self.loop.training, "an update without dropout"
         self.optimizer.zero_grad()
         total = 0.0
         for inputs, targets in batches:
