@@ -46,7 +46,7 @@ def walks(graph: Graph, start: int) -> list[list[int]]:
 
 
 def slow_probabilities(reasoner: Reasoner, question: str, number: int, before: str) -> dict[str, float]:
-    """Of all words after k thoughts: whole passes, one token after the other."""
+    """The probability of each word after ``number`` thoughts, from passes over the whole sequence without a cache."""
     tokenizer, markers, form = reasoner.backbone.tokenizer, reasoner.backbone.markers, reasoner.card.text_format
     model = reasoner.backbone.model
     ids = tokenizer.encode(f"{question}{form.question_end}", add_special_tokens=False)

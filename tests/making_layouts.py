@@ -22,7 +22,7 @@ def make_layout(method: str, stage: int, num_steps: int = 3, c: int = 1, last: i
 
 
 def readable(layout: Layout) -> str:
-    """``context | targets`` where labels are nothing, then the inputs themselves; else both lines in full."""
+    """``context | targets`` if labels are first ignored and then equal the inputs; otherwise ``inputs // labels``."""
     ids, labels = list(layout.input_ids), list(layout.labels)
     cut = next((position for position, label in enumerate(labels) if label != IGNORE), len(labels))
     inputs = [WORDS[number] for number in ids]

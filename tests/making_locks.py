@@ -27,7 +27,7 @@ def write(folder: Path, holder: Holder | None = None, age_s: float = 0.0, name: 
 
 
 def gone() -> Holder:
-    """A process of this machine that has ended: its id is another's now."""
+    """A process of this machine that has ended; its process id now belongs to another process."""
     return replace(Holder.this_process(), started="1", token=os.urandom(6).hex())
 
 
@@ -49,7 +49,7 @@ def refusal(folder: Path) -> str:
 
 
 def takes(folder: Path) -> list[str]:
-    """Takes the lock, and lets it go. What was said."""
+    """Takes the lock and releases it; returns the lines that were reported."""
     lines: list[str] = []
     with RunLock(folder, lines.append) as lock:
         assert lock.still_ours()

@@ -30,7 +30,7 @@ def make_reasoner(family: str = "gpt2", method: str = "coconut", seed: int = 0) 
 
 
 def sequence(reasoner: Reasoner, case: Case, vectors: torch.Tensor) -> torch.Tensor:
-    """[1, T, D] inputs of a prompt with its thoughts put in."""
+    """Input embeddings [1, T, D] of a prompt with these vectors as its thoughts."""
     embeds = reasoner.loop.embed(torch.tensor([list(case.prompt.input_ids)])).detach().clone()
     first = case.prompt.first_thought
     embeds[0, first : first + len(vectors)] = vectors
@@ -38,7 +38,7 @@ def sequence(reasoner: Reasoner, case: Case, vectors: torch.Tensor) -> torch.Ten
 
 
 def slow_score(reasoner: Reasoner, embeds: torch.Tensor, tokens: list[int]) -> float:
-    """Log probability of tokens after a sequence, markers left out of each distribution."""
+    """Log probability of tokens after a sequence; each distribution excludes the markers."""
     model, total = reasoner.backbone.model, 0.0
     for token in tokens:
         logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -1].detach().clone()

@@ -16,7 +16,7 @@ def prompt_of(question: list[int], count: int, after: tuple[int, ...] = (2,)) ->
 
 
 class Ends(Listener):
-    """Completions by ticket."""
+    """Keeps the completions by ticket."""
 
     def __init__(self):
         self.completions = {}

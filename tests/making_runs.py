@@ -31,7 +31,8 @@ def make_checkpoint(folder: RunFolder, epoch: int, stage: int, accuracy: float, 
 
 
 def make_attempt(root: Path, signature: str, attempt: str, updated: str, **facts: Any) -> RunFolder:
-    """Four checkpoints; the best, 2, is neither new nor of the highest accuracy, which an easier stage has."""
+    """Four checkpoints. The best is number 2: not the newest, and not the one with the highest accuracy, which is at an
+    easier stage."""
     folder = RunFolder(root / "toy" / signature / attempt)
     folder.path.mkdir(parents=True)
     folder.config.write_text("{}\n")
@@ -52,7 +53,7 @@ def make_attempt(root: Path, signature: str, attempt: str, updated: str, **facts
     fixed = {"name": "toy", "signature": signature, "attempt": attempt, "host": "there", "pid": 1, "world_size": 2}
     manifest = RunManifest(**fixed, **values, code={"commit": "abc"}, versions={}, started=now(), updated=updated)
     manifest.write(folder.manifest)
-    # ``write`` sets the time; these runs are of the past.
+    # ``write`` sets the current time; these runs were active in the past.
     folder.manifest.write_text(folder.manifest.read_text().replace(manifest.updated, updated))
     return folder
 

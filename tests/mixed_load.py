@@ -1,10 +1,11 @@
-"""Requests of every kind at once against a real server: valid ones, wrong ones, clients that leave, wait or lie.
+"""Requests of every kind at once against a real server: valid ones, wrong ones, clients that leave, wait or send
+less than they announce.
 
     python tests/mixed_load.py --requests 10000
 
-Every valid request must get what the reasoner alone writes, every wrong one its own refusal, none a 5xx; at the end no
-slot is held and nothing waits, and the server's memory has stayed within 5 % of what it was after the first 1,000.
-The last line is JSON; the exit code is 1 where something of this does not hold.
+Every valid request must get the text that the reasoner writes without a server, and every wrong one its own refusal;
+none may get a 5xx status. At the end no slot is held and nothing waits, and the server's memory is within 5 % of what
+it was after the first 1,000 requests. The last line of output is JSON; the exit code is 1 if any of this does not hold.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class Load:
         self.wrong: list[str] = []
 
     async def run(self, count: int, clients: int = 48) -> float:
-        """Sends requests; returns the server's memory at the end over that after the warm-up."""
+        """Sends requests; returns the server's memory at the end, divided by its memory after the warm-up."""
         first = min(WARM_UP, count // 2)
         await self._batch(first, clients)
         before = memory_kb(self._server)
@@ -203,7 +204,7 @@ KINDS = [
 
 
 def expected(checkpoint: Path) -> dict[tuple[str, int, str], str]:
-    """What the reasoner alone writes to each prompt, with so many thoughts, up to a stop string."""
+    """The text that the reasoner writes without a server, by prompt, number of thoughts and stop string."""
     reasoner, found = load_reasoner(checkpoint), {}
     for thoughts in (0, 2, 5):
         for answer in reasoner.generate(PROMPTS, thoughts, max_new_tokens=12):
@@ -221,7 +222,7 @@ def events(whole: bytes) -> list[dict[str, Any]]:
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
-    """Closes a connection that may be gone already."""
+    """Closes a connection that the other side may have closed already."""
     writer.close()
     try:
         await writer.wait_closed()
@@ -230,13 +231,13 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 
 def memory_kb(server: ServerProcess) -> int:
-    """Resident memory of the server."""
+    """Resident memory of the server, in kB."""
     status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])
 
 
 def run_load(count: int, folder: Path) -> dict[str, Any]:
-    """A load against a server of its own."""
+    """Starts a server and runs a load against it."""
     checkpoint = save_checkpoint(folder / "tiny")
     options = ("--slots", "8", "--body-bytes", str(BODY_BYTES), "--load")
     with serving(checkpoint, key=KEY, options=options) as server:
@@ -265,7 +266,7 @@ def run_load(count: int, folder: Path) -> dict[str, Any]:
 
 
 def holds(result: dict[str, Any]) -> bool:
-    """Whether all is as it must be."""
+    """Whether the result meets all requirements."""
     keys = ("wrong", "answered_5xx", "slots_held", "waiting", "tracebacks", "exit_code")
     return not any(result[key] for key in keys) and result["memory_growth"] <= 0.05
 

@@ -27,7 +27,7 @@ SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "ini
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, and a few words: characters beyond ASCII are several tokens."""
+    """A tokenizer with one token per byte and a few words, so that characters beyond ASCII are several tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
@@ -40,7 +40,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_checkpoint(folder: Path, method: str = "coconut", seed: int = 0) -> Path:
-    """A model with random weights that thinks twice a question."""
+    """Saves a model with random weights that produces two thoughts per question."""
     torch.manual_seed(seed)
     settings = ModelConfig(
         model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=dict(SHAPE)
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, method: str = "coconut", seed: int = 0) -> Pat
 
 
 class ServerProcess:
-    """``python -m serve api``, ready to answer."""
+    """A running ``python -m serve api``."""
 
     def __init__(self, process: subprocess.Popen[str], key: str | None) -> None:
         self.process, self.key = process, key
@@ -70,16 +70,16 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """All it said."""
+        """Everything the server has written to standard error."""
         return "".join(self.lines)
 
     def client(self, **options: object) -> httpx.Client:
-        """An HTTP client of it."""
+        """An HTTP client for this server, with its key."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
 
     def metric(self, name: str, **labels: str) -> float:
-        """A number of ``/metrics``, summed over all other labels."""
+        """A value of ``/metrics``, summed over all labels that are not given."""
         with self.client() as client:
             text = client.get("/metrics").text
         total = 0.0
@@ -90,7 +90,7 @@ class ServerProcess:
         return total
 
     def wait_until_ready(self, limit_s: float = 180.0) -> None:
-        """Until ``/health`` says ok."""
+        """Waits until ``/health`` answers 200."""
         ends = time.monotonic() + limit_s
         while time.monotonic() < ends:
             assert self.process.poll() is None, self.log
@@ -104,7 +104,7 @@ class ServerProcess:
         raise AssertionError(f"not ready within {limit_s} s: {self.log}")
 
     def stop(self, sig: int = signal.SIGTERM, limit_s: float = 30.0) -> int:
-        """Sends a signal and waits; the exit code."""
+        """Sends a signal, waits for the process to end, and returns its exit code."""
         self.process.send_signal(sig)
         code = self.process.wait(limit_s)
         self._reader.join(5)
@@ -113,7 +113,7 @@ class ServerProcess:
 
 @contextmanager
 def serving(*checkpoints: Path | str, key: str | None = None, options: tuple[str, ...] = ()) -> Iterator[ServerProcess]:
-    """A server that is killed at the end, if it still runs."""
+    """A running server; it is killed at the end if it is still running."""
     command = [sys.executable, "-m", "serve", "api", "--port", "0", "--threads", "1", *options]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]

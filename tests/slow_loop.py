@@ -1,4 +1,4 @@
-"""The latent loop, slow and obvious: one row at a time, no cache, everything encoded again for each thought."""
+"""The latent loop, slow and obvious: one row at a time, no cache, the whole prefix encoded again for each thought."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from coconut_ds.methods.layout import IGNORE, Layout
 
 
 def slow_embeddings(model: PreTrainedModel, layout: Layout) -> Tensor:
-    """[1, T, D] input embeddings, thoughts filled in one after the other."""
+    """Input embeddings [1, T, D] of a layout; thoughts are filled in one after the other."""
     embeds = model.get_input_embeddings()(torch.tensor([list(layout.input_ids)]))
     for place in range(layout.first_thought, layout.first_thought + layout.num_thoughts):
         states = model.base_model(inputs_embeds=embeds[:, :place], use_cache=False).last_hidden_state
@@ -19,9 +19,9 @@ def slow_embeddings(model: PreTrainedModel, layout: Layout) -> Tensor:
 
 
 def jacobi_embeddings(model: PreTrainedModel, layout: Layout, iterations: int) -> Tensor:
-    """[1, T, D] input embeddings whose thoughts, first those of their marker, are all replaced in each iteration.
+    """Input embeddings [1, T, D] of a layout; every iteration replaces all thoughts, first their marker's embedding.
 
-    What is fed is what the last pass was given, so one replacement less than there are passes, and the first thought.
+    The result is the input of the last pass: the first thought and one replacement fewer than there are passes.
     """
     embeds = model.get_input_embeddings()(torch.tensor([list(layout.input_ids)]))
     first, end = layout.first_thought, layout.first_thought + layout.num_thoughts
@@ -35,7 +35,7 @@ def jacobi_embeddings(model: PreTrainedModel, layout: Layout, iterations: int) -
 
 
 def slow_logits(model: PreTrainedModel, layout: Layout, iterations: int | None = None) -> Tensor:
-    """[T, V] logits of one row; ``iterations``: thoughts come all at once."""
+    """Logits [T, V] of one row. ``iterations``: passes that compute all thoughts at once; None: one by one."""
     embeds = slow_embeddings(model, layout) if iterations is None else jacobi_embeddings(model, layout, iterations)
     return model(inputs_embeds=embeds, use_cache=False).logits[0]
 
@@ -43,7 +43,7 @@ def slow_logits(model: PreTrainedModel, layout: Layout, iterations: int | None =
 def slow_loss(
     model: PreTrainedModel, layouts: list[Layout], weights: list[float], iterations: int | None = None
 ) -> Tensor:
-    """The weighted sum of cross entropies of all targets."""
+    """Weighted sum of the cross entropies of all targets."""
     total = torch.zeros(())
     for layout, weight in zip(layouts, weights, strict=True):
         logits = slow_logits(model, layout, iterations)

@@ -1,4 +1,4 @@
-"""What the app shows, without a browser: bounds, links, escaped text, drawings, measures, files to take away."""
+"""What the app shows, tested without a browser: limits, links, escaped text, drawings, measures, exported files."""
 
 import asyncio
 import csv
@@ -97,7 +97,7 @@ def test_a_link_that_makes_no_sense_is_but_a_start():
 def test_all_text_is_escaped(make):
     html = make()
     assert "<script" not in html
-    # Well-formed once the attributes without values are gone: no quote of the text has ended an attribute.
+    # Well-formed XML once attributes without values are removed: no quote in the text has ended an attribute.
     ElementTree.fromstring(
         f"<all>{html.replace('<tr class=strong>', '<tr>').replace('<progress></progress>', '')}</all>"
     )
@@ -169,7 +169,7 @@ def test_numbers_are_whole_and_within_bounds(number):
 
 
 def test_the_checkpoint_that_is_shown_first_is_there_before_any_visitor(tmp_path, monkeypatch):
-    """A model without thoughts may be the newest; pages open on one that thinks."""
+    """The newest model may be one without thoughts; pages still open on one that thinks."""
     given = [f"{name}={save_checkpoint(tmp_path / name, name)}" for name in ("no_cot", "coconut")]
     served: list[Service] = []
     monkeypatch.setattr(launch, "app_mounts", lambda *given: {})
@@ -241,7 +241,7 @@ def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
         asyncio.run(anext(aiter(measure_data(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # random bytes have no picture
+@pytest.mark.filterwarnings("ignore:Glyph")  # random bytes are not a picture
 def test_files_hold_the_numbers_of_the_page(studio):
     asked = asked_of(studio)
     trace = asyncio.run(studio.think(asked))

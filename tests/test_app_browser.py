@@ -1,6 +1,6 @@
 """The app in a real browser, over a real server process: every page, strange questions, links, phones, a password.
 
-Needs Chromium (``apt-get install chromium``); skipped without. Pictures of all pages go to ``outputs/app_pictures``.
+Needs Chromium (``apt-get install chromium``); skipped without it. Pictures of all pages go to ``outputs/app_pictures``.
 """
 
 import json
@@ -27,12 +27,12 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: p
 
 TABS = ("Think", "Search", "Intervene", "Compare", "Data set", "Export")
 PATIENCE_MS = 60_000
-"""Two cores may be shared with other tests."""
+"""Seconds; the cores may be shared with other tests."""
 
 
 @dataclass
 class Visit:
-    """A page, and what it must not do."""
+    """An open page, and records of what it must not do."""
 
     page: "playwright.Page"
     url: str
@@ -40,7 +40,7 @@ class Visit:
     hosts: set[str] = field(default_factory=set)
 
     def tab(self, name: str) -> None:
-        """Opens a tab; on narrow screens some are behind a button."""
+        """Opens a tab; on narrow screens some tabs are behind a button."""
         tab = self.page.get_by_role("tab", name=name, exact=True)
         if not tab.is_visible():
             self.page.locator(".overflow-menu > button").click()
@@ -48,18 +48,18 @@ class Visit:
         tab.click()
 
     def wait(self, selector: str) -> "playwright.Locator":
-        """Until it can be seen."""
+        """Waits until the element is visible."""
         found = self.page.locator(selector).first
         found.wait_for(timeout=PATIENCE_MS)
         return found
 
     def ask(self, question: str) -> None:
-        """Types a question and has it thought through."""
+        """Types a question and waits for its thoughts."""
         self.page.locator("#question textarea").fill(question)
         self.page.locator("#run-think").click()
 
     def shoot(self, name: str) -> None:
-        """Keeps a picture."""
+        """Saves a screenshot."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
@@ -86,7 +86,7 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
-    """Opens the app; at the end nothing was complained of, and no other host was asked."""
+    """Opens the app; at the end the page must have logged no error and contacted no other host."""
 
     @contextmanager
     def open_it(query: str = "", width: int = 1280, dark: bool = False) -> Iterator[Visit]:
@@ -108,7 +108,7 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
 
 
 def test_every_page_works(visit):
-    """All pages once, from the first click to files; three clicks are enough for Intervene."""
+    """Every page once, from the first click to the exported files; Intervene needs three clicks."""
     with visit() as one:
         one.shoot("start")
         one.page.locator("#run-think").click()
@@ -154,7 +154,7 @@ def test_every_page_works(visit):
 def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
     with visit(f"?view=search&model=coconut&file=graphs&question={GRAPH.question}&thoughts=2") as one:
         one.wait("#search-graph svg")
-        assert one.page.locator("#search-graph g.node.target").count() == 2  # the graph's and the legend's
+        assert one.page.locator("#search-graph g.node.target").count() == 2  # the edges in the graph and in the legend
         before = one.page.locator("#search-graph svg").first.get_attribute("aria-label")
         one.page.locator("#after input[type=number]").fill("0")
         one.page.locator("#after input[type=number]").press("Enter")
@@ -176,7 +176,7 @@ def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
     ids=["script", "image", "emoji", "endless", "beyond the context", "nothing"],
 )
 def test_strange_questions(visit, question, expected):
-    """Answered, or refused with what to do; never run, never a raw error."""
+    """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
     with visit() as one:
         one.ask(question)
         one.wait(expected)
@@ -187,7 +187,7 @@ def test_strange_questions(visit, question, expected):
             one.tab("Compare")
             one.page.locator("#run-compare").click()
             one.wait("#compare-first .side-text")
-            # Shown as it was typed: no template of the page has taken it for its own.
+            # Shown as it was typed: no template of the page interprets it.
             assert one.page.locator("#compare-first .side-text").inner_text() == question
 
 
@@ -217,9 +217,9 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
 
 
 def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path):
-    """Without a key all is open on loopback, but nothing is offered to programs; with one nothing is open.
+    """Without a key every page is open on loopback, but no API for programs; with a key nothing is open.
 
-    A page that somebody left open does not keep the server from stopping.
+    A page that is left open does not keep the server from stopping.
     """
     with server.client() as client:
         info = client.get("/app/gradio_api/info").json()

@@ -1,4 +1,4 @@
-"""Generated chains: right by brute force, pure functions of seed, epoch and index, no problem in two splits."""
+"""Generated chains: correct by brute force, pure functions of seed, epoch and index, no problem in two splits."""
 
 import itertools
 import math
@@ -146,7 +146,7 @@ def test_a_space_too_large_to_count_is_bounded_without_counting() -> None:
 
 
 def test_where_no_size_works_only_another_setting_is_proposed() -> None:
-    """Sizes are positive: ``0 or less`` could not be typed."""
+    """Suggested sizes are positive, since ``0 or less`` could not be typed."""
     with pytest.raises(DataError, match=r"data\.num_terms") as caught:
         ModularSum(0, SplitSizes(train=1, valid=1, test=1), 2, True, modulus=2)
     assert "=0 or less" not in str(caught.value)

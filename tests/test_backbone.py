@@ -12,7 +12,7 @@ from coconut_ds.settings import ModelConfig
 
 
 def test_missing_marker_rows_start_from_the_seed_token_and_nothing_else_moves():
-    """Source rows are untouched; input row and untied output row both start from the row of `<<`."""
+    """Existing rows stay as they are; the new rows of the input and of an untied output start as the row of `<<`."""
     tokenizer = build_word_tokenizer(TEXTS)
     rows = len(tokenizer)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_architectures_that_cannot_be_are_refused():
     ],
 )
 def test_models_whose_layers_see_a_window_are_refused(family, values):
-    """Pads between prefix and steps would use the window up, row by row differently."""
+    """Pads between prefix and steps would use up the window, by a different amount in each row."""
     common = {} if family == "gpt_neo" else {"num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 8}
     heads = {"num_heads": 2} if family == "gpt_neo" else {"num_attention_heads": 2, "num_key_value_heads": 2}
     overrides = {"hidden_size": 16, "max_position_embeddings": 64, **common, **heads, **values}

@@ -1,4 +1,4 @@
-"""Global batches, micro batches, ranks and weights: each problem once, each target with its due share."""
+"""Global batches, micro batches, ranks and weights: each problem once, each target with the right weight."""
 
 import math
 import random
@@ -91,7 +91,7 @@ def test_order_changes_with_seed_and_epoch_but_not_with_the_size_of_a_batch() ->
 
 
 def layout(name: int, num_targets: int, num_thoughts: int) -> Layout:
-    """A layout whose first token is its name."""
+    """A layout whose first token identifies it."""
     context = [name, *[0] * num_thoughts]
     ids = [*context, *[1] * num_targets]
     labels = [IGNORE] * len(context) + [1] * num_targets
@@ -108,7 +108,7 @@ def updates(draw: st.DrawFn) -> tuple[list[Layout], BatchGeometry]:
 
 
 def plans(layouts: list[Layout], geometry: BatchGeometry, reduction: str) -> list[list[MicroBatch]]:
-    """The plan of each rank."""
+    """The micro batches of each rank."""
     return [plan_update(layouts, geometry, rank, reduction) for rank in range(geometry.world_size)]
 
 
@@ -143,7 +143,7 @@ def test_all_ranks_make_the_same_passes_and_no_row_needs_more(update: tuple[list
 def test_the_weighted_sum_is_the_mean_that_the_reduction_names(
     update: tuple[list[Layout], BatchGeometry], seed: int
 ) -> None:
-    """Token losses at random: ``token`` is their mean, ``reference`` the mean over micro batches of their means."""
+    """Random token losses: ``token`` is their mean, ``reference`` the mean over micro batches of their means."""
     layouts, geometry = update
     numbers = random.Random(seed)
     losses = [[numbers.random() for _ in range(item.num_targets)] for item in layouts]
@@ -177,7 +177,7 @@ def test_what_an_update_is_made_of_does_not_depend_on_the_number_of_ranks() -> N
 
 
 def test_variables_without_a_rank_are_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left-overs of a shell neither change the number of ranks nor silence the process."""
+    """Variables left in a shell neither change the number of ranks nor silence the process."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")

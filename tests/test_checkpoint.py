@@ -105,7 +105,7 @@ def test_folders_that_lack_something_are_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors has \d+ bytes, expected \d+"):
         load_folder(folder)
-    (folder / "manifest.json").unlink()  # as in a folder that somebody else wrote
+    (folder / "manifest.json").unlink()  # as in a folder that another program wrote
     with pytest.raises(CheckpointError, match=f"missing {name}"):
         load_folder(folder)
     (folder / "model.safetensors").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The identity of the code changes with commit and content of the package, and with nothing that is around it."""
+"""The identity of the code changes with the commit and the content of the package, and with nothing around it."""
 
 import os
 import shutil
@@ -23,14 +23,14 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What whoever runs the tests has set must not matter to repositories that tests make."""
+    """The git settings of the user must not affect repositories that tests make."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """The package of a project under git, with all committed."""
+    """The package of a project under git, with everything committed."""
     package = tmp_path / "one" / "package"
     (package / "inner").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -52,7 +52,7 @@ def difference(package: Path) -> str:
 
 
 def dirty(package: Path) -> None:
-    """One file changed, one gone, one new."""
+    """One file changed, one deleted, one new."""
     (package / "a.py").write_text(CONTENT + "third = 3\n")
     (package / "inner" / "ä b.py").unlink()
     (package / "new ü.py").write_text(CONTENT)
@@ -76,7 +76,7 @@ def test_the_code_of_a_checkout_is_its_commit_and_what_differs_in_the_package(pa
         found = difference(package)
         seen.add(found)
         assert len(seen) == number
-        # Whether it is staged is nobody's business.
+        # Whether the change is staged makes no difference.
         git(package, "add", "--all")
         assert difference(package) == found
     git(package, "reset", "--quiet")
@@ -112,7 +112,7 @@ def test_the_code_is_the_same_wherever_the_checkout_lies(package: Path, tmp_path
         dirty(each)
     assert difference(package) != ""
     assert [code_identity(each) for each in elsewhere] == [code_identity(package)] * 2
-    # A repository around the repository, as a submodule has one.
+    # A repository around the repository, as for a submodule.
     git(tmp_path, "init", "--quiet")
     assert code_identity(package) == code_identity(elsewhere[1])
 
@@ -147,7 +147,7 @@ def test_the_code_does_not_depend_on_settings_of_git(
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_EXTERNAL_DIFF"):
         monkeypatch.setenv(name, str(tmp_path / "nowhere"))
     assert code_identity(package) == before
-    # As a checkout under autocrlf has them.
+    # As in a checkout under autocrlf.
     for path in package.rglob("*.py"):
         if not path.is_symlink():
             path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -170,7 +170,7 @@ def test_without_an_answer_of_git_the_source_counts(
     if reason == "no git":
         monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     elif reason == "git fails":
-        # A broken index, for one.
+        # For example, because the index is broken.
         wrapper = f'case "$*" in *ls-files*) exit 128;; esac; exec {shutil.which("git")} "$@"'
         monkeypatch.setenv("PATH", write_git(tmp_path / "bin", wrapper), prepend=os.pathsep)
     elif reason == "another's repository":
@@ -179,7 +179,7 @@ def test_without_an_answer_of_git_the_source_counts(
     elif reason == "no commits":
         git(package, "update-ref", "-d", "HEAD")
     elif reason == "not tracked":
-        # Such as a virtual environment inside somebody's project.
+        # For example, a virtual environment inside another project.
         shutil.copytree(package, package.parent / ".venv" / "package", symlinks=True)
         package = package.parent / ".venv" / "package"
     else:

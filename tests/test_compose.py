@@ -1,4 +1,4 @@
-"""Command lines, presets and overrides become one configuration; what cannot be meant is refused."""
+"""Command lines, presets and overrides become one configuration; invalid overrides are refused with advice."""
 
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from coconut_ds.settings.compose import (
 
 OPTIONS = option_names()
 
-# What options leave to the user.
+# Values that the options leave to the user.
 FILES = ["load_model_path=P", "data.train_path=T", "data.val_path=V"]
 
 
-# Composing takes a tenth of a second: row i takes the i-th option of every group, so that each stands in a row.
+# Composing takes a tenth of a second, so row i tests the i-th option of every group at once.
 @pytest.mark.parametrize("row", range(max(map(len, OPTIONS.values()))))
 def test_every_option_of_every_group_composes(row: int) -> None:
     chosen = [f"{group}={names[row % len(names)]}" for group, names in OPTIONS.items()]

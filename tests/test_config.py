@@ -94,7 +94,7 @@ def test_every_key_has_a_description_and_help_shows_it(
     def described(model: type[BaseModel]) -> list[str | None]:
         texts: list[str | None] = []
         for field in model.model_fields.values():
-            # A group that may be left out is one all the same.
+            # An optional group is a group too.
             kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
             groups = [kind for kind in kinds if issubclass(kind, BaseModel)]
             if groups:

@@ -11,7 +11,7 @@ from coconut_ds.probing.counterfactuals import counterfactuals
 
 @pytest.mark.parametrize("follows", [True, False])
 def test_counterfactuals_count_those_who_follow(monkeypatch, follows):
-    """Answers of one who reads the graph, and of one who only knows which of the two options it was."""
+    """Answers of a model that reads the graph, and of one that only remembers which option is right."""
     problems = problems_of("text", 12)
     reasoner = make_graph_reasoner("text", problems)
     known = {problem.question.split("Is ")[-1]: problem.answer for problem in problems}

@@ -1,4 +1,4 @@
-"""The stage of an epoch, stage mixing, the learning rate: pure functions, held to what the words say."""
+"""The stage of an epoch, stage mixing and the learning rate: pure functions, compared with their definitions."""
 
 import math
 from collections import Counter
@@ -31,8 +31,11 @@ def run(plan: Curriculum, accuracies: list[float]) -> tuple[list[int], list[int]
 @pytest.mark.parametrize(
     ("longest", "stages"),
     [
-        (3, [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]),  # one past the maximum: the third step goes, thoughts stay
-        (2, [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]),  # nothing is left to remove past the maximum
+        (
+            3,
+            [0, 0, 1, 1, 2, 2, 3, 3, 3, 3],
+        ),  # one stage past the maximum: the third step is removed, the number of thoughts stays
+        (2, [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]),  # past the maximum there is no step left to remove
         (1, [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]),
     ],
 )
@@ -84,7 +87,7 @@ def test_every_recorded_stage_ends_for_a_reason_and_the_record_repeats_the_run(
         if stage == last:
             continue
         first = stages.index(stage)
-        seen = accuracies[first + least - 1 : first + count]  # those after which the stage could end
+        seen = accuracies[first + least - 1 : first + count]  # the epochs after which the stage could end
         assert not any(accuracy >= 0.8 for accuracy in seen[:-1])
         assert longest is None or count <= longest
         if stage + 1 in stages:

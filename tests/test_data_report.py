@@ -1,4 +1,4 @@
-"""The report on files of problems: counts as one would count by hand, layouts as training makes them, plain errors."""
+"""The report on problem files: counts checked by hand, layouts as in training, clear errors."""
 
 import json
 import re
@@ -25,12 +25,12 @@ TRAIN = [
     Problem("b c =", ("b c",), "c"),
     Problem("a b c =", ("a b", "b c"), "1,000"),  # the first question again, with another answer
     Problem("c =", (), "c"),
-    Problem("a b c a b c a =", ("a b", "b c", "c a b"), "# 1000"),  # scored as the third one's answer
+    Problem("a b c a b c a =", ("a b", "b c", "c a b"), "# 1000"),  # graded as equal to the third problem's answer
     Problem("b =", (), "a b c"),
 ]
 VALID = [
     Problem("new words here =", ("a b",), "c"),
-    Problem("c =", ("a",), "c"),  # its question alone stands in TRAIN
+    Problem("c =", ("a",), "c"),  # only its question is in TRAIN
     Problem("b c =", ("b c",), "c"),
     Problem("a b c =", ("a b", "b c"), "1,000"),
     Problem("a b c =", ("a b", "b c"), "1,000"),
@@ -44,7 +44,7 @@ def texts(problems: list[Problem]) -> list[str]:
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Knows the words of TRAIN."""
+    """A tokenizer that knows the words of TRAIN."""
     return build_word_tokenizer(texts(TRAIN))
 
 
@@ -76,7 +76,7 @@ def test_counts_of_a_file_are_those_made_one_by_one(report, tokenizer):
         assert stats.longest == max(range(len(whole)), key=lambda i: len(whole[i]))
         assert stats.num_unknown == sum(row.count(tokenizer.unk_token_id) for row in whole)
     assert [stats.num_unknown for stats in report.files] == [0, 3, 0]
-    # The unknown word counts as a token like others, and as one that the first file does not have.
+    # The unknown word counts as a token, and as a token that the first file does not have.
     assert [stats.num_new for stats in report.files] == [0, 3, 0]
 
 
@@ -131,7 +131,7 @@ def test_pieces_are_the_layout_that_training_makes(name, tokenizer):
 
 
 def test_steps_keep_their_numbers_where_others_equal_them(tokenizer):
-    """What a method leaves of three equal steps cannot be told from its tokens."""
+    """With three equal steps, the tokens do not show which of them a method leaves."""
     problem = tokenize(tokenizer, [Problem("a =", ("b", "b", "b"), "c")])[0]
     numbers = {
         name: [p.number for p in lay_out_pieces(METHODS[name], problem, 1, spec, tokenizer) if p.role == "step"]
@@ -191,7 +191,7 @@ def test_the_command_prints_and_draws(tmp_path):
     assert done.stdout.startswith("vocabulary: ")
     assert done.stdout.count(" tokens\n  stage 0") == 2
     assert done.stdout.endswith(f"\n{picture}\n")
-    # A tokenizer of the files' own texts knows them all.
+    # A tokenizer built from the files' own texts knows all words.
     assert re.search(r"^unknown tokens +0 +0$", done.stdout, flags=re.MULTILINE)
     content = picture.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Scripts that download: files come once, go on where they stopped, and are never taken for right unchecked."""
+"""Scripts that download: each file is fetched once, continued where it stopped, and never accepted unchecked."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from coconut_ds.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
-REAL = ROOT.parent / "shared" / "data"  # whole files of the lists, where there are any
+REAL = ROOT.parent / "shared" / "data"  # the files of the lists, if they were downloaded before
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -32,7 +32,7 @@ def sha(content: bytes) -> str:
 
 
 class Server:
-    """Files by name on 127.0.0.1; ``ranges`` says whether it sends the rest of a file. Notes what it was asked for."""
+    """Serves files on 127.0.0.1 and records the requests. ``ranges``: whether it can send the rest of a file."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -80,7 +80,7 @@ def server() -> Iterator[Server]:
 
 
 class Checkout:
-    """A copy of the scripts with short lists of downloads: of the first file the sum is known, of the others not."""
+    """A copy of the scripts with short lists of downloads; a checksum is known for the first file only."""
 
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server, self.data = folder, server, folder / "data"
@@ -150,9 +150,10 @@ def test_download_converts_once_and_says_what_is_unchecked(checkout: Checkout) -
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("whole", [False, True])
 def test_download_goes_on_where_it_stopped(checkout: Checkout, ranges: bool, whole: bool) -> None:
-    """Parts of one file of known and one of unknown sum, half or whole; a server without ranges sends all again.
+    """A part of a file with and without a known checksum, half or complete; without ranges the server sends everything.
 
-    Whole by its sum: not asked for. Whole by its size, which only the server knows: asked for the rest, and kept.
+    Complete by checksum: not requested. Complete by size, which only the server knows: the rest is requested, and the
+    file kept.
     """
     checkout.server.ranges = ranges
     raw = checkout.data / "gsm_raw"

@@ -1,4 +1,4 @@
-"""Answers are compared as the reference implementation does; symbolic ones by one symbol."""
+"""Answers are compared as in the reference implementation; symbolic answers by one symbol."""
 
 import pytest
 

@@ -16,7 +16,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thoughts_at_once(tiny_model, family):
-    """Jacobi: as many iterations as thoughts are sequential thinking, fewer what the slow one makes of them."""
+    """Jacobi iteration: one iteration per thought equals sequential thinking, fewer equal the slow Jacobi loop."""
     model = tiny_model(family)
     prompts = [prompt_of([5, 6, 7, 8], 3), prompt_of([9], 0), prompt_of([*range(1, 30)], 6), prompt_of([7] * 40, 1)]
     one_by_one = [slow_generate(model, Request(prompt, 6), 0) for prompt in prompts]
@@ -61,7 +61,7 @@ def test_thoughts_are_those_that_were_fed_back(tiny_model, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
-    """Against the slow loop with the vector put in. A hook that changes nothing, and one beside, change no bit."""
+    """Against the slow loop with the vector inserted. A hook that changes nothing, or another row, changes no bit."""
     model, prompt = tiny_model(family), prompt_of([4, 5, 6], 3)
     plain = Request(prompt, 3, log_probabilities=True, keep_thoughts=True)
     vector = torch.linspace(-1, 1, 32)
@@ -81,7 +81,7 @@ def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
     logits = model(inputs_embeds=after, use_cache=False).logits[0, -1].detach()
     assert edited.tokens[0] == int(logits.argmax())
     assert edited.log_probabilities[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
-    # All at once, with as many passes as thoughts, it is the same; with one pass each is given its first guess.
+    # All at once, one pass per thought gives the same; with a single pass each thought gets its first guess.
     often, once = (replace(changed, jacobi=Jacobi(count, LATENT)) for count in (3, 1))
     often, once = generate(LatentLoop(model), [often, once], [0])
     torch.testing.assert_close(often.thoughts, edited.thoughts, rtol=1e-4, atol=1e-5)
@@ -91,14 +91,14 @@ def test_thoughts_can_be_replaced_and_later_ones_follow(tiny_model, family):
 
 
 def test_a_model_may_end_thinking_by_itself(tiny_model):
-    """Thinking ends at the first thought, from the least number on, after which the end marker is the likeliest."""
+    """Thinking ends at the first thought, from ``min_thoughts`` on, after which the end marker is the likeliest."""
     model = tiny_model("gpt2")
     prompt = prompt_of([4, 5, 6], 6)
     with torch.no_grad():
         heads = model.lm_head(slow_embeddings(model, prompt)[0, 3:9]).argmax(-1).tolist()
     end = heads[3]
     for least in (0, 2, 4, 5):
-        # After thought t the marker would be written if the state that thought t + 1 would be says so.
+        # The state that would be thought t + 1 decides whether the end marker follows thought t.
         count = next((t for t in range(least, 6) if heads[t] == end), 6)
         made = generate(LatentLoop(model), [Request(prompt, 4, min_thoughts=least, end_thinking=end)], [0])[0]
         assert made.num_thoughts == count

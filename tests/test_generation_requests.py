@@ -1,4 +1,4 @@
-"""What a request may ask for: seeds, stop strings, scored continuations, precision; and what is refused."""
+"""What a request may contain: seeds, stop strings, continuations to score, precision; and what is refused."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_a_continuation_is_scored(tiny_model):
 
 
 def test_bf16_is_close_to_fp32():
-    """The states of thoughts agree as well as eight bits of mantissa let them."""
+    """Thoughts agree to the precision of bf16, which has eight bits of mantissa."""
     requests = [Request(prompt_of([n, 5, 6, 7], 3), 2, keep_thoughts=True) for n in range(1, 4)]
     exact = generate(LatentLoop(make_model("llama", seed=2)), requests, [0])
     rough = generate(LatentLoop(make_model("llama", seed=2).to(torch.bfloat16)), requests, [0])

@@ -1,4 +1,4 @@
-"""Categories of generated texts: each one on a graph written out by hand, and what must hold of generated problems."""
+"""Categories of generated texts: each on a graph written out by hand, and properties of generated problems."""
 
 import random
 from itertools import pairwise
@@ -45,7 +45,7 @@ def chain(words: str) -> str:
 
 
 CASES = [
-    # text, category, category if nothing stands for steps (where that differs)
+    # text, its category, and its category if no thoughts replace steps (where that differs)
     (chain("Tom terpus brimpus lempus") + RIGHT, "correct_path", None),
     (chain("Tom yumpus brimpus lempus") + RIGHT, "correct_path", None),
     (chain("Tom terpus brimpus lempus").replace("Every ", " ") + RIGHT, "correct_path", None),
@@ -58,13 +58,13 @@ CASES = [
     (chain("terpus yumpus brimpus lempus") + RIGHT, "longer_path", "hallucination"),
     (chain("terpus yumpus") + RIGHT, "longer_path", "hallucination"),
     (chain("Tom terpus yumpus") + RIGHT, "longer_path", "wrong_target"),
-    (chain("Tom brimpus lempus") + RIGHT, "hallucination", None),  # Tom is no brimpus by one edge
+    (chain("Tom brimpus lempus") + RIGHT, "hallucination", None),  # no single edge leads from Tom to brimpus
     (chain("Tom terpus lempus") + WRONG, "hallucination", None),
     (chain("lempus brimpus") + RIGHT, "hallucination", None),  # edges have a direction
     (chain("Tom terpus") + chain("brimpus lempus") + RIGHT, "hallucination", None),
     (chain("brimpus lempus") + chain("Tom terpus brimpus") + RIGHT, "hallucination", None),
     (chain("Tom terpus") * 2 + RIGHT, "hallucination", None),
-    (chain("jelpus lempus") + RIGHT, "hallucination", None),  # an edge, but not below Tom
+    (chain("jelpus lempus") + RIGHT, "hallucination", None),  # an edge, but not one that Tom reaches
     (chain("Sam jelpus grimpus") + WRONG, "hallucination", None),
     (chain("Tom wumpus brimpus") + RIGHT, "hallucination", None),
     (chain("wumpus fumpus") + RIGHT, "hallucination", None),

@@ -1,4 +1,4 @@
-"""Values of the nodes of a graph after k thoughts, against whole passes and sums by hand."""
+"""Values of graph nodes after k thoughts, against passes over whole sequences and sums by hand."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The signature changes with all that can change a number, and with nothing else."""
+"""The signature changes with everything that can change a result, and with nothing else."""
 
 import json
 from pathlib import Path
@@ -47,9 +47,9 @@ FREE = {
     "training.activation_checkpointing",
     *(f"data.{name}" for name in ("cache_path", "made_by", "test_path")),
 }
-"""All that may differ between two launches of one run."""
+"""Every key that may differ between two launches of one run."""
 REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
-"""Paths: what lies there counts."""
+"""Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
     "run.load_model_path": "elsewhere",
     "run.resume_mode": "never",
@@ -79,7 +79,7 @@ OTHER_VALUES: dict[str, Any] = {
     "training.save_every_steps": 9,
     "training.keep_last": 9,
 }
-"""For keys whose type does not say what else they may hold."""
+"""Other values for keys whose type does not tell which values are allowed."""
 
 
 def table(config: Config = BASE, **changes: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def with_value(model: Any, key: str, value: Any) -> Any:
-    """``model`` with one key set, unchecked: combinations do not matter here."""
+    """``model`` with one key changed, without validation: here combinations need not be valid."""
     first, _, rest = key.partition(".")
     return model.model_copy(update={first: with_value(getattr(model, first), rest, value) if rest else value})
 
@@ -123,10 +123,10 @@ def other(key: str) -> Any:
 
 @pytest.mark.parametrize("key", leaf_keys(Config))
 def test_a_key_counts_unless_it_is_listed_or_replaced_by_content(key: str) -> None:
-    """And a key that counts does not where the user says so."""
+    """A key that counts is ignored if the user lists it in signature_ignore_keys."""
     changed = with_value(BASE, key, other(key))
     assert value_of(changed, key) != value_of(BASE, key)
-    # The effective batch size comes from outside.
+    # The effective batch size is passed separately.
     free = key in FREE or key in REPLACED or key == "training.global_batch_size"
     assert (signature(table(changed, weights="w")) == signature(table(weights="w"))) == free
     if not free and key != "training.loss_reduction":
@@ -151,7 +151,7 @@ def test_every_listed_key_exists() -> None:
         (BASE, {}, {"batch": "16 × 4 × 2"}, []),
         (config(training__loss_reduction="reference"), {}, {"batch": "16 × 4 × 2"}, ["batch"]),
         (BASE, {}, {"engine_file": engine(stage=3)}, ["deepspeed.file.zero_optimization.stage"]),
-        # One number, spelt differently; but true is not 1.
+        # The same number spelt differently; but true is not 1.
         (BASE, {}, {"engine_file": engine(reduce_bucket_size=5e8)}, []),
         (BASE, {"engine_file": engine(a=True)}, {"engine_file": engine(a=1)}, ["deepspeed.file.zero_optimization.a"]),
     ],
@@ -165,7 +165,7 @@ def test_what_lies_behind_the_configuration_counts(
 
 
 def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:
-    """One table, whole, where everything that can be a path is one."""
+    """The complete table of ingredients if every key that can be a path is one."""
     found = table(config(run__load_model_path="w.bin"), weights="w")
     plain = set(leaf_keys(Config)) - FREE - REPLACED - {"model.model_config_overrides"}
     overrides = {f"model.model_config_overrides.{name}" for name in BASE.model.model_config_overrides}
@@ -176,7 +176,7 @@ def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:
 
 
 def test_a_model_folder_counts_by_content_wherever_it_lies(tmp_path: Path) -> None:
-    """Two folders may have equal weights and other heads."""
+    """Two folders may have equal weights and different heads."""
 
     def folder(name: str, **values: Any) -> str:
         (tmp_path / name).mkdir()
@@ -189,7 +189,7 @@ def test_a_model_folder_counts_by_content_wherever_it_lies(tmp_path: Path) -> No
         assert one == two
         assert [each.key for each in differences(one, three)] == ["model.architecture"]
         assert str(tmp_path) not in json.dumps(one)
-    # What a folder to start from holds wins over model_id, which is not read then.
+    # A folder to start from replaces model_id, which is then not read.
     both = [config(run__load_model_path=here, model__model_id=path) for path in (there, heads)]
     assert table(both[0], weights="w") == table(both[1], weights="w")
 
@@ -228,7 +228,7 @@ def test_a_state_is_its_names_types_shapes_and_bytes() -> None:
     values = state()["a"]
     base = digest_state(state().items())
     assert digest_state((name, tensor) for name, tensor in reversed(state().items())) == base
-    # As it lies in memory does not matter.
+    # The memory layout does not matter.
     assert digest_state(state(a=values.t().contiguous().t()).items()) == base
     changed = [
         state(a=values.view(torch.int32)),

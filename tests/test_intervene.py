@@ -38,7 +38,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("what", "expected"), CHANGES, ids=lambda one: getattr(one, "name", ""))
 def test_a_change_does_to_the_sequence_what_its_name_says(reasoner, what, expected):
-    """None: recomputed by a pass over all that stands before it."""
+    """In CHANGES, None means that the thought is computed again by a pass over everything before it."""
     baseline, donor = baselines_of(reasoner, [QUESTION, REFERENCES[1]], max_new_tokens=3)
     token = reasoner.backbone.tokenizer.convert_tokens_to_ids("3")
     rest = {
@@ -93,7 +93,7 @@ def test_noise_has_the_asked_length_and_repeats_itself():
 
 
 def test_pauses_are_thoughts_that_are_given():
-    """What is written is what the method writes by itself; states are those of the plain pass over pause tokens."""
+    """The text is what the method writes without probing; states are those of a plain pass over the pause tokens."""
     reasoner = make_reasoner("llama", "pause_as_thought")
     markers = reasoner.backbone.markers
     known = baselines_of(reasoner, [QUESTION, *REFERENCES], max_new_tokens=4)
@@ -127,7 +127,7 @@ def test_thoughts_that_come_all_at_once_are_made_so_here_too():
     for one, other in zip(known, made, strict=True):
         assert list(one.tokens) == other.completion.tokens
         torch.testing.assert_close(one.fed, other.thoughts, rtol=1e-4, atol=1e-5)
-    # With as many passes as thoughts, holding one at its last value changes nothing.
+    # With one pass per thought, fixing a thought at its last value changes nothing.
     often = replace(plain, card=replace(plain.card, iterations=3))
     changes = [Intervention(Kind.SCALE, 2), Intervention(Kind.ZERO, 1)]
     nothing, zero = intervene(often, QUESTION, changes, max_new_tokens=4)
@@ -136,12 +136,12 @@ def test_thoughts_that_come_all_at_once_are_made_so_here_too():
 
 
 def test_what_is_written_before_thinking_belongs_to_the_prompt():
-    """A model that begins by itself: its prompt ends with the start marker that it wrote."""
+    """A model that starts thinking by itself: its prompt ends with the start marker that it wrote."""
     reasoner = make_reasoner("llama", "coconut_reversed")
     markers, model = reasoner.backbone.markers, reasoner.backbone.model
     written = reasoner.generate("3", max_new_tokens=1)[0].completion.tokens
     with torch.no_grad():
-        # The start marker takes the place of the likeliest second token, so that it thinks after one.
+        # The start marker becomes the likeliest second token, so that the model starts thinking after one token.
         alone = reasoner.generate("3", max_new_tokens=3, n_thoughts=0)[0].completion.tokens
         head = model.get_output_embeddings().weight
         head[markers.start] = 2 * head[alone[1]]

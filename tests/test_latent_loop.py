@@ -79,7 +79,7 @@ SOME = [
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing", "chunks"])
 def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
-    """Own attention, the library's cache, layers that are computed again, logits in parts of two targets."""
+    """Our attention, transformers' cache, layers that are recomputed, logits in parts of two targets."""
     model = make_model(family)
     model.config._attn_implementation = "eager" if way == "eager" else "sdpa"
     monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 2 * VOCABULARY if way == "chunks" else loss.LOGITS_AT_A_TIME)
@@ -89,7 +89,7 @@ def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thoughts_at_once_are_thoughts_one_by_one_after_as_many_iterations(family):
-    """With fewer they equal Jacobi iteration written plainly; rows with fewer thoughts stand beside others."""
+    """With fewer iterations they equal a plain Jacobi loop; the rows have different numbers of thoughts."""
     model = make_model(family)
     for iterations in (3, 7):
         compare(model, SOME, [0.5, 1.0, 0.25], iterations=(iterations, None))
@@ -113,7 +113,8 @@ LONG = [
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing"])
 def test_the_last_layer_runs_where_it_is_read(family, way):
-    """Two first thoughts, one target in a question, the end of a row without thoughts: 4 of 3 x 30 positions."""
+    """Of 3 x 30 positions 4 are read: before two first thoughts, before a target in a question, and the end of a row
+    without thoughts."""
     model = make_model(family)
     model.config._attn_implementation = "eager" if way == "eager" else "sdpa"
     compare(model, LONG, [1.0, 0.5, 0.25], checkpointing=way == "checkpointing")
@@ -133,7 +134,7 @@ def test_the_last_layer_runs_where_it_is_read(family, way):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_is_drawn_once(checkpointing):
-    """What is computed again is what was computed: with the same draws the gradient is that of the loss."""
+    """Recomputed layers use the dropout of the first pass: with the same draws the gradient is that of the loss."""
     model = make_model("gpt2").train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -158,7 +159,7 @@ def test_dropout_is_drawn_once(checkpointing):
 
 
 def test_layers_that_forget_keep_less(monkeypatch):
-    """Bytes that autograd keeps for the backward pass; what layers keep is left out of them."""
+    """Bytes that autograd keeps for the backward pass."""
 
     def kept(checkpointing: bool) -> int:
         seen: dict[int, int] = {}
@@ -191,7 +192,7 @@ def test_without_thoughts_it_is_the_hugging_face_loss(tiny_model, family):
 
 
 def test_thoughts_are_fed_back_and_learned_from(tiny_model):
-    """The gradient of a loss behind the thoughts reaches the question only through them and the cache."""
+    """The states after thoughts differ from those after the same ids as plain tokens."""
     model = tiny_model("gpt2")
     layout = Layout([5, 6, 39, 39, 7, 8], [IGNORE] * 5 + [8], 2, 2)
     inputs, targets = collate([layout], [1.0], 2, pad_id=0)
@@ -203,7 +204,7 @@ def test_thoughts_are_fed_back_and_learned_from(tiny_model):
 
 
 def test_a_row_at_the_end_of_the_context_may_share_a_batch_with_any_other(tiny_model):
-    """Pads get no position of their own, so padding cannot leave the model's context."""
+    """Pads get no position of their own, so padding cannot exceed the model's context."""
     long_question = Layout([5] * 92 + [39, 39, 2, 8], [IGNORE] * 95 + [8], 92, 2)
     long_answer = Layout([5, 39, 39, 2, *[8] * 60], [IGNORE] * 4 + [8] * 60, 1, 2)
     compare(tiny_model("gpt2"), [long_question, long_answer], [0.5, 0.02])
@@ -224,7 +225,8 @@ def test_decoded_thoughts_are_the_heads_probabilities(tiny_model):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_few_states_meet_the_vocabulary_as_in_the_module_itself(bias, monkeypatch):
-    """Without a gradient by another library; with one, or where something hangs on the module, by the module."""
+    """Without gradients another library multiplies; with gradients, or if the module is sharded or hooked, the
+    module does."""
     head, states = torch.nn.Linear(32, VOCABULARY, bias=bias), torch.randn(3, 2, 32)
     expected = head(states)
     calls = []

@@ -46,7 +46,7 @@ def test_every_problem_is_well_formed_and_within_its_ranges(train: list[Problem]
 
 
 def test_paths_to_the_target_differ_in_length_because_edges_skip_layers(train: list[Problem]) -> None:
-    """Shortest paths against longest ones, which always pass all layers from target to root."""
+    """The steps are a shortest path; the longest one always passes through all layers from root to target."""
     differ = 0
     for problem in train[:500]:
         question = question_of(problem)
@@ -68,7 +68,8 @@ def test_no_shortcut_tells_the_options_apart(train: list[Problem]) -> None:
 
 
 def test_distractor_is_drawn_evenly_among_all_sinks_the_root_does_not_reach(train: list[Problem]) -> None:
-    """Its rank among them, scaled to 0..1, has mean 1/2 and standard deviation below 0.5: 0.03 is over three errors."""
+    """Its rank among them, scaled to 0..1, has mean 1/2 and standard deviation below 0.5: 0.03 is over three standard
+    errors."""
     ranks = []
     for problem in train:
         question = question_of(problem)
@@ -82,7 +83,7 @@ def test_distractor_is_drawn_evenly_among_all_sinks_the_root_does_not_reach(trai
 
 @pytest.mark.parametrize("ranges", [{}, SMALL], ids=["default", "small"])
 def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
-    """Fingerprints do not change with the numbering; of small graphs, thousands of draws would otherwise meet."""
+    """Fingerprints do not depend on the numbering; among small graphs, thousands of draws would otherwise coincide."""
     one = source(size={"train": 500, "valid": 60, "test": 60}, **ranges)
     splits = {"train": one.train(0) + one.train(1), "valid": one.valid(), "test": one.test()}
     prints = {name: {question_of(p).graph.fingerprint for p in split} for name, split in splits.items()}
@@ -94,7 +95,7 @@ def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("wording", ["sentences", "arrows"])
 def test_of_a_single_graph_no_problem_stands_in_two_splits_whatever_its_order(wording: str) -> None:
-    """Two chains of three nodes with six symbols make 720 problems; 4,000 draws hold nearly all of a split's."""
+    """Two chains of three nodes with six symbols make 720 problems; 4,000 draws contain nearly all those of a split."""
     size = {"train": 4000, "valid": 300, "test": 300}
     ranges = {"num_nodes": (6, 6), "num_layers": (3, 3), "num_edges": (4, 4)}
     with pytest.raises(DataError, match=r"data\.split_by=problems"):
@@ -168,7 +169,7 @@ def test_order_and_symbols_of_arrows_tell_nothing() -> None:
 
 @pytest.mark.parametrize("ranges", [{}, SMALL, LARGE, {**SMALL, "wording": "arrows"}], ids=str)
 def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) -> None:
-    """Split at blanks, and split at marks too. Graphs above 40 nodes need more concepts than the published 38."""
+    """Words are split at spaces, or at punctuation too. Graphs above 40 nodes need more than 38 concepts."""
     one = source(size={"train": 150, "valid": 10, "test": 10}, **ranges)
     drawn = [text for p in one.train(0) + one.valid() + one.test() for text in (p.question, *p.steps, p.answer)]
     for pattern in (r"\S+", r"\w+|[^\w\s]"):
@@ -219,7 +220,7 @@ def test_ranges_that_cannot_be_met_are_refused_at_once(changes: dict[str, Any], 
 
 @pytest.mark.parametrize("corner", [(12, 6, 12), (16, 4, 14), (30, 2, 28), (17, 6, 40), (12, 6, 20)], ids=str)
 def test_narrow_ranges_that_can_be_met_are_drawn(corner: tuple[int, int, int]) -> None:
-    """One number a range, at the edge of what fits: as few nodes, as few edges or as many as there is room for."""
+    """Ranges of a single number at the limits: the fewest nodes, the fewest edges, the most edges that fit."""
     nodes, layers, edges = corner
     size = {"train": 100, "valid": 1, "test": 1}
     one = source(num_nodes=(nodes, nodes), num_layers=(layers, layers), num_edges=(edges, edges), size=size)

@@ -1,4 +1,4 @@
-"""Golden layouts of every method at every kind of stage, and prompts equal to what training shows first."""
+"""Golden layouts of every method at every kind of stage; prompts equal the start of the training sequence."""
 
 import itertools
 
@@ -155,7 +155,7 @@ def test_a_prompt_is_the_training_sequence_up_to_its_first_target(method: str) -
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pad", [True, False])
 def test_the_number_of_latents_at_inference_is_that_of_a_long_problem_in_training(method: str, pad: bool) -> None:
-    """At inference the steps are not looked at: every question is treated like one with enough of them."""
+    """Inference does not know the steps: every question is treated as if it had enough of them."""
     for stage, c in itertools.product(STAGES, range(3)):
         spec = CurriculumSpec(c, 3, pad)
         latents = sum(t in (MARKERS.thought, MARKERS.pause) for t in make_layout(method, stage, 3, c, 3, pad).input_ids)

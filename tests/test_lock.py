@@ -48,7 +48,7 @@ def test_the_holder_touches_its_lock_and_no_other(tmp_path: Path) -> None:
     assert holds(tmp_path) == other.token
     lock.path.unlink()
     with RunLock(tmp_path, lambda line: None):
-        # Not noticed before the end.
+        # This launch does not notice it before it ends.
         write(tmp_path, other)
     assert holds(tmp_path) == other.token
 

@@ -90,7 +90,7 @@ def test_a_run_that_is_going_on_is_refused_until_it_ends(tmp_path: Path, holder:
     for part in (str(tmp_path / "lock.json"), f"process {holder.pid} on ", "(attempt attempt-1) since 20", "delete"):
         assert part in said
     assert "last sign of life 0 s ago" in said
-    # Stopped, it can go on at any time, however long it has been silent.
+    # A stopped process can continue at any time, however long it has been silent.
     holder.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
     then = time.time() - OLD_S
@@ -102,7 +102,7 @@ def test_a_run_that_is_going_on_is_refused_until_it_ends(tmp_path: Path, holder:
 
 
 def test_the_lock_of_a_killed_holder_is_taken_over_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """Even while nobody has collected the process."""
+    """Even while the killed process is a zombie."""
     holder.kill()
     eventually(lambda: Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     (line,) = takes(tmp_path)
@@ -118,7 +118,7 @@ def test_of_two_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
         for number in range(20):
             folder = tmp_path / str(number)
             folder.mkdir()
-            # Every other time there is nothing yet.
+            # Every other time there is no lock yet.
             stale = number % 2
             if stale:
                 write(folder, gone())
@@ -140,7 +140,7 @@ def test_of_two_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
 def test_a_judge_that_slept_replaces_only_the_lock_it_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    """While it slept after its judgement, another replaced the stale lock."""
+    """After it judged the lock stale, it slept, and another launch replaced the lock."""
     write(tmp_path, gone())
     with ExitStack() as others:
         why_stale = RunLock._why_stale
@@ -168,7 +168,7 @@ def test_a_judge_that_slept_replaces_only_the_lock_it_judged(
 
 
 def test_nobody_else_replaces_a_lock_while_one_is_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither another judge nor the holder itself, should it wake up and end."""
+    """Neither another launch that judges it stale, nor the holder itself if it wakes up and ends."""
     with RunLock(tmp_path, lambda line: None) as sleeper:
         write(tmp_path, replace(sleeper._holder, started="1"))
         replaces = RunLock._replace
@@ -194,7 +194,7 @@ def test_a_process_that_died_while_it_took_over_or_let_go_is_dealt_with(tmp_path
     write(tmp_path, taker, name=f".lock.json.{stale.token}.{taker.token}")
     (line,) = takes(tmp_path)
     assert "lock.json: taken over" in line
-    # A right that is held by one who lives is respected.
+    # The right to replace it is respected while its owner may be alive.
     write(tmp_path, stale)
     write(tmp_path, elsewhere(), name=f".lock.json.{stale.token}")
     assert "on elsewhere" in refusal(tmp_path)
@@ -204,7 +204,7 @@ def test_a_process_that_died_while_it_took_over_or_let_go_is_dealt_with(tmp_path
 def test_a_process_that_cannot_be_asked_lives_as_long_as_its_file_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """By the clock of the file system alone: those of machines differ."""
+    """Only the clock of the file system counts, since the clocks of machines differ."""
     other = elsewhere(**{"host": Holder.this_process().host, key: "another", "pid": 1 << 30})
     write(tmp_path, other, age_s=30)
     with monkeypatch.context() as patch:

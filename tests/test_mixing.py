@@ -1,4 +1,4 @@
-"""Stage mixing, golden: which problems of an epoch are laid out at another stage, wherever that is computed."""
+"""Stage mixing, golden: which problems of an epoch get another stage, the same on every rank and worker."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

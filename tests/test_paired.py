@@ -15,7 +15,7 @@ from coconut_ds.evaluation.statistics import mcnemar, paired_difference, wilson
 
 
 def line(index: int, correct: bool | None = True, **more: Any) -> dict[str, Any]:
-    # The question holds a character that str.splitlines() takes for the end of a line.
+    # The question contains a character that str.splitlines() treats as a line end.
     return {"index": index, "question": f"Q\u2028{index}?", "answer": str(index), "correct": correct, **more}
 
 
@@ -187,7 +187,7 @@ def test_a_picture_shows_the_numbers(tmp_path, monkeypatch):
     draw_sweep([point(n, 0.5) for n in (0, 1, 2, 4, 64)], tmp_path, "")
     one, many = figures[1].axes[0], figures[2].axes[0]
     assert (*one.get_ylim(), *one.get_xlim()) == pytest.approx((0.85, 0.95, 1.4, 4.6))  # ten points at least
-    assert list(many.get_xticks()) == [0, 4, 64]  # 1 and 2 have no room
+    assert list(many.get_xticks()) == [0, 4, 64]  # the labels 1 and 2 do not fit
 
 
 def test_labels_move_apart_and_no_more():

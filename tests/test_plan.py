@@ -1,4 +1,4 @@
-"""A run's memory, worked out before it is run: beside what is allocated, and as a program."""
+"""A run's memory, predicted before it starts: compared with what is allocated, and as a command."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
-    """Two updates through the engine: families, ZeRO stages, adapters and checkpointing."""
+    """Two updates with the engine, for several families, ZeRO stages, adapters and activation checkpointing."""
     done = subprocess.run([sys.executable, str(BENCHMARK)], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     ratios = json.loads(done.stdout.splitlines()[-1])
@@ -62,7 +62,7 @@ def test_what_stays_follows_the_stage(overrides, kept):
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 2000))
 def test_the_largest_micro_batch_is_the_largest(lines, room):
-    """Of any peak that is the largest of straight lines; with few questions asked."""
+    """Of any peak that is the maximum of linear functions, with few evaluations."""
 
     def peak(rows: int) -> int:
         return max(base + slope * rows for base, slope in lines)
@@ -90,7 +90,7 @@ def test_a_plan_as_numbers_and_as_a_table(capsys):
 
 @pytest.mark.slow
 def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
-    """At stage 0 and at the last one: whichever takes most."""
+    """The larger of the first and the last stage counts."""
     data = [
         "data=modular_sum",
         "size.train=20",

@@ -1,4 +1,4 @@
-"""Batches made ahead: in order, each once, one ahead at most, errors in their place."""
+"""Batches prepared ahead: in order, each once, at most one ahead, errors raised at the batch that caused them."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Scripts that make data files from others' files: nothing is lost, and nothing half-made stays."""
+"""Scripts that convert published data files: no problem is lost, and no unfinished file remains."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from coconut_ds.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
-REAL = ROOT.parent / "shared" / "data"  # larger samples of the same files, where there are any
+REAL = ROOT.parent / "shared" / "data"  # larger samples of the same files, if they were downloaded
 
 
 def source(fixture: str, real: str) -> list[Any]:
@@ -123,7 +123,7 @@ def test_gsm_files_that_are_absent_empty_or_of_no_split_are_refused(
 
 
 def test_converting_holds_a_line_at_a_time(tmp_path: Path) -> None:
-    """A file of 1.3 MB is written within 400 kB, most of which is the buffer of the checksum."""
+    """A file of 1.3 MB is written with 400 kB of memory, most of it the buffer of the checksum."""
     line = (FIXTURES / "gsm_valid.txt").read_bytes().split(b"\n")[0] + b"\n"
     (tmp_path / "train.txt").write_bytes(line * 5000)
     tracemalloc.start()
@@ -247,7 +247,7 @@ def test_a_bad_prontoqa_file_is_refused(
 ) -> None:
     raw = tmp_path / "raw.json"
     if text is not None:
-        # The last case needs enough examples to get as far as the first of them.
+        # The last case needs enough examples to reach the first of them.
         raw.write_text(text.replace("}}}", '}}, "b": {}, "c": {}}'))
     assert prontoqa.main([str(raw), "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
@@ -260,7 +260,7 @@ def test_a_bad_prontoqa_file_is_refused(
 
 
 def test_the_manifest_tells_what_lies_in_the_folder(tmp_path: Path) -> None:
-    """Entries of files that a later run leaves alone stay; those of files that are gone go."""
+    """Entries of files that a later run does not touch stay; those of deleted files are removed."""
     good = (FIXTURES / "gsm_valid.txt").read_bytes()
     for name, times in {"train.txt": 1, "valid.txt": 2}.items():
         (tmp_path / name).write_bytes(good * times)
@@ -282,7 +282,7 @@ def test_the_manifest_tells_what_lies_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
-    """An interrupt too, and a manifest of others is not written over."""
+    """The same for an interrupt; a manifest that is not ours is not overwritten."""
 
     def interrupted() -> None:
         with Outputs(tmp_path, "x") as outputs:

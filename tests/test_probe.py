@@ -53,7 +53,7 @@ def pictures(folder: Path) -> set[str]:
 
 
 def test_think_writes_what_the_api_finds(checkpoint, tmp_path, capsys):
-    """A question with signs that Hydra would take for its own, and tokens to be looked up."""
+    """A question with characters that Hydra would interpret, and tokens to look up."""
     question = "1 + 2 = $3$, {a}: [x]"
     line = [f"checkpoint={checkpoint}", f"question={question}", "tokens=3, =", "top_k=3", f"out={tmp_path}"]
     assert main([*line, "max_new_tokens=4"]) == 0
@@ -94,7 +94,7 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
     assert [float(row["change"]) for row in table if row["arm"] == "patch"] == [
         outcome["change"] for outcome in made["effect"]["outcomes"]
     ]
-    # The model stands in for a pausing one, so its control does what the effect does.
+    # The model is used as its own pausing control, so the control equals the effect.
     for one, other in zip(arms[-1]["outcomes"], made["effect"]["outcomes"], strict=True):
         assert (one["text"], one["kept"]) == (other["text"], other["kept"])
         assert one["change"] == pytest.approx(other["change"], abs=1e-3)
@@ -108,13 +108,13 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
     for name, count in (("effects", len(made["effects"])), ("probes", 8), ("sweep", 4)):
         assert len(rows(tmp_path / "all" / f"{name}.csv")) == count
     assert {one["thought"] for one in made["effects"]} == {1, 2, 3}
-    # Half of the 18 problems are for the probes alone.
+    # Half of the 18 problems are used only to fit the probes.
     assert {one["num_scored"] for one in made["probes"]} == {9}
     assert pictures(tmp_path / "all") == {"sweep.png", "probes.png", "effects.png"}
 
 
 def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
-    """Numbers in the files are those of the functions, which their own tests count by hand."""
+    """The files contain the numbers of the functions, whose own tests check them by hand."""
     problems = [generate_problem(random.Random(f"probe/{index}")) for index in range(6)]
     (tmp_path / "graphs.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
     make_graph_reasoner("text", problems).save(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Answers after k thoughts, linear probes and mean effects: against single questions, whole passes and hand counts."""
+"""Answers after k thoughts, linear probes and mean effects, against single questions, whole passes and hand counts."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_answers_after_k_thoughts_are_those_of_the_slow_loop(reasoner):
 
 
 def test_a_mean_effect_is_the_mean_of_single_ones(reasoner):
-    """Each question alone through ``intervene``; donors have another answer, or the same for the control."""
+    """Each question on its own through ``intervene``; donors have another answer, or the same for the control."""
     alone = (Intervention(Kind.ZERO, 2), Intervention(Kind.SWAP, 1, other=3), Intervention(Kind.ZERO, 1, later="kept"))
     answers = {one.case.question: one.answer for one in baselines_of(reasoner, QUESTIONS, max_new_tokens=3)}
     known = [answers[question] if index % 2 else "nothing" for index, question in enumerate(QUESTIONS)]
@@ -149,12 +149,13 @@ def test_noise_is_drawn_anew_for_each_problem_and_progress_can_end_the_work(reas
         measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3, progress=end)
     with pytest.raises(DataError, match="zero of thought 7: no problem has so many"):
         measure_effects(reasoner, QUESTIONS, [Intervention(Kind.ZERO, 7)], max_new_tokens=3)
-    # One question has no donor.
+    # A single question has no donor.
     assert measure_effects(reasoner, QUESTIONS[:1], [Intervention(Kind.PATCH, 1)], max_new_tokens=3) == []
 
 
 def test_probes_find_what_is_there_and_nothing_else(monkeypatch):
-    """States hold the first step as a direction with little noise, the answer not at all; the head is asked by hand."""
+    """States contain the first step as a direction with little noise, and no information on the answer; the lens is
+    computed by hand."""
     reasoner = make_reasoner("gpt2")
     rng = random.Random(5)
     words = ["1", "2", "3"]
@@ -165,7 +166,7 @@ def test_probes_find_what_is_there_and_nothing_else(monkeypatch):
     ids = reasoner.backbone.tokenizer.convert_tokens_to_ids(words)
     features = 0.05 * noise
     for index, step in enumerate(steps):
-        # In the first state as the head reads it, in the last as it does not.
+        # In the first state as the head reads it, in the last in other directions.
         features[index, 0] += rows[ids[words.index(step)]] * 3
         features[index, 1, 2 + words.index(step)] += 1.0
     monkeypatch.setattr(linear, "_features", lambda *arguments: features)
@@ -177,7 +178,7 @@ def test_probes_find_what_is_there_and_nothing_else(monkeypatch):
         assert there.probe.estimate == 1.0
         # 80 guesses among three: the chance of more than 60 % is below 1e-6.
         assert absent.probe.estimate < 0.6
-        # Equal states get equal guesses, so these are not 80 of them.
+        # Equal states get equal guesses, so these are not 80 independent guesses.
         assert there.shuffled.estimate < 0.75
         commonest = max(words, key=steps[:160].count)
         assert there.majority == pytest.approx(steps[160:].count(commonest) / 80)

@@ -1,4 +1,4 @@
-"""Problem files are read whole or refused by name; file sources ask for what they need, when they need it."""
+"""Problem files are read completely or refused by name; file sources require each file when it is needed."""
 
 import json
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
 
 
 def files(folder: Path, **changes: Any) -> DataConfig:
-    """A file source's settings whose train and validation files are there and whose test file is not."""
+    """Settings of a file source whose training and validation files exist and whose test file does not."""
     paths = {key: str(write(folder / f"{key}.json", json.dumps(GOOD))) for key in ("train_path", "val_path")}
     return DataConfig(**{"kind": "file", **paths, "test_path": str(folder / "later.json"), **changes})
 
@@ -168,7 +168,7 @@ def test_debug_keeps_the_first_problems_and_all_words(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
-    """JSON can spell it, UTF-8 cannot, and tokenizers end in a traceback."""
+    """JSON can express a lone surrogate, UTF-8 cannot, and tokenizers fail on it."""
     path = tmp_path / "half.json"
     path.write_text('[{"question": "q é", "steps": ["fine", "\\ud800"], "answer": "1"}]')
     with pytest.raises(DataError, match=r"item 0, its text: found str .*ud800.*no lone surrogates"):

@@ -1,4 +1,4 @@
-"""ProsQA generator: the statistics of the published data, and what must hold of every single problem."""
+"""ProsQA generator: the statistics of the published data, and properties of every single problem."""
 
 import json
 import random
@@ -47,7 +47,8 @@ def stats(problems: list[Problem]) -> GraphStats:
 def test_means_are_those_of_the_published_problems(
     stats: GraphStats, name: str, expected: float, within: float
 ) -> None:
-    """Published: 800 problems, so their means are uncertain too: the path length by 0.03, the shortcuts by 0.016."""
+    """There are 800 published problems, so their means are uncertain too: the path length by 0.03, the shares
+    more_ancestors and mentioned_less by 0.016."""
     assert getattr(stats, name) == pytest.approx(expected, abs=within)
 
 
@@ -68,7 +69,7 @@ def test_every_problem_is_well_formed(problems: list[Problem]) -> None:
 
 
 def test_edges_as_listed_do_not_order_the_sentences(problems: list[Problem]) -> None:
-    """The last edge listed stands last in about one problem of 36, so far from always; likewise the first."""
+    """Edges are shuffled: the last edge of the graph comes last in about one problem of 36; likewise the first."""
     last = 0
     for problem in problems:
         symbols, (parent, child) = problem.extra["idx_to_symbol"], problem.extra["edges"][-1]
@@ -88,7 +89,7 @@ def test_no_graph_stands_twice_and_seeds_repeat() -> None:
 
 
 def test_a_graph_drawn_again_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real graphs hardly ever meet, so draw from five: a split of five must hold each of them once."""
+    """Real graphs hardly ever coincide, so this draws from five: a split of five must contain each of them once."""
     pool = [draw_question(random.Random(seed)) for seed in range(5)]
     monkeypatch.setattr("coconut_ds.data.prosqa.draw_question", lambda rng: rng.choice(pool))
     drawn = [fingerprint for _, fingerprint in generate_split(0, "train", 5)]
@@ -96,7 +97,7 @@ def test_a_graph_drawn_again_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fingerprint_ignores_numbering_and_sees_an_edge() -> None:
-    """Nodes renumbered in another topological order give the same digest; one edge moved another one."""
+    """Nodes renumbered in another topological order give the same digest; moving one edge gives another digest."""
     graph = Graph(6, ((0, 2), (1, 3), (2, 4), (3, 5), (0, 3)))
     order = [1, 0, 3, 2, 5, 4]
     renumbered = Graph(6, tuple((order[parent], order[child]) for parent, child in graph.edges))
@@ -106,7 +107,7 @@ def test_fingerprint_ignores_numbering_and_sees_an_edge() -> None:
 
 
 def test_shortest_paths_are_drawn_evenly() -> None:
-    """Each of the three paths from 0 to 5 comes a third of the time, not 1/4, 1/4, 1/2 as when every step is even.
+    """Each of the three paths from 0 to 5 is drawn a third of the time, not 1/4, 1/4, 1/2 as with uniform steps.
 
     Of 3,000 draws 1,000 +- 26 are expected; 130 is five standard deviations.
     """
@@ -141,7 +142,7 @@ def test_statistics_refuse_problems_without_a_graph() -> None:
 
 
 def test_script_runs_as_a_file_from_any_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", str(SCRIPT)]  # -I: neither the folder of the caller nor PYTHONPATH help
+    command = [sys.executable, "-I", str(SCRIPT)]  # -I: neither the caller's folder nor PYTHONPATH is on the path
     run = subprocess.run(
         [*command, "--out", "new/data", "--sizes", "8", "2", "3"], cwd=tmp_path, capture_output=True, text=True
     )

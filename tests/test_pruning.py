@@ -29,7 +29,7 @@ def test_prune_keeps_the_last_the_best_and_what_may_be_all_there_is(root, call):
     for left in (".checkpoint_5.part", ".checkpoint_0.gone.9", ".checkpoint_4.universal"):
         (folder.path / left).mkdir()
     shutil.copytree(folder.checkpoint(1), folder.path / ".checkpoint_1.old.9")
-    # Killed between two renames: the only copy of checkpoint 9 has lost its name.
+    # A process killed between two renames: the only copy of checkpoint 9 has a temporary name.
     make_checkpoint(folder, 9, 1, 0.0).rename(folder.path / ".checkpoint_9.old.9")
     for path in bare.checkpoints():
         (path / "manifest.json").unlink()

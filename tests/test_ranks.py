@@ -6,7 +6,7 @@ from coconut_ds.distributed.ranks import alone
 
 
 def test_without_an_accelerator_the_processor_is_used(monkeypatch):
-    """torch names the accelerator it was built for even where there is none."""
+    """torch names the accelerator that it was built for even if the machine has none."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert alone().device.type == "cpu"

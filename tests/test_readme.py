@@ -1,4 +1,4 @@
-"""What the README says can be typed, can be typed; what it says is there, is there."""
+"""The commands in the README work, and the files and options that it names exist."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def section(title: str) -> str:
 
 
 def configuration_rows() -> list[str]:
-    """The overrides of each row of the table of configurations."""
+    """The overrides in each row of the configuration table."""
     rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", section("Configurations"), flags=re.MULTILINE)
     assert len(rows) >= 10
     return rows
@@ -53,7 +53,7 @@ def test_files_and_targets_that_are_named_exist():
 
 
 def test_nothing_is_left_to_fill_in():
-    """No line is a bare placeholder in capitals."""
+    """No line is only a placeholder in capitals."""
     assert not re.findall(r"^[A-Z][A-Z_]+$", README, flags=re.MULTILINE)
 
 

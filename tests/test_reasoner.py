@@ -1,4 +1,4 @@
-"""``load_reasoner``: a checkpoint answers questions, as it was trained to and as one asks it to."""
+"""``load_reasoner``: a checkpoint answers questions as it was trained to, or as the arguments say."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def slow(reasoner: Reasoner, question: str, count: int, length: int) -> list[int
 
 
 def test_answers_are_those_of_the_slow_loop(reasoner):
-    """The checkpoint's number of thoughts unless another is asked for; text may be forced earlier."""
+    """The checkpoint's number of thoughts unless another is requested; text may be forced earlier."""
     for asked, count in (({}, 6), ({"n_thoughts": 2}, 2), ({"force_text_after": 1}, 1), ({"n_thoughts": 0}, 0)):
         answers = reasoner.generate(QUESTIONS, max_new_tokens=5, **asked)
         assert [a.completion.tokens for a in answers] == [slow(reasoner, q, count, 5) for q in QUESTIONS]
@@ -102,7 +102,7 @@ def test_wrong_requests_say_what_is_possible(reasoner, folder, tmp_path):
 
 
 def test_the_text_part_opens_with_transformers_alone(reasoner, folder):
-    """Without thoughts a folder is a plain model: its own ``generate`` writes what ours does."""
+    """Without thoughts a folder is a plain model: transformers' ``generate`` writes the same text as ours."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("1 + 2\n", return_tensors="pt").input_ids
     markers = [[marker] for marker in reasoner.backbone.markers.all()]

@@ -71,7 +71,7 @@ def test_a_file_that_is_no_state_dict_at_all_is_refused(tmp_path):
 
 
 class Evil:
-    """Its unpickling would run code."""
+    """Unpickling it would run code."""
 
     def __reduce__(self):
         return (exec, ("raise SystemExit('code ran')",))

@@ -1,4 +1,4 @@
-"""What a server offers, under which names; and what it refuses to load before anything in it runs."""
+"""Which checkpoints a server offers under which names, and what it refuses to load before any of it runs."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def a_run(checkpoint: Path, root: Path, name: str, attempt: str, *numbers: int) 
 
 
 def test_folders_and_runs_have_names(checkpoint, tmp_path):
-    """A folder is called as it is, or as one says; a run's checkpoints after the run, the newest first."""
+    """A folder is named after itself or as requested; a run's checkpoints after the run, the newest first."""
     a_run(checkpoint, tmp_path / "outputs", "demo", "20260101-000000-aaaa", 1, 2)
     a_run(checkpoint, tmp_path / "outputs", "demo", "20260102-000000-bbbb", 2)
     a_run(checkpoint, tmp_path / "outputs", "other", "20260103-000000-cccc", 5)
@@ -166,7 +166,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_malicious_folder_is_refused_and_nothing_in_it_runs(checkpoint, tmp_path, attack):
-    """At the start, and again where a folder was changed after it."""
+    """At the start, and again if a folder changed since then."""
     folder, trap = copy(checkpoint, tmp_path / "model"), tmp_path / "trap"
     models = Models(find_checkpoints([str(folder)]), EngineSettings(slots=2), 8, 10**9)
     attack(folder, trap)
@@ -187,7 +187,7 @@ def test_a_refused_folder_among_others_is_left_out(checkpoint, tmp_path, caplog)
 
 @pytest.mark.slow
 def test_the_engine_folder_of_a_checkpoint_is_never_opened(checkpoint, tmp_path):
-    """Every file that a process opens is written down while it finds, loads and asks a checkpoint of a run."""
+    """Records every file that a process opens while it finds, loads and asks a checkpoint of a run."""
     a_run(checkpoint, tmp_path, "demo", "20260101-000000-aaaa", 1)
     script = f"""
 import sys

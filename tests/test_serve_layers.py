@@ -1,4 +1,4 @@
-"""Imports of the server go one way too, and a wrong command line is refused without torch."""
+"""The server's packages import in one direction too, and a wrong command line is refused without torch."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from imports import ROOT, check_no_cycle, graph, importers, modules
 
-# A module of a group imports from its own group and those before it.
+# A module of a group imports only from its own group and the groups before it.
 GROUPS = (
     "errors limits mailbox text safety checkpoints model_thread asking metrics models service tracing",
     "api server",

@@ -1,4 +1,4 @@
-"""The engine's thread: many callers, one model; failures stay with the requests that met them."""
+"""The engine's thread: many callers, one model; a failure affects only the requests that it hit."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(checkpoint):
-    """For tests that leave it as it was."""
+    """A service for tests that do not change it."""
     made = Service(Models(find_checkpoints([str(checkpoint)]), EngineSettings(4), 64, 10**9), Limits())
     yield made
     made.close()
@@ -64,7 +64,7 @@ def wait_for(condition, limit_s: float = 10.0) -> None:
 
 
 def test_many_threads_and_coroutines_get_what_the_reasoner_alone_writes(make, checkpoint):
-    """Prompts, numbers of thoughts, samples and stop strings, all at once; and draws that depend on nothing else."""
+    """Prompts, numbers of thoughts and samples, all at once; random draws depend on nothing else."""
     service, reasoner = make(slots=3), load_reasoner(checkpoint)
     kinds = [({"n_thoughts": count}, {"n_thoughts": count}) for count in range(4)] + [
         ({"temperature": 1.0, "seed": 7, "samples": 3}, {"temperature": 1.0, "seed": 7, "samples": 3}),

@@ -1,4 +1,4 @@
-"""The server as a process: signals, restarts, command lines, long loads in small."""
+"""The server as a process: signals, restarts, command lines, and small versions of the long load tests."""
 
 import re
 import signal
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("limit_s", [60, 4])
 def test_sigterm_drains(folder, limit_s):
-    """20 streams are open. With time they finish; without, they are told. New requests are refused meanwhile."""
+    """20 streams are open. They finish if there is time and otherwise end with an error. New requests are refused."""
     options = ("--slots", "4", "--load", "--drain-s", str(limit_s))
     body = {"model": "coconut", "prompt": "a", "max_tokens": 240, "min_tokens": 240, "stream": True}
     answers: list[bytes] = []
@@ -95,13 +95,13 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
 
 
 def test_a_load_of_mixed_requests(tmp_path):
-    """``python tests/mixed_load.py`` in small."""
+    """A small ``python tests/mixed_load.py``."""
     result = run_load(250, tmp_path)
     assert holds({**result, "memory_growth": 0}), result
 
 
 def test_cases_made_of_the_description(tmp_path):
-    """``python tests/schema_cases.py`` in small: one round."""
+    """A small ``python tests/schema_cases.py``: one round."""
     result = run_cases(1, tmp_path)
     assert not result["faults"], result["output"]
     assert "500" not in result["statuses"]

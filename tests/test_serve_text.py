@@ -1,4 +1,4 @@
-"""Text as it comes: whole characters, no stop string, and all of it together what the tokens say."""
+"""Streamed text: whole characters, no stop string, and together the text of all tokens."""
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +32,7 @@ def cut(text, stop):
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.integers(8, 300))
 def test_no_piece_holds_half_a_character_or_a_stop_string(text, stop, window):
-    """Any text, whatever the stop strings: pieces are whole, and together they are the text up to the first stop."""
+    """For any text and stop strings: pieces hold whole characters, and together the text up to the first stop."""
     ids = BYTES(text, split_special_tokens=True)["input_ids"]
     before, text_module.WINDOW = text_module.WINDOW, window
     try:
@@ -47,7 +47,7 @@ def test_no_piece_holds_half_a_character_or_a_stop_string(text, stop, window):
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["bytes", "words"]), st.data())
 def test_any_tokens_stream_as_their_text(name, data):
-    """Bytes that are no text, markers and ends of sequence among them, longer than the window."""
+    """Bytes that are not valid text, with markers and end-of-sequence tokens, longer than the window."""
     tokenizer, _ = KNOWN[name]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=60))
     stop = data.draw(st.lists(st.text(min_size=1, max_size=3), max_size=2))

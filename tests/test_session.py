@@ -111,7 +111,7 @@ def test_a_prompt_longer_than_the_context_is_refused(checkpoint, data, tmp_path)
 
 
 def test_a_sweep_has_a_folder_a_table_row_and_a_point_for_each_number(checkpoint, data, tmp_path, capsys):
-    """Each is what it would be alone; the prompts are encoded once."""
+    """Each sweep point equals an evaluation of its own; the prompts are encoded once."""
     folder, out = checkpoint[0], tmp_path / "out"
     sweep = evaluate(config_of(folder, data, tmp_path, "n_thoughts=0,2,5", "max_new_tokens=4"))
     shown = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_graph_problems_have_categories_and_shortcuts_beside_them(tmp_path, caps
 
 
 def test_a_state_dict_needs_method_thoughts_and_model(tmp_path, data):
-    """Saved as the reference implementation does it."""
+    """Saved as in the reference implementation."""
     backbone = make_backbone(seed=5)
     backbone.tokenizer.save_pretrained(tmp_path / "tokenizer")
     state = {f"base_causallm.{name}": value for name, value in backbone.model.state_dict().items()}
@@ -197,7 +197,7 @@ def test_an_earlier_evaluation_of_another_kind_is_not_carried_on(checkpoint, dat
 
 
 def test_steps_are_compared_with_those_of_the_stage_that_fits_the_thoughts(checkpoint, tmp_path):
-    """Stage 3 with two thoughts a step: with four thoughts the third step is still written, with none all are."""
+    """Stage 3 with two thoughts per step: with four thoughts the third step is still written, with none all are."""
     folder, path = checkpoint[0], tmp_path / "data.json"
     asked = [{"question": "1 + 2", "steps": ["1", "2", "3"], "answer": "3"}]
     path.write_text(json.dumps(asked))
@@ -205,7 +205,7 @@ def test_steps_are_compared_with_those_of_the_stage_that_fits_the_thoughts(check
     for count in (6, 4, 0):
         made = evaluate(config_of(folder, path, tmp_path, f"n_thoughts={count}", "max_new_tokens=5"))[0]
         texts[count] = made.predictions[0].text
-    # What the model writes are now the steps: right for each number of thoughts if they stand in their places.
+    # The steps are now what the model writes: each number of thoughts is right if it expects the right steps.
     for count, steps in ((6, ["1", "2", "3"]), (4, ["1", "2", texts[4]]), (0, [texts[0]])):
         path.write_text(json.dumps([asked[0] | {"steps": steps}]))
         sweep = evaluate(config_of(folder, path, tmp_path, "n_thoughts=6,4,0", "max_new_tokens=5"))

@@ -13,7 +13,7 @@ Z_95 = 1.959963984540054
 
 
 def answers(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
-    """What two models got right, with these counts, in some order."""
+    """Which problems two models got right, in a random order with these counts."""
     pairs = [(True, True)] * both + [(True, False)] * only_first + [(False, True)] * only_second
     pairs += [(False, False)] * neither
     random.Random(0).shuffle(pairs)
@@ -49,7 +49,7 @@ def test_at_wilsons_ends_the_estimate_is_z_standard_errors_away():
 
 
 def test_wilson_covers_the_truth_about_as_often_as_it_says():
-    """Probability that the interval holds the true share, all outcomes enumerated; the mean over shares."""
+    """Probability that the interval contains the true share, with all outcomes enumerated; the mean over shares."""
     total = 25
     for confidence in (0.8, 0.95):
         intervals = [wilson(successes, total, confidence) for successes in range(total + 1)]
@@ -88,7 +88,7 @@ def test_published_paired_examples(counts, p_value, estimate, low, high):
 
 
 def test_ten_thousand_disagreements_neither_overflow_nor_round():
-    """Against logarithms of factorials; against fractions where those are fast; and where no float holds the result."""
+    """Against logarithms of factorials, against fractions where those are fast, and where the result underflows."""
     logs = (math.lgamma(10_001) - math.lgamma(k + 1) - math.lgamma(10_001 - k) for k in range(4_851))
     tail = math.fsum(math.exp(log - 10_000 * math.log(2)) for log in logs)
     assert mcnemar(*answers(0, 4_850, 5_150, 0)).p_value == pytest.approx(2 * tail, rel=1e-9)
@@ -142,7 +142,7 @@ def test_intervals_at_the_edges():
     assert tango(5, 0, 5).low == -1
     assert tango(0, 5, 5).high == 1
     assert tango(0, 5, 5).low < 1
-    # Nothing differs in n problems: z^2 / (n + z^2), as for a share of none.
+    # No difference in n problems: z^2 / (n + z^2), as for a share of zero.
     assert tango(0, 0, 40).high == pytest.approx(Z_95**2 / (40 + Z_95**2), rel=1e-9)
     assert tango(0, 0, 40).high == pytest.approx(wilson(0, 40).high, rel=1e-9)
     narrow, wide = tango(6, 16, 161, 0.8), tango(6, 16, 161, 0.99)

@@ -11,7 +11,7 @@ from coconut_ds.probing.superposition import edge_groups, edge_positions, node_g
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_groups_hold_what_single_passes_give(form):
-    """Inner products with embedding rows, and eager attention of one problem at a time, summed by hand."""
+    """Inner products with embedding rows, and eager attention, for one problem at a time and summed by hand."""
     problems = problems_of(form, 3)
     reasoner = make_graph_reasoner(form, problems)
     found = {(one.measure, one.thought, one.group): one for one in superposition(reasoner, problems)}

@@ -1,4 +1,4 @@
-"""Symbolic ProsQA: what a problem says is true of its graph, and it follows from its numbers alone."""
+"""Symbolic ProsQA: each problem is true of its graph and is a pure function of seed, split and index."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Batched, cached, continuous generation equals the slow one, token for token; and what else a request may ask for."""
+"""Batched, cached, continuous generation equals slow generation, token for token."""
 
 import random
 from dataclasses import replace
@@ -18,10 +18,10 @@ from coconut_ds.model.latent_loop import LatentLoop
 
 
 def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn.Module, eos: int) -> Request:
-    """0 to 8 thoughts, in the prompt or by itself; sometimes a question that begins like another."""
+    """0 to 8 thoughts, in the prompt or started by the model; sometimes a question that begins like another."""
     question = [rng.randrange(1, LATENT) for _ in range(rng.choice([1, 3, 8, 24, 40]))]
     if questions and rng.random() < 0.5:
-        # Goes on for more or fewer tokens than are taken along in one-position passes, or is the same.
+        # Longer than the other by more or fewer tokens than one-position passes take, or equal to it.
         question = rng.choice(questions) + question[: rng.choice([0, 2, 12])]
         question = question[: rng.choice([len(question), max(1, len(question) - 3)])]
     questions.append(question)
@@ -35,7 +35,7 @@ def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn
 
 
 def run_with_arrivals(engine: ThinkingEngine, requests: list[Request], rng: random.Random) -> list[list[int]]:
-    """Requests come in a random order, at random moments."""
+    """Submits requests in a random order at random moments; returns the tokens of each."""
     ends, tickets = Ends(), {}
     waiting = rng.sample(range(len(requests)), len(requests))
     while waiting or engine.due():
@@ -50,7 +50,7 @@ def run_with_arrivals(engine: ThinkingEngine, requests: list[Request], rng: rand
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, family, monkeypatch):
-    """80 random cases a family: prompts, thoughts, lengths, arrivals, slots; each row against the slow one."""
+    """80 random cases per family: prompts, thoughts, lengths, arrivals, slots; each request against the slow loop."""
     model = tiny_model(family)
     shared = 0
     for case in range(80):
@@ -67,7 +67,7 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_the_slow_one(tiny_model, family):
-    """The same on a few requests: with and without thoughts, one that thinks by itself, one at the context's end."""
+    """A few requests: with and without thoughts, one that starts thinking by itself, one at the context's end."""
     model = tiny_model(family)
     alone = Request(prompt_of([4, 9, 4], 0, ()), 7)
     start = slow_generate(model, alone, 0)[1]
@@ -86,7 +86,7 @@ def test_a_batch_equals_the_slow_one(tiny_model, family):
 
 
 def test_equal_beginnings_are_encoded_once(tiny_model):
-    """Samples of a prompt, several numbers of thoughts, a long introduction: the passes hold each position once."""
+    """Samples of a prompt, several numbers of thoughts, a long shared beginning: each position is encoded once."""
     loop, encoded = LatentLoop(tiny_model("llama")), []
     states = loop.states
 
@@ -122,7 +122,7 @@ def test_a_cancelled_request_leaves_no_trace(tiny_model):
 
 
 def test_ranks_make_the_same_passes_whatever_they_have_to_do(tiny_model):
-    """What ZeRO-3 needs: the same modules are called as often on each rank, one of them without any request."""
+    """ZeRO-3 needs each rank to call the same modules in the same order; here one rank has no request at all."""
     model, calls = tiny_model("qwen3"), [[], []]
     work = [[Request(prompt_of([n, 3, n], n), n + 1) for n in range(1, 5)], []]
     loops = [LatentLoop(model) for _ in work]

@@ -1,4 +1,4 @@
-"""A table gives what tokenizing gives, is made once for all that it follows from, and made again when damaged."""
+"""A token table equals tokenizing, is made once per input, and is made again if it is damaged."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def write(path: Path, problems: list[Problem]) -> Path:
 
 
 def tables(cache: Path) -> list[str]:
-    """What lies in a cache folder, locks left out."""
+    """Files in a cache folder, except locks."""
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
@@ -105,14 +105,14 @@ def test_indices_are_those_of_a_list(data: Path, tokenizer: PreTrainedTokenizerB
 
 
 def swapped(whole: bytes, old: list[int], new: list[int]) -> bytes:
-    """The file with other 32-bit numbers where ``old`` stood."""
+    """The file's bytes with other 32-bit numbers in place of ``old``."""
     before, after = (np.array(numbers, dtype="<i4").tobytes() for numbers in (old, new))
     assert before in whole
     return whole.replace(before, after)
 
 
 def test_the_file_is_mapped_and_not_read(data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """What happens to the open file shows in the table."""
+    """A change to the open file shows in the table."""
     table, question = cached_tokens(data, tokenizer, tmp_path), list(tokenize(tokenizer, PROBLEMS)[1].question)
     (path,) = tmp_path.glob("*.arrow")
     changed = swapped(path.read_bytes(), question, question[::-1])
@@ -129,7 +129,7 @@ def test_a_question_has_the_same_hash_everywhere() -> None:
 def test_the_same_text_and_tokenizer_are_the_same_table(
     data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """Whatever the file is called, however old it is, and whatever the tokenizer did before."""
+    """Whatever the name and age of the file, and whatever the tokenizer did before."""
     cache = tmp_path / "cache"
     lines: list[str] = []
     cached_tokens(data, tokenizer, cache, notify=lines.append)
@@ -167,7 +167,7 @@ def test_another_text_tokenizer_or_format_is_another_table(data: Path, tmp_path:
 def test_a_change_in_how_problems_become_ids_is_another_table(
     data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even one that nobody raised the version for."""
+    """Even if its version number was not raised."""
     first = cached_tokens(data, tokenizer, tmp_path)[0]
     monkeypatch.setattr(
         token_table, "tokenize", lambda tokenizer, problems, format: tokenize(tokenizer, problems, SYMBOLIC)
@@ -176,7 +176,7 @@ def test_a_change_in_how_problems_become_ids_is_another_table(
 
 
 def fewer_rows(whole: bytes) -> bytes:
-    """A sound Arrow file that lacks the last record batch."""
+    """A valid Arrow file without the last record batch."""
     reader, sink = pa.ipc.open_file(whole), pa.BufferOutputStream()
     with pa.ipc.new_file(sink, reader.schema) as writer:
         for number in range(reader.num_record_batches - 1):

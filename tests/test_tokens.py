@@ -1,4 +1,4 @@
-"""Text and tokens: the word tokenizer gives text back, markers come and go by id, a missing tokenizer is one error."""
+"""Text and tokens: the word tokenizer restores the text, markers are set by id, a missing tokenizer is one error."""
 
 import json
 import socket
@@ -43,7 +43,7 @@ WORDS = ["Tom", "shumpus", "yumpus", "bca", "3", "+", "=", "###"]
 
 
 def written(problem: Problem) -> str:
-    """What a model that is right generates."""
+    """The text that a correct model generates."""
     return "".join(f"{step}\n" for step in problem.steps) + f"### {problem.answer}"
 
 
@@ -62,7 +62,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def with_special(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """One that begins a text with a special token, as Llama's does."""
+    """A tokenizer that begins a text with a special token, as Llama's does."""
     begin = ("<|endoftext|>", tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", special_tokens=[begin])
     return tokenizer
@@ -88,7 +88,7 @@ sentences = st.builds(
     lines=st.lists(st.lists(sentences, max_size=3).map(" ".join), max_size=4), end=st.sampled_from(["", "\n", "\n\n"])
 )
 def test_lines_of_known_words_come_back_as_they_were(lines: list[str], end: str) -> None:
-    """Empty lines, at the beginning too, included."""
+    """Including empty lines, also at the beginning."""
     text = "\n".join(lines) + end
     assert text_of(SHARED, ids_of(SHARED, text)) == text
 
@@ -137,7 +137,7 @@ def test_only_markers_that_are_missing_are_added(tokenizer: PreTrainedTokenizerB
 
 
 def test_a_marker_that_a_text_spells_out_is_not_the_marker(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Else a question could hold a thought's token where no thought is."""
+    """Otherwise a question could contain a thought's token where there is no thought."""
     markers, _ = add_markers(tokenizer)
     spelled = "".join(MARKERS)
     problem = tokenize(tokenizer, [Problem(f"Tom {spelled}", (spelled,), f"{spelled} Tom")])[0]
@@ -168,7 +168,7 @@ def test_decoding_drops_markers_by_id_and_all_from_the_end_on(tokenizer: PreTrai
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is a port at which nobody listens."""
+    """The hub's address is a port on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

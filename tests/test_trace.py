@@ -1,4 +1,4 @@
-"""Traces of thoughts against the layers of a pass over the whole sequence."""
+"""Traces of thoughts, against the layers of a pass over the whole sequence."""
 
 import json
 
@@ -20,7 +20,7 @@ def reasoner(request) -> Reasoner:
 
 
 def test_a_trace_holds_what_the_layers_hold(reasoner):
-    """Each layer's state by a hook on its block, the final norm applied by hand, once; then softmax of the head."""
+    """Each layer's state from a hook on its block; the final norm is applied once by hand, then head and softmax."""
     trace = trace_thoughts(reasoner, QUESTION, top_k=4, tokens=["3", "="], max_new_tokens=4)[0]
     case = prepare(reasoner, [QUESTION])[0]
     embeds = slow_embeddings(reasoner.backbone.model, case.prompt)

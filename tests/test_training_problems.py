@@ -1,4 +1,4 @@
-"""The problems of a run: cached where they lie in a file, written down where they are generated."""
+"""The problems of a run: cached if they come from a file, saved to files if they are generated."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_questions_in_two_files_are_counted_in_a_warning(tmp_path: Path) -> None
 
 
 def test_the_same_questions_for_validation_and_test_are_refused(tmp_path: Path) -> None:
-    """In another order and under another name too."""
+    """Also in another order and under another file name."""
     config = config_of(tmp_path, problems(0, 30), problems(30, 40), problems(30, 40)[::-1])
     with pytest.raises(DataError, match=r"valid\.json and data\.test_path=.*hold the same questions.*set another"):
         opened(config)

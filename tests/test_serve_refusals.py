@@ -1,0 +1,113 @@
+"""What the server's app refuses, in process: each answer names the field, and OpenAI's client knows the error."""
+
+import json
+
+import openai
+import pytest
+from serving import save_checkpoint
+from starlette.testclient import TestClient
+
+from serve.api.app import create_app
+from serve.launch import make_service
+from serve.limits import EngineSettings, Limits
+
+KEY = "sesame"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The whole app over two checkpoints, behind a key."""
+    place = tmp_path_factory.mktemp("refusals")
+    for number, method in enumerate(("coconut", "cot")):
+        save_checkpoint(place / method, method, seed=number)
+    checkpoints = [str(place / name) for name in ("coconut", "cot")]
+    service, metrics = make_service(checkpoints, EngineSettings(4), Limits(body_bytes=100_000, max_waiting=32))
+    yield create_app(service, metrics, KEY)
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def stranger(app):
+    """A client without a key."""
+    with TestClient(app, raise_server_exceptions=False) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def http(app):
+    with TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {KEY}"}) as one:
+        yield one
+
+
+def openai_client(app, key: str) -> openai.OpenAI:
+    transport = TestClient(app, raise_server_exceptions=False)
+    return openai.OpenAI(base_url="http://testserver/v1", api_key=key, max_retries=0, http_client=transport)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "says"),
+    [
+        ({"max_tokens": 0}, 400, "max_tokens", "expected 1 to 2048"),
+        ({"max_tokens": "8"}, 400, "max_tokens", "valid integer"),
+        ({"max_tokens": True}, 400, "max_tokens", "valid integer"),
+        ({"n_thoughts": 65}, 400, "n_thoughts", "expected 0 to 64"),
+        ({"n": 17}, 400, "n", "expected 1 to 16"),
+        ({"temperature": -1}, 400, "temperature", "greater than or equal"),
+        ({"best_of": 2}, 400, "best_of", "unknown"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
+        ({"model": "/etc/passwd"}, 404, "model", "none named"),
+        ({"prompt": "x" * 300}, 400, "prompt", "room for 256"),
+        ({"prompt": []}, 400, "prompt", "expected 1 to 16"),
+        ({"prompt": [999]}, 400, "prompt", "no marker"),
+        ({"prompt": "\ud800"}, 400, "prompt", "half a character"),
+        ({"stop": ["\ud800"]}, 400, "stop", "half a character"),
+        ({"model": "cot", "n_thoughts": 2}, 400, "n_thoughts", "does not think"),
+        ({"user": "x" * 100_000}, 413, None, "100000 bytes"),
+    ],
+)
+def test_refusals_name_the_field(http, change, status, param, says):
+    body = {"model": "coconut", "prompt": "hello", "max_tokens": 3, **change}
+    answer = http.post("/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"\xff\xfe",
+        b'{"model": "\xff"}',
+        b"[" * 50_000,
+        b'{"model": 1e999}',
+        b"1" * 9000,
+    ],
+)
+def test_bodies_that_are_no_request(http, content):
+    answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_key_opens_all_but_the_health(app, stranger):
+    for path in ("/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/nothing"):
+        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": KEY}, {"Authorization": "Basic !"}):
+            answer = stranger.get(path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+    assert stranger.get("/health").status_code == 200
+    assert stranger.get("/version", auth=("anybody", KEY)).status_code == 200
+    with openai_client(app, "no") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_errors_are_those_that_openais_client_knows(app):
+    client = openai_client(app, KEY)
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="nothing", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="thoughts"):
+        client.completions.create(model="coconut", prompt="a", extra_body={"thoughts": 3})

@@ -1,0 +1,283 @@
+"""The training loop over an engine in plain torch: its numbers, its checkpoints, and stopping it at any moment."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from slow_loop import slow_loss
+from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
+
+from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.errors import NonFiniteError
+from coconut_ds.evaluation.prediction import Evaluation, Prediction
+from coconut_ds.files import is_complete
+from coconut_ds.methods.layout import Layout, lay_out
+from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
+from coconut_ds.training.batches import epoch_batches
+from coconut_ds.training.curriculum import learning_rate, mixed_stage
+from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
+from coconut_ds.training.position import Position
+from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.saver import RunSaver, Scores
+from coconut_ds.training.trainer import Trainer
+
+
+class AskedToStop:
+    """Interrupts that come when the trainer looks for the ``at``-th time, counted from 0; None: never."""
+
+    reason = "SIGTERM"
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.num_looks = at, -1
+
+    @property
+    def requested(self) -> bool:
+        self.num_looks += 1
+        return self.at is not None and self.num_looks >= self.at
+
+
+def train(
+    folder: RunFolder, *overrides: str, interrupts: AskedToStop | None = None, engine_class: type = TorchEngine
+) -> tuple[Position, TorchEngine]:
+    """One launch: it continues from the newest checkpoint of the folder, if there is one."""
+    experiment = tiny_experiment(*overrides)
+    engine, position, scores = engine_class(experiment), Position(epoch=experiment.config.run.resume), Scores()
+    newest = folder.checkpoints()[:1]
+    for checkpoint in newest:
+        state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text())
+        engine.load_state(checkpoint / ENGINE)
+        position, scores = Position(**state["position"]), Scores(**state["scores"])
+        cut_metrics(folder.metrics, state["metrics_bytes"])
+    with MetricsLog(folder.metrics) as metrics:
+        saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
+        progress = ProgressBar(is_first=False)
+        trainer = Trainer(experiment, engine, saver, progress, metrics, interrupts or AskedToStop())
+        return trainer.fit(position), engine
+
+
+def record(folder: RunFolder) -> list[dict]:
+    """The lines of the record, without what depends on the clock."""
+    lines = read_metrics(folder.metrics)
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
+
+
+def column(folder: RunFolder, name: str) -> list:
+    return [line[name] for line in record(folder) if name in line]
+
+
+def names(folder: RunFolder) -> set[str]:
+    return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}
+
+
+def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
+    """Losses of all updates, and validation losses of all epochs: one problem after the other, torch's AdamW."""
+    config, training, model = experiment.config, experiment.config.training, experiment.backbone.model
+    options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    losses, validation, since_reset = [], [], 0
+
+    def layout(problem, stage: int) -> Layout:
+        return lay_out(experiment.method, problem, stage, experiment.spec, experiment.backbone.markers)
+
+    def token_mean(layouts: list[Layout]) -> torch.Tensor:
+        return slow_loss(model, layouts, [1 / sum(one.num_targets for one in layouts)] * len(layouts))
+
+    for epoch in range(training.num_epochs):
+        stage = epoch // training.epochs_per_stage
+        if epoch and (training.reset_optimizer == "epoch" or (training.reset_optimizer == "stage" and stage)):
+            optimizer, since_reset = torch.optim.AdamW(model.parameters(), **options), 0
+        problems = experiment.problems.train(epoch)
+        for indices in epoch_batches(config.run.seed, epoch, len(problems), 8):
+            layouts = []
+            for index in indices:
+                steps = len(problems[index].steps)
+                layouts.append(
+                    layout(problems[index], mixed_stage(training, config.run.seed, epoch, index, stage, steps))
+                )
+            loss = token_mean(layouts)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            optimizer.param_groups[0]["lr"] = learning_rate(training, since_reset)
+            optimizer.step()
+            since_reset += 1
+            losses.append(loss.item())
+        validation.append(token_mean([layout(one, stage) for one in experiment.problems.valid_tokens]).item())
+    return losses, validation
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("reset_optimizer=stage",), ("reset_optimizer=epoch", "replay_prob=0.5"), ("reset_optimizer=never",)],
+)
+def test_losses_are_those_of_plain_training_one_problem_at_a_time(tmp_path, overrides):
+    """Replayed stages, an uneven last batch, clipping, warm-up, optimizer resets; validation at the epoch's stage."""
+    folder = run_folder(tmp_path)
+    overrides = (*overrides, "lr=0.01", "warmup_steps=5")
+    position, engine = train(folder, *overrides)
+    losses, validation = slow_training(tiny_experiment(*overrides))
+    assert column(folder, "train/loss") == pytest.approx(losses, rel=1e-4)
+    assert column(folder, "eval/loss") == pytest.approx(validation, rel=1e-4)
+    assert column(folder, "train/stage") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert column(folder, "eval/stage") == [0, 1, 2]
+    assert column(folder, "train/lr") == engine.rates
+    steps = [(line["epoch"], line["global_step"]) for line in record(folder) if "train/loss" in line]
+    assert steps == [(1 + number // 3, 1 + number) for number in range(9)]
+    assert (position.epoch, position.batch, position.global_step) == (3, 0, 9)
+
+
+def test_without_resets_the_optimizer_remembers(tmp_path):
+    """The test above could not tell resets apart if they changed nothing."""
+    rates = {}
+    for kind in ("stage", "epoch", "never"):
+        folder = run_folder(tmp_path / kind)
+        options = ("epochs_per_stage=2", "num_epochs=3", "warmup_steps=100", f"reset_optimizer={kind}")
+        rates[kind] = train(folder, *options)[1].rates
+    since_reset = {
+        "stage": [1, 2, 3, 4, 5, 6, 1, 2, 3],
+        "epoch": [1, 2, 3, 1, 2, 3, 1, 2, 3],
+        "never": [1, 2, 3, 4, 5, 6, 7, 8, 9],
+    }
+    for kind, counts in since_reset.items():
+        assert rates[kind] == pytest.approx([2e-3 * count / 100 for count in counts])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> RunFolder:
+    folder = run_folder(tmp_path_factory.mktemp("undisturbed"))
+    train(folder, *RESUMED)
+    return folder
+
+
+RESUMED = (DROPOUT, "advance=accuracy", "max_epochs_per_stage=1", "advance_at=1.0")
+"""Stages are recorded in the run, and dropout draws random numbers in each update."""
+
+
+@pytest.mark.parametrize("looks", [[0], [1], [3], [4, 1], [5], [7, 2, 2], [1] * 8])
+def test_a_run_that_is_stopped_at_any_moment_and_continued_is_the_run_left_alone(tmp_path, undisturbed, looks):
+    """Before the first update, within an epoch, at its end, during validation; once or in one launch after another."""
+    folder = run_folder(tmp_path)
+    for at in looks:
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(folder, *RESUMED, interrupts=AskedToStop(at))
+        assert all(is_complete(path) for path in folder.checkpoints())
+    assert (names(folder) == set()) == (looks == [0]), "nothing is saved of a run that has made no update"
+    position, _ = train(folder, *RESUMED)
+    assert record(folder) == record(undisturbed)
+    assert position.stage_switches == [1, 2]
+    ends = [one.checkpoint(3) for one in (folder, undisturbed)]
+    for part in ("model.safetensors", "coconut.json", f"{ENGINE}/torch_state.pt"):
+        here, there = ((end / part).read_bytes() for end in ends)
+        assert here == there or part.endswith(".pt"), part
+    states = [torch.load(end / ENGINE / "torch_state.pt", weights_only=False)["optimizer"]["state"] for end in ends]
+    for key, values in states[1].items():
+        assert all(torch.equal(states[0][key][name], value) for name, value in values.items())
+
+
+def test_a_checkpoint_is_written_every_so_many_updates_and_at_the_end_of_each_epoch(tmp_path):
+    """Updates 2, 4, 6 and 8 are due; update 6 ends an epoch, whose checkpoint follows the validation."""
+    folder = run_folder(tmp_path)
+    train(folder, "save_every_steps=2")
+    expected = {"checkpoint_0_2", "checkpoint_1", "checkpoint_1_1", "checkpoint_2", "checkpoint_2_2", "checkpoint_3"}
+    assert names(folder) == expected
+    states = {path.name: json.loads((path / ENGINE / RESUME_STATE).read_text()) for path in folder.checkpoints()}
+    positions = {name: state["position"] for name, state in states.items()}
+    assert {name: one["global_step"] for name, one in positions.items()} == {
+        "checkpoint_0_2": 2, "checkpoint_1": 3, "checkpoint_1_1": 4,
+        "checkpoint_2": 6, "checkpoint_2_2": 8, "checkpoint_3": 9,
+    }  # fmt: skip
+    losses = column(folder, "train/loss")
+    assert positions["checkpoint_2_2"]["loss_sum"] == pytest.approx(sum(losses[6:8]))
+    assert positions["checkpoint_2"]["loss_sum"] == 0.0
+
+
+def test_a_stop_during_validation_does_not_wait_for_its_end(tmp_path):
+    """The fifth look is the first one of the validation after three updates."""
+    folder = run_folder(tmp_path)
+    with pytest.raises(Interrupted):
+        train(folder, interrupts=AskedToStop(4))
+    assert names(folder) == {"checkpoint_0_3"}
+    assert column(folder, "eval/accuracy") == []
+
+
+def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
+    folder = run_folder(tmp_path)
+    with pytest.raises(Interrupted):
+        train(folder, "save_every_steps=2", interrupts=AskedToStop(2))
+    (path,) = folder.checkpoints()
+    assert path.name == "checkpoint_0_2"
+    number = path.stat().st_ino
+    with pytest.raises(Interrupted):
+        train(folder, "save_every_steps=2", interrupts=AskedToStop(0))
+    assert path.stat().st_ino == number, "a launch that made no update wrote a checkpoint"
+
+
+class Scripted:
+    """An evaluator that finds the given shares of problems wholly right, one evaluation after the other."""
+
+    def __init__(self, shares: list[float]) -> None:
+        self.shares = shares
+
+    def run(self, call, problems, stage, thoughts, progress, check) -> Evaluation:
+        right = round(self.shares.pop(0) * 10)
+        made = [Prediction(i, "", "", "", "", False, False, i < right, 0, 0, 0, 0, "eos", None, 0.0) for i in range(10)]
+        return Evaluation(made, thoughts.count, 0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "options", "stages", "switches"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], [], [0, 1, 2, 3], [1, 2, 3]),
+        ([0.0, 0.9, 0.0, 0.9], [], [0, 0, 1, 1], [2, 4]),
+        ([0.9, 0.9, 0.9, 0.9], ["min_epochs_per_stage=2"], [0, 0, 1, 1], [2, 4]),
+        ([0.0, 0.0, 0.0, 0.0], ["max_epochs_per_stage=3"], [0, 0, 0, 1], [3]),
+        ([0.9, 0.9, 0.9, 1.0], ["stop_at=0.9"], [0, 1, 2, 3], [1, 2, 3]),
+        ([0.9, 0.9, 0.9, 0.5, 0.9, 0.0], ["stop_at=0.9", "num_epochs=6"], [0, 1, 2, 3, 3], [1, 2, 3]),
+        ([1.0, 0.0, 1.0, 1.0], ["stop_at=1.0"], [0, 1, 1, 2], [1, 3, 4]),
+    ],
+)
+def test_accuracy_ends_stages_and_the_run(tmp_path, monkeypatch, shares, options, stages, switches):
+    """A stage ends once 0.8 of the problems are wholly right; the run, at its last stage, once ``stop_at`` are."""
+    evaluator = Scripted(list(shares))
+    monkeypatch.setattr(Experiment, "evaluator", lambda self: evaluator)
+    folder = run_folder(tmp_path)
+    position, _ = train(folder, "num_epochs=4", *options[::1], "advance=accuracy", "advance_at=0.8")
+    assert column(folder, "eval/stage") == stages
+    assert column(folder, "train/stage") == [stage for stage in stages for _ in range(3)]
+    assert position.stage_switches == switches
+    assert column(folder, "curriculum/stage_switches") == [switches[: n + 1] for n in range(len(switches))]
+    assert position.solved == (len(stages) < len(shares) or ("stop_at=0.9" in options and stages[-1] == 3))
+    last = json.loads((folder.checkpoint(len(stages)) / ENGINE / RESUME_STATE).read_text())
+    assert last["position"] == position.as_dict()
+
+
+def test_a_loss_that_is_not_finite_is_reported_with_its_problems_and_ends_the_run(tmp_path):
+    """Problems are counted in the epoch's training set, so that a user can look at them."""
+
+    class Spoiled(TorchEngine):
+        def update(self, batches, lr):
+            if len(self.rates) == 4:
+                raise NonFiniteError("loss is nan, not finite")
+            return super().update(batches, lr)
+
+    folder = run_folder(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"update 5 \(epoch 2\).*loss is nan, not finite") as caught:
+        train(folder, engine_class=Spoiled)
+    assert str(sorted(epoch_batches(0, 1, 20, 8)[1])) in str(caught.value)
+    assert names(folder) == {"checkpoint_1"}
+    assert len(column(folder, "train/loss")) == 4
+
+
+def test_a_solved_run_is_left_alone(tmp_path):
+    """``fit`` on a position that is solved, or past the last epoch, does nothing."""
+    for position in (Position(epoch=1, solved=True), Position(epoch=3)):
+        folder = run_folder(tmp_path / str(position.epoch))
+        experiment = tiny_experiment()
+        engine = TorchEngine(experiment)
+        saver = RunSaver(experiment, folder)
+        trainer = Trainer(experiment, engine, saver, ProgressBar(is_first=False), None, AskedToStop())
+        before = position.as_dict()
+        assert trainer.fit(position).as_dict() == before
+        assert (engine.rates, list(Path(folder.path).iterdir())) == ([], [])
