@@ -77,6 +77,12 @@ def test_groups_are_those_of_the_configuration_and_methods_those_of_the_registry
         assert config({"method.kind": method}).method.kind == method
 
 
+def test_prontoqa_trains_with_the_values_of_prosqa() -> None:
+    """Both names keep working; one file inherits from the other."""
+    one, other = (compose_config([f"training={name}_coconut"]) for name in ("prosqa", "prontoqa"))
+    assert one == other
+
+
 LOGIC = {
     "training.c_thought": 1,
     "training.max_latent_stage": 6,
@@ -229,7 +235,7 @@ def test_an_override_that_cannot_be_meant_is_refused_with_what_can(override: str
             {"method.kind": "cott"},
             ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"],
         ),
-        ({"data.kind": "web"}, ["data.kind: found 'web'", "'file'", "'synthetic'"]),
+        ({"data.kind": "web"}, ["data.kind: found 'web'", "unknown data source", "file, modular_sum", "synthetic"]),
         ({"training.num_epochs": "many"}, ["training.num_epochs: found 'many'", "valid integer"]),
         ({"training.num_epochs": True}, ["training.num_epochs: found True", "valid integer"]),
         ({"training.lr": True}, ["training.lr: found True", "valid number"]),

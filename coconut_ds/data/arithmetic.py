@@ -12,11 +12,11 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
-from coconut_ds.settings import SplitSizes
+from coconut_ds.settings import DataConfig, SplitSizes
 
 BUCKETS = 20
 """Hash buckets; the first goes to validation, the next three to test, the others to training (a fifth is held out)."""
@@ -115,6 +115,11 @@ class ModularSum(Chains):
         self.modulus = modulus
         super().__init__(seed, size, num_terms, online)
 
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        return cls(seed, data.size, data.num_terms, data.online, data.modulus)
+
     @property
     def elements(self) -> Sequence[str]:
         """0 … m-1."""
@@ -131,6 +136,11 @@ class PermutationProduct(Chains):
     operator: ClassVar[str] = "*"
     letters: ClassVar[str] = "abc"
     _elements: ClassVar[tuple[str, ...]] = tuple("".join(p) for p in itertools.permutations("abc"))
+
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        return cls(seed, data.size, data.num_terms, data.online)
 
     @property
     def elements(self) -> Sequence[str]:

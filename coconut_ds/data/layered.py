@@ -18,6 +18,7 @@ Cost: about 1 ms a training problem, ten times that for validation and test.
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise, permutations
+from typing import Self
 
 from coconut_ds.data.graphs import (
     CONCEPTS,
@@ -35,6 +36,7 @@ from coconut_ds.data.graphs import (
 )
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.settings import DataConfig
 
 SPLITS = ("train", "valid", "test")
 MIXED = 2
@@ -159,6 +161,12 @@ class LayeredGraphs:
         for split in SPLITS:
             if self._size[split]:
                 self.problem(split, 0, 0)
+
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        ranges = (data.num_nodes, data.num_layers, data.num_edges)
+        return cls(seed, data.size.model_dump(), *ranges, data.online, data.wording, data.split_by)
 
     def train(self, epoch: int) -> list[Problem]:
         """Training problems: new ones in each epoch if online."""

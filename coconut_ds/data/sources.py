@@ -4,16 +4,15 @@ A new source is one file, one line in ``SOURCES`` and one YAML in ``config/data`
 """
 
 from collections.abc import Callable, Sequence, Set
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from coconut_ds.data.arithmetic import ModularSum, PermutationProduct
-from coconut_ds.data.layered import LayeredGraphs
 from coconut_ds.data.problem import Problem, iter_problems, load_problems
-from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig
+from coconut_ds.settings.data import SOURCES
 
 DEBUG_TRAIN, DEBUG_VALID = 5000, 32
 """Problems kept under ``run.debug``."""
@@ -40,6 +39,11 @@ class FileSource:
 
     def __init__(self, data: DataConfig) -> None:
         self._data = data
+
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The files that ``data`` names; the seed plays no part."""
+        return cls(data)
 
     def train(self, epoch: int) -> list[Problem]:
         """The training file, in every epoch."""
@@ -121,24 +125,6 @@ def check_file(data: DataConfig, key: str) -> str:
     return str(path)
 
 
-SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
-    "file": lambda data, seed: FileSource(data),
-    "modular_sum": lambda data, seed: ModularSum(seed, data.size, data.num_terms, data.online, data.modulus),
-    "permutation_product": lambda data, seed: PermutationProduct(seed, data.size, data.num_terms, data.online),
-    "synthetic": lambda data, seed: LayeredGraphs(
-        seed,
-        data.size.model_dump(),
-        data.num_nodes,
-        data.num_layers,
-        data.num_edges,
-        data.online,
-        data.wording,
-        data.split_by,
-    ),
-    "prosqa_symbolic": lambda data, seed: SymbolicProsqa(seed, data.size, data.num_hops, data.online),
-}
-
-
 class DebugSource:
     """A source cut to the sizes of ``run.debug``."""
 
@@ -168,5 +154,6 @@ def open_source(data: DataConfig, seed: int, debug: bool = False) -> Source:
     Raises:
         DataError: a file is missing, or a generator cannot give what was asked for.
     """
-    source = SOURCES[data.kind](data, seed)
+    module, name = SOURCES[data.kind].split(":")
+    source: Source = getattr(import_module(module), name).from_config(data, seed)
     return DebugSource(source) if debug else source

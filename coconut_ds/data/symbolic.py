@@ -13,13 +13,13 @@ the path anew. Numbers are drawn from all symbols, so they tell nothing about de
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from coconut_ds.data.graphs import GraphQuestion, split_of_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.prosqa import DEPTHS, draw_question
 from coconut_ds.errors import DataError
-from coconut_ds.settings import SplitSizes
+from coconut_ds.settings import DataConfig, SplitSizes
 
 
 class SymbolicProsqa:
@@ -46,6 +46,11 @@ class SymbolicProsqa:
             )
         self._seed, self._size, self._hops, self._online = seed, size, num_hops, online
         self._graph = lru_cache(maxsize=None)(self._draw_graph) if not online else self._draw_graph
+
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        return cls(seed, data.size, data.num_hops, data.online)
 
     def train(self, epoch: int) -> list[Problem]:
         """Training problems of an epoch."""

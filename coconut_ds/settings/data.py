@@ -2,11 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from coconut_ds.formats import FORMATS, Format
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Positive
+from coconut_ds.settings.types import NameIn, Positive
+
+SOURCES = {
+    "file": "coconut_ds.data.sources:FileSource",
+    "modular_sum": "coconut_ds.data.arithmetic:ModularSum",
+    "permutation_product": "coconut_ds.data.arithmetic:PermutationProduct",
+    "prosqa_symbolic": "coconut_ds.data.symbolic:SymbolicProsqa",
+    "synthetic": "coconut_ds.data.layered:LayeredGraphs",
+}
+"""The registry of data sources: each value of ``data.kind`` and the class that makes its problems, as ``module:class``.
+
+The classes are named rather than imported: they take their settings from ``DataConfig``, so their modules import this
+one. ``coconut_ds.data.sources.open_source`` imports the class when a run needs its problems.
+"""
 
 
 class SplitSizes(Group):
@@ -23,7 +36,7 @@ class SplitSizes(Group):
 class DataConfig(Group):
     """Where problems come from."""
 
-    kind: Literal["file", "modular_sum", "permutation_product", "synthetic", "prosqa_symbolic"]
+    kind: Annotated[str, AfterValidator(NameIn(SOURCES, "data source"))]
     """file, or the name of a generator."""
     train_path: str | None = None
     """Training problems (kind=file)."""
@@ -33,7 +46,7 @@ class DataConfig(Group):
     """Test problems (kind=file)."""
     made_by: str | None = None
     """The command that makes the files; shown when one is missing."""
-    format: str = "text"
+    format: Annotated[str, AfterValidator(NameIn(FORMATS, "format"))] = "text"
     """text: sentences; symbolic: triples of symbols, one target token a sequence (prosqa_symbolic)."""
     cache_path: str = "~/.cache/coconut-ds"
     """Folder for tokenized training files, shared by all runs."""
@@ -59,13 +72,6 @@ class DataConfig(Group):
     """What stands in one split only: graphs, whatever their names; problems, where there are few graphs (synthetic)."""
     num_hops: tuple[Positive, Positive] = (3, 4)
     """Smallest and largest number of edges from root to target (prosqa_symbolic)."""
-
-    @field_validator("format")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in FORMATS:
-            raise ValueError(f"unknown format; expected one of {', '.join(FORMATS)}")
-        return value
 
     @property
     def text_format(self) -> Format:

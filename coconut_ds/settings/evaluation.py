@@ -2,13 +2,12 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Natural, Positive
+from coconut_ds.settings.types import MethodName, Natural, Positive
 
 SWEPT = ("n_thoughts", "force_text_after")
 """Keys that take one number or several."""
@@ -25,7 +24,7 @@ class EvalConfig(Group):
     """Name of the data in the output folder; filled in."""
     model: ModelConfig | None = None
     """Architecture and tokenizer of a state dict: a group of config/model."""
-    method: str | None = None
+    method: MethodName | None = None
     """Method of a checkpoint without coconut.json."""
     n_thoughts: Natural | tuple[Natural, ...] | None = None
     """Number of thoughts; several (0,1,2) are a sweep; null: the checkpoint's."""
@@ -72,10 +71,3 @@ class EvalConfig(Group):
         if (self.top_k is not None or self.top_p < 1) and not self.temperature:
             raise ValueError("top_k and top_p choose among draws; set temperature too, or leave them out")
         return self
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in METHODS:
-            raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
-        return value

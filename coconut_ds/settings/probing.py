@@ -2,13 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Natural, Positive
+from coconut_ds.settings.types import MethodName, Natural, Positive
 
 MODES = {
     "think": "one question: each thought decoded, at each layer, and the answers after k thoughts",
@@ -38,7 +37,7 @@ class ProbeConfig(Group):
     """Without question: which problem of the data, from 0."""
     model: ModelConfig | None = None
     """Architecture and tokenizer of a state dict: a group of config/model."""
-    method: str | None = None
+    method: MethodName | None = None
     """Method of a checkpoint without coconut.json."""
     n_thoughts: Natural | None = None
     """Number of thoughts or pauses; null: the checkpoint's."""
@@ -78,13 +77,6 @@ class ProbeConfig(Group):
     """Seed of generated problems, and of draws."""
     out: str | None = None
     """Folder for the results; null: outputs/probe/<checkpoint>/<mode>."""
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in METHODS:
-            raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
