@@ -318,7 +318,7 @@ def test_every_key_has_a_description_and_help_shows_it(
         return texts
 
     with pytest.raises(SystemExit, match="0"):
-        parse_arguments(["--help"], schema, "usage")
+        parse_arguments(["--help-all"], schema, "usage")
     shown = capsys.readouterr().out
     texts = described(schema)
     assert len(texts) == len(leaf_keys(schema)) > 10

@@ -25,8 +25,9 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.evaluation import SWEPT
+from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.probing import FREE_TEXT
-from coconut_ds.settings.schema import describe_key, leaf_keys, validated
+from coconut_ds.settings.schema import leaf_keys, validated
 
 _COMPOSING = threading.Lock()
 """Hydra has one state in a process."""
@@ -34,20 +35,55 @@ CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
-    """Splits a command line into options of this program and overrides (``.overrides``)."""
-    parser = argparse.ArgumentParser(
-        usage=usage, description=_help(schema), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cfg", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--config-dir", action="append", default=[], help="a further folder of group options")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="group=option or key=value")
-    known, rest = parser.parse_known_intermixed_args(list(argv))
+    """Splits a command line into this program's options (``.cfg``, ``.config_dir``) and overrides (``.overrides``).
+
+    ``--help``, ``--help=GROUP`` and ``--help-all`` print their text and exit with code 0.
+
+    Raises:
+        ConfigError: an option is unknown, or has a value that it does not take.
+    """
+    _answer_help(argv, schema, usage)
+    parser = argparse.ArgumentParser(usage=usage.replace("%", "%%"), add_help=False)
+    parser.add_argument("--cfg", action="store_true")
+    parser.add_argument("--config-dir", action="append", default=[])
+    parser.add_argument("--local_rank", "--local-rank")
+    parser.add_argument("overrides", nargs="*")
+    known, rest = parser.parse_known_intermixed_args(_without_cfg_values(argv))
     if {"-m", "--multirun"} & set(rest):
         raise ConfigError("--multirun: every launch is one run with its own processes; start one command per run")
     if rest:
         raise ConfigError(f"unknown option {rest[0]}; expected group=option, key=value, --cfg, --config-dir or --help")
     return known
+
+
+def _answer_help(argv: Sequence[str], schema: type[BaseModel], usage: str) -> None:
+    """Prints the text that the first help option requests, and exits; returns where there is none."""
+    for word in argv:
+        if word in ("-h", "--help"):
+            text = short_help(schema, usage, option_names())
+        elif word.startswith("--help="):
+            text = group_help(schema, word.removeprefix("--help="), option_names())
+        elif word == "--help-all":
+            text = all_keys_help(schema, usage, option_names())
+        else:
+            continue
+        sys.stdout.write(text)
+        raise SystemExit(0)
+
+
+def _without_cfg_values(argv: Sequence[str]) -> list[str]:
+    """Replaces ``--cfg job``, as Hydra's users write it, by ``--cfg``; an override after ``--cfg`` stays one."""
+    words: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_value = before == "--cfg" and "=" not in word and not word.startswith(("-", "+", "~"))
+        if not is_value and not word.startswith("--cfg="):
+            words.append(word)
+            continue
+        value = word.removeprefix("--cfg=")
+        if value != "job":
+            raise ConfigError(f"--cfg {value}: expected --cfg or --cfg job, which print the run's configuration")
+        words += [] if is_value else ["--cfg"]
+    return words
 
 
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config:
@@ -202,18 +238,8 @@ def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
     if candidates:
         raise ConfigError(f"{key}={value}: several groups have this key; set one of {', '.join(candidates)}")
     near = difflib.get_close_matches(key, [*keys, *(known.split(".")[-1] for known in keys)], n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help-all lists all keys"
     raise ConfigError(f"{key}={value}: no group has this key{hint}")
-
-
-def _help(schema: type[BaseModel]) -> str:
-    lines = ["groups (group=option):"]
-    lines += [
-        f"  {group}: {', '.join(names)}" for group, names in option_names().items() if group in schema.model_fields
-    ]
-    lines.append("\nkeys (key=value; the group may be left out):")
-    lines += [f"  {key}: {describe_key(schema, key)}" for key in leaf_keys(schema)]
-    return "\n".join(lines).replace("%", "%%")
 
 
 def print_config(config: BaseModel) -> None:
