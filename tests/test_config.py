@@ -255,7 +255,7 @@ def test_an_override_that_cannot_be_meant_is_refused_with_what_can(override: str
             {"training.max_epochs_per_stage": 1, "training.min_epochs_per_stage": 2},
             ["max_epochs_per_stage=1", "min_epochs_per_stage=2"],
         ),
-        ({"training.stage_switches": [3, 2]}, ["stage_switches=[3, 2]", "must not fall"]),
+        ({"training.stage_switches": [3, 2]}, ["stage_switches=[3, 2]", "must not decrease"]),
         (
             {"run.only_eval": True},
             ["run.load_model_path: found null", "run.only_eval=true", "set load_model_path=PATH"],

@@ -1,4 +1,4 @@
-"""Typed groups of keys: what all configurations share. Frozen, strict about names, their errors readable."""
+"""What all configurations share: frozen groups that refuse unknown keys, readable errors, and access by dotted key."""
 
 from typing import Any, TypeVar, get_args
 
@@ -11,7 +11,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Group(BaseModel):
-    """A group of keys: immutable, and strict about names."""
+    """Base class of a group of keys. Instances are immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
@@ -19,7 +19,11 @@ class Group(BaseModel):
 
 
 def validated(schema: type[Schema], values: dict[str, Any]) -> Schema:
-    """``schema`` from plain values; pydantic's findings become one readable ConfigError."""
+    """Creates an instance of ``schema`` from plain values.
+
+    Raises:
+        ConfigError: values are invalid; one line per error, with the key, the value found and what was expected.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
