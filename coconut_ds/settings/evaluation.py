@@ -49,7 +49,7 @@ class EvalConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of sampling."""
     out: str | None = None
-    """Folder for the results; null: outputs/eval/<checkpoint>/<data>, with the settings of the evaluation."""
+    """Folder for the results; null: outputs/eval/<checkpoint>/<data>, followed by the given settings."""
 
     @property
     def is_sweep(self) -> bool:
