@@ -6,7 +6,7 @@ edge (u, v) means "u is a v" and leads to a higher index. All randomness comes f
 in, so a problem is a pure function of its seed.
 
 Sentences, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769). The
-wording as arrows has one word per edge, for models that are too small to learn which words of a sentence belong together.
+wording as arrows has one word per edge, for models too small to learn which words of a sentence belong together.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Layered graphs of any size with questions as in ProsQA, generated during training: the data source ``data=synthetic``.
+"""Layered graphs of any size with questions as in ProsQA, generated on the fly: the data source ``data=synthetic``.
 
 A problem is a pure function of (seed, split, epoch, index). Validation and test problems never change. No graph occurs
 in two splits, even with other node numbers, because its fingerprint decides its split. (With ``split_by=problems``, for
@@ -80,7 +80,7 @@ def _pairs(layers: Layers) -> dict[Edge, int]:
 
 
 def _draw_tree(rng: random.Random, layers: Layers) -> set[Edge]:
-    """Draws one edge to each node below layer 0, so that each node above the last layer has a child of its own family."""
+    """Draws one edge to each node below layer 0. Each node above the last layer gets a child of its own family."""
     edges, start = set(), 0
     for above, below in pairwise(layers):
         middle = start + len(above)
