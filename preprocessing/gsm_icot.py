@@ -2,7 +2,7 @@
 
 Reads lines ``question||step step ... #### answer`` of GSM8K-Aug, which `gsm_icot.bash` downloads; a line may have no
 steps. Writes gsm_train.json, gsm_valid.json and gsm_test.json, each from the file whose name has the same ending. Texts
-are not changed; commas in answers stay. `as_line` is the inverse of the conversion. Only one line is in memory at a time.
+are not changed; commas in answers stay. `as_line` is the inverse of the conversion. One line is in memory at a time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STEP = re.compile(r"(?:<<.*?>>|\S)+")
 
 
 def as_problem(line: str, where: str) -> Problem:
-    """The problem of one line, without its line break. A line with other spacing is also kept in the extra key ``line``.
+    """The problem of one line, without its line break. A line with other spacing is kept in the extra key ``line`` too.
 
     Raises:
         DataError: the line has another form; ``where`` names it.

@@ -1,7 +1,7 @@
 """Writes ProsQA files: ``python preprocessing/prosqa.py [--out data] [--seed 0] [--sizes 17886 300 500]``.
 
-Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. With ``--stats FILE...``
-it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`, the statistics are
+Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. With
+``--stats FILE...`` it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`, the statistics are
 computed by `coconut_ds.data.graph_stats`, and `prosqa.bash` downloads the published files.
 """
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
-    """Yields (split, problem). Test comes first, then valid, so that a split's size does not change the splits before it."""
+    """Yields (split, problem), test first, so that the size of a split does not change the splits before it."""
     taken: set[str] = set()
     with tqdm(total=sum(sizes.values()), unit=" problems", disable=not sys.stderr.isatty()) as bar:
         for split in reversed(SPLITS):
