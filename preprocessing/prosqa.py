@@ -1,8 +1,8 @@
 """Writes ProsQA files: ``python preprocessing/prosqa.py [--out data] [--seed 0] [--sizes 17886 300 500]``.
 
 Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. With
-``--stats FILE...`` it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`, the statistics are
-computed by `coconut_ds.data.graph_stats`, and `prosqa.bash` downloads the published files.
+``--stats FILE...`` it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`,
+the statistics are computed by `coconut_ds.data.graph_stats`, and `prosqa.bash` downloads the published files.
 """
 
 import argparse

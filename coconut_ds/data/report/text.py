@@ -88,7 +88,7 @@ def _steps(files: Sequence[FileStats]) -> str:
 
 
 def _overlaps(overlaps: Sequence[Overlap]) -> str:
-    rows = [["file", "shared with", "questions", "whole problems"]]
+    rows = [["file", "earlier file", "shared questions", "shared problems"]]
     named = []
     for pair in overlaps:
         shares = (_share(pair.questions, pair.size), _share(pair.problems, pair.size))
