@@ -70,7 +70,7 @@ def short_help(schema: type[BaseModel], usage: str, options: Options) -> str:
     lines += [line for group in subgroups(schema) for line in _wrapped(f"{group}: {', '.join(options[group])}", 2)]
     lines += ["", "Most used keys, with their defaults (key=value; the group's name may be left out):"]
     for key, title in titles.items():
-        summary = " ".join((leaf_field(schema, key).description or "").split()).split(". ")[0]
+        summary = " ".join((leaf_field(schema, key).description or "").split()).split(". ")[0].removesuffix(".")
         lines.append(f"  {title}".ljust(column) + textwrap.shorten(summary, WIDTH - column, placeholder=" …"))
     lines += ["", "An option of a group may set other values than these defaults; --cfg shows the result."]
     return "\n".join([*lines, *_option_lines(schema)]) + "\n"

@@ -17,7 +17,7 @@ class MethodConfig(Group):
     """sequential: compute each thought after the one before. jacobi: compute all thoughts at once, in several passes
     (PCCoT)."""
     iterations: Positive = 3
-    """Number of passes over all thoughts (thinking=jacobi). With at least as many passes as thoughts, the result equals
+    """Number of passes over all thoughts (thinking=jacobi). With as many passes as thoughts, the result equals
     sequential thinking."""
 
     @property

@@ -20,7 +20,7 @@ class NameIn:
 
     registry: Collection[str]
     what: str
-    """What the names stand for, in the singular; used in the error message."""
+    """What a name denotes, in the singular; used in the error message."""
 
     def __call__(self, value: str) -> str:
         """Returns the name unchanged.
