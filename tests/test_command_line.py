@@ -14,10 +14,10 @@ from coconut_ds.methods import METHODS
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.compose import compose_config, option_names, parse_arguments
 from coconut_ds.settings.data import SOURCES
-from coconut_ds.settings.help import _PROGRAMS, expected_values
+from coconut_ds.settings.help import PROGRAMS, expected_values
 from coconut_ds.settings.schema import leaf_field, leaf_keys, subgroups
 
-PROGRAMS: list[tuple[type[BaseModel], str]] = [
+USAGES: list[tuple[type[BaseModel], str]] = [
     (Config, train.USAGE),
     (Config, plan.USAGE),
     (EvalConfig, evaluate.USAGE),
@@ -35,7 +35,7 @@ def shown(capsys: pytest.CaptureFixture[str]):
     return shown
 
 
-@pytest.mark.parametrize(("schema", "usage"), PROGRAMS)
+@pytest.mark.parametrize(("schema", "usage"), USAGES)
 def test_help_is_one_screen_with_groups_options_and_the_most_used_keys(schema, usage, shown) -> None:
     text = shown(["--help"], schema, usage)
     lines = text.splitlines()
@@ -45,7 +45,7 @@ def test_help_is_one_screen_with_groups_options_and_the_most_used_keys(schema, u
     for group in subgroups(schema):
         assert f"  {group}: " in text
         assert [name for name in option_names()[group] if name not in text] == []
-    common = _PROGRAMS[schema].common
+    common = PROGRAMS[schema].common
     assert [key for key in common if not any(line.startswith(f"  {key}") for line in lines)] == []
     assert all(word in text for word in ("--help=GROUP", "--help-all", "--cfg [job]", "--config-dir DIR"))
     assert shown(["-h"], schema, usage) == text
@@ -53,7 +53,7 @@ def test_help_is_one_screen_with_groups_options_and_the_most_used_keys(schema, u
 
 @pytest.mark.parametrize("schema", [Config, EvalConfig, ProbeConfig])
 def test_the_groups_help_together_shows_every_key_with_its_meaning(schema, shown) -> None:
-    names = [*subgroups(schema), *([_PROGRAMS[schema].ungrouped] if _PROGRAMS[schema].ungrouped else [])]
+    names = [*subgroups(schema), *([PROGRAMS[schema].ungrouped] if PROGRAMS[schema].ungrouped else [])]
     texts = [shown([f"--help={name}"], schema) for name in names]
     flat = [" ".join(text.split()) for text in texts]
     for key in leaf_keys(schema):

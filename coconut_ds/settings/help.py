@@ -1,7 +1,7 @@
 """The texts that ``--help``, ``--help=GROUP`` and ``--help-all`` print, made from the schema of a configuration.
 
-The descriptions of keys are the docstrings below the fields in this package. Not here: reading the command line
-(``compose``).
+The description of a key is the docstring below its field in this package. `compose` reads the command line and prints
+these texts.
 """
 
 import json
@@ -28,42 +28,74 @@ WIDTH = 100
 
 
 @dataclass(frozen=True)
-class _Program:
+class Program:
+    """What the help of one program shows."""
+
     common: tuple[str, ...]
-    """The keys that ``--help`` shows."""
+    """The most used keys, which ``--help`` shows."""
     ungrouped: str | None = None
-    """The name under which ``--help=NAME`` shows the keys that belong to no group; None where every key has a group."""
+    """The name under which ``--help=NAME`` shows the keys that belong to no group; None if every key has a group."""
 
 
-_PROGRAMS: dict[type[BaseModel], _Program] = {
-    Config: _Program(
-        (
-            *("run.save_path", "run.seed", "run.bf16", "run.load_model_path"),
-            *("data.train_path", "data.val_path", "model.tokenizer"),
-            *("training.c_thought", "training.max_latent_stage", "training.epochs_per_stage"),
-            *("training.num_epochs", "training.lr", "training.global_batch_size", "training.batch_size_training"),
-        )
-    ),
-    EvalConfig: _Program(
-        (
-            *("checkpoint", "method", "n_thoughts", "force_text_after", "temperature", "batch_size", "bf16", "seed"),
-            *("out", "data.max_new_tokens"),
+PROGRAMS: dict[type[BaseModel], Program] = {
+    Config: Program(
+        common=(
+            "run.save_path",
+            "run.seed",
+            "run.bf16",
+            "run.load_model_path",
+            "data.train_path",
+            "data.val_path",
+            "model.tokenizer",
+            "training.c_thought",
+            "training.max_latent_stage",
+            "training.epochs_per_stage",
+            "training.num_epochs",
+            "training.lr",
+            "training.global_batch_size",
+            "training.batch_size_training",
         ),
-        "evaluate",
     ),
-    ProbeConfig: _Program(
-        (
-            *("checkpoint", "question", "problem", "n_thoughts", "top_k", "tokens", "thought", "kind", "strength"),
-            *("num_problems", "bf16", "seed", "out"),
+    EvalConfig: Program(
+        common=(
+            "checkpoint",
+            "method",
+            "n_thoughts",
+            "force_text_after",
+            "temperature",
+            "batch_size",
+            "bf16",
+            "seed",
+            "out",
+            "data.max_new_tokens",
         ),
-        "probe",
+        ungrouped="evaluate",
+    ),
+    ProbeConfig: Program(
+        common=(
+            "checkpoint",
+            "question",
+            "problem",
+            "n_thoughts",
+            "top_k",
+            "tokens",
+            "thought",
+            "kind",
+            "strength",
+            "num_problems",
+            "bf16",
+            "seed",
+            "out",
+        ),
+        ungrouped="probe",
     ),
 }
+"""The programs, by the class of their configuration."""
 
 
 def short_help(schema: type[BaseModel], usage: str, options: Options) -> str:
     """One screen: usage, groups with their options, the most used keys, and how to see more."""
-    program = _PROGRAMS[schema]
+    program = PROGRAMS[schema]
     titles = {key: _title(key, leaf_field(schema, key)) for key in program.common}
     column = max(map(len, titles.values())) + 4
     lines = [*_usage_lines(usage), "", "Groups (group=option):"]
@@ -159,7 +191,7 @@ def _option_lines(schema: type[BaseModel]) -> list[str]:
 
 def _help_names(schema: type[BaseModel]) -> list[str]:
     """The names that ``--help=NAME`` accepts."""
-    ungrouped = _PROGRAMS[schema].ungrouped
+    ungrouped = PROGRAMS[schema].ungrouped
     return [*([ungrouped] if ungrouped else []), *subgroups(schema)]
 
 

@@ -16,7 +16,7 @@ class RunConfig(Group):
     save_path: str = "outputs"
     """Folder under which the run's folder is created."""
     seed: Annotated[int, Field(strict=True)] = 0
-    """Seed of all random choices. It affects initial weights, order of problems, mixing of stages and generated data."""
+    """Seed of all random choices. They are initial weights, order of problems, mixing of stages and generated data."""
     debug: bool = False
     """Small run for debugging: 32 validation problems, at most 5,000 training problems, no wandb."""
     bf16: bool = False
