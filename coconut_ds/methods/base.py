@@ -92,7 +92,8 @@ class Method:
     pauses: ClassVar[bool] = False
     """Whether the latents are pause tokens. No hidden state is fed back then."""
     starts_thinking: ClassVar[bool] = False
-    """Whether the model decides when to think, by generating ``<|start-latent|>``. Otherwise the prompt contains it."""
+    """Whether the model decides when to think, by generating ``<|start-latent|>``. In other methods with thoughts, the
+    prompt contains this marker."""
     writes_steps: ClassVar[bool] = False
     """Whether the model writes all steps at every stage."""
     epochs_per_stage: ClassVar[int | None] = None
