@@ -19,7 +19,7 @@ if __package__ in (None, ""):
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.settings import Config
-from coconut_ds.settings.compose import compose_config, parse_arguments
+from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 
 USAGE = (
     "coconut-plan [gpus=1] [gpu_memory_gib=80] [tokens=T [targets=N]] [group=option ...] [key=value ...] [--json]\n"
@@ -72,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
         asked = PlanArguments.read(own)
         config = compose_config(arguments.overrides, arguments.config_dir)
+        if arguments.cfg:
+            print_config(config)
+            return 0
         # Imported here, so that a wrong command line is refused before torch is loaded.
         from coconut_ds.memory.report import plan_of, plan_table
 

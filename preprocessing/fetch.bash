@@ -1,7 +1,8 @@
-# Downloads checked files; sourced by the scripts beside it. Needs curl and sha256sum.
+# Downloads files and checks their sha256. The other scripts in this folder source it. Needs curl and sha256sum.
 #
-# A list names one file a line: sha256 (or "unknown"), bytes (or "-"), problems, file name. A file is loaded into
-# NAME.part, goes on where an earlier run stopped, and gets its name when it is whole and its sum is right.
+# A list has one file per line: sha256 (or "unknown"), bytes (or "-"), number of problems, file name. A file is
+# downloaded to NAME.part; a later run continues where an earlier one stopped. The file gets its final name when it is
+# complete and its sha256 is correct.
 
 fail() {
   printf '%s\n' "$1" >&2
@@ -12,8 +13,8 @@ sum_of() {
   sha256sum <"$1" | cut -d ' ' -f 1
 }
 
-# fetch_all LIST FOLDER VARIABLE: every file of the list; url_of NAME, defined by the caller, says where from.
-# VARIABLE is the environment variable that names a mirror.
+# fetch_all LIST FOLDER VARIABLE: downloads every file of the list from "url_of NAME", which the caller defines.
+# VARIABLE is the name of the environment variable that sets a mirror; it is used in messages only.
 fetch_all() {
   local list=$1 folder=$2 mirror=$3 sum bytes problems name
   mkdir -p "$folder"
@@ -37,31 +38,31 @@ fetch() {
       echo "$file: downloading (bytes: $bytes)"
       download "$url" "$file.part" "$mirror"
     fi
-    [[ -f $file.part ]] || : >"$file.part" # of an empty file curl writes nothing
+    [[ -f $file.part ]] || : >"$file.part" # curl writes no file if the download is empty
     found=$(sum_of "$file.part")
     if [[ $sum != unknown && $found != "$sum" ]]; then
-      rm -f "$file.part" # going on from it would never mend it
-      fail "$url: found sha256 $found, expected $sum; deleted what came, run this script again or set $mirror to a mirror"
+      rm -f "$file.part" # continuing a wrong file would never correct it
+      fail "$url: found sha256 $found, expected $sum; deleted the download; run this script again or set $mirror to a mirror"
     fi
     mv "$file.part" "$file"
   fi
   [[ $sum != unknown ]] || echo "$file: sha256 $found, not checked: none is on record; the number of problems is checked"
 }
 
-# download URL PART VARIABLE: the rest of PART, or all of it from a server that cannot send a rest.
+# download URL PART VARIABLE: downloads the rest of PART, or all of it if the server cannot send parts of files.
 download() {
   local url=$1 part=$2 mirror=$3 status=0
   load "$url" "$part" || status=$?
-  if [[ $status == 33 || $status == 36 ]]; then # no ranges there, or more here than there
+  if [[ $status == 33 || $status == 36 ]]; then # the server cannot send parts, or PART is longer than its file
     rm -f "$part"
     status=0
     load "$url" "$part" || status=$?
   fi
   [[ $status == 0 ]] ||
-    fail "$url: cannot be downloaded (curl ended with $status${message:+: $message}); check the network and run this script again, it goes on where it stopped, or set $mirror to a mirror"
+    fail "$url: cannot be downloaded (curl ended with $status${message:+: $message}); check the network and run this script again, which continues where it stopped, or set $mirror to a mirror"
 }
 
-# load URL PART: one try. Sets message to what curl says; on a terminal curl shows it, and a progress bar, itself.
+# load URL PART: one attempt. Sets message to the output of curl; on a terminal curl itself shows it, with a progress bar.
 load() {
   local options=(--fail --location --continue-at - --connect-timeout 30 --speed-limit 1 --speed-time 60 --output "$2")
   message=

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Downloads GSM8K-Aug into data/gsm_raw and writes data/gsm_{train,valid,test}.json: bash preprocessing/gsm_icot.bash
-# GSM_ICOT_URL, where set, is a folder that holds train.txt, valid.txt and test.txt (a mirror: http://... or file://...).
-# PYTHON is the interpreter (python3).
+# Environment: GSM_ICOT_URL is a mirror, a folder with train.txt, valid.txt and test.txt (http://... or file://...);
+# PYTHON is the interpreter (default: python3).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/fetch.bash"
 
 [[ $# == 0 ]] || fail "usage: bash preprocessing/gsm_icot.bash (found: $*)"
 
-# The training file is in Git LFS, which another host serves.
+# The training file is stored in Git LFS, which has another host.
 url_of() {
   local host=raw.githubusercontent.com
   [[ $1 != train.txt ]] || host=media.githubusercontent.com/media

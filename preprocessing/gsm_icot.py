@@ -1,8 +1,8 @@
 """Writes GSM8K files: ``python preprocessing/gsm_icot.py [FILE.txt ...] [--raw data/gsm_raw] [--out data]``.
 
-Reads lines ``question||step step ... #### answer`` of GSM8K-Aug (`gsm_icot.bash` downloads them; a line may have no
-steps) and makes gsm_train.json, gsm_valid.json and gsm_test.json, each from the file whose name ends like it. Texts
-stay as they are, commas in answers too; `as_line` gives the line back. Memory: one line.
+Reads lines ``question||step step ... #### answer`` of GSM8K-Aug, which `gsm_icot.bash` downloads; a line may have no
+steps. Writes gsm_train.json, gsm_valid.json and gsm_test.json, each from the file whose name has the same ending. Texts
+are not changed; commas in answers stay. `as_line` is the inverse of the conversion. One line is in memory at a time.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file: the checkout takes the place of this folder, whose file names are no modules.
+    # Run as a file: put the root of the checkout on the path instead of this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm
@@ -25,12 +25,12 @@ from coconut_ds.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 FORM = "question||step step ... #### answer"
-# Steps stand apart by spaces, but a calculation in double brackets is one step with spaces in it too.
+# Spaces separate steps, but a calculation in <<double brackets>> is one step even if it contains spaces.
 STEP = re.compile(r"(?:<<.*?>>|\S)+")
 
 
 def as_problem(line: str, where: str) -> Problem:
-    """The problem of one line without its line break. A line in other spacing is kept whole in the extra key ``line``.
+    """The problem of one line, without its line break. A line with other spacing is kept in the extra key ``line`` too.
 
     Raises:
         DataError: the line has another form; ``where`` names it.
@@ -45,7 +45,7 @@ def as_problem(line: str, where: str) -> Problem:
 
 
 def as_line(problem: Problem) -> str:
-    """The line that `as_problem` made the problem from."""
+    """The line from which `as_problem` created the problem."""
     return str(problem.extra.get("line", f"{problem.question}||{' '.join(problem.steps)} #### {problem.answer}"))
 
 
@@ -60,7 +60,7 @@ def read_problems(path: Path) -> Iterator[Problem]:
     """The problems of a file, line by line.
 
     Raises:
-        DataError: a line has another form or is no UTF-8 text; names file and line, counted from 1.
+        DataError: a line has another form or is not UTF-8 text; names the file and the line, counted from 1.
     """
     hidden = not sys.stderr.isatty()
     size = path.stat().st_size
@@ -76,7 +76,7 @@ def read_problems(path: Path) -> Iterator[Problem]:
 
 
 def convert(files: Mapping[str, Path], out: Path, counts: Mapping[str, int]) -> str:
-    """Writes gsm_SPLIT.json for each split's file, and the manifest; returns a summary of them."""
+    """Writes gsm_SPLIT.json for each split's file, and the manifest. Returns a summary of the files."""
     for path in files.values():
         if not path.is_file():
             raise DataError(f"{path}: no such file; download it with: bash preprocessing/gsm_icot.bash")
@@ -93,15 +93,15 @@ def convert(files: Mapping[str, Path], out: Path, counts: Mapping[str, int]) -> 
                     raise DataError(f"{path}: holds no problems, expected lines {FORM}")
                 check_count(path, file.problems, counts)
     notes = [f"problems without steps: {without_steps}"]
-    notes += [f"lines in other spacing, kept in the key 'line': {other_spacing}"] if other_spacing else []
+    notes += [f"lines with other spacing, kept in the key 'line': {other_spacing}"] if other_spacing else []
     return "\n".join([outputs.summary(), *notes])
 
 
 def by_split(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each file under the split that its name ends with.
+    """The files by split, which is the ending of a file's name.
 
     Raises:
-        DataError: a name ends with no split, or two with the same.
+        DataError: a name ends with no split, or two names end with the same.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -109,18 +109,27 @@ def by_split(paths: Sequence[Path]) -> dict[str, Path]:
         if split not in SPLITS:
             raise DataError(f"{path}: found a name that ends with '{split}', expected train, valid or test")
         if split in found:
-            raise DataError(f"{path}: is a second file for gsm_{split}.json beside {found[split]}, expected one")
+            raise DataError(
+                f"{path}: is a second file for gsm_{split}.json in addition to {found[split]}, expected one"
+            )
         found[split] = path
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Make problem files from lines of GSM8K-Aug.")
-    parser.add_argument("files", type=Path, nargs="*", metavar="FILE.txt", help="instead of the three of --raw")
-    parser.add_argument("--raw", type=Path, default=Path("data/gsm_raw"), help="folder of *.txt (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the files (%(default)s)")
-    parser.add_argument("--counts", type=Path, metavar="LIST", help="refuse other numbers of lines than in this list")
+    """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    parser = argparse.ArgumentParser(description="Write problem files from lines of GSM8K-Aug.")
+    parser.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE.txt", help="files to convert instead of the three in --raw"
+    )
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        default=Path("data/gsm_raw"),
+        help="folder of train.txt, valid.txt and test.txt (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
+    parser.add_argument("--counts", type=Path, metavar="LIST", help="check the numbers of lines against this list")
     options = parser.parse_args(arguments)
     try:
         files = by_split(options.files or [options.raw / f"{split}.txt" for split in SPLITS])

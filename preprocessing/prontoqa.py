@@ -1,11 +1,12 @@
 """Writes ProntoQA files: ``python preprocessing/prontoqa.py [RAW.json] [--out data] [--seed 0]``.
 
-Reads `5hop_0shot_random.json` as ProntoQA's `run_experiment.py` writes it: for each example question, query,
-chain_of_thought and answer. Makes prontoqa_train.json, prontoqa_valid.json and prontoqa_test.json: 9,000, 200 and 800
-problems, or 90, 2 and 8 % where there are fewer than 10,000 examples. A problem asks question and query; its steps are
-the sentences of the chain in pairs. The chain begins with the fact it starts from and each hop adds a rule and a
-conclusion, so a pair is a known fact and the next rule, and the last sentence, the conclusion asked for, is a step of
-its own: 11 sentences are 6 steps. `as_example` gives the example back. Memory: the raw file, or all problems.
+Reads `5hop_0shot_random.json`, which ProntoQA's `run_experiment.py` writes: for each example a question, query,
+chain_of_thought and answer. Writes prontoqa_train.json, prontoqa_valid.json and prontoqa_test.json with 9,000, 200 and
+800 problems, or with 90, 2 and 8 % of the examples if there are fewer than 10,000. The question of a problem is the
+example's question and query, and each step is a pair of sentences of the chain. The chain starts with a fact, and each
+hop adds a rule and a conclusion. A pair is therefore a known fact and the next rule, and the last sentence, the
+requested conclusion, is a step by itself: 11 sentences give 6 steps. `as_example` is the inverse of the conversion. The
+script needs memory for the raw file or for all problems, whichever is larger.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Run as a file: the checkout takes the place of this folder, whose file names are no modules.
+    # Run as a file: put the root of the checkout on the path instead of this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm
@@ -30,30 +31,30 @@ from coconut_ds.errors import DataError
 SPLITS = ("train", "valid", "test")
 SIZES = (9000, 200, 800)
 ASKS = "True or false: "
-# One full stop, at its end: what parts the sentences of a step again.
+# A sentence has exactly one full stop, at its end, so that a step can be split into its sentences again.
 SENTENCE = re.compile(r"[^.]+\.")
 KEYS = {"question", "query", "chain_of_thought", "answer"}
 
 
 def load_examples(path: Path) -> dict[str, Any]:
-    """The raw file: examples by key, unchecked.
+    """Reads the raw file: the examples by key, not checked yet.
 
     Raises:
-        DataError: the file is missing, is no JSON object, is empty, or holds a key twice.
+        DataError: the file is missing, is not a JSON object, is empty, or has a key twice.
     """
 
-    def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{path}: key '{twice}' stands twice in one object, expected it once")
+            raise DataError(f"{path}: key '{twice}' occurs twice in one object, expected it once")
         return found
 
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with ProntoQA's run_experiment.py (5 hops, 0 shots, random)")
     try:
-        examples = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_twins)
+        examples = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
@@ -67,7 +68,7 @@ def as_problem(example: Any, where: str) -> Problem:
     """The problem of one raw example.
 
     Raises:
-        DataError: the example has another shape, or one that `as_example` could not give back; ``where`` names it.
+        DataError: the example has another structure, or cannot be recovered by `as_example`; ``where`` names it.
     """
     _check_shape(example, where)
     test = example["test_example"]
@@ -79,7 +80,7 @@ def as_problem(example: Any, where: str) -> Problem:
 
 
 def as_example(problem: Problem) -> dict[str, Any]:
-    """The raw example that `as_problem` made the problem from."""
+    """The raw example from which `as_problem` created the problem."""
     question, _, asked = problem.question.rpartition(f" {ASKS}")
     chain = [sentence for step in problem.steps for sentence in re.split(r"(?<=\.) ", step)]
     test = {"question": question, "query": ASKS + asked, "chain_of_thought": chain, "answer": problem.answer}
@@ -87,7 +88,7 @@ def as_example(problem: Problem) -> dict[str, Any]:
 
 
 def split_sizes(count: int) -> dict[str, int]:
-    """Problems of each split: those of the paper, where they suffice (more are left over), or their proportions.
+    """The number of problems of each split: the paper's if there are enough examples, otherwise the same proportions.
 
     Raises:
         DataError: there are fewer examples than splits.
@@ -101,10 +102,10 @@ def split_sizes(count: int) -> dict[str, int]:
 
 
 def convert(raw: Path, out: Path, seed: int) -> str:
-    """Writes the three files and their manifest; returns a summary of them."""
+    """Writes the three files and their manifest. Returns a summary of the files."""
     examples = load_examples(raw)
     sizes = split_sizes(len(examples))
-    # Each example is let go as its problem comes, so that input and output never lie in memory together.
+    # Each example is freed after its conversion, so that input and output are never in memory at the same time.
     keys = tqdm(list(examples), unit=" problems", disable=not sys.stderr.isatty())
     problems = [as_problem(examples.pop(key), f"{raw}: example '{key}'") for key in keys]
     random.Random(seed).shuffle(problems)
@@ -121,7 +122,7 @@ def convert(raw: Path, out: Path, seed: int) -> str:
 
 
 def _repeats(splits: dict[str, list[Problem]]) -> str:
-    first: dict[str, str] = {}  # question to the split that asks it first
+    first: dict[str, str] = {}  # each question, and the first split that contains it
     repeats = across = 0
     for split, problems in splits.items():
         for problem in problems:
@@ -132,7 +133,7 @@ def _repeats(splits: dict[str, list[Problem]]) -> str:
 
 def _check_shape(example: Any, where: str) -> None:
     if not isinstance(example, dict) or set(example) != {"test_example"}:
-        raise DataError(f"{where}: found {_shown(example)}, expected an object with the key test_example alone")
+        raise DataError(f"{where}: found {_shown(example)}, expected an object with only the key test_example")
     test = example["test_example"]
     if not isinstance(test, dict) or set(test) != KEYS:
         raise DataError(f"{where}: found {_shown(test)}, expected an object with the keys {', '.join(sorted(KEYS))}")
@@ -155,7 +156,7 @@ def _check_shape(example: Any, where: str) -> None:
 
 
 def _shown(found: Any) -> str:
-    """What was found; of an object its keys, for its values may be long."""
+    """What was found, for error messages; of an object only the keys, because its values may be long."""
     if isinstance(found, dict) and found:
         return f"the keys {', '.join(found)}"
     text = json.dumps(found, ensure_ascii=False)
@@ -163,12 +164,16 @@ def _shown(found: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Make problem files from a raw ProntoQA file.")
+    """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    parser = argparse.ArgumentParser(description="Write problem files from a raw ProntoQA file.")
     raw = Path("data/5hop_0shot_random.json")
-    parser.add_argument("raw", type=Path, nargs="?", default=raw, help="file of ProntoQA's generator (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the files (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle: same seed, same files (%(default)s)")
+    parser.add_argument(
+        "raw", type=Path, nargs="?", default=raw, help="file written by ProntoQA's generator (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the shuffle; the same seed gives the same files (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         print(convert(options.raw, options.out, options.seed))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Downloads the published ProsQA into data/prosqa_raw and puts it into data: bash preprocessing/prosqa.bash [--force]
-# Files that are there with other content, such as those of prosqa.py, are replaced only with --force.
-# PROSQA_URL, where set, is a folder that holds prosqa_{train,valid,test}.json (a mirror: http://... or file://...).
-# PYTHON is the interpreter (python3).
+# Downloads the published ProsQA files to data/prosqa_raw and copies them to data: bash preprocessing/prosqa.bash [--force]
+# Existing files with other content, such as those of prosqa.py, are replaced only with --force.
+# Environment: PROSQA_URL is a mirror, a folder with prosqa_{train,valid,test}.json (http://... or file://...);
+# PYTHON is the interpreter (default: python3).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/fetch.bash"

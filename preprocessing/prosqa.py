@@ -1,8 +1,8 @@
 """Writes ProsQA files: ``python preprocessing/prosqa.py [--out data] [--seed 0] [--sizes 17886 300 500]``.
 
-Makes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph stands twice in them. ``--stats FILE...``
-prints statistics of graph files side by side instead. Not here: the generator (`coconut_ds.data.prosqa`), the
-statistics (`coconut_ds.data.graph_stats`) and the published files (`prosqa.bash`).
+Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. With
+``--stats FILE...`` it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`,
+the statistics are computed by `coconut_ds.data.graph_stats`, and `prosqa.bash` downloads the published files.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file: the checkout takes the place of this folder, whose file names are no modules.
+    # Run as a file: put the root of the checkout on the path instead of this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
-    """Split and problem, one by one; test first, so that the size of a split does not change those before it."""
+    """Yields (split, problem), test first, so that the size of a split does not change the splits before it."""
     taken: set[str] = set()
     with tqdm(total=sum(sizes.values()), unit=" problems", disable=not sys.stderr.isatty()) as bar:
         for split in reversed(SPLITS):
@@ -37,7 +37,7 @@ def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Pro
 
 
 def write_files(out: Path, seed: int, sizes: dict[str, int]) -> str:
-    """Writes the three files and their manifest; returns a summary of them."""
+    """Writes the three files and their manifest. Returns a summary of the files."""
     with Outputs(out, "prosqa", seed=seed, sizes=sizes) as outputs:
         files = {split: outputs.open(f"prosqa_{split}.json") for split in SPLITS}
         for split, problem in generate_splits(seed, sizes):
@@ -52,19 +52,23 @@ def _size(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Make ProsQA files, or print statistics of graph files.")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the files (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same files (%(default)s)")
+    """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    parser = argparse.ArgumentParser(description="Write ProsQA files, or print statistics of graph files.")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the generator; the same seed gives the same files (%(default)s)"
+    )
     parser.add_argument(
         "--sizes",
         type=_size,
         nargs=3,
         default=[17886, 300, 500],
         metavar=("TRAIN", "VALID", "TEST"),
-        help="problems of each split (17886 300 500, as published)",
+        help="numbers of problems per split (17886 300 500, as published)",
     )
-    parser.add_argument("--stats", type=Path, nargs="+", metavar="FILE", help="print statistics and write nothing")
+    parser.add_argument(
+        "--stats", type=Path, nargs="+", metavar="FILE", help="print statistics of these files and write nothing"
+    )
     options = parser.parse_args(arguments)
     if options.stats:
         try:

@@ -1,7 +1,7 @@
-"""Puts the published ProsQA files that `prosqa.bash` downloaded into the data folder, byte by byte.
+"""Copies the published ProsQA files, which `prosqa.bash` downloads, to the data folder.
 
-``python preprocessing/prosqa_published.py [--raw data/prosqa_raw] [--out data] [--counts LIST] [--force]``. Files of
-the same name with other content, such as the generator's, are replaced only with ``--force``.
+``python preprocessing/prosqa_published.py [--raw data/prosqa_raw] [--out data] [--counts LIST] [--force]``. Existing
+files with other content, such as those of the generator, are replaced only with ``--force``.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file: the checkout takes the place of this folder, whose file names are no modules.
+    # Run as a file: put the root of the checkout on the path instead of this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from coconut_ds.data.downloads import check_count, downloaded, expected_counts
@@ -22,10 +22,11 @@ NAMES = ("prosqa_train.json", "prosqa_valid.json", "prosqa_test.json")
 
 
 def install(raw: Path, out: Path, counts: Mapping[str, int], force: bool) -> str:
-    """Copies the three files and writes their manifest; returns a summary of them.
+    """Copies the three files and writes their manifest. Returns a summary of the files.
 
     Raises:
-        DataError: a file is no list of as many problems as ``counts`` says, or would replace another one unasked.
+        DataError: a file is invalid or has another number of problems than ``counts`` says, or it would replace a file
+            with other content although ``force`` is not set.
     """
     numbers = {}
     for name in NAMES:
@@ -39,7 +40,7 @@ def install(raw: Path, out: Path, counts: Mapping[str, int], force: bool) -> str
     ]
     if others and not force:
         raise DataError(
-            f"{', '.join(others)}: found other content than the published, and left all as it is; "
+            f"{', '.join(others)}: found other content than the published, and changed nothing; "
             "to replace it: bash preprocessing/prosqa.bash --force"
         )
     with Outputs(out, "prosqa", published=True) as outputs:
@@ -49,14 +50,14 @@ def install(raw: Path, out: Path, counts: Mapping[str, int], force: bool) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Put the published ProsQA files into the data folder.")
-    parser.add_argument("--raw", type=Path, default=Path("data/prosqa_raw"), help="downloaded files (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the files (%(default)s)")
+    """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    parser = argparse.ArgumentParser(description="Copy the published ProsQA files to the data folder.")
     parser.add_argument(
-        "--counts", type=Path, metavar="LIST", help="refuse other numbers of problems than in this list"
+        "--raw", type=Path, default=Path("data/prosqa_raw"), help="folder of the downloaded files (%(default)s)"
     )
-    parser.add_argument("--force", action="store_true", help="replace files of other content")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
+    parser.add_argument("--counts", type=Path, metavar="LIST", help="check the numbers of problems against this list")
+    parser.add_argument("--force", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
         counts = expected_counts(options.counts) if options.counts else {}

@@ -38,6 +38,12 @@ def test_groups_are_those_of_the_configuration_and_methods_those_of_the_registry
         assert config({"method.kind": method}).method.kind == method
 
 
+def test_prontoqa_trains_with_the_values_of_prosqa() -> None:
+    """Both names keep working; one file inherits from the other."""
+    one, other = (compose_config([f"training={name}_coconut"]) for name in ("prosqa", "prontoqa"))
+    assert one == other
+
+
 LOGIC = {
     "training.c_thought": 1,
     "training.max_latent_stage": 6,

@@ -21,7 +21,7 @@ from coconut_ds.settings.schema import leaf_keys
             {"method.kind": "cott"},
             ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"],
         ),
-        ({"data.kind": "web"}, ["data.kind: found 'web'", "'file'", "'synthetic'"]),
+        ({"data.kind": "web"}, ["data.kind: found 'web'", "unknown data source", "file, modular_sum", "synthetic"]),
         ({"training.num_epochs": "many"}, ["training.num_epochs: found 'many'", "valid integer"]),
         ({"training.num_epochs": True}, ["training.num_epochs: found True", "valid integer"]),
         ({"training.lr": True}, ["training.lr: found True", "valid number"]),
@@ -41,7 +41,7 @@ from coconut_ds.settings.schema import leaf_keys
             {"training.max_epochs_per_stage": 1, "training.min_epochs_per_stage": 2},
             ["max_epochs_per_stage=1", "min_epochs_per_stage=2"],
         ),
-        ({"training.stage_switches": [3, 2]}, ["stage_switches=[3, 2]", "must not fall"]),
+        ({"training.stage_switches": [3, 2]}, ["stage_switches=[3, 2]", "must not decrease"]),
         (
             {"run.only_eval": True},
             ["run.load_model_path: found null", "run.only_eval=true", "set load_model_path=PATH"],
@@ -104,7 +104,7 @@ def test_every_key_has_a_description_and_help_shows_it(
         return texts
 
     with pytest.raises(SystemExit, match="0"):
-        parse_arguments(["--help"], schema, "usage")
+        parse_arguments(["--help-all"], schema, "usage")
     shown = capsys.readouterr().out
     texts = described(schema)
     assert len(texts) == len(leaf_keys(schema)) > 10

@@ -147,7 +147,7 @@ def test_the_text_says_it(report):
     for expected in (
         "method: coconut, c_thought 2, max_latent_stage 3; trained on train.json its last stage is 3",
         "without steps 2 (33.3%) 0 2 (33.3%)",
-        "question stands earlier in the file 1 (16.7%) 1 (20.0%) 1 (16.7%)",
+        "question occurs earlier in the file 1 (16.7%) 1 (20.0%) 1 (16.7%)",
         "different answers 3 2 3",
         "most frequent answer c c c",
         "problems it is right for 3 (50.0%) 3 (60.0%) 3 (50.0%)",
@@ -158,7 +158,7 @@ def test_the_text_says_it(report):
         "valid.json 3 5.0 4.4 5.0 5",  # questions
         "3 1 (16.7%) ████ 0 1 (16.7%) ████",
         "valid.json train.json 4 (80.0%) 3 (60.0%)",
-        "valid.json #1 asks as train.json #3: c =",
+        "valid.json #1 has the question of train.json #3: c =",
         "#4: 3 steps, 23 tokens",
         "stage 2: 23 positions, 4 thoughts, loss on 8",
         "a b c a b c a =⏎ <start> ●●●● <end> ⟦c a b⏎ ### # 1000 <eos>⟧",

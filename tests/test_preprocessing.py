@@ -238,7 +238,7 @@ def test_a_bad_prontoqa_example_is_named_and_leaves_all_as_it_was(
         ('{"example1": ', "broken JSON at line 1, column 14"),
         ("[]", "found [], expected an object of examples"),
         ("{}", "found {}, expected an object of examples"),
-        ('{"example1": {}, "example1": {}}', "key 'example1' stands twice"),
+        ('{"example1": {}, "example1": {}}', "key 'example1' occurs twice"),
         ('{"example1": {"in_context_example0": {}}}', "example 'example1': found the keys in_context_example0, exp"),
     ],
 )

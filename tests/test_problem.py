@@ -56,7 +56,7 @@ def test_json_lines_end_at_newlines_only(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ('[{"question": "q",\n "steps": [}]', ["broken JSON at line 2, column 12"]),
-        (json.dumps(GOOD[0]) + "\n\n{'question'}\n", ["broken JSON at line 3", "one problem a line"]),
+        (json.dumps(GOOD[0]) + "\n\n{'question'}\n", ["broken JSON at line 3", "one problem per line"]),
         (b'[{"question": "\xff"}]', ["not UTF-8", "byte 15"]),
         ("[]", ["holds no problems", "at least one"]),
         (" \n", ["holds no problems", "at least one"]),

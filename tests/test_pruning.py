@@ -63,7 +63,7 @@ def test_prune_leaves_a_living_attempt_alone(root, call):
     before = names(folder)
     with RunLock(folder.path.parent, print) as lock:
         lock.name_attempt(folder.path.name)
-        assert "left alone" in call("prune", "--keep-last", "1", folder.path.name)[1]
+        assert "skipped" in call("prune", "--keep-last", "1", folder.path.name)[1]
         assert names(folder) == before
     call("prune", "--keep-last", "1", folder.path.name)
     assert names(folder) == ["checkpoint_2", "checkpoint_4"]

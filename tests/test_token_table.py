@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_written_matters_only_when_it_must_be(
     with pytest.raises(ConfigError) as caught:
         cached_tokens(data, tokenizer, data / "below-a-file")
     assert str(caught.value).startswith(f"data.cache_path={data}/below-a-file: cannot be written (")
-    assert str(caught.value).endswith("; set data.cache_path to a folder that can be")
+    assert str(caught.value).endswith("; set data.cache_path to a writable folder")
 
     def refuse(*given: Any, **more: Any) -> None:
         raise PermissionError(13, "Permission denied")

@@ -238,6 +238,7 @@ FILES = {
 }
 BAD = {
     "unknown method": (["method.kind=telepathy"], "method.kind: found 'telepathy'"),
+    "unknown data source": (["data.kind=web"], "data.kind: found 'web', unknown data source; expected one of file"),
     "batch": (["batch_size_training=5"], "batch_size_training=5 does not divide.*one of 1, 2, 4, 8, 16"),
     "tokenizer": (["tokenizer=/nowhere/tokenizer"], "model.tokenizer=/nowhere/tokenizer: no such folder"),
     "hub tokenizer": (["tokenizer=openai-community/gpt2"], "hub cannot be reached; set model.tokenizer"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from coconut_ds.training.position import Position
 from slow_loop import slow_loss
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
@@ -18,7 +19,6 @@ from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.curriculum import learning_rate, mixed_stage
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
-from coconut_ds.training.position import Position
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver, Scores
 from coconut_ds.training.trainer import Trainer

@@ -1,1 +1,1 @@
-"""What command lines have in common."""
+"""What the command line programs share."""

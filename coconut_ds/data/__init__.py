@@ -1,1 +1,1 @@
-"""Problems and where they come from: files and generators. Plain data, no torch."""
+"""Problems, and the files and generators they come from. Most modules here work without torch."""

@@ -1,8 +1,8 @@
 """Reports on files of problems: ``python -m coconut_ds.data FILE...``.
 
-Prints how long the problems are, how many steps they have, what stands twice, how good a constant answer would be, and
-the sequences that a method makes of a few of them at each stage; draws the same. Give the training file first: the
-last stage is that of training on it.
+Prints the lengths of the problems, their numbers of steps, duplicates, the accuracy of a constant answer, and the
+training sequences of a few problems at each stage of a method. Draws the same as a picture. Give the training file
+first: it determines the last stage.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from coconut_ds.methods import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns the exit code: 2 for an error to mend."""
+    """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
     options = _parser().parse_args(argv)
     try:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         options.png.parent.mkdir(parents=True, exist_ok=True)
-        # Imported here, so that files that cannot be read are refused before torch is loaded.
+        # Imported here, so that invalid files are reported before torch is loaded.
         from coconut_ds.data.report.picture import draw
         from coconut_ds.data.report.statistics import make_report
         from coconut_ds.data.report.text import render_report
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         draw(report, options.png)
     except (CoconutError, OSError) as error:
-        # Where the tokenizer is a setting of training, the message calls it by that name.
+        # Messages about the tokenizer name the training setting; here it is an option.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
         return 2
     _show(f"{render_report(report)}\n{options.png}\n")
@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
-    """What files are called: their last names, whole paths where two have the same."""
+    """Names for files: the last part of each path, or full paths if two files have the same name."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def words(problems: Iterable[Problem]) -> list[str]:
-    """What stands between spaces, each once."""
+    """The distinct words of all problems, as separated by spaces."""
     found: dict[str, None] = {}
     for problem in problems:
         for text in (problem.question, *problem.steps, problem.answer):
@@ -66,15 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON: question, steps, answer")
     parser.add_argument(
-        "--tokenizer", default="dataset", help="a folder, a hub name, or dataset: the words of the files (%(default)s)"
+        "--tokenizer",
+        default="dataset",
+        help="a folder, a hub name, or dataset to build one from the files (%(default)s)",
     )
     parser.add_argument("--method", choices=METHODS, default="coconut", help="%(default)s")
-    parser.add_argument("--c-thought", type=_from(1), default=1, metavar="C", help="thoughts a step (%(default)s)")
+    parser.add_argument("--c-thought", type=_from(1), default=1, metavar="C", help="thoughts per step (%(default)s)")
     parser.add_argument(
-        "--max-latent-stage", type=_from(0), metavar="M", help="most steps of a problem of the first file"
+        "--max-latent-stage",
+        type=_from(0),
+        metavar="M",
+        help="last stage that adds thoughts (default: the most steps of a problem of the first file)",
     )
     parser.add_argument("--png", type=Path, default=Path("outputs/data_report.png"), help="%(default)s")
-    parser.add_argument("--examples", type=_from(0), default=3, metavar="N", help="problems laid out (%(default)s)")
+    parser.add_argument(
+        "--examples", type=_from(0), default=3, metavar="N", help="problems to show at each stage (%(default)s)"
+    )
     return parser
 
 
@@ -93,7 +100,7 @@ def _show(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # A reader such as head has seen enough; what is left in the buffer must not fail again at exit.
+        # The reader, such as head, has closed the pipe; writing the rest of the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

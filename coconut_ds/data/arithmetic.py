@@ -1,10 +1,10 @@
 """Generated chains of operations: running sums modulo m, running products of permutations of three elements.
 
-The question is the chain (``3 + 5 + 2 + 6 =``), the steps are the running results, the answer is the last of them.
-Permutation products are state tracking in a group where order matters: ``bca * acb`` applies ``acb`` first.
+The question is the chain (``3 + 5 + 2 + 6 =``), the steps are the running results, and the answer is the last of them.
+Permutation products require tracking a state in a non-commutative group: ``bca * acb`` applies ``acb`` first.
 
-Each problem is a pure function of (seed, split, epoch, index). A problem belongs to a split by a hash of its terms
-alone, so training, validation and test never share one, whatever the seed.
+Each training problem is a pure function of (seed, split, epoch, index). The split of a problem is decided by a hash
+of its terms only, so training, validation and test never share a problem, whatever the seeds.
 """
 
 import hashlib
@@ -12,19 +12,19 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
-from coconut_ds.settings import SplitSizes
+from coconut_ds.settings import DataConfig, SplitSizes
 
 BUCKETS = 20
-"""Hash buckets; the first goes to validation, the next three to test, the others to training (a fifth is held out)."""
+"""Number of hash buckets: one for validation, three for test, the others for training (a fifth is held out)."""
 TEST_BUCKETS = (1, 2, 3)
 
 
 def split_of_terms(terms: Sequence[str]) -> str:
-    """The split to which a problem with these terms belongs."""
+    """The split (train, valid or test) to which a problem with these terms belongs."""
     digest = hashlib.blake2b(" ".join(terms).encode(), digest_size=8).digest()
     bucket = int.from_bytes(digest, "big") % BUCKETS
     if bucket == 0:
@@ -33,7 +33,7 @@ def split_of_terms(terms: Sequence[str]) -> str:
 
 
 class Chains(ABC):
-    """A source of problems that apply one operation again and again."""
+    """A source of problems that apply one operation repeatedly."""
 
     operator: ClassVar[str]
 
@@ -47,27 +47,27 @@ class Chains(ABC):
     @property
     @abstractmethod
     def elements(self) -> Sequence[str]:
-        """All elements, as words."""
+        """All elements of the set, as words."""
 
     @abstractmethod
     def combine(self, left: str, right: str) -> str:
-        """The operation."""
+        """The result of the operation on two elements."""
 
     def train(self, epoch: int) -> list[Problem]:
-        """Training problems of an epoch: new ones each time, or under ``online=False`` always epoch 0's."""
+        """Training problems of an epoch; if not ``online``, those of epoch 0 in every epoch."""
         epoch = epoch if self.online else 0
         return [self.problem(self._draw("train", epoch, index)) for index in range(self.size.train)]
 
     def valid(self) -> list[Problem]:
-        """Validation problems, all different; always the same."""
+        """Validation problems, without duplicates; the same at every call."""
         return self._distinct("valid", self.size.valid)
 
     def test(self) -> list[Problem]:
-        """Test problems, all different; always the same."""
+        """Test problems, without duplicates; the same at every call."""
         return self._distinct("test", self.size.test)
 
     def vocabulary(self) -> list[str]:
-        """Texts that together hold every word a problem can hold."""
+        """Texts that together contain every word of any problem."""
         return [self.problem([element] * self.num_terms).question for element in self.elements]
 
     def problem(self, terms: Sequence[str]) -> Problem:
@@ -93,12 +93,13 @@ class Chains(ABC):
         space = len(self.elements) ** self.num_terms
         for split in ("valid", "test"):
             wanted = getattr(self.size, split)
-            # Counting is exact and cheap below 200,000 problems; above, a bucket of a 20th surely suffices.
-            there = space // BUCKETS // 2 if space > 200_000 else self._count(split)
-            if wanted > there:
+            # Up to 200,000 problems are counted exactly; above that, half the expected size of one bucket is safe.
+            available = space // BUCKETS // 2 if space > 200_000 else self._count(split)
+            if wanted > available:
                 raise DataError(
                     f"data.size.{split}={wanted}: {self.num_terms} terms of {len(self.elements)} elements give only "
-                    f"{there} {split} problems; set {f'data.size.{split}={there} or less, or ' if there else ''}"
+                    f"{available} {split} problems; "
+                    f"set {f'data.size.{split}={available} or less, or ' if available else ''}"
                     "a larger data.num_terms"
                 )
 
@@ -115,22 +116,32 @@ class ModularSum(Chains):
         self.modulus = modulus
         super().__init__(seed, size, num_terms, online)
 
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        return cls(seed, data.size, data.num_terms, data.online, data.modulus)
+
     @property
     def elements(self) -> Sequence[str]:
-        """0 … m-1."""
+        """The numbers 0 … m-1."""
         return [str(number) for number in range(self.modulus)]
 
     def combine(self, left: str, right: str) -> str:
-        """Sum modulo m."""
+        """The sum modulo m."""
         return str((int(left) + int(right)) % self.modulus)
 
 
 class PermutationProduct(Chains):
-    """Running products in the symmetric group of three elements, the smallest group where order matters."""
+    """Running products in the symmetric group of three elements, the smallest non-commutative group."""
 
     operator: ClassVar[str] = "*"
     letters: ClassVar[str] = "abc"
     _elements: ClassVar[tuple[str, ...]] = tuple("".join(p) for p in itertools.permutations("abc"))
+
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        return cls(seed, data.size, data.num_terms, data.online)
 
     @property
     def elements(self) -> Sequence[str]:

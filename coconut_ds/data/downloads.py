@@ -1,7 +1,7 @@
-"""Lists of downloads as `preprocessing/*.sha256` keep them: what a downloaded file must hold. Not here: downloading.
+"""Reads the lists of downloaded files, `preprocessing/*.sha256`, and checks the number of problems in each file.
 
-A line is: sha256 (or "unknown"), bytes (or "-"), problems, file name. The sums are the shell scripts' to check; the
-number of problems is all that is known of some files, and is checked here.
+Each line has four columns: sha256 (or "unknown"), bytes (or "-"), number of problems, file name. The shell scripts in
+`preprocessing/` download the files and check the sha256. For some files only the number of problems is known.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ from coconut_ds.errors import DataError
 
 
 def expected_counts(path: Path) -> dict[str, int]:
-    """Problems of each file that a list names.
+    """The number of problems of each file that a list names.
 
     Raises:
-        DataError: a line is neither of the form above nor a comment.
+        DataError: a line has another form and is no comment.
     """
     counts = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -29,10 +29,10 @@ def expected_counts(path: Path) -> dict[str, int]:
 
 
 def check_count(path: Path, found: int, counts: Mapping[str, int]) -> None:
-    """Refuses a file with another number of problems than its list says; one that no list names passes.
+    """Checks the number of problems of a file; files that are not in ``counts`` pass.
 
     Raises:
-        DataError: the number differs.
+        DataError: the number differs from the expected one.
     """
     if found != counts.get(path.name, found):
         raise DataError(f"{path}: found {found} problems, expected {counts[path.name]}")
@@ -40,7 +40,7 @@ def check_count(path: Path, found: int, counts: Mapping[str, int]) -> None:
 
 @contextmanager
 def downloaded(path: Path, counts: Mapping[str, int]) -> Iterator[None]:
-    """Adds to an error about a file of a list how to mend it."""
+    """Context manager that adds to a ``DataError`` about a downloaded file how to repair it."""
     try:
         yield
     except DataError as error:

@@ -1,8 +1,8 @@
-"""What a generated text on a graph problem (ProsQA's format) did: which kind of path it wrote, or which label.
+"""Classifies generated solutions of graph problems (ProsQA's format) by the path or label that they contain.
 
-Does: the six categories of Coconut's analysis (Hao et al. 2024, arXiv:2412.06769, section 5.1), which cover all texts
-without overlap, and the points of the two shortcuts of `graph_stats` on a single problem. Does not: read the graph from
-the question's text; it stands in ``Problem.extra``.
+The six categories are those of Coconut's analysis (Hao et al. 2024, arXiv:2412.06769, section 5.1); every text belongs
+to exactly one. Also scores the two shortcuts of `graph_stats` on a single problem. The graph is taken from
+``Problem.extra``, not from the text of the question.
 """
 
 import re
@@ -16,36 +16,36 @@ from coconut_ds.formats import TEXT, Format, is_correct
 
 
 class Category(StrEnum):
-    """Kinds of generated texts, in the order of the paper; `categorise` draws the lines."""
+    """Categories of generated texts, in the order of the paper; `categorise` defines them exactly."""
 
     CORRECT_PATH = "correct_path"
     """Part of a shortest path from root to target."""
     LONGER_PATH = "longer_path"
-    """Part of a path from root to target, but of no shortest one."""
+    """Part of a path from root to target, but not of a shortest one."""
     HALLUCINATION = "hallucination"
-    """A step that is no edge of the graph, or a chain that is disconnected, in itself or from the root."""
+    """A step that is not an edge of the graph, or steps that are not connected with each other or with the root."""
     WRONG_TARGET = "wrong_target"
-    """A path from the root that does not lead to the target, or is followed by another answer or none."""
+    """A path from the root that does not lead to the target, or that is not followed by the correct answer."""
     CORRECT_LABEL = "correct_label"
-    """No step, and the right answer."""
+    """No steps, and the correct answer."""
     INCORRECT_LABEL = "incorrect_label"
-    """No step, and a wrong answer or none."""
+    """No steps, and a wrong answer or none."""
 
 
 CATEGORY_NAMES: dict[Category, str] = {category: category.replace("_", " ") for category in Category}
-"""How a table names the categories, in the order of its rows."""
+"""The categories' names in tables, in the order of the rows."""
 
 
 def is_graph_problem(problem: Problem) -> bool:
-    """Whether the problem carries a graph (the keys of the published ProsQA files), so that the others take it."""
+    """Whether the problem has a graph (the keys of the published ProsQA files), as the other functions require."""
     return all(key in problem.extra for key in GRAPH_KEYS)
 
 
 def shortcuts(problem: Problem, where: str = "problem") -> dict[str, float]:
-    """What two guesses that read no path score: keys ``more_ancestors`` and ``mentioned_less``, as in `GraphStats`.
+    """The scores of two guesses that do not follow any path, ``more_ancestors`` and ``mentioned_less`` (`GraphStats`).
 
     Returns:
-        1 where the guess is right, 0 where it is wrong, 0.5 where it cannot tell the options apart.
+        For each guess, 1 if it is correct, 0 if it is wrong, and 0.5 if it cannot distinguish the options.
 
     Raises:
         DataError: as ``question_of``.
@@ -58,27 +58,30 @@ def categorise(
 ) -> Category:
     """The category of a generated text.
 
-    Steps are the sentences before the last ``#``, the answer is what scoring finds. The right answer is necessary for
-    ``CORRECT_PATH``, ``LONGER_PATH`` and ``CORRECT_LABEL``; so these three together never exceed the accuracy, and fall
-    short of it by the hallucinations that end in the right answer and the paths that do not lead to it. In order:
+    Steps are the sentences before the last ``#``; the answer is the one that scoring extracts. ``CORRECT_PATH``,
+    ``LONGER_PATH`` and ``CORRECT_LABEL`` require the correct answer, so their shares never sum to more than the
+    accuracy. The difference is the share of texts with the correct answer whose steps are hallucinated or do not lead
+    to it. The rules, in order:
 
-    1. No steps: ``CORRECT_LABEL`` or ``INCORRECT_LABEL``. A text without ``#`` that consists of one of the two options
-       is an answer; any other text without ``#`` consists of steps and was cut off before its answer.
-    2. ``HALLUCINATION``: a sentence cannot be read as "[Every] X is a Y" or "X>Y", or is no edge; a step does not begin
-       where the one before ended; or the root does not reach the first step. Which answer follows makes no difference.
-    3. ``WRONG_TARGET``: the last step does not reach the target; or the answer is not the right one.
-    4. ``CORRECT_PATH`` if the steps and the fewest edges that complete them are as many as a shortest path has,
-       otherwise ``LONGER_PATH``.
+    1. No steps: ``CORRECT_LABEL`` or ``INCORRECT_LABEL``. A text without ``#`` that is one of the two options is an
+       answer; any other text without ``#`` consists of steps and was cut off before its answer.
+    2. ``HALLUCINATION``: a sentence has neither the form "[Every] X is a Y" nor "X>Y", or is not an edge; a step does
+       not start where the previous step ended; or the first step cannot be reached from the root. The answer has no
+       influence.
+    3. ``WRONG_TARGET``: the target cannot be reached from the last step, or the answer is not correct.
+    4. ``CORRECT_PATH`` if the steps, completed by as few edges as possible, are as long as a shortest path; otherwise
+       ``LONGER_PATH``.
 
-    Thoughts stand for the first steps, or in ``coconut_reversed`` for the last, so a part of a path counts by its best
-    completion at both ends. With one-token formats, whose steps are no sentences, only the answer counts.
+    Because thoughts replace the first steps (in ``coconut_reversed``, the last), a part of a path is judged by its
+    shortest completion at both ends. In formats with one target token, whose steps are not sentences, only the answer
+    is judged.
 
     Args:
-        problem: one that carries a graph.
-        text: without markers of thoughts.
-        format: of the text.
-        whole: nothing stands for steps (chain of thought, stage 0), so a chain that does not begin at the root is
-            ``HALLUCINATION`` and one that stops before the target ``WRONG_TARGET``.
+        problem: a problem with a graph.
+        text: the generated text, without markers.
+        format: the format of the text.
+        whole: whether no thoughts replace steps (chain of thought, stage 0). Then steps that do not start at the root
+            are a ``HALLUCINATION``, and steps that end before the target a ``WRONG_TARGET``.
         where: names the problem in errors.
 
     Raises:
@@ -118,7 +121,7 @@ def _steps(text: str, problem: Problem, question: GraphQuestion) -> list[str]:
 
 
 def _path(steps: Sequence[str], symbols: Sequence[str], question: GraphQuestion) -> list[int] | None:
-    """The nodes that the steps lead along; none if a step is no edge or does not begin where the one before ended."""
+    """The nodes along the steps; None if a step is not an edge or does not start where the previous one ended."""
     nodes, edges = {symbol: node for node, symbol in enumerate(symbols)}, set(question.graph.edges)
     path: list[int] = []
     for step in steps:

@@ -1,8 +1,8 @@
 """Statistics of graph problems (ProsQA's format), and a table of them for one or several files side by side.
 
-Does: sizes, shortest paths, in-degrees, and how far two shortcuts get that read no path: the option with more
-ancestors, and the option mentioned less often. A search claimed on such data must beat both. Does not: judge problems,
-nor read their text, but for the order of the two options.
+Measures sizes, shortest paths and in-degrees, and the accuracy of two shortcuts that do not follow any path: choosing
+the option with more ancestors, and choosing the option that is mentioned less often. A claim that a model searches such
+graphs requires an accuracy above both. The text of a problem is used only for the order of its two options.
 """
 
 from collections import Counter
@@ -17,10 +17,10 @@ GRAPH_KEYS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
 
 def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
-    """The graph question that a problem carries in ``extra``; ``where`` names the problem in errors.
+    """The graph question in a problem's ``extra`` keys; ``where`` names the problem in errors.
 
     Raises:
-        DataError: a key is missing, an edge names no node, or the root does not reach the target.
+        DataError: a key is missing, an index is not that of a node, or the target cannot be reached from the root.
     """
     for key in GRAPH_KEYS:
         if key not in problem.extra:
@@ -47,34 +47,36 @@ def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
 
 @dataclass(frozen=True)
 class GraphStats:
-    """Means over problems, and shares (which sum to 1) per value."""
+    """Means over the problems of a file, and shares of values (which sum to 1)."""
 
     num_problems: int
     nodes: float
     edges: float
     path_length: float
-    """Edges of the shortest path from root to target."""
+    """Mean length of the shortest path from root to target, in edges."""
     path_lengths: Mapping[int, float]
+    """Share of problems for each of these lengths."""
     num_shortest_paths: float
+    """Mean number of shortest paths from root to target."""
     in_degrees: Mapping[int, float]
-    """Of nodes 2 and higher: 0 and 1 are the two roots."""
+    """Share of nodes for each number of parents, without nodes 0 and 1, the two roots."""
     answer_first: float
     """Share of questions that name the answer before the distractor."""
     distractor_depth: float
-    """Shortest distance from the other root, over the problems where that reaches the distractor; nan if none."""
+    """Mean distance of the distractor from the other root, over the problems where it can be reached; nan if none."""
     sources: float
-    """Nodes without parents."""
+    """Mean number of nodes without parents."""
     more_ancestors: float
-    """Accuracy of choosing the option with more ancestors; a tie counts half."""
+    """Accuracy of choosing the option with more ancestors; a tie counts 0.5."""
     mentioned_less: float
-    """Accuracy of choosing the option in fewer sentences; a tie counts half."""
+    """Accuracy of choosing the option that occurs in fewer sentences; a tie counts 0.5."""
 
 
 def graph_stats(problems: Sequence[Problem], where: str = "problems") -> GraphStats:
-    """Measures problems; ``where`` names them in errors.
+    """The statistics of problems; ``where`` names them in errors.
 
     Raises:
-        DataError: there are none, or one carries no graph.
+        DataError: there are no problems, or one has no graph.
     """
     if not problems:
         raise DataError(f"{where}: found no problems, expected at least one")
@@ -100,7 +102,7 @@ def graph_stats(problems: Sequence[Problem], where: str = "problems") -> GraphSt
 
 
 def shortcut_points(question: GraphQuestion) -> dict[str, float]:
-    """What each shortcut of `GraphStats` scores on one question: 1 right, 0 wrong, 0.5 for a tie."""
+    """The score of each shortcut of `GraphStats` on one question: 1 correct, 0 wrong, 0.5 for a tie."""
     graph, target, distractor = question.graph, question.target, question.distractor
     return {
         "more_ancestors": _points(len(graph.ancestors(target)), len(graph.ancestors(distractor))),
@@ -130,7 +132,7 @@ def _shares(values: Sequence[int]) -> dict[int, float]:
 
 
 def stats_table(stats: Mapping[str, GraphStats]) -> str:
-    """A text table: one row a statistic, one column a file, in the order given."""
+    """A text table with one row per statistic and one column per file, in the given order."""
     lengths = sorted({length for one in stats.values() for length in one.path_lengths})
     degrees = sorted({degree for one in stats.values() for degree in one.in_degrees})
     columns = [_cells(one, lengths, degrees) for one in stats.values()]

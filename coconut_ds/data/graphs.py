@@ -1,11 +1,12 @@
-"""Directed acyclic graphs, and questions about them in the words of ProsQA. Shared by `prosqa` and `layered`.
+"""Directed acyclic graphs, and questions about them in the words of ProsQA. Used by `prosqa`, `layered` and `symbolic`.
 
-Does: reachability, shortest paths (counted, and drawn evenly), a fingerprint that renumbering the nodes does not
-change, and the wording. Does not: make graphs. An edge (u, v) reads "u is a v" and leads to a higher index. Every draw
-comes from the ``random.Random`` passed in, so that a problem is a pure function of its seed.
+This module computes reachability and shortest paths, draws shortest paths uniformly, computes a fingerprint that does
+not depend on the numbering of the nodes, and writes questions as text. `prosqa` and `layered` generate the graphs. An
+edge (u, v) means "u is a v" and leads to a higher index. All randomness comes from the ``random.Random`` that is passed
+in, so a problem is a pure function of its seed.
 
-Sentences, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769). Arrows say
-the same with one word an edge, for models that are too small to learn which words of a sentence belong together.
+Sentences, names and concepts are those of the published ProsQA files (Hao et al. 2024, arXiv:2412.06769). The
+wording as arrows has one word per edge, for models too small to learn which words of a sentence belong together.
 """
 
 import hashlib
@@ -30,10 +31,10 @@ CONCEPTS = tuple(f"{stem}pus" for stem in _STEMS.split())
 
 
 def concepts(count: int) -> tuple[str, ...]:
-    """The first ``count`` concepts: the published 38, then invented ones of the same sound."""
+    """The first ``count`` concepts: the 38 published ones, then invented words that sound similar."""
     invented = (f"{a}{b}{c}pus" for a, b, c in product("bdfghjklmnprstvwyz", "aeiou", "ckdfgstvxz"))
     words = (*CONCEPTS, *islice(invented, max(0, count - len(CONCEPTS))))[:count]
-    assert len(words) == count, f"{count} concepts wanted, {len(words)} can be named"
+    assert len(words) == count, f"{count} concepts are needed, but only {len(words)} have names"
     return words
 
 
@@ -74,18 +75,18 @@ class Graph:
         return [node for node, below in enumerate(self.children) if not below]
 
     def distances(self, start: int) -> dict[int, int]:
-        """Edges of the shortest path from ``start`` to each node that it reaches, itself (0) included."""
+        """Length in edges of the shortest path from ``start`` to each reachable node, including itself (0)."""
         return _breadth_first(self.children, start)
 
     def ancestors(self, node: int) -> set[int]:
-        """All nodes that reach ``node``, without itself."""
+        """All nodes from which ``node`` can be reached, except itself."""
         return set(_breadth_first(self.parents, node)) - {node}
 
     def heights(self, longest: bool = False) -> list[int]:
-        """Edges from each node to the nearest sink below it, or of the longest way to one.
+        """For each node, the length in edges of the shortest (or ``longest``) path to a sink.
 
-        Both are called height: arXiv 2412.06769 says "longest distance to any leaf" in figure 7 and "shortest" in
-        section 5.4.
+        Both quantities are called height: arXiv 2412.06769 says "longest distance to any leaf" in figure 7 and
+        "shortest" in section 5.4.
         """
         heights = [0] * self.num_nodes
         choose = max if longest else min
@@ -95,7 +96,7 @@ class Graph:
         return heights
 
     def _children_first(self) -> list[int]:
-        """All nodes, each after its children."""
+        """All nodes, in an order that puts each node after its children."""
         order: list[int] = []
         left = [len(below) for below in self.children]
         ready = [node for node, count in enumerate(left) if count == 0]
@@ -105,11 +106,11 @@ class Graph:
                 left[parent] -= 1
                 if left[parent] == 0:
                     ready.append(parent)
-        assert len(order) == self.num_nodes, "the graph has no cycle"
+        assert len(order) == self.num_nodes, "a graph must not have a cycle"
         return order
 
     def shortest_path_counts(self, start: int) -> dict[int, int]:
-        """How many shortest paths lead from ``start`` to each node that it reaches."""
+        """The number of shortest paths from ``start`` to each reachable node."""
         distance = self.distances(start)
         counts = {start: 1}
         for node in distance:  # in order of distance
@@ -118,7 +119,7 @@ class Graph:
         return counts
 
     def draw_shortest_path(self, rng: random.Random, start: int, goal: int) -> list[int]:
-        """One of the shortest paths from ``start`` to ``goal``, each as likely as any other."""
+        """One of the shortest paths from ``start`` to ``goal``, drawn uniformly."""
         distance, counts = self.distances(start), self.shortest_path_counts(start)
         path = [goal]
         while path[-1] != start:
@@ -131,10 +132,11 @@ class Graph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest that two graphs share if one is the other renumbered.
+        """A digest that is equal for graphs that differ only in the numbering of their nodes.
 
-        Colour refinement: a node's colour is its own with those of its parents and children, until no more colours
-        appear. Some different graphs share a digest too, so equal digests mean "perhaps the same", never "different".
+        Computed by colour refinement: a node's new colour combines its colour with those of its parents and children,
+        until no new colours appear. Some different graphs also have equal digests; graphs with different digests are
+        always different.
         """
         colours, history, num_colours = [0] * self.num_nodes, [], 0
         while True:
@@ -150,16 +152,16 @@ class Graph:
             colours, num_colours = [rank[repr(signature)] for signature in signatures], len(table)
 
 
-@lru_cache(maxsize=4096)  # small graphs come again and again, and their fingerprints cost most of a problem
+@lru_cache(maxsize=4096)  # small graphs recur often, and the fingerprint is the most expensive part of a problem
 def split_of_graph(graph: Graph) -> str:
-    """The one split in which this graph may stand: 80 % train, 10 % valid, 10 % test."""
+    """The only split that may contain this graph: train for 80 % of all graphs, valid for 10 %, test for 10 %."""
     return _split(graph.fingerprint)
 
 
 def split_of_problem(problem: Problem) -> str:
-    """The one split in which this problem may stand, by its named edges and its question, in whatever order.
+    """The only split that may contain this problem, decided by its named edges and its question, in any order.
 
-    For graphs so small that there are few: these come again in other splits, but with other names.
+    For settings with few different graphs: a graph may then occur in several splits, but with different names.
     """
     extra = problem.extra
     symbols = extra["idx_to_symbol"]
@@ -174,7 +176,7 @@ def _split(digest: str) -> str:
 
 def _breadth_first(neighbours: Sequence[Sequence[int]], start: int) -> dict[int, int]:
     distance, queue = {start: 0}, [start]
-    for node in queue:  # grows while it is read
+    for node in queue:  # the queue grows during the iteration
         for neighbour in neighbours[node]:
             if neighbour not in distance:
                 distance[neighbour] = distance[node] + 1
@@ -184,7 +186,7 @@ def _breadth_first(neighbours: Sequence[Sequence[int]], start: int) -> dict[int,
 
 @dataclass(frozen=True)
 class GraphQuestion:
-    """Is ``root`` a ``target`` or a ``distractor``? It reaches only the target; both are sinks."""
+    """Is ``root`` a ``target`` or a ``distractor``? Both are sinks; only the target can be reached from the root."""
 
     graph: Graph
     root: int
@@ -192,7 +194,7 @@ class GraphQuestion:
     distractor: int
 
     def as_dict(self, symbols: Sequence[str]) -> dict[str, Any]:
-        """The graph in the keys of the published ProsQA files."""
+        """The graph, under the keys of the published ProsQA files."""
         return {
             "idx_to_symbol": list(symbols),
             "edges": [list(edge) for edge in self.graph.edges],
@@ -203,9 +205,10 @@ class GraphQuestion:
 
 
 def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CONCEPTS) -> Problem:
-    """The question in words: sources get names of persons, other nodes concepts out of ``words``, both at random.
+    """Writes the question as sentences, with random names.
 
-    Sentences stand in random order, as do the two options; the steps are one shortest path, drawn evenly.
+    Sources get names of persons, and other nodes get concepts from ``words``. The order of sentences and options is
+    random. The steps are a shortest path, drawn uniformly.
     """
     graph = question.graph
     sources = set(graph.sources)
@@ -231,9 +234,10 @@ def word(question: GraphQuestion, rng: random.Random, words: Sequence[str] = CON
 
 
 def word_as_arrows(question: GraphQuestion, rng: random.Random, symbols: Sequence[str]) -> Problem:
-    """The question with one word an edge: ``3>7 1>4 7>5 … From 3 to 5 or 4?``, steps ``3>7`` and ``7>5``, answer ``5``.
+    """Writes the question with one word per edge: ``3>7 1>4 7>5 … From 3 to 5 or 4?``.
 
-    Nodes get different ``symbols`` at random; edges and options stand in random order, as in `word`.
+    The steps of this example are ``3>7`` and ``7>5``, the answer is ``5``. Each node gets a random symbol of its own.
+    Edges and options are in random order, and the shortest path is drawn, as in `word`.
     """
     graph = question.graph
     names = rng.sample(symbols, graph.num_nodes)
@@ -251,5 +255,5 @@ def word_as_arrows(question: GraphQuestion, rng: random.Random, symbols: Sequenc
 
 
 def arrow(parent: str, child: str) -> str:
-    """An edge as one word."""
+    """An edge, written as one word."""
     return f"{parent}>{child}"

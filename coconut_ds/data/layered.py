@@ -1,23 +1,25 @@
-"""Layered graphs with questions as in ProsQA, of any size, drawn when needed: the data source ``data=synthetic``.
+"""Layered graphs of any size with questions as in ProsQA, generated on the fly: the data source ``data=synthetic``.
 
-Does: problems that are a pure function of (seed, split, epoch, index). Validation and test never change, and no graph
-stands in two splits, not even renumbered: its fingerprint assigns it to one. (With ``split_by=problems``, for graphs of
-which there are few, no problem does.) Worded as in ProsQA, or with one word an edge (``wording``). Does not: write
-files, nor promise that no graph comes twice within one split.
+A problem is a pure function of (seed, split, epoch, index). Validation and test problems never change. No graph occurs
+in two splits, even with other node numbers, because its fingerprint decides its split. (With ``split_by=problems``, for
+settings with few different graphs, this holds for problems instead of graphs.) Within one split a graph may occur more
+than once. Questions are written with the sentences of ProsQA, or with one word per edge (``wording``).
 
-The graph. Layer 0 holds two persons, root and rival. Each further node belongs to the family of one person (its parents
-do too) or is mixed (any parents). Each node below layer 0 has a parent one layer up, each above the last a child one
-layer down, and further edges may skip layers, the longer the rarer, so that paths from root to target differ in length;
-but no edge leads from a person to the last of three layers or more, so that those problems take two steps at least.
-Target: any sink that the root reaches and the rival does not; distractor: any sink that the root does not reach. Root
-and rival change places with even chance, so neither counts of ancestors nor of mentions tell the options apart.
+Layer 0 of a graph has two persons: the root of the question and its rival. Each other node belongs to the family of one
+person, and then its parents do too, or is mixed, with any parents. Each node below layer 0 has a parent in the layer
+above, and each node above the last layer has a child in the layer below. Further edges may skip layers; long edges are
+rarer than short ones, and paths from root to target differ in length. In graphs of three or more layers no edge leads
+from a person to the last layer, so a solution takes at least two steps. The target is any sink that can be reached from
+the root but not from the rival; the distractor is any sink that cannot be reached from the root. Root and rival are
+exchanged with probability 0.5, so neither the number of ancestors nor the number of mentions reveals the answer.
 
-Cost: about 1 ms a training problem, ten times that for validation and test.
+Cost: about 1 ms per training problem, and 10 ms per validation or test problem.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise, permutations
+from typing import Self
 
 from coconut_ds.data.graphs import (
     CONCEPTS,
@@ -35,23 +37,29 @@ from coconut_ds.data.graphs import (
 )
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.settings import DataConfig
 
 SPLITS = ("train", "valid", "test")
 MIXED = 2
-"""The third family; 0 and 1 are the families of nodes 0 and 1."""
+"""The number of the mixed family; families 0 and 1 are those of nodes 0 and 1."""
 FAMILY_WEIGHTS = (0.35, 0.35, 0.30)
+"""Probabilities of the families 0, 1 and mixed."""
 SKIP_POWER = 2.0
-"""A further edge over d layers is drawn with weight d ** -SKIP_POWER."""
+"""An additional edge across d layers is drawn with weight d ** -SKIP_POWER."""
 MAX_TRIES = 1000
 MAX_SYMBOLS = 64
-"""Nodes of graphs worded as arrows: each pair of symbols is a word of its own."""
+"""Maximum number of nodes with ``wording=arrows``, where each pair of symbols is a word of the vocabulary."""
 
 Layers = list[list[int]]
-"""The family of each node, layer by layer; nodes are numbered in this order."""
+"""The family of each node, layer by layer. Nodes are numbered in this order."""
 
 
 def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
-    """Each layer has a node of either person; families never shrink downwards, so n - 2 edges can hold all nodes."""
+    """Draws the families of all nodes.
+
+    Each layer has at least one node of each person's family. Families never get smaller from layer to layer, so a graph
+    of n nodes can be connected with n - 2 edges.
+    """
     counts = [[1] * num_layers, [1] * num_layers, [0] * num_layers]
     for family in rng.choices(range(3), FAMILY_WEIGHTS, k=num_nodes - 2 * num_layers):
         counts[family][rng.randrange(1, num_layers)] += 1
@@ -61,7 +69,7 @@ def _draw_layers(rng: random.Random, num_nodes: int, num_layers: int) -> Layers:
 
 
 def _pairs(layers: Layers) -> dict[Edge, int]:
-    """Every edge the layers permit, and how many layers it leads down."""
+    """Every edge that the layers permit, with the number of layers it leads down."""
     nodes = [(layer, family) for layer, families in enumerate(layers) for family in families]
     pairs, longest = {}, max(1, len(layers) - 2)
     for parent, child in combinations(range(len(nodes)), 2):
@@ -72,7 +80,7 @@ def _pairs(layers: Layers) -> dict[Edge, int]:
 
 
 def _draw_tree(rng: random.Random, layers: Layers) -> set[Edge]:
-    """One edge to each node below layer 0, such that each node above the last layer gets a child in its own family."""
+    """Draws one edge to each node below layer 0. Each node above the last layer gets a child of its own family."""
     edges, start = set(), 0
     for above, below in pairwise(layers):
         middle = start + len(above)
@@ -88,7 +96,7 @@ def _draw_tree(rng: random.Random, layers: Layers) -> set[Edge]:
 
 
 def _draw_graph(rng: random.Random, num_nodes: int, num_layers: int, num_edges: int) -> Graph:
-    """Layers, drawn until they permit so many edges; a tree; and further edges."""
+    """Draws layers until they permit ``num_edges`` edges, then a tree, then additional edges."""
     for _ in range(MAX_TRIES):
         layers = _draw_layers(rng, num_nodes, num_layers)
         pairs = _pairs(layers)
@@ -110,14 +118,14 @@ def _ask(rng: random.Random, graph: Graph) -> GraphQuestion:
     root, rival = rng.sample((0, 1), 2)
     reached, reached_by_rival = graph.distances(root), graph.distances(rival)
     sinks = graph.sinks
-    # Never empty: the last layer has a node of either family.
+    # Never empty, because the last layer has a node of each family.
     target = rng.choice([node for node in sinks if node in reached and node not in reached_by_rival])
     distractor = rng.choice([node for node in sinks if node not in reached])
     return GraphQuestion(graph, root, target, distractor)
 
 
 class LayeredGraphs:
-    """Problems over layered graphs; ranges are (smallest, largest), both included and drawn evenly."""
+    """Problems on layered graphs. Ranges are (smallest, largest), both inclusive, and are drawn from uniformly."""
 
     def __init__(
         self,
@@ -130,20 +138,20 @@ class LayeredGraphs:
         wording: str = "sentences",
         split_by: str = "graphs",
     ) -> None:
-        """Refuses at once what cannot be drawn.
+        """Checks the settings.
 
         Args:
-            seed: of all splits.
-            size: problems of train (an epoch), valid and test.
-            num_nodes: of a graph.
-            num_layers: of a graph, the persons' layer included.
-            num_edges: of a graph.
-            online: whether each epoch has new training problems; otherwise those of epoch 0 come again.
-            wording: sentences, or arrows (``graphs.word_as_arrows``); both tell of the same graphs.
-            split_by: what stands in one split only: graphs, whatever their names, or problems.
+            seed: seed of all splits.
+            size: number of problems of the splits train (per epoch), valid and test.
+            num_nodes: range of the number of nodes.
+            num_layers: range of the number of layers, including that of the persons.
+            num_edges: range of the number of edges.
+            online: whether training uses new problems in each epoch, instead of those of epoch 0.
+            wording: sentences, or arrows (``graphs.word_as_arrows``); both describe the same graphs.
+            split_by: what may occur in only one split: graphs, however their nodes are named, or problems.
 
         Raises:
-            DataError: some numbers of the ranges cannot go together, or leave too few graphs for three splits.
+            DataError: some numbers of the ranges cannot be combined, or give too few graphs for three splits.
         """
         self._seed, self._size, self._online = seed, dict(size), online
         self._ranges = (num_nodes, num_layers, num_edges)
@@ -160,20 +168,26 @@ class LayeredGraphs:
             if self._size[split]:
                 self.problem(split, 0, 0)
 
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes."""
+        ranges = (data.num_nodes, data.num_layers, data.num_edges)
+        return cls(seed, data.size.model_dump(), *ranges, data.online, data.wording, data.split_by)
+
     def train(self, epoch: int) -> list[Problem]:
-        """Training problems: new ones in each epoch if online."""
+        """The training problems of an epoch; those of epoch 0 unless ``online``."""
         return self._draw("train", epoch) if self._online else self._keep("train")
 
     def valid(self) -> list[Problem]:
-        """Validation problems, always the same."""
+        """The validation problems; the same at every call."""
         return self._keep("valid")
 
     def test(self) -> list[Problem]:
-        """Test problems, always the same."""
+        """The test problems; the same at every call."""
         return self._keep("test")
 
     def vocabulary(self) -> list[str]:
-        """Texts that hold every word of any problem, with each mark that can follow it."""
+        """Texts that contain every word of any problem, with each punctuation mark that can follow it."""
         if self._arrows:
             arrows = [arrow(parent, child) for parent, child in permutations(self._symbols, 2)]
             return [*arrows, *(f"From {symbol} to {symbol} or {symbol}?" for symbol in self._symbols)]
@@ -182,7 +196,7 @@ class LayeredGraphs:
         return persons + [f"Every {concept} is a {concept}. Is {NAMES[0]} a {concept}?" for concept in self._concepts]
 
     def problem(self, split: str, epoch: int, index: int) -> Problem:
-        """One problem, a pure function of the arguments and of the settings; those of other splits are drawn again."""
+        """Draws the problem with this index, and draws again while the result belongs to another split."""
         for count in range(MAX_TRIES):
             rng = random.Random(f"{self._seed}/{split}/{epoch}/{index}" + (f"/{count}" if count else ""))
             graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
@@ -194,8 +208,8 @@ class LayeredGraphs:
         nodes, layers, edges = map(list, self._ranges)
         raise DataError(
             f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges} give too few "
-            f"different graphs: {MAX_TRIES} draws held none for the split '{split}', expected about one in ten; widen "
-            f"a range, for instance data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with data.num_edges to suit, or set "
+            f"different graphs: {MAX_TRIES} draws gave none for the split '{split}', expected about one in ten; widen "
+            f"a range, for example data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with suitable data.num_edges, or set "
             "data.split_by=problems"
         )
 
@@ -219,7 +233,7 @@ def _check_form(size: Mapping[str, int], *ranges: Sequence[int]) -> None:
     for name, bounds in zip(("num_nodes", "num_layers", "num_edges"), ranges, strict=True):
         if len(bounds) != 2 or bounds[0] > bounds[1]:
             raise DataError(
-                f"data.{name}: found {list(bounds)}, expected [smallest, largest]; set for instance "
+                f"data.{name}: found {list(bounds)}, expected [smallest, largest]; set for example "
                 f"data.{name}=[{min(bounds, default=8)},{max(bounds, default=8)}]"
             )
 
@@ -234,7 +248,7 @@ def _check_symbols(num_nodes: Sequence[int]) -> None:
 
 
 def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: Sequence[int]) -> None:
-    """All numbers of the three ranges must go together, since each is drawn without regard to the others."""
+    """Checks that all numbers of the three ranges can be combined, because each is drawn independently."""
     if num_layers[0] < 2:
         raise DataError(
             f"data.num_layers: found {list(num_layers)}, expected at least 2 (persons and sinks); "
@@ -265,6 +279,6 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
             remedy = narrower if most >= num_nodes[1] - 2 else ""  # else the largest graph would lack edges
             raise DataError(
                 f"data.num_edges: found {list(num_edges)}, expected at most {most}, all that {num_nodes[0]} nodes "
-                f"in {layers} layers hold (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
+                f"in {layers} layers permit (data.num_nodes={list(num_nodes)}, data.num_layers={list(num_layers)}); "
                 f"{remedy}raise the first number of data.num_nodes"
             )

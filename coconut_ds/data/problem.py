@@ -1,8 +1,9 @@
-"""Problems: question, reasoning steps, answer. Reading them from files and refusing bad ones by name.
+"""Problems (question, reasoning steps, answer), and reading them from files.
 
 File format: a JSON list of ``{"question": str, "steps": [str, ...], "answer": str}``, or JSON Lines of the same
-objects. Further keys are kept in ``Problem.extra`` (graph data carry edges there) and never interpreted here.
-Nothing is skipped: the first bad item is an error that names file, index, key, what was found and what was expected.
+objects. Other keys are kept in ``Problem.extra`` (graph data stores its edges there) and are not interpreted here.
+Nothing is skipped: the first invalid item raises an error that names file, index and key, what was found and what was
+expected.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any
 from coconut_ds.errors import DataError
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON can spell one; it is no character, and tokenizers stumble over it."""
+"""JSON can contain an lone surrogate; it is not a character, and tokenizers fail on it."""
 REQUIRED_KEYS = ("question", "steps", "answer")
 
 
@@ -28,11 +29,12 @@ class Problem:
     steps: tuple[str, ...]
     answer: str
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Other keys of the file; ignored in comparisons."""
     has_answer: bool = True
-    """False: only the question is known; steps and answer are empty."""
+    """Whether steps and answer are known; otherwise both are empty."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The problem in the file format, extra keys included."""
+        """The problem in the file format, including extra keys."""
         solution = {"steps": list(self.steps), "answer": self.answer} if self.has_answer else {}
         return {"question": self.question, **solution, **self.extra}
 
@@ -42,19 +44,21 @@ def load_problems(path: str | Path, need_answers: bool = True) -> list[Problem]:
 
     Args:
         path: the file.
-        need_answers: refuse problems without steps or answer.
+        need_answers: refuse problems without steps or without an answer.
 
     Raises:
-        DataError: the file is missing, is no JSON, is empty, or holds an item of another shape.
+        DataError: the file is missing, not valid JSON or empty, or an item is invalid.
     """
     return list(iter_problems(path, need_answers))
 
 
 def iter_problems(path: str | Path, need_answers: bool = True) -> Iterator[Problem]:
-    """The problems of a file one by one, for those who do not keep them; ``operator.length_hint`` tells how many come.
+    """Iterates over the problems of a file, for callers that do not need all of them in memory.
+
+    ``operator.length_hint`` of the result is the number of remaining problems.
 
     Raises:
-        DataError: as ``load_problems``; an item of another shape when its turn comes, all else at once.
+        DataError: as ``load_problems``. An invalid item raises when it is reached, anything else at the call.
     """
     path = Path(path)
     _check_there(path)
@@ -81,7 +85,7 @@ def file_digest(path: str | Path) -> str:
 
 
 class _Problems(Iterator[Problem]):
-    """Items become problems one by one; each item's memory is free once it is one."""
+    """Converts items to problems one by one, and frees the memory of each item after its conversion."""
 
     def __init__(self, path: Path, items: list[Any], need_answers: bool) -> None:
         self._path, self._count, self._rest = path, len(items), items[::-1]
@@ -121,7 +125,7 @@ def _parse(path: Path, text: str) -> list[Any]:
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}: broken JSON at line {number}, column {error.colno}: {error.msg}; expected a JSON list of "
-                "problems, or one problem a line"
+                "problems, or one problem per line"
             ) from error
     return items
 
@@ -148,6 +152,10 @@ def _problem(path: Path, index: int, item: Any) -> Problem:
             raise refuse(f"key 'steps', step {position}", step, "a string")
     for text in (item["question"], *item["steps"], item["answer"]):
         if not text.isascii() and LONE_SURROGATE.search(text):
-            raise refuse("its text", text.encode("ascii", "backslashreplace").decode(), "no lone surrogates (UTF-8)")
+            raise refuse(
+                "its text",
+                text.encode("ascii", "backslashreplace").decode(),
+                "no lone surrogates (UTF-8)",
+            )
     extra = {key: value for key, value in item.items() if key not in REQUIRED_KEYS}
     return Problem(item["question"], tuple(item["steps"]), item["answer"], extra)

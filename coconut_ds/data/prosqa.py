@@ -1,14 +1,14 @@
-"""Generator of ProsQA problems: is a person one of two concepts, given a directed acyclic graph of "is a" sentences?
+"""Generates ProsQA problems: is a person one of two concepts, given a directed acyclic graph of "is a" sentences?
 
-Does: draw problems whose statistics are those of the published files (`graph_stats` measures them). Does not: write
-files (`preprocessing/prosqa.py` does), nor repeat the published problems.
+The statistics of the problems match those of the published files (`graph_stats` measures them), but the problems are
+different ones. `preprocessing/prosqa.py` writes the files.
 
-Source: Hao et al. 2024, arXiv:2412.06769, Appendix A.2, Algorithm 1. The algorithm as printed leaves the number of
-nodes and the acceptance open, and its paths are shorter than those of the published data; the constants below and the
-choice of the target were fitted to the published problems. A node's label is 1 or 2 if it descends from root 0 or from
-root 1 only, 3 if from both, 0 if from neither.
+Source: Hao et al. 2024, arXiv:2412.06769, Appendix A.2, Algorithm 1. The printed algorithm does not specify the number
+of nodes or which graphs are accepted, and its paths are shorter than those of the published data. The constants below
+and the choice of the target were fitted to the published problems. A node's label is 1 if it descends only from root 0,
+2 if only from root 1, 3 if from both, and 0 if from neither.
 
-Cost: about 0.5 ms a problem.
+Cost: about 0.5 ms per problem.
 """
 
 import math
@@ -20,20 +20,20 @@ from coconut_ds.data.graphs import Edge, Graph, GraphQuestion, word
 from coconut_ds.data.problem import Problem
 
 NUM_NODES = 28
-"""Nodes drawn; those left without any edge are deleted at the end."""
+"""Number of nodes to draw; nodes without any edge are deleted at the end."""
 MEAN_PARENTS = 1.5
-"""Of the Poisson law of the number of parents."""
+"""Mean of the Poisson distribution of the number of parents."""
 FAMILY_SHARES = (0.35, 0.45)
-"""How often parents are sought in family 1 only, and in family 2 only; otherwise among all earlier nodes."""
+"""Probabilities of drawing parents only from label 1, and only from label 2; otherwise from all earlier nodes."""
 DEPTH_WEIGHT = 1.5
-"""A candidate at depth d becomes a parent with weight DEPTH_WEIGHT * d + 1."""
+"""A candidate at depth d is drawn as a parent with weight DEPTH_WEIGHT * d + 1."""
 DEPTHS = range(3, 7)
-"""Shortest paths from root to target that are accepted, in edges."""
+"""Accepted lengths of the shortest path from root to target, in edges."""
 
 
 @dataclass
 class _Growth:
-    """The graph while it grows: per node its label and its depth (distance to its own root; 0 for labels 0 and 3)."""
+    """A graph under construction, with each node's label and its depth (distance to its root; 0 for labels 0 and 3)."""
 
     labels: list[int] = field(default_factory=lambda: [1, 2])
     depths: list[int] = field(default_factory=lambda: [0, 0])
@@ -51,7 +51,7 @@ class _Growth:
         self.depths.append(min(own) + 1 if own else 0)
 
     def _draw_parents(self, rng: random.Random, wanted: int) -> list[int]:
-        """Up to ``wanted`` different earlier nodes, drawn one after the other."""
+        """Up to ``wanted`` distinct earlier nodes, drawn one after the other."""
         share, candidates = rng.random(), list(range(len(self.labels)))
         if share < sum(FAMILY_SHARES):
             label = 1 if share < FAMILY_SHARES[0] else 2
@@ -73,7 +73,7 @@ def _poisson(rng: random.Random, mean: float) -> int:
 
 
 def draw_question(rng: random.Random) -> GraphQuestion:
-    """A graph with root, target and distractor, drawn again until it is acceptable (about 1.1 draws)."""
+    """Draws a graph with root, target and distractor until it is accepted (about 1.1 draws on average)."""
     while True:
         growth = _Growth()
         while len(growth.labels) < NUM_NODES:
@@ -84,7 +84,10 @@ def draw_question(rng: random.Random) -> GraphQuestion:
 
 
 def _ask(growth: _Growth, rng: random.Random) -> GraphQuestion | None:
-    """Target: a deepest sink of one label. Distractor: any sink of the other. None if there are no such two."""
+    """Chooses the target, one of the deepest sinks, and the distractor, any sink of the other root.
+
+    Returns None if the depth is not accepted or the other root has no sink.
+    """
     parents = {parent for parent, _ in growth.edges}
     sinks = [n for n, label in enumerate(growth.labels) if n > 1 and label in (1, 2) and n not in parents]
     deepest = max((growth.depths[node] for node in sinks), default=0)
@@ -102,14 +105,15 @@ def _ask(growth: _Growth, rng: random.Random) -> GraphQuestion | None:
 
 
 def generate_problem(rng: random.Random) -> Problem:
-    """One problem; a pure function of the state of ``rng``."""
+    """Draws one problem, a pure function of the state of ``rng``."""
     return word(draw_question(rng), rng)
 
 
 def generate_split(seed: int, split: str, size: int, exclude: Collection[str] = ()) -> Iterator[tuple[Problem, str]]:
-    """``size`` problems, each with the fingerprint of its graph; no two graphs alike, and none in ``exclude``.
+    """Yields ``size`` problems, each with the fingerprint of its graph.
 
-    Problem i is drawn from a seed of its own, so a smaller split is the beginning of a larger one.
+    No fingerprint occurs twice or is in ``exclude``. Problem i has its own seed, so a smaller split is the beginning of
+    a larger one.
     """
     taken = set(exclude)
     for index in range(size):

@@ -1,56 +1,66 @@
-"""The registry of data sources: a name of ``data.kind`` to the problems of three splits.
+"""Data sources: objects that give the problems of the training, validation and test split.
 
-A new source is one file, one line in ``SOURCES`` and one YAML in ``config/data``.
+To add a source, write one file in this package with a class that has the functions of ``Source`` and a class method
+``from_config``; add one line to ``SOURCES`` in ``coconut_ds/settings/data.py``; and add one YAML file to
+``config/data``.
 """
 
 from collections.abc import Callable, Sequence, Set
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from coconut_ds.data.arithmetic import ModularSum, PermutationProduct
-from coconut_ds.data.layered import LayeredGraphs
 from coconut_ds.data.problem import Problem, iter_problems, load_problems
-from coconut_ds.data.symbolic import SymbolicProsqa
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig
+from coconut_ds.settings.data import SOURCES
 
 DEBUG_TRAIN, DEBUG_VALID = 5000, 32
-"""Problems kept under ``run.debug``."""
+"""Maximum numbers of problems per split under ``run.debug``."""
 
 
 class Source(Protocol):
-    """Problems of three splits. Validation and test never change; training may, from epoch to epoch."""
+    """The problems of three splits.
+
+    Training problems may differ between epochs; validation and test problems never change. The class of a source also
+    has ``from_config(data, seed)``, which creates it from the group ``data``.
+    """
 
     def train(self, epoch: int) -> list[Problem]:
-        """Training problems of an epoch."""
+        """The training problems of an epoch, counted from 0."""
 
     def valid(self) -> list[Problem]:
-        """Validation problems."""
+        """The validation problems."""
 
     def test(self) -> list[Problem]:
-        """Test problems."""
+        """The test problems."""
 
     def vocabulary(self) -> list[str]:
-        """Texts that hold every word the tokenizer must know."""
+        """Texts that together contain every word that the tokenizer must know."""
 
 
 class FileSource:
-    """Problems from files, read when asked for."""
+    """Problems from files. A file is read when its problems are requested."""
 
     def __init__(self, data: DataConfig) -> None:
         self._data = data
 
+    @classmethod
+    def from_config(cls, data: DataConfig, seed: int) -> Self:
+        """The source that the group ``data`` describes; the seed has no effect."""
+        return cls(data)
+
     def train(self, epoch: int) -> list[Problem]:
-        """The training file, in every epoch."""
+        """The problems of the training file, in every epoch."""
         return load_problems(self.path("train_path"))
 
     def valid(self) -> list[Problem]:
-        """The validation file."""
+        """The problems of the validation file."""
         return load_problems(self.path("val_path"))
 
     def test(self) -> list[Problem]:
-        """The test file; steps and answers may be missing, then texts are made and not scored."""
+        """The problems of the test file. Answers may be missing; texts are then generated but not scored."""
         return load_problems(self.path("test_path"), need_answers=False)
 
     def vocabulary(self) -> list[str]:
@@ -62,12 +72,12 @@ class FileSource:
         return list(words)
 
     def path(self, key: str) -> Path:
-        """The file under a key of ``data`` (``check_file``)."""
+        """The file that a key of ``data`` names; raises as ``check_file``."""
         return Path(check_file(self._data, key))
 
 
 def training_file(source: "Source") -> Path | None:
-    """The file that holds all training problems as they are, where there is one."""
+    """The file that contains exactly the training problems; None for other sources."""
     return source.path("train_path") if isinstance(source, FileSource) else None
 
 
@@ -78,21 +88,22 @@ def check_splits(
     hash_question: Callable[[str], int],
     notify: Callable[[str], None],
 ) -> None:
-    """Refuses a test file that holds the validation questions; ``notify`` gets a line about questions in two files.
+    """Refuses a test file with the same questions as the validation file; warns about questions in two splits.
 
     Args:
-        data: names the files; a test file that is not there yet is not looked at.
+        data: names the files. A test file that does not exist yet is ignored.
         trained: hashes of the training questions.
-        valid: validation problems.
-        hash_question: of a question's text.
-        notify: takes the line.
+        valid: the validation problems.
+        hash_question: hashes the text of a question.
+        notify: receives a warning for each pair of splits that share questions.
 
     Raises:
-        DataError: selecting checkpoints on the test questions would make their score worthless.
+        DataError: validation and test questions are the same. The checkpoint is chosen on the validation questions, so
+            its score on the test questions would be too optimistic.
     """
-    there = data.test_path is not None and Path(data.test_path).is_file()
+    test_exists = data.test_path is not None and Path(data.test_path).is_file()
     splits = {"training": trained, "validation": {hash_question(problem.question) for problem in valid}}
-    if there:
+    if test_exists:
         assert data.test_path is not None
         splits["test"] = {hash_question(problem.question) for problem in iter_problems(data.test_path)}
         if splits["test"] == splits["validation"]:
@@ -107,10 +118,10 @@ def check_splits(
 
 
 def check_file(data: DataConfig, key: str) -> str:
-    """The path under a key of ``data``.
+    """The path that a key of ``data`` names.
 
     Raises:
-        DataError: it is null or not there; names the command that makes it where one is known.
+        DataError: the path is null or no file; names the command that creates the file (``made_by``) if it is known.
     """
     path = getattr(data, key)
     if path is None:
@@ -121,26 +132,8 @@ def check_file(data: DataConfig, key: str) -> str:
     return str(path)
 
 
-SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
-    "file": lambda data, seed: FileSource(data),
-    "modular_sum": lambda data, seed: ModularSum(seed, data.size, data.num_terms, data.online, data.modulus),
-    "permutation_product": lambda data, seed: PermutationProduct(seed, data.size, data.num_terms, data.online),
-    "synthetic": lambda data, seed: LayeredGraphs(
-        seed,
-        data.size.model_dump(),
-        data.num_nodes,
-        data.num_layers,
-        data.num_edges,
-        data.online,
-        data.wording,
-        data.split_by,
-    ),
-    "prosqa_symbolic": lambda data, seed: SymbolicProsqa(seed, data.size, data.num_hops, data.online),
-}
-
-
 class DebugSource:
-    """A source cut to the sizes of ``run.debug``."""
+    """A source reduced to the first problems, for ``run.debug``."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -158,7 +151,7 @@ class DebugSource:
         return self._source.test()[:DEBUG_VALID]
 
     def vocabulary(self) -> list[str]:
-        """The whole source's words."""
+        """The texts of the complete source."""
         return self._source.vocabulary()
 
 
@@ -166,7 +159,8 @@ def open_source(data: DataConfig, seed: int, debug: bool = False) -> Source:
     """The source that ``data`` describes.
 
     Raises:
-        DataError: a file is missing, or a generator cannot give what was asked for.
+        DataError: a generator cannot create the requested problems.
     """
-    source = SOURCES[data.kind](data, seed)
+    module, name = SOURCES[data.kind].split(":")
+    source: Source = getattr(import_module(module), name).from_config(data, seed)
     return DebugSource(source) if debug else source

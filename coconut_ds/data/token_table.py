@@ -1,9 +1,9 @@
-"""Problems as tokens in a file that is written once, mapped into memory and shared by all processes of a machine.
+"""Tokenized problems in a file that is written once, memory-mapped, and shared by all processes of a machine.
 
-An Arrow IPC file; one row a problem: ``pieces`` is [question, step, ..., answer], each a list of ids; ``question_hash``
-tells which questions stand in two files. What all problems share, the cue, is in the file's metadata. A table's name is
-a hash of all that its content follows from, so that it is never stale, and it has that name only once it is whole. How
-problems become ids is up to ``tokens``.
+The file has the Arrow IPC format, with one row per problem. ``pieces`` is [question, step, ..., answer], each a list of
+token ids; ``question_hash`` identifies questions that occur in two files. The cue, which all problems share, is in the
+metadata of the file. The name of a table is a hash of everything that determines its content, so a table is never
+outdated, and it gets this name only when it is complete. ``tokens`` converts problems to ids.
 """
 
 import gc
@@ -38,20 +38,23 @@ from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
 
 VERSION = 1
-"""To be raised when older tables no longer fit the code that reads them."""
+"""Increase this when the code can no longer read older tables."""
 CHUNK = 8192
-"""Problems that are tokenized together and form a record batch."""
+"""Number of problems that are tokenized together and form one record batch."""
 SCHEMA = pa.schema([("pieces", pa.list_(pa.list_(pa.int32()))), ("question_hash", pa.uint64())])
 ROWS, CUE = b"rows", b"cue"
-"""Keys of the file's metadata: how many problems the whole table has; ``TokenizedProblem.cue`` of them all, as JSON."""
+"""Keys of the file's metadata: the number of problems of the complete table, and the common cue as JSON."""
 PROBE = Problem("a 1\n", ("b 2", ""), "c")
-"""Any problem: what it becomes tells what all have in common."""
+"""An arbitrary problem. Its tokens show the common cue, and whether tokenization has changed."""
 
 Encode = Callable[[Sequence[Problem]], list[TokenizedProblem]]
 
 
 class _Views(NamedTuple):
-    """Mapped arrays of a record batch. Row r has the pieces rows[r]:rows[r + 1]; a piece, its ids in the same way."""
+    """Memory-mapped arrays of a record batch.
+
+    Row r has the pieces rows[r] to rows[r + 1] - 1; piece p has the ids pieces[p] to pieces[p + 1] - 1.
+    """
 
     rows: NDArray[np.int32]
     pieces: NDArray[np.int32]
@@ -59,17 +62,17 @@ class _Views(NamedTuple):
 
 
 class TokenTable(Sequence[TokenizedProblem]):
-    """The problems of a table file, read-only. Ids are mapped, not read: a problem costs time only when asked for."""
+    """The problems of a table file, read-only. Ids are memory-mapped: a problem is read only when it is accessed."""
 
     def __init__(self, path: Path) -> None:
         """Maps the file.
 
         Raises:
-            OSError, ValueError, KeyError, pyarrow.ArrowException: it is not there, or not whole.
+            OSError, ValueError, KeyError, pyarrow.ArrowException: the file is missing or incomplete.
         """
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if not reader.schema.equals(SCHEMA):
-            raise pa.ArrowInvalid(f"{path}: holds other columns")
+            raise pa.ArrowInvalid(f"{path}: has other columns")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
@@ -79,7 +82,7 @@ class TokenTable(Sequence[TokenizedProblem]):
         self._indices = range(self._starts[-1])
         metadata = reader.schema.metadata or {}
         if metadata.get(ROWS) != str(len(self)).encode():
-            raise pa.ArrowInvalid(f"{path}: holds {len(self)} problems, should hold {metadata.get(ROWS)!r}")
+            raise pa.ArrowInvalid(f"{path}: has {len(self)} problems, expected {metadata.get(ROWS)!r}")
         self._cue = json.loads(metadata[CUE])
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class TokenTable(Sequence[TokenizedProblem]):
     @overload
     def __getitem__(self, index: slice) -> list[TokenizedProblem]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> TokenizedProblem | list[TokenizedProblem]:
-        # A range knows what an index from the end, one out of range and a slice mean.
+        # A range handles negative indices, indices out of range and slices.
         found = self._indices[index]
         return self._problem(found) if isinstance(found, int) else [self._problem(each) for each in found]
 
@@ -109,14 +112,14 @@ class TokenTable(Sequence[TokenizedProblem]):
         first, end = rows[row : row + 2].tolist()
         bounds = pieces[first : end + 1].tolist()
         start = bounds[0]
-        # One walk through the mapped ids; plain lists are cut faster than arrays.
+        # Read the mapped ids once; slicing plain lists is faster than slicing arrays.
         flat = ids[start : bounds[-1]].tolist()
         question, *steps, answer = [flat[a - start : b - start] for a, b in pairwise(bounds)]
         return TokenizedProblem(question, tuple(steps), answer, self._cue)
 
 
 def hash_question(text: str) -> int:
-    """64 bits that stand for a question's text, the same everywhere and always."""
+    """A 64-bit hash of a question's text, the same on all machines."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -128,14 +131,21 @@ def cached_tokens(
     notify: Callable[[str], None] = lambda line: None,
     chunk: int = CHUNK,
 ) -> TokenTable:
-    """The problems of a file as tokens, from the folder ``cache`` or, the first time, through it.
+    """The tokenized problems of a file, from a table in the folder ``cache``; creates the table the first time.
 
-    Of several processes that ask at once one tokenizes; the others wait. ``notify`` gets a line that says so, unless a
-    bar on the terminal does.
+    If several processes call this at the same time, one tokenizes and the others wait.
+
+    Args:
+        path: file of problems.
+        tokenizer: see ``tokens``.
+        cache: folder of tables; ``~`` is expanded.
+        format: the format of the data.
+        notify: receives a line when this process tokenizes (unless the terminal shows a progress bar) or waits.
+        chunk: number of problems to tokenize together.
 
     Raises:
-        DataError: the file cannot be read or holds a bad item.
-        ConfigError: the table is not there yet and ``cache`` cannot be written.
+        DataError: the file cannot be read or contains an invalid item.
+        ConfigError: the table does not exist yet and ``cache`` cannot be written.
     """
     digest = file_digest(path)
     cache = Path(cache).expanduser()
@@ -151,22 +161,23 @@ def cached_tokens(
                 _build(path, digest, partial(tokenize, tokenizer, format=format), target, notify, chunk)
                 table = TokenTable(target)
             return table
-    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+    except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
         raise ConfigError(
-            f"data.cache_path={cache}: cannot be written ({error}); set data.cache_path to a folder that can be"
+            f"data.cache_path={cache}: cannot be written ({error}); set data.cache_path to a writable folder"
         ) from error
 
 
 def _open_whole(path: Path) -> TokenTable | None:
     try:
         return TokenTable(path)
-    except (OSError, ValueError, KeyError, pa.ArrowException):  # what Arrow makes of a damaged file
+    except (OSError, ValueError, KeyError, pa.ArrowException):  # what Arrow raises for a damaged file
         return None
 
 
 def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str:
-    """Names a table by all that its ids follow from."""
-    # What the probe becomes, so that a change of ``tokens`` makes other tables even where nobody raises the version.
+    """The name of a table: a hash of everything that determines its ids."""
+    # The tokens of the probe change the name when ``tokens`` changes, even if VERSION was not increased. Tokenize it
+    # before reading the backend's state: this removes truncation and padding that earlier calls may have left there.
     probe = tokenize(tokenizer, [PROBE], format)[0]
     *names, state = tokenizer_identity(tokenizer)
     # Slow tokenizers are code of transformers. The two constants are part of the names of tables that exist.
@@ -197,8 +208,8 @@ def _build(
     notify: Callable[[str], None],
     chunk: int,
 ) -> None:
-    """Writes the table under another name, then gives it its own: what has the name is whole."""
-    # The lock keeps off the processes of this machine; on a shared file system it may not keep off others.
+    """Writes the table under a temporary name and renames it when it is complete."""
+    # The lock excludes other processes of this machine, but perhaps not those of others on a shared file system.
     part = target.with_suffix(f".{platform.node()}.part")
     try:
         with _no_collection():
@@ -207,7 +218,7 @@ def _build(
                 notify(f"tokenizing {length_hint(problems):,} problems of {path} (once)")
             _write(part, problems, encode, chunk)
         if file_digest(path) != digest:
-            raise DataError(f"{path}: changed while it was read; start again once it no longer changes")
+            raise DataError(f"{path}: changed while it was read; start again when it no longer changes")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -247,7 +258,7 @@ def _views(pieces: pa.ListArray) -> _Views:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Millions of live objects and no cycles: searching them for garbage again and again doubles the time."""
+    """Disables garbage collection: searching millions of live objects, without cycles, would double the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,9 @@
-"""Text to token ids: tokenizers from a hub, a folder or the data set itself, the thought markers, tokenized problems.
+"""Text to token ids and back: loading or building a tokenizer, adding the thought markers, tokenizing problems.
 
-Text becomes tokens as its format says (``formats``); in the reference implementation's, ``question + "\\n"`` with the
-tokenizer's special tokens, each ``step + "\\n"``, ``"### " + answer``, end of sequence. Markers are single tokens; they
-enter and leave by id, never by their spelling.
+The format of the data (``coconut_ds.formats``) says how a problem is written. In the text format, which is that of the
+reference implementation, the parts are ``question + "\\n"`` with the tokenizer's special tokens, each ``step + "\\n"``,
+and ``"### " + answer`` followed by the end-of-sequence token. Each marker is one token; markers are inserted and
+removed by id, so text that happens to spell a marker is not taken for one.
 """
 
 import json
@@ -19,18 +20,18 @@ from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds, TokenizedProblem
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
-"""In the order in which the reference implementation adds them, so that its state dicts fit."""
+"""The markers, in the order in which the reference implementation adds them, so that its state dicts fit."""
 PAUSE = "<|pause|>"
-"""Only methods that pause have it: a row more would change the numbers of the others."""
+"""Added only for methods with pause tokens: another vocabulary row would change the numbers of other methods."""
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a local folder or the hub, with an end of sequence.
+    """Loads a tokenizer from a local folder or the Hugging Face hub.
 
     Raises:
-        ModelError: it cannot be had; says what to set.
+        ModelError: it cannot be loaded, or has no end-of-sequence token; says what to set.
     """
     tokenizer = load_by_name(
         AutoTokenizer.from_pretrained,
@@ -60,10 +61,11 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | N
 
 
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A word-level tokenizer that knows the words of ``texts``; newlines are tokens, spaces only separate.
+    """Builds a word-level tokenizer that knows the words of ``texts``.
 
-    Marks at a word's end stand alone, so ``lempus.`` and ``lempus`` share a word and ``1,000`` is one. Decoding puts
-    single spaces back, none before a mark.
+    Newlines are tokens; spaces only separate words. Punctuation at the end of a word is a token of its own, so
+    ``lempus.`` and ``lempus`` share a token, while ``1,000`` is one token. Decoding inserts single spaces, but none
+    before punctuation.
     """
     splitter = pre_tokenizers.Sequence(
         [
@@ -80,7 +82,7 @@ def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Sequence(
         [
-            # A space before every token but a mark or a newline, joined, then none at the start of a line.
+            # Put a space before every token except punctuation and newlines, join, and remove spaces at line starts.
             decoders.Replace(Regex(r"\A(?![\n.,;:?!]\z)"), " "),
             decoders.Fuse(),
             decoders.Replace(Regex(r"(?<![^\n]) "), ""),
@@ -92,11 +94,11 @@ def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
 
 
 def add_markers(tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> tuple[MarkerIds, list[str]]:
-    """Gives the tokenizer the markers that it lacks. Returns all marker ids and the names that were missing.
+    """Adds the markers that the tokenizer lacks. Returns the ids of all markers and the names that were missing.
 
     Args:
-        tokenizer: is changed.
-        pause: whether ``<|pause|>`` is wanted too; where it is there it stays.
+        tokenizer: modified in place.
+        pause: whether to add ``<|pause|>`` too. An existing ``<|pause|>`` is never removed.
     """
     known = tokenizer.get_vocab()
     missing = [name for name in (*MARKERS, *([PAUSE] if pause else [])) if name not in known]
@@ -109,7 +111,7 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> tupl
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], format: Format = TEXT
 ) -> list[TokenizedProblem]:
-    """All problems as ids, encoded in three batches."""
+    """Tokenizes all problems, in three batches: questions, steps and answers."""
     eos = int(tokenizer.eos_token_id)
     cue = encode_cue(tokenizer, format)
     before = "" if cue else format.answer_start
@@ -127,23 +129,24 @@ def tokenize(
 def encode_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], format: Format = TEXT
 ) -> list[list[int]]:
-    """Questions with the tokenizer's special tokens and what the format puts around them."""
+    """Tokenizes questions, with the tokenizer's special tokens and whatever the format adds before and after them."""
     encoded = _encode(tokenizer, [f"{question}{format.question_end}" for question in questions], special=True)
     start = [int(tokenizer.eos_token_id)] if format.starts_with_eos else []
     return [[*start, *ids] for ids in encoded] if start else encoded
 
 
 def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
-    """What asks for the answer, where the format gives it (``TokenizedProblem.cue``)."""
+    """The tokens that announce the answer (``TokenizedProblem.cue``); empty in formats without such a cue."""
     return _encode(tokenizer, [format.answer_start])[0] if format.one_token else []
 
 
 def encode_answers(
     tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], format: Format
 ) -> tuple[list[int], list[list[int]]]:
-    """The tokens that announce an answer, and those that follow in each, the end of sequence included.
+    """The tokens that announce an answer, and for each answer the tokens that follow, including end of sequence.
 
-    Together they are the answer as it is trained on: a space between both belongs to the one that the tokenizer says.
+    Together they are exactly the tokens of the answer in training. A space between them may belong to either part,
+    depending on the tokenizer.
     """
     eos, cue = int(tokenizer.eos_token_id), encode_cue(tokenizer, format)
     if cue:
@@ -161,7 +164,7 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
-    """Text of generated ids: markers and what stands from the end of sequence on are removed, by id."""
+    """The text of generated ids, without markers, up to the first end-of-sequence token."""
     eos, hidden, kept = tokenizer.eos_token_id, markers.all(), []
     for token in ids:
         if token == eos:
@@ -174,12 +177,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: Mark
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
-    # Steps and answers repeat a lot: each different text is encoded once.
-    different = list(dict.fromkeys(texts))
-    if not different:
+    # Steps and answers repeat often, so each distinct text is encoded only once.
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
         return []
     encoded = tokenizer(
-        different, add_special_tokens=special, return_attention_mask=False, verbose=False, split_special_tokens=True
+        distinct, add_special_tokens=special, return_attention_mask=False, verbose=False, split_special_tokens=True
     )["input_ids"]
-    ids = dict(zip(different, encoded, strict=True))
+    ids = dict(zip(distinct, encoded, strict=True))
     return [list(ids[text]) for text in texts]

@@ -1,7 +1,8 @@
-"""Writing problem files: streamed, a problem a line, all files of a data set or none, and a manifest beside them.
+"""Writes the files of a data set, one problem per line, and a manifest that describes them.
 
-Not here: what the problems are (the scripts in `preprocessing/`), and reading them (`coconut_ds.data.problem`).
-The manifest holds no dates and no folders: the same problems give the same bytes in it too.
+Either all files of a data set are replaced or none. The scripts in `preprocessing/` create the problems;
+`coconut_ds.data.problem` reads them. The manifest contains no dates and no folders, so the same problems always give
+the same manifest.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from coconut_ds.errors import DataError
 
 
 class ProblemWriter:
-    """A JSON list of problems while it is written; `Outputs.open` makes it."""
+    """Writes a JSON list of problems, one problem at a time. `Outputs.open` creates it."""
 
     def __init__(self, path: Path) -> None:
         self.problems = 0
@@ -31,12 +32,12 @@ class ProblemWriter:
         self.problems += 1
 
     def finish(self) -> None:
-        """Ends the list."""
+        """Writes the end of the list and closes the file."""
         self._stream.write("\n]\n" if self.problems else "[]\n")
         self.close()
 
     def close(self) -> None:
-        """Closes the file as it is."""
+        """Closes the file without completing the list."""
         self._stream.close()
 
 
@@ -54,10 +55,10 @@ class _Output:
 class Outputs:
     """The files of one data set: ``with Outputs(folder, "gsm") as outputs: outputs.open("gsm_test.json").write(...)``.
 
-    They lie under temporary names until the block ends without an error; then they are renamed, `<name>_manifest.json`
-    last. After an error all that was in the folder is as before. The manifest gives for each output its problems,
-    bytes, sha256, the ``options`` it was made with, and name, bytes, sha256 of each input. Entries of other outputs
-    that still lie in the folder stay in it.
+    The files have temporary names until the block ends without an error; then they are renamed, `<name>_manifest.json`
+    last. After an error the folder is as before. For each output, the manifest contains its number of problems, size in
+    bytes, sha256 and ``options``, and the name, size and sha256 of each input. Entries of earlier outputs are kept as
+    long as their files exist.
     """
 
     def __init__(self, folder: Path, name: str, **options: Any) -> None:
@@ -67,19 +68,19 @@ class Outputs:
         self._outputs: dict[str, _Output] = {}
 
     def open(self, file: str, inputs: Sequence[Path] = ()) -> ProblemWriter:
-        """A new file of the folder; ``inputs`` are the files its problems come from."""
+        """Starts a new file in the folder; ``inputs`` are the files that its problems come from."""
         temporary = self._temporary(file)
         problems = ProblemWriter(temporary)
         self._outputs[file] = _Output(temporary, problems, inputs)
         return problems
 
     def copy(self, source: Path, problems: int) -> None:
-        """A file of ``problems`` problems that is taken byte by byte, under its own name."""
+        """Copies a file with ``problems`` problems unchanged, under the same name."""
         self._outputs[source.name] = _Output(self._temporary(source.name), problems, [source])
         shutil.copyfile(source, self._outputs[source.name].temporary)
 
     def summary(self) -> str:
-        """A line for each file: its path and its number of problems."""
+        """One line per file: its path and its number of problems."""
         return "\n".join(f"{self._folder / file}: {output.count} problems" for file, output in self._outputs.items())
 
     def __enter__(self) -> Self:
@@ -124,7 +125,7 @@ class Outputs:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size of a file in bytes, and its sha256."""
+    """The size of a file in bytes, and its sha256."""
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
@@ -135,4 +136,4 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["outputs"])
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: is no manifest of this project; delete it and run again") from error
+        raise DataError(f"{path}: is not a manifest of this project; delete it and run again") from error

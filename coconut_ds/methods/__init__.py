@@ -1,6 +1,7 @@
-"""The registry of methods: what becomes of a problem's steps. Names are the values of ``method.kind``.
+"""The methods, and their registry. A method decides how the reasoning steps of a problem are replaced during training.
 
-A new method is one file here, one line below and one YAML in ``config/method``.
+The names in ``METHODS`` are the values that ``method.kind`` accepts. To add a method, write one file in this folder,
+add one line to ``METHODS`` and one YAML file to ``config/method``. Start reading in ``base``.
 """
 
 from coconut_ds.methods.base import Method

@@ -1,4 +1,4 @@
-"""``coconut``: the first k steps become k·c thoughts between two markers (arXiv 2412.06769, section 3)."""
+"""``coconut``: k·c thoughts between two markers replace the first k steps (arXiv 2412.06769, section 3)."""
 
 from typing import ClassVar
 
@@ -6,18 +6,18 @@ from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, Segm
 
 
 class Coconut(Method):
-    """Q ``<s>`` thoughts ``<e>`` **s[k:] A**."""
+    """Question, ``<s>``, thoughts, ``<e>``, **steps[k:], answer**. The loss is on the bold parts."""
 
     name: ClassVar[str] = "coconut"
     has_curriculum: ClassVar[bool] = True
     has_latents: ClassVar[bool] = True
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
-        """min(k, M)·c; without padding to the maximum at most c for each step the problem has."""
+        """min(k, M)·c; without ``pad_latent_to_max`` at most c for each step of the problem."""
         return padded_groups(stage, num_steps, spec) * spec.c_thought
 
     def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
-        """Both markers stand there at stage 0 too, so that later stages change nothing but the thoughts."""
+        """Both markers are present at stage 0 too, so that later stages change only the thoughts."""
         return [
             Segment(question),
             Segment([markers.start], marker=True),

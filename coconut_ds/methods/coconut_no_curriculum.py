@@ -1,4 +1,4 @@
-"""``coconut_no_curriculum`` (the paper's "w/o curriculum"): the last stage of ``coconut`` from the first epoch on."""
+"""``coconut_no_curriculum`` (the paper's "w/o curriculum"): the last stage of ``coconut`` from the first epoch."""
 
 from typing import ClassVar
 
@@ -7,15 +7,15 @@ from coconut_ds.methods.coconut import Coconut
 
 
 class CoconutNoCurriculum(Coconut):
-    """Q ``<s>`` thoughts ``<e>`` **A** with M·c thoughts."""
+    """Question, ``<s>``, M·c thoughts, ``<e>``, **answer**. The loss is on the bold part."""
 
     name: ClassVar[str] = "coconut_no_curriculum"
     has_curriculum: ClassVar[bool] = False
 
     def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
-        """All steps at any stage."""
+        """All steps."""
         return num_steps
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
-        """Those of ``coconut`` past its last stage."""
+        """The number of thoughts that ``coconut`` has after stage M."""
         return super().num_latents(spec.max_latent_stage + 1, num_steps, spec)

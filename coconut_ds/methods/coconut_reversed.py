@@ -1,7 +1,7 @@
-"""``coconut_reversed``: the *last* k steps become thoughts; the model decides when to think.
+"""``coconut_reversed``: thoughts replace the *last* k steps, and the model decides when to start thinking.
 
-It writes the first steps, then ``<|start-latent|>`` by itself, thinks, and answers: in training that marker is a
-target, at inference the prompt is the question alone.
+The model writes the first steps, then generates ``<|start-latent|>``, thinks, and answers. The marker is therefore a
+training target, and the prompt at inference is only the question.
 """
 
 from typing import ClassVar
@@ -11,18 +11,19 @@ from coconut_ds.methods.coconut import Coconut
 
 
 class CoconutReversed(Coconut):
-    """Q **s[:n-k]** **``<s>``** thoughts ``<e>`` **A**."""
+    """Question, **steps[:n-k], ``<s>``**, thoughts, ``<e>``, **answer**. The loss is on the bold parts; n is the number
+    of steps."""
 
     name: ClassVar[str] = "coconut_reversed"
     starts_thinking: ClassVar[bool] = True
 
     def written(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> list[int]:
-        """All steps but the last k."""
+        """All steps except the last k."""
         num_steps = len(problem.steps)
         return join(problem.steps[: num_steps - self.num_removed(stage, num_steps, spec)])
 
     def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
-        """The end marker is given, not learned: the number of thoughts is not the model's choice."""
+        """The end marker has no loss, because the model does not choose the number of thoughts."""
         return [
             Segment(question),
             Segment([*written, markers.start], loss=True),

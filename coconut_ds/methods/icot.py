@@ -1,6 +1,7 @@
-"""``icot``: stepwise internalisation, which removes the steps token by token (Deng et al. 2024, arXiv 2405.14838).
+"""``icot``: stepwise internalisation, which removes a few step tokens at a time (Deng et al. 2024, arXiv 2405.14838).
 
-Not here: the smoothing of the number of removed tokens that its authors add; ``replay_prob`` mixes stages instead.
+The authors also smooth the number of removed tokens at random. This is not implemented; ``training.replay_prob`` mixes
+stages instead.
 """
 
 from typing import ClassVar
@@ -9,20 +10,20 @@ from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem, jo
 
 
 class Icot(Method):
-    """Q **(tokens of s)[r:] A**, r growing by ``tokens_per_epoch`` from one stage to the next."""
+    """Question, **step tokens[r:], answer**. The loss is on the bold parts; r = stage·``tokens_per_epoch``."""
 
     name: ClassVar[str] = "icot"
     has_curriculum: ClassVar[bool] = True
     epochs_per_stage: ClassVar[int | None] = 1
 
     def num_stages(self, problem: TokenizedProblem, spec: CurriculumSpec) -> int:
-        """Stages until the last token of the steps is gone."""
+        """Number of stages until the last step token is removed."""
         return -(-len(join(problem.steps)) // spec.tokens_per_epoch)
 
     def final_stage(self, longest: int, spec: CurriculumSpec) -> int:
-        """M plays no part: the longest problem sets the end."""
+        """The stage that removes the last step token of the longest problem; M plays no part."""
         return longest
 
     def written(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> list[int]:
-        """All step tokens but the first r."""
+        """All step tokens except the first r = stage·tokens_per_epoch."""
         return join(problem.steps)[stage * spec.tokens_per_epoch :]

@@ -1,6 +1,8 @@
-"""The one place that lays a problem out as tokens, labels and thoughts; training, evaluation and serving call it.
+"""Turns a problem into the sequence that the model sees: input tokens, labels, and the positions of the thoughts.
 
-A layout holds at most one contiguous run of thoughts. Labels are ``IGNORE`` where no loss is.
+Training, evaluation and serving all use these functions, so the prompt at inference is always the beginning of a
+training sequence. A sequence contains at most one contiguous run of thoughts. Labels are not shifted: the label of a
+position is its own token, or ``IGNORE`` where no loss is computed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,27 +12,30 @@ from itertools import takewhile
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, Segment, TokenizedProblem
 
 IGNORE = -100
-"""Label of positions without loss (the value that Hugging Face and torch use)."""
+"""Label of positions without loss (the value that PyTorch and Hugging Face use)."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One sequence. All lists have the sequence's length T; positions are counted from 0."""
+    """One sequence of T positions, counted from 0."""
 
     input_ids: Sequence[int]
+    """T token ids; the positions of thoughts hold the id of ``<|latent|>``."""
     labels: Sequence[int]
+    """T labels: a position's own token, or ``IGNORE``."""
     first_thought: int
-    """Position of the first thought; T where there is none."""
+    """Position of the first thought, or T if there are none."""
     num_thoughts: int
+    """Number of thoughts; they occupy consecutive positions."""
 
     @property
     def targets(self) -> list[int]:
-        """The tokens with loss, in order: what a model that has learned them writes."""
+        """The tokens with loss, in order: the text that a perfectly trained model generates."""
         return [label for label in self.labels if label != IGNORE]
 
     @property
     def num_targets(self) -> int:
-        """Positions with loss."""
+        """Number of positions with loss."""
         return len(self.targets)
 
     def __len__(self) -> int:
@@ -50,14 +55,14 @@ def lay_out(method: Method, problem: TokenizedProblem, stage: int, spec: Curricu
 def lay_out_prompt(
     method: Method, question: Sequence[int], num_latents: int, markers: MarkerIds, cue: Sequence[int] = ()
 ) -> Layout:
-    """What the model is given at inference: all that stands before the first target of the last stage.
+    """The prompt at inference: everything before the first target of the training sequence of the last stage.
 
     Args:
-        method: see ``methods``.
+        method: a value of ``METHODS``.
         question: tokens of the question.
-        num_latents: thoughts or pauses.
-        markers: their ids.
-        cue: of formats that have one (``TokenizedProblem.cue``).
+        num_latents: number of thoughts or pause tokens.
+        markers: ids of the markers.
+        cue: the tokens that announce the answer, in formats that use them (``TokenizedProblem.cue``).
     """
     segments = method.segments(question, (), (), num_latents, markers)
     if cue:
@@ -68,18 +73,23 @@ def lay_out_prompt(
 def expected_tokens(
     method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, markers: MarkerIds
 ) -> list[int]:
-    """What a model that has mastered ``stage`` writes after the prompt of ``problem``."""
+    """The tokens that a model that has mastered ``stage`` generates after the prompt of ``problem``."""
     if problem.cue and not method.writes_steps:
         return list(problem.answer[:1])
     return lay_out(method, problem, stage, spec, markers).targets
 
 
 def _bare_prompt(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments of the prompt, without markers."""
     return [segment for segment in segments if not (segment.loss or segment.marker)]
 
 
 def _one_target(method: Method, problem: TokenizedProblem, written: Ids) -> list[Segment]:
-    """The next step alone, or the cue and the answer's first token; all of it for a method that writes its steps."""
+    """What follows the prompt in formats with one target token per sequence.
+
+    That is the first token of the next step or, where no step is left, the cue and the first token of the answer. A
+    method that writes its steps has all steps, the cue and the answer as targets instead.
+    """
     if method.writes_steps:
         return [Segment([*written, *problem.cue, *problem.answer], loss=True)]
     if written:
@@ -88,12 +98,13 @@ def _one_target(method: Method, problem: TokenizedProblem, written: Ids) -> list
 
 
 def _joined(segments: Iterable[Segment]) -> Layout:
+    """Concatenates segments to one sequence."""
     input_ids: list[int] = []
     labels: list[int] = []
     first_thought, num_thoughts = -1, 0
     for segment in segments:
         if segment.thought and segment.ids:
-            assert num_thoughts == 0, "a layout holds one run of thoughts"
+            assert num_thoughts == 0, "a layout has at most one run of thoughts"
             first_thought, num_thoughts = len(input_ids), len(segment.ids)
         input_ids += segment.ids
         labels += segment.ids if segment.loss else [IGNORE] * len(segment.ids)

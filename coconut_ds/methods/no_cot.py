@@ -1,4 +1,4 @@
-"""``no_cot``: the answer straight after the question. No thoughts, no curriculum."""
+"""``no_cot``: the answer directly follows the question. No steps, no thoughts, no curriculum."""
 
 from typing import ClassVar
 
@@ -6,11 +6,11 @@ from coconut_ds.methods.base import CurriculumSpec, Method
 
 
 class NoCot(Method):
-    """Q **A**."""
+    """Question, **answer**. The loss is on the bold part."""
 
     name: ClassVar[str] = "no_cot"
     has_curriculum: ClassVar[bool] = False
 
     def num_removed(self, stage: int, num_steps: int, spec: CurriculumSpec) -> int:
-        """All steps at any stage."""
+        """All steps."""
         return num_steps

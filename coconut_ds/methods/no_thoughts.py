@@ -1,4 +1,4 @@
-"""``no_thoughts`` (the paper's "w/o thought"): the curriculum of ``coconut`` with nothing in place of the steps."""
+"""``no_thoughts`` (the paper's "w/o thought"): the curriculum of ``coconut``, but removed steps are not replaced."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from coconut_ds.methods.base import Method
 
 
 class NoThoughts(Method):
-    """Q **s[k:] A**."""
+    """Question, **steps[k:], answer**. The loss is on the bold parts."""
 
     name: ClassVar[str] = "no_thoughts"
     has_curriculum: ClassVar[bool] = True

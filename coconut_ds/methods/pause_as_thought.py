@@ -1,6 +1,7 @@
-"""``pause_as_thought`` (the paper's "pause as thought"): ``coconut`` with a learned token in place of each thought.
+"""``pause_as_thought`` (the paper's "pause as thought"): ``coconut`` with a pause token in place of each thought.
 
-Nothing is fed back, so one pass is enough: it tells what more positions give from what the feedback gives.
+No hidden state is fed back, so one forward pass computes the whole sequence. The comparison with ``coconut`` separates
+the effect of additional positions from the effect of the feedback.
 """
 
 from typing import ClassVar
@@ -10,14 +11,14 @@ from coconut_ds.methods.coconut import Coconut
 
 
 class PauseAsThought(Coconut):
-    """Q ``<s>`` pauses ``<e>`` **s[k:] A**."""
+    """Question, ``<s>``, pause tokens, ``<e>``, **steps[k:], answer**. The loss is on the bold parts."""
 
     name: ClassVar[str] = "pause_as_thought"
     pauses: ClassVar[bool] = True
 
     def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
-        """As ``coconut``, thoughts replaced."""
-        assert markers.pause is not None, "the tokenizer of a method with pauses has the marker"
+        """The segments of ``coconut``, with pause tokens in place of the thoughts."""
+        assert markers.pause is not None, "the tokenizer of a method with pause tokens has <|pause|>"
         pauses = Segment([markers.pause] * num_latents)
         return [
             pauses if segment.thought else segment

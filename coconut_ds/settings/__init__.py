@@ -1,8 +1,9 @@
-"""The one typed, frozen configuration of an experiment; validated when made.
+"""The typed, frozen configuration of an experiment, validated when it is created.
 
-Every group of ``config/`` is one class here, every key a field with its meaning and unit below it. What Hydra composed
-enters through ``Config.from_dict``; nothing further in sees Hydra or OmegaConf. Unknown keys, values of another type
-and combinations that cannot work are refused at once, all of them in one message.
+Each group of ``config/`` is a class in this package, and each key is a field with its meaning and unit in the docstring
+below it; ``--help`` prints these docstrings. Hydra's result enters through ``Config.from_dict``, and no module outside
+``compose`` sees Hydra or OmegaConf. Unknown keys, values of the wrong type and combinations that cannot work are
+reported together in one message.
 """
 
 from coconut_ds.settings.config import Config

@@ -1,8 +1,8 @@
-"""From a command line to one validated configuration. The only module that sees Hydra and OmegaConf.
+"""Turns a command line into a validated configuration. The only module that imports Hydra and OmegaConf.
 
-Hydra composes ``config/``; overrides are its own (``group=option``, ``group.key=value``). On top of it, bare keys work:
-``lr=1e-5`` means ``training.lr=1e-5`` as long as exactly one group has that key. ``--local_rank``, which the DeepSpeed
-launcher inserts, is dropped: the rank is read from the environment.
+Hydra composes the files of ``config/`` and applies overrides in its own syntax (``group=option``, ``group.key=value``).
+In addition, the name of the group may be left out: ``lr=1e-5`` means ``training.lr=1e-5``, because exactly one group
+has this key. ``--local_rank``, which the DeepSpeed launcher adds, is ignored: the rank is read from the environment.
 """
 
 import argparse
@@ -25,24 +25,30 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.evaluation import SWEPT
+from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.probing import FREE_TEXT
-from coconut_ds.settings.schema import describe_key, leaf_keys, validated
+from coconut_ds.settings.schema import leaf_keys, validated
 
 _COMPOSING = threading.Lock()
-"""Hydra has one state in a process."""
+"""Hydra keeps global state, so only one thread may compose at a time."""
 CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
 def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
-    """Splits a command line into options of this program and overrides (``.overrides``)."""
-    parser = argparse.ArgumentParser(
-        usage=usage, description=_help(schema), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cfg", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--config-dir", action="append", default=[], help="a further folder of group options")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="group=option or key=value")
-    known, rest = parser.parse_known_intermixed_args(list(argv))
+    """Splits a command line into this program's options (``.cfg``, ``.config_dir``) and overrides (``.overrides``).
+
+    ``--help``, ``--help=GROUP`` and ``--help-all`` print their text and exit with code 0.
+
+    Raises:
+        ConfigError: an option is unknown, or has a value that it does not take.
+    """
+    _answer_help(argv, schema, usage)
+    parser = argparse.ArgumentParser(usage=usage.replace("%", "%%"), add_help=False)
+    parser.add_argument("--cfg", action="store_true")
+    parser.add_argument("--config-dir", action="append", default=[])
+    parser.add_argument("--local_rank", "--local-rank")
+    parser.add_argument("overrides", nargs="*")
+    known, rest = parser.parse_known_intermixed_args(_without_cfg_values(argv))
     if {"-m", "--multirun"} & set(rest):
         raise ConfigError("--multirun: every launch is one run with its own processes; start one command per run")
     if rest:
@@ -50,64 +56,109 @@ def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) ->
     return known
 
 
+def _answer_help(argv: Sequence[str], schema: type[BaseModel], usage: str) -> None:
+    """Prints the text that the first help option requests, and exits; returns where there is none."""
+    for word in argv:
+        if word in ("-h", "--help"):
+            text = short_help(schema, usage, option_names())
+        elif word.startswith("--help="):
+            text = group_help(schema, word.removeprefix("--help="), option_names())
+        elif word == "--help-all":
+            text = all_keys_help(schema, usage, option_names())
+        else:
+            continue
+        sys.stdout.write(text)
+        raise SystemExit(0)
+
+
+def _without_cfg_values(argv: Sequence[str]) -> list[str]:
+    """Replaces ``--cfg job``, the spelling of Hydra's own command line, by ``--cfg``. Keeps an override after it."""
+    words: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_value = before == "--cfg" and "=" not in word and not word.startswith(("-", "+", "~"))
+        if not is_value and not word.startswith("--cfg="):
+            words.append(word)
+            continue
+        value = word.removeprefix("--cfg=")
+        if value != "job":
+            raise ConfigError(f"--cfg {value}: expected --cfg or --cfg job, which print the run's configuration")
+        words += [] if is_value else ["--cfg"]
+    return words
+
+
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config:
     """The configuration of a training run.
 
+    Args:
+        overrides: ``group=option`` or ``key=value``.
+        config_dirs: further folders to search for options.
+
     Raises:
-        ConfigError: an override is malformed, unknown or ambiguous, or the result is impossible.
+        ConfigError: an override is malformed, unknown or ambiguous, or the resulting values cannot work together.
     """
     values = compose_values("config", Config, overrides, config_dirs)
     given = {override.split("=", 1)[0].lstrip("+").rsplit(".", 1)[-1] for override in overrides}
     own = "gradient_accumulation_steps" in given and values["training"].get("gradient_accumulation_steps") is not None
     if own and "global_batch_size" not in given:
-        # The user's accumulation wins over the preset's global batch, which is then what it comes to.
+        # The user's accumulation overrides the preset's global batch size, which is then computed from it.
         values["training"]["global_batch_size"] = None
     return Config.from_dict(values)
 
 
 def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> EvalConfig:
-    """The configuration of an evaluation; ``data=FILE`` stands for a file of problems.
+    """The configuration of an evaluation. ``data=`` takes an option of the group, or the path of a problem file.
 
     Raises:
-        ConfigError: an override is unknown, or checkpoint or data is missing.
+        ConfigError: an override is unknown, or the checkpoint or the data is missing.
     """
-    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE, "data": "prosqa_eval, or data=FILE.json"})
-    swept = [_listed(override) for override in overrides]
-    expanded, extra = _apart(swept, ("method",), config_dirs)
+    _require(overrides, {"checkpoint": CHECKPOINT_EXAMPLE, "data": "prosqa_eval, or data=FILE.json"})
+    swept = [_bracketed(override) for override in overrides]
+    expanded, extra = _split_overrides(swept, ("method",), config_dirs)
     return validated(EvalConfig, {**compose_values("evaluate", EvalConfig, expanded, config_dirs), **extra})
 
 
 def compose_probe_config(mode: str, overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ProbeConfig:
-    """The configuration of a look inside a checkpoint; ``data=FILE`` stands for a file of problems.
+    """The configuration of a probing run. ``data=`` takes an option of the group, or the path of a problem file.
+
+    Args:
+        mode: a key of ``MODES``.
+        overrides: ``group=option`` or ``key=value``.
+        config_dirs: further folders to search for options.
 
     Raises:
         ConfigError: an override is unknown, or the checkpoint is missing.
     """
-    _demand(overrides, {"checkpoint": CHECKPOINT_EXAMPLE})
-    expanded, extra = _apart(overrides, ("method", *FREE_TEXT), config_dirs)
+    _require(overrides, {"checkpoint": CHECKPOINT_EXAMPLE})
+    expanded, extra = _split_overrides(overrides, ("method", *FREE_TEXT), config_dirs)
     tokens = extra.pop("tokens", None)
     split = {} if tokens is None else {"tokens": tuple(token.strip() for token in tokens.split(","))}
     values = compose_values("probe", ProbeConfig, expanded, config_dirs)
     return validated(ProbeConfig, {**values, **extra, **split, "mode": mode})
 
 
-def _demand(overrides: Sequence[str], examples: dict[str, str]) -> None:
+def _require(overrides: Sequence[str], examples: dict[str, str]) -> None:
+    """Raises a ``ConfigError`` if a key of ``examples`` is not set; the message shows its example value."""
     given = {override.split("=", 1)[0] for override in overrides}
     for key, example in examples.items():
         if key not in given:
             raise ConfigError(f"{key}: missing; set {key}={example}")
 
 
-def _listed(override: str) -> str:
-    """Several numbers of thoughts (``0,1,2``) as a list."""
+def _bracketed(override: str) -> str:
+    """Writes several numbers of thoughts (``n_thoughts=0,1,2``) as Hydra's list (``n_thoughts=[0,1,2]``)."""
     key, _, value = override.partition("=")
     return f"{key}=[{value}]" if key in SWEPT and "," in value and not value.startswith("[") else override
 
 
-def _apart(
+def _split_overrides(
     overrides: Sequence[str], literal: Sequence[str], config_dirs: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Overrides for Hydra, a file of problems spelt out, and the values of keys that Hydra would read differently."""
+    """Separates the overrides that Hydra applies from values that it must not parse.
+
+    Returns:
+        The overrides for Hydra, with ``data=FILE`` replaced by the keys that describe a file; and the values of
+        ``data_name`` and of the keys in ``literal``, exactly as the user wrote them.
+    """
     expanded: list[str] = []
     extra = {"data_name": ""}
     for override in overrides:
@@ -132,7 +183,13 @@ def _apart(
 def compose_values(
     root: str, schema: type[BaseModel], overrides: Sequence[str], config_dirs: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Plain values composed from ``config/<root>.yaml`` and overrides, names of keys checked against ``schema``."""
+    """Composes ``config/<root>.yaml`` and overrides to plain values.
+
+    Keys and options are checked against ``schema`` and the existing files; values are not validated yet.
+
+    Raises:
+        ConfigError: a folder of ``config_dirs`` does not exist, or an override is malformed, unknown or ambiguous.
+    """
     absent = [folder for folder in config_dirs if not Path(folder).is_dir()]
     if absent:
         raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
@@ -161,7 +218,7 @@ def _composed(root: str, overrides: list[str]) -> Any:
 
 
 def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Every group with the names of its options."""
+    """Every group with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
     found: dict[str, set[str]] = {}
     for folder in (project_folder("config"), *map(Path, config_dirs)):
         for path in folder.glob("*/*.yaml"):
@@ -170,13 +227,13 @@ def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def _resolved(override: str, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
-    """One override with its full key, ready for Hydra."""
+    """Translates one override to Hydra's syntax, with the full name of the key."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         raise ConfigError(
-            f"{override}: cannot be read; expected group=option or key=value (quote special signs)"
-        ) from (error)
+            f"{override}: cannot be read; expected group=option or key=value (quote special characters)"
+        ) from error
     if parsed.is_delete():
         raise ConfigError(f"{override}: keys cannot be deleted; set a value instead")
     key, _, value = override.lstrip("+").partition("=")
@@ -188,11 +245,12 @@ def _resolved(override: str, schema: type[BaseModel], groups: dict[str, list[str
 
 
 def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
+    """The key with its group: ``lr`` becomes ``training.lr``."""
     keys = leaf_keys(schema)
-    # A key below a mapping (model.model_config_overrides.n_layer) belongs to the mapping.
+    # Keys inside a mapping (model.model_config_overrides.n_layer) are not fields of the schema.
     if key in keys or any(key.startswith(f"{known}.") for known in keys):
         return key
-    # A key above others (data.size) may be given whole.
+    # A nested group (data.size) may be set as a whole.
     inner = {known.rsplit(".", 1)[0] for known in keys if known.count(".") > 1}
     if key in inner:
         return key
@@ -202,20 +260,10 @@ def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
     if candidates:
         raise ConfigError(f"{key}={value}: several groups have this key; set one of {', '.join(candidates)}")
     near = difflib.get_close_matches(key, [*keys, *(known.split(".")[-1] for known in keys)], n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help-all lists all keys"
     raise ConfigError(f"{key}={value}: no group has this key{hint}")
 
 
-def _help(schema: type[BaseModel]) -> str:
-    lines = ["groups (group=option):"]
-    lines += [
-        f"  {group}: {', '.join(names)}" for group, names in option_names().items() if group in schema.model_fields
-    ]
-    lines.append("\nkeys (key=value; the group may be left out):")
-    lines += [f"  {key}: {describe_key(schema, key)}" for key in leaf_keys(schema)]
-    return "\n".join(lines).replace("%", "%%")
-
-
 def print_config(config: BaseModel) -> None:
-    """Writes the resolved configuration to standard output as YAML."""
+    """Writes the configuration to standard output as YAML."""
     sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))

@@ -1,4 +1,4 @@
-"""One experiment: all groups, and which of them cannot go together."""
+"""The configuration of one experiment: all groups, and the checks that involve several of them."""
 
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 
 class Config(Group):
-    """One experiment."""
+    """The configuration of one experiment."""
 
     run: RunConfig
     data: DataConfig
@@ -45,7 +45,7 @@ class Config(Group):
     def _run_problems(self) -> list[str]:
         known = leaf_keys(type(self))
         problems = [
-            f"run.signature_ignore_keys: found {key!r}, which is no key; expected dotted ones such as training.lr"
+            f"run.signature_ignore_keys: found {key!r}, which is not a key; expected dotted keys such as training.lr"
             for key in self.run.signature_ignore_keys
             if key not in known
         ]
@@ -61,8 +61,8 @@ class Config(Group):
             )
         if self.run.resume and self.run.load_model_path is None:
             problems.append(
-                f"run.resume={self.run.resume} skips epochs that a checkpoint stands for, but run.load_model_path is "
-                "null; set load_model_path=PATH, or resume=0"
+                f"run.resume={self.run.resume} skips epochs that a loaded checkpoint has been trained for, but "
+                "run.load_model_path is null; set load_model_path=PATH, or resume=0"
             )
         if not self.run.only_eval and self.run.resume >= self.training.num_epochs:
             problems.append(
@@ -77,21 +77,21 @@ class Config(Group):
         problems = []
         if METHODS[self.method.kind].starts_thinking:
             problems.append(
-                f"method.kind={self.method.kind}: the model begins to think by writing a marker, and "
-                f"data.format={self.data.format} has none; set method=coconut"
+                f"method.kind={self.method.kind}: the model starts thinking by writing a marker, but "
+                f"data.format={self.data.format} has no markers; set method=coconut"
             )
         if self.training.advance == "accuracy" and self.training.stage_switches is None:
             problems.append(
                 f"training.advance=accuracy with data.format={self.data.format}: before the last stage several nodes "
-                "are right, so accuracy does not say when a stage is learned; set training.advance=epochs"
+                "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs"
             )
         return problems
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Validates plain composed values.
+        """Validates plain values, as composed from YAML files and overrides.
 
         Raises:
-            ConfigError: naming each bad field, the value found and what was expected.
+            ConfigError: some values are invalid; names each field, the value found and what was expected.
         """
         return validated(cls, values)

@@ -1,75 +1,81 @@
-"""The group ``data``."""
+"""The group ``data``, and the registry of data sources."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from coconut_ds.formats import FORMATS, Format
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Positive
+from coconut_ds.settings.types import NameIn, Positive
+
+SOURCES = {
+    "file": "coconut_ds.data.sources:FileSource",
+    "modular_sum": "coconut_ds.data.arithmetic:ModularSum",
+    "permutation_product": "coconut_ds.data.arithmetic:PermutationProduct",
+    "prosqa_symbolic": "coconut_ds.data.symbolic:SymbolicProsqa",
+    "synthetic": "coconut_ds.data.layered:LayeredGraphs",
+}
+"""The registry of data sources: each value of ``data.kind`` and the class that makes its problems, as ``module:class``.
+
+The classes are named rather than imported: they take their settings from ``DataConfig``, so their modules import this
+one. ``coconut_ds.data.sources.open_source`` imports the class when a run needs its problems.
+"""
 
 
 class SplitSizes(Group):
-    """Problems in each split of a generated data set."""
+    """Number of problems in each split of a generated data set."""
 
     train: Positive = 6400
-    """Training problems an epoch."""
+    """Number of training problems per epoch (generated data)."""
     valid: Positive = 300
-    """Validation problems."""
+    """Number of validation problems (generated data)."""
     test: Positive = 1000
-    """Test problems."""
+    """Number of test problems (generated data)."""
 
 
 class DataConfig(Group):
-    """Where problems come from."""
+    """Where the problems come from, and how they are written as text."""
 
-    kind: Literal["file", "modular_sum", "permutation_product", "synthetic", "prosqa_symbolic"]
+    kind: Annotated[str, AfterValidator(NameIn(SOURCES, "data source"))]
     """file, or the name of a generator."""
     train_path: str | None = None
-    """Training problems (kind=file)."""
+    """File of training problems (kind=file)."""
     val_path: str | None = None
-    """Validation problems (kind=file)."""
+    """File of validation problems (kind=file)."""
     test_path: str | None = None
-    """Test problems (kind=file)."""
+    """File of test problems (kind=file)."""
     made_by: str | None = None
-    """The command that makes the files; shown when one is missing."""
-    format: str = "text"
-    """text: sentences; symbolic: triples of symbols, one target token a sequence (prosqa_symbolic)."""
+    """Command that creates the files; shown if one is missing."""
+    format: Annotated[str, AfterValidator(NameIn(FORMATS, "format"))] = "text"
+    """text: sentences. symbolic: triples of symbols and one target token per sequence (prosqa_symbolic)."""
     cache_path: str = "~/.cache/coconut-ds"
     """Folder for tokenized training files, shared by all runs."""
     max_new_tokens: Positive = 128
-    """Longest generated text, in tokens."""
+    """Maximum length of a generated text, in tokens."""
     size: SplitSizes = SplitSizes()
-    """Problems a split (generated data)."""
     online: bool = True
-    """Draw new training problems each epoch (generated data)."""
+    """Draw new training problems in each epoch (generated data)."""
     num_terms: Annotated[int, Field(ge=2, strict=True)] = 4
-    """Terms of a sum or product."""
+    """Number of terms of a sum or product (modular_sum, permutation_product)."""
     modulus: Annotated[int, Field(ge=2, strict=True)] = 10
-    """Modulus of modular_sum."""
+    """Modulus (modular_sum)."""
     num_nodes: tuple[Positive, Positive] = (16, 24)
-    """Smallest and largest number of nodes (synthetic)."""
+    """Smallest and largest number of nodes of a graph (synthetic)."""
     num_layers: tuple[Positive, Positive] = (4, 6)
-    """Smallest and largest number of layers (synthetic)."""
+    """Smallest and largest number of layers of a graph (synthetic)."""
     num_edges: tuple[Positive, Positive] = (24, 40)
-    """Smallest and largest number of edges (synthetic)."""
+    """Smallest and largest number of edges of a graph (synthetic)."""
     wording: Literal["sentences", "arrows"] = "sentences"
-    """sentences: those of ProsQA; arrows: one word an edge (synthetic)."""
+    """sentences: the sentences of ProsQA. arrows: one word per edge (synthetic)."""
     split_by: Literal["graphs", "problems"] = "graphs"
-    """What stands in one split only: graphs, whatever their names; problems, where there are few graphs (synthetic)."""
+    """What may occur in only one split (synthetic). graphs: a graph, however its nodes are named. problems: a problem,
+    for settings with few different graphs."""
     num_hops: tuple[Positive, Positive] = (3, 4)
     """Smallest and largest number of edges from root to target (prosqa_symbolic)."""
 
-    @field_validator("format")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in FORMATS:
-            raise ValueError(f"unknown format; expected one of {', '.join(FORMATS)}")
-        return value
-
     @property
     def text_format(self) -> Format:
-        """What ``format`` names."""
+        """The format that the key ``format`` names."""
         return FORMATS[self.format]
 
     @field_validator("num_nodes", "num_layers", "num_edges", "num_hops")

@@ -2,63 +2,59 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from coconut_ds.methods import METHODS
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Decay, Natural, Positive
+from coconut_ds.settings.types import Decay, MethodName, Natural, Positive
 
 
 class MethodConfig(Group):
-    """What the model is taught to do with the steps: one name of the registry."""
+    """How reasoning steps are replaced during training, and how thoughts are computed."""
 
-    kind: str
+    kind: MethodName
     """Name of a method in coconut_ds/methods."""
     thinking: Literal["sequential", "jacobi"] = "sequential"
-    """sequential: each thought after the one before; jacobi: all thoughts at once, several times (PCCoT)."""
+    """sequential: compute each thought after the one before. jacobi: compute all thoughts at once, in several passes
+    (PCCoT)."""
     iterations: Positive = 3
-    """Passes over all thoughts under thinking=jacobi; as many as there are thoughts equal sequential thinking."""
+    """Number of passes over all thoughts (thinking=jacobi). With as many passes as thoughts, the result equals
+    sequential thinking."""
 
     @property
     def jacobi_iterations(self) -> int | None:
-        """Passes over all thoughts; None where they come one by one."""
+        """Number of passes over all thoughts; None if thoughts are computed one after the other."""
         return self.iterations if self.thinking == "jacobi" else None
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
-        return value
 
 
 class LoraConfig(Group):
     """Low-rank adapters (needs the package peft)."""
 
     rank: Natural = 0
-    """Rank of the trained differences of the frozen weights (LoRA); 0: no adapters, all weights are trained."""
+    """Rank of the low-rank updates that are trained while the original weights are frozen; 0: no adapters, train all
+    weights."""
     alpha: Annotated[float, Field(gt=0, strict=True)] = 32.0
-    """LoRA's differences are scaled by alpha / rank."""
+    """The low-rank updates are scaled by alpha / rank."""
     dropout: Decay = 0.0
-    """Dropout on what enters LoRA's differences."""
+    """Dropout on the inputs of the low-rank updates."""
     targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters, such as q_proj; empty: all linear layers but the head."""
+    """Names of the layers that get adapters, such as q_proj; empty: all linear layers except the output head."""
 
 
 class ModelConfig(Group):
     """The backbone and its tokenizer."""
 
     model_id: str
-    """Hugging Face name or local folder of the backbone (for scratch models: of its architecture), or a bare model
-    type such as gpt2 with model_config_overrides."""
+    """Hugging Face name or local folder of the backbone. With model_init=scratch only its architecture is used, and a
+    model type such as gpt2 is accepted too, together with model_config_overrides."""
     model_init: Literal["pretrained", "scratch"] = "pretrained"
-    """pretrained: load the weights of model_id; scratch: random weights from its configuration."""
+    """pretrained: load the weights of model_id. scratch: random weights, in the architecture of model_id."""
     model_config_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the Hugging Face configuration to replace (scratch only)."""
+    """Keys of the Hugging Face configuration to replace (model_init=scratch only)."""
     tokenizer: str | None = None
-    """Tokenizer folder or name; dataset builds a word-level one from the problems; null takes model_id's."""
+    """Tokenizer folder or hub name. dataset: a word-level tokenizer built from the problems; null: the tokenizer of
+    model_id."""
     attn_implementation: str = "sdpa"
-    """sdpa, eager, flash_attention_2, flash_attention_3."""
+    """sdpa, eager, flash_attention_2 or flash_attention_3."""
     lora: LoraConfig = Field(default_factory=LoraConfig)
     """Low-rank adapters."""
 
@@ -71,7 +67,7 @@ class ModelConfig(Group):
             )
         if self.model_init == "pretrained" and self.tokenizer == "dataset":
             raise ValueError(
-                "tokenizer=dataset gives words ids that pretrained weights do not know; "
+                "tokenizer=dataset assigns token ids that do not fit pretrained weights; "
                 "set model.tokenizer=null or model=gpt2_scratch_small"
             )
         return self

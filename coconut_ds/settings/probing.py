@@ -1,95 +1,87 @@
-"""One look inside a checkpoint."""
+"""The configuration of one probing run, which examines the thoughts of a checkpoint."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Natural, Positive
+from coconut_ds.settings.types import MethodName, Natural, Positive
 
 MODES = {
-    "think": "one question: each thought decoded, at each layer, and the answers after k thoughts",
-    "intervene": "one question: a thought changed, with controls",
-    "effects": "a data set: answers after k thoughts, linear probes, mean effects of changes",
-    "graph": "graph problems: values of nodes, heights, parallelism, superposition, changed edges",
+    "think": "one question: decode each thought at each layer, and show the answer after k thoughts",
+    "intervene": "one question: change a thought and compare with controls",
+    "effects": "a data set: answers after k thoughts, linear probes, mean effects of changed thoughts",
+    "graph": "graph problems: values of nodes, heights, parallelism, superposition, effects of changed edges",
 }
-"""What there is to do."""
+"""The modes of the program, each with what it does."""
 FREE_TEXT = ("question", "donor", "token", "tokens")
-"""Keys whose values are taken as they are written."""
+"""Keys whose values are used exactly as written, without Hydra's parsing."""
 
 
 class ProbeConfig(Group):
-    """One look inside a checkpoint."""
+    """The configuration of one probing run."""
 
     mode: Literal["think", "intervene", "effects", "graph"] = "think"
-    """The word before the keys."""
+    """The first word of the command line: think, intervene, effects or graph."""
     checkpoint: str
-    """Model folder, or the file of a state dict."""
+    """Model folder, or state dict file of the reference implementation."""
     question: str | None = None
     """The question (think, intervene)."""
     data: DataConfig | None = None
     """Group of config/data, or a file of problems."""
     data_name: str = ""
-    """Name of the data in the output folder; filled in."""
+    """Name of the data in the output folder; set automatically."""
     problem: Natural = 0
-    """Without question: which problem of the data, from 0."""
+    """Index, from 0, of the problem of the data to use when no question is given."""
     model: ModelConfig | None = None
     """Architecture and tokenizer of a state dict: a group of config/model."""
-    method: str | None = None
-    """Method of a checkpoint without coconut.json."""
+    method: MethodName | None = None
+    """Method of a checkpoint that has no coconut.json."""
     n_thoughts: Natural | None = None
-    """Number of thoughts or pauses; null: the checkpoint's."""
+    """Number of thoughts or pause tokens; null: the checkpoint's."""
     max_new_tokens: Positive = 128
-    """Longest generated text, in tokens."""
+    """Maximum length of a generated text, in tokens."""
     top_k: Positive = 5
-    """Tokens of each decoded state."""
+    """Number of tokens to show for each decoded hidden state."""
     tokens: tuple[str, ...] = ()
-    """Tokens whose rank and probability are wanted, with commas between (a target and a foil)."""
+    """Tokens to track by rank and probability, separated by commas, such as a target and a foil."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the softmax that decodes."""
+    """Temperature of the softmax that decodes hidden states."""
     thought: Positive = 1
-    """Which thought is changed, from 1 (intervene)."""
+    """Number, from 1, of the thought to change (intervene)."""
     kind: str = "noise"
-    """zero, mean, noise, random, patch, token, scale, swap, repeat, drop (intervene)."""
+    """How to change it: zero, mean, noise, random, patch, token, scale, swap, repeat, drop (intervene)."""
     strength: float = 1.0
-    """Of noise, relative to the thought's norm; the factor of scale."""
+    """Size of the noise relative to the thought's norm, or the factor of scale (intervene)."""
     other: Positive | None = None
-    """The other thought of swap."""
+    """Number, from 1, of the thought to exchange with (kind=swap)."""
     token: str | None = None
-    """The token whose embedding is put in (kind=token)."""
+    """Token whose embedding replaces the thought (kind=token)."""
     donor: str | None = None
-    """The question whose thought is put in (kind=patch); null: problems of the data with another answer."""
+    """Question whose thought replaces the thought (kind=patch); null: problems of the data with other answers."""
     draws: Positive = 8
-    """Draws of noise and random, and donors."""
+    """Number of random draws (noise, random) and of donors (patch)."""
     later: Literal["recomputed", "kept"] = "recomputed"
-    """What becomes of the thoughts after the changed one."""
+    """Whether thoughts after the changed one are recomputed, or kept as they were."""
     pause: str | None = None
-    """A checkpoint that pauses, as a control (intervene)."""
+    """Checkpoint of a method with pause tokens, as a control (intervene)."""
     num_problems: Positive = 500
-    """At most so many problems of the data."""
+    """Maximum number of problems to use from the data."""
     num_fit: Positive = 1000
-    """Problems that linear probes are fit on (effects)."""
+    """Number of problems on which linear probes are fitted (effects)."""
     bf16: bool = False
     """Compute in bfloat16."""
     seed: Annotated[int, Field(strict=True)] = 0
-    """Seed of generated problems, and of draws."""
+    """Seed of generated problems and of random draws."""
     out: str | None = None
     """Folder for the results; null: outputs/probe/<checkpoint>/<mode>."""
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in METHODS:
-            raise ValueError(f"unknown method; expected one of {', '.join(sorted(METHODS))}")
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.mode in ("effects", "graph") and self.data is None:
-            raise ValueError(f"{self.mode} needs problems; set data= to a group of config/data or a file")
+            raise ValueError(f"{self.mode} needs problems; set data= to an option of config/data or a file")
         if self.question is None and self.data is None:
             raise ValueError("no question; set question='…', or data= and problem=")
         return self

@@ -9,38 +9,38 @@ from coconut_ds.settings.types import Natural
 
 
 class RunConfig(Group):
-    """Who and where: name, outputs, seed, logging, what to start from."""
+    """Name and folder of the run, seed, logging, and the checkpoint to start from or to resume."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run; the first folder under save_path."""
+    """Name of the run, and first folder under save_path. Letters, digits, ".", "_" and "-" are allowed."""
     save_path: str = "outputs"
-    """Folder under which the run's directory is made."""
+    """Folder under which the run's folder is created."""
     seed: Annotated[int, Field(strict=True)] = 0
-    """Seed of weights, order of problems, stage mixing and generated data."""
+    """Seed of all random choices. They are initial weights, order of problems, mixing of stages and generated data."""
     debug: bool = False
-    """Small run: 32 validation and at most 5,000 training problems, no wandb."""
+    """Small run for debugging: 32 validation problems, at most 5,000 training problems, no wandb."""
     bf16: bool = False
-    """Compute in bfloat16 with fp32 master weights and accumulation (needs ZeRO stage 1, 2 or 3)."""
+    """Compute in bfloat16. Master weights and accumulation stay fp32; needs ZeRO stage 1, 2 or 3."""
     only_eval: bool = False
-    """Evaluate load_model_path, write the scores and stop; nothing is trained."""
+    """Evaluate the checkpoint load_model_path and write its scores, without training."""
     save_only_improve: bool = False
-    """Keep only the best checkpoint of the latest stage, and the newest to resume from: keep_last=1 keep_best=true."""
+    """Keep only the newest checkpoint and the best one of the latest stage (as keep_last=1 keep_best=true)."""
     load_model_path: str | None = None
-    """Checkpoint to start from: a model folder or a state dict file of the reference implementation."""
+    """Checkpoint to start from. A model folder, or a state dict file of the reference implementation."""
     resume: Natural = 0
-    """Epochs to skip at the start, e.g. those that the loaded CoT checkpoint stands for."""
+    """Number of epochs to skip at the start, for example those that a loaded CoT checkpoint was trained for."""
     resume_mode: Literal["auto", "force", "never"] = "auto"
-    """auto: continue the newest unfinished attempt of this run, or a completed one once num_epochs has grown, else
-    start one; force: continue the newest attempt whatever its state; never: start one."""
+    """auto: continue the newest unfinished attempt of this run, or a completed one if num_epochs has grown; otherwise
+    start a new attempt. force: continue the newest attempt whatever its state. never: start a new attempt."""
     resume_attempt_id: str | None = None
-    """The attempt to continue, whatever resume_mode says."""
+    """Attempt to continue, regardless of resume_mode."""
     allow_mismatch: tuple[str, ...] = ()
-    """Dotted keys, or groups of them, in which the attempt of resume_attempt_id may differ from this configuration."""
+    """Dotted keys, or whole groups, in which the attempt of resume_attempt_id may differ from this configuration."""
     signature_ignore_keys: tuple[str, ...] = ()
-    """Dotted keys that do not count in the signature, which tells whether two launches are of one run."""
+    """Dotted keys to leave out of the signature, which decides whether two launches belong to the same run."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None
-    """wandb entity; null takes the account's default."""
+    """wandb entity; null uses the account's default."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online when logged in, else disabled with one line that says so."""
+    """auto: online if logged in to wandb, otherwise disabled with one line that says so."""

@@ -1,8 +1,9 @@
-"""Typed groups of keys: what all configurations share. Frozen, strict about names, their errors readable."""
+"""What all configurations share: frozen groups that refuse unknown keys, readable errors, and access by dotted key."""
 
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from coconut_ds.errors import ConfigError
 
@@ -10,7 +11,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Group(BaseModel):
-    """A group of keys: immutable, and strict about names."""
+    """Base class of a group of keys. Instances are immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
@@ -18,7 +19,11 @@ class Group(BaseModel):
 
 
 def validated(schema: type[Schema], values: dict[str, Any]) -> Schema:
-    """``schema`` from plain values; pydantic's findings become one readable ConfigError."""
+    """Creates an instance of ``schema`` from plain values.
+
+    Raises:
+        ConfigError: values are invalid; one line per error, with the key, the value found and what was expected.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -31,24 +36,31 @@ def validated(schema: type[Schema], values: dict[str, Any]) -> Schema:
         raise ConfigError("\n".join(lines)) from error
 
 
-def describe_key(schema: type[BaseModel], key: str) -> str:
-    """What stands below the field of a dotted key."""
+def leaf_field(schema: type[BaseModel], key: str) -> FieldInfo:
+    """The field of a dotted key such as ``data.size.train``.
+
+    Raises:
+        KeyError: the schema has no such key.
+    """
     first, _, rest = key.partition(".")
-    field = schema.model_fields[first]
-    group = _group_of(field.annotation)
-    return describe_key(group, rest) if rest and group is not None else field.description or ""
+    return leaf_field(subgroups(schema)[first], rest) if rest else schema.model_fields[first]
 
 
 def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a schema, nested groups included."""
+    """All dotted keys of a schema, those of nested groups included."""
+    groups = subgroups(schema)
     keys: list[str] = []
-    for name, field in schema.model_fields.items():
-        group = _group_of(field.annotation)
-        keys += [f"{prefix}{name}"] if group is None else leaf_keys(group, f"{prefix}{name}.")
+    for name in schema.model_fields:
+        keys += leaf_keys(groups[name], f"{prefix}{name}.") if name in groups else [f"{prefix}{name}"]
     return keys
 
 
-def _group_of(annotation: Any) -> type[BaseModel] | None:
-    """The group that a field holds, or may hold; None for a plain value."""
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields that hold a group, or may hold one (``ModelConfig | None``), each with the group's class."""
+    found = {}
+    for name, field in schema.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        groups = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if groups:
+            found[name] = groups[0]
+    return found

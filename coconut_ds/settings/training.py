@@ -10,75 +10,83 @@ from coconut_ds.settings.types import Decay, Natural, Positive, Share
 
 
 class TrainingConfig(Group):
-    """Curriculum, batches and optimizer."""
+    """Curriculum, batches, checkpoints and optimizer."""
 
     c_thought: Natural = 1
-    """Thoughts that stand for one step (the paper's c)."""
+    """Number of thoughts that replace one step (the paper's c)."""
     max_latent_stage: Natural = 6
-    """Last stage that adds thoughts; past it all steps go and the number of thoughts stays (the paper's stages)."""
+    """Last stage that adds thoughts (the paper's number of stages). After it, all remaining steps are removed and the
+    number of thoughts stays."""
     epochs_per_stage: Positive = 5
-    """Epochs a stage lasts under advance=epochs."""
+    """Number of epochs per stage (advance=epochs)."""
     advance: Literal["epochs", "accuracy"] = "epochs"
-    """Next stage after epochs_per_stage epochs, or once validation accuracy reaches advance_at."""
+    """epochs: start the next stage after epochs_per_stage epochs. accuracy: once validation accuracy reaches
+    advance_at."""
     advance_at: Share = 0.95
-    """Share of validation problems wholly right (all remaining steps and the answer) that ends a stage."""
+    """Validation accuracy that ends a stage (advance=accuracy): the share of problems with all remaining steps and the
+    answer correct."""
     min_epochs_per_stage: Positive = 1
-    """Least number of epochs a stage lasts under advance=accuracy."""
+    """Minimum number of epochs per stage (advance=accuracy)."""
     max_epochs_per_stage: Positive | None = None
-    """Largest number of epochs a stage lasts under advance=accuracy; null: no bound."""
+    """Maximum number of epochs per stage (advance=accuracy); null: no limit."""
     stop_at: Share | None = None
-    """Stop once the final stage has this share of validation problems wholly right; null: train num_epochs."""
+    """Stop once validation accuracy in the final stage, counted as for advance_at, reaches this value; null: train
+    num_epochs."""
     stage_switches: tuple[Natural, ...] | None = None
-    """Epochs at which stages 1, 2, ... begin; replaces the rule of advance (to repeat another run's history)."""
+    """Epochs at which stages 1, 2, ... begin, instead of the rule of advance (to repeat the history of another run)."""
     pad_latent_to_max: bool = True
-    """true: every problem gets stage × c_thought thoughts; false: at most c_thought for each of its steps."""
+    """true: at each stage all problems have the same number of thoughts, stage × c_thought. false: a problem has at
+    most c_thought for each of its steps."""
     uniform_prob: Share = 0.0
-    """Probability that a problem's stage is drawn uniformly from 0 to its number of steps."""
+    """Probability of drawing a problem's stage uniformly from 0 to its number of steps."""
     tokens_per_epoch: Positive = 8
-    """Step tokens that method=icot removes from one epoch to the next (one stage to the next under accuracy)."""
+    """Number of step tokens that method=icot removes per epoch (per stage with advance=accuracy)."""
     replay_prob: Share = 0.0
-    """Probability that a problem's stage is drawn uniformly from 0 to the current stage."""
+    """Probability of drawing a problem's stage uniformly from 0 to the current stage."""
     reset_optimizer: Literal["stage", "epoch", "never"] = "stage"
-    """When optimizer state is set to zero: stage (each switch; the paper), epoch (also true), never (also false)."""
+    """When to reset the optimizer state: stage (at each new stage, as in the paper), epoch (true means the same) or
+    never (false means the same)."""
     loss_reduction: Literal["token", "reference"] = "token"
-    """token: mean over all target tokens of the global batch; reference: mean over micro batches of their means."""
+    """token: mean over all target tokens of the global batch. reference: mean over micro batches of the mean of each,
+    as in the reference implementation."""
     global_batch_size: Positive | None = 128
-    """Problems an optimizer update; null: micro batch × accumulation × ranks."""
+    """Number of problems per update; null: micro batch × accumulation × ranks."""
     batch_size_training: Positive = 32
-    """Problems in one forward pass on one rank (micro batch)."""
+    """Micro batch: number of problems per forward pass on one rank."""
     gradient_accumulation_steps: Positive | None = None
-    """Micro batches an update; null: derived from global_batch_size. Setting it replaces a preset global_batch_size."""
+    """Number of micro batches per update; null: computed from global_batch_size. Setting it on the command line
+    replaces an option's global_batch_size."""
     activation_checkpointing: bool = False
-    """Keep of each layer its input, keys and values alone, and compute the rest again for its gradient: less memory,
-    about a third more work, the same numbers."""
+    """Keep only the input, keys and values of each layer and recompute the rest for the gradient. Needs less memory and
+    about a third more computation; the numbers are the same."""
     batch_size_eval: Positive = 64
-    """Problems in one validation pass on one rank."""
+    """Number of problems per batch on one rank during validation."""
     save_every: Positive = 1
-    """Epochs from one checkpoint to the next; the last epoch is always saved."""
+    """Number of epochs between checkpoints; the last epoch is always saved."""
     save_every_steps: Positive | None = None
-    """Updates from one checkpoint within an epoch to the next; null: none within an epoch."""
+    """Number of updates between checkpoints within an epoch; null: none within an epoch."""
     keep_last: Positive | None = 2
-    """Newest checkpoints to keep; null: all."""
+    """Number of newest checkpoints to keep; null: all."""
     keep_best: bool = True
-    """Keep the best checkpoint of the latest stage too."""
+    """Also keep the best checkpoint of the latest stage."""
     num_epochs: Positive = 50
-    """Epochs in all, the skipped ones (run.resume) included."""
+    """Total number of epochs, including those that run.resume skips."""
     lr: Annotated[float, Field(gt=0, strict=True)] = 1e-4
     """Learning rate."""
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
     """AdamW's decoupled weight decay."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """AdamW's coefficients."""
+    """AdamW's coefficients of the running averages."""
     eps: Annotated[float, Field(gt=0, strict=True)] = 1e-8
-    """AdamW's denominator term."""
+    """AdamW's term for numerical stability."""
     warmup_steps: Natural = 0
-    """Updates over which the learning rate rises linearly, counted from the last reset of the optimizer."""
+    """Number of updates over which the learning rate rises linearly, counted from the last reset of the optimizer."""
     max_grad_norm: Annotated[float, Field(ge=0, strict=True)] = 0.0
-    """Largest gradient norm of an update; 0: no clipping."""
+    """Maximum gradient norm; gradients of an update are clipped to it. 0: no clipping."""
 
     @property
     def curriculum_spec(self) -> CurriculumSpec:
-        """The numbers that layouts depend on."""
+        """The settings that determine layouts."""
         return CurriculumSpec(self.c_thought, self.max_latent_stage, self.pad_latent_to_max, self.tokens_per_epoch)
 
     @field_validator("reset_optimizer", mode="before")
@@ -101,12 +109,12 @@ class TrainingConfig(Group):
                 f"min_epochs_per_stage={self.min_epochs_per_stage}"
             )
         if self.stage_switches is not None and list(self.stage_switches) != sorted(self.stage_switches):
-            raise ValueError(f"stage_switches={list(self.stage_switches)} must not fall")
+            raise ValueError(f"stage_switches={list(self.stage_switches)} must not decrease")
         return self
 
 
 class DeepSpeedConfig(Group):
-    """The engine's file."""
+    """The DeepSpeed configuration."""
 
     config: str
-    """Name of a file of ds_configs/ (zero0 … zero3, zero2_offload, zero3_offload) or a path to a JSON file."""
+    """Name of a file in ds_configs/ (zero0 … zero3, zero2_offload, zero3_offload), or path of a JSON file."""

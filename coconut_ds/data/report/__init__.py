@@ -1,1 +1,1 @@
-"""Reports on files of problems: `statistics`, and what is made of them, `text` and `picture`."""
+"""Reports on files of problems: `statistics` computes them, `text` and `picture` present them."""

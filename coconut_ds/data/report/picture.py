@@ -1,4 +1,4 @@
-"""A report on files of problems as a picture: histograms a colour a file, and one problem's sequence at each stage."""
+"""Draws a report on problem files: histograms with one colour per file, and one problem's sequence at each stage."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -19,20 +19,20 @@ ROLE_COLOURS = {
     "step": "#E69F00",
     "answer": "#009E73",
 }
-"""A legend lists them in this order."""
+"""The colours of the roles, in the order of the legend."""
 ROLE_WORDS = {"start": "marker", "end": "marker", "step": "written step"}
 MOST_BINS = 30
 MOST_ROWS = 16
-"""Of more stages that differ as many are drawn, evenly chosen."""
+"""Maximum number of stages to draw; of more different stages, evenly spaced ones are chosen."""
 WIDTH_INCHES, DPI = 12.0, 130
 HALF = 0.34
-"""Half the height of a cell; rows are 1 apart."""
+"""Half the height of a cell; the distance between rows is 1."""
 QUESTION_SHARE = 0.14
-"""A question takes this much of the width of a row, however long it is."""
+"""Share of a row's width that the question occupies, whatever its length."""
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes the picture as PNG."""
+    """Writes the picture as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,15 +56,15 @@ def draw(report: Report, path: Path) -> None:
 
 
 def draw_lengths(axes: Any, files: Sequence[FileStats], part: str) -> None:
-    """Shares of problems by tokens of ``part``."""
+    """Draws a histogram of the number of tokens in ``part``, as shares of problems."""
     values = [file.lengths[part] for file in files]
     low, high = min(int(each.min()) for each in values), max(int(each.max()) for each in values)
     width = -(-(high - low + 1) // MOST_BINS)
-    # Whole numbers in the middle of their bins.
+    # Place whole numbers in the middle of their bins.
     bins = np.arange(low, high + width + 1, width) - 0.5
     for number, each in enumerate(values):
         shares = np.histogram(each, bins)[0] / len(each)
-        # Earlier ones wider: they show on both sides of one that covers them.
+        # Earlier lines are wider, so that they remain visible under later ones.
         axes.stairs(shares, bins, color=_colour(number), linewidth=1.4 + 0.6 * min(len(values) - 1 - number, 4))
         if len(values) == 1:
             axes.stairs(shares, bins, color=_colour(number), alpha=0.3, fill=True)
@@ -73,7 +73,7 @@ def draw_lengths(axes: Any, files: Sequence[FileStats], part: str) -> None:
 
 
 def draw_steps(axes: Any, files: Sequence[FileStats]) -> None:
-    """Shares of problems by number of steps, bars side by side."""
+    """Draws shares of problems by number of steps, with one bar per file."""
     numbers = np.arange(min(file.num_steps.min() for file in files), max(file.num_steps.max() for file in files) + 1)
     width = 0.8 / len(files)
     for place, file in enumerate(files):
@@ -84,11 +84,11 @@ def draw_steps(axes: Any, files: Sequence[FileStats]) -> None:
 
 
 def draw_legend(axes: Any, report: Report) -> None:
-    """Which colour is which file, and how often questions return."""
+    """Draws the legend of the files, with the numbers of repeated questions."""
     from matplotlib.patches import Patch
 
     axes.axis("off")
-    # The first file comes first in pairs too: with each of the others in turn.
+    # The first pairs are those of the first file with each other file.
     common = [f"\nquestions of the first file: {pair.questions:,}" for pair in report.overlaps]
     labels = [
         _plain(f"{file.name}: {file.size:,} problems\nrepeated questions: {file.duplicate_questions:,}{more}")
@@ -99,7 +99,7 @@ def draw_legend(axes: Any, report: Report) -> None:
 
 
 def draw_layouts(axes: Any, example: Example, report: Report) -> None:
-    """A row a stage, a cell a token; the question's cells are one block."""
+    """Draws one row per stage and one cell per token; the question is one block."""
     rows = example.rows()
     places = np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().astype(int)
     longest = max(sum(p.num_tokens for p in pieces if p.role != "question") for _, pieces in rows)
@@ -115,7 +115,7 @@ def draw_layouts(axes: Any, example: Example, report: Report) -> None:
     name = _plain(report.files[0].name)
     axes.set_title(
         f"{report.method}, c_thought {report.spec.c_thought}: problem #{example.index} of {name} at each stage "
-        "(at the right: positions in all)",
+        "(right: number of positions)",
         fontsize=10,
         loc="left",
     )
@@ -123,7 +123,7 @@ def draw_layouts(axes: Any, example: Example, report: Report) -> None:
 
 
 def _draw_sequence(axes: Any, pieces: Sequence[Span], y: float, block: float) -> float:
-    """Draws one row from 0 on; returns where it ends."""
+    """Draws one row, starting at x = 0. Returns the x coordinate of its end."""
     from matplotlib.patches import Rectangle
 
     x, low, high = 0.0, y - HALF, y + HALF
@@ -145,7 +145,7 @@ def _draw_sequence(axes: Any, pieces: Sequence[Span], y: float, block: float) ->
 
 
 def _label(axes: Any, piece: Span, x: float, y: float, room: float) -> None:
-    """A piece's name where there is room for it; ``room``: its width as a share of the question's."""
+    """Writes the name of a span if there is room; ``room`` is its width as a share of the question's width."""
     short, long = "", ""
     if piece.role == "question":
         long = f"question: {piece.num_tokens:,} tokens"
@@ -156,7 +156,7 @@ def _label(axes: Any, piece: Span, x: float, y: float, room: float) -> None:
     text = long if room > 0.4 else short if room > 0.15 else ""
     if text:
         colour = ROLE_COLOURS[piece.role]
-        # Its own ground, so that the borders of cells do not run through it.
+        # A background, so that the borders of cells do not cross the text.
         ground = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
         ink = "white" if piece.role == "answer" else "black"
         axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink, bbox=ground, zorder=3)
@@ -169,7 +169,7 @@ def _role_legend(axes: Any, example: Example) -> None:
     handles = {
         ROLE_WORDS.get(role, role): Patch(facecolor=colour) for role, colour in ROLE_COLOURS.items() if role in found
     }
-    handles["carries loss"] = Patch(facecolor="white", edgecolor="black", linewidth=1.6)
+    handles["with loss"] = Patch(facecolor="white", edgecolor="black", linewidth=1.6)
     axes.legend(
         handles.values(),
         handles.keys(),
@@ -200,5 +200,5 @@ def _colour(number: int) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as matplotlib shows it unchanged: dollars begin formulas, labels that begin with ``_`` are left out."""
+    """Escapes a name for matplotlib, which reads ``$`` as a formula and hides labels that start with ``_``."""
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

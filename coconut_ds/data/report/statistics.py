@@ -1,9 +1,9 @@
-"""What files of problems hold: lengths in tokens, steps, duplicates, answers, and the sequences that training makes.
+"""Statistics of problem files: lengths in tokens, steps, duplicates, answers, and the sequences used in training.
 
-``make_report`` counts; ``data_report_text`` writes the result down and ``data_report_picture`` draws it. Lengths are
-those of ``tokens.tokenize``: with the newlines, the ``###`` and the end of sequence that training adds. Texts are equal
-where they are the same to the letter; answers are compared as they are scored (``formats``). As in training on the
-first file, that file's problems alone decide which stage is the last.
+``make_report`` computes them; `text` and `picture` present them. Lengths are those of ``tokens.tokenize``, including
+the newlines, the ``###`` and the end-of-sequence token that training adds. Two texts are equal if they are identical;
+answers are compared as in scoring (``coconut_ds.formats``). The last stage is determined by the problems of the first
+file only, as in training on that file.
 """
 
 from collections import Counter
@@ -25,43 +25,46 @@ from coconut_ds.methods.layout import IGNORE, lay_out
 
 PARTS = ("question", "steps", "answer", "whole")
 CHUNK = 8192
-"""Problems that are tokenized together: of most of them only the lengths are kept."""
+"""Number of problems tokenized together; afterwards, only lengths and counts are kept."""
 NAMED = 2
-"""Duplicates that are named for a pair of files."""
+"""Number of duplicates to list for each pair of files."""
 MARKERS = MarkerIds(-1, -2, -3, -4)
-"""Ids that no token has."""
+"""Negative ids, which differ from those of all tokens."""
 SIGNS = {"start": "<start>", "end": "<end>", "thought": "●", "pause": "○"}
-"""How they are written, in the order of ``MARKERS``."""
+"""How markers are displayed, in the order of ``MARKERS``."""
 
 Files = Sequence[tuple[str, Sequence[Problem]]]
-"""Names and problems."""
+"""The names of files and their problems."""
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class FileStats:
-    """One file."""
+    """The statistics of one file."""
 
     name: str
     lengths: Mapping[str, IntArray]
-    """Tokens of each problem, by ``PARTS``."""
+    """For each of ``PARTS``, the number of tokens in each problem."""
     num_steps: IntArray
+    """The number of steps of each problem."""
     duplicate_questions: int
-    """Problems whose question stands earlier in the file."""
+    """Number of problems whose question occurs earlier in the file."""
     num_answers: int
-    """Different ones."""
+    """Number of distinct answers."""
     frequent_answer: str
+    """The most frequent answer."""
     frequent_count: int
+    """Number of problems with this answer."""
     num_unknown: int
-    """Tokens that stand for what the tokenizer does not know."""
+    """Number of unknown tokens."""
     num_new: int
-    """Tokens that the first file does not have anywhere."""
+    """Number of tokens that do not occur in the first file."""
     positions: tuple[int, int]
-    """What the longest problem needs at stage 0 and in the last stage."""
+    """Sequence lengths of the longest problem at stage 0 and at the last stage."""
 
     @property
     def size(self) -> int:
-        """Problems."""
+        """Number of problems."""
         return len(self.num_steps)
 
     @property
@@ -72,28 +75,28 @@ class FileStats:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two files have in common."""
+    """The problems that two files share."""
 
     earlier: str
     later: str
     size: int
-    """Problems of the later file."""
+    """Number of problems in the later file."""
     questions: int
-    """Those of them whose question stands in the earlier file."""
+    """Number of these whose question occurs in the earlier file."""
     problems: int
-    """Those whose question, steps and answer stand there together."""
+    """Number of these whose question, steps and answer all occur there in one problem."""
     first: tuple[tuple[int, int, str], ...]
-    """The first of these questions: index in the later file, in the earlier one, text."""
+    """The first shared questions: index in the later file, index in the earlier file, text."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A run of positions of one kind."""
+    """Consecutive positions of one kind."""
 
     role: str
     """``question``, ``step``, ``answer`` or one of ``SIGNS``."""
     number: int
-    """Which step, from 1; else 0."""
+    """Number of the step, from 1; 0 for other roles."""
     text: str
     num_tokens: int
     loss: bool
@@ -109,7 +112,7 @@ class Example:
     stages: tuple[tuple[Span, ...], ...]
 
     def rows(self) -> list[tuple[str, tuple[Span, ...]]]:
-        """The stages by name; those in a row that are alike as one."""
+        """The spans of each stage, with a title. Consecutive stages with equal sequences share one row."""
         rows = []
         for pieces, run in groupby(range(len(self.stages)), key=lambda stage: self.stages[stage]):
             first, *more = run
@@ -119,12 +122,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of some files."""
+    """The complete report on some files."""
 
     files: tuple[FileStats, ...]
     overlaps: tuple[Overlap, ...]
     vocabulary: int
-    """Without the markers."""
+    """Size of the vocabulary, without markers."""
     method: str
     spec: CurriculumSpec
     last_stage: int
@@ -132,13 +135,13 @@ class Report:
 
 
 class _Measured(NamedTuple):
-    """What is kept of a file's tokens."""
+    """Measurements of a file's tokens."""
 
     lengths: dict[str, IntArray]
     counts: IntArray
-    """How often each token stands in the file."""
+    """Number of occurrences of each token id in the file."""
     longest: int
-    """The most stages that one of its problems has."""
+    """The largest ``num_stages`` of any problem."""
 
 
 def make_report(
@@ -149,15 +152,15 @@ def make_report(
     max_latent_stage: int | None = None,
     num_examples: int = 3,
 ) -> Report:
-    """Counts.
+    """Computes the report.
 
     Args:
-        files: names and problems, in the order in which they are told.
-        tokenizer: is left as it is.
-        method: see ``methods``.
-        c_thought: thoughts a step.
-        max_latent_stage: None: as many as the first file's longest chain has steps.
-        num_examples: problems of the first file that are laid out.
+        files: names and problems, in the order of the report.
+        tokenizer: used, but not modified.
+        method: a value of ``METHODS``.
+        c_thought: number of thoughts that replace one step.
+        max_latent_stage: the last stage that adds thoughts; None: the largest number of steps in the first file.
+        num_examples: number of problems of the first file whose sequences are shown.
     """
     first = files[0][1]
     if max_latent_stage is None:
@@ -189,22 +192,22 @@ def summarize(values: IntArray) -> tuple[float, float, float, float, float]:
 
 
 def find_overlaps(files: Files) -> tuple[Overlap, ...]:
-    """What each file shares with each one before it."""
-    # From the end, so that of several problems with one question the first keeps its place.
+    """The overlap of each file with each earlier file."""
+    # Iterate from the end, so that of several problems with the same question the index of the first remains.
     places = [{problems[i].question: i for i in reversed(range(len(problems)))} for _, problems in files]
     wholes = [set(problems) for _, problems in files]
     overlaps = []
     for a, b in combinations(range(len(files)), 2):
-        there, (name, problems) = places[a], files[b]
-        found = [index for index, problem in enumerate(problems) if problem.question in there]
-        named = tuple((i, there[problems[i].question], problems[i].question) for i in found[:NAMED])
+        earlier, (name, problems) = places[a], files[b]
+        found = [index for index, problem in enumerate(problems) if problem.question in earlier]
+        named = tuple((i, earlier[problems[i].question], problems[i].question) for i in found[:NAMED])
         both = sum(problem in wholes[a] for problem in problems)
         overlaps.append(Overlap(files[a][0], name, len(problems), len(found), both, named))
     return tuple(overlaps)
 
 
 def choose_examples(stats: FileStats, count: int) -> list[int]:
-    """Indices spread evenly over all problems, from few steps and tokens to many; of one alone the middle."""
+    """Indices of ``count`` problems, spread evenly from few steps and tokens to many; for one problem, the middle."""
     order = np.lexsort((stats.lengths["whole"], stats.num_steps))
     last = len(order) - 1
     places = [last // 2] if count == 1 else np.linspace(0, last, min(count, len(order))).round().astype(int)
@@ -214,12 +217,12 @@ def choose_examples(stats: FileStats, count: int) -> list[int]:
 def lay_out_pieces(
     method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Span, ...]:
-    """The training sequence at a stage, as runs of positions of one kind."""
+    """The training sequence of a problem at a stage, divided into spans."""
     parts: list[tuple[str, int, Ids]] = [("question", 0, problem.question)]
     parts += [("step", number, step) for number, step in enumerate(problem.steps, start=1)]
     parts += [("answer", 0, problem.answer)]
     origins = [(role, number, token) for role, number, ids in parts for token in ids]
-    # Each token's place is laid out in its stead: it tells where a token came from, whatever a method does with it.
+    # Lay out the indices of the tokens instead of the tokens: they show where each token came from, for any method.
     places = [range(a, b) for a, b in pairwise(accumulate((len(ids) for _, _, ids in parts), initial=0))]
     shadow = TokenizedProblem(places[0], tuple(places[1:-1]), places[-1])
     layout = lay_out(method, shadow, stage, spec, MARKERS)
@@ -279,7 +282,7 @@ def _file_stats(
 def _count_unknown(counts: IntArray, num_problems: int, tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.unk_token_id is None:
         return 0
-    # Tokenizers that know every text may name the end of sequence, which training adds to each problem.
+    # Byte-level tokenizers may use the end-of-sequence token as unknown token; training adds one to each problem.
     added = num_problems if tokenizer.unk_token_id == tokenizer.eos_token_id else 0
     return int(counts[tokenizer.unk_token_id]) - added
 

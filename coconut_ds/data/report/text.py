@@ -1,4 +1,4 @@
-"""A report on files of problems as plain text, files side by side."""
+"""Writes a report on problem files as plain text, with the files side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ import numpy as np
 from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Overlap, Report, Span, summarize
 
 LEGEND = (
-    "⟦what carries loss⟧  ● thought  ○ pause  <start> <end> around thoughts  ⏎ newline  <eos> end of sequence",
-    "… 99 tokens …  here the middle of a question is left out, which has 99 tokens in all",
+    "⟦tokens with loss⟧  ● thought  ○ pause  <start> <end> around thoughts  ⏎ newline  <eos> end of sequence",
+    "… 99 tokens …  the middle of a question with 99 tokens in total is left out",
 )
 WIDTH = 118
 MOST_ROWS = 20
-"""Numbers of steps with a row of their own; those beyond share the last one."""
+"""Maximum number of rows of the table of steps; the last row combines all larger numbers of steps."""
 BAR = 24
-"""Characters of a bar that stands for all problems."""
+"""Length in characters of a bar that represents all problems."""
 QUESTION = 44
-"""Characters of a question above which its middle is left out."""
+"""Maximum length of a question in characters; the middle of a longer question is left out."""
 
 
 def render_report(report: Report) -> str:
-    """All of it."""
+    """The complete report as text."""
     first = report.files[0].name
     sections = [
         f"vocabulary: {report.vocabulary:,} tokens, thought markers not counted\n"
@@ -49,7 +49,7 @@ def _facts(report: Report) -> str:
             "": file.name,
             "problems": f"{file.size:,}",
             "without steps": _share(int((file.num_steps == 0).sum()), file.size),
-            "question stands earlier in the file": _share(file.duplicate_questions, file.size),
+            "question occurs earlier in the file": _share(file.duplicate_questions, file.size),
             "different answers": f"{file.num_answers:,}",
             "most frequent answer": shorten(file.frequent_answer, 28),
             "problems it is right for": _share(file.frequent_count, file.size),
@@ -88,13 +88,13 @@ def _steps(files: Sequence[FileStats]) -> str:
 
 
 def _overlaps(overlaps: Sequence[Overlap]) -> str:
-    rows = [["stands in", "and in", "questions", "whole problems"]]
+    rows = [["file", "earlier file", "shared questions", "shared problems"]]
     named = []
     for pair in overlaps:
         shares = (_share(pair.questions, pair.size), _share(pair.problems, pair.size))
         rows.append([pair.later, pair.earlier, *shares])
         for here, there, text in pair.first:
-            named.append(f"  {pair.later} #{here} asks as {pair.earlier} #{there}: {shorten(text, 60)}")
+            named.append(f"  {pair.later} #{here} has the question of {pair.earlier} #{there}: {shorten(text, 60)}")
     return "\n".join([_table(rows, left=2), *named])
 
 
@@ -128,10 +128,10 @@ def _piece(piece: Span) -> str:
 
 
 def shorten(text: str, limit: int, middle: str = " … ") -> str:
-    """Text of about ``limit`` characters: of a longer one its ends. What a terminal would not print is a ``�``."""
+    """Shortens text to about ``limit`` characters by leaving out its middle; unprintable characters become ``�``."""
     if len(text) > limit:
         begin, end = text[: limit // 2], text[-(limit // 2) :]
-        # Whole words, where words are short enough.
+        # Cut between words where possible.
         begin, end = begin.rpartition(" ")[0] or begin, end.partition(" ")[2] or end
         text = f"{begin}{middle}{end}"
     return "".join(each if each.isprintable() else "�" for each in text.replace("\n", "⏎"))
@@ -148,7 +148,7 @@ def _counted(number: int, word: str) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], left: int = 1, bars: bool = False) -> str:
-    """Columns two spaces apart: the first ``left`` ones, and every bar, begin together, the others end together."""
+    """Aligns columns: the first ``left`` columns, and columns with bars, to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
