@@ -215,6 +215,5 @@ def _style(axes: Any, label: str) -> None:
 
 
 def _plain(name: str) -> str:
-    """Escapes a name for matplotlib, which reads ``$`` as the start of a formula and hides labels starting with
-    ``_``."""
+    """Escapes a name for matplotlib, which reads ``$`` as the start of a formula and hides labels that begin with _."""
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

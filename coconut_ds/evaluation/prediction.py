@@ -12,8 +12,7 @@ from coconut_ds.generation.requests import FinishReason
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's prediction for one problem. If the problem has no answer, all fields that compare with it are
-    None."""
+    """The model's prediction for one problem. Fields that compare it with the answer are None if there is no answer."""
 
     index: int
     """Index of the problem in its file, from 0."""
