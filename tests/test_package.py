@@ -68,7 +68,7 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
     [
         (0.9, 0.1, "Not solved"),
         (0.98, 0.2, "Here the thoughts themselves matter: coconut 98.0%"),
-        (0.98, 0.97, "Here the curriculum does the work"),
+        (0.98, 0.97, "Here the curriculum makes the difference"),
         (0.98, 0.8, "Thoughts help, and the curriculum alone"),
     ],
 )
