@@ -148,7 +148,7 @@ def test_noise_is_drawn_anew_for_each_problem_and_progress_can_end_the_work(reas
 
     with pytest.raises(Ended):
         measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3, progress=end)
-    with pytest.raises(DataError, match="zero of thought 7: no problem has so many"):
+    with pytest.raises(DataError, match="zero of thought 7: no problem has this many"):
         measure_effects(reasoner, QUESTIONS, [Intervention(Kind.ZERO, 7)], max_new_tokens=3)
     # One question has no donor.
     assert measure_effects(reasoner, QUESTIONS[:1], [Intervention(Kind.PATCH, 1)], max_new_tokens=3) == []
