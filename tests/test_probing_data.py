@@ -199,7 +199,7 @@ def test_states_of_all_problems_go_to_the_probes(reasoner):
     scores = linear_probes(reasoner, problems[:3], problems[3:])
     assert [one.label for one in scores] == ["step 1"] * 4 + ["answer"] * 4
     json.dumps([one.as_dict() for one in scores], allow_nan=False)
-    with pytest.raises(DataError, match="1 questions stand in both sets"):
+    with pytest.raises(DataError, match="1 questions are in both sets"):
         linear_probes(reasoner, problems[:3], problems[2:])
 
 

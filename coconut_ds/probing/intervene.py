@@ -1,14 +1,16 @@
-"""Interventions on one question, each with its controls beside it.
+"""Interventions on the thoughts of one question, each with its controls.
 
-An effect says something about a thought only next to what the same change does where it should do nothing. Controls:
+The effect of changing a thought is informative only in comparison with changes whose expected effect is known. The
+controls are:
 
-* ``same answer``: that thought of reference questions with the *same* answer; what hangs on the answer alone stays.
-* ``thought j``: the same change of each other thought.
-* ``token before``: the same change of the input just before the thoughts, which is a token (kinds that need nothing
-  but a vector to change).
-* several draws of what is random, each with its outcome.
-* ``pause``: the same change in a checkpoint that pauses instead of thinking, against what that one writes untouched.
-"""
+* ``same answer``: the thought is replaced by that of reference questions with the *same* answer. Whatever depends only
+  on the answer stays unchanged.
+* ``thought j``: the same change is made to each other thought.
+* ``token before``: the same change is made to the embedding of the token just before the thoughts (only for kinds that
+  need no vector from elsewhere).
+* several draws, for random changes; each draw has its own outcome.
+* ``pause``: the same change is made in a checkpoint that uses pauses, and compared with that checkpoint's own
+  baseline."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,53 +26,55 @@ from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material
 from coconut_ds.reasoner import Reasoner
 
 ANYWHERE = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
-"""Kinds that can be done to a token's embedding as well."""
+"""Kinds that can also be applied to the embedding of a token."""
 
 
 _Options = tuple[int | None, int]
-"""Number of thoughts, and longest text."""
+"""Number of thoughts (None: the checkpoint's), and length limit of the text in tokens."""
 
 
 @dataclass(frozen=True)
 class InterventionArm(Plain):
-    """One change, or one of its controls, with the outcome of each draw."""
+    """One arm of a report: the intervention itself or one of its controls, with the outcome of each draw."""
 
     name: str
     donors: tuple[str, ...]
-    """Questions whose thoughts were taken, one a draw; empty where none was."""
+    """The questions whose thoughts were used, one per draw; empty if the arm has no donors."""
     donor_answers: tuple[str, ...]
-    """What the model answers to them."""
+    """The model's answers to the donor questions."""
     outcomes: tuple[Outcome, ...]
+    """One outcome per draw."""
     kept: float
-    """Share of draws that leave the answer."""
+    """Share of draws whose answer is the same as in the baseline."""
     mean_change: float
-    """Of the log probability of the untouched text."""
+    """Mean change of the log probability (natural) of the baseline's text."""
 
 
 @dataclass(frozen=True)
 class InterventionReport(Plain):
-    """A change of a thought, what came of it, and its controls."""
+    """An intervention on one question: the baseline, the effect, and the controls."""
 
     question: str
     intervention: Intervention
     text: str
-    """Untouched."""
+    """The text that the model generates without the intervention (the baseline)."""
     answer: str
-    """Untouched."""
+    """The answer extracted from the baseline's text."""
     log_probability: float
-    """Of the untouched text."""
+    """Log probability (natural) of the baseline's text."""
     effect: InterventionArm
     controls: tuple[InterventionArm, ...]
-    """Those that are possible with what was given."""
+    """The controls that are possible for this intervention and the given references."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """An arm before it was run."""
+    """The cases of one arm, before they are run."""
 
     name: str
     cases: list[Case]
     donors: list[Baseline]
+    """One donor per case; empty if the arm has no donors."""
 
 
 def intervene(
@@ -84,37 +88,36 @@ def intervene(
     max_new_tokens: int = 128,
     with_controls: bool = True,
 ) -> list[InterventionReport]:
-    """A report on each intervention, all of them run together.
+    """Runs interventions on the thoughts of one question and returns a report on each.
+
+    All interventions and their controls run in the same continuous batch.
 
     Args:
         reasoner: the model.
-        question: whose thoughts are changed.
+        question: the question whose thoughts are changed.
         interventions: one or several.
-        references: other questions, for means, donors and the control with the same answer.
-        pause: a checkpoint that pauses, for the control of that name.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        max_new_tokens: longest text.
-        with_controls: False leaves them out, which is faster where many changes stand beside each other.
+        references: other questions, for means, donors and the same-answer control.
+        pause: a checkpoint that uses pauses, for the ``pause`` control.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        max_new_tokens: length limit of the generated text, in tokens.
+        with_controls: False leaves out all controls except ``pause``, which is faster for comparing many interventions.
 
     Raises:
-        DataError: there is no such thought, or ``mean`` or ``patch`` has no references to take from.
+        DataError: the thought to change does not exist, or ``mean`` or ``patch`` has no suitable reference.
     """
     asked = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    options = (n_thoughts, max_new_tokens)
     donors = [one.donor for one in asked if one.donor is not None]
-    others = [one for one in dict.fromkeys([*references, *donors]) if one != question]
-    all_of_them = baselines_of(reasoner, [question, *others], n_thoughts, max_new_tokens)
-    baseline, known = all_of_them[0], {one.case.question: one for one in all_of_them}
-    if not baseline.case.num_latents:
-        raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
+    baseline, known = _baselines(reasoner, question, [*references, *donors], options)
     pool = [known[one] for one in references if one != question]
     plans = [_plans(reasoner, baseline, what, pool, known)[: None if with_controls else 1] for what in asked]
-    trials = [Trial(baseline, case) for arms in plans for arm in arms for case in arm.cases]
+    trials = [Trial(baseline, case) for own in plans for plan in own for case in plan.cases]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
     reports = []
-    for what, arms in zip(asked, plans, strict=True):
-        effect, *controls = [_arm(plan, outcomes) for plan in arms]
+    for what, own in zip(asked, plans, strict=True):
+        effect, *controls = [_arm(plan, outcomes) for plan in own]
         if pause is not None:
-            controls.append(_in_pauses(pause, effect, question, what, references, (n_thoughts, max_new_tokens)))
+            controls.append(_pause_control(pause, effect, question, what, references, options))
         reports.append(
             InterventionReport(
                 question, what, baseline.text, baseline.answer, baseline.log_probability, effect, tuple(controls)
@@ -123,19 +126,42 @@ def intervene(
     return reports
 
 
+def _baselines(
+    reasoner: Reasoner, question: str, others: Sequence[str], options: _Options
+) -> tuple[Baseline, dict[str, Baseline]]:
+    """The baseline of the question, and the baselines of all questions (including ``others``) by question.
+
+    Raises:
+        DataError: the model has no thoughts on the question.
+    """
+    different = [one for one in dict.fromkeys(others) if one != question]
+    baselines = baselines_of(reasoner, [question, *different], *options)
+    if not baselines[0].case.num_latents:
+        raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
+    return baselines[0], {one.case.question: one for one in baselines}
+
+
 def mean_thoughts(baselines: Sequence[Baseline], count: int) -> Tensor:
-    """[L, D] means over those that have at least ``count`` thoughts."""
+    """[count, D] the mean of each of the first ``count`` thoughts, over the baselines that have that many."""
     return torch.stack([one.fed[:count] for one in baselines if len(one.fed) >= count]).mean(dim=0)
 
 
 def _plans(
     reasoner: Reasoner, baseline: Baseline, what: Intervention, pool: list[Baseline], known: dict[str, Baseline]
 ) -> list[_Plan]:
-    """The change itself, then its controls."""
+    """Plans the intervention itself, then its controls.
+
+    Args:
+        reasoner: the model.
+        baseline: the question's baseline.
+        what: the intervention.
+        pool: baselines of the reference questions.
+        known: baselines of all questions, by question.
+    """
     count = baseline.case.num_latents
     long_enough = [one for one in pool if len(one.fed) >= count]
     if what.kind is Kind.MEAN and not long_enough:
-        raise DataError("kind=mean: needs reference questions; give references (a file of problems)")
+        raise DataError("kind=mean: needs reference questions; set data= to problems, or pass references")
     donors = _donors(what, baseline, long_enough, known)
     mean = mean_thoughts(long_enough, count) if long_enough else None
     token = _token(reasoner, what)
@@ -148,7 +174,7 @@ def _plans(
         if number not in (what.thought, what.other):
             elsewhere = replace(what, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
-    # Where thoughts come all at once, one position more would take one pass more.
+    # With Jacobi iterations, one more latent position would need one more pass.
     one_by_one = reasoner.prompter.iterations is None
     if what.kind in ANYWHERE and one_by_one and baseline.case.prompt.first_thought > 1:
         plans.append(_token_before(reasoner, baseline, what))
@@ -156,6 +182,7 @@ def _plans(
 
 
 def _donors(what: Intervention, baseline: Baseline, pool: list[Baseline], known: dict[str, Baseline]) -> list[Baseline]:
+    """The donors of a patch, one per draw: the named donor, or references whose answer differs."""
     if what.kind is not Kind.PATCH:
         return []
     if what.donor is not None:
@@ -165,19 +192,21 @@ def _donors(what: Intervention, baseline: Baseline, pool: list[Baseline], known:
     donors = [one for one in pool if one.answer != baseline.answer][: what.draws]
     if not donors:
         raise DataError(
-            "kind=patch: needs another question; set donor, or give references with another answer than "
+            "kind=patch: needs another question; set donor, or give references with an answer other than "
             f"{baseline.answer!r}"
         )
     return donors
 
 
 def _token(reasoner: Reasoner, what: Intervention) -> Tensor | None:
+    """[D] the input embedding of the intervention's token, if it has one; fp32, on the CPU."""
     if what.token is None:
         return None
     return embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, what.token)])[0].float().cpu()
 
 
 def _plan(name: str, baseline: Baseline, what: Intervention, material: Material, donors: list[Baseline]) -> _Plan:
+    """Plans one case per donor if there are donors, else one per draw."""
     case, own, salt = baseline.case, baseline.fed, baseline.case.question
     if donors:
         return _Plan(name, [change(case, own, what, replace(material, donor=one.fed)) for one in donors], donors)
@@ -186,7 +215,7 @@ def _plan(name: str, baseline: Baseline, what: Intervention, material: Material,
 
 
 def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) -> _Plan:
-    """The change, done to the embedding of the last token before the thoughts."""
+    """Plans the ``token before`` control: the change is made to the embedding of the last token before the thoughts."""
     case = baseline.case
     vector = embeddings(reasoner, [case.prompt.input_ids[case.prompt.first_thought - 1]]).float().cpu()
     wider = replace(baseline, case=case.widened(vector), fed=torch.cat([vector, baseline.fed]))
@@ -194,6 +223,7 @@ def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) ->
 
 
 def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
+    """Takes the plan's outcomes, one per case, from the iterator and summarises them."""
     made = tuple(next(outcomes) for _ in plan.cases)
     donors = tuple(one.case.question for one in plan.donors)
     answers = tuple(one.answer for one in plan.donors)
@@ -201,7 +231,7 @@ def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
     return InterventionArm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
 
 
-def _in_pauses(
+def _pause_control(
     pause: Reasoner,
     effect: InterventionArm,
     baseline_question: str,
@@ -209,7 +239,10 @@ def _in_pauses(
     references: Sequence[str],
     options: _Options,
 ) -> InterventionArm:
-    """The same in a checkpoint that pauses. All its questions are fed the same, so patching changes nothing there."""
+    """Runs the ``pause`` control: the same change in a checkpoint that uses pauses.
+
+    That checkpoint feeds the same vectors for every question, so patching changes nothing in it.
+    """
     questions = list(dict.fromkeys([baseline_question, *references, *effect.donors]))
     known = {one.case.question: one for one in baselines_of(pause, questions, *options)}
     baseline, count = known[baseline_question], known[baseline_question].case.num_latents
