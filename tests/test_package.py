@@ -66,10 +66,10 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
 @pytest.mark.parametrize(
     ("coconut", "no_thoughts", "begins"),
     [
-        (0.9, 0.1, "Not solved"),
+        (0.9, 0.1, "coconut did not solve the task"),
         (0.98, 0.2, "Here the thoughts themselves matter: coconut 98.0%"),
         (0.98, 0.97, "Here the curriculum makes the difference"),
-        (0.98, 0.8, "Thoughts help, and the curriculum alone"),
+        (0.98, 0.8, "Thoughts help, but part of the gain comes from the curriculum"),
     ],
 )
 def test_the_demos_sentence_follows_the_numbers(coconut, no_thoughts, begins):

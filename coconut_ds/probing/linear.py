@@ -107,7 +107,7 @@ def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int |
     counts = sorted({one.layers.shape[1] for one in states})
     if len(counts) > 1:
         raise DataError(
-            f"linear probes: problems have {counts[0] - 1} to {counts[-1] - 1} thoughts, expected the same number for all"
+            f"linear probes: problems have {counts[0] - 1} to {counts[-1] - 1} thoughts, expected equal numbers"
         )
     return torch.stack([one.layers[layer] for one in states])
 
