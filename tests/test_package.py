@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut_ds.studies.demo import what_it_shows
+from coconut_ds.studies.demo import conclusion
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,4 +73,4 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
     ],
 )
 def test_the_demos_sentence_follows_the_numbers(coconut, no_thoughts, begins):
-    assert what_it_shows({"coconut": coconut, "no_thoughts": no_thoughts, "no_cot": 0.17}).startswith(begins)
+    assert conclusion({"coconut": coconut, "no_thoughts": no_thoughts, "no_cot": 0.17}).startswith(begins)

@@ -15,7 +15,7 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
 
 PREDICTIONS = "predictions.jsonl"
-KINDS: Mapping[str, tuple[type, ...]] = {
+EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
     "question": (str,),
     "answer": (str, type(None)),
@@ -28,7 +28,7 @@ WIDTH = 118
 """Line width of the final sentence, in characters."""
 MOST_NAMED = 5
 """Largest number of indices that an error lists."""
-MAKE = "make one with: python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE"
+HOW_TO_MAKE = "make one with: python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE"
 SAME_DATA = "evaluate both checkpoints with the same data=..."
 
 
@@ -157,7 +157,7 @@ def _locate(path: Path) -> Path:
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         found = "no such file" if file == path else "no such file in this folder"
-        raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {MAKE}")
+        raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {HOW_TO_MAKE}")
     return file
 
 
@@ -166,7 +166,7 @@ def _read(path: Path) -> dict[int, _Answered]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {MAKE}") from error
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {HOW_TO_MAKE}") from error
     found: dict[int, _Answered] = {}
     # Not splitlines(): it also splits at other characters, such as U+2028, which questions may contain.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -176,11 +176,11 @@ def _read(path: Path) -> dict[int, _Answered]:
         if index in found:
             raise DataError(
                 f"{path}: line {number}: found index {index} again (first in line {found[index].line}), expected each "
-                f"problem once; {MAKE}"
+                f"problem once; {HOW_TO_MAKE}"
             )
         found[index] = answered
     if not found:
-        raise DataError(f"{path}: contains no predictions, expected at least one; {MAKE}")
+        raise DataError(f"{path}: contains no predictions, expected at least one; {HOW_TO_MAKE}")
     return found
 
 
@@ -189,18 +189,19 @@ def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: line {number}: is not JSON ({error}), expected one prediction per line; {MAKE}"
+            f"{path}: line {number}: is not JSON ({error}), expected one prediction per line; {HOW_TO_MAKE}"
         ) from error
     if not isinstance(item, dict):
         raise DataError(
-            f"{path}: line {number}: found {_shown(item)}, expected an object with {', '.join(KINDS)}; {MAKE}"
+            f"{path}: line {number}: found {_short_json(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
+            f"{HOW_TO_MAKE}"
         )
-    for key, kinds in KINDS.items():
+    for key, kinds in EXPECTED_TYPES.items():
         # Compares type() instead of using isinstance(), because True is an instance of int.
         if key not in item or type(item[key]) not in kinds:
-            found = _shown(item[key]) if key in item else f"only the keys {sorted(item)}"
+            found = _short_json(item[key]) if key in item else f"only the keys {sorted(item)}"
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {MAKE}")
+            raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {HOW_TO_MAKE}")
     if item["correct"] is None:
         raise DataError(
             f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false; the "
@@ -224,13 +225,13 @@ def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: 
         if differing:
             a, b = one[differing[0]], other[differing[0]]
             raise DataError(
-                f"{second}: line {b.line}: found the {key} {_shown(getattr(b, key))} for problem {differing[0]}, "
-                f"expected {_shown(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
+                f"{second}: line {b.line}: found the {key} {_short_json(getattr(b, key))} for problem {differing[0]}, "
+                f"expected {_short_json(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
                 f"{len(differing):,} of {len(one):,} problems); {SAME_DATA}"
             )
 
 
-def _shown(value: Any) -> str:
+def _short_json(value: Any) -> str:
     """A value as JSON for an error message, at most 80 characters long."""
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -66,7 +66,7 @@ def draw_sweep(points: Sequence[BudgetPoint], path: Path, title: str, baselines:
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_accuracy(panels[0], points, baselines)
-    panels[0].set_title(_plain(textwrap.fill(title, 80)), fontsize=11, loc="left")
+    panels[0].set_title(_escape(textwrap.fill(title, 80)), fontsize=11, loc="left")
     if len(heights) > 1:
         _draw_categories(panels[1], points)
     _number_thoughts(panels[-1], [point.num_thoughts for point in points])
@@ -105,7 +105,7 @@ def _draw_accuracy(axes: Any, points: Sequence[BudgetPoint], baselines: Mapping[
 def _draw_baselines(axes: Any, baselines: Mapping[str, float], low: float, high: float) -> None:
     """Draws dotted lines, with their names to the right of the panel; names of close lines are moved apart."""
     ordered = sorted(baselines.items(), key=lambda item: item[1])
-    labels = [_plain(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
+    labels = [_escape(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
     line = LABEL_SHARE * (high - low)
     places = spread([value for _, value in ordered], [line * (1 + text.count("\n")) for text in labels], low, high)
     for (_, value), text, place in zip(ordered, labels, places, strict=True):
@@ -165,11 +165,11 @@ def spread(places: Sequence[float], heights: Sequence[float], low: float, high: 
 def _draw_categories(axes: Any, points: Sequence[BudgetPoint]) -> None:
     """Draws one stacked bar per number of thoughts, with the legend on the right in the order of the stack."""
     numbers = [point.num_thoughts for point in points]
-    width = 0.8 * _closest(numbers)
+    width = 0.8 * _smallest_gap(numbers)
     base = [0.0] * len(points)
     for name, colour in _colours(points).items():
         shares = [point.categories.get(name, 0.0) for point in points]
-        words = _plain(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
+        words = _escape(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
         axes.bar(numbers, shares, width, bottom=base, color=colour, edgecolor="white", linewidth=0.6, label=words)
         base = [low + share for low, share in zip(base, shares, strict=True)]
     axes.set_ylim(0, max(1.0, *base))
@@ -193,12 +193,12 @@ def _number_thoughts(axes: Any, numbers: Sequence[int]) -> None:
         if number - ticks[-1] > reach / MOST_TICKS:
             ticks.append(number)
     axes.set_xticks(ticks)
-    margin = max(0.7 * _closest(numbers), 0.02 * reach) if reach else 1.6
+    margin = max(0.7 * _smallest_gap(numbers), 0.02 * reach) if reach else 1.6
     axes.set_xlim(numbers[0] - margin, numbers[-1] + margin)
     axes.set_xlabel("number of thoughts")
 
 
-def _closest(numbers: Sequence[int]) -> int:
+def _smallest_gap(numbers: Sequence[int]) -> int:
     """The smallest distance between neighbouring numbers; 1 if there is only one number."""
     return min((later - one for one, later in pairwise(numbers)), default=1)
 
@@ -214,6 +214,6 @@ def _style(axes: Any, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain(name: str) -> str:
+def _escape(name: str) -> str:
     """Escapes a name for matplotlib, which reads ``$`` as the start of a formula and hides labels that begin with _."""
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

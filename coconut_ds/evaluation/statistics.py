@@ -153,7 +153,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
         return (won - lost - total * delta) ** 2 <= z * z * variance
 
     estimate = (won - lost) / total
-    return AccuracyDifference(estimate, Interval(_end(accepted, estimate, -1.0), _end(accepted, estimate, 1.0)))
+    return AccuracyDifference(estimate, Interval(_bisect(accepted, estimate, -1.0), _bisect(accepted, estimate, 1.0)))
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _constrained_share(lost: int, won: int, total: int, delta: float) -> float:
     return (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
 
 
-def _end(accepted: Callable[[float], bool], inside: float, outside: float) -> float:
+def _bisect(accepted: Callable[[float], bool], inside: float, outside: float) -> float:
     """Bisection: the accepted value that is farthest from ``inside`` in the direction of ``outside``."""
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2

@@ -132,20 +132,20 @@ def _after_writing(
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
     made = run_requests(reasoner, requests)
     return [
-        _written(prompter.markers, question, ids, one.tokens, thoughts.count)
+        _case_after_text(prompter.markers, question, ids, one.tokens, thoughts.count)
         for question, ids, one in zip(questions, encoded, made, strict=True)
     ]
 
 
-def case_behind(reasoner: Reasoner, question: str, num_latents: int, tokens: Sequence[int]) -> Case:
+def answered_case(reasoner: Reasoner, question: str, num_latents: int, tokens: Sequence[int]) -> Case:
     """The case of a question whose answer ``tokens`` was already generated, with ``num_latents`` latents."""
     prompter = reasoner.prompter
     if not prompter.method.starts_thinking:
         return prepare(reasoner, [question], num_latents)[0]
-    return _written(prompter.markers, question, prompter.encode([question])[0], tokens, num_latents)
+    return _case_after_text(prompter.markers, question, prompter.encode([question])[0], tokens, num_latents)
 
 
-def _written(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequence[int], count: int) -> Case:
+def _case_after_text(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequence[int], count: int) -> Case:
     """The case of a model that has written ``tokens``, which may contain the marker that starts its thoughts."""
     if markers.start not in tokens:
         return Case(question, _layout([*ids], len(ids), 0))

@@ -17,7 +17,7 @@ from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import OnProgress, Plain, embeddings
 from coconut_ds.probing.intervene import mean_thoughts
-from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
+from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
 
 
@@ -111,13 +111,17 @@ def _planned_effects(
 ) -> list[_PlannedEffect]:
     """The interventions and controls that can be applied to at least one problem, with their trials."""
     planned = []
-    for what in interventions:
-        if not any(len(one.fed) >= max(what.thought, what.other or 1) for one in baselines):
-            raise DataError(f"{what.name} of thought {what.thought}: no problem has this many thoughts")
-        planned.append(_PlannedEffect(what.name, what, _trials(reasoner, baselines, what, seed), is_control=False))
-        if what.kind is Kind.PATCH:
-            same = _trials(reasoner, baselines, what, seed, same_answer=True)
-            planned.append(_PlannedEffect(f"{what.name}, same answer", what, same, is_control=True))
+    for intervention in interventions:
+        if not any(len(one.fed) >= max(intervention.thought, intervention.other or 1) for one in baselines):
+            raise DataError(f"{intervention.name} of thought {intervention.thought}: no problem has this many thoughts")
+        planned.append(
+            _PlannedEffect(
+                intervention.name, intervention, _trials(reasoner, baselines, intervention, seed), is_control=False
+            )
+        )
+        if intervention.kind is Kind.PATCH:
+            same = _trials(reasoner, baselines, intervention, seed, same_answer=True)
+            planned.append(_PlannedEffect(f"{intervention.name}, same answer", intervention, same, is_control=True))
     return [effect for effect in planned if effect.problems]
 
 
@@ -153,23 +157,23 @@ def _effect(planned: _PlannedEffect, made: list[list[Outcome]], known: Sequence[
 
 
 def _trials(
-    reasoner: Reasoner, baselines: Sequence[Baseline], what: Intervention, seed: int, same_answer: bool = False
+    reasoner: Reasoner, baselines: Sequence[Baseline], intervention: Intervention, seed: int, same_answer: bool = False
 ) -> list[_ProblemTrials]:
     """The trials for each problem that has the thought to change and, if the intervention needs one, a donor."""
-    least = max(what.thought, what.other or 1)
+    least = max(intervention.thought, intervention.other or 1)
     means: dict[int, Tensor] = {}
     token = None
-    if what.token is not None:
-        token = embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, what.token)])[0].float().cpu()
+    if intervention.token is not None:
+        token = embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, intervention.token)])[0].float().cpu()
     found = []
     for index, one in enumerate(baselines):
         if len(one.fed) < least:
             continue
-        donors: list[Baseline | None] = [None] * (what.draws if what.kind in DRAWN else 1)
-        if what.kind is Kind.PATCH:
-            donors = list(_donors(baselines, index, what, seed, same_answer))
+        donors: list[Baseline | None] = [None] * (intervention.draws if intervention.kind in RANDOM_KINDS else 1)
+        if intervention.kind is Kind.PATCH:
+            donors = list(_donors(baselines, index, intervention, seed, same_answer))
         count = len(one.fed)
-        if what.kind is Kind.MEAN and count not in means:
+        if intervention.kind is Kind.MEAN and count not in means:
             means[count] = mean_thoughts(baselines, count)
         trials = [
             Trial(
@@ -177,7 +181,7 @@ def _trials(
                 change(
                     one.case,
                     one.fed,
-                    replace(what, donor=None),
+                    replace(intervention, donor=None),
                     Material(means.get(count), None if donor is None else donor.fed, token),
                     draw,
                     str(index),
@@ -191,18 +195,18 @@ def _trials(
 
 
 def _donors(
-    baselines: Sequence[Baseline], index: int, what: Intervention, seed: int, same_answer: bool
+    baselines: Sequence[Baseline], index: int, intervention: Intervention, seed: int, same_answer: bool
 ) -> list[Baseline]:
     """Up to ``draws`` random other problems whose answer differs, or is the same if ``same_answer`` is set."""
     own = baselines[index]
-    rng = random.Random(f"donor/{seed}/{what.seed}/{index}/{same_answer}")
+    rng = random.Random(f"donor/{seed}/{intervention.seed}/{index}/{same_answer}")
     found: list[Baseline] = []
     for other in rng.sample(range(len(baselines)), len(baselines)):
         one = baselines[other]
-        fits = other != index and (one.answer == own.answer) == same_answer and len(one.fed) >= what.thought
+        fits = other != index and (one.answer == own.answer) == same_answer and len(one.fed) >= intervention.thought
         if fits:
             found.append(one)
-        if len(found) == what.draws:
+        if len(found) == intervention.draws:
             break
     return found
 

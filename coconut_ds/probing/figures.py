@@ -32,7 +32,7 @@ def figure_at(path: Path, title: str, rows: int, columns: int, width: float, hei
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(_safe(textwrap.fill(title, min(TITLE_CHARACTERS, int(10 * width)))), fontsize=11)
+    figure.suptitle(_escape(textwrap.fill(title, min(TITLE_CHARACTERS, int(10 * width)))), fontsize=11)
     yield list(axes.flat)
     figure.savefig(path)
 
@@ -96,8 +96,8 @@ def draw_report(report: InterventionReport, path: Path) -> None:
     There is one row per arm and one dot per draw; the dot is open if the answer is unchanged.
     """
     arms = [report.effect, *report.controls]
-    what = report.intervention
-    title = f"{what.name}, thought {what.thought}: {_short(report.question)}  →  {_short(report.answer)}"
+    name, thought = report.intervention.name, report.intervention.thought
+    title = f"{name}, thought {thought}: {_short(report.question)}  →  {_short(report.answer)}"
     with figure_at(path, title, 1, 1, 8.5, 1.7 + 0.4 * len(arms)) as (axes,):
         for row, arm in enumerate(arms):
             colour = BLUE if row == 0 else GREY
@@ -106,7 +106,7 @@ def draw_report(report: InterventionReport, path: Path) -> None:
                     one.change, row, "o", color=colour, markerfacecolor="none" if one.kept else colour, clip_on=False
                 )
         names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} unchanged)" for row, arm in enumerate(arms)]
-        axes.set_yticks(range(len(arms)), [_safe(name) for name in names])
+        axes.set_yticks(range(len(arms)), [_escape(name) for name in names])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel("change of the log probability of the original text (nats); filled: the answer changed")
@@ -140,7 +140,7 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
             axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="most common label")
             axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
         panels[0].set_ylabel("accuracy")
-        panels[0].figure.legend(*_once(panels), loc="outside lower center", ncols=4, frameon=False)
+        panels[0].figure.legend(*_legend_entries(panels), loc="outside lower center", ncols=4, frameon=False)
 
 
 def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
@@ -162,7 +162,7 @@ def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
             axes.grid(color="#e5e5e5")
         for axes in panels[len(thoughts) :]:
             axes.set_axis_off()
-        handles, texts = _once(panels)
+        handles, texts = _legend_entries(panels)
         texts = [f"share of answers that {text}" for text in texts]
         panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
 
@@ -192,7 +192,7 @@ def _whisker(axes: Any, mean: Mean, row: int, colour: str, mark: str, label: str
     axes.plot(mean.estimate, row, mark, color=colour, markersize=5, label=label)
 
 
-def _once(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
+def _legend_entries(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
     """The legend entries of all panels, without duplicate labels."""
     found: dict[str, Any] = {}
     for axes in panels:
@@ -213,7 +213,7 @@ def _visible(token: str) -> str:
     """A token with newlines and spaces made visible, shortened to 12 characters."""
     shown = token.replace("\n", "⏎")
     shown = "␣" * len(shown) if shown and not shown.strip() else shown.strip() or "∅"
-    return _safe(shown if len(shown) <= 12 else f"{shown[:11]}…")
+    return _escape(shown if len(shown) <= 12 else f"{shown[:11]}…")
 
 
 def _short(text: str, length: int = 60) -> str:
@@ -221,6 +221,6 @@ def _short(text: str, length: int = 60) -> str:
     return flat if len(flat) <= length else f"{flat[: length // 2]}…{flat[-length // 2 :]}"
 
 
-def _safe(text: str) -> str:
+def _escape(text: str) -> str:
     """Escapes dollar signs, which matplotlib would read as the start of a formula."""
     return text.replace("$", r"\$")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.probing.figures import BLUE, GREEN, GREY, ORANGE, PINK, SCALE, figure_at
-from coconut_ds.probing.graph_values import HEIGHTS, TOP, Frontier, GraphView, HeightValue, Parallelism
+from coconut_ds.probing.graph_values import HEIGHTS, TOP_COUNTS, Frontier, GraphView, HeightValue, Parallelism
 from coconut_ds.probing.superposition import GROUPS, GroupValue
 
-FEW = 10
+FEW_NODES = 10
 """A mean over fewer nodes than this has an unreliable interval and is drawn with an open marker."""
 TOP_COLOURS = (BLUE, GREEN, ORANGE)
 GROUP_COLOURS = dict(zip(GROUPS, (GREY, PINK, BLUE, ORANGE), strict=True))
@@ -19,7 +19,7 @@ def draw_parallelism(curves: Sequence[Parallelism], path: Path, title: str) -> N
     """Draws the summed value of the best candidates by percentile of problems, one panel per number of thoughts."""
     with figure_at(path, title, 1, len(curves), 1.2 + 2.9 * len(curves), 3.9) as panels:
         for axes, curve in zip(panels, curves, strict=True):
-            for top, colour in zip(TOP, TOP_COLOURS, strict=True):
+            for top, colour in zip(TOP_COUNTS, TOP_COLOURS, strict=True):
                 values = curve.cumulative[f"top {top}"]
                 places = [100 * (index + 0.5) / len(values) for index in range(len(values))]
                 axes.plot(places, values, color=colour, label=f"top {top}")
@@ -46,14 +46,14 @@ def draw_heights(values: Sequence[HeightValue], path: Path, title: str) -> None:
                 heights = [one.height for one in points]
                 axes.plot(heights, [mean.estimate for mean in means], color=colour, marker=mark, label=name)
                 axes.vlines(heights, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.5)
-                rare = [k for k, one in enumerate(points) if getattr(one, f"num_{name}") < FEW]
+                rare = [k for k, one in enumerate(points) if getattr(one, f"num_{name}") < FEW_NODES]
                 places, shares = [heights[k] for k in rare], [means[k].estimate for k in rare]
                 axes.plot(places, shares, mark, color=colour, markerfacecolor="white", linestyle="none")
             axes.set(ylim=(0, 1.02), title=f"after {number} thoughts", xlabel=f"height ({definition} path to a leaf)")
             axes.set_xticks(sorted({one.height for one in own}))
             if index % len(numbers) == 0:
                 axes.set_ylabel("mean value")
-        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: fewer than {FEW})", loc="center")
+        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: fewer than {FEW_NODES})", loc="center")
 
 
 def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:

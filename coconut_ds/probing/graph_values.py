@@ -26,7 +26,7 @@ from coconut_ds.reasoner import Reasoner
 
 HEIGHTS = ("shortest", "longest")
 """The two definitions of height: length of the shortest, or of the longest, path to a leaf."""
-TOP = (1, 2, 3)
+TOP_COUNTS = (1, 2, 3)
 """Numbers of best candidates whose values are summed."""
 
 
@@ -166,7 +166,7 @@ def parallelism(views: Sequence[GraphView]) -> list[Parallelism]:
                 len(values),
                 mean_of([float(len(own)) for own in values]),
                 mean_of([one.mass for one in frontiers]),
-                {f"top {top}": sorted(sum(own[:top]) for own in values) for top in TOP},
+                {f"top {top}": sorted(sum(own[:top]) for own in values) for top in TOP_COUNTS},
             )
         )
     return curves

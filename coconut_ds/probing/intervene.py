@@ -22,11 +22,11 @@ from coconut_ds.errors import DataError
 from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import Case, Plain, embeddings
-from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
+from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
 
-ANYWHERE = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
-"""Kinds that can also be applied to the embedding of a token."""
+NEEDS_NO_MATERIAL = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
+"""Kinds that need no vector from elsewhere, so that they can also be applied to the embedding of a token."""
 
 
 _Options = tuple[int | None, int]
@@ -90,7 +90,7 @@ def intervene(
 ) -> list[InterventionReport]:
     """Runs interventions on the thoughts of one question and returns a report on each.
 
-    All interventions and their controls run in the same continuous batch.
+    All interventions and their controls, except ``pause``, run in the same continuous batch.
 
     Args:
         reasoner: the model.
@@ -105,25 +105,29 @@ def intervene(
     Raises:
         DataError: the thought to change does not exist, or ``mean`` or ``patch`` has no suitable reference.
     """
-    asked = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    requested = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     options = (n_thoughts, max_new_tokens)
-    donors = [one.donor for one in asked if one.donor is not None]
+    donors = [one.donor for one in requested if one.donor is not None]
     baseline, known = _baselines(reasoner, question, [*references, *donors], options)
     pool = [known[one] for one in references if one != question]
-    plans = [_plans(reasoner, baseline, what, pool, known)[: None if with_controls else 1] for what in asked]
+    plans = [_plans(reasoner, baseline, one, pool, known) for one in requested]
+    plans = plans if with_controls else [own[:1] for own in plans]
     trials = [Trial(baseline, case) for own in plans for plan in own for case in plan.cases]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
     reports = []
-    for what, own in zip(asked, plans, strict=True):
+    for intervention, own in zip(requested, plans, strict=True):
         effect, *controls = [_arm(plan, outcomes) for plan in own]
         if pause is not None:
-            controls.append(_pause_control(pause, effect, question, what, references, options))
-        reports.append(
-            InterventionReport(
-                question, what, baseline.text, baseline.answer, baseline.log_probability, effect, tuple(controls)
-            )
-        )
+            controls.append(_pause_control(pause, effect, question, intervention, references, options))
+        reports.append(_report(baseline, intervention, effect, controls))
     return reports
+
+
+def _report(
+    baseline: Baseline, intervention: Intervention, effect: InterventionArm, controls: Sequence[InterventionArm]
+) -> InterventionReport:
+    question, text, answer = baseline.case.question, baseline.text, baseline.answer
+    return InterventionReport(question, intervention, text, answer, baseline.log_probability, effect, tuple(controls))
 
 
 def _baselines(
@@ -147,49 +151,51 @@ def mean_thoughts(baselines: Sequence[Baseline], count: int) -> Tensor:
 
 
 def _plans(
-    reasoner: Reasoner, baseline: Baseline, what: Intervention, pool: list[Baseline], known: dict[str, Baseline]
+    reasoner: Reasoner, baseline: Baseline, intervention: Intervention, pool: list[Baseline], known: dict[str, Baseline]
 ) -> list[_Plan]:
     """Plans the intervention itself, then its controls.
 
     Args:
         reasoner: the model.
         baseline: the question's baseline.
-        what: the intervention.
+        intervention: the intervention.
         pool: baselines of the reference questions.
         known: baselines of all questions, by question.
     """
     count = baseline.case.num_latents
     long_enough = [one for one in pool if len(one.fed) >= count]
-    if what.kind is Kind.MEAN and not long_enough:
+    if intervention.kind is Kind.MEAN and not long_enough:
         raise DataError("kind=mean: needs reference questions; set data= to problems, or pass references")
-    donors = _donors(what, baseline, long_enough, known)
+    donors = _donors(intervention, baseline, long_enough, known)
     mean = mean_thoughts(long_enough, count) if long_enough else None
-    token = _token(reasoner, what)
-    plans = [_plan(what.name, baseline, what, Material(mean, token=token), donors)]
-    same = [one for one in long_enough if one.answer == baseline.answer][: what.draws]
+    token = _token(reasoner, intervention)
+    plans = [_plan(intervention.name, baseline, intervention, Material(mean, token=token), donors)]
+    same = [one for one in long_enough if one.answer == baseline.answer][: intervention.draws]
     if same:
-        patch = Intervention(Kind.PATCH, what.thought, later=what.later)
+        patch = Intervention(Kind.PATCH, intervention.thought, later=intervention.later)
         plans.append(_plan("same answer", baseline, patch, Material(), same))
     for number in range(1, count + 1):
-        if number not in (what.thought, what.other):
-            elsewhere = replace(what, thought=number)
+        if number not in (intervention.thought, intervention.other):
+            elsewhere = replace(intervention, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
     # With Jacobi iterations, one more latent position would need one more pass.
     one_by_one = reasoner.prompter.iterations is None
-    if what.kind in ANYWHERE and one_by_one and baseline.case.prompt.first_thought > 1:
-        plans.append(_token_before(reasoner, baseline, what))
+    if intervention.kind in NEEDS_NO_MATERIAL and one_by_one and baseline.case.prompt.first_thought > 1:
+        plans.append(_token_before(reasoner, baseline, intervention))
     return plans
 
 
-def _donors(what: Intervention, baseline: Baseline, pool: list[Baseline], known: dict[str, Baseline]) -> list[Baseline]:
+def _donors(
+    intervention: Intervention, baseline: Baseline, pool: list[Baseline], known: dict[str, Baseline]
+) -> list[Baseline]:
     """The donors of a patch, one per draw: the named donor, or references whose answer differs."""
-    if what.kind is not Kind.PATCH:
+    if intervention.kind is not Kind.PATCH:
         return []
-    if what.donor is not None:
-        if len(known[what.donor].fed) < what.thought:
-            raise DataError(f"donor: the model has no thought {what.thought} on {what.donor!r}")
-        return [known[what.donor]]
-    donors = [one for one in pool if one.answer != baseline.answer][: what.draws]
+    if intervention.donor is not None:
+        if len(known[intervention.donor].fed) < intervention.thought:
+            raise DataError(f"donor: the model has no thought {intervention.thought} on {intervention.donor!r}")
+        return [known[intervention.donor]]
+    donors = [one for one in pool if one.answer != baseline.answer][: intervention.draws]
     if not donors:
         raise DataError(
             "kind=patch: needs another question; set donor, or give references with an answer other than "
@@ -198,28 +204,32 @@ def _donors(what: Intervention, baseline: Baseline, pool: list[Baseline], known:
     return donors
 
 
-def _token(reasoner: Reasoner, what: Intervention) -> Tensor | None:
+def _token(reasoner: Reasoner, intervention: Intervention) -> Tensor | None:
     """[D] the input embedding of the intervention's token, if it has one; fp32, on the CPU."""
-    if what.token is None:
+    if intervention.token is None:
         return None
-    return embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, what.token)])[0].float().cpu()
+    return embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, intervention.token)])[0].float().cpu()
 
 
-def _plan(name: str, baseline: Baseline, what: Intervention, material: Material, donors: list[Baseline]) -> _Plan:
+def _plan(
+    name: str, baseline: Baseline, intervention: Intervention, material: Material, donors: list[Baseline]
+) -> _Plan:
     """Plans one case per donor if there are donors, else one per draw."""
     case, own, salt = baseline.case, baseline.fed, baseline.case.question
     if donors:
-        return _Plan(name, [change(case, own, what, replace(material, donor=one.fed)) for one in donors], donors)
-    draws = what.draws if what.kind in DRAWN else 1
-    return _Plan(name, [change(case, own, what, material, draw, salt) for draw in range(draws)], [])
+        return _Plan(
+            name, [change(case, own, intervention, replace(material, donor=one.fed)) for one in donors], donors
+        )
+    draws = intervention.draws if intervention.kind in RANDOM_KINDS else 1
+    return _Plan(name, [change(case, own, intervention, material, draw, salt) for draw in range(draws)], [])
 
 
-def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) -> _Plan:
+def _token_before(reasoner: Reasoner, baseline: Baseline, intervention: Intervention) -> _Plan:
     """Plans the ``token before`` control: the change is made to the embedding of the last token before the thoughts."""
     case = baseline.case
     vector = embeddings(reasoner, [case.prompt.input_ids[case.prompt.first_thought - 1]]).float().cpu()
     wider = replace(baseline, case=case.widened(vector), fed=torch.cat([vector, baseline.fed]))
-    return _plan("token before", wider, replace(what, thought=1), Material(), [])
+    return _plan("token before", wider, replace(intervention, thought=1), Material(), [])
 
 
 def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
@@ -235,7 +245,7 @@ def _pause_control(
     pause: Reasoner,
     effect: InterventionArm,
     baseline_question: str,
-    what: Intervention,
+    intervention: Intervention,
     references: Sequence[str],
     options: _Options,
 ) -> InterventionArm:
@@ -247,7 +257,7 @@ def _pause_control(
     known = {one.case.question: one for one in baselines_of(pause, questions, *options)}
     baseline, count = known[baseline_question], known[baseline_question].case.num_latents
     pool = [known[one] for one in references if one != baseline_question and len(known[one].fed) >= count]
-    material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, what))
-    plan = _plan("pause", baseline, what, material, [known[one] for one in effect.donors])
+    material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, intervention))
+    plan = _plan("pause", baseline, intervention, material, [known[one] for one in effect.donors])
     outcomes = outcomes_of(pause, [Trial(baseline, case) for case in plan.cases], options[1])
     return _arm(plan, iter(outcomes))

@@ -51,10 +51,8 @@ class Kind(StrEnum):
     """Leaves the thought out."""
 
 
-DRAWN = (Kind.NOISE, Kind.RANDOM)
+RANDOM_KINDS = (Kind.NOISE, Kind.RANDOM)
 """Kinds that are random, so that several draws make sense."""
-LENGTHENING = (Kind.REPEAT, Kind.DROP)
-"""Kinds that change the number of positions."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +115,18 @@ class Material:
     """[D] input embedding of the token, for ``token``."""
 
 
-NOTHING = Material()
+NO_MATERIAL = Material()
 
 
 def change(
-    case: Case, own: Tensor, what: Intervention, material: Material = NOTHING, draw: int = 0, salt: str = ""
+    case: Case, own: Tensor, intervention: Intervention, material: Material = NO_MATERIAL, draw: int = 0, salt: str = ""
 ) -> Case:
     """Applies an intervention to a case.
 
     Args:
         case: the case, without any change.
         own: [L, D] the thoughts of the case.
-        what: the intervention.
+        intervention: the intervention.
         material: the vectors that the intervention needs in addition.
         draw: number of the draw, from 0; each draw has different random numbers.
         salt: part of the random seed, to give different questions different random numbers.
@@ -136,38 +134,38 @@ def change(
     Raises:
         DataError: the thought to change does not exist.
     """
-    count, index = len(own), what.thought - 1
-    for number in (what.thought, what.other or 1):
+    count, index = len(own), intervention.thought - 1
+    for number in (intervention.thought, intervention.other or 1):
         if number > count:
             raise DataError(f"thought={number}: there are {count}; expected 1 to {count}")
-    if what.kind is Kind.DROP:
+    if intervention.kind is Kind.DROP:
         return case.resized([*own[:index], *own[index + 1 :]])
-    if what.kind is Kind.REPEAT:
+    if intervention.kind is Kind.REPEAT:
         return case.resized([*own[: index + 1], *own[index:]])
-    given = _replaced(own, what, material, draw, salt)
-    if what.later == "kept":
+    given = _replaced(own, intervention, material, draw, salt)
+    if intervention.later == "kept":
         given = {later: own[later] for later in range(min(given), count)} | given
     return case.changed(given)
 
 
-def _replaced(own: Tensor, what: Intervention, material: Material, draw: int, salt: str) -> dict[int, Tensor]:
+def _replaced(own: Tensor, intervention: Intervention, material: Material, draw: int, salt: str) -> dict[int, Tensor]:
     """The vectors [D] that replace thoughts, by the index of the thought (from 0)."""
-    index = what.thought - 1
-    if what.kind is Kind.SWAP:
-        assert what.other is not None
-        return {index: own[what.other - 1], what.other - 1: own[index]}
-    return {index: _vector(own, what, material, f"{what.seed}/{salt}/{draw}")}
+    index = intervention.thought - 1
+    if intervention.kind is Kind.SWAP:
+        assert intervention.other is not None
+        return {index: own[intervention.other - 1], intervention.other - 1: own[index]}
+    return {index: _vector(own, intervention, material, f"{intervention.seed}/{salt}/{draw}")}
 
 
-def _vector(own: Tensor, what: Intervention, material: Material, key: str) -> Tensor:
+def _vector(own: Tensor, intervention: Intervention, material: Material, key: str) -> Tensor:
     """[D] the vector that replaces the thought; ``key`` is the random seed."""
-    index = what.thought - 1
+    index = intervention.thought - 1
     thought = own[index]
-    if what.kind is Kind.SCALE:
-        return thought * what.strength
-    if what.kind is Kind.NOISE:
-        return thought + random_direction(key, len(thought)) * thought.norm() * what.strength
-    if what.kind is Kind.RANDOM:
+    if intervention.kind is Kind.SCALE:
+        return thought * intervention.strength
+    if intervention.kind is Kind.NOISE:
+        return thought + random_direction(key, len(thought)) * thought.norm() * intervention.strength
+    if intervention.kind is Kind.RANDOM:
         return random_direction(key, len(thought)) * thought.norm()
     taken: Mapping[Kind, Tensor | None] = {
         Kind.ZERO: torch.zeros_like(thought),
@@ -175,8 +173,8 @@ def _vector(own: Tensor, what: Intervention, material: Material, key: str) -> Te
         Kind.PATCH: None if material.donor is None else material.donor[index],
         Kind.TOKEN: material.token,
     }
-    vector = taken[what.kind]
-    assert vector is not None, f"{what.kind} needs its material"
+    vector = taken[intervention.kind]
+    assert vector is not None, f"{intervention.kind} needs its material"
     return vector
 
 

@@ -90,11 +90,13 @@ def linear_probes(
     names = [*(f"thought {number}" for number in range(1, count + 1)), BEFORE_TEXT]
     scores = []
     for label, values in labels_of(everything).items():
-        tokens = _tokens(reasoner, sorted(set(values)))
+        tokens = _label_tokens(reasoner, sorted(set(values)))
         for place, name in enumerate(names):
             states, split = features[:, place], len(fit)
-            probe, shuffled, majority = _probe(states, values, split, seed)
-            lens, lens_top = _shown(reasoner, states[split:], values[split:], tokens) if tokens else (None, None)
+            probe, shuffled, majority = _probe_accuracies(states, values, split, seed)
+            lens, lens_top = (
+                _head_accuracies(reasoner, states[split:], values[split:], tokens) if tokens else (None, None)
+            )
             sizes = len(set(values)), split, len(scored)
             scores.append(ProbeScore(name, label, probe, shuffled, majority, lens, lens_top, *sizes))
     return scores
@@ -112,7 +114,7 @@ def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int |
     return torch.stack([one.layers[layer] for one in states])
 
 
-def _probe(states: Tensor, values: Sequence[str], split: int, seed: int) -> tuple[Mean, Mean, float]:
+def _probe_accuracies(states: Tensor, values: Sequence[str], split: int, seed: int) -> tuple[Mean, Mean, float]:
     """Accuracies of a probe, of a probe fit to shuffled labels, and of always guessing the most common label.
 
     The first ``split`` states are for the fit, the others for scoring.
@@ -132,7 +134,7 @@ def _probe(states: Tensor, values: Sequence[str], split: int, seed: int) -> tupl
     return found[0], found[1], majority
 
 
-def _tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
+def _label_tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
     """The token of each label; empty if a label is not a single token, or if two labels have the same token."""
     try:
         tokens = {value: token_id(reasoner.backbone.tokenizer, value) for value in values}
@@ -142,7 +144,9 @@ def _tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _shown(reasoner: Reasoner, states: Tensor, values: Sequence[str], tokens: dict[str, int]) -> tuple[Mean, Mean]:
+def _head_accuracies(
+    reasoner: Reasoner, states: Tensor, values: Sequence[str], tokens: dict[str, int]
+) -> tuple[Mean, Mean]:
     """How often the LM head gives the right label the highest logit: among all labels, and among all tokens."""
     loop = reasoner.loop
     logits = loop.head(states.to(loop.device, loop.model.dtype)).cpu()

@@ -18,7 +18,7 @@ from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
 from coconut_ds.reasoner import Reasoner
 
-STANDARD = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
+STANDARD_KINDS = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
 """The interventions that are made on every thought."""
 
 
@@ -53,7 +53,7 @@ def measure_checkpoint(
     """
     questions, known = [p.question for p in scored], [p.answer for p in scored]
     count = reasoner.card.num_latents
-    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD]
+    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD_KINDS]
     with progress_bar("answers after k thoughts") as progress:
         points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
     probes = linear_probes(reasoner, fit, scored, seed=seed)

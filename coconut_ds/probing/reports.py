@@ -88,7 +88,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     question, _ = _question(config)
     if config.kind not in list(Kind):
         raise DataError(f"kind={config.kind}: expected one of {', '.join(Kind)}")
-    what = Intervention(
+    intervention = Intervention(
         Kind(config.kind),
         config.thought,
         config.strength,
@@ -102,7 +102,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     references = [] if config.data is None else [p.question for p in _problems(config, config.data)[:MAX_REFERENCES]]
     pause = None if config.pause is None else load_reasoner(config.pause)
     made = intervene(
-        reasoner, question, what, references=references, pause=pause, max_new_tokens=config.max_new_tokens
+        reasoner, question, intervention, references=references, pause=pause, max_new_tokens=config.max_new_tokens
     )[0]
     write_json(out / "intervention.json", made)
     rows = [
@@ -112,7 +112,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     ]
     write_csv(out / "intervention.csv", rows)
     figures.draw_report(made, out / "intervention.png")
-    lines = [f"{question}  →  {made.answer!r}", f"{what.name}, thought {what.thought}:"]
+    lines = [f"{question}  →  {made.answer!r}", f"{intervention.name}, thought {intervention.thought}:"]
     for arm in (made.effect, *made.controls):
         answers = ", ".join(dict.fromkeys(one.answer for one in arm.outcomes))
         lines.append(f"  {arm.name:<28} unchanged {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
@@ -207,9 +207,9 @@ def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[
     """
     scored = [one for one in _problems(config, data) if one.has_answer]
     if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
-        asked = {one.question for one in scored}
+        held_out = {one.question for one in scored}
         fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
-        fit = [one for one in fit if one.question not in asked]
+        fit = [one for one in fit if one.question not in held_out]
     else:
         random.Random(f"split/{config.seed}").shuffle(scored)
         fit, scored = scored[: len(scored) // 2], scored[len(scored) // 2 :]

@@ -17,7 +17,7 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
-from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run_requests, writing_request
+from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
 
@@ -83,9 +83,9 @@ def trace_thoughts(
     Raises:
         DataError: a question is too long, a token is unknown, or thoughts are requested and the method does not think.
     """
-    asked = [questions] if isinstance(questions, str) else list(questions)
+    question_list = [questions] if isinstance(questions, str) else list(questions)
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
-    cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
+    cases = prepare(reasoner, question_list, n_thoughts, max_new_tokens)
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
     return [
@@ -118,7 +118,7 @@ def trace_of(
     """
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     pauses = reasoner.prompter.method.pauses
-    case = case_behind(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
+    case = answered_case(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
     fed = torch.stack(list(case.given.values())) if case.given else completion.thoughts
     assert fed is not None, "the completion must keep its thoughts"
     return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)

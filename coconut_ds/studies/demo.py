@@ -21,12 +21,12 @@ from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, quoted, score_on_test
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
-STAGED = METHODS[:2]
+WITH_CURRICULUM = METHODS[:2]
 """The methods that have a curriculum."""
 TASK = ("run=demo", "data=permutation_product", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo")
 CHANCE = 1 / 6
 """Accuracy of guessing: the answer is one of six permutations."""
-SHOWN = 5
+NUM_SHOWN = 5
 """Number of test problems that are printed with their decoded thoughts."""
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data += data_overrides(arguments.overrides)
     accuracies = {method: score_on_test(run, data, out / "evaluation" / method) for method, run in runs.items()}
     draw_curves(list(runs.values()), out / "accuracy.png")
-    sentence = what_it_shows(accuracies)
+    sentence = conclusion(accuracies)
     summary = {
         **{method: round(accuracy, 4) for method, accuracy in accuracies.items()},
         "chance": round(CHANCE, 4),
@@ -105,7 +105,7 @@ def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
         steps = [line["global_step"] for line in lines]
         colour = colours[run.label]
         axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.label, color=colour)
-        if run.label in STAGED:
+        if run.label in WITH_CURRICULUM:
             mark_stages(axes, steps, [line["eval/stage"] for line in lines], colour, next(heights))
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.22))
@@ -123,7 +123,7 @@ def mark_stages(axes: Any, steps: Sequence[int], stages: Sequence[int], colour: 
             axes.text(begin, height, str(stage), fontsize=9, color=colour, ha="center", va="center", weight="bold")
 
 
-def what_it_shows(accuracies: dict[str, float]) -> str:
+def conclusion(accuracies: dict[str, float]) -> str:
     """A conclusion in words that the three accuracies support."""
     coconut, without, direct = (accuracies[method] for method in METHODS)
     numbers = (
@@ -151,7 +151,7 @@ def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
         [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
     )
     sys.stdout.write("\nThoughts of coconut, decoded with the language model head (likeliest token, probability):\n")
-    for traced in trace_questions(config, SHOWN):
+    for traced in trace_questions(config, NUM_SHOWN):
         thoughts = "  ".join(f"{t.tokens[0].strip() or '⏎'} {t.probabilities[0]:.2f}" for t in traced.thoughts)
         steps = ", ".join(traced.problem.steps)
         mark = "right" if traced.correct else "wrong"

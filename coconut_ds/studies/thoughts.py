@@ -18,11 +18,11 @@ from coconut_ds.studies.harness import data_overrides, quoted
 from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
-MORE = {"modular_sum": ["c_thought=1"], "permutation_product": []}
+EXTRA_OVERRIDES = {"modular_sum": ["c_thought=1"], "permutation_product": []}
 """Overrides in addition to those of the task. One thought per step is the simplest case."""
-ASKED, TABLES = "asked.json", "tables.md"
-"""Names of the files with the options of a measurement and with its tables. The options are written last, so that their
-file marks the measurement as finished."""
+OPTIONS, TABLES = "asked.json", "tables.md"
+"""Names of the files with a measurement's options and its tables. The options are written last, so that their file marks
+the measurement as finished."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/probing"))
-    parser.add_argument("--tasks", nargs="+", choices=MORE, default=list(MORE))
+    parser.add_argument("--tasks", nargs="+", choices=EXTRA_OVERRIDES, default=list(EXTRA_OVERRIDES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--lanes", type=int, default=2, help="parallel trainings, one core each (%(default)s)")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = []
     for task in options.tasks:
         cells = [TableCell(task, method, seed) for seed in options.seeds for method in options.methods]
-        done, failed = run_all(cells, options.out / "runs", [*MORE[task], *options.set], options.lanes)
+        done, failed = run_all(cells, options.out / "runs", [*EXTRA_OVERRIDES[task], *options.set], options.lanes)
         for cell, error in failed.items():
             sys.stderr.write(f"error: {cell}: {error}\n")
         if failed:
@@ -71,8 +71,8 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
     out = options.out / cell.task / cell.method / f"seed_{cell.seed}"
-    asked = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
-    if (out / ASKED).is_file() and json.loads((out / ASKED).read_text(encoding="utf-8")) == asked:
+    measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
+    if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
         return (out / TABLES).read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     config = compose_eval_config([f"checkpoint={quoted(checkpoint)}", *data, f"seed={cell.seed}"])
@@ -86,5 +86,5 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     )
     write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
     write_whole(out / TABLES, summary(made))
-    write_whole(out / ASKED, json.dumps(asked) + "\n")
+    write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
     return summary(made)
