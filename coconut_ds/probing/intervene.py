@@ -9,8 +9,8 @@ controls are:
 * ``token before``: the same change is made to the embedding of the token just before the thoughts (only for kinds that
   need no vector from elsewhere).
 * several draws, for random changes; each draw has its own outcome.
-* ``pause``: the same change is made in a checkpoint that uses pauses, and compared with that checkpoint's own
-  baseline."""
+* ``pause``: the same change is made in a checkpoint that uses pauses, and compared with its own baseline.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

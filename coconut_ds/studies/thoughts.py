@@ -21,8 +21,8 @@ METHODS = ("coconut", "no_thoughts", "pause_as_thought")
 EXTRA_OVERRIDES = {"modular_sum": ["c_thought=1"], "permutation_product": []}
 """Overrides in addition to those of the task. One thought per step is the simplest case."""
 OPTIONS, TABLES = "asked.json", "tables.md"
-"""Names of the files with a measurement's options and its tables. The options are written last, so that their file marks
-the measurement as finished."""
+"""Names of the files with a measurement's options and its tables. The options are written last: their file marks the
+measurement as finished."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
