@@ -19,7 +19,7 @@ from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
-from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, score, writing_request
+from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
@@ -95,7 +95,7 @@ def answers_after(
         for case, tail in zip(prepare(reasoner, questions, number, max_new_tokens), tails, strict=True):
             requests.append(writing_request(case, reasoner, max_new_tokens))
             requests.append(writing_request(case, reasoner, max_new_tokens, given))
-            requests.append(score(case, reasoner, tail[:1] if form.one_token else tail, given))
+            requests.append(scoring_request(case, reasoner, tail[:1] if form.one_token else tail, given))
     made = iter(run_requests(reasoner, requests, progress))
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from coconut_ds.formats import extract_answer
-from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score, writing_request
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
@@ -75,7 +75,9 @@ def outcomes_of(
     The baseline's text is scored first. If each of its tokens is still the likeliest, greedy decoding gives the same
     text, so new text is generated only for the other trials.
     """
-    scored = run_requests(reasoner, [score(one.case, reasoner, one.baseline.tokens) for one in trials], progress)
+    scored = run_requests(
+        reasoner, [scoring_request(one.case, reasoner, one.baseline.tokens) for one in trials], progress
+    )
     moved = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
     anew = run_requests(reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in moved])
     texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(moved, anew, strict=True)}

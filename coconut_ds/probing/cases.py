@@ -170,7 +170,7 @@ def writing_request(case: Case, reasoner: Reasoner, max_new_tokens: int, cue: Se
     return _request(case, reasoner, cue, max_new_tokens)
 
 
-def score(case: Case, reasoner: Reasoner, tokens: Sequence[int], cue: Sequence[int] = ()) -> Request:
+def scoring_request(case: Case, reasoner: Reasoner, tokens: Sequence[int], cue: Sequence[int] = ()) -> Request:
     """A request for the log probabilities of ``tokens`` after the latents and the tokens of ``cue``."""
     return replace(_request(case, reasoner, cue, len(tokens)), continuation=tuple(tokens))
 

@@ -20,7 +20,7 @@ from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
-from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
 
@@ -218,7 +218,7 @@ def _requests(reasoner: Reasoner, text: GraphText, case: Case, stage: int, nodes
     tokenizer, before = reasoner.backbone.tokenizer, text.before_node(stage)
     given = name_tokens(tokenizer, "", before) if before else []
     names = [name_tokens(tokenizer, before, name) for node in nodes for name in text.names(node)]
-    return [score(case, reasoner, name, given) for name in names]
+    return [scoring_request(case, reasoner, name, given) for name in names]
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase, before: str, name: str) -> list[int]:

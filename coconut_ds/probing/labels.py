@@ -9,8 +9,8 @@ from coconut_ds.data.problem import Problem
 def labels_of(problems: Sequence[Problem]) -> dict[str, list[str]]:
     """The labels by name, each with one value per problem: every step that all problems have, and the answer.
 
-    The answer is left out if it always equals a step. On graph problems, the value of a step is the node that it leads
-    to, so that probes distinguish nodes rather than sentences.
+    The answer is left out if it equals the same step in every problem. On graph problems, the value of a step is the
+    node that it leads to, so that probes distinguish nodes rather than sentences.
     """
     labels: dict[str, list[str]] = {}
     for index in range(min((len(problem.steps) for problem in problems), default=0)):
