@@ -78,9 +78,11 @@ def outcomes_of(
     scored = run_requests(
         reasoner, [scoring_request(one.case, reasoner, one.baseline.tokens) for one in trials], progress
     )
-    moved = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
-    anew = run_requests(reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in moved])
-    texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(moved, anew, strict=True)}
+    changed = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
+    rewritten = run_requests(
+        reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in changed]
+    )
+    texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(changed, rewritten, strict=True)}
     found = []
     for index, (trial, one) in enumerate(zip(trials, scored, strict=True)):
         baseline, log_probability = trial.baseline, sum(one.log_probabilities)
