@@ -1,4 +1,4 @@
-"""``python -m coconut_ds.compare``: see ``coconut_ds.studies.methods``."""
+"""Entry point ``python -m coconut_ds.compare``; see ``coconut_ds.studies.methods``."""
 
 from coconut_ds.studies.methods import main
 

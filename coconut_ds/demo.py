@@ -1,4 +1,4 @@
-"""``python -m coconut_ds.demo``, as ``make demo`` runs it: see ``coconut_ds.studies.demo``."""
+"""Entry point ``python -m coconut_ds.demo``, which ``make demo`` runs; see ``coconut_ds.studies.demo``."""
 
 from coconut_ds.studies.demo import main
 

@@ -1,7 +1,7 @@
-"""Entry point: ``python -m coconut_ds.probe MODE checkpoint=FOLDER …`` or ``coconut-probe``: looks inside a checkpoint.
+"""Entry point ``python -m coconut_ds.probe MODE checkpoint=FOLDER …``, or ``coconut-probe``: analyses thoughts.
 
-Modes are ``think``, ``intervene``, ``effects`` and ``graph``, and ``study``, which trains small models and measures all
-of them. Results go to a folder, as JSON, CSV and PNG.
+The modes are ``think``, ``intervene``, ``effects``, ``graph``, and ``study``, which trains small models and measures
+all of them. The results are written to a folder as JSON, CSV and PNG files.
 """
 
 import sys
@@ -13,12 +13,12 @@ from coconut_ds.settings.probing import MODES
 
 USAGE = (
     f"python -m coconut_ds.probe MODE checkpoint=FOLDER question='…' [key=value ...]; MODE is one of "
-    f"{', '.join(MODES)} (think where left out), or study (see study --help)"
+    f"{', '.join(MODES)} (default: think), or study (see study --help)"
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Composes and looks. Returns the exit code: 2 for an error to mend."""
+    """Composes the configuration and runs the mode. Returns the exit code: 2 for an error that the user can fix."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given[:1] == ["study"]:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.cfg:
             print_config(config)
             return 0
-        # Imported here, so that a wrong command line is refused before torch is loaded.
+        # Imported here, so that a wrong command line is rejected before torch is loaded.
         from coconut_ds.probing.reports import write_report
 
         write_report(config)

@@ -10,7 +10,7 @@ from making_probing import QUESTION, REFERENCES, make_reasoner, slow_score
 from coconut_ds.errors import DataError
 from coconut_ds.methods.layout import Layout
 from coconut_ds.probing.baselines import baselines_of
-from coconut_ds.probing.cases import Case, run_requests, score, writing_request
+from coconut_ds.probing.cases import Case, run_requests, scoring_request, writing_request
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind, Material, change, random_direction
 from coconut_ds.probing.trace import trace_thoughts
@@ -56,7 +56,9 @@ def test_a_change_does_to_the_sequence_what_its_name_says(reasoner, what, expect
         if vector is None:
             vector = reasoner.backbone.model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -1]
         embeds = torch.cat([embeds, vector.detach().expand(1, 1, -1)], dim=1)
-    made, scored = run_requests(reasoner, [writing_request(case, reasoner, 3), score(case, reasoner, baseline.tokens)])
+    made, scored = run_requests(
+        reasoner, [writing_request(case, reasoner, 3), scoring_request(case, reasoner, baseline.tokens)]
+    )
     torch.testing.assert_close(made.thoughts, embeds[0, len(question) :], rtol=1e-4, atol=1e-5)
     whole = torch.cat([embeds, reasoner.loop.embed(torch.tensor([after])).detach()], dim=1)
     assert sum(scored.log_probabilities) == pytest.approx(slow_score(reasoner, whole, baseline.tokens), abs=1e-3)

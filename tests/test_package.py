@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut_ds.studies.demo import what_it_shows
+from coconut_ds.studies.demo import conclusion
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,11 +66,11 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
 @pytest.mark.parametrize(
     ("coconut", "no_thoughts", "begins"),
     [
-        (0.9, 0.1, "Not solved"),
+        (0.9, 0.1, "coconut did not solve the task"),
         (0.98, 0.2, "Here the thoughts themselves matter: coconut 98.0%"),
-        (0.98, 0.97, "Here the curriculum does the work"),
-        (0.98, 0.8, "Thoughts help, and the curriculum alone"),
+        (0.98, 0.97, "Here the curriculum makes the difference"),
+        (0.98, 0.8, "Thoughts help, but part of the gain comes from the curriculum"),
     ],
 )
 def test_the_demos_sentence_follows_the_numbers(coconut, no_thoughts, begins):
-    assert what_it_shows({"coconut": coconut, "no_thoughts": no_thoughts, "no_cot": 0.17}).startswith(begins)
+    assert conclusion({"coconut": coconut, "no_thoughts": no_thoughts, "no_cot": 0.17}).startswith(begins)

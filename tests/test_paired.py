@@ -97,7 +97,7 @@ GOOD = [line(0), line(1), line(2, False)]
     [
         (
             [*GOOD[:2], "{broken"],
-            r"b\.jsonl: line 3: is not JSON .*expected one prediction a line; make one with: pyth",
+            r"b\.jsonl: line 3: is not JSON .*expected one prediction per line; make one with: pyth",
         ),
         ([*GOOD, "", "[" * 100_000], r"b\.jsonl: line 5: is not JSON"),
         ([*GOOD[:2], [3]], r"b\.jsonl: line 3: found \[3\], expected an object with index, question, answer, correct"),
@@ -107,7 +107,7 @@ GOOD = [line(0), line(1), line(2, False)]
         ([*GOOD[:2], line(2) | {"correct": 1}], r"line 3: correct: found 1, expected bool or null"),
         ([*GOOD[:2], line(2, None)], r"b\.jsonl: line 3: found correct=null for problem 2, .*that have answers"),
         ([*GOOD, line(1)], r"b\.jsonl: line 4: found index 1 again \(first in line 2\), expected each problem once"),
-        ([""], r"b\.jsonl: holds no predictions, expected at least one"),
+        ([""], r"b\.jsonl: contains no predictions, expected at least one"),
         (
             GOOD[:1],
             r"b\.jsonl: found 1 problems, 2 of the other file's 3 are missing \(index 1, 2\), expected .*a\.jsonl",
@@ -119,7 +119,7 @@ GOOD = [line(0), line(1), line(2, False)]
         (
             [line(0), line(1, question="other"), line(2, question="too")],
             r'b\.jsonl: line 2: found the question "other" for problem 1, expected "Q.1\?" as in .*a\.jsonl, line 2 '
-            r"\(2 of 3 problems differ so\); evaluate both checkpoints with the same data=",
+            r"\(the question differs for 2 of 3 problems\); evaluate both checkpoints with the same data=",
         ),
         ([*GOOD[:2], line(2, answer=None)], r'line 3: found the answer null for problem 2, expected "2" as in'),
     ],

@@ -104,7 +104,7 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
     made = json.loads((tmp_path / "all" / "effects.json").read_text(encoding="utf-8"))
     zero = [one["kept"] for one in made["effects"] if one["name"] == "zero"]
     shares = [f"{100 * m['estimate']:.0f} ({100 * m['low']:.0f}–{100 * m['high']:.0f})" for m in zero]
-    assert f"| zero: stay | {' | '.join(shares)} |" in said
+    assert f"| zero: unchanged | {' | '.join(shares)} |" in said
     for name, count in (("effects", len(made["effects"])), ("probes", 8), ("sweep", 4)):
         assert len(rows(tmp_path / "all" / f"{name}.csv")) == count
     assert {one["thought"] for one in made["effects"]} == {1, 2, 3}
@@ -151,8 +151,8 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
         (["checkpoint=CHECKPOINT", "data=DATA", "problem=99"], "problem=99: there are 18; expected 0 to 17"),
         (["intervene", "checkpoint=CHECKPOINT", "question=1", "thought=8"], "thought=8: there are 3; expected 1 to 3"),
         (["intervene", "checkpoint=CHECKPOINT", "question=1", "kind=melt"], "kind=melt: expected one of zero, mean"),
-        (["graph", "checkpoint=CHECKPOINT", "data=DATA"], "no problem carries a graph"),
-        (["checkpoint=CHECKPOINT", "question=1", "out=DATA"], "cannot be made"),
+        (["graph", "checkpoint=CHECKPOINT", "data=DATA"], "no problem has a graph"),
+        (["checkpoint=CHECKPOINT", "question=1", "out=DATA"], "cannot be created"),
         (["checkpoint=CHECKPOINT", "question=1", "topk=3"], "topk=3: no group has this key; did you mean top_k"),
     ],
 )

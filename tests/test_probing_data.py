@@ -147,7 +147,7 @@ def test_noise_is_drawn_anew_for_each_problem_and_progress_can_end_the_work(reas
 
     with pytest.raises(Ended):
         measure_effects(reasoner, QUESTIONS, [noise], max_new_tokens=3, progress=end)
-    with pytest.raises(DataError, match="zero of thought 7: no problem has so many"):
+    with pytest.raises(DataError, match="zero of thought 7: no problem has this many"):
         measure_effects(reasoner, QUESTIONS, [Intervention(Kind.ZERO, 7)], max_new_tokens=3)
     # A single question has no donor.
     assert measure_effects(reasoner, QUESTIONS[:1], [Intervention(Kind.PATCH, 1)], max_new_tokens=3) == []
@@ -199,7 +199,7 @@ def test_states_of_all_problems_go_to_the_probes(reasoner):
     scores = linear_probes(reasoner, problems[:3], problems[3:])
     assert [one.label for one in scores] == ["step 1"] * 4 + ["answer"] * 4
     json.dumps([one.as_dict() for one in scores], allow_nan=False)
-    with pytest.raises(DataError, match="1 questions stand in both sets"):
+    with pytest.raises(DataError, match="1 questions are in both sets"):
         linear_probes(reasoner, problems[:3], problems[2:])
 
 

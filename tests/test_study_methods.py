@@ -55,7 +55,7 @@ def test_each_method_trains_and_evaluates_and_a_second_start_keeps_what_is_there
     changed = tmp_path / task / "cot" / "seed_0" / "result.json"
     changed.write_text(json.dumps({**results["cot"], "overrides": ["lr=1"]}))
     assert main(arguments) == 0
-    assert capsys.readouterr().out.startswith("8 of 9 runs are there already\n")
+    assert capsys.readouterr().out.startswith("8 of 9 runs are already finished\n")
     assert {p for p, made in kept.items() if p.stat().st_mtime_ns != made} == {changed}
     assert [line.split("|")[:4] for line in (tmp_path / "table.md").read_text().splitlines()] == [
         line.split("|")[:4] for line in table.splitlines()

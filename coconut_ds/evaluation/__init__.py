@@ -1,1 +1,1 @@
-"""What a model makes of problems: predictions, their categories, and what the scores mean."""
+"""Evaluation: a model's predictions for a set of problems, their scores, and comparisons of two evaluations."""

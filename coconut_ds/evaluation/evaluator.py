@@ -1,4 +1,7 @@
-"""Problems to predictions with the thinking engine, each problem counted once on any number of ranks."""
+"""Generates a prediction for each problem with the thinking engine.
+
+With several ranks the problems are divided among them, so that each problem is predicted exactly once.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -18,38 +21,39 @@ from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.methods.layout import expected_tokens
 
 Call = Callable[..., Any]
-"""A latent loop or an engine around one: ``call(task, *arguments)``."""
+"""A latent loop or an engine that wraps one: ``call(task, *arguments)`` runs ``task`` with the loop."""
 CHECK_EVERY = 16
-"""Operations of the engine between two looks at whether to stop."""
+"""Number of engine operations between two calls of the function that may interrupt an evaluation."""
 
 
 @dataclass(frozen=True)
 class ThoughtBudget:
-    """One number of thoughts."""
+    """A number of thoughts to evaluate with, and the curriculum stage that it corresponds to."""
 
     thoughts: Thoughts
     stage: int
-    """Tells which steps a model that thinks so much still writes."""
+    """Curriculum stage; it determines which steps the model is still expected to write as text."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One prediction to make: a problem at one of the numbers of thoughts."""
+    """One prediction to make: one problem with one thought budget."""
 
-    arm: int
-    """Which of them."""
+    budget: int
+    """Index into the list of thought budgets."""
     problem: int
+    """Index into the list of problems."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """How to evaluate: what stays the same from one set of problems to the next."""
+    """The evaluation settings that do not change from one set of problems to the next."""
 
     prompter: Prompter
     spec: CurriculumSpec
     writing: Writing
     slots: int
-    """Problems at a time."""
+    """Number of problems that the engine processes at the same time."""
     context_length: int | None
     ranks: Ranks = ALONE
 
@@ -62,33 +66,37 @@ class Evaluator:
         progress: bool = False,
         check: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Predictions for all problems, on every rank.
+        """Predicts all problems and returns all predictions on every rank.
 
-        Ranks make the same passes, as ZeRO-3 needs it.
+        All ranks make the same forward passes, because ZeRO-3 requires it.
 
         Args:
-            call: latent loop or engine.
+            call: the latent loop, or the engine that wraps it.
             problems: at least one.
-            stage: tells which steps the model still writes.
-            thoughts: of each problem.
-            progress: show a bar on rank 0 (only on a terminal).
-            check: called now and then, on all ranks at once; may raise.
+            stage: curriculum stage; determines which steps the model is still expected to write.
+            thoughts: number of thoughts for each problem.
+            progress: show a progress bar on rank 0 (only on a terminal).
+            check: called every ``CHECK_EVERY`` engine operations, on all ranks at the same operation; may raise to
+                interrupt the evaluation.
         """
         work = [Work(0, index) for index in range(len(problems))]
         agree = _Agreement(self.ranks, check)
-        arms, mine = [ThoughtBudget(thoughts, stage)], self.share_of(work)
-        own = self.predict(call, problems, arms, mine, progress=progress, agree=agree)
+        budgets, mine = [ThoughtBudget(thoughts, stage)], self.share_of(work)
+        own = self.predict(call, problems, budgets, mine, progress=progress, agree=agree)
         gathered = [prediction for part in self.ranks.gather([made for _, made in own]) for prediction in part]
         return self.evaluation(gathered, thoughts)
 
     def evaluation(self, predictions: Collection[Prediction], thoughts: Thoughts) -> Evaluation:
-        """Predictions in the order of their problems."""
+        """Sorts the predictions by problem index and wraps them in an ``Evaluation``."""
         in_order = sorted(predictions, key=lambda prediction: prediction.index)
         pauses = thoughts.count if self.prompter.method.pauses else 0
         return Evaluation(in_order, thoughts.count - pauses, pauses)
 
     def share_of(self, work: Sequence[Work]) -> list[Work]:
-        """What this rank does of it. A problem stays on one rank, since its prompt is encoded once."""
+        """The part of the work that this rank does.
+
+        All budgets of a problem stay on the same rank, so that its question is encoded only once.
+        """
         different = {one.problem: place for place, one in enumerate({one.problem: one for one in work}.values())}
         return [one for one in work if different[one.problem] % self.ranks.size == self.ranks.rank]
 
@@ -96,40 +104,35 @@ class Evaluator:
         self,
         call: Call,
         problems: Sequence[Problem],
-        arms: Sequence[ThoughtBudget],
+        budgets: Sequence[ThoughtBudget],
         work: Sequence[Work],
         on_prediction: Callable[[Work, Prediction], None] | None = None,
         progress: bool = False,
         agree: Callable[[int], int] = int,
     ) -> list[tuple[Work, Prediction]]:
-        """Predictions for the given work, on this rank.
+        """Makes the requested predictions on this rank.
 
         Args:
-            call: latent loop or engine.
-            problems: all of them; all must fit the context.
-            arms: numbers of thoughts.
-            work: what to do.
-            on_prediction: told of each as soon as it is there.
-            progress: show a bar on rank 0 (only on a terminal).
+            call: the latent loop, or the engine that wraps it.
+            problems: all problems; all of them must fit into the context.
+            budgets: the thought budgets that ``work`` refers to.
+            work: the predictions to make.
+            on_prediction: called with each prediction as soon as it is made.
+            progress: show a progress bar on rank 0 (only on a terminal).
             agree: see ``ThinkingEngine.run``.
 
         Raises:
-            DataError: a prompt is longer than the context, or thoughts are asked of a method that has none.
+            DataError: a prompt is longer than the context, or thoughts are requested from a method that has none.
         """
-        questions = self.prompter.encode([problem.question for problem in problems])
-        for arm in arms:
-            check_prompts([self.prompter.prompt(ids, arm.thoughts) for ids in questions], self.context_length)
-        requests = [
-            self.prompter.request(questions[w.problem], arms[w.arm].thoughts, self._writing(w.problem)) for w in work
-        ]
-        expected = self._expected(problems, arms, work)
+        requests = self._requests(problems, budgets, work)
+        expected = self._expected(problems, budgets, work)
         made: list[tuple[Work, Prediction]] = []
         shown = progress and self.ranks.is_first
         bar = tqdm(total=len(work), desc="evaluating", unit="problem", leave=False, disable=None) if shown else None
 
         def done(ticket: int, completion: Completion) -> None:
             one = work[ticket]
-            prediction = self._judge(problems[one.problem], one, completion, expected[one], arms[one.arm])
+            prediction = self._judge(problems[one.problem], one, completion, expected[one], budgets[one.budget])
             made.append((one, prediction))
             if on_prediction is not None:
                 on_prediction(one, prediction)
@@ -147,36 +150,48 @@ class Evaluator:
         on_done: Callable[[int, Completion], None] | None = None,
         agree: Callable[[int], int] = int,
     ) -> list[Completion]:
-        """A completion for each request."""
+        """Generates one completion for each request."""
         text = self.prompter.text
         made: list[Completion] = call(generate, requests, self.prompter.eos_ids, self.slots, text, on_done, agree)
         return made
 
+    def _requests(
+        self, problems: Sequence[Problem], budgets: Sequence[ThoughtBudget], work: Sequence[Work]
+    ) -> list[Request]:
+        """The engine's request for each item of the work; first checks that all prompts fit into the context."""
+        questions = self.prompter.encode([problem.question for problem in problems])
+        for budget in budgets:
+            check_prompts([self.prompter.prompt(ids, budget.thoughts) for ids in questions], self.context_length)
+        return [
+            self.prompter.request(questions[w.problem], budgets[w.budget].thoughts, self._writing(w.problem))
+            for w in work
+        ]
+
     def _writing(self, problem: int) -> Writing:
-        """Each problem has draws of its own."""
+        """The writing options with random draws of their own for each problem."""
         return replace(self.writing, sampling=replace(self.writing.sampling, sample=problem))
 
     def _expected(
-        self, problems: Sequence[Problem], arms: Sequence[ThoughtBudget], work: Sequence[Work]
+        self, problems: Sequence[Problem], budgets: Sequence[ThoughtBudget], work: Sequence[Work]
     ) -> dict[Work, list[int]]:
-        """What a model that has mastered the stage writes; nothing for a problem without answer."""
+        """The tokens that a model that has mastered the stage writes; empty for a problem without an answer."""
         prompter = self.prompter
         known = sorted({one.problem for one in work if problems[one.problem].has_answer})
         tokenized = tokenize(prompter.tokenizer, [problems[index] for index in known], prompter.format)
         gold = dict(zip(known, tokenized, strict=True))
 
         def tokens(one: Work) -> list[int]:
-            problem, stage = gold[one.problem], arms[one.arm].stage
+            problem, stage = gold[one.problem], budgets[one.budget].stage
             return expected_tokens(prompter.method, problem, stage, self.spec, prompter.markers)
 
         return {one: tokens(one) if one.problem in gold else [] for one in work}
 
     def _judge(
-        self, problem: Problem, one: Work, completion: Completion, expected: list[int], arm: ThoughtBudget
+        self, problem: Problem, one: Work, completion: Completion, expected: list[int], budget: ThoughtBudget
     ) -> Prediction:
-        prompter, thoughts = self.prompter, arm.thoughts
+        prompter, thoughts = self.prompter, budget.thoughts
         text = prompter.cut(completion.tokens, self.writing.stop)
-        at_start = arm.stage == 0 and prompter.method.has_curriculum
+        at_start = budget.stage == 0 and prompter.method.has_curriculum
         writes_all = thoughts.count == 0 and (prompter.method.writes_steps or at_start)
         found = judge(problem, text, prompter.text(expected), prompter.format, writes_all)
         return Prediction(
@@ -199,7 +214,7 @@ class Evaluator:
 
 
 class _Agreement:
-    """Lets ranks do the same operation, and look now and then whether to stop, all at the same one."""
+    """Makes all ranks do the same engine operation, and calls ``check`` on all of them at the same operation."""
 
     def __init__(self, ranks: Ranks, check: Callable[[], None] | None) -> None:
         self._ranks, self._check, self._count = ranks, check, 0

@@ -1,6 +1,7 @@
 """Compares two evaluations of the same problems, problem by problem, from their ``predictions.jsonl``.
 
-On the same problems differences show that two intervals side by side would hide: what is hard for both cancels out.
+A paired comparison can show a difference that the two separate confidence intervals would hide, because problems that
+are hard for both models cancel out.
 """
 
 import json
@@ -14,19 +15,20 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
 
 PREDICTIONS = "predictions.jsonl"
-KINDS: Mapping[str, tuple[type, ...]] = {
+EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
     "question": (str,),
     "answer": (str, type(None)),
     "correct": (bool, type(None)),
 }
-"""Keys that a line must have, and what may stand there."""
+"""Keys that each line must have, with the types that are allowed for their values."""
 SIGNIFICANT = 0.05
-"""p-values below this are called a difference; intervals are at 95% to match."""
+"""A p-value below this counts as a difference; the intervals are at 95 % to match."""
 WIDTH = 118
+"""Line width of the final sentence, in characters."""
 MOST_NAMED = 5
-"""Indices that an error names."""
-MAKE = "make one with: python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE"
+"""Largest number of indices that an error lists."""
+HOW_TO_MAKE = "make one with: python coconut_ds/evaluate.py checkpoint=FOLDER data=GROUP_OR_FILE"
 SAME_DATA = "evaluate both checkpoints with the same data=..."
 
 
@@ -39,12 +41,12 @@ class Side:
     accuracy: float
     """From 0 to 1."""
     interval: Interval
-    """Wilson's, at 95%."""
+    """Wilson interval of the accuracy, at 95 %."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two evaluations of the same problems show."""
+    """The result of comparing two evaluations of the same problems; counts are numbers of problems."""
 
     first: Side
     second: Side
@@ -54,16 +56,16 @@ class Comparison:
     only_second: int
     both_wrong: int
     difference: AccuracyDifference
-    """Second minus first, with Tango's interval at 95%."""
+    """Accuracy of the second minus accuracy of the first, with Tango's interval at 95 %."""
     p_value: float
-    """Of McNemar's exact test."""
+    """p-value of McNemar's exact test."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values, ready for JSON."""
         return asdict(self)
 
     def text(self) -> str:
-        """A table, and in a sentence what it shows."""
+        """The comparison as a table, followed by one sentence that says what it shows."""
         gap = self.difference
         rows = [
             (f"{self.num_problems:,} problems", "right", "accuracy", "95% interval"),
@@ -90,13 +92,14 @@ class Comparison:
         return "\n".join([*names, "", *table, "", sentence]) + "\n"
 
     def sentence(self) -> str:
-        """What the numbers show, and no more."""
+        """One sentence that says what the numbers show, without claiming more."""
         if self.only_first == self.only_second == 0:
             return "No difference shown: both are right on exactly the same problems."
         test = f"McNemar's exact test: p {_p_value(self.p_value)}"
         interval = self.difference.interval
         if self.p_value >= SIGNIFICANT:
-            # The test is exact and more cautious: the approximate interval can leave out zero where the test does not.
+            # The interval is approximate and can exclude zero where the exact test, which is more conservative, does
+            # not reject equality.
             none = "" if interval.low <= 0 <= interval.high else ", or none at all"
             reach = _range(interval, "{:+.1f}", " points")
             return f"No difference shown ({test}): a true difference of {reach} would fit these answers{none}."
@@ -109,7 +112,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What is needed of a line."""
+    """The values of one line that the comparison needs."""
 
     line: int
     question: str
@@ -118,14 +121,14 @@ class _Answered:
 
 
 def compare_predictions(first: Path, second: Path) -> Comparison:
-    """Compares two files of predictions, or two folders that hold a ``predictions.jsonl``.
+    """Compares two files of predictions, or two folders that contain a ``predictions.jsonl``.
 
-    Lines may be in any order; problems are matched by ``index``. Needs "index", "question", "answer" and "correct" on
-    each line; further keys are not looked at.
+    Lines may be in any order; problems are matched by ``index``. Each line needs the keys "index", "question", "answer"
+    and "correct"; other keys are ignored.
 
     Raises:
-        DataError: a file is missing, empty or has a line of another shape; has problems without answers to compare with
-            ("correct": null); or the two are not about the same problems.
+        DataError: a file is missing or empty, a line has the wrong form, a problem has no answer to compare with
+            ("correct": null), or the two files are not about the same problems.
     """
     first, second = _locate(first), _locate(second)
     one, other = _read(first), _read(second)
@@ -154,18 +157,18 @@ def _locate(path: Path) -> Path:
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         found = "no such file" if file == path else "no such file in this folder"
-        raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {MAKE}")
+        raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {HOW_TO_MAKE}")
     return file
 
 
 def _read(path: Path) -> dict[int, _Answered]:
-    """Predictions by index."""
+    """Reads the predictions of a file, by problem index."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {MAKE}") from error
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {HOW_TO_MAKE}") from error
     found: dict[int, _Answered] = {}
-    # Not splitlines(): questions may hold other characters that it takes for ends of lines.
+    # Not splitlines(): it also splits at other characters, such as U+2028, which questions may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -173,11 +176,11 @@ def _read(path: Path) -> dict[int, _Answered]:
         if index in found:
             raise DataError(
                 f"{path}: line {number}: found index {index} again (first in line {found[index].line}), expected each "
-                f"problem once; {MAKE}"
+                f"problem once; {HOW_TO_MAKE}"
             )
         found[index] = answered
     if not found:
-        raise DataError(f"{path}: holds no predictions, expected at least one; {MAKE}")
+        raise DataError(f"{path}: contains no predictions, expected at least one; {HOW_TO_MAKE}")
     return found
 
 
@@ -186,34 +189,35 @@ def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: line {number}: is not JSON ({error}), expected one prediction a line; {MAKE}"
+            f"{path}: line {number}: is not JSON ({error}), expected one prediction per line; {HOW_TO_MAKE}"
         ) from error
     if not isinstance(item, dict):
         raise DataError(
-            f"{path}: line {number}: found {_shown(item)}, expected an object with {', '.join(KINDS)}; {MAKE}"
+            f"{path}: line {number}: found {_short_json(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
+            f"{HOW_TO_MAKE}"
         )
-    for key, kinds in KINDS.items():
-        # type(), because True counts as an instance of int.
+    for key, kinds in EXPECTED_TYPES.items():
+        # Compares type() instead of using isinstance(), because True is an instance of int.
         if key not in item or type(item[key]) not in kinds:
-            found = _shown(item[key]) if key in item else f"only the keys {sorted(item)}"
+            found = _short_json(item[key]) if key in item else f"only the keys {sorted(item)}"
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {MAKE}")
+            raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {HOW_TO_MAKE}")
     if item["correct"] is None:
         raise DataError(
-            f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false: it has no "
-            "answer to compare with; evaluate on problems that have answers"
+            f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false; the "
+            "problem has no answer to compare with: evaluate on problems that have answers"
         )
     return item["index"], _Answered(number, item["question"], item["answer"], item["correct"])
 
 
 def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: Mapping[int, _Answered]) -> None:
-    """Refuses two files that are not about the same problems."""
+    """Raises a ``DataError`` if the two files are not about the same problems."""
     for path, here, there in ((second, other, one), (first, one, other)):
         if missing := sorted(there.keys() - here.keys()):
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             raise DataError(
                 f"{path}: found {len(here):,} problems, {len(missing):,} of the other file's {len(there):,} are "
-                f"missing (index {named}), expected the same ones as in {first if path == second else second}; "
+                f"missing (index {named}), expected the same problems as in {first if path == second else second}; "
                 f"{SAME_DATA}"
             )
     for key in ("question", "answer"):
@@ -221,19 +225,20 @@ def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: 
         if differing:
             a, b = one[differing[0]], other[differing[0]]
             raise DataError(
-                f"{second}: line {b.line}: found the {key} {_shown(getattr(b, key))} for problem {differing[0]}, "
-                f"expected {_shown(getattr(a, key))} as in {first}, line {a.line} ({len(differing):,} of {len(one):,} "
-                f"problems differ so); {SAME_DATA}"
+                f"{second}: line {b.line}: found the {key} {_short_json(getattr(b, key))} for problem {differing[0]}, "
+                f"expected {_short_json(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
+                f"{len(differing):,} of {len(one):,} problems); {SAME_DATA}"
             )
 
 
-def _shown(value: Any) -> str:
+def _short_json(value: Any) -> str:
+    """A value as JSON for an error message, at most 80 characters long."""
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _range(interval: Interval, form: str, unit: str) -> str:
-    """An interval of shares in percent."""
+    """An interval of shares, formatted in percent."""
     return f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}{unit}"
 
 

@@ -1,7 +1,8 @@
-"""Predictions of an evaluation that has not ended: each is on the disk as soon as it is made, and none is made twice.
+"""Stores the predictions of an unfinished evaluation, so that an interrupted evaluation continues where it stopped.
 
-They lie beside the results, in ``.partial/<what they depend on>/``, one file a process. What a process was writing when
-it was killed is left out. When all are there the folder goes.
+Each prediction is written to disk as soon as it is made, and no prediction is made twice. The files are in
+``.partial/<hash of everything that predictions depend on>/`` in the folder of the results, one file per process. A line
+that a process was writing when it was killed is ignored. The folder is removed once the evaluation is complete.
 """
 
 import json
@@ -16,35 +17,44 @@ from coconut_ds.files import remove_folder
 
 FOLDER = ".partial"
 Key = tuple[int, int]
-"""Which number of thoughts, and which problem."""
+"""Index of the thought budget, and index of the problem."""
 
 
 class PartialPredictions:
-    """The record of one evaluation, on one rank."""
+    """The predictions that one rank stores during one evaluation."""
 
     def __init__(self, out: Path, identity: str) -> None:
-        """``identity``: stands for all that predictions depend on; others' are left alone."""
+        """Creates no file yet.
+
+        Args:
+            out: folder of the results.
+            identity: hash of everything that predictions depend on; predictions with another hash are not read.
+        """
         self._all = out / FOLDER
         self._folder = self._all / identity
         self._file: IO[str] | None = None
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """The folder of the stored predictions."""
         return self._folder
 
     def read(self) -> dict[Key, Prediction]:
-        """What launches before this one have made."""
+        """The predictions that earlier launches of this evaluation stored."""
         found: dict[Key, Prediction] = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            # Every whole line ends with a newline.
+            # A complete line ends with a newline; what follows the last newline was cut off.
             for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
                 item = json.loads(line)
                 found[item["arm"], item["prediction"]["index"]] = Prediction(**item["prediction"])
         return found
 
-    def add(self, arm: int, prediction: Prediction) -> None:
-        """Writes one."""
+    def add(self, budget: int, prediction: Prediction) -> None:
+        """Stores a prediction made with thought budget number ``budget``.
+
+        Raises:
+            DataError: the file cannot be created.
+        """
         if self._file is None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -52,16 +62,16 @@ class PartialPredictions:
                 self._file = (self._folder / name).open("a", encoding="utf-8")
             except OSError as error:
                 raise DataError(f"{self._folder}: cannot be written ({error}); set out= to another folder") from error
-        line: Mapping[str, Any] = {"arm": arm, "prediction": prediction.as_dict()}
+        line: Mapping[str, Any] = {"arm": budget, "prediction": prediction.as_dict()}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file, if one was opened."""
         if self._file is not None:
             self._file.close()
 
     def discard(self) -> None:
-        """Removes it, and what other evaluations with the same place left behind."""
+        """Removes the stored predictions, including those that other evaluations left in the same results folder."""
         if self._all.is_dir():
             remove_folder(self._all)

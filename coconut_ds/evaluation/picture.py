@@ -1,4 +1,4 @@
-"""Accuracy over the number of thoughts as a picture, and below it what the answers were."""
+"""Draws accuracy against the number of thoughts and, in a panel below it, the categories of the answers."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,55 +15,58 @@ CATEGORY_COLOURS = {
     "wrong_target": "#E69F00",
     "hallucination": "#D55E00",
 }
-"""Stacked in this order from below; others above them. Told apart by the colour-blind (Okabe and Ito)."""
+"""Stacked in this order from the bottom; other categories are stacked above them. The palette (Okabe and Ito) can be
+told apart by colour-blind readers."""
 SPARE_COLOURS = ("#F0E442", "#999999", "#444444", *CATEGORY_COLOURS.values())
 POINT_COLOUR, LINE_COLOUR = "#0072B2", "#555555"
 WIDTH_INCHES, DPI = 7.5, 120
 """900 pixels wide."""
 ACCURACY_INCHES, CATEGORIES_INCHES = 3.7, 2.7
 LEAST_SPAN = 0.1
-"""Accuracy shows at least ten points from bottom to top: less would make much of noise."""
+"""The accuracy axis spans at least ten percentage points, because a smaller range would exaggerate noise."""
 LABEL_SHARE = 0.065
 """Height of a line of text as a share of the height of the upper panel."""
 LABEL_WIDTH = 22
-"""Characters of a line beside the panels."""
+"""Maximum length, in characters, of a line of text to the right of the panels."""
 MOST_TICKS = 20
-"""Numbers for which there is room side by side."""
+"""Largest number of tick labels that fit on the horizontal axis."""
 
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """What was measured with one number of thoughts. Shares are from 0 to 1."""
+    """The results for one number of thoughts. Shares are from 0 to 1."""
 
     num_thoughts: int
     accuracy: float
     low: float
-    """Lower end of the 95% interval."""
+    """Lower end of the 95 % interval of the accuracy."""
     high: float
+    """Upper end of that interval."""
     categories: Mapping[str, float] = field(default_factory=dict)
-    """Shares of the answers by kind; empty where they were not sorted."""
+    """Share of the answers in each category; empty if the answers have no categories."""
 
 
 def draw_sweep(points: Sequence[BudgetPoint], path: Path, title: str, baselines: Mapping[str, float] = {}) -> None:
-    """Writes a PNG 900 pixels wide: accuracy with its interval, and a panel of categories where points have them.
+    """Writes a PNG 900 pixels wide: accuracy with its interval, and a panel of categories if the points have them.
 
     Args:
-        points: at least one, in any order, each with another number of thoughts.
-        path: the file; its folder must exist.
-        title: stands above.
-        baselines: accuracies from 0 to 1 of what does not think, by name: dotted lines.
+        points: at least one, in any order, each with a different number of thoughts.
+        path: the PNG file; its folder must exist.
+        title: title of the figure.
+        baselines: accuracies (from 0 to 1) of methods that do not think, by name; drawn as dotted lines.
     """
-    # Here, because it is slow to import. Not pyplot: it keeps figures, and would change a notebook's backend.
+    # Imported here because matplotlib is slow to import. pyplot is not used, because it keeps every figure alive and
+    # would change the backend of a notebook.
     from matplotlib.figure import Figure
 
     points = sorted(points, key=lambda point: point.num_thoughts)
     assert points, "nothing to draw"
-    assert len({point.num_thoughts for point in points}) == len(points), "a number of thoughts stands twice"
+    assert len({point.num_thoughts for point in points}) == len(points), "a number of thoughts occurs twice"
     heights = [ACCURACY_INCHES, *([CATEGORIES_INCHES] if any(point.categories for point in points) else [])]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_accuracy(panels[0], points, baselines)
-    panels[0].set_title(_plain(textwrap.fill(title, 80)), fontsize=11, loc="left")
+    panels[0].set_title(_escape(textwrap.fill(title, 80)), fontsize=11, loc="left")
     if len(heights) > 1:
         _draw_categories(panels[1], points)
     _number_thoughts(panels[-1], [point.num_thoughts for point in points])
@@ -75,14 +78,14 @@ def _draw_accuracy(axes: Any, points: Sequence[BudgetPoint], baselines: Mapping[
     shown = [share for point in points for share in (point.low, point.accuracy, point.high)] + list(baselines.values())
     span = max(shown) - min(shown)
     pad = max(0.06 * span, (LEAST_SPAN - span) / 2)
-    # A little beyond 0 and 100%, where a mark would else be cut in half.
+    # The axis extends a little beyond 0 and 100 %, so that markers there are not cut in half.
     beyond = 0.03 * max(span, LEAST_SPAN)
     low, high = max(-beyond, min(shown) - pad), min(1 + beyond, max(shown) + pad)
     axes.set_ylim(low, high)
     axes.errorbar(
         [point.num_thoughts for point in points],
         [point.accuracy for point in points],
-        # Rounding can put an end on the wrong side of the point, which matplotlib refuses.
+        # Rounding can put an end of the interval on the wrong side of the point; matplotlib rejects negative lengths.
         yerr=[
             [max(0.0, point.accuracy - point.low) for point in points],
             [max(0.0, point.high - point.accuracy) for point in points],
@@ -100,9 +103,9 @@ def _draw_accuracy(axes: Any, points: Sequence[BudgetPoint], baselines: Mapping[
 
 
 def _draw_baselines(axes: Any, baselines: Mapping[str, float], low: float, high: float) -> None:
-    """Dotted lines; their names stand at the right, moved apart where lines are close."""
+    """Draws dotted lines, with their names to the right of the panel; names of close lines are moved apart."""
     ordered = sorted(baselines.items(), key=lambda item: item[1])
-    labels = [_plain(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
+    labels = [_escape(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
     line = LABEL_SHARE * (high - low)
     places = spread([value for _, value in ordered], [line * (1 + text.count("\n")) for text in labels], low, high)
     for (_, value), text, place in zip(ordered, labels, places, strict=True):
@@ -127,13 +130,21 @@ def _draw_baselines(axes: Any, baselines: Mapping[str, float], low: float, high:
 
 
 def spread(places: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Moves ascending places apart until things of these heights, centred there, do not overlap, near where they were.
+    """Moves labels apart vertically so that they do not overlap, keeping each close to its original place.
 
-    They stay between ``low`` and ``high`` as long as there is room for all.
+    Args:
+        places: the centres of the labels, in ascending order.
+        heights: the heights of the labels.
+        low: lower limit; the labels stay between the limits if there is room for all of them.
+        high: upper limit.
+
+    Returns:
+        The new centres.
     """
     moved = list(places)
     gaps = [(one + other) / 2 for one, other in pairwise(heights)]
-    # Up from below, then down from above: each alone is enough to part them, the middle of both is nearest.
+    # Pushing labels up from the bottom removes all overlaps, and so does pushing them down from the top. The average of
+    # the two results stays closest to the original places.
     up, down = list(moved), list(moved)
     for i, gap in enumerate(gaps):
         up[i + 1] = max(up[i + 1], up[i] + gap)
@@ -152,13 +163,13 @@ def spread(places: Sequence[float], heights: Sequence[float], low: float, high: 
 
 
 def _draw_categories(axes: Any, points: Sequence[BudgetPoint]) -> None:
-    """A bar a number of thoughts, stacked; the legend stands at the right in the order of the stack."""
+    """Draws one stacked bar per number of thoughts, with the legend on the right in the order of the stack."""
     numbers = [point.num_thoughts for point in points]
-    width = 0.8 * _closest(numbers)
+    width = 0.8 * _smallest_gap(numbers)
     base = [0.0] * len(points)
     for name, colour in _colours(points).items():
         shares = [point.categories.get(name, 0.0) for point in points]
-        words = _plain(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
+        words = _escape(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
         axes.bar(numbers, shares, width, bottom=base, color=colour, edgecolor="white", linewidth=0.6, label=words)
         base = [low + share for low, share in zip(base, shares, strict=True)]
     axes.set_ylim(0, max(1.0, *base))
@@ -167,7 +178,7 @@ def _draw_categories(axes: Any, points: Sequence[BudgetPoint]) -> None:
 
 
 def _colours(points: Sequence[BudgetPoint]) -> dict[str, str]:
-    """Categories from below with their colours: known ones keep theirs from picture to picture."""
+    """The categories in stacking order with their colours; known categories have the same colour in every figure."""
     found = dict.fromkeys(name for point in points for name in point.categories)
     known = {name: colour for name, colour in CATEGORY_COLOURS.items() if name in found}
     spare = cycle(colour for colour in SPARE_COLOURS if colour not in known.values())
@@ -175,19 +186,20 @@ def _colours(points: Sequence[BudgetPoint]) -> dict[str, str]:
 
 
 def _number_thoughts(axes: Any, numbers: Sequence[int]) -> None:
-    """The numbers that were measured stand below, but for those too close to the one before."""
+    """Labels the horizontal axis with the measured numbers, except those too close to the previous label."""
     reach = numbers[-1] - numbers[0]
     ticks = [numbers[0]]
     for number in numbers:
         if number - ticks[-1] > reach / MOST_TICKS:
             ticks.append(number)
     axes.set_xticks(ticks)
-    margin = max(0.7 * _closest(numbers), 0.02 * reach) if reach else 1.6
+    margin = max(0.7 * _smallest_gap(numbers), 0.02 * reach) if reach else 1.6
     axes.set_xlim(numbers[0] - margin, numbers[-1] + margin)
     axes.set_xlabel("number of thoughts")
 
 
-def _closest(numbers: Sequence[int]) -> int:
+def _smallest_gap(numbers: Sequence[int]) -> int:
+    """The smallest distance between neighbouring numbers; 1 if there is only one number."""
     return min((later - one for one, later in pairwise(numbers)), default=1)
 
 
@@ -202,6 +214,6 @@ def _style(axes: Any, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain(name: str) -> str:
-    """A name as matplotlib shows it unchanged: dollars begin formulas, labels that begin with ``_`` are left out."""
+def _escape(name: str) -> str:
+    """Escapes a name for matplotlib, which reads ``$`` as the start of a formula and hides labels that begin with _."""
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a model made of each problem, and the scores that follow."""
+"""The model's prediction for each problem, and the shares computed from the predictions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,76 +12,78 @@ from coconut_ds.generation.requests import FinishReason
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model made of one problem. Where no answer is known, what compares with it is None."""
+    """The model's prediction for one problem. Fields that compare it with the answer are None if there is no answer."""
 
     index: int
-    """Of the problem in its file, from 0."""
+    """Index of the problem in its file, from 0."""
     question: str
     text: str
-    """Generated text without markers."""
+    """Generated text without thought markers."""
     extracted: str
-    """The answer found in it."""
+    """The answer extracted from the text."""
     answer: str | None
+    """The problem's answer."""
     correct: bool | None
-    """Whether the answers are equal."""
+    """Whether the extracted answer equals the problem's answer."""
     steps_match: bool | None
-    """Whether what stands before the answer equals the steps that the stage still writes."""
+    """Whether the text before the answer equals the steps that are still written at this curriculum stage."""
     wholly_right: bool | None
-    """Whether all tokens are those of a model that has mastered the stage."""
+    """Whether every token equals that of a model that has mastered the stage."""
     num_steps: int | None
-    """Steps of the problem."""
+    """Number of steps in the problem."""
     num_thoughts: int
     num_pauses: int
     num_tokens: int
     finish_reason: FinishReason
     category: str | None
-    """On graph data: see ``data.graph_answers``."""
+    """Category of an answer to a graph problem, see ``data.graph_answers``; None for other problems."""
     latency_s: float = field(compare=False)
-    """From its first pass to its last, others running beside it."""
+    """Seconds from the request's first pass to its last, while other requests run in the same batch."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values, ready for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of all problems, in order."""
+    """Predictions for all problems, in the order of the problems."""
 
     predictions: list[Prediction]
     num_thoughts: int
-    """Asked for."""
+    """Requested number of thoughts per problem."""
     num_pauses: int
+    """Requested number of pause tokens per problem."""
 
     @property
     def judged(self) -> list[Prediction]:
-        """Those whose answer is known."""
+        """Predictions for the problems that have an answer."""
         return [prediction for prediction in self.predictions if prediction.correct is not None]
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers among the known; nan where none is."""
+        """Share of correct answers among the problems that have an answer; nan if there are none."""
         return share([bool(p.correct) for p in self.judged])
 
     @property
     def wholly_right(self) -> float:
-        """Share of problems with right answer and steps."""
+        """Share of problems for which every token is right; nan if no problem has an answer."""
         return share([bool(p.wholly_right) for p in self.judged])
 
     @property
     def steps_match(self) -> float:
-        """Share of problems with right steps."""
+        """Share of problems with the right steps before the answer; nan if no problem has an answer."""
         return share([bool(p.steps_match) for p in self.judged])
 
 
 def share(flags: Sequence[bool]) -> float:
-    """How many are set; nan where there are none."""
+    """Share of flags that are True; nan if there are no flags."""
     return sum(flags) / len(flags) if flags else float("nan")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What comparing a text with its problem says."""
+    """Result of comparing a generated text with its problem; see ``Prediction`` for the fields."""
 
     extracted: str
     correct: bool | None
@@ -93,11 +95,11 @@ def judge(problem: Problem, text: str, expected: str, form: Format, writes_all: 
     """Compares a generated text with its problem.
 
     Args:
-        problem: with or without answer.
-        text: what the model wrote.
-        expected: what a model that has mastered the stage writes.
-        form: how problems become text.
-        writes_all: whether all steps are written at this stage, nothing stands for any.
+        problem: with or without an answer.
+        text: the text that the model generated.
+        expected: the text that a model that has mastered the stage generates.
+        form: the format that turns problems into text.
+        writes_all: whether the model writes all steps at this stage, so that no step is replaced by thoughts.
     """
     extracted = extract_answer(text, form)
     if not problem.has_answer:
@@ -109,6 +111,6 @@ def judge(problem: Problem, text: str, expected: str, form: Format, writes_all: 
 
 
 def steps_of(text: str, form: Format) -> str:
-    """What stands before the answer."""
+    """The part of the text before the answer."""
     before, found, _ = text.rpartition(form.answer_start.strip())
     return before.strip() if found else ("" if form.one_token else text.strip())

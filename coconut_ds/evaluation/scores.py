@@ -1,6 +1,6 @@
-"""Numbers of an evaluation, and beside them what shortcuts would get on the same problems.
+"""Scores of an evaluation, and the accuracies of shortcuts on the same problems.
 
-Intervals are Wilson's at 95 %. Where no answer is known, only lengths are given.
+Intervals are Wilson intervals at 95 %. If no problem has an answer, the scores contain only counts and lengths.
 """
 
 from collections import Counter, defaultdict
@@ -14,11 +14,11 @@ from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.statistics import wilson
 
 BASELINES = {"more_ancestors": "more ancestors", "mentioned_less": "mentioned less"}
-"""Shortcuts that read no path (``data.graph_stats``), and their names."""
+"""Shortcuts that ignore paths (``data.graph_answers.shortcuts``), with their names in tables and figures."""
 
 
 def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Accuracy and what belongs to it, as plain values."""
+    """Accuracy, related scores and lengths of an evaluation, as plain values for ``scores.json``."""
     judged, everything = evaluation.judged, evaluation.predictions
     scores: dict[str, Any] = {
         "problems": len(everything),
@@ -45,13 +45,13 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
 
 
 def shortcut_accuracies(problems: Sequence[Problem]) -> dict[str, Any]:
-    """Accuracies of shortcuts on graph problems; nothing on others."""
+    """Accuracies of the shortcuts on the graph problems; an empty dictionary if there are none."""
     graphs = [shortcuts(problem) for problem in problems if is_graph_problem(problem)]
     return {"baselines": {name: _mean([one[name] for one in graphs]) for name in BASELINES}} if graphs else {}
 
 
 def sweep_point(scores: dict[str, Any]) -> BudgetPoint:
-    """A point of the picture, of scores that have an accuracy."""
+    """The point of the figure for scores that contain an accuracy."""
     return BudgetPoint(
         scores["num_thoughts"] + scores["num_pauses"],
         scores["accuracy"],
@@ -62,7 +62,7 @@ def sweep_point(scores: dict[str, Any]) -> BudgetPoint:
 
 
 def score_table(scores: Sequence[dict[str, Any]]) -> str:
-    """One line a number of thoughts, shortcuts and categories beside it."""
+    """A table with one row per number of thoughts, then one row per shortcut; categories are the last columns."""
     latents = "pauses" if any(one["num_pauses"] for one in scores) else "thoughts"
     head = [latents, "accuracy", "95%", "steps match", "tokens", "problems"]
     names = [category for category in Category if any(category in one.get("categories", {}) for one in scores)]

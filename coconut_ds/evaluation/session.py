@@ -1,7 +1,8 @@
-"""Evaluates a checkpoint: generates for each problem, writes predictions, scores and a picture.
+"""Evaluates a checkpoint: generates an answer to each problem and writes predictions, scores and a figure.
 
-Method and number of thoughts come from the checkpoint, never from the gold steps of the problems. An evaluation that
-was interrupted carries on with the same command: what it has made lies beside the results (``evaluation.partial``).
+The method and the number of thoughts come from the checkpoint, never from the gold steps of the problems. An
+interrupted evaluation continues when the same command is run again, because finished predictions are stored next to the
+results (see ``evaluation.partial``).
 """
 
 import hashlib
@@ -40,36 +41,39 @@ from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
 @dataclass(frozen=True)
-class Assessment:
-    """What is to be evaluated, on what, and how."""
+class EvaluationJob:
+    """One evaluation to run: the model, the problems, and all options."""
 
     reasoner: Reasoner
     problems: list[Problem]
     split: str
-    arms: list[ThoughtBudget]
-    """Numbers of thoughts; more than one are a sweep."""
+    """Name of the split that the problems are from: "test" or "validation"."""
+    budgets: list[ThoughtBudget]
+    """Thought budgets to evaluate; several make a sweep."""
     names: list[str]
-    """Of the arms, for folders."""
+    """Subfolder of the results for each budget; "" for none."""
     writing: Writing
     slots: int
+    """Number of problems that the engine processes at the same time."""
     out: Path
+    """Folder of the results."""
     ranks: Ranks
 
     def evaluator(self) -> Evaluator:
-        """How problems are answered."""
+        """The evaluator that answers the problems."""
         reasoner = self.reasoner
         return Evaluator(
             reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks
         )
 
     def identity(self) -> str:
-        """Stands for all that a prediction depends on."""
+        """Hash of everything that a prediction depends on."""
         backbone = self.reasoner.backbone
         parts = {
             "model": digest_state(backbone.model.state_dict().items()),
             "tokenizer": digest_tokenizer(backbone.tokenizer),
             "card": [self.reasoner.card.method, self.reasoner.card.format],
-            "arms": self.arms,
+            "budgets": self.budgets,
             "writing": self.writing,
             "problems": [problem.as_dict() for problem in self.problems],
             "code": code_identity(),
@@ -78,30 +82,33 @@ class Assessment:
 
 
 def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]:
-    """Loads the checkpoint, evaluates, writes and prints the scores; one evaluation for each number of thoughts."""
+    """Loads the checkpoint, evaluates it, and writes and prints the scores.
+
+    Returns one evaluation for each number of thoughts.
+    """
     ranks = alone() if ranks is None else ranks
     source = open_source(config.data, config.seed)
     problems, split = _problems(config.data, source)
     reasoner = _reasoner(config, ranks)
-    arms, names = _arms(config, reasoner)
+    budgets, names = _budgets(config, reasoner)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     writing = Writing(config.data.max_new_tokens, sampling=sampling)
-    asked = "" if config.is_sweep or config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
-    asked += "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}"
-    out = Path(config.out or Path("outputs/eval") / reasoner.name / f"{config.data_name}{asked}")
+    suffix = "" if config.is_sweep or config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
+    suffix += "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}"
+    out = Path(config.out or Path("outputs/eval") / reasoner.name / f"{config.data_name}{suffix}")
     size = config.batch_size
-    return assess(Assessment(reasoner, problems, split, arms, names, writing, size, out, ranks))
+    return run_job(EvaluationJob(reasoner, problems, split, budgets, names, writing, size, out, ranks))
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
-    """``run.only_eval``: evaluates ``run.load_model_path`` on the test file, else the validation file."""
+    """Runs ``run.only_eval``: evaluates ``run.load_model_path`` on the test problems, else the validation problems."""
     source = open_source(config.data, config.run.seed, config.run.debug)
     problems, split = _problems(config.data, source)
     backbone = starting_backbone(config, source)
     card = card_of(config)
     if card is None:
         training, method = config.training, METHODS[config.method.kind]
-        # A state dict does not say its stage: the last one is what training ends with.
+        # A state dict does not record its stage; we assume the last one, with which training ends.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
         card = ModelCard.of(
             method, stage, training.curriculum_spec, config.data.format, {}, iterations=config.method.jacobi_iterations
@@ -113,26 +120,29 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
-    arms = [ThoughtBudget(reasoner.thoughts(), card.stage)]
-    return assess(Assessment(reasoner, problems, split, arms, [""], writing, size, out, ranks))[0]
+    budgets = [ThoughtBudget(reasoner.thoughts(), card.stage)]
+    return run_job(EvaluationJob(reasoner, problems, split, budgets, [""], writing, size, out, ranks))[0]
 
 
-def assess(asked: Assessment) -> list[Evaluation]:
-    """Makes the predictions that are not there yet, and writes the results on rank 0."""
-    ranks, partial = asked.ranks, PartialPredictions(asked.out, asked.identity())
-    there: dict[Key, Prediction] = ranks.first_decides(partial.read)
+def run_job(job: EvaluationJob) -> list[Evaluation]:
+    """Makes the predictions that are not stored yet, then writes the results on rank 0.
+
+    Returns one evaluation for each thought budget, on every rank.
+    """
+    ranks, partial = job.ranks, PartialPredictions(job.out, job.identity())
+    stored: dict[Key, Prediction] = ranks.first_decides(partial.read)
     began = time.perf_counter()
-    made = _predict(asked, partial, there)
+    made = _predict(job, partial, stored)
     seconds = time.perf_counter() - began
-    predictions = there | {key: one for part in ranks.gather(made) for key, one in part.items()}
-    evaluator = asked.evaluator()
+    predictions = stored | {key: one for part in ranks.gather(made) for key, one in part.items()}
+    evaluator = job.evaluator()
     evaluations = [
-        evaluator.evaluation([one for (own, _), one in predictions.items() if own == number], arm.thoughts)
-        for number, arm in enumerate(asked.arms)
+        evaluator.evaluation([one for (own, _), one in predictions.items() if own == number], budget.thoughts)
+        for number, budget in enumerate(job.budgets)
     ]
     if ranks.is_first:
-        new = len(predictions) - len(there)
-        _report(asked, evaluations, {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)})
+        new = len(predictions) - len(stored)
+        _report(job, evaluations, {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)})
         partial.discard()
     ranks.wait()
     return evaluations
@@ -140,16 +150,17 @@ def assess(asked: Assessment) -> list[Evaluation]:
 
 @dataclass(frozen=True)
 class Trace:
-    """One problem with what the model thought and answered."""
+    """A problem with the model's decoded thoughts and its answer."""
 
     problem: Problem
     thoughts: list[DecodedThought]
     answer: str
+    """The answer extracted from the model's text."""
     correct: bool
 
 
 def trace_questions(config: EvalConfig, count: int) -> list[Trace]:
-    """The first ``count`` problems with their decoded thoughts."""
+    """Answers the first ``count`` problems and decodes the model's thoughts."""
     reasoner = _reasoner(config, alone())
     problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
     answers = reasoner.generate(
@@ -163,34 +174,37 @@ def _trace(reasoner: Reasoner, problem: Problem, answer: Answer) -> Trace:
     return Trace(problem, reasoner.decode_thoughts(answer), answer.answer, correct)
 
 
-def _predict(asked: Assessment, partial: PartialPredictions, there: dict[Key, Prediction]) -> dict[Key, Prediction]:
-    """This rank's share of what is missing. What asks to stop waits for the engine's operation, not for the problem."""
-    evaluator, made = asked.evaluator(), {}
-    numbers = range(len(asked.arms))
-    work = [Work(arm, index) for index in range(len(asked.problems)) for arm in numbers if (arm, index) not in there]
+def _predict(job: EvaluationJob, partial: PartialPredictions, stored: dict[Key, Prediction]) -> dict[Key, Prediction]:
+    """Makes this rank's share of the missing predictions.
+
+    A request to stop takes effect before the engine's next operation; it does not wait for the problem to be finished.
+    """
+    evaluator, made = job.evaluator(), {}
+    budgets = range(len(job.budgets))
+    work = [Work(one, index) for index in range(len(job.problems)) for one in budgets if (one, index) not in stored]
 
     def done(one: Work, prediction: Prediction) -> None:
-        made[one.arm, one.problem] = prediction
-        partial.add(one.arm, prediction)
+        made[one.budget, one.problem] = prediction
+        partial.add(one.budget, prediction)
 
-    with Interrupts(asked.ranks.launched) as interrupts:
+    with Interrupts(job.ranks.launched) as interrupts:
 
-        def go_on(due: int) -> int:
+        def check_interrupts(due: int) -> int:
             if interrupts.requested:
                 raise Interrupted(
-                    f"{interrupts.reason}; {len(there) + len(made):,} predictions are kept in {partial.folder}"
+                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in {partial.folder}"
                 )
             return due
 
         try:
             evaluator.predict(
-                asked.reasoner.loop,
-                asked.problems,
-                asked.arms,
+                job.reasoner.loop,
+                job.problems,
+                job.budgets,
                 evaluator.share_of(work),
                 done,
                 progress=True,
-                agree=go_on,
+                agree=check_interrupts,
             )
         finally:
             partial.close()
@@ -198,13 +212,14 @@ def _predict(asked: Assessment, partial: PartialPredictions, there: dict[Key, Pr
 
 
 def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
-    asked = config.n_thoughts
-    # Each arm says its own number; a checkpoint that says none needs any.
-    knows = (Path(config.checkpoint) / CARD).is_file()
+    numbers = config.n_thoughts
+    # A checkpoint without a card needs a number of thoughts to be loaded. Which number does not matter here, because
+    # each budget sets its own.
+    has_card = (Path(config.checkpoint) / CARD).is_file()
     return load_reasoner(
         config.checkpoint,
         config.method,
-        None if knows else (max(asked) if isinstance(asked, tuple) else asked),
+        None if has_card else (max(numbers) if isinstance(numbers, tuple) else numbers),
         model=config.model,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         device=ranks.device,
@@ -212,40 +227,41 @@ def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
     )
 
 
-def _arms(config: EvalConfig, reasoner: Reasoner) -> tuple[list[ThoughtBudget], list[str]]:
-    """Numbers of thoughts to evaluate, and names for their folders."""
+def _budgets(config: EvalConfig, reasoner: Reasoner) -> tuple[list[ThoughtBudget], list[str]]:
+    """The thought budgets to evaluate, and the name of each one's subfolder."""
     numbers, forced = config.n_thoughts, config.force_text_after
     if isinstance(numbers, tuple):
-        asked: list[tuple[int | None, Any]] = [(number, forced) for number in numbers]
+        pairs: list[tuple[int | None, Any]] = [(number, forced) for number in numbers]
         names = [f"{number}_thoughts" for number in numbers]
     elif isinstance(forced, tuple):
-        asked = [(numbers, most) for most in forced]
+        pairs = [(numbers, most) for most in forced]
         names = [f"text_after_{most}" for most in forced]
     else:
-        asked, names = [(numbers, forced)], [""]
-    thoughts = [reasoner.thoughts(*pair, config.min_thoughts, config.max_thoughts) for pair in asked]
+        pairs, names = [(numbers, forced)], [""]
+    thoughts = [reasoner.thoughts(*pair, config.min_thoughts, config.max_thoughts) for pair in pairs]
     return [ThoughtBudget(one, reasoner.stage_at(one)) for one in thoughts], names
 
 
 def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
+    """The test problems if there are any, else the validation problems; and the name of the split."""
     on_test = data.kind != "file" or data.test_path is not None
     return (source.test(), "test") if on_test else (source.valid(), "validation")
 
 
-def _report(asked: Assessment, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
-    """Writes what was found, each number of thoughts in a folder of its own where there are several; prints a table."""
-    card, out = asked.reasoner.card, asked.out
+def _report(job: EvaluationJob, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
+    """Writes predictions, scores and the figure, and prints a table. In a sweep each budget has its own subfolder."""
+    card, out = job.reasoner.card, job.out
     common: dict[str, Any] = {
-        "checkpoint": asked.reasoner.name,
+        "checkpoint": job.reasoner.name,
         "method": card.method,
         "stage": card.stage,
-        "split": asked.split,
-        "precision": asked.reasoner.precision,
-        "run": run | {"ranks": asked.ranks.size, "batch_size": asked.slots},
+        "split": job.split,
+        "precision": job.reasoner.precision,
+        "run": run | {"ranks": job.ranks.size, "batch_size": job.slots},
     }
-    scores: list[dict[str, Any]] = [common | scores_of(evaluation, asked.problems) for evaluation in evaluations]
+    scores: list[dict[str, Any]] = [common | scores_of(evaluation, job.problems) for evaluation in evaluations]
     try:
-        for name, evaluation, one in zip(asked.names, evaluations, scores, strict=True):
+        for name, evaluation, one in zip(job.names, evaluations, scores, strict=True):
             folder = out / name
             folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in evaluation.predictions]
@@ -255,20 +271,21 @@ def _report(asked: Assessment, evaluations: Sequence[Evaluation], run: dict[str,
             write_whole(out / "sweep.json", json.dumps(scores, indent=2) + "\n")
         if scores[0]["accuracy"] is not None:
             named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
-            title = f"{asked.reasoner.name} on {len(asked.problems):,} {asked.split} problems"
+            title = f"{job.reasoner.name} on {len(job.problems):,} {job.split} problems"
             draw_sweep([sweep_point(one) for one in scores], out / "accuracy.png", title, named)
     except OSError as error:
         raise DataError(
-            f"{out}: cannot be written ({error}); what was made is kept, set out= to another folder"
+            f"{out}: cannot be written ({error}); the predictions are kept, set out= to another folder"
         ) from error
-    _print(asked, scores, run)
+    _print(job, scores, run)
 
 
-def _print(asked: Assessment, scores: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
-    where = asked.out / ("sweep.json" if len(scores) > 1 else "scores.json")
-    judged = "" if scores[0]["accuracy"] is not None else "no answers to compare with: texts are written, not scored\n"
+def _print(job: EvaluationJob, scores: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
+    where = job.out / ("sweep.json" if len(scores) > 1 else "scores.json")
+    unscored = "no answers to compare with: the generated texts were saved but not scored\n"
+    note = unscored if scores[0]["accuracy"] is None else ""
     sys.stdout.write(
-        f"{asked.reasoner.name}, method {asked.reasoner.card.method}, {asked.split} problems\n"
-        f"{score_table(scores)}\n{judged}"
+        f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
+        f"{score_table(scores)}\n{note}"
         f"{run['problems_per_s']:.2f} predictions/s; {where}\n"
     )

@@ -1,7 +1,7 @@
-"""Uncertainty of shares of right answers: one model's, and the difference of two models on the same problems.
+"""Confidence intervals and tests for accuracies: of one model, and for two models on the same problems.
 
-All treat the problems as drawn at random from many like them. None covers training: what another seed would have given
-has to be measured with another seed.
+All of them treat the problems as a random sample from a large population of similar problems. None of them covers the
+variation between training runs: that requires training with other seeds.
 """
 
 import math
@@ -12,9 +12,9 @@ from statistics import NormalDist
 import numpy
 
 HALVINGS = 60
-"""Of an interval of length at most 2 this leaves less than the spacing of floats near 1."""
+"""Number of bisection steps: they shrink an interval of length 2 to less than the spacing of floats near 1."""
 RESAMPLES = 2000
-"""Of a bootstrap."""
+"""Number of resamples of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,21 @@ class AccuracyDifference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Outcome of McNemar's test."""
+    """Result of McNemar's test."""
 
     only_first: int
-    """Problems that only the first got right."""
+    """Number of problems that only the first model got right."""
     only_second: int
-    """Problems that only the second got right."""
+    """Number of problems that only the second model got right."""
     p_value: float
-    """Of the exact two-sided test."""
+    """p-value of the exact two-sided test."""
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
-    """Score interval of a share: all shares that a test would not refuse after ``successes`` of ``total``.
+    """Wilson's score interval of a share: all shares that the score test does not reject, given the counts.
 
-    Never leaves [0, 1] and, unlike estimate ± z standard errors, has a width at 0 and at ``total`` successes too.
+    The interval never leaves [0, 1] and, unlike estimate ± z standard errors, has a positive width at 0 and at
+    ``total`` successes too.
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
 
     Args:
@@ -71,22 +72,22 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
     share, spread = successes / total, z * z / total
     center = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    # Rounding must not move the ends that are known exactly.
+    # These two ends are known exactly; rounding errors must not move them.
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == total else center + half
     return Interval(low, high)
 
 
 def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile interval of a mean: what means of as many problems, drawn anew from these, come to.
+    """Percentile bootstrap interval of a mean: quantiles of the means of ``RESAMPLES`` resamples of the values.
 
-    B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979), 1-26. It is too narrow
-    where problems are few, or nearly all values the same.
+    B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979), 1-26. The interval is
+    too narrow if there are few problems, or if nearly all values are equal.
 
     Args:
-        values: one a problem, at least one.
+        values: one value per problem, at least one.
         confidence: between 0 and 1.
-        seed: of the draws.
+        seed: seed of the resampling.
     """
     assert len(values) > 0
     array = numpy.asarray(values, dtype=float)
@@ -97,7 +98,7 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) 
 
 
 def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """The mean of one value a problem: of yes and no (1 and 0) with Wilson's interval, else with the bootstrap's."""
+    """The mean of one value per problem, with a Wilson interval if all values are 0 or 1, else a bootstrap interval."""
     estimate = sum(values) / len(values)
     if all(value in (0, 1) for value in values):
         interval = wilson(round(sum(values)), len(values), confidence)
@@ -109,15 +110,15 @@ def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean:
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Exact two-sided test of whether two models are right equally often, from their answers to the same problems.
 
-    Under the hypothesis each problem that just one of them got right is a fair coin; the p-value is twice the smaller
-    tail of that binomial distribution, at most 1. Computed with integers, without rounding before the last division
-    (0.0 only where it is below all floats).
+    Under the null hypothesis, each problem that exactly one of the models got right is a fair coin toss; the p-value is
+    twice the smaller tail of that binomial distribution, at most 1. It is computed with integers, without rounding
+    before the last division (it is 0.0 only if it is smaller than every positive float).
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947), 153-157.
 
     Args:
-        first: whether the first is right, problem by problem.
-        second: the same problems in the same order.
+        first: for each problem, whether the first model is right.
+        second: the same for the second model, with the problems in the same order.
     """
     only_first, only_second = _discordant(first, second)
     total, smaller = only_first + only_second, min(only_first, only_second)
@@ -131,15 +132,15 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> AccuracyDifference:
     """Accuracy of the second minus that of the first on the same problems, with a score interval.
 
-    The interval holds all differences that the score test for paired shares would not refuse. It is approximate, so for
-    differences near its ends it can disagree with ``mcnemar``, which is exact and more cautious. Never leaves [-1, 1].
+    The interval contains all differences that the score test for paired shares does not reject, and never leaves
+    [-1, 1]. It is approximate, so near its ends it can disagree with ``mcnemar``, which is exact and more conservative.
     T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
     Statistics in Medicine 17 (1998), 891-908; recommended by M. W. Fagerland, S. Lydersen, P. Laake, "Recommended tests
     and confidence intervals for paired binomial proportions", Statistics in Medicine 33 (2014), 2850-2875.
 
     Args:
-        first: whether the first is right, problem by problem; at least one problem.
-        second: the same problems in the same order.
+        first: for each problem, whether the first model is right; at least one problem.
+        second: the same for the second model, with the problems in the same order.
         confidence: between 0 and 1.
     """
     assert len(first) > 0
@@ -152,19 +153,20 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
         return (won - lost - total * delta) ** 2 <= z * z * variance
 
     estimate = (won - lost) / total
-    return AccuracyDifference(estimate, Interval(_end(accepted, estimate, -1.0), _end(accepted, estimate, 1.0)))
+    return AccuracyDifference(estimate, Interval(_bisect(accepted, estimate, -1.0), _bisect(accepted, estimate, 1.0)))
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
-    """How many only the first got right, and only the second."""
+    """Number of problems that only the first got right, and number that only the second got right."""
     pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
 
 def _constrained_share(lost: int, won: int, total: int, delta: float) -> float:
-    """Maximum likelihood estimate of the share that only the first gets right, if that of the second is delta more.
+    """Maximum likelihood estimate of the share that only the first gets right, given the difference ``delta``.
 
-    The larger root of a quadratic.
+    The constraint is that the share that only the second gets right is larger by ``delta``. The estimate is the larger
+    root of a quadratic equation.
     """
     a = 2 * total
     b = (2 * total - won + lost) * delta - won - lost
@@ -172,8 +174,8 @@ def _constrained_share(lost: int, won: int, total: int, delta: float) -> float:
     return (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
 
 
-def _end(accepted: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The accepted value farthest from ``inside`` on the way to ``outside``, by halving."""
+def _bisect(accepted: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Bisection: the accepted value that is farthest from ``inside`` in the direction of ``outside``."""
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2
         if accepted(middle):
@@ -184,6 +186,6 @@ def _end(accepted: Callable[[float], bool], inside: float, outside: float) -> fl
 
 
 def _quantile(confidence: float) -> float:
-    """How many standard deviations from the mean hold ``confidence`` of a normal distribution."""
+    """The z for which a normal distribution has probability ``confidence`` within z standard deviations of its mean."""
     assert 0 < confidence < 1, confidence
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,1 +1,1 @@
-"""Looking inside: thoughts decoded, probed and changed, with controls. No user interface; results are plain values."""
+"""Tools to analyse thoughts: decoding, linear probes and interventions, with controls. All results are plain values."""

@@ -1,9 +1,13 @@
-"""What a model answers when its thinking is ended after k thoughts.
+"""The model's answers when its thinking is stopped after k thoughts.
 
-Two answers for each k: the one in the text that it writes by itself (with fewer thoughts than it was trained to end
-with it may first write the steps that are left), and the *forced* one, which follows when the sign that announces an
-answer is given right after the thoughts. Source: the variants with k thoughts of arXiv 2412.06769, section 5; the
-probability of an answer after each thought as in arXiv 2602.08783.
+There are two answers for each k. The first is in the text that the model generates freely; with fewer thoughts than in
+the last stage of its training, the model may first write the remaining steps as text. The second is the *forced*
+answer: the cue that announces an answer (such as ``###``) is appended directly after the thoughts, so that no steps can
+    be written.
+
+Sources: the variants with k thoughts of arXiv 2412.06769, section 5; the probability of an answer after each thought as
+    in
+arXiv 2602.08783.
 """
 
 import math
@@ -15,45 +19,45 @@ from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
-from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, score, writing_request
+from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
 @dataclass(frozen=True)
 class AnswerAfter(Plain):
-    """One question with its thinking ended after so many thoughts."""
+    """The model's answers to one question when its thinking is stopped after ``num_thoughts`` thoughts."""
 
     num_thoughts: int
     text: str
-    """What the model writes by itself."""
+    """The text that the model generates freely."""
     answer: str
-    """In it."""
+    """The answer extracted from that text."""
     probability: float
-    """Of the text, end of sequence included."""
+    """Probability of the text, including the end of sequence."""
     forced: str
-    """The answer, once the sign that announces one is given."""
+    """The forced answer: the one that the model gives directly after the cue."""
     forced_probability: float
-    """Of the forced answer, end of sequence included."""
+    """Probability of the forced answer, including the end of sequence."""
     known_log_probability: float | None
-    """Of the known answer, once the sign is given, natural logarithm; None where no answer is known."""
+    """Log probability (natural) of the right answer directly after the cue; None if the right answer is not known."""
     is_right: bool | None
-    """The answer in the text is the known one."""
+    """Whether the answer in the freely generated text is right; None if the right answer is not known."""
     is_forced_right: bool | None
-    """The forced answer is."""
+    """Whether the forced answer is right; None if the right answer is not known."""
 
 
 @dataclass(frozen=True)
 class SweepPoint(Plain):
-    """A data set with thinking ended after so many thoughts."""
+    """Results over a data set when thinking is stopped after ``num_thoughts`` thoughts."""
 
     num_thoughts: int
     num_problems: int
     right: Mean
-    """Share of right answers in what the model writes by itself."""
+    """Accuracy of the answers in freely generated text."""
     forced_right: Mean
-    """Share of right forced answers."""
+    """Accuracy of the forced answers."""
     known_log_probability: Mean
-    """Of the known answers, once the sign is given."""
+    """Mean log probability (natural) of the right answers directly after the cue."""
 
 
 def answers_after(
@@ -65,18 +69,21 @@ def answers_after(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
 ) -> list[list[AnswerAfter]]:
-    """For each question the answers after each number of thoughts.
+    """Answers each question once with each number of thoughts.
 
     Args:
         reasoner: the model.
-        questions: any number.
-        known: their right answers, where they are known.
-        numbers: of thoughts or pauses; None: 0 to the checkpoint's number.
-        max_new_tokens: longest text.
-        progress: see ``Progress``.
+        questions: any number of questions.
+        known: the right answers, None for those that are not known.
+        numbers: numbers of thoughts or pauses; None: from 0 to the checkpoint's number.
+        max_new_tokens: length limit of the generated text, in tokens.
+        progress: see ``OnProgress``.
+
+    Returns:
+        For each question, one result for each number of thoughts.
 
     Raises:
-        DataError: a question is too long, or the method does not think and thoughts were asked for.
+        DataError: a question is too long, or thoughts are requested and the method does not think.
     """
     numbers = range(reasoner.card.num_latents + 1) if numbers is None else numbers
     known = [None] * len(questions) if known is None else known
@@ -88,7 +95,7 @@ def answers_after(
         for case, tail in zip(prepare(reasoner, questions, number, max_new_tokens), tails, strict=True):
             requests.append(writing_request(case, reasoner, max_new_tokens))
             requests.append(writing_request(case, reasoner, max_new_tokens, given))
-            requests.append(score(case, reasoner, tail[:1] if form.one_token else tail, given))
+            requests.append(scoring_request(case, reasoner, tail[:1] if form.one_token else tail, given))
     made = iter(run_requests(reasoner, requests, progress))
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:
@@ -105,7 +112,7 @@ def sweep(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
 ) -> list[SweepPoint]:
-    """Accuracy over a data set after each number of thoughts; see ``answers_after``."""
+    """Accuracy on a data set with each number of thoughts; the arguments are those of ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]
     after = answers_after(reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress)
     return [_point(column) for column in zip(*after, strict=True)]

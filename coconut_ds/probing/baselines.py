@@ -1,4 +1,4 @@
-"""What an untouched model thinks and writes, and what becomes of it once thoughts were changed."""
+"""The model's unmodified thoughts and text for a question, and the outcomes after thoughts are changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,50 +6,55 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from coconut_ds.formats import extract_answer
-from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score, writing_request
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """One question, left alone."""
+    """The model's thoughts and text for one question, without any change."""
 
     case: Case
     fed: Tensor
-    """[L, D] its thoughts, or the pauses' embeddings; on the CPU in fp32."""
+    """[L, D] the thoughts, or the embeddings of the pause tokens; fp32, on the CPU."""
     tokens: tuple[int, ...]
+    """Tokens of the generated text."""
     text: str
     answer: str
+    """The answer extracted from the text."""
     log_probability: float
-    """Of the tokens, natural logarithm."""
+    """Log probability (natural) of the tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A question with changed thoughts."""
+    """One run of a question with changed thoughts."""
 
     baseline: Baseline
     case: Case
+    """The question's case with the changed thoughts."""
 
 
 @dataclass(frozen=True)
 class Outcome(Plain):
-    """What the model wrote after a change."""
+    """The result of one trial."""
 
     text: str
+    """The text that the model generates after the change."""
     answer: str
+    """The answer extracted from that text."""
     kept: bool
-    """Whether the answer is that of the untouched model."""
+    """Whether the answer is the same as in the baseline."""
     log_probability: float
-    """Of the text that the untouched model writes; natural logarithm."""
+    """Log probability (natural) that the changed model assigns to the baseline's text."""
     change: float
-    """Of that log probability: below 0 where the text has become less likely."""
+    """``log_probability`` minus that of the baseline; negative if the change made the baseline's text less likely."""
 
 
 def baselines_of(
     reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
 ) -> list[Baseline]:
-    """What the model thinks and writes by itself, greedily."""
+    """Runs the model on each question without any change, with greedy decoding."""
     cases = prepare(reasoner, questions, n_thoughts, max_new_tokens)
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     found = []
@@ -65,15 +70,19 @@ def baselines_of(
 def outcomes_of(
     reasoner: Reasoner, trials: Sequence[Trial], max_new_tokens: int = 128, progress: OnProgress | None = None
 ) -> list[Outcome]:
-    """What becomes of each trial, all in continuous batches.
+    """Runs all trials, with continuous batching.
 
-    The untouched text is scored first; where each of its tokens is still the likeliest it is what the model writes, and
-    only the others are written anew.
+    The baseline's text is scored first. If each of its tokens is still the likeliest, greedy decoding gives the same
+    text, so new text is generated only for the other trials.
     """
-    scored = run_requests(reasoner, [score(one.case, reasoner, one.baseline.tokens) for one in trials], progress)
-    moved = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
-    anew = run_requests(reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in moved])
-    texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(moved, anew, strict=True)}
+    scored = run_requests(
+        reasoner, [scoring_request(one.case, reasoner, one.baseline.tokens) for one in trials], progress
+    )
+    changed = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
+    rewritten = run_requests(
+        reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in changed]
+    )
+    texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(changed, rewritten, strict=True)}
     found = []
     for index, (trial, one) in enumerate(zip(trials, scored, strict=True)):
         baseline, log_probability = trial.baseline, sum(one.log_probabilities)

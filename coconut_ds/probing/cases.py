@@ -1,10 +1,11 @@
-"""Questions made ready for probing, and what is asked of them in batches.
+"""Prepares questions for probing, and runs requests on them in batches.
 
-A *case* is a question whose latents stand in its prompt as one run, whatever the method: pauses are laid out like
-thoughts that are always given (the pause's embedding), and what a model writes before it begins to think by itself
-becomes part of the prompt. So every method can be looked into and changed in the same way.
+A *case* is a question with its prompt in a form that is the same for every method: the latents (thoughts or pauses) are
+one contiguous run of positions in the prompt. Pauses are represented as thoughts whose vector is given in advance (the
+embedding of the pause token). If a model decides itself when to start thinking, the text that it writes before becomes
+part of the prompt. Because of this, every method can be analysed and changed in the same way.
 
-Legend: ``L`` thoughts or pauses, ``D`` hidden size.
+Legend: ``L`` latents (thoughts or pauses), ``D`` hidden size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +23,14 @@ from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
-"""Requests at a time. Many short ones share a pass."""
+"""Number of requests that the engine processes at the same time. Probing makes many short requests."""
 
 OnProgress = Callable[[int, int], None]
-"""Told how many of how many requests have ended; may raise, which ends the work."""
+"""Called with the number of finished requests and the total number; may raise to stop the work."""
 
 
 class Plain:
-    """A result that consists of plain values."""
+    """Base class of results whose fields are plain values."""
 
     def as_dict(self) -> dict[str, Any]:
         """The result as dictionaries, lists, strings and numbers, ready for JSON."""
@@ -38,51 +39,51 @@ class Plain:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A question and its prompt."""
+    """A question with its prompt, prepared for probing."""
 
     question: str
     prompt: Layout
-    """All latents stand in it as thoughts."""
+    """The prompt; all latents, including pauses, are represented as thoughts."""
     given: Mapping[int, Tensor] = field(default_factory=dict)
-    """By index in the run of latents (from 0): vectors [D] that are fed in place of the model's own states."""
+    """Vectors [D] that are fed in place of the model's own states, by index in the run of latents (from 0)."""
     written: tuple[int, ...] = ()
-    """What the model wrote before it began to think, where it begins by itself; part of the prompt."""
+    """Tokens, part of the prompt, that the model wrote before it started to think, if it decides that itself."""
 
     @property
     def num_latents(self) -> int:
-        """L."""
+        """Number of latents, L."""
         return self.prompt.num_thoughts
 
     def changed(self, given: Mapping[int, Tensor]) -> "Case":
-        """The same, further vectors given."""
+        """A copy in which the vectors of ``given`` are fed too."""
         return replace(self, given={**self.given, **given})
 
     def edit(self, index: int, state: Tensor) -> Tensor:
-        """What is fed back for latent ``index``; see ``Request.edit_thought``."""
+        """The vector to feed for latent ``index``, whose own state is ``state``; see ``Request.edit_thought``."""
         return self.given.get(index, state)
 
     def resized(self, vectors: Sequence[Tensor]) -> "Case":
-        """The same prompt with other latents, all of them given; perhaps more or fewer."""
+        """A copy with the same prompt in which all latents are replaced by ``vectors``, possibly more or fewer."""
         first, count = self.prompt.first_thought, self.num_latents
         ids = list(self.prompt.input_ids)
         after = ids[first + count :]
-        # Without a latent there is no token to repeat; what stands for a thought is never embedded.
+        # Without latents there is no placeholder token to repeat. Any id works, as placeholders are never embedded.
         filler = ids[first] if count else 0
         ids = [*ids[:first], *[filler] * len(vectors), *after]
         return replace(self, prompt=_layout(ids, first, len(vectors)), given=dict(enumerate(vectors)))
 
     def shortened(self, count: int) -> "Case":
-        """The same without the last ``count`` tokens of the prompt, none of which is a latent."""
+        """A copy without the last ``count`` tokens of the prompt, none of which may be a latent."""
         if not count:
             return self
         ids = list(self.prompt.input_ids[: len(self.prompt) - count])
         return replace(self, prompt=_layout(ids, self.prompt.first_thought, self.num_latents))
 
     def widened(self, embeddings: Tensor) -> "Case":
-        """The same prompt, its run of latents begun earlier by tokens that are given as vectors [n, D]."""
+        """A copy in which the n tokens before the latents become latents too, fed as ``embeddings`` [n, D]."""
         extra = len(embeddings)
         first = self.prompt.first_thought - extra
-        assert first > 0, "a token stands before the run"
+        assert first > 0, "at least one token must remain before the run of latents"
         given = {index + extra: vector for index, vector in self.given.items()} | dict(enumerate(embeddings))
         prompt = _layout(list(self.prompt.input_ids), first, self.num_latents + extra)
         return replace(self, prompt=prompt, given=given)
@@ -91,16 +92,16 @@ class Case:
 def prepare(
     reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
 ) -> list[Case]:
-    """Cases of questions.
+    """Prepares a case for each question.
 
     Args:
         reasoner: the model.
-        questions: any number.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        max_new_tokens: longest text before the model begins to think, where it begins by itself.
+        questions: any number of questions.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        max_new_tokens: for models that decide themselves when to start thinking: length limit of the text before that.
 
     Raises:
-        DataError: the method does not think, and thoughts were asked for.
+        DataError: thoughts are requested and the method does not think.
     """
     prompter, thoughts = reasoner.prompter, reasoner.thoughts(n_thoughts)
     prompter.check(thoughts)
@@ -126,26 +127,26 @@ def _after_writing(
     thoughts: Thoughts,
     max_new_tokens: int,
 ) -> list[Case]:
-    """Cases of a model that begins to think by itself; one that never does has a case without thoughts."""
+    """Cases for a model that decides itself when to start thinking. If it never starts, the case has no thoughts."""
     prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
     made = run_requests(reasoner, requests)
     return [
-        _written(prompter.markers, question, ids, one.tokens, thoughts.count)
+        _case_after_text(prompter.markers, question, ids, one.tokens, thoughts.count)
         for question, ids, one in zip(questions, encoded, made, strict=True)
     ]
 
 
-def case_behind(reasoner: Reasoner, question: str, num_latents: int, tokens: Sequence[int]) -> Case:
-    """The case of a question that the model has continued by ``tokens``, with so many latents in its prompt."""
+def answered_case(reasoner: Reasoner, question: str, num_latents: int, tokens: Sequence[int]) -> Case:
+    """The case of a question whose answer ``tokens`` was already generated, with ``num_latents`` latents."""
     prompter = reasoner.prompter
     if not prompter.method.starts_thinking:
         return prepare(reasoner, [question], num_latents)[0]
-    return _written(prompter.markers, question, prompter.encode([question])[0], tokens, num_latents)
+    return _case_after_text(prompter.markers, question, prompter.encode([question])[0], tokens, num_latents)
 
 
-def _written(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequence[int], count: int) -> Case:
-    """The case of a model that has written ``tokens``, among them perhaps the one that begins its thoughts."""
+def _case_after_text(markers: MarkerIds, question: str, ids: Sequence[int], tokens: Sequence[int], count: int) -> Case:
+    """The case of a model that has written ``tokens``, which may contain the marker that starts its thoughts."""
     if markers.start not in tokens:
         return Case(question, _layout([*ids], len(ids), 0))
     written = tokens[: tokens.index(markers.start)]
@@ -159,18 +160,18 @@ def _layout(ids: list[int], first: int, count: int) -> Layout:
 
 
 def embeddings(reasoner: Reasoner, ids: Sequence[int]) -> Tensor:
-    """[n, D] input embeddings of tokens, on the model's device."""
+    """[n, D] the input embeddings of tokens, on the model's device."""
     with torch.no_grad():
         return reasoner.loop.embed(torch.tensor(list(ids), device=reasoner.loop.device))
 
 
 def writing_request(case: Case, reasoner: Reasoner, max_new_tokens: int, cue: Sequence[int] = ()) -> Request:
-    """Asks for the text after a case's latents, greedily; ``cue`` are tokens given before it."""
+    """A request to generate the text after the latents and the tokens of ``cue``, greedily."""
     return _request(case, reasoner, cue, max_new_tokens)
 
 
-def score(case: Case, reasoner: Reasoner, tokens: Sequence[int], cue: Sequence[int] = ()) -> Request:
-    """Asks for the log probabilities of tokens after a case's latents and the tokens of a cue."""
+def scoring_request(case: Case, reasoner: Reasoner, tokens: Sequence[int], cue: Sequence[int] = ()) -> Request:
+    """A request for the log probabilities of ``tokens`` after the latents and the tokens of ``cue``."""
     return replace(_request(case, reasoner, cue, len(tokens)), continuation=tuple(tokens))
 
 
@@ -194,7 +195,7 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
 def run_requests(
     reasoner: Reasoner, requests: Sequence[Request], progress: OnProgress | None = None
 ) -> list[Completion]:
-    """Completions of all requests, in one continuous batch."""
+    """Runs all requests with continuous batching and returns their completions, in the same order."""
     done = 0
 
     def one_more(ticket: int, completion: Completion) -> None:

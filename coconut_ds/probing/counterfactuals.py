@@ -1,7 +1,7 @@
-"""Whether answers follow the graph: one edge is changed, and the right answer with it (arXiv 2607.06648).
+"""Counterfactual graphs: one edge is changed so that the right answer changes too (arXiv 2607.06648).
 
-A model that searches follows the change; one that answers by a shortcut need not. Control: an edge that the root does
-not reach is changed, and the answer must stay.
+A model that searches the graph should give the new answer; a model that uses a shortcut may not. In the control, an
+edge that cannot be reached from the root is changed, and the answer must stay the same.
 """
 
 import random
@@ -20,51 +20,52 @@ from coconut_ds.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class CounterfactualCase(Plain):
-    """One problem that was answered right, and its changed twin."""
+    """A problem that the model answered correctly, and its counterfactual version."""
 
     question: str
     changed: str
+    """The question of the counterfactual version."""
     answer: str
-    """To the question as it was; right."""
+    """The model's answer to the original question, which is right."""
     changed_answer: str
-    """What the model answers to the changed question."""
+    """The model's answer to the counterfactual question."""
     right_answer: str
-    """To the changed question."""
+    """The right answer to the counterfactual question."""
     followed: bool
-    """The changed answer is right."""
+    """Whether the model's answer to the counterfactual question is right."""
 
 
 @dataclass(frozen=True)
 class Counterfactuals(Plain):
-    """Single-edge changes over a data set."""
+    """Results of single-edge changes over a data set."""
 
     num_problems: int
     num_right: int
-    """Answered right as they were; only these are changed."""
+    """Number of problems whose original question is answered correctly; only these are changed."""
     followed: Mean | None
-    """Share of changed questions answered right, where one edge turns the answer round; None where there are none."""
+    """Share of right answers to counterfactual questions, whose answer one edge reverses; None if there are none."""
     stayed: Mean | None
-    """Of the control: share still answered right after a change that the root does not reach."""
+    """Control: share of right answers after an edge that the root does not reach is changed; None if there are none."""
     cases: tuple[CounterfactualCase, ...]
-    """Of ``followed``."""
+    """The individual cases that ``followed`` averages over."""
 
 
 def counterfactuals(
     reasoner: Reasoner, problems: Sequence[Problem], *, n_thoughts: int | None = None, seed: int = 0
 ) -> Counterfactuals:
-    """Changes one edge in each problem that is answered right.
+    """Changes one edge in each problem that the model answers correctly, and asks the model again.
 
     Args:
         reasoner: the model.
-        problems: that carry graphs.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        seed: of the choice of edges.
+        problems: problems with graphs.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        seed: seed of the random choice of edges.
 
     Raises:
-        DataError: a problem carries no graph, or none is given.
+        DataError: a problem has no graph, or there are no problems.
     """
     if not problems:
-        raise DataError("counterfactuals: found no problem, expected at least one that carries a graph")
+        raise DataError("counterfactuals: found no problem, expected at least one with a graph")
     form = reasoner.card.text_format
     texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
     before = baselines_of(reasoner, [problem.question for problem in problems], n_thoughts)

@@ -1,7 +1,7 @@
-"""Mean effects of interventions over a data set, with intervals, and the control with the same answer beside each.
+"""Mean effects of interventions over a data set, with confidence intervals and, for patching, the same-answer control.
 
-One value a problem (the mean over its draws), then means over problems: problems, not draws, are what intervals speak
-of. See ``intervene`` for single questions and for what controls are.
+Values are first averaged over the draws of each problem, then over problems, so the intervals describe the variation
+between problems, not between draws. See ``intervene`` for single questions and for the meaning of the controls.
 """
 
 import random
@@ -17,37 +17,51 @@ from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import OnProgress, Plain, embeddings
 from coconut_ds.probing.intervene import mean_thoughts
-from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
+from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
 
 
 @dataclass(frozen=True)
 class Effect(Plain):
-    """One change of one thought over a data set."""
+    """The mean effect of one intervention on one thought over a data set."""
 
     name: str
-    """Of the change; ``patch, same answer`` is the control of ``patch``."""
+    """Name of the intervention; ``patch, same answer`` is the control of ``patch``."""
     thought: int
+    """Number of the thought, from 1."""
     later: str
+    """``recomputed`` or ``kept``; see ``Intervention.later``."""
     num_problems: int
-    """Those on which it could be done."""
+    """Number of problems that the intervention could be applied to."""
     kept: Mean
-    """Share of answers that stay."""
+    """Share of answers that are the same as in the baseline."""
     change: Mean
-    """Of the log probability of the untouched text."""
+    """Mean change of the log probability (natural) of the baseline's text."""
     became_donors: Mean | None
-    """Share of answers that become the donor's, which is another one; None where there is none."""
+    """Share of answers that equal the donor's answer, which differs from the baseline's; None without such donors."""
     right: Mean | None
-    """Share of right answers after the change; None where they are not known."""
+    """Share of right answers after the intervention; None if the right answers are not known."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """One problem's trials of one change."""
+class _ProblemTrials:
+    """The trials of one intervention on one problem."""
 
     index: int
+    """Index of the problem."""
     trials: list[Trial]
     donor_answers: list[str]
+    """The answer of each trial's donor; empty if the intervention has no donors."""
+
+
+@dataclass(frozen=True, eq=False)
+class _PlannedEffect:
+    """An intervention, or its control, with the trials that measure it."""
+
+    name: str
+    intervention: Intervention
+    problems: list[_ProblemTrials]
+    is_control: bool
 
 
 def measure_effects(
@@ -61,49 +75,61 @@ def measure_effects(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> list[Effect]:
-    """The mean effect of each intervention, in their order; each ``patch`` is followed by its control.
+    """Measures the mean effect of each intervention, in order; each ``patch`` is followed by its same-answer control.
 
-    A patch is left out where no problem has a donor: where all answers are the same, say, or all different.
+    A patch (or its control) is left out if no problem has a suitable donor, for example because all answers are the
+    same.
 
     Args:
         reasoner: the model.
-        questions: of the data set; they are each other's donors and references.
-        interventions: what to do; ``donor`` is drawn anew for each problem.
-        known: right answers, where they are known.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        max_new_tokens: longest text.
-        seed: of the choice of donors.
-        progress: see ``Progress``; counts trials.
+        questions: the questions of the data set; they also serve as each other's donors and as references for means.
+        interventions: the changes to make. ``donor`` is ignored: donors are drawn at random for each problem.
+        known: the right answers, if they are known.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        max_new_tokens: length limit of the generated text, in tokens.
+        seed: seed of the random choice of donors.
+        progress: see ``OnProgress``; counts trials.
 
     Raises:
-        DataError: no problem has such a thought.
+        DataError: an intervention changes a thought that no problem has.
     """
     baselines = baselines_of(reasoner, questions, n_thoughts, max_new_tokens)
     form = reasoner.card.text_format
     answers = None if known is None else [extract_answer(answer, form) for answer in known]
-    asked: list[tuple[str, Intervention, list[_Work]]] = []
-    for what in interventions:
-        if not any(len(one.fed) >= max(what.thought, what.other or 1) for one in baselines):
-            raise DataError(f"{what.name} of thought {what.thought}: no problem has so many thoughts")
-        asked.append((what.name, what, _work(reasoner, baselines, what, seed)))
-        if what.kind is Kind.PATCH:
-            asked.append((f"{what.name}, same answer", what, _work(reasoner, baselines, what, seed, same_answer=True)))
-    asked = [one for one in asked if one[2]]
-    trials = [trial for _, _, work in asked for one in work for trial in one.trials]
+    planned = _planned_effects(reasoner, baselines, interventions, seed)
+    trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens, progress))
     found = []
-    for name, what, work in asked:
-        made = [[next(outcomes) for _ in one.trials] for one in work]
-        found.append(_effect(name, what, work, made, answers))
+    for effect in planned:
+        made = [[next(outcomes) for _ in one.trials] for one in effect.problems]
+        found.append(_effect(effect, made, answers))
     return found
 
 
-def _effect(
-    name: str, what: Intervention, work: list[_Work], made: list[list[Outcome]], known: Sequence[str] | None
-) -> Effect:
-    donors = [one.donor_answers for one in work]
+def _planned_effects(
+    reasoner: Reasoner, baselines: Sequence[Baseline], interventions: Sequence[Intervention], seed: int
+) -> list[_PlannedEffect]:
+    """The interventions and controls that can be applied to at least one problem, with their trials."""
+    planned = []
+    for intervention in interventions:
+        if not any(len(one.fed) >= max(intervention.thought, intervention.other or 1) for one in baselines):
+            raise DataError(f"{intervention.name} of thought {intervention.thought}: no problem has this many thoughts")
+        planned.append(
+            _PlannedEffect(
+                intervention.name, intervention, _trials(reasoner, baselines, intervention, seed), is_control=False
+            )
+        )
+        if intervention.kind is Kind.PATCH:
+            same = _trials(reasoner, baselines, intervention, seed, same_answer=True)
+            planned.append(_PlannedEffect(f"{intervention.name}, same answer", intervention, same, is_control=True))
+    return [effect for effect in planned if effect.problems]
+
+
+def _effect(planned: _PlannedEffect, made: list[list[Outcome]], known: Sequence[str] | None) -> Effect:
+    """Averages the outcomes of an intervention: ``made`` has one list per problem, with one outcome per trial."""
+    donors = [one.donor_answers for one in planned.problems]
     became = None
-    if any(donors) and not name.endswith("same answer"):
+    if any(donors) and not planned.is_control:
         became = mean_of(
             [
                 _mean([o.answer == d for o, d in zip(own, answers, strict=True)])
@@ -113,13 +139,16 @@ def _effect(
     right = None
     if known is not None:
         right = mean_of(
-            [_mean([o.answer == known[one.index] for o in own]) for one, own in zip(work, made, strict=True)]
+            [
+                _mean([o.answer == known[one.index] for o in own])
+                for one, own in zip(planned.problems, made, strict=True)
+            ]
         )
     return Effect(
-        name,
-        what.thought,
-        what.later,
-        len(work),
+        planned.name,
+        planned.intervention.thought,
+        planned.intervention.later,
+        len(planned.problems),
         mean_of([_mean([o.kept for o in own]) for own in made]),
         mean_of([_mean([o.change for o in own]) for own in made]),
         became,
@@ -127,24 +156,24 @@ def _effect(
     )
 
 
-def _work(
-    reasoner: Reasoner, baselines: Sequence[Baseline], what: Intervention, seed: int, same_answer: bool = False
-) -> list[_Work]:
-    """What is done to each problem that has such a thought and, where one is needed, a donor."""
-    least = max(what.thought, what.other or 1)
+def _trials(
+    reasoner: Reasoner, baselines: Sequence[Baseline], intervention: Intervention, seed: int, same_answer: bool = False
+) -> list[_ProblemTrials]:
+    """The trials for each problem that has the thought to change and, if the intervention needs one, a donor."""
+    least = max(intervention.thought, intervention.other or 1)
     means: dict[int, Tensor] = {}
     token = None
-    if what.token is not None:
-        token = embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, what.token)])[0].float().cpu()
-    work = []
+    if intervention.token is not None:
+        token = embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, intervention.token)])[0].float().cpu()
+    found = []
     for index, one in enumerate(baselines):
         if len(one.fed) < least:
             continue
-        donors: list[Baseline | None] = [None] * (what.draws if what.kind in DRAWN else 1)
-        if what.kind is Kind.PATCH:
-            donors = list(_donors(baselines, index, what, seed, same_answer))
+        donors: list[Baseline | None] = [None] * (intervention.draws if intervention.kind in RANDOM_KINDS else 1)
+        if intervention.kind is Kind.PATCH:
+            donors = list(_donors(baselines, index, intervention, seed, same_answer))
         count = len(one.fed)
-        if what.kind is Kind.MEAN and count not in means:
+        if intervention.kind is Kind.MEAN and count not in means:
             means[count] = mean_thoughts(baselines, count)
         trials = [
             Trial(
@@ -152,7 +181,7 @@ def _work(
                 change(
                     one.case,
                     one.fed,
-                    replace(what, donor=None),
+                    replace(intervention, donor=None),
                     Material(means.get(count), None if donor is None else donor.fed, token),
                     draw,
                     str(index),
@@ -161,23 +190,23 @@ def _work(
             for draw, donor in enumerate(donors)
         ]
         if trials:
-            work.append(_Work(index, trials, [donor.answer for donor in donors if donor is not None]))
-    return work
+            found.append(_ProblemTrials(index, trials, [donor.answer for donor in donors if donor is not None]))
+    return found
 
 
 def _donors(
-    baselines: Sequence[Baseline], index: int, what: Intervention, seed: int, same_answer: bool
+    baselines: Sequence[Baseline], index: int, intervention: Intervention, seed: int, same_answer: bool
 ) -> list[Baseline]:
-    """Up to ``draws`` others whose answer is another one, or the same."""
+    """Up to ``draws`` random other problems whose answer differs, or is the same if ``same_answer`` is set."""
     own = baselines[index]
-    rng = random.Random(f"donor/{seed}/{what.seed}/{index}/{same_answer}")
+    rng = random.Random(f"donor/{seed}/{intervention.seed}/{index}/{same_answer}")
     found: list[Baseline] = []
     for other in rng.sample(range(len(baselines)), len(baselines)):
         one = baselines[other]
-        fits = other != index and (one.answer == own.answer) == same_answer and len(one.fed) >= what.thought
+        fits = other != index and (one.answer == own.answer) == same_answer and len(one.fed) >= intervention.thought
         if fits:
             found.append(one)
-        if len(found) == what.draws:
+        if len(found) == intervention.draws:
             break
     return found
 

@@ -1,4 +1,4 @@
-"""Results as JSON and CSV."""
+"""Writes results as JSON and CSV files."""
 
 import csv
 import io
@@ -16,12 +16,12 @@ Row = dict[str, Any]
 
 
 def write_json(path: Path, value: Plain | Sequence[Plain] | Mapping[str, Any]) -> None:
-    """Writes results, whole or not at all."""
-    write_whole(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes results as JSON. The file is written atomically."""
+    write_whole(path, json.dumps(_as_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows; columns are the keys of all of them, in the order in which they first come."""
+    """Writes rows as CSV. The columns are the keys of all rows, in the order in which they first occur."""
     kept = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list({key: None for row in kept for key in row}), lineterminator="\n")
@@ -31,7 +31,10 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def row_of(result: Any, **more: Any) -> Row:
-    """A flat result as a row: a mean becomes three columns, what holds several values is left out."""
+    """Turns a result into a row of a table, with the columns ``more`` first.
+
+    A mean becomes three columns (estimate and both ends of its interval). Fields with several values are left out.
+    """
     row: Row = dict(more)
     for field in fields(result):
         value = getattr(result, field.name)
@@ -42,11 +45,11 @@ def row_of(result: Any, **more: Any) -> Row:
     return row
 
 
-def _plain(value: Any) -> Any:
+def _as_plain(value: Any) -> Any:
     if isinstance(value, Plain):
         return value.as_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _as_plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_as_plain(one) for one in value]
     return value

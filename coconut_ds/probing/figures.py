@@ -1,4 +1,4 @@
-"""Pictures of what probing finds, as PNG files. Colours are told apart by the colour-blind (Okabe and Ito, cividis)."""
+"""Figures of probing results, as PNG files. The colours (Okabe and Ito, cividis) suit colour-blind readers."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -20,35 +20,34 @@ SCALE = "cividis"
 DPI = 130
 TITLE_CHARACTERS = 90
 MAX_COLUMNS = 4
-"""Panels beside each other."""
+"""Largest number of panels in a row."""
 
 
 @contextmanager
 def figure_at(path: Path, title: str, rows: int, columns: int, width: float, height: float) -> Iterator[list[Any]]:
-    """Axes of a new picture, row by row, which is written at the end. Sizes in inches."""
-    # Here, because it is slow to import. Not pyplot: it keeps figures, and would change a notebook's backend.
+    """Yields the axes of a new figure, row by row, and writes the figure to ``path`` afterwards. Sizes in inches."""
+    # Imported here because matplotlib is slow to import. pyplot is not used, because it keeps every figure alive and
+    # would change the backend of a notebook.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(_safe(textwrap.fill(title, min(TITLE_CHARACTERS, int(10 * width)))), fontsize=11)
+    figure.suptitle(_escape(textwrap.fill(title, min(TITLE_CHARACTERS, int(10 * width)))), fontsize=11)
     yield list(axes.flat)
     figure.savefig(path)
 
 
 def draw_thoughts(trace: ThoughtTrace, path: Path) -> None:
-    """Each thought's likeliest tokens, and beside them entropy, norm and cosine to the thought before."""
+    """Draws the likeliest tokens of each thought, and next to them entropy, norm and cosine to the previous thought."""
     states = [*(one.decoded for one in trace.thoughts), trace.last]
     names = [*(str(one.number) for one in trace.thoughts), "text"]
-    title = f"Thoughts through the head: {_short(trace.question)}  →  {_short(trace.answer)}"
+    title = f"Thoughts decoded with the LM head: {_short(trace.question)}  →  {_short(trace.answer)}"
     height = 1.6 + 0.42 * len(states)
     with figure_at(path, title, 1, 3, 11, max(height, 3.2)) as (tokens, sizes, cosines):
         _heat_map(tokens, states, names)
         tokens.set(
-            xlabel="rank of the token",
-            ylabel="pauses, and the state before the text"
-            if trace.pauses
-            else "thoughts, and the state before the text",
+            xlabel="token, by rank",
+            ylabel="pause, or state before the text" if trace.pauses else "thought, or state before the text",
         )
         numbers = [one.number for one in trace.thoughts]
         sizes.plot(numbers, [one.norm for one in trace.thoughts], color=BLUE, marker="o", label="norm")
@@ -56,28 +55,28 @@ def draw_thoughts(trace: ThoughtTrace, path: Path) -> None:
         sizes.plot(
             numbers, [one.decoded.entropy for one in trace.thoughts], color=ORANGE, marker="s", label="entropy (nats)"
         )
-        sizes.set(xlabel="thought", ylabel="norm, or nats", ylim=(0, None), title="size and entropy")
+        sizes.set(xlabel="thought", ylabel="norm or entropy", ylim=(0, None), title="norm and entropy")
         cosines.plot(
             numbers[1:],
             [one.cosine_to_previous for one in trace.thoughts[1:]],
             color=BLUE,
             marker="o",
-            label="to the thought before",
+            label="to the previous thought",
         )
         nearest = [one.nearest[0].cosine for one in trace.thoughts]
-        cosines.plot(numbers, nearest, color=GREEN, marker="^", label="to the nearest embedding")
-        cosines.set(xlabel="thought", ylim=(-1.05, 1.05), title="cosine")
+        cosines.plot(numbers, nearest, color=GREEN, marker="^", label="to the nearest token embedding")
+        cosines.set(xlabel="thought", ylim=(-1.05, 1.05), title="cosine similarity")
         for axes in (sizes, cosines):
             _whole_numbers(axes, numbers)
             axes.legend(frameon=False, fontsize=8)
 
 
 def draw_layers(trace: ThoughtTrace, path: Path) -> None:
-    """The likeliest token at each layer and thought, the final norm applied once."""
+    """Draws the logit lens: the likeliest token at each layer and thought, with the final norm applied once."""
     columns = [*(one.layers for one in trace.thoughts)]
     if not columns:
         return
-    title = f"Thoughts at each layer, final norm applied once: {_short(trace.question)}"
+    title = f"Logit lens of each thought (final norm applied once): {_short(trace.question)}"
     count = len(columns[0])
     with figure_at(path, title, 1, 1, 2.6 + 1.1 * len(columns), 1.9 + 0.42 * count) as (axes,):
         values = [[column[layer].probabilities[0] for column in columns] for layer in range(count)]
@@ -92,10 +91,13 @@ def draw_layers(trace: ThoughtTrace, path: Path) -> None:
 
 
 def draw_report(report: InterventionReport, path: Path) -> None:
-    """What a change does to the untouched text, beside its controls. A dot a draw; open where the answer stays."""
+    """Draws the effect of an intervention and its controls on the log probability of the baseline's text.
+
+    There is one row per arm and one dot per draw; the dot is open if the answer is unchanged.
+    """
     arms = [report.effect, *report.controls]
-    what = report.intervention
-    title = f"{what.name}, thought {what.thought}: {_short(report.question)}  →  {_short(report.answer)}"
+    name, thought = report.intervention.name, report.intervention.thought
+    title = f"{name}, thought {thought}: {_short(report.question)}  →  {_short(report.answer)}"
     with figure_at(path, title, 1, 1, 8.5, 1.7 + 0.4 * len(arms)) as (axes,):
         for row, arm in enumerate(arms):
             colour = BLUE if row == 0 else GREY
@@ -103,27 +105,27 @@ def draw_report(report: InterventionReport, path: Path) -> None:
                 axes.plot(
                     one.change, row, "o", color=colour, markerfacecolor="none" if one.kept else colour, clip_on=False
                 )
-        names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} stay)" for row, arm in enumerate(arms)]
-        axes.set_yticks(range(len(arms)), [_safe(name) for name in names])
+        names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} unchanged)" for row, arm in enumerate(arms)]
+        axes.set_yticks(range(len(arms)), [_escape(name) for name in names])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
-        axes.set_xlabel("change of the log probability of the untouched text (nats); filled: another answer")
+        axes.set_xlabel("change of the log probability of the original text (nats); filled: the answer changed")
         axes.grid(axis="x", color="#e5e5e5")
 
 
 def draw_sweep_points(points: Sequence[SweepPoint], path: Path, title: str) -> None:
-    """Accuracy after k thoughts, by what the model writes and by forced answers."""
+    """Draws accuracy after k thoughts, for freely generated text and for forced answers."""
     with figure_at(path, title, 1, 1, 6.5, 3.8) as (axes,):
         numbers = [one.num_thoughts for one in points]
-        _line(axes, numbers, [one.right for one in points], "what it writes by itself", BLUE, "o")
-        _line(axes, numbers, [one.forced_right for one in points], "answer forced at once", ORANGE, "s")
-        axes.set(xlabel="thoughts", ylabel="share of right answers", ylim=(0, 1.02))
+        _line(axes, numbers, [one.right for one in points], "free generation", BLUE, "o")
+        _line(axes, numbers, [one.forced_right for one in points], "forced answer", ORANGE, "s")
+        axes.set(xlabel="number of thoughts", ylabel="accuracy", ylim=(0, 1.02))
         _whole_numbers(axes, numbers)
         axes.legend(frameon=False)
 
 
 def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
-    """A panel a label: what a probe finds in each state, what the head shows, and a probe fit to shuffled labels."""
+    """Draws one panel per label: the accuracy of linear probe, LM head and shuffled-label probe at each state."""
     labels = list(dict.fromkeys(one.label for one in scores))
     with figure_at(path, title, 1, len(labels), 2.2 + 2.4 * len(labels), 4.0) as panels:
         for axes, label in zip(panels, labels, strict=True):
@@ -131,18 +133,18 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
             places = list(range(len(own)))
             _line(axes, places, [one.probe for one in own], "linear probe", BLUE, "o")
             if all(one.lens is not None for one in own):
-                _line(axes, places, [one.lens for one in own if one.lens is not None], "model's own head", ORANGE, "s")
-            _line(axes, places, [one.shuffled for one in own], "probe, labels shuffled", GREY, "^")
+                _line(axes, places, [one.lens for one in own if one.lens is not None], "LM head", ORANGE, "s")
+            _line(axes, places, [one.shuffled for one in own], "probe, shuffled labels", GREY, "^")
             axes.set_xticks(places, [one.state.removeprefix("thought ").replace("before the ", "") for one in own])
             axes.tick_params(axis="x", labelsize=8)
-            axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="commonest label")
+            axes.axhline(own[0].majority, color=GREY, linewidth=0.8, linestyle=":", label="most common label")
             axes.set(title=label, xlabel="thought", ylim=(0, 1.02))
-        panels[0].set_ylabel("share of labels found")
-        panels[0].figure.legend(*_once(panels), loc="outside lower center", ncols=4, frameon=False)
+        panels[0].set_ylabel("accuracy")
+        panels[0].figure.legend(*_legend_entries(panels), loc="outside lower center", ncols=4, frameon=False)
 
 
 def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
-    """Share of answers that stay after each change of each thought, and that become the donor's."""
+    """Draws, for each intervention on each thought, the shares of unchanged answers and of the donor's answers."""
     names = list(dict.fromkeys(one.name for one in effects))
     thoughts = sorted({one.thought for one in effects})
     columns = min(len(thoughts), MAX_COLUMNS)
@@ -152,7 +154,7 @@ def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
         for place, (axes, thought) in enumerate(zip(panels, thoughts, strict=False)):
             for one in (one for one in effects if one.thought == thought):
                 row = names.index(one.name)
-                _whisker(axes, one.kept, row, BLUE, "o", "stay")
+                _whisker(axes, one.kept, row, BLUE, "o", "are unchanged")
                 if one.became_donors is not None:
                     _whisker(axes, one.became_donors, row, ORANGE, "s", "become the donor's")
             axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6), title=f"thought {thought}")
@@ -160,7 +162,7 @@ def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
             axes.grid(color="#e5e5e5")
         for axes in panels[len(thoughts) :]:
             axes.set_axis_off()
-        handles, texts = _once(panels)
+        handles, texts = _legend_entries(panels)
         texts = [f"share of answers that {text}" for text in texts]
         panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
 
@@ -190,8 +192,8 @@ def _whisker(axes: Any, mean: Mean, row: int, colour: str, mark: str, label: str
     axes.plot(mean.estimate, row, mark, color=colour, markersize=5, label=label)
 
 
-def _once(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """Legend entries, each label once."""
+def _legend_entries(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The legend entries of all panels, without duplicate labels."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -208,10 +210,10 @@ def _whole_numbers(axes: Any, numbers: Sequence[int]) -> None:
 
 
 def _visible(token: str) -> str:
-    """A token that can be seen: newlines and spaces as signs."""
+    """A token with newlines and spaces made visible, shortened to 12 characters."""
     shown = token.replace("\n", "⏎")
     shown = "␣" * len(shown) if shown and not shown.strip() else shown.strip() or "∅"
-    return _safe(shown if len(shown) <= 12 else f"{shown[:11]}…")
+    return _escape(shown if len(shown) <= 12 else f"{shown[:11]}…")
 
 
 def _short(text: str, length: int = 60) -> str:
@@ -219,6 +221,6 @@ def _short(text: str, length: int = 60) -> str:
     return flat if len(flat) <= length else f"{flat[: length // 2]}…{flat[-length // 2 :]}"
 
 
-def _safe(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
+def _escape(text: str) -> str:
+    """Escapes dollar signs, which matplotlib would read as the start of a formula."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Pictures of what probing finds on graphs: values by percentile and by height, groups, and one problem's graph."""
+"""Figures of probing results on graphs: node values by percentile and by height, node groups, and a single graph."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.probing.figures import BLUE, GREEN, GREY, ORANGE, PINK, SCALE, figure_at
-from coconut_ds.probing.graph_values import HEIGHTS, TOP, Frontier, GraphView, HeightValue, Parallelism
+from coconut_ds.probing.graph_values import HEIGHTS, TOP_COUNTS, Frontier, GraphView, HeightValue, Parallelism
 from coconut_ds.probing.superposition import GROUPS, GroupValue
 
-FEW = 10
-"""Fewer nodes than this make no interval that means much."""
+FEW_NODES = 10
+"""A mean over fewer nodes than this has an unreliable interval and is drawn with an open marker."""
 TOP_COLOURS = (BLUE, GREEN, ORANGE)
 GROUP_COLOURS = dict(zip(GROUPS, (GREY, PINK, BLUE, ORANGE), strict=True))
 
 
 def draw_parallelism(curves: Sequence[Parallelism], path: Path, title: str) -> None:
-    """Values of the best candidates together, by percentile of problems; a panel for each number of thoughts."""
+    """Draws the summed value of the best candidates by percentile of problems, one panel per number of thoughts."""
     with figure_at(path, title, 1, len(curves), 1.2 + 2.9 * len(curves), 3.9) as panels:
         for axes, curve in zip(panels, curves, strict=True):
-            for top, colour in zip(TOP, TOP_COLOURS, strict=True):
+            for top, colour in zip(TOP_COUNTS, TOP_COLOURS, strict=True):
                 values = curve.cumulative[f"top {top}"]
                 places = [100 * (index + 0.5) / len(values) for index in range(len(values))]
                 axes.plot(places, values, color=colour, label=f"top {top}")
@@ -29,12 +29,12 @@ def draw_parallelism(curves: Sequence[Parallelism], path: Path, title: str) -> N
                 f"probability {curve.mass.estimate:.2f})",
                 fontsize=9,
             )
-        panels[0].set_ylabel("value, added up")
+        panels[0].set_ylabel("cumulative value")
         panels[0].legend(frameon=False, loc="lower right")
 
 
 def draw_heights(values: Sequence[HeightValue], path: Path, title: str) -> None:
-    """Mean value by height, correct and incorrect nodes apart; a row for each definition of height."""
+    """Draws mean values of correct and of incorrect nodes by height, one row of panels per definition of height."""
     numbers = sorted({one.num_thoughts for one in values})
     with figure_at(path, title, len(HEIGHTS), len(numbers), 1.2 + 2.9 * len(numbers), 6.0) as panels:
         for index, axes in enumerate(panels):
@@ -46,37 +46,37 @@ def draw_heights(values: Sequence[HeightValue], path: Path, title: str) -> None:
                 heights = [one.height for one in points]
                 axes.plot(heights, [mean.estimate for mean in means], color=colour, marker=mark, label=name)
                 axes.vlines(heights, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.5)
-                rare = [k for k, one in enumerate(points) if getattr(one, f"num_{name}") < FEW]
+                rare = [k for k, one in enumerate(points) if getattr(one, f"num_{name}") < FEW_NODES]
                 places, shares = [heights[k] for k in rare], [means[k].estimate for k in rare]
                 axes.plot(places, shares, mark, color=colour, markerfacecolor="white", linestyle="none")
-            axes.set(ylim=(0, 1.02), title=f"after {number} thoughts", xlabel=f"height ({definition} way to a leaf)")
+            axes.set(ylim=(0, 1.02), title=f"after {number} thoughts", xlabel=f"height ({definition} path to a leaf)")
             axes.set_xticks(sorted({one.height for one in own}))
             if index % len(numbers) == 0:
                 axes.set_ylabel("mean value")
-        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: under {FEW})", loc="center")
+        panels[0].legend(frameon=False, fontsize=8, title=f"nodes (open: fewer than {FEW_NODES})", loc="center")
 
 
 def draw_groups(values: Sequence[GroupValue], path: Path, title: str) -> None:
-    """Each measure in a panel: groups of nodes or edges along the thoughts."""
+    """Draws one panel per measure: the mean of each group of nodes or edges at each thought."""
     measures = list(dict.fromkeys(one.measure for one in values))
     ordered = [*(m for m in measures if m.startswith("inner")), *(m for m in measures if not m.startswith("inner"))]
     with figure_at(path, title, 1, len(ordered), 1.2 + 3.1 * len(ordered), 4.0) as panels:
         for axes, measure in zip(panels, ordered, strict=True):
             for offset, group in enumerate(GROUPS):
                 own = [one for one in values if (one.measure, one.group) == (measure, group)]
-                # Beside each other, so that intervals can be told apart.
+                # The groups are shifted horizontally, so that their intervals do not overlap.
                 places = [one.thought + 0.06 * (offset - 1.5) for one in own]
                 colour = GROUP_COLOURS[group]
                 axes.plot(places, [one.value.estimate for one in own], color=colour, marker="o", label=group)
                 axes.vlines(places, [o.value.low for o in own], [o.value.high for o in own], color=colour, alpha=0.5)
             axes.set_xticks(sorted({one.thought for one in values}))
             axes.set(title=measure, xlabel="thought")
-        panels[0].set_ylabel("mean over problems, with 95 % interval")
+        panels[0].set_ylabel("mean over problems, 95 % interval")
         panels[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def draw_graph(view: GraphView, path: Path, title: str) -> None:
-    """One problem's graph after each number of thoughts: nodes by hop from the root, coloured by value."""
+    """Draws one problem's graph once per number of thoughts, with its nodes coloured by value."""
     columns = min(len(view.after), 3)
     rows = -(-len(view.after) // columns)
     with figure_at(path, title, rows, columns, 5.2 * columns, 4.6 * rows + 0.5) as panels:
@@ -88,7 +88,11 @@ def draw_graph(view: GraphView, path: Path, title: str) -> None:
 
 
 def positions(view: GraphView) -> dict[int, tuple[float, float]]:
-    """Where each node stands: down by the longest way from a source, across in order; x and y from 0 to 1."""
+    """The (x, y) position of each node, from 0 to 1.
+
+    Vertically, nodes are ordered by the longest path from a source; horizontally, by the mean position of their
+    parents.
+    """
     depth = [0] * len(view.symbols)
     for parent, child in sorted(view.edges):
         depth[child] = max(depth[child], depth[parent] + 1)
@@ -141,8 +145,8 @@ def _draw_frontier(axes: Any, view: GraphView, frontier: Frontier, places: dict[
             x, y, f"{view.symbols[node]}{role}{number}", ha="center", va="center", fontsize=6, color=ink, bbox=box
         )
     axes.set(xlim=(-0.05, 1.05), ylim=(-0.1, 1.1))
-    asked = f"“{frontier.before} …”, " if frontier.before else ""
+    prefix = f"“{frontier.before} …”, " if frontier.before else ""
     is_empty = not any(one.in_frontier for one in frontier.nodes)
-    told = "no node is that far" if is_empty else f"{asked}probability {frontier.mass:.2f}"
-    axes.set_title(f"after {frontier.num_thoughts} thoughts: {told}", fontsize=9)
+    note = "no node at this distance" if is_empty else f"{prefix}probability {frontier.mass:.2f}"
+    axes.set_title(f"after {frontier.num_thoughts} thoughts: {note}", fontsize=9)
     axes.set_axis_off()

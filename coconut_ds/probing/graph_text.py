@@ -1,6 +1,6 @@
-"""Graph problems as texts: where an edge stands, what comes before a node's name, the same with one edge changed.
+"""Maps graph problems to their text: where an edge is written, what precedes a node's name, and edits of single edges.
 
-Knows three ways in which graphs are written: ProsQA's sentences, the triples of symbols, and arrows, a word an edge.
+Supports three notations: the sentences of ProsQA, triples of symbols, and arrows (one word per edge).
 """
 
 import random
@@ -19,12 +19,13 @@ from coconut_ds.formats import Format
 
 @dataclass(frozen=True)
 class GraphText:
-    """A graph problem with its graph read."""
+    """A graph problem together with its parsed graph."""
 
     problem: Problem
     asked: GraphQuestion
+    """The graph, its root, and the two options: target and distractor."""
     symbols: Sequence[str]
-    """Names of nodes, by index."""
+    """Names of the nodes, by index."""
     wording: Literal["sentences", "triples", "arrows"]
     """How edges are written: ``Every 1 is a 2.``, ``1 2 |`` or ``1>2``."""
 
@@ -34,21 +35,21 @@ class GraphText:
         return self.asked.graph
 
     def edge(self, edge: Edge) -> str:
-        """An edge as it stands in the question."""
+        """An edge as it is written in the question."""
         parent, child = (self.symbols[node] for node in edge)
         if self.wording == "triples":
             return f"{parent} {child}"
         if self.wording == "arrows":
             return arrow(parent, child)
         sentence = f"{parent} is a {child}."
-        # Persons are no class of things.
+        # A class is written "Every A is a B."; a person, who is not a class, "A is a B."
         return f"Every {sentence}" if f"Every {sentence}" in self.problem.question else sentence
 
     def span(self, edge: Edge) -> tuple[int, int]:
-        """First and last place (exclusive) of an edge in the question.
+        """Start and end (exclusive) of an edge in the question, in characters.
 
         Raises:
-            DataError: the question does not hold it.
+            DataError: the question does not contain the edge.
         """
         text, place = self.problem.question, -1
         wanted = self.edge(edge)
@@ -58,24 +59,24 @@ class GraphText:
             begins = place == 0 or (text[place - 1] == " " and (not triples or text[place - 2] == "|"))
             if begins and any(text.startswith(end, place + len(wanted)) for end in ends):
                 return place, place + len(wanted)
-        raise DataError(f"{text[:60]!r}…: does not hold the edge {wanted!r} of its graph")
+        raise DataError(f"{text[:60]!r}…: does not contain the edge {wanted!r} of its graph")
 
     def before_node(self, stage: int) -> str:
-        """What is written before the name of a node at ``hop(stage)``."""
+        """The text that comes directly before the name of a node at ``hop(stage)``; "" if there is none."""
         if self.wording != "sentences":
             return ""
         return "Every" if stage else f"{self.symbols[self.asked.root]} is a"
 
     def names(self, node: int) -> list[str]:
-        """What the model may write next if it means a node: its symbol; with arrows, each edge that leads to it."""
+        """The texts that name a node as the next one: its symbol or, with arrows, each edge that leads to it."""
         if self.wording != "arrows":
             return [self.symbols[node]]
         return [self.edge((parent, node)) for parent in self.graph.parents[node]] or [self.symbols[node]]
 
     def hop(self, stage: int) -> int:
-        """Edges between the root and the nodes that may be named next, once ``stage`` steps are thought.
+        """Distance from the root, in edges, of the nodes that can be named next after ``stage`` steps of thought.
 
-        In sentences a step begins with the node that the one before ended with.
+        In sentences, a step begins by repeating the node at which the previous step ended.
         """
         return max(stage, 1) if self.wording == "sentences" else stage + 1
 
@@ -85,7 +86,7 @@ class GraphText:
 
     @cached_property
     def correct(self) -> set[int]:
-        """Nodes from which the target can still be reached, itself included."""
+        """Nodes from which the target can be reached, including the target itself."""
         return self.graph.ancestors(self.asked.target) | {self.asked.target}
 
     @cached_property
@@ -101,9 +102,9 @@ class GraphText:
         }
 
     def with_edge(self, old: Edge, new: Edge, rng: random.Random) -> "GraphText":
-        """The same question with one edge in another's place; answer and steps are those of the new graph.
+        """The same question with the edge ``old`` replaced by ``new``, and the answer and steps of the new graph.
 
-        The new graph must lead to one of the two options, and only to that one.
+        In the new graph, the root must reach exactly one of the two options.
         """
         graph = Graph(self.graph.num_nodes, tuple(new if edge == old else edge for edge in self.graph.edges))
         asked = self.asked
@@ -127,10 +128,15 @@ class GraphText:
 
 
 def graph_text(problem: Problem, format: Format, where: str = "problem") -> GraphText:
-    """A graph problem with its graph read.
+    """Parses the graph of a problem.
+
+    Args:
+        problem: the problem.
+        format: the text format, which determines the notation of the graph together with the question.
+        where: description of the problem for error messages.
 
     Raises:
-        DataError: it carries no graph.
+        DataError: the problem has no graph.
     """
     asked, symbols = question_of(problem, where), problem.extra["idx_to_symbol"]
     first = [symbols[node] for node in asked.graph.edges[0]]
@@ -140,9 +146,9 @@ def graph_text(problem: Problem, format: Format, where: str = "problem") -> Grap
 
 
 def redirected(text: GraphText, rng: random.Random) -> GraphText | None:
-    """One edge on the way to the target led elsewhere, so that the root reaches the distractor and not the target.
+    """Redirects one edge on the path to the target, so that the root reaches the distractor instead of the target.
 
-    None where no single edge does that.
+    Returns None if no single edge does that.
     """
     graph, asked = text.graph, text.asked
     to_distractor = graph.ancestors(asked.distractor) | {asked.distractor}
@@ -157,7 +163,7 @@ def redirected(text: GraphText, rng: random.Random) -> GraphText | None:
 
 
 def unrelated(text: GraphText, rng: random.Random) -> GraphText | None:
-    """One edge that the root does not reach led elsewhere: the answer stays. None where there is none."""
+    """Redirects one edge that the root does not reach, which does not change the answer. None if there is none."""
     graph, reached = text.graph, text.graph.distances(text.asked.root)
     ends = (text.asked.target, text.asked.distractor)
     outside = [node for node in range(graph.num_nodes) if node not in reached and node not in ends]
@@ -172,7 +178,7 @@ def unrelated(text: GraphText, rng: random.Random) -> GraphText | None:
 
 
 def _fits(graph: Graph, old: Edge, goal: int) -> bool:
-    """Whether (old parent, goal) is a new edge that makes no cycle and no person a child."""
+    """Whether the edge from ``old``'s parent to ``goal`` is new, creates no cycle and does not end in a source node."""
     parent = old[0]
     is_new = (parent, goal) not in graph.edges and goal != parent
     return is_new and goal not in graph.sources and parent not in graph.distances(goal)

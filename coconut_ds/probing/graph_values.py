@@ -1,10 +1,11 @@
-"""Which nodes of its graph a model considers after k thoughts, by what it would write next.
+"""Measures which nodes of its graph a model considers after k thoughts, from the probabilities of what it writes next.
 
-After k thoughts the model is made to write on; the *value* of a node is the probability of its name where the next
-node's name stands, normalised over the frontier, the nodes at that distance from the root (arXiv 2412.06769, section
-5.3, figures 7 to 9). ``probability`` is not normalised: where the frontier has little of it, values say little.
+After k thoughts the model is forced to continue in text. The *value* of a node is the probability of its name at the
+position of the next node's name, normalised over the frontier, which contains the nodes at that distance from the root
+(arXiv 2412.06769, section 5.3, figures 7 to 9). ``probability`` is not normalised; if the whole frontier has little
+probability, the values mean little.
 
-Heights of nodes come by both definitions that the paper has (``Graph.heights``).
+The height of a node is given by both definitions that the paper uses (``Graph.heights``).
 """
 
 import math
@@ -19,14 +20,14 @@ from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
-from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, score
+from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
 
 HEIGHTS = ("shortest", "longest")
-"""To a leaf."""
-TOP = (1, 2, 3)
-"""Candidates whose values are added up."""
+"""The two definitions of height: length of the shortest, or of the longest, path to a leaf."""
+TOP_COUNTS = (1, 2, 3)
+"""Numbers of best candidates whose values are summed."""
 
 
 @dataclass(frozen=True)
@@ -36,72 +37,77 @@ class NodeValue(Plain):
     node: int
     name: str
     hop: int | None
-    """Edges from the root; None where it does not reach the node."""
+    """Distance from the root, in edges; None if the root does not reach the node."""
     in_frontier: bool
     is_correct: bool
-    """The target can be reached from it, or it is the target."""
+    """Whether the node is the target or the target can be reached from it."""
     height_shortest: int
     height_longest: int
     probability: float
-    """Of the name."""
+    """Probability of the node's name."""
     value: float | None
-    """The same, normalised over the frontier; None outside."""
+    """The probability, normalised over the frontier; None for nodes outside the frontier."""
 
 
 @dataclass(frozen=True)
 class Frontier(Plain):
-    """What a model considers after k thoughts."""
+    """The nodes that a model may name after k thoughts, with their probabilities."""
 
     num_thoughts: int
     hop: int
-    """Of the frontier."""
+    """Distance of the frontier from the root, in edges."""
     before: str
-    """Text that is given after the thoughts, before a name."""
+    """Text that is appended after the thoughts, before the name of a node."""
     mass: float
-    """Probability of all names of the frontier together."""
+    """Total probability of all names of the frontier."""
     nodes: tuple[NodeValue, ...]
-    """Highest probability first."""
+    """Sorted by probability, highest first."""
 
 
 @dataclass(frozen=True)
 class GraphView(Plain):
-    """A graph problem and its values after each number of thoughts."""
+    """A graph problem and the values of its nodes after each number of thoughts."""
 
     question: str
     symbols: tuple[str, ...]
+    """Names of the nodes, by index."""
     edges: tuple[tuple[int, int], ...]
     root: int
     target: int
     distractor: int
     optimal: tuple[tuple[int, int], ...]
-    """Edges of the shortest paths to the target."""
+    """Edges of the shortest paths from the root to the target."""
     after: tuple[Frontier, ...]
+    """One entry per number of thoughts."""
 
 
 @dataclass(frozen=True)
 class Parallelism(Plain):
-    """How value is spread over the frontier: arXiv 2412.06769, figure 8. Lists have one entry a problem, sorted."""
+    """How value is distributed over the frontier (arXiv 2412.06769, figure 8)."""
 
     num_thoughts: int
     num_problems: int
     frontier_size: Mean
+    """Mean number of nodes in the frontier."""
     mass: Mean
-    """Probability of all names of the frontier together, before normalising."""
+    """Mean total probability of all names of the frontier, before normalisation."""
     cumulative: dict[str, list[float]]
-    """``top 1``, ``top 2``, ``top 3``: value of the best candidates together."""
+    """For ``top 1``, ``top 2`` and ``top 3``: summed value of the best candidates, one entry per problem, sorted."""
 
 
 @dataclass(frozen=True)
 class HeightValue(Plain):
-    """Values of frontier nodes of one height: arXiv 2412.06769, figure 9. None where there is no such node."""
+    """Mean values of frontier nodes of one height (arXiv 2412.06769, figure 9); None if there is no such node."""
 
     num_thoughts: int
     definition: str
-    """``shortest`` or ``longest`` way to a leaf."""
+    """Definition of height: ``shortest`` or ``longest`` path to a leaf."""
     height: int
     correct: Mean | None
+    """Mean value of the correct nodes (see ``NodeValue.is_correct``)."""
     num_correct: int
     incorrect: Mean | None
+    """Mean value of the other nodes."""
     num_incorrect: int
 
 
@@ -113,17 +119,17 @@ def graph_views(
     frontier_only: bool = False,
     progress: OnProgress | None = None,
 ) -> list[GraphView]:
-    """Values of nodes after each number of thoughts.
+    """Computes the values of the nodes of each problem after each number of thoughts.
 
     Args:
         reasoner: the model.
-        problems: that carry graphs.
-        numbers: of thoughts or pauses; None: 0 to the checkpoint's number, in whole steps.
-        frontier_only: leave out nodes outside the frontier, which have a probability but no value; faster.
-        progress: see ``Progress``.
+        problems: problems with graphs.
+        numbers: numbers of thoughts or pauses; None: from 0 to the checkpoint's number, in whole steps.
+        frontier_only: leave out the nodes outside the frontier, which have a probability but no value; this is faster.
+        progress: see ``OnProgress``.
 
     Raises:
-        DataError: a problem carries no graph.
+        DataError: a problem has no graph.
     """
     form = reasoner.card.text_format
     texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
@@ -150,7 +156,7 @@ def graph_views(
 
 
 def parallelism(views: Sequence[GraphView]) -> list[Parallelism]:
-    """The curves of each number of thoughts, over all problems that have a frontier then."""
+    """The curves of figure 8 for each number of thoughts, over all problems whose frontier is not empty."""
     curves = []
     for number, frontiers in _by_number(views).items():
         values = [sorted((_value(node) for node in one.nodes if node.in_frontier), reverse=True) for one in frontiers]
@@ -160,14 +166,14 @@ def parallelism(views: Sequence[GraphView]) -> list[Parallelism]:
                 len(values),
                 mean_of([float(len(own)) for own in values]),
                 mean_of([one.mass for one in frontiers]),
-                {f"top {top}": sorted(sum(own[:top]) for own in values) for top in TOP},
+                {f"top {top}": sorted(sum(own[:top]) for own in values) for top in TOP_COUNTS},
             )
         )
     return curves
 
 
 def height_values(views: Sequence[GraphView]) -> list[HeightValue]:
-    """Mean values by height, for correct and incorrect nodes of the frontier, by both definitions."""
+    """Mean values of correct and incorrect frontier nodes by height, for both definitions of height."""
     found = []
     for number, frontiers in _by_number(views).items():
         for definition in HEIGHTS:
@@ -184,7 +190,7 @@ def height_values(views: Sequence[GraphView]) -> list[HeightValue]:
 
 
 def _by_number(views: Sequence[GraphView]) -> dict[int, list[Frontier]]:
-    """All frontiers that are not empty, by number of thoughts."""
+    """All non-empty frontiers, by number of thoughts."""
     found: dict[int, list[Frontier]] = {}
     for frontier in (one for view in views for one in view.after):
         if any(node.in_frontier for node in frontier.nodes):
@@ -202,7 +208,7 @@ def _value(node: NodeValue) -> float:
 
 
 def without_cue(case: Case, reasoner: Reasoner) -> Case:
-    """The case without the sign that asks for the answer, where the format's prompts end with it."""
+    """The case without the cue that asks for the answer, if the prompt ends with one."""
     prompter = reasoner.prompter
     cue = [] if prompter.method.writes_steps else encode_cue(prompter.tokenizer, prompter.format)
     return case.shortened(len(cue))
@@ -212,19 +218,19 @@ def _requests(reasoner: Reasoner, text: GraphText, case: Case, stage: int, nodes
     tokenizer, before = reasoner.backbone.tokenizer, text.before_node(stage)
     given = name_tokens(tokenizer, "", before) if before else []
     names = [name_tokens(tokenizer, before, name) for node in nodes for name in text.names(node)]
-    return [score(case, reasoner, name, given) for name in names]
+    return [scoring_request(case, reasoner, name, given) for name in names]
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase, before: str, name: str) -> list[int]:
-    """Tokens of a name where it follows a text.
+    """Tokens of ``name`` when it follows the text ``before``.
 
     Raises:
-        DataError: the tokenizer melts both together.
+        DataError: the tokenizer merges the end of the text and the name into one token.
     """
     start: list[int] = tokenizer.encode(before, add_special_tokens=False) if before else []
     whole: list[int] = tokenizer.encode(f"{before} {name}".strip(), add_special_tokens=False)
     if whole[: len(start)] != start or len(whole) == len(start):
-        raise DataError(f"{name!r}: has no tokens of its own after {before!r} in this tokenizer")
+        raise DataError(f"{name!r}: this tokenizer does not give it separate tokens after {before!r}")
     return whole[len(start) :]
 
 
@@ -243,7 +249,7 @@ def _frontier(text: GraphText, number: int, hop: int, before: str, probabilities
             shortest[node],
             longest[node],
             probability,
-            # A frontier of which the model names no node at all is spread evenly.
+            # If all nodes of the frontier have probability 0, they get equal values.
             (probability / mass if mass else 1 / len(frontier)) if node in frontier else None,
         )
         for node, probability in probabilities.items()

@@ -1,13 +1,15 @@
-"""Interventions on one question, each with its controls beside it.
+"""Interventions on the thoughts of one question, each with its controls.
 
-An effect says something about a thought only next to what the same change does where it should do nothing. Controls:
+The effect of changing a thought is informative only in comparison with changes whose expected effect is known. The
+controls are:
 
-* ``same answer``: that thought of reference questions with the *same* answer; what hangs on the answer alone stays.
-* ``thought j``: the same change of each other thought.
-* ``token before``: the same change of the input just before the thoughts, which is a token (kinds that need nothing
-  but a vector to change).
-* several draws of what is random, each with its outcome.
-* ``pause``: the same change in a checkpoint that pauses instead of thinking, against what that one writes untouched.
+* ``same answer``: the thought is replaced by that of reference questions with the *same* answer. Whatever depends only
+  on the answer stays unchanged.
+* ``thought j``: the same change is made to each other thought.
+* ``token before``: the same change is made to the embedding of the token just before the thoughts (only for kinds that
+  need no vector from elsewhere).
+* several draws, for random changes; each draw has its own outcome.
+* ``pause``: the same change is made in a checkpoint that uses pauses, and compared with its own baseline.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,57 +22,59 @@ from coconut_ds.errors import DataError
 from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import Case, Plain, embeddings
-from coconut_ds.probing.interventions import DRAWN, Intervention, Kind, Material, change
+from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
 
-ANYWHERE = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
-"""Kinds that can be done to a token's embedding as well."""
+NEEDS_NO_MATERIAL = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
+"""Kinds that need no vector from elsewhere, so that they can also be applied to the embedding of a token."""
 
 
 _Options = tuple[int | None, int]
-"""Number of thoughts, and longest text."""
+"""Number of thoughts (None: the checkpoint's), and length limit of the text in tokens."""
 
 
 @dataclass(frozen=True)
 class InterventionArm(Plain):
-    """One change, or one of its controls, with the outcome of each draw."""
+    """One arm of a report: the intervention itself or one of its controls, with the outcome of each draw."""
 
     name: str
     donors: tuple[str, ...]
-    """Questions whose thoughts were taken, one a draw; empty where none was."""
+    """The questions whose thoughts were used, one per draw; empty if the arm has no donors."""
     donor_answers: tuple[str, ...]
-    """What the model answers to them."""
+    """The model's answers to the donor questions."""
     outcomes: tuple[Outcome, ...]
+    """One outcome per draw."""
     kept: float
-    """Share of draws that leave the answer."""
+    """Share of draws whose answer is the same as in the baseline."""
     mean_change: float
-    """Of the log probability of the untouched text."""
+    """Mean change of the log probability (natural) of the baseline's text."""
 
 
 @dataclass(frozen=True)
 class InterventionReport(Plain):
-    """A change of a thought, what came of it, and its controls."""
+    """An intervention on one question: the baseline, the effect, and the controls."""
 
     question: str
     intervention: Intervention
     text: str
-    """Untouched."""
+    """The text that the model generates without the intervention (the baseline)."""
     answer: str
-    """Untouched."""
+    """The answer extracted from the baseline's text."""
     log_probability: float
-    """Of the untouched text."""
+    """Log probability (natural) of the baseline's text."""
     effect: InterventionArm
     controls: tuple[InterventionArm, ...]
-    """Those that are possible with what was given."""
+    """The controls that are possible for this intervention and the given references."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """An arm before it was run."""
+    """The cases of one arm, before they are run."""
 
     name: str
     cases: list[Case]
     donors: list[Baseline]
+    """One donor per case; empty if the arm has no donors."""
 
 
 def intervene(
@@ -84,116 +88,152 @@ def intervene(
     max_new_tokens: int = 128,
     with_controls: bool = True,
 ) -> list[InterventionReport]:
-    """A report on each intervention, all of them run together.
+    """Runs interventions on the thoughts of one question and returns a report on each.
+
+    All interventions and their controls, except ``pause``, run in the same continuous batch.
 
     Args:
         reasoner: the model.
-        question: whose thoughts are changed.
+        question: the question whose thoughts are changed.
         interventions: one or several.
-        references: other questions, for means, donors and the control with the same answer.
-        pause: a checkpoint that pauses, for the control of that name.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        max_new_tokens: longest text.
-        with_controls: False leaves them out, which is faster where many changes stand beside each other.
+        references: other questions, for means, donors and the same-answer control.
+        pause: a checkpoint that uses pauses, for the ``pause`` control.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        max_new_tokens: length limit of the generated text, in tokens.
+        with_controls: False leaves out all controls except ``pause``, which is faster for comparing many interventions.
 
     Raises:
-        DataError: there is no such thought, or ``mean`` or ``patch`` has no references to take from.
+        DataError: the thought to change does not exist, or ``mean`` or ``patch`` has no suitable reference.
     """
-    asked = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    donors = [one.donor for one in asked if one.donor is not None]
-    others = [one for one in dict.fromkeys([*references, *donors]) if one != question]
-    all_of_them = baselines_of(reasoner, [question, *others], n_thoughts, max_new_tokens)
-    baseline, known = all_of_them[0], {one.case.question: one for one in all_of_them}
-    if not baseline.case.num_latents:
-        raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
+    requested = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    options = (n_thoughts, max_new_tokens)
+    donors = [one.donor for one in requested if one.donor is not None]
+    baseline, known = _baselines(reasoner, question, [*references, *donors], options)
     pool = [known[one] for one in references if one != question]
-    plans = [_plans(reasoner, baseline, what, pool, known)[: None if with_controls else 1] for what in asked]
-    trials = [Trial(baseline, case) for arms in plans for arm in arms for case in arm.cases]
+    plans = [_plans(reasoner, baseline, one, pool, known) for one in requested]
+    plans = plans if with_controls else [own[:1] for own in plans]
+    trials = [Trial(baseline, case) for own in plans for plan in own for case in plan.cases]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
     reports = []
-    for what, arms in zip(asked, plans, strict=True):
-        effect, *controls = [_arm(plan, outcomes) for plan in arms]
+    for intervention, own in zip(requested, plans, strict=True):
+        effect, *controls = [_arm(plan, outcomes) for plan in own]
         if pause is not None:
-            controls.append(_in_pauses(pause, effect, question, what, references, (n_thoughts, max_new_tokens)))
-        reports.append(
-            InterventionReport(
-                question, what, baseline.text, baseline.answer, baseline.log_probability, effect, tuple(controls)
-            )
-        )
+            controls.append(_pause_control(pause, effect, question, intervention, references, options))
+        reports.append(_report(baseline, intervention, effect, controls))
     return reports
 
 
+def _report(
+    baseline: Baseline, intervention: Intervention, effect: InterventionArm, controls: Sequence[InterventionArm]
+) -> InterventionReport:
+    question, text, answer = baseline.case.question, baseline.text, baseline.answer
+    return InterventionReport(question, intervention, text, answer, baseline.log_probability, effect, tuple(controls))
+
+
+def _baselines(
+    reasoner: Reasoner, question: str, others: Sequence[str], options: _Options
+) -> tuple[Baseline, dict[str, Baseline]]:
+    """The baseline of the question, and the baselines of all questions (including ``others``) by question.
+
+    Raises:
+        DataError: the model has no thoughts on the question.
+    """
+    different = [one for one in dict.fromkeys(others) if one != question]
+    baselines = baselines_of(reasoner, [question, *different], *options)
+    if not baselines[0].case.num_latents:
+        raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
+    return baselines[0], {one.case.question: one for one in baselines}
+
+
 def mean_thoughts(baselines: Sequence[Baseline], count: int) -> Tensor:
-    """[L, D] means over those that have at least ``count`` thoughts."""
+    """[count, D] the mean of each of the first ``count`` thoughts, over the baselines that have that many."""
     return torch.stack([one.fed[:count] for one in baselines if len(one.fed) >= count]).mean(dim=0)
 
 
 def _plans(
-    reasoner: Reasoner, baseline: Baseline, what: Intervention, pool: list[Baseline], known: dict[str, Baseline]
+    reasoner: Reasoner, baseline: Baseline, intervention: Intervention, pool: list[Baseline], known: dict[str, Baseline]
 ) -> list[_Plan]:
-    """The change itself, then its controls."""
+    """Plans the intervention itself, then its controls.
+
+    Args:
+        reasoner: the model.
+        baseline: the question's baseline.
+        intervention: the intervention.
+        pool: baselines of the reference questions.
+        known: baselines of all questions, by question.
+    """
     count = baseline.case.num_latents
     long_enough = [one for one in pool if len(one.fed) >= count]
-    if what.kind is Kind.MEAN and not long_enough:
-        raise DataError("kind=mean: needs reference questions; give references (a file of problems)")
-    donors = _donors(what, baseline, long_enough, known)
+    if intervention.kind is Kind.MEAN and not long_enough:
+        raise DataError("kind=mean: needs reference questions; set data= to problems, or pass references")
+    donors = _donors(intervention, baseline, long_enough, known)
     mean = mean_thoughts(long_enough, count) if long_enough else None
-    token = _token(reasoner, what)
-    plans = [_plan(what.name, baseline, what, Material(mean, token=token), donors)]
-    same = [one for one in long_enough if one.answer == baseline.answer][: what.draws]
+    token = _token(reasoner, intervention)
+    plans = [_plan(intervention.name, baseline, intervention, Material(mean, token=token), donors)]
+    same = [one for one in long_enough if one.answer == baseline.answer][: intervention.draws]
     if same:
-        patch = Intervention(Kind.PATCH, what.thought, later=what.later)
+        patch = Intervention(Kind.PATCH, intervention.thought, later=intervention.later)
         plans.append(_plan("same answer", baseline, patch, Material(), same))
     for number in range(1, count + 1):
-        if number not in (what.thought, what.other):
-            elsewhere = replace(what, thought=number)
+        if number not in (intervention.thought, intervention.other):
+            elsewhere = replace(intervention, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
-    # Where thoughts come all at once, one position more would take one pass more.
+    # With Jacobi iterations, one more latent position would need one more pass.
     one_by_one = reasoner.prompter.iterations is None
-    if what.kind in ANYWHERE and one_by_one and baseline.case.prompt.first_thought > 1:
-        plans.append(_token_before(reasoner, baseline, what))
+    if intervention.kind in NEEDS_NO_MATERIAL and one_by_one and baseline.case.prompt.first_thought > 1:
+        plans.append(_token_before(reasoner, baseline, intervention))
     return plans
 
 
-def _donors(what: Intervention, baseline: Baseline, pool: list[Baseline], known: dict[str, Baseline]) -> list[Baseline]:
-    if what.kind is not Kind.PATCH:
+def _donors(
+    intervention: Intervention, baseline: Baseline, pool: list[Baseline], known: dict[str, Baseline]
+) -> list[Baseline]:
+    """The donors of a patch, one per draw: the named donor, or references whose answer differs."""
+    if intervention.kind is not Kind.PATCH:
         return []
-    if what.donor is not None:
-        if len(known[what.donor].fed) < what.thought:
-            raise DataError(f"donor: the model has no thought {what.thought} on {what.donor!r}")
-        return [known[what.donor]]
-    donors = [one for one in pool if one.answer != baseline.answer][: what.draws]
+    if intervention.donor is not None:
+        if len(known[intervention.donor].fed) < intervention.thought:
+            raise DataError(f"donor: the model has no thought {intervention.thought} on {intervention.donor!r}")
+        return [known[intervention.donor]]
+    donors = [one for one in pool if one.answer != baseline.answer][: intervention.draws]
     if not donors:
         raise DataError(
-            "kind=patch: needs another question; set donor, or give references with another answer than "
+            "kind=patch: needs another question; set donor, or give references with an answer other than "
             f"{baseline.answer!r}"
         )
     return donors
 
 
-def _token(reasoner: Reasoner, what: Intervention) -> Tensor | None:
-    if what.token is None:
+def _token(reasoner: Reasoner, intervention: Intervention) -> Tensor | None:
+    """[D] the input embedding of the intervention's token, if it has one; fp32, on the CPU."""
+    if intervention.token is None:
         return None
-    return embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, what.token)])[0].float().cpu()
+    return embeddings(reasoner, [token_id(reasoner.backbone.tokenizer, intervention.token)])[0].float().cpu()
 
 
-def _plan(name: str, baseline: Baseline, what: Intervention, material: Material, donors: list[Baseline]) -> _Plan:
+def _plan(
+    name: str, baseline: Baseline, intervention: Intervention, material: Material, donors: list[Baseline]
+) -> _Plan:
+    """Plans one case per donor if there are donors, else one per draw."""
     case, own, salt = baseline.case, baseline.fed, baseline.case.question
     if donors:
-        return _Plan(name, [change(case, own, what, replace(material, donor=one.fed)) for one in donors], donors)
-    draws = what.draws if what.kind in DRAWN else 1
-    return _Plan(name, [change(case, own, what, material, draw, salt) for draw in range(draws)], [])
+        return _Plan(
+            name, [change(case, own, intervention, replace(material, donor=one.fed)) for one in donors], donors
+        )
+    draws = intervention.draws if intervention.kind in RANDOM_KINDS else 1
+    return _Plan(name, [change(case, own, intervention, material, draw, salt) for draw in range(draws)], [])
 
 
-def _token_before(reasoner: Reasoner, baseline: Baseline, what: Intervention) -> _Plan:
-    """The change, done to the embedding of the last token before the thoughts."""
+def _token_before(reasoner: Reasoner, baseline: Baseline, intervention: Intervention) -> _Plan:
+    """Plans the ``token before`` control: the change is made to the embedding of the last token before the thoughts."""
     case = baseline.case
     vector = embeddings(reasoner, [case.prompt.input_ids[case.prompt.first_thought - 1]]).float().cpu()
     wider = replace(baseline, case=case.widened(vector), fed=torch.cat([vector, baseline.fed]))
-    return _plan("token before", wider, replace(what, thought=1), Material(), [])
+    return _plan("token before", wider, replace(intervention, thought=1), Material(), [])
 
 
 def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
+    """Takes the plan's outcomes, one per case, from the iterator and summarises them."""
     made = tuple(next(outcomes) for _ in plan.cases)
     donors = tuple(one.case.question for one in plan.donors)
     answers = tuple(one.answer for one in plan.donors)
@@ -201,20 +241,23 @@ def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
     return InterventionArm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
 
 
-def _in_pauses(
+def _pause_control(
     pause: Reasoner,
     effect: InterventionArm,
     baseline_question: str,
-    what: Intervention,
+    intervention: Intervention,
     references: Sequence[str],
     options: _Options,
 ) -> InterventionArm:
-    """The same in a checkpoint that pauses. All its questions are fed the same, so patching changes nothing there."""
+    """Runs the ``pause`` control: the same change in a checkpoint that uses pauses.
+
+    That checkpoint feeds the same vectors for every question, so patching changes nothing in it.
+    """
     questions = list(dict.fromkeys([baseline_question, *references, *effect.donors]))
     known = {one.case.question: one for one in baselines_of(pause, questions, *options)}
     baseline, count = known[baseline_question], known[baseline_question].case.num_latents
     pool = [known[one] for one in references if one != baseline_question and len(known[one].fed) >= count]
-    material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, what))
-    plan = _plan("pause", baseline, what, material, [known[one] for one in effect.donors])
+    material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, intervention))
+    plan = _plan("pause", baseline, intervention, material, [known[one] for one in effect.donors])
     outcomes = outcomes_of(pause, [Trial(baseline, case) for case in plan.cases], options[1])
     return _arm(plan, iter(outcomes))

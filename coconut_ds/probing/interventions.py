@@ -1,13 +1,14 @@
-"""Changes of single thoughts: what is fed back in place of what the model thought.
+"""Interventions on single thoughts: which vector is fed back in place of the model's own thought.
 
-Sources: zero, mean and patching ablations as usual in interpretability (Vig et al. 2020, arXiv 2004.12265; Meng et al.
-2022, arXiv 2202.05262), noise and swaps of thoughts as in the criticism of continuous thoughts (arXiv 2512.21711,
-2604.04902, 2604.06374).
+Sources: zero ablation, mean ablation and activation patching are standard in interpretability (Vig et al. 2020, arXiv
+2004.12265; Meng et al. 2022, arXiv 2202.05262); noise and swapped thoughts are used in critical studies of continuous
+thoughts (arXiv 2512.21711, 2604.04902, 2604.06374).
 
-After a change the later thoughts are *recomputed* from what was fed (the whole effect), or *kept* as the untouched
-model thought them (the effect that does not pass through them). ``drop`` and ``repeat`` always keep them: leaving out a
-thought and recomputing the others is but thinking less. Where thoughts come all at once a changed one is held in every
-pass; with fewer passes than thoughts that is a change in itself, even at its last value (``scale`` by 1 measures it).
+After a change, the later thoughts are either *recomputed* from the changed one (the total effect) or *kept* as in the
+baseline (the direct effect, which does not pass through them). ``drop`` and ``repeat`` always keep them, because
+dropping a thought and recomputing the later ones would be the same as thinking less. With Jacobi iterations
+(``thinking=jacobi``), a changed thought is held fixed in every pass. If there are fewer passes than thoughts, this is a
+change in itself, even if the thought is held at its final value; ``scale`` by 1 measures it.
 
 Legend: ``L`` thoughts, ``D`` hidden size.
 """
@@ -26,34 +27,32 @@ from coconut_ds.probing.cases import Case
 
 
 class Kind(StrEnum):
-    """What is done to a thought."""
+    """How a thought is changed."""
 
     ZERO = "zero"
-    """Becomes the zero vector."""
+    """Zero ablation: replaces the thought by the zero vector."""
     MEAN = "mean"
-    """Becomes the mean of that thought over reference questions."""
+    """Mean ablation: replaces the thought by its mean over reference questions."""
     NOISE = "noise"
-    """Gets a random direction added, ``strength`` times its norm long."""
+    """Adds a random vector whose norm is ``strength`` times that of the thought."""
     RANDOM = "random"
-    """Becomes a random direction of its norm."""
+    """Replaces the thought by a random vector of the same norm."""
     PATCH = "patch"
-    """Becomes that thought of another question."""
+    """Activation patching: replaces the thought by the same thought of another question."""
     TOKEN = "token"
-    """Becomes the input embedding of a token."""
+    """Replaces the thought by the input embedding of a token."""
     SCALE = "scale"
-    """Is multiplied by ``strength``."""
+    """Multiplies the thought by ``strength``."""
     SWAP = "swap"
-    """Changes places with the thought ``other``."""
+    """Swaps the thought with the thought ``other``."""
     REPEAT = "repeat"
-    """Is fed twice."""
+    """Feeds the thought twice."""
     DROP = "drop"
-    """Is left out."""
+    """Leaves the thought out."""
 
 
-DRAWN = (Kind.NOISE, Kind.RANDOM)
-"""Kinds whose outcome depends on draws."""
-LENGTHENING = (Kind.REPEAT, Kind.DROP)
-"""Kinds that change the number of positions."""
+RANDOM_KINDS = (Kind.NOISE, Kind.RANDOM)
+"""Kinds that are random, so that several draws make sense."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,21 @@ class Intervention:
 
     kind: Kind
     thought: int = 1
-    """From 1."""
+    """Number of the thought to change, from 1."""
     strength: float = 1.0
-    """``noise``: length relative to the thought's norm; ``scale``: factor."""
+    """For ``noise``: norm of the noise relative to that of the thought; for ``scale``: the factor."""
     other: int | None = None
-    """``swap``: the other thought."""
+    """For ``swap``: number of the other thought, from 1."""
     token: str | None = None
-    """``token``: one token."""
+    """For ``token``: text of a single token."""
     donor: str | None = None
-    """``patch``: the other question; None: reference questions with another answer."""
+    """For ``patch``: the question whose thought is used; None: reference questions with a different answer."""
     draws: int = 1
-    """Of ``noise`` and ``random``; of donors, where there are several."""
+    """Number of draws of ``noise`` and ``random``, and largest number of donors of ``patch``."""
     seed: int = 0
+    """Seed of the random draws."""
     later: Literal["recomputed", "kept"] = "recomputed"
-    """What becomes of the thoughts after it."""
+    """Whether the thoughts after the changed one are recomputed from it, or kept as in the baseline."""
 
     def __post_init__(self) -> None:
         if self.kind not in list(Kind):
@@ -87,13 +87,13 @@ class Intervention:
         if self.later not in ("recomputed", "kept"):
             raise DataError(f"later={self.later}: expected recomputed or kept")
         if self.kind is Kind.SWAP and (self.other is None or self.other < 1 or self.other == self.thought):
-            raise DataError(f"other={self.other}: kind=swap needs another thought than {self.thought}, 1 or more")
+            raise DataError(f"other={self.other}: kind=swap needs a thought other than {self.thought}, 1 or more")
         if self.kind is Kind.TOKEN and self.token is None:
             raise DataError("token: missing; kind=token needs one, e.g. token=5")
 
     @property
     def name(self) -> str:
-        """A short name for tables, without the thought's number."""
+        """A short name for tables and figures, without the number of the thought."""
         detail = {
             Kind.NOISE: f" ×{self.strength:g}",
             Kind.SCALE: f" ×{self.strength:g}",
@@ -105,66 +105,67 @@ class Intervention:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Vectors that a change takes from elsewhere."""
+    """The vectors that an intervention needs in addition to the question's own thoughts."""
 
     mean: Tensor | None = None
-    """[L, D] of reference questions."""
+    """[L, D] mean thoughts over reference questions, for ``mean``."""
     donor: Tensor | None = None
-    """[L, D] thoughts of another question."""
+    """[L, D] thoughts of the donor question, for ``patch``."""
     token: Tensor | None = None
-    """[D]"""
+    """[D] input embedding of the token, for ``token``."""
 
 
-NOTHING = Material()
+NO_MATERIAL = Material()
 
 
 def change(
-    case: Case, own: Tensor, what: Intervention, material: Material = NOTHING, draw: int = 0, salt: str = ""
+    case: Case, own: Tensor, intervention: Intervention, material: Material = NO_MATERIAL, draw: int = 0, salt: str = ""
 ) -> Case:
-    """The case with a changed thought.
+    """Applies an intervention to a case.
 
     Args:
-        case: left alone so far.
-        own: [L, D] its thoughts.
-        what: the change.
-        material: what it needs from elsewhere.
-        draw: number of the draw.
-        salt: tells draws of several questions apart.
+        case: the case, without any change.
+        own: [L, D] the thoughts of the case.
+        intervention: the intervention.
+        material: the vectors that the intervention needs in addition.
+        draw: number of the draw, from 0; each draw has different random numbers.
+        salt: part of the random seed, to give different questions different random numbers.
 
     Raises:
-        DataError: there is no such thought.
+        DataError: the thought to change does not exist.
     """
-    count, index = len(own), what.thought - 1
-    for number in (what.thought, what.other or 1):
+    count, index = len(own), intervention.thought - 1
+    for number in (intervention.thought, intervention.other or 1):
         if number > count:
             raise DataError(f"thought={number}: there are {count}; expected 1 to {count}")
-    if what.kind is Kind.DROP:
+    if intervention.kind is Kind.DROP:
         return case.resized([*own[:index], *own[index + 1 :]])
-    if what.kind is Kind.REPEAT:
+    if intervention.kind is Kind.REPEAT:
         return case.resized([*own[: index + 1], *own[index:]])
-    given = _replaced(own, what, material, draw, salt)
-    if what.later == "kept":
+    given = _replaced(own, intervention, material, draw, salt)
+    if intervention.later == "kept":
         given = {later: own[later] for later in range(min(given), count)} | given
     return case.changed(given)
 
 
-def _replaced(own: Tensor, what: Intervention, material: Material, draw: int, salt: str) -> dict[int, Tensor]:
-    """By index the vectors [D] that replace thoughts."""
-    index = what.thought - 1
-    if what.kind is Kind.SWAP:
-        assert what.other is not None
-        return {index: own[what.other - 1], what.other - 1: own[index]}
-    return {index: _vector(own, what, material, f"{what.seed}/{salt}/{draw}")}
+def _replaced(own: Tensor, intervention: Intervention, material: Material, draw: int, salt: str) -> dict[int, Tensor]:
+    """The vectors [D] that replace thoughts, by the index of the thought (from 0)."""
+    index = intervention.thought - 1
+    if intervention.kind is Kind.SWAP:
+        assert intervention.other is not None
+        return {index: own[intervention.other - 1], intervention.other - 1: own[index]}
+    return {index: _vector(own, intervention, material, f"{intervention.seed}/{salt}/{draw}")}
 
 
-def _vector(own: Tensor, what: Intervention, material: Material, key: str) -> Tensor:
-    index = what.thought - 1
+def _vector(own: Tensor, intervention: Intervention, material: Material, key: str) -> Tensor:
+    """[D] the vector that replaces the thought; ``key`` is the random seed."""
+    index = intervention.thought - 1
     thought = own[index]
-    if what.kind is Kind.SCALE:
-        return thought * what.strength
-    if what.kind is Kind.NOISE:
-        return thought + random_direction(key, len(thought)) * thought.norm() * what.strength
-    if what.kind is Kind.RANDOM:
+    if intervention.kind is Kind.SCALE:
+        return thought * intervention.strength
+    if intervention.kind is Kind.NOISE:
+        return thought + random_direction(key, len(thought)) * thought.norm() * intervention.strength
+    if intervention.kind is Kind.RANDOM:
         return random_direction(key, len(thought)) * thought.norm()
     taken: Mapping[Kind, Tensor | None] = {
         Kind.ZERO: torch.zeros_like(thought),
@@ -172,13 +173,13 @@ def _vector(own: Tensor, what: Intervention, material: Material, key: str) -> Te
         Kind.PATCH: None if material.donor is None else material.donor[index],
         Kind.TOKEN: material.token,
     }
-    vector = taken[what.kind]
-    assert vector is not None, f"{what.kind} has its material"
+    vector = taken[intervention.kind]
+    assert vector is not None, f"{intervention.kind} needs its material"
     return vector
 
 
 def random_direction(key: str, width: int) -> Tensor:
-    """[width] a unit vector drawn evenly from all directions; a function of ``key`` alone."""
+    """[width] a unit vector drawn uniformly from all directions; it depends only on ``key`` and ``width``."""
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
     vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
     return vector / vector.norm()

@@ -1,4 +1,4 @@
-"""What could stand in a thought: labels that a data set gives for each of its problems."""
+"""Labels for linear probes: what a thought may encode, taken from the steps and the answer of each problem."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,10 @@ from coconut_ds.data.problem import Problem
 
 
 def labels_of(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """Names of labels with one value a problem: each step that all problems have, and the answer.
+    """The labels by name, each with one value per problem: every step that all problems have, and the answer.
 
-    On graph problems a step stands for the node that it leads to, so that nodes are told apart, not sentences.
+    The answer is left out if it equals the same step in every problem. On graph problems, the value of a step is the
+    node that it leads to, so that probes distinguish nodes rather than sentences.
     """
     labels: dict[str, list[str]] = {}
     for index in range(min((len(problem.steps) for problem in problems), default=0)):

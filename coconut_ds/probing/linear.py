@@ -1,9 +1,9 @@
-"""Linear probes: what can be read from a state by a linear map, beside what the model's own head shows of it.
+"""Linear probes: what a linear classifier can read from a hidden state, compared with the model's own LM head.
 
 A probe is a logistic regression on the standardised state, fit on one set of problems and scored on another (Alain and
-Bengio 2016, arXiv 1610.01644). That a probe finds a label says that it is there, not that the model uses it. Controls:
-the same probe fit to shuffled labels (Hewitt and Liang 2019, arXiv 1909.03368), the commonest label, and the state of
-models without thoughts.
+Bengio 2016, arXiv 1610.01644). An accurate probe shows that the state contains the label, not that the model uses it.
+The controls are the same probe fit to shuffled labels (Hewitt and Liang 2019, arXiv 1909.03368), always guessing the
+most common label, and the states of models without thoughts.
 """
 
 from collections.abc import Sequence
@@ -29,29 +29,34 @@ from coconut_ds.reasoner import Reasoner
 BEFORE_TEXT = "before the text"
 """Name of the state from which the first token of the text is chosen."""
 MAX_ITERATIONS = 2000
+"""Iteration limit of the solver of the logistic regression."""
 
 
 @dataclass(frozen=True)
 class ProbeScore(Plain):
-    """How well one label is read from one state. Shares are of the problems that no probe was fit on."""
+    """How well one label can be read from one state. All accuracies are on problems that the probes were not fit on."""
 
     state: str
-    """``thought 1`` … or ``before the text``."""
+    """Name of the state: ``thought 1``, ``thought 2``, … or ``before the text``."""
     label: str
+    """Name of the label, for example ``step 1`` or ``answer``."""
     probe: Mean
-    """Share of labels that the probe finds."""
+    """Accuracy of the probe."""
     shuffled: Mean
-    """The same of a probe that was fit to shuffled labels."""
+    """Accuracy of a probe that was fit to shuffled labels."""
     majority: float
-    """Share of the commonest label of the fit."""
+    """Accuracy of always guessing the most common label of the problems that the probe was fit on."""
     lens: Mean | None
-    """Share of problems where, of all labels, the model's head finds the right one likeliest; None where labels are not
-    single tokens."""
+    """Share of problems for which the LM head gives the right label a higher probability than all other labels; None if
+    a label is not a single token, or two labels share a token."""
     lens_top: Mean | None
-    """Share where it is the likeliest of all tokens."""
+    """Share of problems for which the right label is the LM head's likeliest token of the whole vocabulary."""
     num_labels: int
+    """Number of different values of the label."""
     num_fit: int
+    """Number of problems that the probe was fit on."""
     num_scored: int
+    """Number of problems that the probe was scored on."""
 
 
 def linear_probes(
@@ -63,52 +68,57 @@ def linear_probes(
     layer: int = -1,
     seed: int = 0,
 ) -> list[ProbeScore]:
-    """Every state against every label.
+    """Fits and scores a probe for every combination of a state and a label.
 
     Args:
         reasoner: the model.
-        fit: problems that probes are fit on.
-        scored: others, on which they are scored.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        layer: whose states are read; -1: the last, which thoughts are.
-        seed: of the shuffle.
+        fit: problems to fit the probes on.
+        scored: problems to score the probes on; none of them may be in ``fit``.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        layer: layer whose states are read; -1 is the last one, whose states are fed back as thoughts.
+        seed: seed of the shuffle of the labels.
 
     Raises:
-        DataError: a question stands in both sets, or problems have different numbers of thoughts.
+        DataError: a question is in both sets, or the problems have different numbers of thoughts.
     """
     shared = {p.question for p in fit} & {p.question for p in scored}
     if shared:
-        raise DataError(f"linear probes: {len(shared)} questions stand in both sets, e.g. {min(shared)!r}")
+        raise DataError(f"linear probes: {len(shared)} questions are in both sets, e.g. {min(shared)!r}")
     everything = [*fit, *scored]
     features = _features(reasoner, everything, n_thoughts, layer)
     count = features.shape[1] - 1
     names = [*(f"thought {number}" for number in range(1, count + 1)), BEFORE_TEXT]
     scores = []
     for label, values in labels_of(everything).items():
-        tokens = _tokens(reasoner, sorted(set(values)))
+        tokens = _label_tokens(reasoner, sorted(set(values)))
         for place, name in enumerate(names):
             states, split = features[:, place], len(fit)
-            probe, shuffled, majority = _probe(states, values, split, seed)
-            lens, lens_top = _shown(reasoner, states[split:], values[split:], tokens) if tokens else (None, None)
+            probe, shuffled, majority = _probe_accuracies(states, values, split, seed)
+            lens, lens_top = (
+                _head_accuracies(reasoner, states[split:], values[split:], tokens) if tokens else (None, None)
+            )
             sizes = len(set(values)), split, len(scored)
             scores.append(ProbeScore(name, label, probe, shuffled, majority, lens, lens_top, *sizes))
     return scores
 
 
 def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Tensor:
-    """[problems, L + 1, D]"""
+    """[problems, L + 1, D] the states of the thoughts and the state before the text, at one layer."""
     known = baselines_of(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)
     states: list[States] = layer_states(reasoner, [one.case for one in known], [one.fed for one in known])
     counts = sorted({one.layers.shape[1] for one in states})
     if len(counts) > 1:
         raise DataError(
-            f"linear probes: problems have {counts[0] - 1} to {counts[-1] - 1} thoughts, expected as many in each"
+            f"linear probes: problems have {counts[0] - 1} to {counts[-1] - 1} thoughts, expected equal numbers"
         )
     return torch.stack([one.layers[layer] for one in states])
 
 
-def _probe(states: Tensor, values: Sequence[str], split: int, seed: int) -> tuple[Mean, Mean, float]:
-    """Found by a probe, by one fit to shuffled labels, and the share of the commonest label."""
+def _probe_accuracies(states: Tensor, values: Sequence[str], split: int, seed: int) -> tuple[Mean, Mean, float]:
+    """Accuracies of a probe, of a probe fit to shuffled labels, and of always guessing the most common label.
+
+    The first ``split`` states are for the fit, the others for scoring.
+    """
     labels, array = numpy.array(values), states.numpy()
     shuffled = numpy.random.default_rng(seed).permutation(labels[:split])
     names, counts = numpy.unique(labels[:split], return_counts=True)
@@ -124,8 +134,8 @@ def _probe(states: Tensor, values: Sequence[str], split: int, seed: int) -> tupl
     return found[0], found[1], majority
 
 
-def _tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
-    """The token of each label; empty where one is not a single token, or two are the same."""
+def _label_tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
+    """The token of each label; empty if a label is not a single token, or if two labels have the same token."""
     try:
         tokens = {value: token_id(reasoner.backbone.tokenizer, value) for value in values}
     except DataError:
@@ -134,8 +144,10 @@ def _tokens(reasoner: Reasoner, values: Sequence[str]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _shown(reasoner: Reasoner, states: Tensor, values: Sequence[str], tokens: dict[str, int]) -> tuple[Mean, Mean]:
-    """How often the head finds the label likeliest, of all labels and of all tokens."""
+def _head_accuracies(
+    reasoner: Reasoner, states: Tensor, values: Sequence[str], tokens: dict[str, int]
+) -> tuple[Mean, Mean]:
+    """How often the LM head gives the right label the highest logit: among all labels, and among all tokens."""
     loop = reasoner.loop
     logits = loop.head(states.to(loop.device, loop.model.dtype)).cpu()
     right = torch.tensor([tokens[value] for value in values])

@@ -1,4 +1,4 @@
-"""What a data set says about a checkpoint's thoughts: answers after k thoughts, linear probes, effects of changes."""
+"""Measures a checkpoint on a data set: answers after k thoughts, linear probes, and effects of interventions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +18,19 @@ from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
 from coconut_ds.reasoner import Reasoner
 
-STANDARD = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
-"""Changes that are made to every thought."""
+STANDARD_KINDS = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
+"""The interventions that are made on every thought."""
 
 
 @dataclass(frozen=True)
 class Measured(Plain):
-    """What a data set says about a checkpoint's thoughts."""
+    """All measurements of a checkpoint on a data set."""
 
     points: tuple[SweepPoint, ...]
+    """Answers after each number of thoughts."""
     probes: tuple[ProbeScore, ...]
     effects: tuple[Effect, ...]
-    """Empty where the model does not think."""
+    """Effects of interventions; empty if the model does not think."""
 
 
 def measure_checkpoint(
@@ -40,10 +41,19 @@ def measure_checkpoint(
     seed: int,
     max_new_tokens: int = 128,
 ) -> Measured:
-    """All of a data set's measures; probes are fit on the first problems, everything is scored on the second."""
+    """Makes all measurements.
+
+    Args:
+        reasoner: the model.
+        fit: problems to fit the linear probes on.
+        scored: problems for everything else: answers, scores of the probes, and interventions.
+        draws: number of draws of noise, and of donors, per problem.
+        seed: seed of the shuffled labels and of the choice of donors.
+        max_new_tokens: length limit of the generated texts, in tokens.
+    """
     questions, known = [p.question for p in scored], [p.answer for p in scored]
     count = reasoner.card.num_latents
-    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD]
+    changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD_KINDS]
     with progress_bar("answers after k thoughts") as progress:
         points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
     probes = linear_probes(reasoner, fit, scored, seed=seed)
@@ -55,23 +65,23 @@ def measure_checkpoint(
 
 
 def write_measured(made: Measured, out: Path, title: str) -> None:
-    """As JSON, CSV and PNG."""
+    """Writes the measurements to the folder ``out`` as JSON, CSV and PNG files; every figure's title has ``title``."""
     write_json(out / "effects.json", made)
     write_csv(out / "sweep.csv", [row_of(one) for one in made.points])
     write_csv(out / "probes.csv", [row_of(one) for one in made.probes])
     figures.draw_sweep_points(made.points, out / "sweep.png", f"Answers after k thoughts: {title}")
-    figures.draw_probes(made.probes, out / "probes.png", f"What can be read from each state: {title}")
+    figures.draw_probes(made.probes, out / "probes.png", f"Linear probes and LM head at each state: {title}")
     if made.effects:
         write_csv(out / "effects.csv", [row_of(one) for one in made.effects])
-        figures.draw_effects(made.effects, out / "effects.png", f"Changed thoughts: {title}")
+        figures.draw_effects(made.effects, out / "effects.png", f"Effects of changed thoughts: {title}")
 
 
 def summary(made: Measured) -> str:
-    """Tables for a terminal and for Markdown: shares in percent, with 95 % intervals."""
+    """Markdown tables of the measurements: shares in percent, with 95 % intervals."""
     numbers = [str(point.num_thoughts) for point in made.points]
     rows = [
-        ["right, by itself", *(percent(point.right) for point in made.points)],
-        ["right, forced", *(percent(point.forced_right) for point in made.points)],
+        ["accuracy, free generation", *(percent(point.right) for point in made.points)],
+        ["accuracy, forced answer", *(percent(point.forced_right) for point in made.points)],
     ]
     states = list(dict.fromkeys(one.state for one in made.probes))
     found = _table(["after k thoughts", *numbers], rows) + "\n" + _table(["state", *states], _probe_rows(made.probes))
@@ -81,8 +91,8 @@ def summary(made: Measured) -> str:
 def _probe_rows(probes: Sequence[ProbeScore]) -> list[list[str]]:
     labels = list(dict.fromkeys(one.label for one in probes))
     own = {label: [one for one in probes if one.label == label] for label in labels}
-    rows = [[f"probe finds {label}", *(percent(one.probe) for one in own[label])] for label in labels]
-    return rows + [[f"head shows {label}", *(percent(one.lens) for one in own[label])] for label in labels]
+    rows = [[f"probe: {label}", *(percent(one.probe) for one in own[label])] for label in labels]
+    return rows + [[f"LM head: {label}", *(percent(one.lens) for one in own[label])] for label in labels]
 
 
 def _effect_rows(found: Sequence[Effect]) -> list[list[str]]:
@@ -92,9 +102,9 @@ def _effect_rows(found: Sequence[Effect]) -> list[list[str]]:
         own = {one.thought: one for one in found if one.name == name}
         kept = [own[thought].kept if thought in own else None for thought in thoughts]
         became = [own[thought].became_donors if thought in own else None for thought in thoughts]
-        rows.append([f"{name}: stay", *map(percent, kept)])
+        rows.append([f"{name}: unchanged", *map(percent, kept)])
         if any(became):
-            rows.append([f"{name}: become the donor's", *map(percent, became)])
+            rows.append([f"{name}: donor's answer", *map(percent, became)])
     return rows
 
 
@@ -104,13 +114,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percent(mean: Mean | None) -> str:
-    """A share in percent with its interval."""
+    """A share in percent with its interval; a dash for None."""
     return "–" if mean is None else f"{100 * mean.estimate:.0f} ({100 * mean.low:.0f}–{100 * mean.high:.0f})"
 
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[OnProgress]:
-    """A bar on a terminal, and what moves it."""
+    """Shows a progress bar (only on a terminal), and yields the function that updates it."""
     with tqdm(desc=name, leave=False, disable=None) as bar:
 
         def move(done: int, total: int) -> None:

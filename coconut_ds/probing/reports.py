@@ -1,4 +1,4 @@
-"""A look inside a checkpoint from its configuration: loads, computes, writes JSON, CSV and PNG, prints a summary."""
+"""Runs one mode of ``coconut_ds.probe``: loads the checkpoint, computes, writes JSON, CSV and PNG, prints a summary."""
 
 import random
 import sys
@@ -25,25 +25,29 @@ from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.settings import DataConfig, ProbeConfig
 
 MAX_REFERENCES = 64
-"""Problems that stand beside a single question."""
+"""Largest number of reference problems for an intervention on a single question."""
 
 
 def write_report(config: ProbeConfig) -> Path:
-    """Does what the configuration says; returns the folder with the results."""
+    """Runs the configured mode and returns the folder of the results.
+
+    Raises:
+        DataError: the folder cannot be created, or the question or the data do not fit the mode.
+    """
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
     out = Path(config.out or Path("outputs/probe") / reasoner.name / config.mode)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"out={out}: cannot be made ({error.strerror}); set out= to another folder") from error
+        raise DataError(f"out={out}: cannot be created ({error.strerror}); set out= to another folder") from error
     MODES[config.mode](config, reasoner, out)
     sys.stdout.write(f"{out}\n")
     return out
 
 
 def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
-    """One question: its trace, and the answers after k thoughts."""
+    """Mode ``think``: the trace of one question, and its answers after k thoughts."""
     question, known = _question(config)
     trace = trace_thoughts(
         reasoner,
@@ -80,11 +84,11 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
 
 
 def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
-    """One question: a change, its effect and its controls."""
+    """Mode ``intervene``: an intervention on one question, its effect and its controls."""
     question, _ = _question(config)
     if config.kind not in list(Kind):
         raise DataError(f"kind={config.kind}: expected one of {', '.join(Kind)}")
-    what = Intervention(
+    intervention = Intervention(
         Kind(config.kind),
         config.thought,
         config.strength,
@@ -98,7 +102,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     references = [] if config.data is None else [p.question for p in _problems(config, config.data)[:MAX_REFERENCES]]
     pause = None if config.pause is None else load_reasoner(config.pause)
     made = intervene(
-        reasoner, question, what, references=references, pause=pause, max_new_tokens=config.max_new_tokens
+        reasoner, question, intervention, references=references, pause=pause, max_new_tokens=config.max_new_tokens
     )[0]
     write_json(out / "intervention.json", made)
     rows = [
@@ -108,15 +112,15 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     ]
     write_csv(out / "intervention.csv", rows)
     figures.draw_report(made, out / "intervention.png")
-    lines = [f"{question}  →  {made.answer!r}", f"{what.name}, thought {what.thought}:"]
+    lines = [f"{question}  →  {made.answer!r}", f"{intervention.name}, thought {intervention.thought}:"]
     for arm in (made.effect, *made.controls):
         answers = ", ".join(dict.fromkeys(one.answer for one in arm.outcomes))
-        lines.append(f"  {arm.name:<28} stay {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
+        lines.append(f"  {arm.name:<28} unchanged {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
-    """A data set: answers after k thoughts, linear probes, effects of changes."""
+    """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
     made = measure_checkpoint(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
@@ -125,11 +129,11 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
 
 
 def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
-    """Graph problems: values, heights, parallelism, groups, changed edges."""
+    """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
     problems = [one for one in _problems(config, config.data) if is_graph_problem(one)][: config.num_problems]
     if not problems:
-        raise DataError(f"data={config.data_name}: no problem carries a graph; make some with preprocessing/prosqa.py")
+        raise DataError(f"data={config.data_name}: no problem has a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
     with progress_bar("values of nodes") as progress:
         views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
@@ -164,22 +168,22 @@ MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], None]] = {
 def _answer_line(one: AnswerAfter) -> str:
     mark = "" if one.is_right is None else "  right" if one.is_right else "  wrong"
     return (
-        f"after {one.num_thoughts}: writes {one.text!r} (p {one.probability:.2f}){mark}; "
-        f"forced: {one.forced!r} (p {one.forced_probability:.2f})"
+        f"after {one.num_thoughts} thoughts: writes {one.text!r} (p {one.probability:.2f}){mark}; "
+        f"forced answer: {one.forced!r} (p {one.forced_probability:.2f})"
     )
 
 
 def _changed_lines(changed: Counterfactuals) -> str:
-    lines = [f"{changed.num_right} of {changed.num_problems} problems answered right"]
+    lines = [f"{changed.num_right} of {changed.num_problems} problems are answered correctly"]
     if changed.followed is not None:
-        lines.append(f"one edge turns the answer round: {percent(changed.followed)} % follow")
+        lines.append(f"one edge changed so that the answer changes: {percent(changed.followed)} % new answers right")
     if changed.stayed is not None:
-        lines.append(f"an edge that the root does not reach: {percent(changed.stayed)} % stay right")
+        lines.append(f"an edge changed that the root does not reach: {percent(changed.stayed)} % answers still right")
     return "\n".join(lines) + "\n"
 
 
 def _question(config: ProbeConfig) -> tuple[str, str | None]:
-    """The question and, where it is a problem's, its answer."""
+    """The question and, if it comes from the data, its answer."""
     if config.question is not None:
         return config.question, None
     assert config.data is not None
@@ -191,18 +195,21 @@ def _question(config: ProbeConfig) -> tuple[str, str | None]:
 
 
 def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
-    """Test problems, or validation problems where there is no test file."""
+    """The test problems, or the validation problems if there is no test file."""
     source = open_source(data, config.seed)
     return source.test() if data.kind != "file" or data.test_path is not None else source.valid()
 
 
 def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """Problems to fit on, and others to score on: training problems where there are any, else half of all."""
+    """Problems to fit the probes on, and problems to score on.
+
+    The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
+    """
     scored = [one for one in _problems(config, data) if one.has_answer]
     if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
-        asked = {one.question for one in scored}
+        held_out = {one.question for one in scored}
         fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
-        fit = [one for one in fit if one.question not in asked]
+        fit = [one for one in fit if one.question not in held_out]
     else:
         random.Random(f"split/{config.seed}").shuffle(scored)
         fit, scored = scored[: len(scored) // 2], scored[len(scored) // 2 :]

@@ -1,8 +1,9 @@
-"""Hidden states of whole prompts, layer by layer, once their thoughts are known.
+"""Computes the hidden states of complete prompts at every layer, once the thoughts are known.
 
-With its thoughts given, a prompt is an ordinary sequence: one pass holds the states that the latent loop came by one
-after the other. State i of L is the one that is thought i: that of the position before it. The last state is the one
-from which the first token of the text is chosen. Models without thoughts have the last state alone.
+When the thoughts are given, a prompt is an ordinary sequence, so one forward pass computes the states that the latent
+loop computed one after the other. Of the L + 1 states of a case, state i (for i up to L) is the one that is fed back as
+thought i; it is the state of the position before thought i. The last state is the one from which the first token of the
+text is chosen. Models without thoughts have only this last state.
 
 Legend: ``B`` cases, ``T`` positions, ``L`` latents, ``D`` hidden size, ``N`` layers.
 """
@@ -20,33 +21,33 @@ from coconut_ds.probing.cases import Case
 from coconut_ds.reasoner import Reasoner
 
 BATCH = 32
-"""Prompts of one pass."""
+"""Number of prompts in one forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """States of one case."""
+    """The hidden states of one case; fp32, on the CPU."""
 
     fed: Tensor
-    """[L, D] what was fed at the latents' positions."""
+    """[L, D] the vectors that were fed at the positions of the latents."""
     layers: Tensor
-    """[N + 1, L + 1, D] the states that are thoughts 1 … L, and the last one; layer 0 is what the first block gets, and
-    the final norm is applied to each once. Fp32, on the CPU."""
+    """[N + 1, L + 1, D] the states of thoughts 1 … L and the last state. Layer 0 is the input of the first block. The
+    final norm is applied exactly once to every state."""
 
     @property
     def thoughts(self) -> Tensor:
-        """[L, D] the model's own thoughts, or what it has computed where a pause is fed."""
+        """[L, D] the model's own thoughts; with pauses, the states that it computes at the same positions."""
         return self.layers[-1, :-1]
 
     @property
     def last(self) -> Tensor:
-        """[D] the state before the text."""
+        """[D] the state from which the first token of the text is chosen."""
         return self.layers[-1, -1]
 
 
 @torch.no_grad()
 def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[States]:
-    """States of cases whose latents [L, D] are known (``Completion.thoughts``)."""
+    """Computes the states of cases; ``fed`` contains the latents [L, D] of each case (``Completion.thoughts``)."""
     loop, norm = reasoner.loop, final_norm(reasoner.loop)
     found: list[States | None] = [None] * len(cases)
     for batch in _batches(cases):
@@ -62,9 +63,9 @@ def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor
 
 @torch.no_grad()
 def attentions_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[Tensor]:
-    """[N, L + 1, T] attention of the positions whose states ``states_of`` reads, summed over heads.
+    """Attention weights, [N, L + 1, T] for each case, of the positions that ``layer_states`` reads; summed over heads.
 
-    Fused kernels keep no weights, so the pass takes transformers' plain attention.
+    Fused attention kernels do not return weights, so the forward pass uses the eager attention of transformers.
     """
     found: dict[int, Tensor] = {}
     attention = AttentionSwitch(reasoner.loop.model, "eager")
@@ -80,21 +81,21 @@ def attentions_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tenso
 
 
 def read_positions(case: Case) -> list[int]:
-    """The L + 1 positions whose states are read."""
+    """The L + 1 positions of the prompt whose states are read."""
     first = case.prompt.first_thought
     return [*range(first - 1, first - 1 + case.num_latents), len(case.prompt) - 1]
 
 
 def final_norm(loop: LatentLoop) -> nn.Module:
-    """The module that makes the last hidden states of those of the last block; identity where there is none.
+    """The final norm: the module between the last block and the returned hidden states; the identity if there is none.
 
-    It is found by running one position: the module without children whose output is what the model returns, and whose
-    input is something else.
+    It is found by running the model on one position: it is the module without children whose output is the tensor that
+    the model returns, and whose input is a different tensor.
     """
     ended: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def ends(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # Held on to, so that no later tensor takes the same memory.
+        # The tensors are kept, so that no later tensor can reuse their memory and have the same data pointer.
         if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
             ended.append((module, inputs[0], output))
 
@@ -114,14 +115,14 @@ def final_norm(loop: LatentLoop) -> nn.Module:
 
 
 def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
-    """Indices of cases, those of like length together."""
+    """Yields batches of indices of cases with similar lengths."""
     order = sorted(range(len(cases)), key=lambda index: len(cases[index].prompt))
     for start in range(0, len(order), BATCH):
         yield order[start : start + BATCH]
 
 
 def _embedded(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> Tensor:
-    """[B, T, D] inputs of whole prompts, padded on the right, where causal attention sees no pads."""
+    """[B, T, D] input embeddings of complete prompts, padded on the right, where causal attention ignores padding."""
     width = max(len(case.prompt) for case in cases)
     ids = torch.tensor([[*case.prompt.input_ids, *[0] * (width - len(case.prompt))] for case in cases])
     embeds: Tensor = reasoner.loop.embed(ids.to(reasoner.loop.device)).clone()

@@ -1,17 +1,19 @@
-"""Whether thoughts hold whole frontiers: nodes grouped by where they lie, by inner product and by attention.
+"""Measures whether a thought encodes a whole search frontier (superposition), by inner products and by attention.
 
-Source: "Reasoning by Superposition" (arXiv 2505.12514), section 5. At thought i, which stands for the step that
-leads to hop i:
+Source: "Reasoning by Superposition" (arXiv 2505.12514), section 5. For thought i, which replaces the step that leads to
+distance (hop) i from the root, there are two measures:
 
-* inner product of the thought with the input embedding of each node's name, by group of the *node*: not reachable from
-  the root, reachable within i hops, on the frontier (at hop i), optimal (on the frontier and on a shortest path to the
-  target);
-* attention of the position whose state becomes thought i, summed over heads and over the tokens of an edge, by group of
-  the edge's *source*: not reachable, reachable within i - 1 hops, at hop i - 1, and there on a shortest path.
+* The inner product of the thought with the input embedding of each node's name. Nodes are grouped into: not reachable
+  from the root; reachable within i hops; on the frontier (at hop i); optimal (on the frontier and on a shortest path to
+  the target).
+* The attention weight of the position whose state becomes thought i, summed over heads and over the tokens of an edge.
+  Edges are grouped by their *source* node: not reachable; reachable within i - 1 hops; at hop i - 1; at hop i - 1 and
+  on a shortest path.
 
-Groups are nested: the frontier is reachable, the optimal nodes are on the frontier. One value a problem (the mean over
-its group), then means over problems. With several thoughts a step all of a step's thoughts have its hop. A pause
-checkpoint goes through the same functions, as a control: its states are those of the same positions.
+The groups are nested: the frontier is part of the reachable nodes, and the optimal nodes are part of the frontier.
+Values are first averaged within a problem's group, then over problems. With several thoughts per step, all thoughts of
+a step have the same hop. As a control, a pause checkpoint is measured with the same functions, using its states at the
+same positions.
 """
 
 from collections import defaultdict
@@ -36,28 +38,29 @@ GROUPS = ("not reachable", "reachable", "frontier", "optimal")
 
 @dataclass(frozen=True)
 class GroupValue(Plain):
-    """One group of nodes or edges at one thought."""
+    """The mean value of one group of nodes or edges at one thought."""
 
     measure: str
-    """``inner product``, or ``attention, layer N`` (from 1)."""
+    """Name of the measure: ``inner product``, or ``attention, layer N`` with N from 1."""
     thought: int
-    """From 1."""
+    """Number of the thought, from 1."""
     group: str
+    """One of ``GROUPS``."""
     value: Mean
     num_problems: int
-    """Those that have such a node or edge."""
+    """Number of problems that have a node or edge in this group."""
 
 
 def superposition(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None = None) -> list[GroupValue]:
-    """Both measures for every thought and group.
+    """Computes both measures for every thought and group.
 
     Args:
         reasoner: the model.
-        problems: that carry graphs.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
+        problems: problems with graphs.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
 
     Raises:
-        DataError: a problem carries no graph.
+        DataError: a problem has no graph.
     """
     form = reasoner.card.text_format
     texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
@@ -83,7 +86,7 @@ def _by_attention(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequenc
     for text, own in zip(texts, weights, strict=True):
         places = edge_positions(reasoner, text)
         for layer, rows in enumerate(own):
-            # The last row belongs to the state before the text, which is no thought.
+            # The last row belongs to the state before the text, which is not a thought.
             for index, row in enumerate(rows[:-1]):
                 groups = edge_groups(text, _hop(reasoner, index))
                 sums = {name: [float(row[places[edge]].sum()) for edge in groups[name]] for name in GROUPS}
@@ -92,7 +95,7 @@ def _by_attention(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequenc
 
 
 def node_groups(text: GraphText, hop: int) -> dict[str, list[int]]:
-    """Nodes by group, for the thought that leads to ``hop``."""
+    """The nodes in each group, for the thought that leads to ``hop``."""
     distances = text.graph.distances(text.asked.root)
     optimal = {node for edge in text.optimal for node in edge}
     frontier = [node for node, distance in distances.items() if distance == hop]
@@ -105,7 +108,7 @@ def node_groups(text: GraphText, hop: int) -> dict[str, list[int]]:
 
 
 def edge_groups(text: GraphText, hop: int) -> dict[str, list[Edge]]:
-    """Edges by group, for the thought that leads to ``hop``."""
+    """The edges in each group, for the thought that leads to ``hop``."""
     distances, optimal, edges = text.graph.distances(text.asked.root), text.optimal, text.graph.edges
     return {
         "not reachable": [edge for edge in edges if edge[0] not in distances],
@@ -116,7 +119,7 @@ def edge_groups(text: GraphText, hop: int) -> dict[str, list[Edge]]:
 
 
 def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]:
-    """The positions of each edge's tokens in the prompt, the mark behind it included."""
+    """The positions of each edge's tokens in the prompt, including the separator after the edge."""
     tokenizer, form = reasoner.backbone.tokenizer, reasoner.card.text_format
     encoded = tokenizer(
         f"{text.problem.question}{form.question_end}",
@@ -137,19 +140,20 @@ def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]
 
 
 def _hop(reasoner: Reasoner, index: int) -> int:
+    """The hop of the step that thought ``index`` (from 0) replaces."""
     return index // max(reasoner.card.c_thought, 1) + 1
 
 
 class _Names:
-    """Embeddings of names; one of several tokens has their mean."""
+    """Input embeddings of names; for a name of several tokens, their mean."""
 
     def __init__(self, reasoner: Reasoner) -> None:
         self._reasoner = reasoner
         self._known: dict[str, Tensor] = {}
 
     def embedded(self, nodes: Sequence[Sequence[str]]) -> Tensor:
-        """[nodes, D] for the names of each; several have their mean."""
-        # A name follows another word wherever it stands in a question, hence the word before.
+        """[nodes, D] one embedding for each node, from its names; the mean if a node has several names."""
+        # Names are tokenized after another word, because in a question a name always follows a word.
         return torch.stack([torch.stack([self._embedded(name) for name in names]).mean(dim=0) for names in nodes])
 
     def _embedded(self, name: str) -> Tensor:
@@ -161,18 +165,18 @@ class _Names:
 
 
 class _Table:
-    """Values by measure, thought and group, one a problem."""
+    """Collects values by measure, thought and group, with one value per problem."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
 
     def add(self, measure: str, thought: int, groups: Mapping[str, Sequence[float]]) -> None:
-        """Takes a problem's groups; empty ones are left out."""
+        """Adds the mean of each of a problem's groups; empty groups are skipped."""
         for name, values in groups.items():
             if values:
                 self._values[measure, thought, name].append(sum(values) / len(values))
 
     def values(self) -> list[GroupValue]:
-        """Means over problems."""
+        """The means over problems."""
         order = sorted(self._values, key=lambda key: (key[0], key[1], GROUPS.index(key[2])))
         return [GroupValue(*key, mean_of(self._values[key]), len(self._values[key])) for key in order]

@@ -1,7 +1,9 @@
-"""One question thought through: each thought decoded, at each layer, with its size and where it points.
+"""Traces the thoughts of one question: each thought decoded at each layer, with its norm and its nearest tokens.
 
-Sources: decoding by the head, arXiv 2412.06769 (figure 4); the layers by the same head, nostalgebraist's "logit lens"
-(2020), the final norm applied once. Thoughts are often longer than token embeddings, so norms and cosines stand beside.
+Sources: decoding with the LM head, arXiv 2412.06769 (figure 4); decoding of every layer with the same head,
+    nostalgebraist's
+"logit lens" (2020), with the final norm applied once. Thoughts often have larger norms than token embeddings, so the
+trace also contains norms and cosines.
 """
 
 from collections.abc import Sequence
@@ -15,43 +17,43 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
-from coconut_ds.probing.cases import Case, Plain, case_behind, prepare, run_requests, writing_request
+from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
 
 
 @dataclass(frozen=True)
 class ThoughtView:
-    """One thought. Where the method pauses: what the model has computed by then, though a pause is fed instead."""
+    """One thought; for methods with pauses, the state that the model computes where a pause is fed instead."""
 
     number: int
-    """From 1."""
+    """Number of the thought, from 1."""
     decoded: DecodedThought
-    """Through the head; the last of ``layers``."""
+    """The thought decoded with the LM head; the last element of ``layers``."""
     layers: tuple[DecodedThought, ...]
-    """Layer 0 (what the first block gets) to the last."""
+    """The state decoded at each layer, from layer 0 (the input of the first block) to the last."""
     norm: float
     cosine_to_previous: float | None
-    """None for the first."""
+    """Cosine similarity to the previous thought; None for the first thought."""
     nearest: tuple[NearToken, ...]
-    """Input embeddings that point where the thought does."""
+    """The tokens whose input embeddings have the largest cosine similarity with the thought."""
 
 
 @dataclass(frozen=True)
 class ThoughtTrace(Plain):
-    """A question with all its thoughts."""
+    """A question with all its thoughts, decoded."""
 
     question: str
     method: str
     pauses: bool
-    """Pauses were fed, no thoughts."""
+    """Whether pauses were fed instead of thoughts."""
     thoughts: tuple[ThoughtView, ...]
     last: DecodedThought
     """The state from which the first token of the text is chosen."""
     embedding_norm: float
-    """Mean norm of the tokens' input embeddings, to compare with."""
+    """Mean norm of the input embeddings of all tokens, for comparison with the thoughts' norms."""
     written_before: str
-    """What the model wrote before it began to think, where it begins by itself."""
+    """The text that the model wrote before it started to think, if it decides that itself."""
     text: str
     answer: str
     finish_reason: str
@@ -67,23 +69,23 @@ def trace_thoughts(
     temperature: float = 1.0,
     max_new_tokens: int = 128,
 ) -> list[ThoughtTrace]:
-    """A trace of each question.
+    """Answers each question and traces its thoughts.
 
     Args:
         reasoner: the model.
         questions: one or several.
-        n_thoughts: thoughts or pauses; None: the checkpoint's number.
-        top_k: tokens of each state.
-        tokens: texts of one token each, whose rank and probability are wanted (a target and a foil, say).
-        temperature: of the softmax that decodes.
-        max_new_tokens: longest text.
+        n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
+        top_k: number of likeliest tokens to return for each state.
+        tokens: single tokens whose rank and probability to return for each state (for example a target and a foil).
+        temperature: temperature of the softmax that decodes the states.
+        max_new_tokens: length limit of the generated text, in tokens.
 
     Raises:
-        DataError: a question is too long, a token unknown, or the method does not think and thoughts were asked for.
+        DataError: a question is too long, a token is unknown, or thoughts are requested and the method does not think.
     """
-    asked = [questions] if isinstance(questions, str) else list(questions)
+    question_list = [questions] if isinstance(questions, str) else list(questions)
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
-    cases = prepare(reasoner, asked, n_thoughts, max_new_tokens)
+    cases = prepare(reasoner, question_list, n_thoughts, max_new_tokens)
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
     return [
@@ -101,13 +103,13 @@ def trace_of(
     top_k: int = 5,
     tokens: Sequence[str] = (),
 ) -> ThoughtTrace:
-    """The trace of a question whose completion is there already, its thoughts kept.
+    """Traces the thoughts of a question that was already answered.
 
     Args:
         reasoner: the model.
-        question: what was asked.
-        completion: what was made of it.
-        num_latents: thoughts or pauses that were asked for.
+        question: the question.
+        completion: its completion, generated with ``keep_thoughts``.
+        num_latents: number of thoughts or pauses that were requested.
         top_k: see ``trace_thoughts``.
         tokens: see ``trace_thoughts``.
 
@@ -116,9 +118,9 @@ def trace_of(
     """
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     pauses = reasoner.prompter.method.pauses
-    case = case_behind(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
+    case = answered_case(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
     fed = torch.stack(list(case.given.values())) if case.given else completion.thoughts
-    assert fed is not None, "the completion keeps its thoughts"
+    assert fed is not None, "the completion must keep its thoughts"
     return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
 
 
@@ -149,7 +151,7 @@ def _trace(
 
 
 def embedding_norm(reasoner: Reasoner) -> float:
-    """Mean norm of the input embeddings."""
+    """Mean norm of the input embeddings of all tokens."""
     table = embedding_weight(reasoner.backbone.model.get_input_embeddings())
     return float(table.detach().float().norm(dim=-1).mean())
 

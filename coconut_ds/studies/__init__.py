@@ -1,1 +1,1 @@
-"""Trainings that belong together, and what they show: the demo, methods, thoughts."""
+"""Studies that train and compare several small models: the demo, all methods, and what thoughts contain."""

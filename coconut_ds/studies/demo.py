@@ -1,9 +1,10 @@
-"""``make demo``: three methods learn the same task from scratch on a CPU; do thoughts matter?
+"""``make demo``: trains three methods from scratch on a CPU, to test whether continuous thoughts help.
 
-Products of permutations of three elements, a one-layer model. ``coconut`` and ``no_thoughts`` follow the same
-curriculum (a stage ends when it is mastered, or after ten epochs), ``no_cot`` trains on answers alone, all for the same
-number of updates, each under the real ``deepspeed`` launcher. Accuracies are those of 1,000 problems never trained on,
-in the last stage, where no step is written any more. Results go to ``outputs/demo``.
+The task is to multiply permutations of three elements, and the model has one layer. ``coconut`` and ``no_thoughts``
+follow the same curriculum (a stage ends when it is mastered, or after ten epochs); ``no_cot`` is trained only on
+answers. All three make the same number of updates, each under the real ``deepspeed`` launcher. Accuracy is measured on
+1,000 test problems that are not used in training, with the last checkpoint; by then the model writes only the answer
+and no steps. The results are written to ``outputs/demo``.
 """
 
 import argparse
@@ -20,17 +21,17 @@ from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, quoted, score_on_test
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
-STAGED = METHODS[:2]
-"""Those with a curriculum."""
+WITH_CURRICULUM = METHODS[:2]
+"""The methods that have a curriculum."""
 TASK = ("run=demo", "data=permutation_product", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo")
 CHANCE = 1 / 6
-"""Six permutations."""
-SHOWN = 5
-"""Problems shown with their decoded thoughts."""
+"""Accuracy of guessing: the answer is one of six permutations."""
+NUM_SHOWN = 5
+"""Number of test problems that are printed with their decoded thoughts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Runs the demo from the command line and returns the exit code: 1 if a training run fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data += data_overrides(arguments.overrides)
     accuracies = {method: score_on_test(run, data, out / "evaluation" / method) for method, run in runs.items()}
     draw_curves(list(runs.values()), out / "accuracy.png")
-    sentence = what_it_shows(accuracies)
+    sentence = conclusion(accuracies)
     summary = {
         **{method: round(accuracy, 4) for method, accuracy in accuracies.items()},
         "chance": round(CHANCE, 4),
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_all(common: Sequence[str]) -> dict[str, TrainedRun]:
-    """All methods under the deepspeed launcher, two at a time: coconut takes about as long as both others."""
+    """Trains all methods under the deepspeed launcher, in two lanes: coconut takes about as long as the other two."""
     with ThreadPoolExecutor(2) as pool:
         lanes = [pool.submit(train_lane, methods, common) for methods in (METHODS[:1], METHODS[1:])]
     runs = {run.label: run for lane in lanes for run in lane.result()}
@@ -80,7 +81,7 @@ def train_all(common: Sequence[str]) -> dict[str, TrainedRun]:
 
 
 def train_lane(methods: Sequence[str], common: Sequence[str]) -> list[TrainedRun]:
-    """One method after the other; lines are shown with the method in front."""
+    """Trains the methods one after the other and prints each line of their output with the method's name in front."""
 
     def show(method: str, line: str) -> None:
         sys.stdout.write(f"{method:>11} | {line}")
@@ -90,7 +91,7 @@ def train_lane(methods: Sequence[str], common: Sequence[str]) -> list[TrainedRun
 
 
 def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
-    """Validation accuracy over updates, with the stages of the curriculum."""
+    """Draws validation accuracy against updates, and marks where the curriculum stages begin."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,52 +105,53 @@ def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
         steps = [line["global_step"] for line in lines]
         colour = colours[run.label]
         axes.plot(steps, [line["eval/accuracy"] for line in lines], label=run.label, color=colour)
-        if run.label in STAGED:
+        if run.label in WITH_CURRICULUM:
             mark_stages(axes, steps, [line["eval/stage"] for line in lines], colour, next(heights))
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.22))
-    axes.set_title("Permutation products (numbers: where each method's stages begin)")
+    axes.set_title("Permutation products (the numbers mark where each curriculum stage begins)")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
 def mark_stages(axes: Any, steps: Sequence[int], stages: Sequence[int], colour: str, height: float) -> None:
-    """The number of each stage, above where it begins."""
+    """Writes the number of each curriculum stage above the update at which it begins."""
     for index, stage in enumerate(stages):
         if index == 0 or stage != stages[index - 1]:
             begin = steps[index - 1] if index else 0
             axes.text(begin, height, str(stage), fontsize=9, color=colour, ha="center", va="center", weight="bold")
 
 
-def what_it_shows(accuracies: dict[str, float]) -> str:
-    """One sentence that the three numbers bear out."""
+def conclusion(accuracies: dict[str, float]) -> str:
+    """A conclusion in words that the three accuracies support."""
     coconut, without, direct = (accuracies[method] for method in METHODS)
     numbers = (
-        f"coconut {coconut:.1%}, the same curriculum without thoughts {without:.1%}, answers alone {direct:.1%} "
-        f"(chance {CHANCE:.1%}), each after as many updates"
+        f"coconut {coconut:.1%}, the same curriculum without thoughts (no_thoughts) {without:.1%}, training on answers "
+        f"only (no_cot) {direct:.1%}; guessing {CHANCE:.1%}; all after the same number of updates"
     )
     if coconut < 0.95:
-        return f"Not solved within the epochs given: {numbers}."
+        return f"coconut did not solve the task in the given number of epochs: {numbers}."
     if without <= 0.6:
         return (
-            f"Here the thoughts themselves matter: {numbers}. It shows what this one-layer model learns in that "
-            "time with and without the extra passes, not that more would not help, nor that thoughts are steps."
+            f"Here the thoughts themselves matter: {numbers}. This shows what this one-layer model learns in this "
+            "number of updates with and without the extra forward passes. It does not show that longer training "
+            "without thoughts would fail, nor that the thoughts represent the steps."
         )
     if without >= coconut - 0.1:
-        return f"Here the curriculum does the work, not the thoughts: {numbers}."
-    return f"Thoughts help, and the curriculum alone does part of the work: {numbers}."
+        return f"Here the curriculum makes the difference, not the thoughts: {numbers}."
+    return f"Thoughts help, but part of the gain comes from the curriculum alone: {numbers}."
 
 
 def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
-    """Prints a few test problems with the tokens nearest to each thought."""
+    """Prints a few test problems, each with its decoded thoughts and the model's answer."""
     from coconut_ds.evaluation.session import trace_questions
 
     config = compose_eval_config(
         [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
     )
-    sys.stdout.write("\nThoughts through the language model head (nearest token and its probability):\n")
-    for traced in trace_questions(config, SHOWN):
+    sys.stdout.write("\nThoughts of coconut, decoded with the language model head (likeliest token, probability):\n")
+    for traced in trace_questions(config, NUM_SHOWN):
         thoughts = "  ".join(f"{t.tokens[0].strip() or '⏎'} {t.probabilities[0]:.2f}" for t in traced.thoughts)
         steps = ", ".join(traced.problem.steps)
         mark = "right" if traced.correct else "wrong"
@@ -158,13 +160,13 @@ def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
 
 
 def print_result(summary: dict[str, Any], out: Path) -> None:
-    """Accuracies, the sentence, and where everything lies."""
-    sys.stdout.write("\naccuracy on 1,000 problems never trained on, no step written:\n")
+    """Prints the accuracies, the conclusion, and the paths of the results."""
+    sys.stdout.write("\nAccuracy on 1,000 test problems not used in training; the model writes only the answer:\n")
     for method in METHODS:
         sys.stdout.write(f"  {method:>11}  {summary[method]:6.1%}\n")
     sys.stdout.write(
-        f"\n{summary['sentence']}\n\n{out / 'summary.json'}, {out / 'accuracy.png'}; "
-        f"{summary['durations_s']['total']:.0f} s in all\n"
+        f"\n{summary['sentence']}\n\nResults: {out / 'summary.json'}, {out / 'accuracy.png'}; "
+        f"total time {summary['durations_s']['total']:.0f} s\n"
     )
 
 

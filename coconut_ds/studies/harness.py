@@ -1,4 +1,7 @@
-"""Runs as processes, for programs that start several: training under a launcher, then the last checkpoint's score."""
+"""Starts training runs as separate processes, and evaluates their last checkpoints.
+
+For programs that train several models.
+"""
 
 import json
 import os
@@ -19,25 +22,26 @@ from coconut_ds.training.metrics import read_metrics
 
 
 class HarnessError(CoconutError):
-    """A training process did not end as it should."""
+    """A training process failed."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that ended."""
+    """A training run that has finished."""
 
     label: str
     folder: Path
     summary: dict[str, Any]
+    """The content of the run's ``summary.json``."""
     duration_s: float
 
     @property
     def checkpoint(self) -> str:
-        """The last one."""
+        """Path of the last checkpoint."""
         return str(self.summary["last_checkpoint"])
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Lines of ``metrics.jsonl`` about validation."""
+        """The lines of ``metrics.jsonl`` with validation results."""
         return [line for line in read_metrics(self.folder / "metrics.jsonl") if "eval/accuracy" in line]
 
 
@@ -48,21 +52,21 @@ def launch_run(
     with_deepspeed: bool = True,
     program: Sequence[str] = (),
 ) -> TrainedRun:
-    """One training process on one accelerator or core.
+    """Runs one training process on one accelerator or core, and waits for it to finish.
 
     Args:
-        label: names the run in errors.
-        overrides: as on the command line.
-        show: gets each line of output.
-        with_deepspeed: under the ``deepspeed`` launcher; else plain Python, which starts some seconds sooner.
-        program: a script that trains, and what it takes before the overrides; default: ``train.py``.
+        label: name of the run in error messages.
+        overrides: configuration overrides, as on the command line.
+        show: called with each line of the process's output.
+        with_deepspeed: use the ``deepspeed`` launcher; plain Python otherwise, which starts some seconds faster.
+        program: the training script and its arguments before the overrides; ``train.py`` by default.
 
     Raises:
-        HarnessError: it ended with another exit code than 0.
+        HarnessError: the process ended with an exit code other than 0, or without writing ``summary.json``.
     """
     started = time.perf_counter()
     command = [*(launcher(1) if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
-    # One thread: the tensors are tiny, and runs stand beside each other.
+    # One thread, because the tensors are tiny and several runs share the CPU.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = None
     with subprocess.Popen(
@@ -74,13 +78,19 @@ def launch_run(
             if line.startswith(RUN_LINE):
                 folder = Path(line.removeprefix(RUN_LINE).rstrip("\n"))
     if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
-        raise HarnessError(f"{label} ended with exit code {process.returncode}; see its lines")
+        raise HarnessError(f"{label}: the training process failed (exit code {process.returncode}); see its output")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return TrainedRun(label, folder, summary, time.perf_counter() - started)
 
 
 def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float:
-    """Accuracy of the last checkpoint on the test problems that ``overrides`` (of the evaluation) name."""
+    """Evaluates the last checkpoint and returns its accuracy, from 0 to 1.
+
+    Args:
+        run: the finished training run.
+        overrides: overrides of the evaluation's configuration; they choose the test problems.
+        out: folder of the evaluation's results.
+    """
     from coconut_ds.evaluation.session import evaluate
 
     config = compose_eval_config([f"checkpoint={quoted(run.checkpoint)}", f"out={quoted(out)}", *overrides])
@@ -88,10 +98,10 @@ def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float
 
 
 def data_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those overrides of a training run that change its problems, for an evaluation."""
+    """Selects the overrides of a training run that determine its problems, to evaluate on the same kind of problems."""
     return [override for override in overrides if override.startswith(("data", "num_terms=", "modulus=", "size."))]
 
 
 def quoted(path: str | Path) -> str:
-    """A path as a Hydra value, whatever signs it holds."""
+    """Quotes a path as a Hydra value, so that it may contain any character."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

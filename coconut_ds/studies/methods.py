@@ -1,11 +1,12 @@
-"""``python -m coconut_ds.compare``: every method on small tasks, several seeds, one run after another, one table.
+"""``python -m coconut_ds.compare``: compares all methods on small tasks with several seeds.
 
-It can be stopped and started again with the same line: runs that ended are kept (``result.json`` in the folder of each)
-and left alone unless their overrides have changed. All methods train for the same number of updates on the same
-problems with the configuration of ``training=demo``; those with a curriculum pass to the next stage when the last one
-is mastered, or after ten epochs. Accuracies are of the last checkpoint on 1,000 problems never trained on.
+The comparison can be stopped and continued with the same command: each finished run stores a ``result.json`` in its
+folder and is not repeated unless its overrides have changed. All methods make the same number of updates on the same
+problems, with the configuration ``training=demo``. Methods with a curriculum move on to the next stage when the current
+one is mastered, or after ten epochs. Accuracy is measured with the last checkpoint on 1,000 test problems that are not
+used in training.
 
-Writes ``table.md``, ``accuracy.png`` and the runs to ``--out``.
+Writes ``table.md``, ``accuracy.png`` and the runs to the folder ``--out``.
 """
 
 import argparse
@@ -29,11 +30,14 @@ COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned."""
+    """A task that the methods are compared on."""
 
     overrides: tuple[str, ...]
+    """Configuration overrides that select the task."""
     chance: float
+    """Accuracy of guessing, from 0 to 1."""
     words: str
+    """Description for tables and figures."""
 
 
 TASKS = {
@@ -50,7 +54,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class TableCell:
-    """One run of the table."""
+    """One training run of the table."""
 
     task: str
     method: str
@@ -60,23 +64,23 @@ class TableCell:
         return f"{self.task}/{self.method}/seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
-        """Where its run and result lie."""
+        """Folder of the run and its result."""
         return out / self.task / self.method / f"seed_{self.seed}"
 
     def overrides(self, more: Sequence[str]) -> list[str]:
-        """Its command line, but for where it goes."""
+        """The run's configuration overrides, except for its output folder; ``more`` is appended."""
         own = [f"method={self.method}", f"run.seed={self.seed}", f"run.name={self.method}"]
         return [*COMMON, *TASKS[self.task].overrides, *own, *more]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Runs the comparison from the command line and returns the exit code: 1 if a run fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--lanes", type=int, default=2, help="runs at a time, each on one core (%(default)s)")
+    parser.add_argument("--lanes", type=int, default=2, help="parallel runs, one core each (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all runs")
     options = parser.parse_args(argv)
     cells = [TableCell(t, m, s) for t in options.tasks for s in options.seeds for m in options.methods]
@@ -93,11 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_all(
     cells: Sequence[TableCell], out: Path, more: Sequence[str], lanes: int
 ) -> tuple[dict[TableCell, dict[str, Any]], dict[TableCell, HarnessError]]:
-    """Results of all cells, and what went wrong."""
+    """Trains and evaluates all cells, ``lanes`` at the same time.
+
+    Returns the results of the cells that succeeded, and the errors of those that failed.
+    """
     done = {cell: result for cell in cells if (result := kept_result(cell, out, more)) is not None}
     missing = [cell for cell in cells if cell not in done]
     if done:
-        sys.stdout.write(f"{len(done)} of {len(cells)} runs are there already\n")
+        sys.stdout.write(f"{len(done)} of {len(cells)} runs are already finished\n")
     failed: dict[TableCell, HarnessError] = {}
     with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(missing), unit="run", disable=None) as bar:
         started = {pool.submit(run_cell, cell, out, more): cell for cell in missing}
@@ -113,7 +120,7 @@ def run_all(
 
 
 def kept_result(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a run that ended, if it was this one."""
+    """The stored result of a finished run with the same overrides; None if there is none."""
     path = cell.folder(out) / "result.json"
     if not path.is_file():
         return None
@@ -122,7 +129,7 @@ def kept_result(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, An
 
 
 def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Trains and evaluates; the result is written last."""
+    """Trains and evaluates one cell. ``result.json`` is written last, so that it marks a finished run."""
     folder, overrides = cell.folder(out), cell.overrides(more)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
@@ -148,7 +155,7 @@ def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
 
 
 def render_table(done: dict[TableCell, dict[str, Any]], methods: Sequence[str]) -> str:
-    """A table a task, in Markdown."""
+    """The results in Markdown, one table per task."""
     parts = []
     for task in dict.fromkeys(cell.task for cell in done):
         seeds = sorted({cell.seed for cell in done if cell.task == task})
@@ -186,7 +193,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def draw(done: dict[TableCell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
-    """A dot a run, a row a method, a panel a task."""
+    """Draws the accuracies: one panel per task, one row per method, one dot per run."""
     import matplotlib
 
     matplotlib.use("Agg")

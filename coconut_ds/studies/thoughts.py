@@ -1,8 +1,9 @@
-"""``python -m coconut_ds.probe study``: trains small models and asks whether their thoughts are the steps replaced.
+"""``python -m coconut_ds.probe study``: trains small models and measures whether thoughts encode the steps.
 
-Two tasks, each with and without thoughts and with pauses in their place, the same curriculum for all: sums of four
-digits modulo 10 with one thought a step, and the products of ``make demo`` with two. What is trained and measured
-already is left alone, so the same line carries on. Writes ``tables.md``, and for each model JSON, CSV and PNG.
+There are two tasks: sums of four digits modulo 10 with one thought per step, and the permutation products of
+``make demo`` with two thoughts per step. On each task three models are trained with the same curriculum: with thoughts,
+without thoughts, and with pause tokens in place of thoughts. Models that are already trained and measured are skipped,
+so the same command continues an interrupted study. Writes ``tables.md``, and JSON, CSV and PNG files for each model.
 """
 
 import argparse
@@ -17,33 +18,34 @@ from coconut_ds.studies.harness import data_overrides, quoted
 from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
-MORE = {"modular_sum": ["c_thought=1"], "permutation_product": []}
-"""Overrides beside those of the task. One thought a step is the plainest case."""
-ASKED, TABLES = "asked.json", "tables.md"
-"""What a model was measured with, and what was found; the first is written last."""
+EXTRA_OVERRIDES = {"modular_sum": ["c_thought=1"], "permutation_product": []}
+"""Overrides in addition to those of the task. One thought per step is the simplest case."""
+OPTIONS, TABLES = "asked.json", "tables.md"
+"""Names of the files with a measurement's options and its tables. The options are written last: their file marks the
+measurement as finished."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Runs the study from the command line and returns the exit code: 1 if a training run fails."""
     parser = argparse.ArgumentParser(
         prog="python -m coconut_ds.probe study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/probing"))
-    parser.add_argument("--tasks", nargs="+", choices=MORE, default=list(MORE))
+    parser.add_argument("--tasks", nargs="+", choices=EXTRA_OVERRIDES, default=list(EXTRA_OVERRIDES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, each on one core (%(default)s)")
-    parser.add_argument("--problems", type=int, default=300, help="test problems (%(default)s)")
-    parser.add_argument("--fit", type=int, default=1000, help="problems that probes are fit on (%(default)s)")
-    parser.add_argument("--draws", type=int, default=1, help="of noise and donors (%(default)s)")
+    parser.add_argument("--lanes", type=int, default=2, help="parallel trainings, one core each (%(default)s)")
+    parser.add_argument("--problems", type=int, default=300, help="number of test problems (%(default)s)")
+    parser.add_argument("--fit", type=int, default=1000, help="problems to fit the probes on (%(default)s)")
+    parser.add_argument("--draws", type=int, default=1, help="draws of noise and of donors per problem (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all trainings")
     options = parser.parse_args(argv)
     parts = []
     for task in options.tasks:
         cells = [TableCell(task, method, seed) for seed in options.seeds for method in options.methods]
-        done, failed = run_all(cells, options.out / "runs", [*MORE[task], *options.set], options.lanes)
+        done, failed = run_all(cells, options.out / "runs", [*EXTRA_OVERRIDES[task], *options.set], options.lanes)
         for cell, error in failed.items():
             sys.stderr.write(f"error: {cell}: {error}\n")
         if failed:
@@ -61,28 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
-    """Measures one model and writes what was found; returns its tables."""
-    # Imported here, so that --help needs no torch.
+    """Measures one model, writes the results to its folder and returns its tables as Markdown."""
+    # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
     from coconut_ds.probing.measures import measure_checkpoint, summary, write_measured
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
     out = options.out / cell.task / cell.method / f"seed_{cell.seed}"
-    asked = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
-    if (out / ASKED).is_file() and json.loads((out / ASKED).read_text(encoding="utf-8")) == asked:
+    measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
+    if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
         return (out / TABLES).read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     config = compose_eval_config([f"checkpoint={quoted(checkpoint)}", *data, f"seed={cell.seed}"])
     source = open_source(config.data, cell.seed)
     scored = source.test()[: options.problems]
     known = {problem.question for problem in scored}
-    # An epoch that no training comes to.
+    # An epoch number that no training run reaches, so these problems are drawn independently of the training's.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
     made = measure_checkpoint(
         load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
     )
     write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
     write_whole(out / TABLES, summary(made))
-    write_whole(out / ASKED, json.dumps(asked) + "\n")
+    write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
     return summary(made)
