@@ -153,7 +153,7 @@ class ModelThread:
                 self._inbox.put(lambda job=job: self._forget(job))  # type: ignore[misc]
 
     def run(self, function: Callable[[Reasoner], Result]) -> "Future[Result]":
-        """Calls ``function`` with the reasoner on the model's thread, between two passes. Running requests wait for it.
+        """Calls ``function`` with the reasoner on the model's thread, between two passes; running requests wait.
 
         Raises:
             UnavailableError: the model cannot be used, or is being unloaded.
@@ -175,7 +175,7 @@ class ModelThread:
         return future
 
     def stop(self) -> None:
-        """Makes the thread end and unfinished requests fail. Returns immediately."""
+        """Makes unfinished requests fail and the thread end. Returns immediately."""
         with self._lock:
             if not self._closing:
                 self._closing = True
@@ -223,7 +223,7 @@ class ModelThread:
                     self._engine.step(op)
             except Exception as error:
                 self._recover(error)
-            self._flush()
+            self._deliver()
             self._busy_since = None
 
     def _run_commands(self) -> None:
@@ -294,8 +294,7 @@ class ModelThread:
         self._engine.submit(Request(Layout(ids, [IGNORE], 1, 0), 1))
         self._engine.run()
 
-    def _flush(self) -> None:
-        """Delivers the events in the outbox to their receivers."""
+    def _deliver(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for receiver, events in outbox.items():
             receiver.deliver(events)

@@ -38,10 +38,9 @@ LONG_PROMPT = 20_000
 
 @dataclass(frozen=True)
 class Choice:
-    """One complete continuation."""
+    """One complete continuation. ``index``: its position among those of the ``Ask``, prompt by prompt."""
 
     index: int
-    """Position among the continuations of the ``Ask``: prompt by prompt, sample by sample."""
     text: str
     finish_reason: EndReason
     completion: Completion
@@ -52,10 +51,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to one continuation."""
+    """What one step added to the continuation with this index."""
 
     index: int
-    """Of the continuation, see ``Choice.index``."""
     text: str = ""
     """New text; empty while ``TextStream`` holds it back."""
     token: int | None = None
@@ -203,7 +201,7 @@ class Service:
             thread.stop()
 
     def close(self) -> None:
-        """Fails all unfinished requests and unloads all models."""
+        """Like ``fail_all``, and unloads all models."""
         self.fail_all()
         self.models.close()
 
