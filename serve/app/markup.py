@@ -64,7 +64,7 @@ def answer(text: str, written: str, right: str | None, is_right: bool | None) ->
 def thinking(done: int, total: int, text: str) -> str:
     """An answer that is being generated: the thoughts completed so far, and the text."""
     dots = "●" * done + "○" * max(total - done, 0)
-    state = f"thought {done} of {total}" if done < total else "generating text"
+    state = f"{done} of {total} thoughts completed" if done < total else "generating text"
     return (
         f'<div class="answer" aria-busy="true"><p class="label">{state} <span aria-hidden="true">{dots}</span></p>'
         f"<pre>{escape(text)}▌</pre></div>"
