@@ -1,4 +1,4 @@
-"""What is asked of a model, whoever asks: HTTP requests, an app, a script. Checked against limits and model here."""
+"""Requests to a model, independent of who makes them (HTTP clients, the app, a script), and their checks."""
 
 import secrets
 from collections.abc import Sequence
@@ -13,41 +13,45 @@ from serve.limits import Limits
 
 DEFAULT_NEW_TOKENS = 128
 Prompt = str | tuple[int, ...]
-"""Text of a question, or its token ids as they are."""
+"""A question as text, or as token ids that are used unchanged."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Continuations to make, of one or several questions."""
+    """A request for continuations of one or several questions."""
 
     model: str
     prompts: tuple[Prompt, ...]
     samples: int = 1
-    """Continuations of each question."""
+    """Continuations per question."""
     n_thoughts: int | None = None
-    """None: the checkpoint's number."""
+    """Thoughts (or pauses) before the text; None: the checkpoint's number."""
     force_text_after: int | None = None
+    """End thinking after at most this many thoughts; None: no such limit."""
     min_thoughts: int | None = None
+    """Let the model end thinking by itself, but not before this many thoughts."""
     max_thoughts: int | None = None
+    """Let the model end thinking by itself, after at most this many thoughts."""
     max_new_tokens: int | None = None
-    """None: ``DEFAULT_NEW_TOKENS``, or as many as there is room for."""
+    """None: ``DEFAULT_NEW_TOKENS``, or fewer if the slot has no room for them."""
     min_new_tokens: int = 0
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    """None: another one each time, which matters where something is drawn."""
+    """None: a random seed for each request; only matters if ``temperature`` is not 0."""
     stop: tuple[str, ...] = ()
     num_likeliest: int | None = None
-    """Tokens shown with each log probability; None: no log probabilities."""
+    """Number of most likely tokens returned with each log probability; None: no log probabilities."""
     keep_thoughts: bool = False
+    """Whether completions include the states of their thoughts."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:
-    """Holds a request against what the server allows, before a model is looked at.
+    """Checks a request against the server's limits. Does not need the model.
 
     Raises:
-        RequestError: names the field.
+        RequestError: a value is out of range; the error names the field.
     """
     bounds = {
         "prompt": (len(ask.prompts), 1, limits.max_prompts),
@@ -67,30 +71,37 @@ def check_numbers(ask: Ask, limits: Limits) -> None:
             raise RequestError(f"{name}: {what}; expected {least} to {most}", name)
     if len(ask.prompts) * ask.samples > limits.max_completions:
         raise RequestError(
-            f"n: {len(ask.prompts)} prompts and n={ask.samples} make {len(ask.prompts) * ask.samples} completions; "
-            f"expected at most {limits.max_completions}",
+            f"n: {len(ask.prompts)} prompts with n={ask.samples} are {len(ask.prompts) * ask.samples} completions; "
+            f"expected at most {limits.max_completions} per request",
             "n",
         )
     for text in ask.stop:
         if not 0 < len(text) <= limits.max_stop_characters:
-            raise RequestError(f"stop: expected 1 to {limits.max_stop_characters} characters in each", "stop")
-    # A token has at least a byte, and few have more than 32.
+            raise RequestError(
+                f"stop: found a string of {len(text)} characters; expected 1 to {limits.max_stop_characters} "
+                "characters each",
+                "stop",
+            )
+    # Refuses hopelessly long texts before tokenizing them: few tokens have more than 32 characters.
     most = 32 * limits.max_prompt_tokens
     if any(isinstance(prompt, str) and len(prompt) > most for prompt in ask.prompts):
-        raise RequestError(f"prompt: expected at most {limits.max_prompt_tokens} tokens", "prompt")
+        raise RequestError(
+            f"prompt: found a text of more than {most} characters; expected at most {limits.max_prompt_tokens} tokens",
+            "prompt",
+        )
 
 
 def requests_of(ask: Ask, reasoner: Reasoner, capacity: int, limits: Limits) -> list[Request]:
-    """The engine's requests, the samples of each prompt one after the other.
+    """Turns an ``Ask`` into requests of the engine: for each prompt, all its samples in a row.
 
     Args:
-        ask: checked by ``check_numbers``.
+        ask: must have passed ``check_numbers``.
         reasoner: the model.
         capacity: positions of a slot.
-        limits: see there.
+        limits: limits of the server.
 
     Raises:
-        RequestError: the model cannot do it.
+        RequestError: the request does not fit the model; the error names the field.
     """
     prompter = reasoner.prompter
     try:
@@ -98,13 +109,14 @@ def requests_of(ask: Ask, reasoner: Reasoner, capacity: int, limits: Limits) -> 
         seed = secrets.randbits(32) if ask.seed is None else ask.seed
         requests: list[Request] = []
         for index, ids in enumerate(_ids(ask.prompts, prompter, limits)):
-            # As in ``Reasoner.generate``: draws differ from question to question.
+            # As in ``Reasoner.generate``: each question has its own random draws.
             sampling = Sampling(ask.temperature, ask.top_k, ask.top_p, seed, sample=index * ask.samples)
             request = prompter.request(ids, thoughts, _writing(ask, sampling))
-            requests += _in_room(request, ask, capacity).samples(ask.samples)
+            requests += _fitted(request, ask, capacity).samples(ask.samples)
     except RequestError:
         raise
     except CoconutError as error:
+        # Messages begin with the name of the field: ``top_p=0: …`` or ``prompt: …``.
         name = str(error).partition("=")[0].partition(":")[0]
         raise RequestError(str(error), name if name.replace("_", "").isalpha() and name.islower() else None) from error
     return requests
@@ -123,7 +135,11 @@ def _writing(ask: Ask, sampling: Sampling) -> Writing:
 
 
 def _ids(prompts: Sequence[Prompt], prompter: Prompter, limits: Limits) -> list[list[int]]:
-    """Token ids of each question."""
+    """Token ids of each question.
+
+    Raises:
+        RequestError: a token id is not allowed, or a question is too long or empty.
+    """
     known = len(prompter.tokenizer)
     found = []
     for prompt in prompts:
@@ -131,23 +147,29 @@ def _ids(prompts: Sequence[Prompt], prompter: Prompter, limits: Limits) -> list[
         if not isinstance(prompt, str):
             for token in ids:
                 if not 0 <= token < known or token in prompter.markers.all():
-                    raise RequestError(f"prompt: found token {token}; expected 0 to {known - 1}, no marker", "prompt")
+                    raise RequestError(
+                        f"prompt: found token id {token}; expected 0 to {known - 1}, and not a thought marker", "prompt"
+                    )
         if not 0 < len(ids) <= limits.max_prompt_tokens:
             raise RequestError(f"prompt: has {len(ids)} tokens; expected 1 to {limits.max_prompt_tokens}", "prompt")
         found.append(ids)
     return found
 
 
-def _in_room(request: Request, ask: Ask, capacity: int) -> Request:
-    """The request, if it fits into a slot; with fewer new tokens where no number was asked for."""
+def _fitted(request: Request, ask: Ask, capacity: int) -> Request:
+    """Checks that the request fits into a slot; reduces ``max_new_tokens`` if the caller did not specify it.
+
+    Raises:
+        RequestError: the request does not fit.
+    """
     room = capacity - (request.num_positions - request.num_new)
     if ask.max_new_tokens is None and room >= max(1, ask.min_new_tokens):
         return replace(request, max_new_tokens=min(request.max_new_tokens, room))
     if request.num_new > room:
         name = "prompt" if room < 1 else "max_tokens"
         raise RequestError(
-            f"{name}: question, thoughts and markers take {capacity - room} positions, and {request.num_new} new "
-            f"tokens may follow; there is room for {capacity} in all",
+            f"{name}: question, thoughts and markers take {capacity - room} positions, and up to {request.num_new} new "
+            f"tokens follow; there is room for {capacity} positions in total",
             name,
         )
     return request

@@ -1,6 +1,6 @@
-"""Checkpoints that a server offers: names, and the folders behind them, found once at its start.
+"""The checkpoints that a server offers: their names and folders, found once when the server starts.
 
-No path ever comes from a request: a request names a checkpoint of this list.
+Requests never contain paths: a request can only name a checkpoint of this list.
 """
 
 import logging
@@ -18,112 +18,115 @@ log = logging.getLogger("serve")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A checkpoint under its name."""
+class ServedCheckpoint:
+    """A checkpoint that requests can name."""
 
     name: str
     folder: Path
     root: Path
-    """What the operator gave; nothing in the folder may point out of it."""
+    """The folder that the operator gave; nothing in the checkpoint may point outside it."""
     card: ModelCard
 
     @property
     def created(self) -> int:
-        """When it was written: seconds since 1970."""
+        """When the checkpoint was written, in seconds since 1970."""
         return int((self.folder / "coconut.json").stat().st_mtime)
 
 
-class Catalogue:
-    """Entries by name, in the order in which they were given."""
+class Checkpoints:
+    """Checkpoints by name, in the order in which they were given."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, checkpoints: Sequence[ServedCheckpoint]) -> None:
         """
         Raises:
-            CheckpointError: there is none, or two have one name.
+            CheckpointError: there is no checkpoint, or two have the same name.
         """
-        self._entries: dict[str, Entry] = {}
-        for entry in entries:
-            if entry.name in self._entries:
+        self._by_name: dict[str, ServedCheckpoint] = {}
+        for checkpoint in checkpoints:
+            if checkpoint.name in self._by_name:
                 raise CheckpointError(
-                    f"--checkpoint {entry.folder}: the name {entry.name} is also that of "
-                    f"{self._entries[entry.name].folder}; give it another: --checkpoint NAME={entry.folder}"
+                    f"--checkpoint {checkpoint.folder}: the name {checkpoint.name} is already taken by "
+                    f"{self._by_name[checkpoint.name].folder}; choose another: --checkpoint NAME={checkpoint.folder}"
                 )
-            self._entries[entry.name] = entry
-        if not self._entries:
-            raise CheckpointError("--checkpoint: no complete checkpoint was found; give a model folder or a run")
+            self._by_name[checkpoint.name] = checkpoint
+        if not self._by_name:
+            raise CheckpointError("--checkpoint: found no complete checkpoint; give a model folder or a run's folder")
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __iter__(self) -> Iterator[ServedCheckpoint]:
+        return iter(self._by_name.values())
 
     @property
     def names(self) -> list[str]:
         """All names."""
-        return list(self._entries)
+        return list(self._by_name)
 
     @property
     def first_thinking(self) -> str:
-        """The first that thinks, else the first: what an app shows before anything is chosen."""
-        return next((entry.name for entry in self if entry.card.num_thoughts), self.names[0])
+        """Name of the first checkpoint that thinks, or of the first one if none does; the app selects it initially."""
+        return next((checkpoint.name for checkpoint in self if checkpoint.card.num_thoughts), self.names[0])
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> ServedCheckpoint:
         """
         Raises:
             UnknownModelError: no checkpoint has this name.
         """
-        entry = self._entries.get(name)
-        if entry is None:
-            raise UnknownModelError(f"model: there is none named {name[:100]!r}; GET /v1/models lists them", "model")
-        return entry
+        checkpoint = self._by_name.get(name)
+        if checkpoint is None:
+            raise UnknownModelError(
+                f"model: no checkpoint is named {name[:100]!r}; GET /v1/models lists the names", "model"
+            )
+        return checkpoint
 
 
-def find_checkpoints(given: Iterable[str]) -> Catalogue:
-    """What ``--checkpoint`` options mean: ``PATH`` or ``NAME=PATH`` of a model folder, or the ``PATH`` of a run's
-    folder or of a folder with runs, whose complete checkpoints are taken, the newest first.
+def find_checkpoints(given: Iterable[str]) -> Checkpoints:
+    """Finds the checkpoints that ``--checkpoint`` options refer to.
+
+    Args:
+        given: each the path of a model folder, of a run's folder, or of a folder that contains runs, optionally
+            preceded by ``NAME=``. Of runs, all complete checkpoints are taken, the newest first.
 
     Raises:
-        CheckpointError: a folder is not there or not safe, or nothing is found. Unsafe ones among several are left out
-            with a warning.
+        CheckpointError: a folder does not exist, is not safe to load, or contains no complete checkpoint. If only some
+            of a folder's checkpoints are unsafe, they are skipped with a warning.
     """
-    return Catalogue([entry for text in given for entry in _entries(text)])
+    return Checkpoints([checkpoint for text in given for checkpoint in _checkpoints_of(text)])
 
 
-def _entries(text: str) -> list[Entry]:
+def _checkpoints_of(text: str) -> list[ServedCheckpoint]:
+    """The checkpoints that one ``--checkpoint`` option refers to."""
     name, separator, path = text.partition("=")
     folder = Path(path if separator and not Path(text).exists() else text)
     name = name if separator and not Path(text).exists() else ""
     if not folder.is_dir():
-        raise CheckpointError(f"--checkpoint {folder}: no such folder; give a model folder or a run")
+        raise CheckpointError(f"--checkpoint {folder}: no such folder; give a model folder or a run's folder")
     folder = folder.resolve()
     if (folder / "config.json").exists():
-        return [_entry(name or _plain_name(folder), folder, folder)]
+        return [_checked(name or _default_name(folder), folder, folder)]
     attempts = [read_attempt(folder)] if is_attempt(folder) else list(reversed(find_attempts(folder)))
     found = [(attempt, one) for attempt in attempts for one in attempt.complete]
     short = [f"{attempt.name}/{one.path.name}" for attempt, one in found]
-    entries, refused = [], []
+    checkpoints, refused = [], []
     for (attempt, one), label in zip(found, short, strict=True):
         label = label if short.count(label) == 1 else f"{attempt.name}/{attempt.id}/{one.path.name}"
         try:
-            entries.append(_entry(f"{name}/{one.path.name}" if name else label, one.path, folder))
+            checkpoints.append(_checked(f"{name}/{one.path.name}" if name else label, one.path, folder))
         except CheckpointError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipped a checkpoint: %s", error)
             refused.append(error)
-    if refused and not entries:
+    if refused and not checkpoints:
         raise refused[0]
-    return entries
+    return checkpoints
 
 
-def _plain_name(folder: Path) -> str:
-    """As in a root: a checkpoint of a run is named after the run."""
+def _default_name(folder: Path) -> str:
+    """The name of a single model folder: a run's checkpoint is named after the run, as when the run is given."""
     if is_attempt(folder.parent):
         return f"{read_attempt(folder.parent).name}/{folder.name}"
     return folder.name
 
 
-def _entry(name: str, folder: Path, root: Path) -> Entry:
+def _checked(name: str, folder: Path, root: Path) -> ServedCheckpoint:
     check_folder(folder, root)
     card = ModelCard.read(folder)
-    assert card is not None, "check_folder wants a card"
-    return Entry(name, folder, root, card)
+    assert card is not None, "check_folder requires coconut.json"
+    return ServedCheckpoint(name, folder, root, card)

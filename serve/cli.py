@@ -1,4 +1,4 @@
-"""``python -m serve api`` (``coconut-serve``) and ``python -m serve app``: the command line."""
+"""The command line: ``python -m serve api`` (also ``coconut-serve``) and ``python -m serve app``."""
 
 import argparse
 import logging
@@ -14,12 +14,12 @@ from serve.limits import EngineSettings, Limits
 
 KEY_VARIABLE = "COCONUT_API_KEY"
 RUNS = "outputs"
-"""Where runs lie, if nothing else is said."""
+"""Default folder of runs."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves. Returns the exit code: 2 for an error to mend."""
+    """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -31,21 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def api_main() -> int:
-    """``coconut-serve``, which has one command."""
+    """Entry point of ``coconut-serve``: ``python -m serve api``."""
     return main(["api", *sys.argv[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m serve", description=__doc__)
+    parser = Parser(prog="python -m serve", description="Serves checkpoints: over HTTP, or in a browser app.")
     commands = parser.add_subparsers(dest="command", required=True)
-    api = commands.add_parser("api", help="the HTTP API")
+    api = commands.add_parser("api", help="serve the HTTP API")
     add_checkpoints(api, "--checkpoint", required=True)
-    api.add_argument("--app", action="store_true", help="the app too, at /app")
+    api.add_argument("--app", action="store_true", help="also serve the browser app, at /app")
     api.add_argument(
-        "--api-key-file", type=Path, help="the key that clients send; else COCONUT_API_KEY of the environment"
+        "--api-key-file",
+        type=Path,
+        help="file with the API key that clients must send; default: the environment variable COCONUT_API_KEY",
     )
     add_options(api, port=8000)
-    app = commands.add_parser("app", help="the app, for a browser; the HTTP API beside it")
+    app = commands.add_parser("app", help="serve the browser app, and the HTTP API with it")
     add_checkpoints(app, "--runs")
     app.set_defaults(app=True)
     app.add_argument(
@@ -53,42 +55,66 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         dest="api_key_file",
-        help="holds the password that visitors type, with any name; else COCONUT_API_KEY of the environment",
+        help="file with the password that visitors must type, with any user name; default: the environment variable "
+        "COCONUT_API_KEY",
     )
     add_options(app, port=7860)
     return parser
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
-    """The option that says what is served."""
+    """Adds the option that names the checkpoints to serve."""
     parser.add_argument(
         name,
         action="append",
         dest="checkpoint",
         metavar="[NAME=]PATH",
-        help="a model folder, a run's folder or a folder with runs; may be given several times",
+        help="a model folder, a run's folder or a folder that contains runs; may be given several times",
         **more,
     )
 
 
 def add_options(parser: argparse.ArgumentParser, port: int) -> None:
-    """Options of a server, with its usual port."""
+    """Adds the options that both commands share; ``port`` is the default port."""
     limits, settings = Limits(), EngineSettings()
     add = parser.add_argument
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=port)
-    add("--data", type=Path, action="append", default=[], metavar="FILE", help="problems that the app offers")
-    add("--no-key", action="store_true", help="serve other machines without a key")
-    add("--dtype", default=settings.dtype, choices=("float32", "bfloat16", "float16"))
-    add("--device", help="default: the accelerator where there is one")
-    add("--slots", type=int, default=settings.slots, help="completions that run at a time, a model")
-    add("--max-positions", type=int, default=settings.max_positions, help="prompt, thoughts and text of a completion")
-    add("--threads", type=int, help="CPU threads of a pass; default: torch's")
-    add("--memory-gb", type=float, help="weights and caches of all loaded models; default: half of what there is")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=port, help="port to listen on; 0 chooses a free one")
+    add(
+        "--data",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file of problems that the app offers; may be given several times",
+    )
+    add("--no-key", action="store_true", help="allow other machines to connect without a key")
+    add(
+        "--dtype",
+        default=settings.dtype,
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the weights and the key/value cache",
+    )
+    add("--device", help="torch device that models run on; default: the accelerator if there is one, else the CPU")
+    add("--slots", type=int, default=settings.slots, help="completions per model that run at the same time")
+    add(
+        "--max-positions",
+        type=int,
+        default=settings.max_positions,
+        help="maximum length of a completion in positions: prompt, thoughts and text together",
+    )
+    add("--threads", type=int, help="CPU threads of a forward pass; default: torch's default")
+    add(
+        "--memory-gb",
+        type=float,
+        help="memory for the weights and caches of all loaded models, in GB (1e9 bytes); default: 0.8 of the memory of "
+        "a CUDA device, otherwise 0.5 of the machine's memory",
+    )
     add(
         "--load",
         action="store_true",
-        help="load the first checkpoint before any request; with the app, the one it shows",
+        help="load the first checkpoint at startup (with the app: the one that it selects initially) and exit with an "
+        "error if that fails",
     )
     for name, what in LIMITS.items():
         kind = type(getattr(limits, name))
@@ -96,18 +122,18 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
 
 
 LIMITS = {
-    "body_bytes": "longest body",
-    "max_prompts": "prompts a request",
-    "max_prompt_tokens": "longest prompt",
-    "max_new_tokens": "longest text",
-    "max_samples": "greatest n",
-    "max_completions": "prompts times n",
-    "max_thoughts": "most thoughts",
-    "max_waiting": "completions that wait, a model; more are answered 429",
-    "request_s": "seconds a request may take, waiting included",
-    "drain_s": "seconds running requests may take once the server was told to stop",
+    "body_bytes": "maximum size of a request's body in bytes",
+    "max_prompts": "maximum number of prompts per request",
+    "max_prompt_tokens": "maximum length of a prompt in tokens",
+    "max_new_tokens": "maximum number of generated tokens per completion",
+    "max_samples": "maximum n (completions per prompt)",
+    "max_completions": "maximum number of completions per request (prompts times n)",
+    "max_thoughts": "maximum number of thoughts per completion",
+    "max_waiting": "maximum number of completions per model that wait for a slot; further requests get status 429",
+    "request_s": "maximum duration of a request in seconds, including waiting",
+    "drain_s": "seconds that running requests may still take after the server is asked to stop",
 }
-"""Limits that can be set, and what they are."""
+"""Limits that can be set on the command line, and their help texts."""
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -115,17 +141,17 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings, limits = settings_of(arguments)
     key = read_key(arguments.api_key_file)
     check_host(arguments.host, key, arguments.no_key)
-    # Imported here, so that a wrong command line is refused before torch is loaded.
+    # Imported here so that an invalid command line is refused before torch is loaded.
     from serve.launch import start
 
     start(arguments, settings, limits, key)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
-    """What the options say.
+    """The engine settings and limits that the options specify.
 
     Raises:
-        ConfigError: a number makes no sense.
+        ConfigError: a number is out of range.
     """
     settings = EngineSettings(arguments.slots, arguments.max_positions, arguments.dtype, arguments.device)
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
@@ -135,29 +161,30 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
 
 
 def read_key(file: Path | None) -> str | None:
-    """The API key: of a file, else of the environment; None: there is none.
+    """Reads the API key from a file, or from the environment if ``file`` is None. Returns None if there is no key.
 
     Raises:
-        ConfigError: the file cannot be read, or holds nothing.
+        ConfigError: the file cannot be read, or is empty.
     """
     if file is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
+        raise ConfigError(f"key file {file}: cannot be read ({error})") from error
     if not key:
-        raise ConfigError(f"--api-key-file {file}: is empty; expected a key")
+        raise ConfigError(f"key file {file}: is empty; expected the API key or password")
     return key
 
 
 def check_host(host: str, key: str | None, no_key: bool) -> None:
-    """Refuses to serve other machines without a key, unless that is what is wanted.
+    """Refuses to listen on other interfaces than loopback without a key, unless ``no_key`` allows it.
 
     Raises:
-        ConfigError: says what to set.
+        ConfigError: the host is not a loopback address, there is no key, and ``no_key`` is False.
     """
     if host not in LOOPBACK and key is None and not no_key:
         raise ConfigError(
-            f"--host {host}: other machines can reach this server; set COCONUT_API_KEY or --api-key-file, or --no-key"
+            f"--host {host}: other machines could use this server without a key; set COCONUT_API_KEY or give a key "
+            "file (--api-key-file, or --login for the app), or pass --no-key to allow it"
         )

@@ -1,10 +1,10 @@
-"""What a request can run into. Each error knows its HTTP status and the fields of OpenAI's error body."""
+"""Errors of requests. Each class has its HTTP status and the fields of OpenAI's error body."""
 
 from coconut_ds.errors import CoconutError
 
 
 class ServiceError(CoconutError):
-    """Base: a failure of the server's own, unless a class says otherwise."""
+    """Base class; by default an internal error of the server."""
 
     status = 500
     type = "server_error"
@@ -13,19 +13,20 @@ class ServiceError(CoconutError):
     def __init__(self, message: str, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.param = param
-        """The field of the request that is at fault."""
+        """The field of the request that caused the error."""
         self.retry_after_s = retry_after_s
+        """Seconds after which the client may retry; None: retrying does not help."""
 
 
 class RequestError(ServiceError):
-    """The request asks for what cannot be."""
+    """The request is invalid: a field has a value that is not allowed, or does not fit the model."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class NotAuthorizedError(ServiceError):
-    """No key, or another."""
+    """The API key is missing or wrong."""
 
     status = 401
     type = "invalid_request_error"
@@ -41,7 +42,7 @@ class UnknownModelError(ServiceError):
 
 
 class TooSlowError(ServiceError):
-    """The client did not send its request in time."""
+    """The client did not send the request's body in time."""
 
     status = 408
     type = "invalid_request_error"
@@ -49,7 +50,7 @@ class TooSlowError(ServiceError):
 
 
 class TooLargeError(ServiceError):
-    """The body is larger than the server reads."""
+    """The request's body exceeds the size limit."""
 
     status = 413
     type = "invalid_request_error"
@@ -57,7 +58,7 @@ class TooLargeError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """No room for another request now."""
+    """There is currently no room for another request."""
 
     status = 429
     type = "rate_limit_error"
@@ -65,20 +66,20 @@ class QueueFullError(ServiceError):
 
 
 class EngineFailedError(ServiceError):
-    """A pass of the model failed, and the request with it."""
+    """A forward pass of the model failed, and the request with it."""
 
     code = "engine_failed"
 
 
 class UnavailableError(ServiceError):
-    """The server stops, or a model can no longer be used."""
+    """The server is stopping, or the model cannot be used."""
 
     status = 503
     code = "unavailable"
 
 
 class TimeLimitError(ServiceError):
-    """The request ran for longer than the server lets one run."""
+    """The request exceeded the time limit."""
 
     status = 504
     code = "time_limit"

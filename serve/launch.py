@@ -1,4 +1,4 @@
-"""From a command line to a server that runs."""
+"""Builds the service and starts the server, from parsed command-line options."""
 
 import argparse
 import logging
@@ -20,50 +20,56 @@ log = logging.getLogger("serve")
 
 
 def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, key: str | None) -> None:
-    """Finds the checkpoints and serves them until a signal comes.
+    """Finds the checkpoints and serves them until the process gets a signal.
 
     Raises:
-        CheckpointError: one is not there, not whole or not safe.
+        CheckpointError: a checkpoint is missing, incomplete or not safe to load.
+        DataError: a file of ``--data`` does not contain problems.
     """
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     budget = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     service, metrics = make_service(arguments.checkpoint, settings, limits, budget)
-    catalogue = service.models.catalogue
-    log.info("%d checkpoints: %s", len(catalogue.names), ", ".join(catalogue.names[:20]))
-    first = catalogue.first_thinking if arguments.app else catalogue.names[0]
+    checkpoints = service.models.checkpoints
+    log.info("%d checkpoints: %s", len(checkpoints.names), ", ".join(checkpoints.names[:20]))
+    first = checkpoints.first_thinking if arguments.app else checkpoints.names[0]
     if arguments.load:
         load(service, first)
     elif arguments.app:
         try:
             load(service, first)
         except CheckpointError as error:
-            # The visitor may want another one, and is told when asking for this.
+            # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
     mounts = app_mounts(service, arguments.data) if arguments.app else None
     run_server(service, metrics, arguments.host, arguments.port, key, mounts)
 
 
 def make_service(
-    checkpoints: list[str], settings: EngineSettings, limits: Limits, budget_bytes: int | None = None
+    given: list[str], settings: EngineSettings, limits: Limits, budget_bytes: int | None = None
 ) -> tuple[Service, Metrics]:
-    """A service for ``--checkpoint`` options; nothing is loaded yet.
+    """Builds the service and its metrics, without loading a model.
+
+    Args:
+        given: values of ``--checkpoint`` options, see ``find_checkpoints``.
+        settings: slots, positions, dtype and device of every model.
+        limits: bounds of requests.
+        budget_bytes: see ``Models``.
 
     Raises:
-        CheckpointError: one is not there, not whole or not safe.
+        CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    catalogue = find_checkpoints(checkpoints)
-    models = Models(catalogue, settings, limits.max_waiting, budget_bytes, metrics.observer)
+    models = Models(find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer)
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 
 
 def load(service: Service, name: str) -> None:
-    """Loads a checkpoint, so that no client waits for it.
+    """Loads a checkpoint in advance, so that no client waits for it.
 
     Raises:
-        CheckpointError: it cannot be loaded.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     try:
         service.models.hold(name)
@@ -73,15 +79,15 @@ def load(service: Service, name: str) -> None:
 
 
 def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:
-    """The app, by path.
+    """The ASGI apps of the browser app, by the path at which each is mounted.
 
     Raises:
-        DataError: a file of ``--data`` is no file of problems.
+        DataError: a file of ``--data`` does not contain problems.
     """
-    # Imported here: Gradio is slow to load, and the API does without.
+    # Imported here because Gradio is slow to load and the API does not need it.
     from serve.app.layout import mounts
     from serve.app.problems import find_files
     from serve.app.studio import Studio
 
-    files, file_of = find_files(data, service.models.catalogue)
+    files, file_of = find_files(data, service.models.checkpoints)
     return mounts(Studio(service, files, file_of))

@@ -1,14 +1,14 @@
-"""Receivers of what happens to jobs: one for plain threads, one for coroutines."""
+"""Receivers that queue the events of jobs: one for plain threads, one for coroutines."""
 
 import asyncio
 import queue
 from collections.abc import Sequence
 
-from serve.model_thread import Event, Job
+from serve.jobs import Event, Job
 
 
 class Mailbox:
-    """For plain threads."""
+    """Queues events for a plain thread."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[Job, Event]] = queue.SimpleQueue()
@@ -19,10 +19,10 @@ class Mailbox:
             self._queue.put(one)
 
     def get(self, timeout_s: float | None = None) -> tuple[Job, Event]:
-        """The next event.
+        """Waits for the next event; ``timeout_s`` None waits without limit.
 
         Raises:
-            TimeoutError: none came in time.
+            TimeoutError: no event arrived within ``timeout_s`` seconds.
         """
         try:
             return self._queue.get(timeout=timeout_s)
@@ -31,20 +31,20 @@ class Mailbox:
 
 
 class AsyncMailbox:
-    """For coroutines of the loop that runs when it is made."""
+    """Queues events for coroutines of the event loop in which it was created."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[Job, Event]] = asyncio.Queue()
 
     def deliver(self, events: Sequence[tuple[Job, Event]]) -> None:
-        """See ``Receiver``. Wakes the loop once."""
-        # A loop that is closed has nobody who waits.
+        """See ``Receiver``. Wakes the event loop once per call."""
+        # A closed loop has no waiting coroutines.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._put, events)
 
     async def get(self) -> tuple[Job, Event]:
-        """The next event."""
+        """Waits for the next event."""
         return await self._queue.get()
 
     def _put(self, events: Sequence[tuple[Job, Event]]) -> None:

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus. Names after those of other inference servers, with a prefix of our own."""
+"""Prometheus metrics. Names follow those of other inference servers, with a prefix of this project."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,7 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coconut_ds.generation.requests import Completion
-from serve.model_thread import Job, ModelThread, Observer
+from serve.jobs import Job, Observer
+from serve.model_thread import ModelThread
 
 PREFIX = "coconut:"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 300)
@@ -16,7 +17,7 @@ LABEL = ("model_name",)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of its own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,28 +28,30 @@ class Metrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(PREFIX + name, text, LABEL, buckets=SECONDS, registry=self.registry)
 
-        self.http_requests = counter("http_requests", "Answers, by HTTP status.", ("status",))
-        self.ended = counter("request_success", "Completions that ended.", ("model_name", "finished_reason"))
+        self.http_requests = counter("http_requests", "HTTP responses, by status.", ("status",))
+        self.ended = counter("request_success", "Completions that ended normally.", ("model_name", "finished_reason"))
         self.failed = counter("request_failures", "Completions that failed.")
-        self.cancelled = counter("request_cancelled", "Completions for which nobody waited any more.")
-        self.prompt_tokens = counter("prompt_tokens", "Positions of prompts, thoughts not counted.")
-        self.tokens = counter("generation_tokens", "Tokens written.")
-        self.thoughts = counter("thoughts", "Thoughts had.")
-        self.shared = counter("prefix_cache_tokens", "Positions of prompts that were copied, not encoded.")
-        self.first_token = histogram("time_to_first_token_seconds", "From being let in to the first token.")
-        self.inter_token = histogram("inter_token_latency_seconds", "From one token to the next.")
-        self.end_to_end = histogram("e2e_request_latency_seconds", "From being let in to the end.")
+        self.cancelled = counter("request_cancelled", "Completions cancelled because the client stopped waiting.")
+        self.prompt_tokens = counter("prompt_tokens", "Positions of prompts, not counting thoughts.")
+        self.tokens = counter("generation_tokens", "Tokens generated.")
+        self.thoughts = counter("thoughts", "Continuous thoughts produced.")
+        self.shared = counter("prefix_cache_tokens", "Positions of prompts copied from the cache instead of encoded.")
+        self.first_token = histogram("time_to_first_token_seconds", "Seconds from acceptance to the first token.")
+        self.inter_token = histogram("inter_token_latency_seconds", "Seconds from one token to the next.")
+        self.end_to_end = histogram("e2e_request_latency_seconds", "Seconds from acceptance to the end.")
 
     def observer(self, model: str) -> Observer:
-        """Counts what becomes of a model's requests."""
+        """Returns an observer that counts the requests of a model."""
         return _Counts(self, model)
 
     def watch(self, loaded: Callable[[], dict[str, ModelThread]]) -> None:
-        """Has gauges read from the engines whenever somebody looks."""
+        """Registers gauges that are read from the loaded models at every scrape."""
         self.registry.register(_Gauges(loaded))
 
 
 class _Counts(Observer):
+    """Updates the counters and histograms of one model."""
+
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._ended = {reason: metrics.ended.labels(model, reason) for reason in ("eos", "stop", "length")}
         self._failed, self._cancelled = metrics.failed.labels(model), metrics.cancelled.labels(model)
@@ -84,7 +87,7 @@ class _Counts(Observer):
 
 
 class _Gauges(Collector):
-    """Read when they are looked at."""
+    """Reads the gauges at every scrape."""
 
     def __init__(self, loaded: Callable[[], dict[str, ModelThread]]) -> None:
         self._loaded = loaded
@@ -92,10 +95,13 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[Metric]:
         """See ``Collector``."""
         gauges: dict[str, tuple[str, Callable[[ModelThread], float]]] = {
-            "num_requests_running": ("Completions that hold a slot.", lambda thread: thread.num_running),
-            "num_requests_waiting": ("Completions that wait for one.", lambda thread: thread.num_waiting),
-            "num_slots": ("Completions that can run at a time.", lambda thread: thread.settings.slots),
-            "kv_cache_usage_perc": ("Share of the cache that requests hold, 0 to 1.", lambda thread: thread.cache_use),
+            "num_requests_running": ("Completions that occupy a slot.", lambda thread: thread.num_running),
+            "num_requests_waiting": ("Completions that wait for a slot.", lambda thread: thread.num_waiting),
+            "num_slots": ("Completions that can run at the same time.", lambda thread: thread.settings.slots),
+            "kv_cache_usage_perc": (
+                "Fraction of the cache in use, 0 to 1.",
+                lambda thread: thread.cache_use,
+            ),
         }
         loaded = self._loaded()
         for name, (text, read) in gauges.items():

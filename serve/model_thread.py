@@ -1,7 +1,8 @@
-"""One thread a loaded model, which alone touches it: requests run through its engine, other work between two passes.
+"""The thread that owns a loaded model: runs requests through its engine, and other functions between two passes.
 
-Any thread may submit, cancel and ask; what comes of a request goes to its receiver. A pass that fails fails the
-requests that were in the engine; the thread goes on with a new one, unless that cannot do the simplest request either.
+Only this thread touches the model. Any thread may submit or cancel jobs and may have a function run; events of a job go
+to the job's receiver. When a forward pass fails, the requests in the engine fail with it. The thread then continues
+with a new engine, unless that one cannot complete the simplest request either; then the model becomes unusable.
 """
 
 import logging
@@ -10,8 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,109 +22,18 @@ from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import ThinkingEngine
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
-from serve.errors import EngineFailedError, QueueFullError, RequestError, ServiceError, UnavailableError
+from serve.errors import EngineFailedError, QueueFullError, RequestError, UnavailableError
+from serve.jobs import Done, Event, Failed, Job, Observer, Receiver, Thought, Token
 from serve.limits import EngineSettings
 
 log = logging.getLogger("serve")
 Result = TypeVar("Result")
 STALL_S = 120.0
-"""A pass, or other work, that takes longer makes the model count as unhealthy until it ends."""
+"""Seconds. While a pass or a function runs for longer than this, the model is reported as unhealthy."""
 
 
-@dataclass(frozen=True)
-class Thought:
-    """A thought was had."""
-
-    index: int
-    state: Tensor
-    """[D], fp32, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token was written."""
-
-    token: int
-    score: Score | None
-
-
-@dataclass(frozen=True)
-class Done:
-    """The request has ended."""
-
-    completion: Completion
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The request will never end."""
-
-    error: ServiceError
-
-
-Event = Thought | Token | Done | Failed
-
-
-class Receiver(Protocol):
-    """Takes what happens to requests; called on the engine's thread, once a pass, so it must not wait."""
-
-    def deliver(self, events: Sequence[tuple["Job", Event]]) -> None:
-        """Events of requests that have this receiver, in order."""
-        ...
-
-
-@dataclass
-class Times:
-    """When what happened, in seconds of ``time.perf_counter``; 0.0: not yet."""
-
-    submitted: float = 0.0
-    encoded: float = 0.0
-    """The prompt was there: the first thought, or token, came out of it."""
-    thought: float = 0.0
-    """The last thought was had."""
-    first_token: float = 0.0
-    last_token: float = 0.0
-    done: float = 0.0
-
-
-@dataclass(eq=False)
-class Job:
-    """A request of the engine, and who waits for it."""
-
-    request: Request
-    receiver: Receiver
-    index: int = 0
-    """Tells the receiver's jobs apart."""
-    wants_steps: bool = False
-    """Whether the receiver hears of each thought and token, not only of the end."""
-    request_id: str = ""
-    """For the log."""
-    times: Times = field(default_factory=Times)
-    ended: bool = False
-    """Whether its end was sent, or it was cancelled. The engine's thread alone writes it."""
-
-
-class Observer:
-    """Hears of every request, for metrics; on the engine's thread. Does nothing as it stands."""
-
-    def on_thought(self, job: Job) -> None:
-        """A thought was had."""
-
-    def on_token(self, job: Job, previous: float) -> None:
-        """A token was written; ``previous``: when the last one was, or 0.0."""
-
-    def on_done(self, job: Job, completion: Completion) -> None:
-        """The request has ended."""
-
-    def on_failed(self, job: Job) -> None:
-        """The request failed."""
-
-    def on_cancelled(self, job: Job) -> None:
-        """Nobody waits for the request any more."""
-
-
-class _Sink(Listener):
-    """What one job's row tells, put into the thread's outbox."""
+class _JobListener(Listener):
+    """Turns what the engine reports about one job into events in the thread's outbox."""
 
     def __init__(self, thread: "ModelThread", job: Job) -> None:
         self._thread, self._job = thread, job
@@ -152,7 +61,7 @@ class _Sink(Listener):
 
 
 class ModelThread:
-    """Runs a reasoner's requests on a thread of its own."""
+    """Runs a reasoner's requests on a dedicated thread."""
 
     def __init__(
         self,
@@ -161,6 +70,7 @@ class ModelThread:
         max_waiting: int,
         observer: Observer | None = None,
     ) -> None:
+        """``max_waiting``: maximum number of jobs waiting for a slot; ``observer``: notified of all jobs' progress."""
         self.reasoner, self.settings = reasoner, settings
         self.capacity = min(settings.max_positions, reasoner.context_length or settings.max_positions)
         self.observer = observer or Observer()
@@ -170,63 +80,64 @@ class ModelThread:
         self._tickets: dict[int, Job] = {}
         self._lock = threading.Lock()
         self._open = 0
-        """Jobs that were let in and have not ended."""
+        """Number of accepted jobs that have not ended."""
         self._closing = self._stopped = False
         self._failure: str | None = None
         self._busy_since: float | None = None
         self._engine = self._new_engine()
-        self._thread = threading.Thread(target=self._work, name=f"engine-{reasoner.name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"model-{reasoner.name}", daemon=True)
         self._thread.start()
 
-    # For any thread
+    # Called from any thread
 
     @property
     def num_running(self) -> int:
-        """Requests that hold a slot."""
+        """Number of requests that occupy a slot."""
         return self._engine.num_running
 
     @property
     def num_waiting(self) -> int:
-        """Requests that were let in and hold none yet."""
+        """Number of accepted requests that do not have a slot yet."""
         return max(0, self._open - self.num_running)
 
     @property
     def num_open(self) -> int:
-        """Requests that were let in and have not ended."""
+        """Number of accepted requests that have not ended."""
         return self._open
 
     @property
     def cache_use(self) -> float:
-        """The share of the cache's positions that requests hold."""
+        """Fraction of the cache's positions that requests occupy, 0 to 1."""
         return self._engine.num_held / (self.settings.slots * self.capacity)
 
     @property
     def problem(self) -> str | None:
-        """Why the model cannot be used; None: it can."""
+        """Why the model cannot be used; None if it can."""
         since = self._busy_since
         if self._failure is not None:
             return self._failure
         if not self._thread.is_alive():
             return "its thread has ended"
         if since is not None and time.perf_counter() - since > STALL_S:
-            return f"it has been at one piece of work for more than {STALL_S:.0f} s"
+            return f"one pass or function has been running for more than {STALL_S:.0f} s"
         return None
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Lets jobs in, all or none.
+        """Accepts either all of the jobs or none.
 
         Raises:
-            QueueFullError: too many wait already.
+            QueueFullError: too many jobs are already waiting.
             UnavailableError: the model cannot be used.
         """
         if self.problem is not None:
             raise UnavailableError(f"the model cannot be used: {self.problem}")
         with self._lock:
             if self._closing:
-                raise UnavailableError("the model is being closed")
+                raise UnavailableError("the model is being unloaded")
             if self._open + len(jobs) > self.settings.slots + self.max_waiting:
                 raise QueueFullError(
-                    f"{self._open} completions run or wait, {self.settings.slots + self.max_waiting} may; try later",
+                    f"the queue is full: {self._open} completions are running or waiting, expected at most "
+                    f"{self.settings.slots + self.max_waiting}; retry later",
                     retry_after_s=1,
                 )
             self._open += len(jobs)
@@ -236,13 +147,17 @@ class ModelThread:
                 self._inbox.put(lambda job=job: self._enter(job))  # type: ignore[misc]
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Forgets jobs; their receivers hear nothing more once the engine's thread knows. Those that ended are fine."""
+        """Cancels jobs that have not ended. Once the model's thread has processed this, they have no more events."""
         for job in jobs:
             if not job.ended:
                 self._inbox.put(lambda job=job: self._forget(job))  # type: ignore[misc]
 
     def run(self, function: Callable[[Reasoner], Result]) -> "Future[Result]":
-        """Calls ``function`` with the reasoner on the engine's thread, between two passes. Running requests wait."""
+        """Calls ``function`` with the reasoner on the model's thread, between two passes; running requests wait.
+
+        Raises:
+            UnavailableError: the model cannot be used, or is being unloaded.
+        """
         future: Future[Result] = Future()
 
         def call() -> None:
@@ -255,35 +170,35 @@ class ModelThread:
 
         with self._lock:
             if self._closing or self.problem is not None:
-                raise UnavailableError(f"the model cannot be used: {self.problem or 'it is being closed'}")
+                raise UnavailableError(f"the model cannot be used: {self.problem or 'it is being unloaded'}")
             self._inbox.put(call)
         return future
 
     def stop(self) -> None:
-        """Has the thread end; requests that are still there fail. Does not wait."""
+        """Makes unfinished requests fail and the thread end. Returns immediately."""
         with self._lock:
             if not self._closing:
                 self._closing = True
                 self._inbox.put(self._stop)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """As ``stop``, and waits."""
+        """Like ``stop``, but waits for the thread to end, for at most ``timeout_s`` seconds."""
         self.stop()
         self._thread.join(timeout_s)
 
-    # For the engine's thread
+    # Called on the model's thread
 
     def send(self, job: Job, event: Event) -> None:
-        """Puts an event into the outbox, which is emptied after each pass."""
+        """Puts an event into the outbox, which is delivered after each pass."""
         self._outbox.setdefault(job.receiver, []).append((job, event))
 
     def end(self, ticket: int, event: Done | Failed) -> None:
-        """A job has ended."""
+        """Ends the job with this ticket."""
         job = self._tickets.pop(ticket)
         self._finish(job, event)
 
     def _finish(self, job: Job, event: Done | Failed | None) -> None:
-        """Counts a job out and tells its receiver; None: it was cancelled."""
+        """Marks a job as ended and notifies its observer and receiver. ``event`` is None if the job was cancelled."""
         job.ended = True
         with self._lock:
             self._open -= 1
@@ -303,16 +218,16 @@ class ModelThread:
     def _work(self) -> None:
         while not self._stopped:
             try:
-                self._take_in()
+                self._run_commands()
                 if op := self._engine.due():
                     self._engine.step(op)
             except Exception as error:
                 self._recover(error)
-            self._flush()
+            self._deliver()
             self._busy_since = None
 
-    def _take_in(self) -> None:
-        """Does what others asked for; waits for it where nothing runs."""
+    def _run_commands(self) -> None:
+        """Runs the commands in the inbox. Blocks until there is one if the engine has no jobs."""
         wait = not self._tickets
         while True:
             try:
@@ -324,17 +239,19 @@ class ModelThread:
             command()
 
     def _enter(self, job: Job) -> None:
+        """Hands a job to the engine."""
         if self._failure is not None:
             self._finish(job, Failed(UnavailableError(f"the model cannot be used: {self._failure}")))
             return
         try:
-            ticket = self._engine.submit(job.request, _Sink(self, job))
+            ticket = self._engine.submit(job.request, _JobListener(self, job))
         except CoconutError as error:
             self._finish(job, Failed(RequestError(str(error))))
         else:
             self._tickets[ticket] = job
 
     def _forget(self, job: Job) -> None:
+        """Removes a cancelled job from the engine."""
         if job.ended:
             return
         for ticket, other in self._tickets.items():
@@ -351,26 +268,33 @@ class ModelThread:
             self.end(ticket, Failed(UnavailableError("the server is stopping")))
 
     def _recover(self, error: Exception) -> None:
-        """Fails what was in the engine, and goes on with a new one if that can do the simplest request."""
+        """Fails the jobs in the engine, then continues with a new engine if that can complete the simplest request."""
         ids = sorted({job.request_id for job in self._tickets.values()})
-        log.error("a pass of %s failed; its requests: %s", self.reasoner.name, ", ".join(ids), exc_info=error)
-        failed = EngineFailedError("a pass of the model failed; the server's log has more under the request's id")
+        log.error(
+            "a forward pass of %s failed, and with it these requests: %s",
+            self.reasoner.name,
+            ", ".join(ids),
+            exc_info=error,
+        )
+        failed = EngineFailedError(
+            "a forward pass of the model failed; the server's log has the details under the request's id"
+        )
         for ticket in list(self._tickets):
             self.end(ticket, Failed(failed))
         try:
             self._engine = self._new_engine()
             self._check()
         except Exception as second:
-            log.error("%s cannot be used any more", self.reasoner.name, exc_info=second)
-            self._failure = f"its engine failed ({type(second).__name__}), and a new one did too"
+            log.error("%s can no longer be used", self.reasoner.name, exc_info=second)
+            self._failure = f"its engine failed, and so did a new one ({type(second).__name__})"
 
     def _check(self) -> None:
-        """One token after one token."""
+        """Has the engine generate one token after a prompt of one token."""
         ids = self.reasoner.prompter.eos_ids[:1]
         self._engine.submit(Request(Layout(ids, [IGNORE], 1, 0), 1))
         self._engine.run()
 
-    def _flush(self) -> None:
+    def _deliver(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for receiver, events in outbox.items():
             receiver.deliver(events)

@@ -1,6 +1,7 @@
-"""Loaded models: each is loaded when it is first asked for, within a memory budget; the least recently used leaves.
+"""Loaded models. A model is loaded when it is first requested; when memory runs short, unused models are unloaded.
 
-A model that somebody holds never leaves. Loading is slow: call ``hold`` from a thread that may wait.
+All loaded models together stay within a memory budget: the least recently used models that no caller holds are unloaded
+first. Loading is slow, so call ``hold`` from a thread that may block.
 """
 
 import gc
@@ -23,33 +24,36 @@ from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.model.precision import multiplies_bf16
 from coconut_ds.reasoner import Reasoner, load_reasoner
-from serve.checkpoints import Catalogue, Entry
+from serve.checkpoints import Checkpoints, ServedCheckpoint
 from serve.errors import QueueFullError, ServiceError, UnavailableError
+from serve.jobs import Observer
 from serve.limits import EngineSettings
-from serve.model_thread import ModelThread, Observer
+from serve.model_thread import ModelThread
 from serve.safety import check_folder
 
 log = logging.getLogger("serve")
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, struct.error)
-"""What files that are broken, or too large, raise; the project's own errors are among them."""
+"""Exceptions that loading a broken or too large checkpoint may raise; the project's own errors are subclasses."""
 
 
 @dataclass
 class Loaded:
     """A model in memory."""
 
-    entry: Entry
+    checkpoint: ServedCheckpoint
     thread: ModelThread
     num_bytes: int
+    """Memory of its weights and its key/value cache."""
     holders: int = 0
+    """Number of ``hold`` calls without their ``release``."""
 
 
 class Models:
-    """Models by name."""
+    """Loads and unloads models, which are named after their checkpoints."""
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        checkpoints: Checkpoints,
         settings: EngineSettings,
         max_waiting: int,
         budget_bytes: int | None = None,
@@ -57,13 +61,14 @@ class Models:
     ) -> None:
         """
         Args:
-            catalogue: what there is.
-            settings: how each is run.
-            max_waiting: completions that may wait, a model.
-            budget_bytes: weights and caches of all loaded models; None: half of the machine's, or device's, memory.
-            observer: makes the observer of a model's requests, by its name.
+            checkpoints: the checkpoints that can be loaded.
+            settings: slots, positions, dtype and device of every model.
+            max_waiting: maximum number of completions per model that may wait for a slot.
+            budget_bytes: memory that the weights and caches of all loaded models may take together; None: see
+                ``default_budget``.
+            observer: given a model's name, returns the observer of its requests.
         """
-        self.catalogue, self.settings = catalogue, settings
+        self.checkpoints, self.settings = checkpoints, settings
         self.budget_bytes = default_budget(settings) if budget_bytes is None else budget_bytes
         self._max_waiting, self._observer = max_waiting, observer
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
@@ -72,12 +77,12 @@ class Models:
 
     @property
     def loaded(self) -> dict[str, ModelThread]:
-        """Threads of the models in memory, the least recently used first."""
+        """Threads of the loaded models by name, the least recently used first."""
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
 
-    def held(self, name: str) -> ModelThread | None:
-        """Takes hold of a model if it is in memory and well; to be given back with ``release``."""
+    def hold_if_loaded(self, name: str) -> ModelThread | None:
+        """Like ``hold``, but returns None if the model is not loaded, instead of loading it."""
         with self._lock:
             one = self._loaded.get(name)
             if one is None:
@@ -87,26 +92,26 @@ class Models:
             return one.thread
 
     def hold(self, name: str) -> ModelThread:
-        """Takes hold of a model, which is loaded if need be; to be given back with ``release``.
+        """Keeps a model in memory until ``release`` is called, after loading it if necessary.
 
         Raises:
             UnknownModelError: no checkpoint has this name.
-            QueueFullError: models that run requests fill the memory.
+            QueueFullError: the models in use leave no memory for it.
             UnavailableError: it cannot be loaded.
         """
-        entry = self.catalogue[name]
+        checkpoint = self.checkpoints[name]
         with self._loading:
-            thread = self.held(name)
+            thread = self.hold_if_loaded(name)
             if thread is not None:
                 return thread
-            one = self._load(entry)
+            one = self._load(checkpoint)
             one.holders = 1
             with self._lock:
                 self._loaded[name] = one
             return one.thread
 
     def release(self, name: str) -> None:
-        """Gives a model back."""
+        """Ends one ``hold`` of a model, which may be unloaded once nothing holds it."""
         with self._lock:
             one = self._loaded.get(name)
             if one is not None:
@@ -114,7 +119,7 @@ class Models:
 
     @contextmanager
     def holding(self, name: str) -> Iterator[ModelThread]:
-        """``with models.holding(name) as thread``."""
+        """Holds a model during a ``with`` block: ``with models.holding(name) as thread``."""
         thread = self.hold(name)
         try:
             yield thread
@@ -122,48 +127,49 @@ class Models:
             self.release(name)
 
     def close(self) -> None:
-        """Ends all threads."""
+        """Unloads all models and ends their threads."""
         with self._lock:
             while self._loaded:
                 self._loaded.popitem()[1].thread.close()
 
-    def _load(self, entry: Entry) -> Loaded:
+    def _load(self, checkpoint: ServedCheckpoint) -> Loaded:
         began = time.perf_counter()
         try:
-            check_folder(entry.folder, entry.root)
-            needed = needed_bytes(entry.folder, self.settings)
-            self._make_room(entry, needed)
-            reasoner = self._read(entry.folder)
-            observer = self._observer(entry.name) if self._observer is not None else None
+            # Checked again: the folder may have changed since the server started.
+            check_folder(checkpoint.folder, checkpoint.root)
+            needed = needed_bytes(checkpoint.folder, self.settings)
+            self._make_room(checkpoint, needed)
+            reasoner = self._read(checkpoint.folder)
+            observer = self._observer(checkpoint.name) if self._observer is not None else None
             thread = ModelThread(reasoner, self.settings, self._max_waiting, observer)
-            # Sets up the tokenizer while no other thread uses it, and takes the cache's memory.
+            # Initializes the tokenizer while no other thread uses it, and waits until the model's thread runs.
             thread.run(lambda one: one.prompter.encode(["1"])).result()
         except ServiceError:
             raise
         except FAULTS as error:
-            log.error("%s cannot be loaded: %s", entry.name, error)
+            log.error("%s cannot be loaded: %s", checkpoint.name, error)
             raise UnavailableError(
-                f"model {entry.name} cannot be loaded; the server's log says why", "model"
+                f"model: {checkpoint.name} cannot be loaded; the server's log has the reason", "model"
             ) from error
-        log.info("%s: loaded in %.1f s, %.2f GB", entry.name, time.perf_counter() - began, needed / 1e9)
-        return Loaded(entry, thread, needed)
+        log.info("%s: loaded in %.1f s, %.2f GB", checkpoint.name, time.perf_counter() - began, needed / 1e9)
+        return Loaded(checkpoint, thread, needed)
 
     def _read(self, folder: Path) -> Reasoner:
-        """The model, loaded by a thread that ends with that.
+        """Loads the model on a temporary thread.
 
-        OpenMP keeps workers for each thread that ever computed. Once there are more of them than cores they no longer
-        wait for work awake, and the engine's one-position passes take a fifth longer.
+        OpenMP keeps a worker pool for every thread that has ever computed. With more workers than cores they stop
+        busy-waiting for work, and the engine's passes over single positions take a fifth longer.
         """
         dtype, device = getattr(torch, self.settings.dtype), self.settings.device
         with ThreadPoolExecutor(1, "loader") as loader:
             return loader.submit(load_reasoner, folder, dtype=dtype, device=device).result()
 
-    def _make_room(self, entry: Entry, needed: int) -> None:
-        """Has models leave, the least recently used first, until ``needed`` bytes fit."""
+    def _make_room(self, checkpoint: ServedCheckpoint, needed: int) -> None:
+        """Unloads models that nothing holds, the least recently used first, until ``needed`` bytes are free."""
         if needed > self.budget_bytes:
             raise CheckpointError(
-                f"{entry.folder}: needs {needed / 1e9:.2f} GB with its cache, the budget is "
-                f"{self.budget_bytes / 1e9:.2f}; raise --memory-gb, or lower --slots or --max-positions"
+                f"{checkpoint.folder}: weights and cache need {needed / 1e9:.2f} GB, but the memory budget is "
+                f"{self.budget_bytes / 1e9:.2f} GB; raise --memory-gb, or lower --slots or --max-positions"
             )
         leaving = []
         with self._lock:
@@ -176,11 +182,13 @@ class Models:
                     free += one.num_bytes
             if free < needed:
                 for one in reversed(leaving):
-                    self._loaded[one.entry.name] = one
-                    self._loaded.move_to_end(one.entry.name, last=False)
-                raise QueueFullError("models that run requests fill the memory; try later", "model", retry_after_s=5)
+                    self._loaded[one.checkpoint.name] = one
+                    self._loaded.move_to_end(one.checkpoint.name, last=False)
+                raise QueueFullError(
+                    "model: other models in use leave no memory for it; retry later", "model", retry_after_s=5
+                )
         for one in leaving:
-            log.info("%s leaves the memory", one.entry.name)
+            log.info("%s: unloaded", one.checkpoint.name)
             one.thread.close()
         if leaving:
             del one, leaving
@@ -188,7 +196,11 @@ class Models:
 
 
 def default_budget(settings: EngineSettings) -> int:
-    """Four fifths of the device's memory, or half of the machine's."""
+    """Memory budget in bytes: 0.8 of the memory of a CUDA device; otherwise 0.5 of the machine's memory.
+
+    Raises:
+        ConfigError: the system does not report its memory.
+    """
     device = device_of(settings)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
@@ -196,16 +208,20 @@ def default_budget(settings: EngineSettings) -> int:
         for line in file:
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024 // 2
-    raise ConfigError("memory: cannot be told here; set --memory-gb")
+    raise ConfigError("memory: /proc/meminfo does not report this machine's memory; set --memory-gb")
 
 
 def device_of(settings: EngineSettings) -> torch.device:
-    """Where models compute."""
+    """The device that models run on."""
     return torch.device(settings.device) if settings.device is not None else alone().device
 
 
 def needed_bytes(folder: Path, settings: EngineSettings) -> int:
-    """Bytes that a model's weights and its cache take, by the headers of its files. Reads no weight."""
+    """Bytes of a model's weights and of its key/value cache, computed from its config and its files' headers.
+
+    Raises:
+        CheckpointError: a file's header is not that of a safetensors file.
+    """
     dtype = getattr(torch, settings.dtype)
     if dtype == torch.bfloat16 and not multiplies_bf16(device_of(settings)):
         dtype = torch.float32
@@ -220,11 +236,11 @@ def needed_bytes(folder: Path, settings: EngineSettings) -> int:
 
 
 def _numels(path: Path) -> Iterator[int]:
-    """Numbers in each tensor of a safetensors file: eight bytes of length, then a JSON header."""
+    """Number of elements of each tensor of a safetensors file, from its header: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(100_000_000, path.stat().st_size):
-            raise CheckpointError(f"{path}: is no safetensors file")
+            raise CheckpointError(f"{path}: is not a safetensors file")
         header = json.loads(file.read(length))
     for name, tensor in header.items():
         if name != "__metadata__":

@@ -1,9 +1,9 @@
-"""The same service as an autoscaled deployment of Ray Serve (extra ``ray``). Replicas share nothing.
+"""The server as an autoscaled Ray Serve deployment (extra ``ray``). Replicas share no state.
 
     serve run serve.ray_app:build checkpoints=outputs max_replicas=4
 
-Ray's proxy listens on 127.0.0.1:8000 unless told otherwise; the key is ``COCONUT_API_KEY`` of the replicas'
-environment.
+Ray's proxy listens on 127.0.0.1:8000 by default. The API key is the environment variable ``COCONUT_API_KEY`` of the
+replicas.
 """
 
 from typing import Any
@@ -20,22 +20,23 @@ from serve.limits import EngineSettings, Limits
 
 
 class Options(BaseModel):
-    """What ``serve run`` takes as ``key=value``."""
+    """The options that ``serve run`` takes as ``key=value``."""
 
     model_config = ConfigDict(extra="forbid")
 
     checkpoints: list[str] = Field(min_length=1)
-    """As ``--checkpoint``; on the command line separated by commas."""
+    """Like ``--checkpoint`` of ``python -m serve api``; on the command line separated by commas."""
     slots: int = EngineSettings.slots
     max_positions: int = EngineSettings.max_positions
     dtype: str = EngineSettings.dtype
     memory_gb: float | None = None
-    """A replica's budget."""
+    """Memory per replica for the weights and caches of all its loaded models, in GB (1e9 bytes)."""
     min_replicas: int = 1
     max_replicas: int = 4
     cpus: float = 1.0
-    """Of a replica."""
+    """CPUs per replica."""
     gpus: float = 0.0
+    """GPUs per replica."""
 
     @field_validator("checkpoints", mode="before")
     @classmethod
@@ -44,19 +45,19 @@ class Options(BaseModel):
 
 
 class Replica:
-    """One server without its process: the service and its HTTP layer."""
+    """One replica: the service and its HTTP layer, without the server process of ``serve.server``."""
 
     def __init__(self, options: Options) -> None:
         settings = EngineSettings(options.slots, options.max_positions, options.dtype)
         budget = None if options.memory_gb is None else int(options.memory_gb * 1e9)
         self.service, self.metrics = make_service(options.checkpoints, settings, Limits(), budget)
-        load(self.service, self.service.models.catalogue.names[0])
+        load(self.service, self.service.models.checkpoints.names[0])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.service, self.metrics, read_key(None))
 
     def check_health(self) -> None:
-        """Asked by Ray, which replaces a replica that raises."""
+        """Called by Ray, which replaces the replica if this raises."""
         if self.service.problems:
             raise RuntimeError(f"models that cannot be used: {self.service.problems}")
 
@@ -67,12 +68,12 @@ class Replica:
 
 
 def build(options: Options) -> Application:
-    """The application; Ray fills ``options`` from the command line or a configuration file."""
+    """Builds the application; Ray fills ``options`` from the command line or a configuration file."""
     limits = Limits()
     deployment = ray_serve.deployment(
         ray_serve.ingress()(Replica),
         name="coconut",
-        # A replica bounds its own queue; Ray adds replicas when all slots are in use on average.
+        # A replica limits its own queue; Ray adds replicas when all slots are in use on average.
         max_ongoing_requests=options.slots + limits.max_waiting,
         autoscaling_config={
             "min_replicas": options.min_replicas,

@@ -1,7 +1,7 @@
-"""What a model folder must be before anything in it is loaded: safetensors and JSON, no code, nothing from elsewhere.
+"""Checks a model folder before anything in it is loaded: only safetensors, JSON and text, no code, no links elsewhere.
 
-The check reads names, and JSON as JSON. A checkpoint's ``engine/`` is pickle, which only a resume of its own run reads:
-nothing looks into it.
+The check itself only looks at file names and parses JSON. It skips a checkpoint's ``engine/`` folder: that contains
+pickles, which the server never opens; only resuming the training run reads them.
 """
 
 import json
@@ -14,29 +14,31 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.runs.folder import ENGINE
 
 READ = frozenset({".safetensors", ".json", ".txt"})
-"""Endings of files that loading may read."""
+"""Suffixes of files that loading may read."""
 IDLE = frozenset({".md", ".jinja", ".png", ".yaml", ".yml", ".log", ".csv", ".jsonl"})
-"""Endings of files that may lie beside them, and are read by nobody."""
+"""Suffixes of further files that are allowed in the folder; nothing in them is executed (no chat template is)."""
 IDLE_NAMES = frozenset({"LICENSE", "NOTICE", ".gitattributes", ".gitignore"})
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "transformers_weights"})
-"""Keys of JSON files that name code, or weights elsewhere."""
+"""Keys of JSON files that refer to code, or to weights elsewhere."""
 NEEDED = ("config.json", "tokenizer.json", "coconut.json")
 MAX_JSON_BYTES = 256 * 1024**2
 
 
 def check_folder(folder: Path, root: Path) -> None:
-    """Refuses a model folder that holds, or points to, anything but what loading safely needs.
+    """Refuses a model folder that contains, or refers to, anything that is not safe to load.
 
     Args:
-        folder: the model.
-        root: the folder given by the operator; nothing may point out of it.
+        folder: the model folder.
+        root: the folder given by the operator; links must not lead out of it.
 
     Raises:
-        CheckpointError: says which file, and what to do.
+        CheckpointError: the folder is unsafe or incomplete; the message names the file and what to do.
     """
     root = root.resolve()
     if not folder.resolve().is_relative_to(root):
-        raise CheckpointError(f"{folder}: is a link out of {root}; give the folder itself to --checkpoint")
+        raise CheckpointError(
+            f"{folder}: is a link to a folder outside {root}; give the folder that it points to as --checkpoint"
+        )
     for path in _entries(folder):
         _check_entry(path, root)
     for name in NEEDED:
@@ -45,21 +47,21 @@ def check_folder(folder: Path, root: Path) -> None:
     for path in sorted(folder.glob("*.json")):
         _check_json(path)
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: holds no safetensors; save the model with save_pretrained")
+        raise CheckpointError(f"{folder}: contains no .safetensors file; save the model with save_pretrained")
 
 
 _ADVICE = {
-    "config.json": "give a model folder",
-    "tokenizer.json": "save the tokenizer as a fast one (save_pretrained)",
+    "config.json": "give the folder of a Hugging Face model",
+    "tokenizer.json": "save a fast tokenizer into the folder (save_pretrained)",
     "coconut.json": (
-        "it does not say how it thinks; load it with load_reasoner(folder, method=…, n_thoughts=…), save(…) it and "
-        "serve that"
+        "without it the server does not know how the model thinks; load the model with "
+        "load_reasoner(folder, method=…, n_thoughts=…), save it with save(…) and serve that folder"
     ),
 }
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """All files and links in a folder, but for those in ``engine/``."""
+    """All files, folders and links in a folder, recursively, except ``engine/``."""
     for path in sorted(folder.iterdir()):
         if path.name == ENGINE and path.is_dir() and not path.is_symlink():
             continue
@@ -70,50 +72,56 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _check_entry(path: Path, root: Path) -> None:
     if not path.resolve().is_relative_to(root):
-        raise CheckpointError(f"{path}: is a link out of {root}; copy what it points to")
+        raise CheckpointError(f"{path}: is a link to a path outside {root}; replace it by a copy of its target")
     mode = path.stat().st_mode if path.exists() else None
     if mode is None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise CheckpointError(f"{path}: is neither a file nor a folder; remove it")
     if stat.S_ISREG(mode) and path.suffix not in READ | IDLE and path.name not in IDLE_NAMES:
         raise CheckpointError(
-            f"{path}: a model folder holds safetensors and JSON; other files may run code when they are loaded. "
-            "Convert weights to safetensors where you trust them, and remove this file"
+            f"{path}: this file type is not allowed in a model folder, because loading it may run code; if it contains "
+            "weights that you trust, convert them to safetensors, then remove this file"
         )
 
 
 def _check_json(path: Path) -> None:
     if path.name == "adapter_config.json":
-        raise CheckpointError(f"{path}: adapters name another model to load; merge it into the weights and save those")
+        raise CheckpointError(
+            f"{path}: adapters are not served, because they refer to another model; merge the adapter into the "
+            "model's weights and save the result"
+        )
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no JSON ({error})") from error
+        raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
     if path.name in ("tokenizer.json", "vocab.json", "manifest.json"):
-        # Large tables; the keys in them are words and file names.
+        # Large tables, whose keys are words and file names.
         return
     if path.name.endswith(".index.json"):
         _check_index(path, values)
     for key, value in _items(values):
         if key in CODE_KEYS:
-            raise CheckpointError(f"{path}: {key} names code or files that would be loaded; remove it if you trust it")
+            raise CheckpointError(
+                f"{path}: the key {key} refers to code or files that would be loaded; remove the key to serve the "
+                "model without them"
+            )
         outside = key.endswith("_file") or key.endswith("attn_implementation")
         if outside and isinstance(value, str) and ("/" in value or "\\" in value):
-            raise CheckpointError(f"{path}: {key}={value} points out of the folder; remove it")
+            raise CheckpointError(f"{path}: {key}={value} refers to a path outside the folder; remove the key")
 
 
 def _check_index(path: Path, values: Any) -> None:
     names = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(names, dict):
-        raise CheckpointError(f"{path}: has no weight_map")
+        raise CheckpointError(f"{path}: has no weight_map; save the model again with save_pretrained")
     for name in set(map(str, names.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: names {name}; expected safetensors files of this folder")
+            raise CheckpointError(f"{path}: refers to {name}; expected only .safetensors files in this folder")
 
 
 def _items(values: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and values, at any depth; without recursion, since depth is the writer's choice."""
+    """All keys and values of nested JSON. Not recursive, because the author of the file decides on the depth."""
     stack = [values]
     while stack:
         one = stack.pop()

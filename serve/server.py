@@ -1,7 +1,7 @@
-"""The process: starts, serves, and stops in order.
+"""The server process: starts, serves, and shuts down gracefully.
 
-SIGTERM and Ctrl-C close the door: ``/health`` answers 503, new requests are refused, running ones finish within a
-limit, after which they are told so. A second signal ends them at once.
+After SIGTERM or Ctrl-C the server drains: ``/health`` answers 503, new requests are refused, and running requests may
+finish within ``--drain-s`` seconds; those that do not finish get an error. A second signal fails them at once.
 """
 
 import logging
@@ -18,11 +18,11 @@ from serve.service import Service
 
 log = logging.getLogger("serve")
 GRACE_S = 2.0
-"""Of the limit: for streams that are ended early to say so."""
+"""The last seconds of the drain limit, reserved for sending the error to requests that did not finish."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but that it drains before it stops, and then ends with code 0."""
+    """uvicorn's server, except that it drains before it stops, and then exits with code 0."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -30,15 +30,17 @@ class Server(uvicorn.Server):
         self._ends_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal closes the door, a second one ends what still runs."""
+        """The first signal starts draining, a second one ends it at once."""
         now = time.monotonic()
         if self._ends_at is None:
-            log.info("stopping: %d requests may finish within %.0f s", self._service.num_requests, self._limit_s)
+            log.info(
+                "stopping: %d running requests may finish within %.0f s", self._service.num_requests, self._limit_s
+            )
         self._ends_at = now + max(self._limit_s - GRACE_S, 0.0) if self._ends_at is None else now
         self._service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second."""
+        """Called by uvicorn ten times a second; stops the server when all requests finished or the limit is over."""
         if self._ends_at is not None and not self.should_exit:
             late = time.monotonic() >= self._ends_at
             if late or not self._service.num_requests:
@@ -61,13 +63,22 @@ def run_server(
     key: str | None = None,
     mounts: Mapping[str, ASGIApp] | None = None,
 ) -> None:
-    """Serves until a signal comes. The port may be 0: the log says which one it became."""
+    """Serves until the process gets a signal.
+
+    Args:
+        service: runs the requests.
+        metrics: shown at ``/metrics``.
+        host: address to listen on.
+        port: port to listen on; 0 chooses a free one, which the log reports.
+        key: API key that clients must send; None: no key is required.
+        mounts: further ASGI apps by path.
+    """
     app = create_app(service, metrics, key, mounts)
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        # The same everywhere, whatever else is installed.
+        # Fixed, so that the server behaves the same whether or not uvloop or httptools are installed.
         loop="asyncio",
         http="h11",
         log_config=None,

@@ -1,8 +1,8 @@
-"""The service: checkpoints that answer, for coroutines and plain threads alike. Knows nothing of HTTP.
+"""The service runs requests on checkpoints, for coroutines and for plain threads. It knows nothing of HTTP.
 
-``service.answer(ask)`` and ``service.stream(ask)`` are for coroutines, ``answer_now(ask)`` for plain threads;
-``call(model, function)`` runs a function of a ``Reasoner`` on the engine's thread, between two passes. Whoever stops
-waiting (a cancelled coroutine, a closed generator) frees the slots of its requests at once.
+``answer(ask)`` and ``streaming(ask)`` are for coroutines, ``answer_now(ask)`` is for plain threads; ``call(model,
+function)`` and ``call_now`` run a function of a ``Reasoner`` on the model's thread, between two passes. A caller that
+stops waiting (a cancelled coroutine, a closed generator) frees the slots of its requests after at most one pass.
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from coconut_ds.generation.requests import Completion, Request, Score
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask, check_numbers, requests_of
 from serve.errors import TimeLimitError, UnavailableError
+from serve.jobs import Done, Event, Failed, Job, Receiver, Thought, Times, Token
 from serve.limits import Limits
 from serve.mailbox import AsyncMailbox, Mailbox
-from serve.model_thread import Done, Event, Failed, Job, ModelThread, Receiver, Thought, Times, Token
+from serve.model_thread import ModelThread
 from serve.models import Models
 from serve.text import TextStream
 
@@ -32,56 +33,55 @@ log = logging.getLogger("serve")
 Result = TypeVar("Result")
 EndReason = Literal["stop", "length"]
 LONG_PROMPT = 20_000
-"""Characters of a request's prompts from which on another thread turns them into tokens."""
+"""Characters. Prompts that are longer than this in total are tokenized on another thread."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One continuation."""
+    """One complete continuation. ``index``: its position among those of the ``Ask``, prompt by prompt."""
 
     index: int
     text: str
     finish_reason: EndReason
     completion: Completion
     num_prompt_tokens: int
-    """Positions of the prompt, markers included, thoughts not."""
+    """Positions of the prompt, including markers but not thoughts."""
     times: Times
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a step added to one continuation."""
+    """What one step added to the continuation with this index."""
 
     index: int
     text: str = ""
-    """New text; empty while it is held back."""
+    """New text; empty while ``TextStream`` holds it back."""
     token: int | None = None
     score: Score | None = None
     thought: Thought | None = None
     choice: Choice | None = None
-    """Set in the last piece."""
+    """The complete continuation; only set in its last delta."""
 
 
 @dataclass
 class Running:
-    """Requests that were let in."""
+    """The jobs of an accepted ``Ask``."""
 
-    model: str
-    thread: ModelThread
     ask: Ask
     jobs: list[Job]
     prompter: Prompter
     streams: list[TextStream] = field(default_factory=list)
+    """One per job; empty if the caller only wants complete continuations."""
 
     def choice(self, job: Job, completion: Completion) -> Choice:
-        """A job's continuation, now that it has ended."""
+        """The continuation of a completed job."""
         text = self.prompter.cut(completion.tokens, self.ask.stop)
         reason: EndReason = "length" if completion.finish_reason == "length" else "stop"
         prompt = job.request.prompt
         return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
 
-    def piece(self, job: Job, event: Event) -> Delta:
-        """What an event adds.
+    def delta(self, job: Job, event: Event) -> Delta:
+        """What an event adds to a job's continuation.
 
         Raises:
             ServiceError: the job failed.
@@ -97,22 +97,22 @@ class Running:
 
 
 class Service:
-    """All that a server offers."""
+    """Runs requests on models, within limits."""
 
     def __init__(self, models: Models, limits: Limits) -> None:
         self.models, self.limits = models, limits
         self.draining = False
-        """Once set, nothing new is let in."""
+        """Once set, new requests are refused."""
         self.num_requests = 0
-        """HTTP requests at work; whoever answers them counts."""
+        """Number of HTTP requests in progress; the HTTP layer counts them."""
 
     # For coroutines
 
     async def answer(self, ask: Ask, request_id: str = "") -> tuple[Prompter, list[Choice]]:
-        """All continuations, in order, and what knows the model's tokens.
+        """Returns the model's prompter and all continuations, in order of ``Choice.index``.
 
         Raises:
-            ServiceError: it cannot be done, or was not.
+            ServiceError: the request was refused or failed.
         """
         async with self._running(ask, request_id, wants_steps=False) as (running, mailbox, ends_at):
             choices: list[Choice | None] = [None] * len(running.jobs)
@@ -127,23 +127,30 @@ class Service:
 
     @asynccontextmanager
     async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
-        """``async with service.streaming(ask) as (prompter, pieces): async for piece in pieces``. Let in once entered.
+        """Streams the continuations step by step.
+
+        ``async with service.streaming(ask) as (prompter, deltas): async for delta in deltas``. The request has been
+        accepted once the ``async with`` block is entered.
 
         Raises:
-            ServiceError: it cannot be done, or was not.
+            ServiceError: the request was refused (on entering), or failed (while iterating).
         """
         async with self._running(ask, request_id, wants_steps=True) as (running, mailbox, ends_at):
-            yield running.prompter, self._pieces(running, mailbox, ends_at)
+            yield running.prompter, self._deltas(running, mailbox, ends_at)
 
     async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
-        """Runs a function of a model on its engine's thread, between two passes. Running requests wait meanwhile."""
-        self._check_open()
+        """Runs a function on the model's thread, between two passes; the model's running requests wait for it.
+
+        Raises:
+            ServiceError: the model cannot be used, or the time limit was exceeded.
+        """
+        self._check_accepting()
         ends_at = self._ends_at()
-        async with self._held(model, ends_at) as thread, self._until(ends_at):
+        async with self._holding(model, ends_at) as thread, self._until(ends_at):
             return await asyncio.wrap_future(thread.run(function))
 
     async def decode_thoughts(self, model: str, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
-        """The tokens nearest to thoughts [L, D]."""
+        """Decodes thoughts [L, D] with the model's head: the ``top_k`` most likely tokens of each."""
         if not len(thoughts) or not top_k:
             return []
         return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k))
@@ -151,9 +158,9 @@ class Service:
     # For plain threads
 
     def answer_now(self, ask: Ask) -> list[Choice]:
-        """As ``answer``; blocks."""
+        """Like ``answer``, but blocks, and returns only the continuations."""
         check_numbers(ask, self.limits)
-        self._check_open()
+        self._check_accepting()
         with self.models.holding(ask.model) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
             with self._submitted(ask, requests, thread, mailbox, "in-process", wants_steps=False) as running:
@@ -163,7 +170,7 @@ class Service:
                     try:
                         job, event = mailbox.get(max(0.0, ends_at - time.monotonic()))
                     except TimeoutError:
-                        raise self._too_long() from None
+                        raise self._time_limit_error() from None
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
@@ -171,78 +178,73 @@ class Service:
                 return [choices[index] for index in range(len(choices))]
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
-        """As ``call``; blocks."""
-        self._check_open()
+        """Like ``call``, but blocks."""
+        self._check_accepting()
         with self.models.holding(model) as thread:
             try:
                 return thread.run(function).result(self.limits.request_s)
             except TimeoutError:
-                raise self._too_long() from None
+                raise self._time_limit_error() from None
 
-    # State
+    # State and shutdown
 
     @property
     def problems(self) -> dict[str, str]:
-        """Models that cannot be used, and why."""
+        """Loaded models that cannot be used, and the reason for each."""
         threads = self.models.loaded.items()
         return {name: thread.problem for name, thread in threads if thread.problem is not None}
 
-    @property
-    def num_open(self) -> int:
-        """Requests that were let in and have not ended, of all models."""
-        return sum(thread.num_open for thread in self.models.loaded.values())
-
     def fail_all(self) -> None:
-        """Ends what runs or waits; whoever waits for it is told that the server stops."""
+        """Fails all running and waiting requests with the error that the server is stopping."""
         self.draining = True
         for thread in self.models.loaded.values():
             thread.stop()
 
     def close(self) -> None:
-        """Ends all engines; what still runs fails."""
+        """Like ``fail_all``, and unloads all models."""
         self.fail_all()
         self.models.close()
 
-    # Parts
+    # Parts of the methods above
 
-    def _check_open(self) -> None:
+    def _check_accepting(self) -> None:
         if self.draining:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
-    def _too_long(self) -> TimeLimitError:
-        return TimeLimitError(f"the request ran for more than {self.limits.request_s:.0f} s")
+    def _time_limit_error(self) -> TimeLimitError:
+        return TimeLimitError(f"the request took longer than the time limit of {self.limits.request_s:.0f} s")
 
     @asynccontextmanager
     async def _until(self, ends_at: float) -> AsyncIterator[None]:
-        """What takes longer than to ``ends_at``, a time of the loop, ends with a ``TimeLimitError``."""
+        """Cancels the block with a ``TimeLimitError`` at ``ends_at``, a time of the event loop's clock."""
         try:
             async with asyncio.timeout_at(ends_at):
                 yield
         except TimeoutError:
-            raise self._too_long() from None
+            raise self._time_limit_error() from None
 
     def _ends_at(self) -> float:
         return asyncio.get_running_loop().time() + self.limits.request_s
 
     @asynccontextmanager
-    async def _held(self, model: str, ends_at: float) -> AsyncIterator[ModelThread]:
-        """A model, loaded in another thread if need be."""
-        thread = self.models.held(model)
+    async def _holding(self, model: str, ends_at: float) -> AsyncIterator[ModelThread]:
+        """Holds a model, which another thread loads if necessary."""
+        thread = self.models.hold_if_loaded(model)
         if thread is None:
-            # A load that was begun ends, whoever stops waiting for it; its hold is given back then.
+            # Loading cannot be interrupted. If this coroutine stops waiting, the hold is released after loading.
             loading = asyncio.ensure_future(asyncio.to_thread(self.models.hold, model))
             try:
                 async with self._until(ends_at):
                     thread = await asyncio.shield(loading)
             except (asyncio.CancelledError, TimeLimitError):
-                loading.add_done_callback(lambda done: self._give_back(done, model))
+                loading.add_done_callback(lambda done: self._release_if_loaded(done, model))
                 raise
         try:
             yield thread
         finally:
             self.models.release(model)
 
-    def _give_back(self, loading: "asyncio.Future[ModelThread]", model: str) -> None:
+    def _release_if_loaded(self, loading: "asyncio.Future[ModelThread]", model: str) -> None:
         if loading.exception() is None:
             self.models.release(model)
 
@@ -250,10 +252,11 @@ class Service:
     async def _running(
         self, ask: Ask, request_id: str, wants_steps: bool
     ) -> AsyncIterator[tuple[Running, AsyncMailbox, float]]:
+        """Accepts a request: yields its jobs, the mailbox that receives their events, and when its time limit ends."""
         check_numbers(ask, self.limits)
-        self._check_open()
+        self._check_accepting()
         ends_at = self._ends_at()
-        async with self._held(ask.model, ends_at) as thread:
+        async with self._holding(ask.model, ends_at) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
             if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
                 requests = await asyncio.to_thread(requests_of, *arguments)
@@ -272,25 +275,25 @@ class Service:
         request_id: str,
         wants_steps: bool,
     ) -> Iterator[Running]:
-        """Jobs in the engine; cancelled at the end, which does nothing to those that have ended."""
+        """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
         jobs = [Job(request, receiver, index, wants_steps, request_id=name) for index, request in enumerate(requests)]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []
         thread.submit(jobs)
         try:
-            yield Running(ask.model, thread, ask, jobs, prompter, streams)
+            yield Running(ask, jobs, prompter, streams)
         finally:
             thread.cancel(jobs)
 
-    async def _pieces(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Delta]:
-        left = len(running.jobs)
-        while left:
+    async def _deltas(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Delta]:
+        num_unfinished = len(running.jobs)
+        while num_unfinished:
             async with self._until(ends_at):
                 job, event = await mailbox.get()
-            piece = running.piece(job, event)
-            left -= piece.choice is not None
-            yield piece
+            delta = running.delta(job, event)
+            num_unfinished -= delta.choice is not None
+            yield delta
 
 
 def _decoded(reasoner: Reasoner, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:

@@ -1,63 +1,58 @@
-"""Tokens that come one by one, as text that can be shown at once: no half characters, no markers, no stop strings.
+"""Streams the text of tokens that arrive one by one, without partial characters, markers or stop strings.
 
-What is shown never has to be taken back: a character whose bytes are not all there, and an end that may be the
-beginning of a stop string, wait for the next tokens. All pieces together are the text of all tokens, cut at the first
-stop string.
+Text that has been sent never changes: a character whose bytes are incomplete, and a suffix that may be the beginning of
+a stop string, are held back until the next tokens decide. All pieces joined are the text of all tokens, cut at the
+first stop string.
 """
 
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_BYTES = 4
-"""Of a character in UTF-8."""
+"""Maximum length of a character in UTF-8."""
 WINDOW = 256
-"""Tokens that are decoded together; beyond that, what was settled long ago is left out."""
+"""Maximum number of tokens that are decoded together. Earlier tokens, whose text is final, are not decoded again."""
 
 
 class TextStream:
-    """The text of one continuation, piece by piece."""
+    """Turns the tokens of one continuation into pieces of text."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
         """
         Args:
-            decode: text of tokens, without markers and end of sequence.
-            stop: texts that end the continuation, and are not shown.
+            decode: returns the text of tokens, without markers and end of sequence.
+            stop: strings at which the text is cut; they are not part of it.
         """
         self._decode, self._stop = decode, tuple(stop)
         self._tokens: list[int] = []
         self._settled = ""
-        """Text of tokens that left the window."""
-        self._shown = 0
-        """Characters given out."""
+        """Text of the tokens that are no longer in the window."""
+        self._num_sent = 0
+        """Number of characters returned so far."""
         self._text = ""
 
-    @property
-    def num_shown(self) -> int:
-        """Characters given out so far."""
-        return self._shown
-
     def add(self, token: int) -> str:
-        """What can be shown now that ``token`` is there; often nothing."""
+        """Adds a token; returns the text that is now final and was not returned before, which is often empty."""
         self._tokens.append(token)
         self._text = self._settled + self._decode(self._tokens)
         if len(self._tokens) >= WINDOW:
             self._shorten()
         place = first_place(self._text, self._stop)
-        ready = len(self._text) - self._unsure() if place is None else place
-        return self._show(ready)
+        return self._send(len(self._text) - self._num_undecided() if place is None else place)
 
     def end(self) -> str:
-        """The rest, once no token will come."""
+        """Returns the remaining text; call it after the last token."""
         place = first_place(self._text, self._stop)
-        return self._show(len(self._text) if place is None else place)
+        return self._send(len(self._text) if place is None else place)
 
-    def _show(self, upto: int) -> str:
-        piece = self._text[self._shown : upto]
-        self._shown = max(self._shown, upto)
+    def _send(self, end: int) -> str:
+        """The text from the first character that was not returned yet up to ``end``."""
+        piece = self._text[self._num_sent : end]
+        self._num_sent = max(self._num_sent, end)
         return piece
 
-    def _unsure(self) -> int:
-        """Characters at the end that the next tokens may change, or turn into a stop string."""
+    def _num_undecided(self) -> int:
+        """Number of characters at the end that the next tokens may change or complete to a stop string."""
         text = self._text
         broken = 0
         while broken < min(MAX_BYTES - 1, len(text)) and text[-1 - broken] == REPLACEMENT:
@@ -70,7 +65,7 @@ class TextStream:
         return broken
 
     def _shorten(self) -> None:
-        """Leaves out the first half of the tokens, if what is left reads the same without it."""
+        """Drops the first half of the tokens, if the second half decodes to the same text without it."""
         later = self._tokens[len(self._tokens) // 2 :]
         rest = self._decode(later)
         if rest and not rest.startswith(REPLACEMENT) and self._text.endswith(rest):
@@ -79,6 +74,6 @@ class TextStream:
 
 
 def first_place(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins; None where there is none."""
+    """Index of the earliest occurrence of any stop string in ``text``; None if there is none."""
     places = [text.find(one) for one in stop if one in text]
     return min(places) if places else None

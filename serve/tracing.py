@@ -1,4 +1,4 @@
-"""A question through the shared engine, and its thoughts looked at between two passes."""
+"""Runs a question through the shared engine and decodes its thoughts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +11,30 @@ from serve.service import Choice, Service
 
 @dataclass(frozen=True)
 class Traced:
-    """A continuation and what was thought on the way to it."""
+    """A continuation and the trace of its thoughts."""
 
     choice: Choice
     trace: ThoughtTrace
 
 
 async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence[str], request_id: str = "") -> Traced:
-    """The first prompt's trace. The answer is made together with other requests; decoding has the model for itself.
+    """Traces the first prompt of ``ask``.
+
+    The continuation is generated in a batch with other requests; the thoughts are then decoded between two passes.
+
+    Args:
+        service: runs the request.
+        ask: model, question and number of thoughts; ``samples`` is ignored.
+        top_k: number of most likely tokens reported for each state.
+        tokens: texts of one token each, whose rank and log probability are reported for each state.
+        request_id: identifies the request in the log.
 
     Raises:
-        ServiceError: it cannot be done, or was not.
+        ServiceError: the request was refused or failed.
     """
     ask = replace(ask, prompts=ask.prompts[:1], samples=1, keep_thoughts=True)
     question = ask.prompts[0]
-    assert isinstance(question, str), "a trace begins with text"
+    assert isinstance(question, str), "traces need a question as text"
     _, (choice,) = await service.answer(ask, request_id)
 
     def decode(reasoner: Reasoner) -> ThoughtTrace:

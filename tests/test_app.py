@@ -21,22 +21,20 @@ from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve import launch
-from serve.app import figures, markup, measures
-from serve.app.exporting import files_of
+from serve.app import markup, measures, thought_figures
+from serve.app.export_files import files_of
 from serve.app.graph_drawing import graph_svg, layers_of
 from serve.app.measures import (
-    Changing,
-    Measuring,
-    ThinkResult,
-    answers,
-    changed,
+    answers_by_thoughts,
     intervention_overview,
-    measure_data,
-    search,
+    measure_data_set,
+    run_intervention,
+    search_graph,
 )
 from serve.app.permalink import PAGES, View, number_of, query_of, view_of
 from serve.app.problems import ProblemFile, find_files
-from serve.app.studio import MAX_CHARACTERS, Asked, Studio, followed_tokens, whole_number
+from serve.app.results import DataSetResult, InterventionResult, ThinkResult
+from serve.app.studio import MAX_CHARACTERS, CheckedQuestion, Studio, followed_tokens, whole_number
 from serve.cli import main
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
@@ -59,8 +57,8 @@ def studio(tmp_path_factory) -> Iterator[Studio]:
     service.close()
 
 
-def asked_of(studio: Studio, question: str = SUMS[0].question, file: str = "sums") -> Asked:
-    return studio.asked("thinks", file, question, 2)
+def checked_of(studio: Studio, question: str = SUMS[0].question, file: str = "sums") -> CheckedQuestion:
+    return studio.check_question("thinks", file, question, 2)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -104,7 +102,7 @@ def test_all_text_is_escaped(make):
 
 
 def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
-    found = asyncio.run(search(studio, asked_of(studio, GRAPH.question, "graphs")))
+    found = asyncio.run(search_graph(studio, checked_of(studio, GRAPH.question, "graphs")))
     view = found.view
     assert layers_of(view) == ([[0], [2, 3], [4], [1], [5], [6]], 3)
     hostile = replace(view, symbols=(HOSTILE, *view.symbols[1:]))
@@ -126,21 +124,21 @@ def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
 
 
 def test_figures_show_what_was_computed_and_nothing_that_runs(studio):
-    asked = asked_of(studio)
-    trace = asyncio.run(studio.think(asked, ["1", "2"]))
-    shown = figures.decoded(trace).data[0]
+    checked = checked_of(studio)
+    trace = asyncio.run(studio.think(checked, ["1", "2"]))
+    shown = thought_figures.decoded_figure(trace).data[0]
     states = [*(view.decoded for view in trace.thoughts), trace.last]
     assert [list(row) for row in shown.z] == [one.probabilities for one in states]
-    lens = figures.layers(trace).data[0]
+    lens = thought_figures.layers_figure(trace).data[0]
     assert [row[0] for row in lens.z] == [layer.probabilities[0] for layer in reversed(trace.thoughts[0].layers)]
-    lines = figures.followed(trace).data
+    lines = thought_figures.followed_figure(trace).data
     assert [list(line.y) for line in lines] == [
         [*(one.decoded.chosen[i].log_probability for one in trace.thoughts), trace.last.chosen[i].log_probability]
         for i in range(2)
     ]
     state = replace(trace.last, tokens=[HOSTILE] * 5)
     hostile = replace(trace, last=state, thoughts=(replace(trace.thoughts[0], decoded=state, layers=(state,)),))
-    for figure in (figures.decoded(hostile), figures.layers(hostile)):
+    for figure in (thought_figures.decoded_figure(hostile), thought_figures.layers_figure(hostile)):
         assert "<script" not in figure.to_json().replace("\\u003c", "<")
 
 
@@ -150,16 +148,16 @@ def test_figures_show_what_was_computed_and_nothing_that_runs(studio):
         ("", "sums", 2, "thinks", "empty"),
         (" \n", "sums", 2, "thinks", "empty"),
         ("x" * (MAX_CHARACTERS + 1), "sums", 2, "thinks", "6,001 characters"),
-        ("\ud800", "sums", 2, "thinks", "half a character"),
+        ("\ud800", "sums", 2, "thinks", "lone surrogate"),
         ("1", "sums", 99, "thinks", "expected a whole number from 0 to 8"),
         ("1", "sums", 1.5, "thinks", "expected a whole number"),
         ("1", "sums", 1, "without", "method=no_cot"),
-        ("1", "sums", 1, "../etc", "none named"),
+        ("1", "sums", 1, "../etc", "no checkpoint is named"),
     ],
 )
 def test_a_visitor_asks_within_bounds(studio, question, file, thoughts, model, said):
     with pytest.raises(CoconutError, match=said):
-        studio.asked(model, file, question, thoughts)
+        studio.check_question(model, file, question, thoughts)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 2.5, -1, "2", None])
@@ -177,37 +175,37 @@ def test_the_checkpoint_that_is_shown_first_is_there_before_any_visitor(tmp_path
     command = ["app", "--max-positions", "64", *(part for one in given for part in ("--runs", one))]
     assert main(command) == 0
     with closing(served[0]) as service:
-        assert list(service.models.loaded) == [service.models.catalogue.first_thinking] == ["coconut"]
+        assert list(service.models.loaded) == [service.models.checkpoints.first_thinking] == ["coconut"]
 
 
 def test_a_question_brings_the_others_of_its_file(studio):
-    asked = asked_of(studio)
-    assert asked.problem == SUMS[0]
-    assert asked.answer == "2"
-    assert asked.references == tuple(one.question for one in SUMS[1:])
-    free = studio.asked("thinks", "no such file", "1 + 1 =", 2)
+    checked = checked_of(studio)
+    assert checked.problem == SUMS[0]
+    assert checked.answer == "2"
+    assert checked.references == tuple(one.question for one in SUMS[1:])
+    free = studio.check_question("thinks", "no such file", "1 + 1 =", 2)
     assert free.problem is None
     assert free.references == ()
     with pytest.raises(DataError, match="problem with its graph"):
-        asyncio.run(search(studio, free))
+        asyncio.run(search_graph(studio, free))
     with pytest.raises(CoconutError, match="at most 4"):
         followed_tokens("a,b,c,d,e")
 
 
 def test_an_overview_holds_the_effects_of_single_changes(studio):
-    asked = asked_of(studio)
-    found = asyncio.run(intervention_overview(studio, asked))
+    checked = checked_of(studio)
+    found = asyncio.run(intervention_overview(studio, checked))
     what = [one.intervention for one in found]
     assert [(one.kind, one.thought) for one in what] == [
         (kind, thought) for kind in (Kind.PATCH, Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM) for thought in (1, 2)
     ]
-    alone = asyncio.run(changed(studio, asked, what[6]))
+    alone = asyncio.run(run_intervention(studio, checked, what[6]))
     assert (alone.effect, found[6].controls) == (found[6].effect, ())
     assert alone.controls
     direct = studio.service.call_now(
         "thinks",
         lambda reasoner: intervene(
-            reasoner, asked.question, what[6], references=asked.references, max_new_tokens=NEW_TOKENS
+            reasoner, checked.question, what[6], references=checked.references, max_new_tokens=NEW_TOKENS
         )[0],
     )
     assert direct == alone
@@ -215,15 +213,17 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
 
 def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
     async def all_of_it() -> list[object]:
-        return [step async for step in measure_data(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)]
+        return [
+            step async for step in measure_data_set(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)
+        ]
 
     steps = asyncio.run(all_of_it())
     last = steps[-1]
-    assert isinstance(last, Measuring)
+    assert isinstance(last, DataSetResult)
     assert last.num_problems == 6
     assert (len(last.points), {one.thought for one in last.effects}) == (3, {1, 2})
     assert last.probes
-    assert all(isinstance(step, (tuple, Measuring)) for step in steps)
+    assert all(isinstance(step, (tuple, DataSetResult)) for step in steps)
 
     async def left_early() -> int:
         seen = 0
@@ -238,15 +238,17 @@ def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
 
     assert asyncio.run(left_early()) == 1
     with pytest.raises(DataError, match="at least 4"):
-        asyncio.run(anext(aiter(measure_data(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
+        asyncio.run(anext(aiter(measure_data_set(studio, "thinks", "graphs", 12, ["sweep"], 2, 1))))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # random bytes are not a picture
 def test_files_hold_the_numbers_of_the_page(studio):
-    asked = asked_of(studio)
-    trace = asyncio.run(studio.think(asked))
-    thinking = ThinkResult("thinks", trace, tuple(asyncio.run(answers(studio, asked))))
-    changing = Changing("thinks", asyncio.run(changed(studio, asked, Intervention(Kind.NOISE, 1, draws=3))))
+    checked = checked_of(studio)
+    trace = asyncio.run(studio.think(checked))
+    thinking = ThinkResult("thinks", trace, tuple(asyncio.run(answers_by_thoughts(studio, checked))))
+    changing = InterventionResult(
+        "thinks", asyncio.run(run_intervention(studio, checked, Intervention(Kind.NOISE, 1, draws=3)))
+    )
     for result in (thinking, changing):
         files = {one.name: one for one in files_of(result, "page")}
         assert json.loads(files["page.json"].content) == json.loads(json.dumps(result.as_dict()))
@@ -268,7 +270,7 @@ def test_a_run_brings_its_own_problems_and_a_bad_file_is_refused(tmp_path, studi
     (tmp_path / "run" / "problems" / "valid.json").write_text(json.dumps(problems), encoding="utf-8")
     given = tmp_path / "mine.json"
     given.write_text(json.dumps([{"question": "1"}]), encoding="utf-8")
-    entry = replace(next(iter(studio.catalogue)), name="run/checkpoint_1", folder=folder)
+    entry = replace(next(iter(studio.checkpoints)), name="run/checkpoint_1", folder=folder)
     files, file_of = find_files([given], [entry])
     assert {name: one.problems for name, one in files.items()} == {
         "mine": (Problem("1", (), "", has_answer=False),),

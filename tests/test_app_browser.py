@@ -121,7 +121,7 @@ def test_every_page_works(visit):
         one.page.locator("#run-intervene").click()
         one.wait("#intervene-every .js-plotly-plot")
         rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
-        assert rows[:2] == ["untouched", "thought 1: the change"]
+        assert rows[:2] == ["original run", "thought 1: intervention"]
         assert {"thought 2", "token before"} <= set(rows)
         one.shoot("intervene")
 
@@ -132,7 +132,7 @@ def test_every_page_works(visit):
         one.shoot("compare")
 
         one.tab("Data set")
-        for name in ("changed thoughts", "linear probes"):
+        for name in ("interventions on thoughts", "linear probes"):
             one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
         one.page.locator("#run-dataset").click()
         one.wait("#dataset-state .finding")

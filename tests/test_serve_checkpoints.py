@@ -60,10 +60,10 @@ def test_folders_and_runs_have_names(checkpoint, tmp_path):
 
 
 def test_names_are_all_that_a_request_can_say(checkpoint, tmp_path):
-    catalogue = find_checkpoints([str(checkpoint)])
+    checkpoints = find_checkpoints([str(checkpoint)])
     for name in ("", "..", str(checkpoint), "tiny/../tiny", "tiny/"):
         with pytest.raises(UnknownModelError):
-            catalogue[name]
+            checkpoints[name]
     with pytest.raises(CheckpointError, match="NAME="):
         find_checkpoints([str(checkpoint), str(checkpoint)])
     with pytest.raises(CheckpointError, match="no such folder"):
@@ -224,7 +224,7 @@ def test_the_least_recently_used_model_leaves_and_a_held_one_never(checkpoint, t
         models.hold("b")
         assert list(models.loaded) == ["a", "b"]
     models.close()
-    small = Models(models.catalogue, settings, 8, one - 1)
+    small = Models(models.checkpoints, settings, 8, one - 1)
     with pytest.raises(UnavailableError):
         small.hold("a")
 
@@ -240,5 +240,5 @@ def test_the_memory_that_a_model_needs_is_told_by_its_headers(checkpoint, tmp_pa
     models.close()
     broken = copy(checkpoint, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(struct.pack("<Q", 10**12))
-    with pytest.raises(CheckpointError, match="no safetensors"):
+    with pytest.raises(CheckpointError, match="not a safetensors"):
         needed_bytes(broken, settings)

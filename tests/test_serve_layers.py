@@ -8,7 +8,7 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits mailbox text safety checkpoints model_thread asking metrics models service tracing",
+    "errors limits jobs mailbox text safety checkpoints model_thread asking metrics models service tracing",
     "api server",
     "app",
     "launch cli ray_app __main__",
@@ -19,7 +19,10 @@ ONLY_IN = {
     "ray": {"serve.ray_app"},
     "uvicorn": {"serve.server"},
     "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "layout")},
-    "plotly": {"serve.app.figures", "serve.app.graph_drawing"},
+    "plotly": {
+        f"serve.app.{name}"
+        for name in ("charts", "thought_figures", "intervention_figures", "dataset_figures", "graph_drawing")
+    },
     "prometheus_client": {"serve.metrics", "serve.api.guards", "serve.api.status"},
 }
 MODULES = modules("serve")

@@ -1,1 +1,1 @@
-"""The HTTP layer: OpenAI's protocol over the service, and nothing that the service does not do."""
+"""The HTTP layer: OpenAI's protocol on top of the service. All work is done by the service."""

@@ -1,4 +1,4 @@
-"""The app: routes, errors, guards."""
+"""Creates the server's ASGI app from its routes, error handlers and guards."""
 
 from collections.abc import Mapping
 
@@ -16,34 +16,34 @@ from serve.metrics import Metrics
 from serve.service import Service
 
 CLIENT_GONE = 499
-"""The status that is logged where nobody reads it (nginx's number)."""
+"""Status counted for a request whose client disconnected before the response (nginx's number)."""
 
 
 def create_app(
     service: Service, metrics: Metrics, key: str | None = None, mounts: Mapping[str, ASGIApp] | None = None
 ) -> FastAPI:
-    """The server's ASGI app.
+    """Creates the server's ASGI app.
 
     Args:
-        service: what answers.
-        metrics: what ``/metrics`` shows.
-        key: what clients must send; None: nothing.
-        mounts: further apps by path, behind the same key.
+        service: runs the requests.
+        metrics: shown at ``/metrics``.
+        key: API key that clients must send; None: no key is required.
+        mounts: further ASGI apps by path, protected by the same key.
     """
     app = FastAPI(
         title="coconut-ds",
         version=coconut_ds.__version__,
-        description="Checkpoints that reason in continuous thoughts, behind OpenAI's protocol.",
+        description="Serves checkpoints that reason in continuous thoughts, with OpenAI's protocol.",
     )
     for routes in (completions.routes(service), thoughts.routes(service), status.routes(service, metrics)):
         app.include_router(routes)
     add_handlers(app)
-    app.add_exception_handler(ClientGoneError, _nobody_reads)
+    app.add_exception_handler(ClientGoneError, _on_client_gone)
     for path, mounted in (mounts or {}).items():
         app.mount(path, mounted)
     app.add_middleware(Guards, service=service, limits=service.limits, key=key, counter=metrics.http_requests)
     return app
 
 
-async def _nobody_reads(request: Request, error: Exception) -> Response:
+async def _on_client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)

@@ -1,5 +1,7 @@
-"""What stands before every request, as plain ASGI so that streams pass untouched: its id, the key, the body's bounds,
-the count of requests at work, and the door that closes when the server stops."""
+"""The middleware around all routes: request ids, the API key, limits of the body, and refusals while the server stops.
+
+It also counts the requests in progress, for which draining waits. It is plain ASGI, so that streams pass unchanged.
+"""
 
 import asyncio
 import base64
@@ -24,16 +26,17 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/health"})
-"""Needs no key."""
+"""Paths that do not require the key."""
 ALWAYS = frozenset({"/health", "/metrics"})
-"""Answered while the server stops, and not counted as work."""
+"""Paths that are served while the server is stopping, and not counted as requests in progress."""
 HEARTBEAT = "/gradio_api/heartbeat/"
-"""In the path of the stream that a browser holds open as long as the app's page is: no work either."""
+"""Part of the path of the stream that a browser keeps open while the app's page is open; not counted either."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+"""Values of ``x-request-id`` that are accepted from clients."""
 
 
 class Guards:
-    """Around the whole app."""
+    """ASGI middleware that checks every request before the app gets it."""
 
     def __init__(self, app: App, service: Service, limits: Limits, key: str | None, counter: Counter) -> None:
         self._app, self._service, self._limits, self._counter = app, service, limits, counter
@@ -60,18 +63,18 @@ class Guards:
         self._service.num_requests += counted
         try:
             if scope["path"] not in OPEN and not self._knows_key(scope):
-                raise NotAuthorizedError("the key is missing or wrong: Authorization: Bearer KEY")
+                raise NotAuthorizedError("the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
             if counted and self._service.draining:
                 raise UnavailableError("the server is stopping", retry_after_s=5)
             await self._app(scope, await self._bounded(scope, receive), tagged)
         except ServiceError as error:
-            # Raised before the app began, so nothing was sent yet.
+            # Raised before the app started, so that no response has been sent yet.
             await response_of(error)(scope, receive, tagged)
         finally:
             self._service.num_requests -= counted
 
     def _knows_key(self, scope: Scope) -> bool:
-        """Whether the request holds the key: as a bearer's token, or as a browser's password."""
+        """Whether the request has the key, as a bearer token or as the password of basic authentication."""
         if self._key is None:
             return True
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
@@ -86,9 +89,14 @@ class Guards:
         return hmac.compare_digest(given.strip(), self._key)
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """The body, read whole before anything looks at it."""
+        """Reads the whole body and returns a ``receive`` that replays it.
+
+        Raises:
+            TooLargeError: the body exceeds the size limit.
+            TooSlowError: the body did not arrive in time.
+        """
         most = self._limits.body_bytes
-        too_large = TooLargeError(f"the body has more than {most} bytes")
+        too_large = TooLargeError(f"the body has more than {most} bytes; send at most {most} bytes")
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > most:
             raise too_large
@@ -105,7 +113,7 @@ class Guards:
                     if size > most:
                         raise too_large
         except TimeoutError:
-            raise TooSlowError(f"the body did not arrive within {self._limits.body_s:.0f} s") from None
+            raise TooSlowError(f"the request's body did not arrive within {self._limits.body_s:.0f} s") from None
         waiting: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": more}]
 
         async def replay() -> Message:
@@ -115,5 +123,6 @@ class Guards:
 
 
 def _request_id(scope: Scope) -> str:
+    """The client's ``x-request-id`` if it is valid, else a new one."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     return given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)

@@ -1,6 +1,6 @@
-"""Bodies of requests: OpenAI's fields, and those that only models which think have. Unknown fields are refused.
+"""Bodies of requests: OpenAI's fields, and further fields about thoughts. Unknown fields are refused.
 
-Types are strict: ``"8"`` is no number. What depends on limits and model is checked by ``serve.asking``.
+Types are strict: ``"8"`` is not accepted as a number. ``serve.asking`` checks what depends on limits and on the model.
 """
 
 from typing import Annotated, Literal
@@ -13,20 +13,20 @@ from serve.errors import RequestError
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-def _whole(text: str) -> str:
-    """Refuses half characters (``"\\ud800"``), which JSON can spell and UTF-8 cannot."""
+def _encodable(text: str) -> str:
+    """Refuses lone surrogates (``"\\ud800"``), which JSON can contain but UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"holds half a character at {error.start}") from error
+        raise ValueError(f"contains a lone surrogate at character {error.start}; send valid Unicode text") from error
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Body(BaseModel):
-    """Base: nothing unknown, nothing converted."""
+    """Base of all request bodies: refuses unknown fields and does not convert types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -35,51 +35,72 @@ class StreamOptions(Body):
     """``stream_options``."""
 
     include_usage: bool = False
-    """Whether a last chunk without choices tells the usage."""
+    """Whether the stream ends with a chunk that has no choices and reports the usage."""
 
 
 class Generation(Body):
-    """What both kinds of completion share. ``null`` stands for the default."""
+    """The fields that both kinds of completion share. ``null`` means the default."""
 
     model: Text
-    n: Count | None = Field(None, description="Continuations of each prompt; default 1")
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0, the default, is greedy")
+    n: Count | None = Field(None, description="Continuations per prompt; default 1")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="Sampling temperature; default 0, which is greedy decoding"
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Text | list[Text] | None = None
-    max_tokens: Count | None = Field(None, description="Default 128, or as many as there is room for")
-    min_tokens: Count | None = Field(None, description="No end before so many tokens")
+    max_tokens: Count | None = Field(
+        None, description="Maximum number of generated tokens; default 128, or fewer if there is no room for 128"
+    )
+    min_tokens: Count | None = Field(None, description="Minimum number of generated tokens; default 0")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="Not looked at")
-    n_thoughts: Count | None = Field(None, description="Thoughts before the text; default: the checkpoint's number")
-    force_text_after: Count | None = Field(None, description="At most so many thoughts")
-    min_thoughts: Count | None = Field(None, description="Lets the model end thinking by itself, not before so many")
-    max_thoughts: Count | None = Field(None, description="As min_thoughts: the most there can be")
-    return_thoughts: bool | None = Field(None, description="Whether choices hold their thoughts, decoded")
-    thought_top_k: Annotated[int, Field(ge=1, le=50)] | None = Field(None, description="Tokens a thought; default 5")
+    user: Text | None = Field(None, description="Ignored")
+    n_thoughts: Count | None = Field(
+        None, description="Thoughts (or pauses) before the text; default: the checkpoint's number"
+    )
+    force_text_after: Count | None = Field(
+        None, description="Ends thinking after at most this many thoughts, so that the text begins early"
+    )
+    min_thoughts: Count | None = Field(
+        None, description="Lets the model end thinking by itself, but not before this many thoughts"
+    )
+    max_thoughts: Count | None = Field(
+        None, description="Lets the model end thinking by itself, after at most this many thoughts"
+    )
+    return_thoughts: bool | None = Field(None, description="Whether choices include their decoded thoughts")
+    thought_top_k: Annotated[int, Field(ge=1, le=50)] | None = Field(
+        None, description="Number of most likely tokens returned for each thought; default 5"
+    )
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with a chunk that tells the usage."""
+        """Whether a stream ends with a chunk that reports the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def top_k_of_thoughts(self) -> int:
-        """Tokens shown for each thought; 0: thoughts are not wanted."""
+        """Number of most likely tokens returned for each thought; 0: no thoughts are returned."""
         return (self.thought_top_k or 5) if self.return_thoughts else 0
 
     def ask(self, prompts: tuple[Prompt, ...], num_likeliest: int | None, max_tokens: int | None) -> Ask:
-        """What is asked of the service.
+        """The request to the service.
 
         Raises:
             RequestError: fields contradict each other.
         """
         if self.stream_options is not None and not self.stream:
-            raise RequestError("stream_options: only with stream=true", "stream_options")
+            raise RequestError(
+                "stream_options: is only allowed with stream=true; set stream=true or omit stream_options",
+                "stream_options",
+            )
         if self.thought_top_k is not None and not self.return_thoughts:
-            raise RequestError("thought_top_k: only with return_thoughts=true", "thought_top_k")
+            raise RequestError(
+                "thought_top_k: is only allowed with return_thoughts=true; set return_thoughts=true or omit "
+                "thought_top_k",
+                "thought_top_k",
+            )
         return Ask(
             self.model,
             prompts,
@@ -101,12 +122,14 @@ class Generation(Body):
 
 
 class CompletionRequest(Generation):
-    """``POST /v1/completions``."""
+    """Body of ``POST /v1/completions``."""
 
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(
-        description="A question or several, as text or as token ids"
+        description="One question or several, as text or as token ids"
     )
-    logprobs: Count | None = Field(None, description="Log probabilities, and so many of the likeliest tokens with each")
+    logprobs: Count | None = Field(
+        None, description="Returns log probabilities of the tokens, each with this many of the most likely tokens"
+    )
 
     def to_ask(self) -> Ask:
         """See ``Generation.ask``."""
@@ -121,7 +144,7 @@ class CompletionRequest(Generation):
 
 
 class TextPart(Body):
-    """A part of a message."""
+    """One text part of a message."""
 
     type: Literal["text"]
     text: Text
@@ -136,25 +159,30 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The text of all parts."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatRequest(Generation):
-    """``POST /v1/chat/completions``. Checkpoints trained here never saw roles: the messages' contents, joined by
-    newlines, are the question."""
+    """Body of ``POST /v1/chat/completions``. Checkpoints of this project are not trained with roles, so the question is
+    the contents of all messages, joined by newlines."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
-    max_completion_tokens: Count | None = Field(None, description="Another name of max_tokens")
+    max_completion_tokens: Count | None = Field(None, description="Alias of max_tokens")
     logprobs: bool | None = None
     top_logprobs: Count | None = None
 
     def to_ask(self) -> Ask:
         """See ``Generation.ask``."""
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise RequestError("max_tokens: is another name of max_completion_tokens; give one", "max_tokens")
+            raise RequestError(
+                "max_tokens: is an alias of max_completion_tokens, and both were sent; send only one", "max_tokens"
+            )
         if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError("top_logprobs: only with logprobs=true", "top_logprobs")
+            raise RequestError(
+                "top_logprobs: is only allowed with logprobs=true; set logprobs=true or omit top_logprobs",
+                "top_logprobs",
+            )
         question = "\n".join(message.text for message in self.messages)
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -162,7 +190,7 @@ class ChatRequest(Generation):
 
 
 class ThoughtsRequest(Body):
-    """``POST /v1/thoughts``."""
+    """Body of ``POST /v1/thoughts``."""
 
     model: Text
     question: Text
@@ -171,12 +199,12 @@ class ThoughtsRequest(Body):
     max_tokens: Count | None = None
     top_k: Annotated[int, Field(ge=1, le=50)] = 5
     layers: bool = False
-    """Whether each thought is decoded at each layer too."""
+    """Whether the response also has each thought decoded at each layer."""
     tokens: Annotated[list[Text], Field(max_length=16)] = []
-    """Texts of one token each, whose rank and log probability are wanted."""
+    """Texts of one token each, whose rank and log probability are reported for each thought."""
 
     def to_ask(self) -> Ask:
-        """The continuation behind the trace."""
+        """The request for the continuation that is traced."""
         return Ask(
             self.model,
             (self.question,),

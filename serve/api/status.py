@@ -1,4 +1,4 @@
-"""What there is and how it fares: ``/v1/models``, ``/health``, ``/metrics``, ``/version``."""
+"""Routes that report on the server: ``/v1/models``, ``/health``, ``/metrics``, ``/version``."""
 
 import platform
 from typing import Any
@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 import coconut_ds
 from coconut_ds.methods import METHODS
-from serve.api.answers import ErrorAnswer, ResponseModel
-from serve.checkpoints import Entry
+from serve.api.responses import ErrorResponse, ResponseModel
+from serve.checkpoints import ServedCheckpoint
 from serve.metrics import Metrics
 from serve.service import Service
 
 
-class ModelAnswer(ResponseModel):
-    """A checkpoint."""
+class ModelResponse(ResponseModel):
+    """A checkpoint that requests can name."""
 
     id: str
     object: str
@@ -30,26 +30,26 @@ class ModelAnswer(ResponseModel):
     stage: int
     n_thoughts: int
     thinks: bool
-    """Whether its method has thoughts, or pauses."""
+    """Whether its method uses thoughts or pauses."""
     loaded: bool
 
 
-class ModelsAnswer(ResponseModel):
+class ModelsResponse(ResponseModel):
     """All checkpoints."""
 
     object: str
-    data: list[ModelAnswer]
+    data: list[ModelResponse]
 
 
-class HealthAnswer(ResponseModel):
-    """``ok``, ``draining`` or ``unhealthy``."""
+class HealthResponse(ResponseModel):
+    """``status`` is ``ok``, ``draining`` or ``unhealthy``."""
 
     status: str
-    problems: dict[str, str] = Field({}, description="Models that cannot be used, and why")
+    problems: dict[str, str] = Field({}, description="Models that cannot be used, with the reason for each")
 
 
-class VersionAnswer(ResponseModel):
-    """Versions that results may depend on."""
+class VersionResponse(ResponseModel):
+    """Versions of the software that results may depend on."""
 
     version: str
     torch: str
@@ -59,34 +59,34 @@ class VersionAnswer(ResponseModel):
 
 def routes(service: Service, metrics: Metrics) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["status"], responses={401: {"model": ErrorAnswer}})
+    router = APIRouter(tags=["status"], responses={401: {"model": ErrorResponse}})
 
-    @router.get("/v1/models", response_model=ModelsAnswer, summary="All checkpoints")
+    @router.get("/v1/models", response_model=ModelsResponse, summary="Lists all checkpoints")
     async def models() -> dict[str, Any]:
         loaded = service.models.loaded
-        data = [_described(entry, entry.name in loaded) for entry in service.models.catalogue]
+        data = [_described(checkpoint, checkpoint.name in loaded) for checkpoint in service.models.checkpoints]
         return {"object": "list", "data": data}
 
     @router.get(
         "/v1/models/{model:path}",
-        response_model=ModelAnswer,
-        responses={404: {"model": ErrorAnswer}},
-        summary="One checkpoint",
+        response_model=ModelResponse,
+        responses={404: {"model": ErrorResponse}},
+        summary="Describes one checkpoint",
     )
     async def model(model: str) -> dict[str, Any]:
-        return _described(service.models.catalogue[model], model in service.models.loaded)
+        return _described(service.models.checkpoints[model], model in service.models.loaded)
 
-    @router.get("/health", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
+    @router.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
     async def health() -> Response:
         problems = service.problems
         status = "draining" if service.draining else "unhealthy" if problems else "ok"
         return JSONResponse({"status": status, "problems": problems}, 200 if status == "ok" else 503)
 
-    @router.get("/metrics", response_class=PlainTextResponse, summary="For Prometheus")
+    @router.get("/metrics", response_class=PlainTextResponse, summary="Metrics for Prometheus")
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/version", response_model=VersionAnswer)
+    @router.get("/version", response_model=VersionResponse)
     async def version() -> dict[str, str]:
         return {
             "version": coconut_ds.__version__,
@@ -98,12 +98,13 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _described(entry: Entry, is_loaded: bool) -> dict[str, Any]:
-    card = entry.card
+def _described(checkpoint: ServedCheckpoint, is_loaded: bool) -> dict[str, Any]:
+    """A checkpoint in the format of ``ModelResponse``."""
+    card = checkpoint.card
     return {
-        "id": entry.name,
+        "id": checkpoint.name,
         "object": "model",
-        "created": entry.created,
+        "created": checkpoint.created,
         "owned_by": "coconut-ds",
         "method": card.method,
         "stage": card.stage,

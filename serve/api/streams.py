@@ -1,4 +1,4 @@
-"""Answers to clients that may go away: server-sent events, and waiting no longer than somebody listens."""
+"""Responses to clients that may disconnect: server-sent events, and work that is cancelled with its client."""
 
 import asyncio
 import json
@@ -12,21 +12,21 @@ from starlette.types import Receive, Scope, Send
 
 Result = TypeVar("Result")
 SEND_S = 30.0
-"""A client that takes in nothing for so long is given up."""
+"""Seconds. A stream is ended if the client reads nothing for this long."""
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected before the response was ready."""
 
 
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, which is cancelled as soon as the client goes away.
+    """Returns the result of ``work``, which is cancelled as soon as the client disconnects.
 
     Raises:
-        ClientGoneError: it went away.
+        ClientGoneError: the client disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request.receive))
+    gone = asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -38,33 +38,34 @@ async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class EventStream(Response):
-    """Server-sent events of an iterator, which is closed when the client goes away or takes in nothing."""
+    """Sends the events of an iterator, which is closed when the client disconnects or stops reading."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+    def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack) -> None:
         """
         Args:
-            events: what is sent.
-            held: closed at the end, whether or not anything was sent.
+            events: encoded server-sent events.
+            stack: closed at the end, whether or not anything was sent.
         """
         super().__init__()
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
-        # Proxies that buffer would hold events back.
+        # Tells nginx not to buffer the stream, which would delay events.
         self.headers["x-accel-buffering"] = "no"
-        self._events, self._held = events, held
+        self._events, self._stack = events, stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -73,7 +74,7 @@ class EventStream(Response):
             for one in (sending, gone):
                 one.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
-            await self._held.aclose()
+            await self._stack.aclose()
 
     async def _send(self, send: Send) -> None:
         try:
@@ -92,7 +93,7 @@ class EventStream(Response):
 
 
 def event(values: dict[str, Any]) -> bytes:
-    """One event."""
+    """Encodes one server-sent event."""
     return b"data: " + json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

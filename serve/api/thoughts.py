@@ -1,4 +1,4 @@
-"""``POST /v1/thoughts``: what a model thinks on the way to an answer, thought by thought."""
+"""``POST /v1/thoughts``: answers a question and decodes each thought on the way to the answer."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from serve.api.answers import ResponseModel, Usage, usage_of
-from serve.api.completions import REFUSALS
+from serve.api.completions import ERROR_RESPONSES
+from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import ThoughtsRequest
 from serve.api.streams import while_connected
 from serve.service import Service
@@ -15,15 +15,15 @@ from serve.tracing import trace_request
 
 
 class TraceTimings(ResponseModel):
-    """Milliseconds: waiting for a slot and encoding the prompt, thoughts, text."""
+    """Milliseconds spent on waiting for a slot and encoding the prompt (``prefill``), on thoughts, and on the text."""
 
     prefill: float
     thoughts: float
     text: float
 
 
-class TraceAnswer(ResponseModel):
-    """A trace; its thoughts are as in ``coconut_ds.probing.trace``, numbered from 1."""
+class TraceResponse(ResponseModel):
+    """A trace. Thoughts are numbered from 1 and have the fields of ``ThoughtView`` in ``coconut_ds.probing.trace``."""
 
     id: str
     object: str
@@ -40,9 +40,9 @@ class TraceAnswer(ResponseModel):
 
 def routes(service: Service) -> APIRouter:
     """The route."""
-    router = APIRouter(prefix="/v1", tags=["thoughts"], responses=REFUSALS)
+    router = APIRouter(prefix="/v1", tags=["thoughts"], responses=ERROR_RESPONSES)
 
-    @router.post("/thoughts", response_model=TraceAnswer, summary="Thinks a question through, and shows how")
+    @router.post("/thoughts", response_model=TraceResponse, summary="Answers a question and decodes its thoughts")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         found = await while_connected(
             request, trace_request(service, body.to_ask(), body.top_k, body.tokens, request.state.request_id)

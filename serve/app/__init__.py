@@ -1,6 +1,7 @@
-"""The app: thoughts seen, tested and compared in a browser. ``python -m serve app``.
+"""The browser app that shows, tests and compares continuous thoughts: ``python -m serve app``.
 
-``studio`` is what the pages work on, ``figures``, ``graph_drawing`` and ``markup`` are how results look; none of them
-knows Gradio. A page (``think``, ``search``, ``intervene``, ``compare``, ``dataset``, ``export``) is a small file of
-components and what happens when they are used; ``layout`` puts the pages together.
+``studio`` checks input and runs requests, ``measures`` computes ``results``; ``charts``, the ``*_figures`` modules,
+``graph_drawing`` and ``markup`` display them. None of these depends on Gradio. Each page (``think``, ``search``,
+``intervene``, ``compare``, ``dataset``, ``export``) is a module with the page's components and event handlers;
+``question`` is the bar above all pages, and ``layout`` assembles the app.
 """

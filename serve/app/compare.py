@@ -1,100 +1,126 @@
-"""*Compare*: two checkpoints, or two questions, side by side."""
+"""The *Compare* page: two checkpoints, or two questions, side by side."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
-from coconut_ds.formats import is_correct
 from coconut_ds.methods import METHODS
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app import figures, markup
+from serve.app import markup, thought_figures
 from serve.app.events import ComponentUpdates, on
-from serve.app.measures import Comparing
 from serve.app.question import Bar
-from serve.app.studio import Asked, Studio
+from serve.app.results import CompareResult
+from serve.app.studio import CheckedQuestion, Studio
 
-SHOWS = (
-    "The question above beside another checkpoint, another question, or both. Decoded words that look alike do not "
-    "show that two models compute the same, nor does a difference show which thoughts matter."
+INTRODUCTION = (
+    "Compares the checkpoint and question above with another checkpoint, another question, or both. Similar decoded "
+    "tokens do not show that two models compute the same, and a difference does not show which thoughts matter."
 )
 
 
 @dataclass(frozen=True)
+class _Side:
+    """The components of one of the two columns."""
+
+    answer: gr.HTML
+    decoded: gr.Plot
+    layers: gr.Plot
+
+
+@dataclass(frozen=True)
 class ComparePage:
-    """What other pages use of it."""
+    """The page's components. Other pages use ``run``, ``model``, ``question`` and ``kept``."""
 
     run: gr.Button
     model: gr.Dropdown
+    """The second checkpoint; the first is that of the bar."""
     question: gr.Textbox
+    """The second question; the first is that of the bar."""
+    message: gr.HTML
+    state: gr.HTML
+    results: gr.Row
+    sides: tuple[_Side, _Side]
+    table: gr.HTML
     kept: gr.State
+    """The last result, a ``CompareResult``."""
 
 
 def build(studio: Studio, bar: Bar) -> ComparePage:
-    """Makes the page."""
-    gr.HTML(markup.hint(SHOWS))
+    """Creates the page."""
+    page = _components(studio)
+    _connect(studio, bar, page)
+    return page
+
+
+def _components(studio: Studio) -> ComparePage:
+    gr.HTML(markup.hint(INTRODUCTION))
     with gr.Row():
         model = gr.Dropdown(
-            studio.catalogue.names,
-            value=_another(studio),
-            label="Other checkpoint",
+            studio.checkpoints.names,
+            value=_default_other(studio),
+            label="Second checkpoint",
             elem_id="other-model",
             min_width=230,
         )
         question = gr.Textbox(
-            label="Other question (empty: the same)", lines=1, max_lines=4, elem_id="other-question", min_width=230
+            label="Second question (empty: same as above)",
+            lines=1,
+            max_lines=4,
+            elem_id="other-question",
+            min_width=230,
         )
     run = gr.Button("Compare", variant="primary", elem_id="run-compare")
     message = gr.HTML(elem_id="compare-message", elem_classes="message")
-    waiting = gr.HTML(markup.empty("Press Compare: both come here, side by side."), elem_id="compare-state")
-    sides: list[list[Any]] = []
+    state = gr.HTML(markup.empty("Press Compare to see both side by side here."), elem_id="compare-state")
     with gr.Row(visible=False) as results:
-        for name in ("first", "second"):
-            with gr.Column(min_width=320):
-                sides.append(
-                    [
-                        gr.HTML(elem_id=f"compare-{name}"),
-                        gr.Plot(label="Thoughts, decoded", elem_id=f"compare-{name}-decoded"),
-                        gr.Plot(label="Layers and thoughts"),
-                    ]
-                )
-    table = gr.HTML()
-    kept = gr.State(time_to_live=3600)
+        sides = _side("first"), _side("second")
+    return ComparePage(run, model, question, message, state, results, sides, gr.HTML(), gr.State(time_to_live=3600))
 
+
+def _side(name: str) -> _Side:
+    with gr.Column(min_width=320):
+        return _Side(
+            gr.HTML(elem_id=f"compare-{name}"),
+            gr.Plot(label="Decoded thoughts", elem_id=f"compare-{name}-decoded"),
+            gr.Plot(label="Thoughts decoded at each layer"),
+        )
+
+
+def _connect(studio: Studio, bar: Bar, page: ComparePage) -> None:
     async def compare(
         first: str, file: str | None, text: str, n_thoughts: float, second: str, other: str
     ) -> AsyncGenerator[ComponentUpdates, None]:
-        asked = [studio.asked(first, file, text, n_thoughts)]
-        wanted = n_thoughts if second == first else studio.card(second).num_latents
-        asked.append(studio.asked(second, file, other if (other or "").strip() else text, wanted))
-        yield {waiting: markup.empty("Thinking twice …"), results: gr.update(visible=True)}
-        traces = [await studio.think(one) for one in asked]
-        update: ComponentUpdates = {waiting: "", table: _table(traces[0], traces[1])}
-        for one, trace, side in zip(asked, traces, sides, strict=True):
-            answer, decoded, layers = side
-            update |= {answer: _head(studio, one, trace), decoded: figures.decoded(trace)}
-            update |= {layers: gr.update(value=figures.layers(trace), visible=bool(trace.thoughts))}
-        yield {**update, kept: Comparing((first, second), (traces[0], traces[1]))}
+        questions = [studio.check_question(first, file, text, n_thoughts)]
+        # The same checkpoint runs with the same number of thoughts, another one with its own number.
+        n_second = n_thoughts if second == first else studio.card(second).num_latents
+        other = other if (other or "").strip() else text
+        questions.append(studio.check_question(second, file, other, n_second))
+        yield {page.state: markup.empty("Running both …"), page.results: gr.update(visible=True)}
+        traces = [await studio.think(checked) for checked in questions]
+        update: ComponentUpdates = {page.state: "", page.table: _table(traces[0], traces[1])}
+        for checked, trace, side in zip(questions, traces, page.sides, strict=True):
+            layers = gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts))
+            update[side.answer] = _answer(studio, checked, trace)
+            update |= {side.decoded: thought_figures.decoded_figure(trace), side.layers: layers}
+        yield {**update, page.kept: CompareResult((first, second), (traces[0], traces[1]))}
 
-    outputs = [waiting, results, *sides[0], *sides[1], table, kept]
-    on(run.click, compare, [*bar.asked, model, question], outputs, message)
-    return ComparePage(run, model, question, kept)
+    shown = [component for side in page.sides for component in (side.answer, side.decoded, side.layers)]
+    outputs = [page.state, page.results, *shown, page.table, page.kept]
+    on(page.run.click, compare, [*bar.question_inputs, page.model, page.question], outputs, page.message)
 
 
-def _another(studio: Studio) -> str:
-    """A checkpoint of another method than most: one that does not think, where there is one."""
-    without = [entry.name for entry in studio.catalogue if not entry.card.num_thoughts]
+def _default_other(studio: Studio) -> str:
+    """A checkpoint to compare with: one that pauses, else one without thoughts, else the first one."""
+    without = [checkpoint.name for checkpoint in studio.checkpoints if not checkpoint.card.num_thoughts]
     pausing = [name for name in without if METHODS[studio.card(name).method].pauses]
-    return [*pausing, *without, *studio.catalogue.names][0]
+    return [*pausing, *without, *studio.checkpoints.names][0]
 
 
-def _head(studio: Studio, asked: Asked, trace: ThoughtTrace) -> str:
-    right = None
-    if asked.answer is not None:
-        right = is_correct(trace.text, asked.answer, studio.card(asked.model).text_format)
-    title = f"{asked.model} ({trace.method}, {len(trace.thoughts)} {'pauses' if trace.pauses else 'thoughts'})"
-    return markup.title(title, asked.question) + markup.answer(trace.answer, trace.text, asked.answer, right)
+def _answer(studio: Studio, checked: CheckedQuestion, trace: ThoughtTrace) -> str:
+    title = f"{checked.model} ({trace.method}, {len(trace.thoughts)} {'pauses' if trace.pauses else 'thoughts'})"
+    is_right = studio.is_right(checked, trace.text)
+    return markup.title(title, checked.question) + markup.answer(trace.answer, trace.text, checked.answer, is_right)
 
 
 def _table(first: ThoughtTrace, second: ThoughtTrace) -> str:
@@ -109,5 +135,5 @@ def _table(first: ThoughtTrace, second: ThoughtTrace) -> str:
                 row += ["–", "–", "–"]
         rows.append(row)
     rows.append(["answer", first.answer or "(none)", "", "", second.answer or "(none)", "", ""])
-    headers = ["thought", "first: likeliest", "entropy", "norm", "second: likeliest", "entropy", "norm"]
-    return markup.html_table("Side by side", headers, rows)
+    headers = ["thought", "first: top token", "entropy", "norm", "second: top token", "entropy", "norm"]
+    return markup.html_table("Both side by side", headers, rows)

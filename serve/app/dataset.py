@@ -1,4 +1,4 @@
-"""*Data set*: answers after k thoughts and effects of changes over many problems, with intervals."""
+"""The *Data set* page: answers after k thoughts, effects of interventions, probes and values over many problems."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -6,103 +6,158 @@ from dataclasses import dataclass
 import gradio as gr
 
 from coconut_ds.evaluation.statistics import Mean
-from serve.app import figures, markup
+from serve.app import dataset_figures, markup
 from serve.app.events import ComponentUpdates, on
-from serve.app.measures import FEWEST, MAX_MEASURED, PARTS, Measuring, measure_data
+from serve.app.measures import MAX_MEASURED, MIN_MEASURED, PARTS, measure_data_set
 from serve.app.question import Bar
+from serve.app.results import DataSetResult
 from serve.app.studio import Studio, whole_number
 from serve.app.words import words_of
 
-SHOWS = (
-    "Means over the first problems of the file chosen above, with 95 % intervals that treat the problems as drawn at "
-    "random from many like them. They say nothing about another training of the same model. A probe that finds a label "
-    "says that it is there, not that the model uses it."
+INTRODUCTION = (
+    "Means over the first problems of the file selected above, with 95 % confidence intervals that treat the problems "
+    "as a random sample of many similar ones. The intervals do not cover variation between training runs. A probe that "
+    "finds a label shows that the state contains it, not that the model uses it."
 )
 MAX_DRAWS = 8
 
 
 @dataclass(frozen=True)
 class DataSetPage:
-    """What other pages use of it."""
+    """The page's components. Other pages use ``run`` and ``kept``."""
 
+    parts: gr.CheckboxGroup
+    count: gr.Slider
+    draws: gr.Slider
     run: gr.Button
+    cancel: gr.Button
+    message: gr.HTML
+    state: gr.HTML
+    results: "_Results"
     kept: gr.State
+    """The last result, a ``DataSetResult``, which may be incomplete."""
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The components that show the results of each part."""
+
+    sweep: gr.Plot
+    effects: gr.Plot
+    probes: gr.Plot
+    graphs: gr.Row
+    """Contains the next three."""
+    parallelism_first: gr.Plot
+    parallelism_last: gr.Plot
+    heights: gr.Plot
+    table: gr.HTML
+
+    def cleared(self) -> ComponentUpdates:
+        """Updates that hide all figures and empty the table."""
+        hidden = {one: gr.update(visible=False) for one in (self.sweep, self.effects, self.probes, self.graphs)}
+        return {**hidden, self.table: ""}
+
+    def filled(self, result: DataSetResult) -> ComponentUpdates:
+        """Updates that show a result."""
+        update: ComponentUpdates = {self.table: _tables(result)}
+        if result.points:
+            update[self.sweep] = gr.update(value=dataset_figures.sweep_figure(result.points), visible=True)
+        if result.effects:
+            update[self.effects] = gr.update(value=dataset_figures.effects_figure(result.effects), visible=True)
+        if result.probes:
+            update[self.probes] = gr.update(value=dataset_figures.probes_figure(result.probes), visible=True)
+        if result.parallelism:
+            update[self.graphs] = gr.update(visible=True)
+            update[self.parallelism_first] = dataset_figures.parallelism_figure(result.parallelism[0])
+            update[self.parallelism_last] = dataset_figures.parallelism_figure(result.parallelism[-1])
+            update[self.heights] = dataset_figures.heights_figure(result.heights, "shortest")
+        return update
 
 
 def build(studio: Studio, bar: Bar) -> DataSetPage:
-    """Makes the page."""
-    gr.HTML(markup.hint(SHOWS))
+    """Creates the page."""
+    page = _components()
+    _connect(studio, bar, page)
+    return page
+
+
+def _components() -> DataSetPage:
+    gr.HTML(markup.hint(INTRODUCTION))
     parts = gr.CheckboxGroup(
-        [(words, name) for name, words in PARTS.items()], value=["sweep", "effects"], label="Measure", elem_id="parts"
+        [(label, name) for name, label in PARTS.items()], value=["sweep", "effects"], label="Measure", elem_id="parts"
     )
     with gr.Row():
-        count = gr.Slider(10, MAX_MEASURED, value=100, step=10, label="Problems", elem_id="count", min_width=230)
-        draws = gr.Slider(1, MAX_DRAWS, value=2, step=1, label="Draws of noise and donors, a problem", min_width=230)
+        count = gr.Slider(
+            10, MAX_MEASURED, value=100, step=10, label="Number of problems", elem_id="count", min_width=230
+        )
+        draws = gr.Slider(
+            1,
+            MAX_DRAWS,
+            value=2,
+            step=1,
+            label="Draws per problem (of noise, random directions or other problems)",
+            min_width=230,
+        )
     with gr.Row():
         run = gr.Button("Measure", variant="primary", elem_id="run-dataset", min_width=120)
         cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120)
     message = gr.HTML(elem_id="dataset-message", elem_classes="message")
-    state = gr.HTML(markup.empty("Press Measure: results come here, part by part."), elem_id="dataset-state")
-    swept = gr.Plot(label="Answers after k thoughts", visible=False, elem_id="dataset-sweep")
-    changed = gr.Plot(label="Changed thoughts: answers that stay", visible=False, elem_id="dataset-effects")
-    probed = gr.Plot(label="What a linear probe finds", visible=False, elem_id="dataset-probes")
+    state = gr.HTML(
+        markup.empty("Press Measure to see the results of each part here as they are ready."), elem_id="dataset-state"
+    )
+    return DataSetPage(
+        parts, count, draws, run, cancel, message, state, _result_components(), gr.State(time_to_live=3600)
+    )
+
+
+def _result_components() -> _Results:
+    sweep = gr.Plot(label="Answers after k thoughts", visible=False, elem_id="dataset-sweep")
+    effects = gr.Plot(label="Interventions: share of answers kept", visible=False, elem_id="dataset-effects")
+    probes = gr.Plot(label="Accuracy of linear probes", visible=False, elem_id="dataset-probes")
     with gr.Row(visible=False) as graphs:
         first, last, heights = (
-            gr.Plot(label=name, min_width=300) for name in ("Fewest thoughts", "All thoughts", "Height")
+            gr.Plot(label=name, min_width=300)
+            for name in ("Best candidates, fewest thoughts", "Best candidates, all thoughts", "Value by height of node")
         )
-    table = gr.HTML(elem_id="dataset-table")
-    kept = gr.State(time_to_live=3600)
+    return _Results(sweep, effects, probes, graphs, first, last, heights, gr.HTML(elem_id="dataset-table"))
 
-    async def start(
+
+def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
+    results = page.results
+
+    async def measure(
         model: str, file: str | None, n_thoughts: float, parts: list[str], count: float, draws: float
     ) -> AsyncGenerator[ComponentUpdates, None]:
         thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
-        numbers = whole_number("problems", count, FEWEST, MAX_MEASURED), whole_number("draws", draws, 1, MAX_DRAWS)
-        yield {swept: _hidden(), changed: _hidden(), probed: _hidden(), graphs: _hidden(), table: "", kept: None}
-        async for step in measure_data(studio, model, file or "", numbers[0], parts, thoughts, numbers[1]):
+        num_problems = whole_number("problems", count, MIN_MEASURED, MAX_MEASURED)
+        num_draws = whole_number("draws", draws, 1, MAX_DRAWS)
+        yield {**results.cleared(), page.kept: None}
+        async for step in measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws):
             if isinstance(step, tuple):
-                yield {state: markup.progress(*step)}
+                yield {page.state: markup.progress(*step)}
             else:
-                yield {**show(step), kept: step}
-        yield {state: markup.finding("Done.")}
+                yield {**results.filled(step), page.kept: step}
+        yield {page.state: markup.finding("Done.")}
 
-    def show(made: Measuring) -> ComponentUpdates:
-        update: ComponentUpdates = {table: _tables(made)}
-        if made.points:
-            update[swept] = gr.update(value=figures.sweep_figure(made.points), visible=True)
-        if made.effects:
-            update[changed] = gr.update(value=figures.effects_figure(made.effects), visible=True)
-        if made.probes:
-            update[probed] = gr.update(value=figures.probes(made.probes), visible=True)
-        if made.parallelism:
-            update[graphs] = gr.update(visible=True)
-            update[first] = figures.parallelism_figure(made.parallelism[0])
-            update[last] = figures.parallelism_figure(made.parallelism[-1])
-            update[heights] = figures.heights(made.heights, "shortest")
-        return update
+    async def report_cancelled() -> AsyncGenerator[ComponentUpdates, None]:
+        yield {page.state: markup.finding("Cancelled. The results of completed parts are kept.")}
 
-    inputs = [bar.model, bar.file, bar.thoughts, parts, count, draws]
-    outputs = [state, swept, changed, probed, graphs, first, last, heights, table, kept]
-    running = on(run.click, start, inputs, outputs, message, concurrency_limit=2, concurrency_id="dataset")
-
-    async def stopped() -> AsyncGenerator[ComponentUpdates, None]:
-        yield {state: markup.finding("Cancelled; what was measured before stays.")}
-
-    on(cancel.click, stopped, [], [state], message, cancels=[running], concurrency_id="bar", concurrency_limit=16)
-    return DataSetPage(run, kept)
+    inputs = [bar.model, bar.file, bar.thoughts, page.parts, page.count, page.draws]
+    figures = [results.sweep, results.effects, results.probes, results.graphs]
+    figures += [results.parallelism_first, results.parallelism_last, results.heights]
+    outputs = [page.state, *figures, results.table, page.kept]
+    running = on(page.run.click, measure, inputs, outputs, page.message, concurrency_limit=2, concurrency_id="dataset")
+    options = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
+    on(page.cancel.click, report_cancelled, [], [page.state], page.message, **options)
 
 
-def _hidden() -> dict[str, object]:
-    return gr.update(visible=False)
-
-
-def _tables(made: Measuring) -> str:
+def _tables(result: DataSetResult) -> str:
     found = ""
-    if made.points:
-        rows = [[str(p.num_thoughts), _share(p.right), _share(p.forced_right)] for p in made.points]
-        caption = f"Share of right answers after k thoughts, {made.num_problems} problems"
-        found += markup.html_table(caption, ["k", "by itself", "forced at once"], rows)
-    if made.effects:
+    if result.points:
+        rows = [[str(p.num_thoughts), _share(p.right), _share(p.forced_right)] for p in result.points]
+        caption = f"Share of right answers after k thoughts ({result.num_problems} problems)"
+        found += markup.html_table(caption, ["k", "in the generated text", "forced answer"], rows)
+    if result.effects:
         rows = [
             [
                 words_of(one.name),
@@ -112,17 +167,18 @@ def _tables(made: Measuring) -> str:
                 _number(one.change),
                 _share(one.right),
             ]
-            for one in made.effects
+            for one in result.effects
         ]
-        headers = ["change", "thought", "stay", "become the donor's", "log p of the old text", "right"]
-        found += markup.html_table("Changed thoughts", headers, rows)
-    if made.probes:
+        headers = ["change", "thought", "answer kept", "other problem's answer", "Δ log p (nats)", "right answer"]
+        found += markup.html_table("Interventions on thoughts", headers, rows)
+    if result.probes:
         rows = [
             [one.label, one.state, _share(one.probe), _share(one.shuffled), f"{one.majority:.0%}", _share(one.lens)]
-            for one in made.probes
+            for one in result.probes
         ]
-        headers = ["label", "state", "probe", "labels shuffled", "commonest", "model's own head"]
-        caption = f"Linear probes, fit on {made.probes[0].num_fit} problems, scored on {made.probes[0].num_scored}"
+        headers = ["label", "state", "probe", "shuffled labels", "most frequent label", "model's own head"]
+        sizes = f"fit on {result.probes[0].num_fit} problems, scored on {result.probes[0].num_scored}"
+        caption = f"Accuracy of linear probes ({sizes})"
         found += markup.html_table(caption, headers, rows)
     return found
 

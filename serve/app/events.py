@@ -1,4 +1,4 @@
-"""How pages listen: every handler's errors become a notice, and all of them share one queue with limits."""
+"""Connects components to handlers: errors become notices on the page, and all handlers share one limited queue."""
 
 import logging
 import secrets
@@ -12,12 +12,12 @@ from coconut_ds.errors import CoconutError
 from serve.app.markup import notice
 
 log = logging.getLogger("serve")
-AT_A_TIME = 4
-"""Handlers that run at a time; models have queues of their own."""
-WAITING = 64
-"""Handlers that may wait; a visitor is told when there are more."""
+MAX_RUNNING = 4
+"""Maximum number of handlers that run at the same time; each model has its own queue as well."""
+MAX_WAITING = 64
+"""Maximum number of waiting handlers; if there are more, the visitor gets an error."""
 ComponentUpdates = dict[Any, Any]
-"""By component its new value; other components stay as they are."""
+"""New values by component; other components do not change."""
 Handler = Callable[..., AsyncGenerator[ComponentUpdates, None]]
 
 
@@ -29,22 +29,24 @@ def on(
     message: gr.HTML,
     **options: Any,
 ) -> Any:
-    """Has ``trigger`` (``button.click``, say) run a handler.
+    """Runs a handler whenever an event occurs.
 
     Args:
-        trigger: what is listened to.
-        handler: an async generator over updates.
-        inputs: components whose values it takes.
-        outputs: all components that it may update.
-        message: where errors are told.
-        options: of Gradio's listeners.
+        trigger: the event, for example ``button.click``.
+        handler: an async generator that yields updates.
+        inputs: components whose values are the handler's arguments.
+        outputs: all components that the handler may update.
+        message: the component that shows errors.
+        options: further options of Gradio's event listeners.
     """
-    settings = {"api_visibility": "private", "concurrency_limit": AT_A_TIME, "concurrency_id": "app"}
+    settings = {"api_visibility": "private", "concurrency_limit": MAX_RUNNING, "concurrency_id": "app"}
     settings |= {"show_progress": "hidden", "trigger_mode": "once"}
-    return trigger(_told(handler, message), list(inputs), [message, *outputs], **{**settings, **options})
+    return trigger(_with_notices(handler, message), list(inputs), [message, *outputs], **{**settings, **options})
 
 
-def _told(handler: Handler, message: gr.HTML) -> Handler:
+def _with_notices(handler: Handler, message: gr.HTML) -> Handler:
+    """Wraps a handler so that its errors are shown in ``message``."""
+
     async def run(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         yield {message: ""}
         try:
@@ -55,7 +57,7 @@ def _told(handler: Handler, message: gr.HTML) -> Handler:
             yield {message: notice(str(error))}
         except Exception:
             number = secrets.token_hex(4)
-            log.exception("a page failed (%s)", number)
-            yield {message: notice(f"This did not work. The server's log says why, under {number}.")}
+            log.exception("error %s in the app", number)
+            yield {message: notice(f"An internal error occurred. The server's log has details under error {number}.")}
 
     return run

@@ -1,4 +1,4 @@
-"""*Export*: the last result of a page as JSON, CSV and PNG, and a link that restores the view."""
+"""The *Export* page: the last result of a page as JSON, CSV and PNG files, and a link that restores the view."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -12,20 +12,21 @@ from serve.app import markup
 from serve.app.compare import ComparePage
 from serve.app.dataset import DataSetPage
 from serve.app.events import ComponentUpdates, on
-from serve.app.exporting import File, files_of
+from serve.app.export_files import File, files_of
 from serve.app.intervene import IntervenePage
-from serve.app.measures import Result
 from serve.app.permalink import View, number_of, query_of, view_of
 from serve.app.question import Bar
+from serve.app.results import Result
 from serve.app.search import SearchPage
 from serve.app.studio import MAX_CHARACTERS, Studio
 from serve.app.think import ThinkPage
 
-SHOWS = (
-    "Files hold the numbers behind the pictures as they were computed, and the question. The link holds what was "
-    "asked, not the result: whoever opens it on this server computes it again."
+INTRODUCTION = (
+    "The files contain the question and the numbers behind the figures. The link contains the question and the "
+    "settings, not the result: opening it on this server computes the result again."
 )
-WORDS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compare": "Compare", "dataset": "Data set"}
+LABELS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compare": "Compare", "dataset": "Data set"}
+"""Labels of the pages that have results."""
 WHOLE_LINK = "(query) => window.location.origin + window.location.pathname + query"
 PRESS = """(page) => {
   const press = (tries) => {
@@ -36,12 +37,13 @@ PRESS = """(page) => {
   if (page) press(100);
   document.documentElement.dataset.ready = 'yes';
 }"""
-"""Waits for the page's button: tabs are made when they are first opened. And says that the page listens by now."""
+"""Presses the page's button, once it exists: a tab's components are created when it is first opened. Also marks the
+document as ready, because from now on the app handles events."""
 
 
 @dataclass(frozen=True)
 class Pages:
-    """All pages with results."""
+    """All pages that have results."""
 
     think: ThinkPage
     search: SearchPage
@@ -51,41 +53,44 @@ class Pages:
 
     @property
     def kept(self) -> list[gr.State]:
-        """The last result of each, in the order of ``WORDS``."""
+        """The last result of each page, in the order of ``LABELS``."""
         return [one.kept for one in (self.think, self.search, self.intervene, self.compare, self.dataset)]
 
 
-def build(studio: Studio, bar: Bar, pages: Pages) -> None:
-    """Makes the page."""
-    gr.HTML(markup.hint(SHOWS))
+def build(bar: Bar, pages: Pages) -> None:
+    """Creates the page."""
+    gr.HTML(markup.hint(INTRODUCTION))
     page = gr.Radio(
-        [(words, name) for name, words in WORDS.items()], value="think", label="Result of", elem_id="export-page"
+        [(label, name) for name, label in LABELS.items()], value="think", label="Result of page", elem_id="export-page"
     )
-    run = gr.Button("Make files and link", variant="primary", elem_id="run-export")
+    run = gr.Button("Create files and link", variant="primary", elem_id="run-export")
     message = gr.HTML(elem_id="export-message", elem_classes="message")
-    files = gr.HTML(markup.empty("Use a page first, then make its files here."), elem_id="export-files")
+    files = gr.HTML(
+        markup.empty("Run something on a page first, then create files of its result here."), elem_id="export-files"
+    )
     link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], elem_id="export-link")
     query = gr.Textbox(visible=False)
 
-    async def make(page: str, *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
+    async def export(page: str, *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         settings, kept = values[: len(_settings(bar, pages))], values[len(_settings(bar, pages)) :]
         texts = ["" if one is None else f"{one:g}" if isinstance(one, float) else str(one) for one in settings]
-        if page not in WORDS or any(len(text) > MAX_CHARACTERS for text in texts):
-            raise DataError("export: found a page or a question that this app does not have")
-        yield {query: query_of(View(page, *texts)), files: markup.empty("Drawing …")}
-        result: Result | None = kept[list(WORDS).index(page)]
+        if page not in LABELS or any(len(text) > MAX_CHARACTERS for text in texts):
+            raise DataError(
+                f"export: the page is unknown, or a setting has more than {MAX_CHARACTERS:,} characters; reload the app"
+            )
+        yield {query: query_of(View(page, *texts)), files: markup.empty("Creating files …")}
+        result: Result | None = kept[list(LABELS).index(page)]
         if result is None:
-            yield {files: markup.empty(f"{WORDS[page]} has no result yet; the link works all the same.")}
+            yield {files: markup.empty(f"{LABELS[page]} has no result yet, so there are no files; the link works.")}
             return
-        made = await asyncio.to_thread(files_of, result, page)
-        yield {files: _links(made)}
+        yield {files: _links(await asyncio.to_thread(files_of, result, page))}
 
-    made = on(run.click, make, [page, *_settings(bar, pages), *pages.kept], [files, query], message)
-    made.then(None, [query], [link], js=WHOLE_LINK)
+    exported = on(run.click, export, [page, *_settings(bar, pages), *pages.kept], [files, query], message)
+    exported.then(None, [query], [link], js=WHOLE_LINK)
 
 
 def _settings(bar: Bar, pages: Pages) -> list[Any]:
-    """Components in the order of ``View``'s fields after the page."""
+    """The components with the settings, in the order of ``View``'s fields after ``view``."""
     return [
         bar.model,
         bar.file,
@@ -100,7 +105,7 @@ def _settings(bar: Bar, pages: Pages) -> list[Any]:
 
 
 def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.Tabs) -> None:
-    """Has a page that is opened by a link show what the link says, and compute it."""
+    """Makes the app, when opened by a link, restore the link's view and compute its results."""
     press = gr.Textbox(visible=False)
 
     def opened(request: gr.Request) -> ComponentUpdates:
@@ -108,11 +113,14 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
         view = view_of(query)
         if "view" not in query:
             return {press: ""}
-        update: ComponentUpdates = {tabs: gr.update(selected=view.view), press: view.view if view.view in WORDS else ""}
+        update: ComponentUpdates = {
+            tabs: gr.update(selected=view.view),
+            press: view.view if view.view in LABELS else "",
+        }
         for component, text, known in (
-            (bar.model, view.model, studio.catalogue.names),
+            (bar.model, view.model, studio.checkpoints.names),
             (bar.file, view.file, list(studio.files)),
-            (pages.compare.model, view.other_model, studio.catalogue.names),
+            (pages.compare.model, view.other_model, studio.checkpoints.names),
         ):
             if text in known:
                 update[component] = text
@@ -136,4 +144,4 @@ def _choices(radio: gr.Radio) -> list[Any]:
 
 
 def _links(files: Sequence[File]) -> str:
-    return "".join(markup.download(one.name, one.kind, one.content, one.name) for one in files)
+    return "".join(markup.download(one.name, one.media_type, one.content, one.name) for one in files)

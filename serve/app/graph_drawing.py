@@ -1,8 +1,9 @@
-"""A graph problem as SVG: nodes in layers by their distance from the root, candidates filled by their value.
+"""Draws a graph problem as SVG: nodes in layers by their distance from the root, candidates coloured by their value.
 
-What matters is told by shape and pattern as well as by colour: the root is a house, the target a star, the distractor a
-cross, everything else a circle; edges of shortest paths to the target are thick, the others thin, and a shortest-path
-node has a double outline. Nodes that the root does not reach stand below, dashed.
+Shapes and patterns carry the same information as colours: the root is a house, the target a star, the distractor a
+cross, every other node a circle; edges of shortest paths to the target are thick, others thin, and nodes of shortest
+paths have a double outline. Nodes that cannot be reached from the root are drawn below the others; of these, candidates
+have dashed outlines.
 """
 
 from collections.abc import Sequence
@@ -14,17 +15,17 @@ from coconut_ds.probing.graph_values import Frontier, GraphView, NodeValue
 from serve.app.markup import shown_token
 
 WIDTH, HEIGHT = 78, 92
-"""Pixels from node to node, and from layer to layer."""
+"""Distance in pixels between the centres of neighbouring nodes, and of neighbouring layers."""
 RADIUS = 15
-WIDEST = 8
-"""Nodes in a row; longer layers are broken."""
+MAX_IN_ROW = 8
+"""Maximum number of nodes in a row; longer layers take several rows."""
 SCALE = get_colorscale("Cividis")
 
 
 def graph_svg(view: GraphView, place: int) -> str:
-    """The graph after the number of thoughts at ``place`` of ``view.after``."""
+    """The graph with the values of ``view.after[place]``."""
     frontier = view.after[place]
-    rows, apart = layers_of(view)
+    rows, num_reached = layers_of(view)
     spots = _spots(rows)
     width = max(len(row) for row in rows) * WIDTH
     height = len(rows) * HEIGHT
@@ -34,14 +35,14 @@ def graph_svg(view: GraphView, place: int) -> str:
     values = {node.node: node for node in frontier.nodes}
     gold = {node for edge in optimal for node in edge}
     parts += [_node(view, node, values.get(node), spots[node], node in gold) for row in rows for node in row]
-    if apart < len(rows):
-        y = apart * HEIGHT
+    if num_reached < len(rows):
+        y = num_reached * HEIGHT
         parts.insert(
             0,
             f'<line class="border" x1="0" y1="{y}" x2="{width}" y2="{y}"/>'
             f'<text class="side" x="4" y="{y + 14}">not reached from the root</text>',
         )
-    named = said(frontier) or "none"
+    named = _candidates_text(frontier) or "none"
     label = f"graph of {len(view.symbols)} nodes after {frontier.num_thoughts} thoughts; candidates: {named}"
     return (
         f'<div class="scroll graph" tabindex="0" role="region" aria-label="the graph">'
@@ -51,15 +52,15 @@ def graph_svg(view: GraphView, place: int) -> str:
     )
 
 
-def said(frontier: Frontier) -> str:
-    """The candidates and their values, in words."""
+def _candidates_text(frontier: Frontier) -> str:
+    """The candidates and their values, as text."""
     return ", ".join(f"{shown_token(one.name)} {one.value:.0%}" for one in frontier.nodes if one.value is not None)
 
 
 def layers_of(view: GraphView) -> tuple[list[list[int]], int]:
-    """Rows of nodes, and how many of them the root reaches.
+    """Returns the rows of nodes, and the number of rows whose nodes can be reached from the root; these come first.
 
-    Within a row, nodes are ordered by the mean place of their parents, so that few edges cross.
+    Within a row, nodes are ordered by the mean position of their parents, so that few edges cross.
     """
     hops = _distances(view.edges, [view.root])
     outside = [node for node in range(len(view.symbols)) if node not in hops]
@@ -74,13 +75,14 @@ def layers_of(view: GraphView) -> tuple[list[list[int]], int]:
                 (node for node in group if group[node] == depth),
                 key=lambda node: (_barycentre(view, node, places), node),
             )
-            for part in (layer[start : start + WIDEST] for start in range(0, len(layer), WIDEST)):
+            for part in (layer[start : start + MAX_IN_ROW] for start in range(0, len(layer), MAX_IN_ROW)):
                 rows.append(part)
                 places |= {node: (index + 0.5) / len(part) for index, node in enumerate(part)}
     return rows, reached
 
 
 def _distances(edges: Sequence[tuple[int, int]], starts: Sequence[int]) -> dict[int, int]:
+    """Number of edges from the nearest start, for each node that can be reached."""
     found, layer = dict.fromkeys(starts, 0), list(starts)
     while layer:
         layer = list(dict.fromkeys(b for a, b in edges if a in layer and b not in found))
@@ -89,11 +91,13 @@ def _distances(edges: Sequence[tuple[int, int]], starts: Sequence[int]) -> dict[
 
 
 def _barycentre(view: GraphView, node: int, places: dict[int, float]) -> float:
+    """Mean horizontal position (0 to 1) of a node's parents."""
     parents = [places[a] for a, b in view.edges if b == node and a in places]
     return sum(parents) / len(parents) if parents else 0.5
 
 
 def _spots(rows: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
+    """Position of each node in pixels."""
     width = max(len(row) for row in rows) * WIDTH
     return {
         node: (width * (index + 0.5) / len(row), HEIGHT * (depth + 0.42))
@@ -158,7 +162,7 @@ _ARROWS = (
 
 
 def _legend() -> str:
-    """Shapes, and the scale of values."""
+    """The legend of shapes, and the colour scale of values."""
     keys = "".join(
         f'<span><svg viewBox="-22 -22 44 44" width="20" height="20" aria-hidden="true"><g class="node {kind}">'
         f'<path d="{_SHAPES[kind]}" style="fill:var(--node)"/></g></svg> {name}</span>'

@@ -1,4 +1,4 @@
-"""The pages put together, as one ASGI app."""
+"""Assembles the pages into one ASGI app."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.app import compare, dataset, export, intervene, markup, question, search, think
-from serve.app.events import AT_A_TIME, WAITING
+from serve.app.events import MAX_RUNNING, MAX_WAITING
 from serve.app.studio import Studio
 from serve.app.theme import CSS, theme
 
 PATH = "/app"
-TITLE = "coconut-ds: thoughts seen, tested and compared"
+TITLE = "coconut-ds: show, test and compare thoughts"
+HEADING = "Show, test and compare continuous thoughts"
 
 ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="#0072B2"/></svg>'
 
 
 def blocks_of(studio: Studio) -> gr.Blocks:
-    """All pages over a studio."""
+    """All pages."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
-        gr.HTML(f'<div class="app-title"><h1>{markup.escape("Thoughts seen, tested and compared")}</h1></div>')
+        gr.HTML(f'<div class="app-title"><h1>{markup.escape(HEADING)}</h1></div>')
         bar = question.build(studio)
         with gr.Tabs() as tabs:
             with gr.Tab("Think", id="think"):
@@ -37,13 +38,13 @@ def blocks_of(studio: Studio) -> gr.Blocks:
                 measuring = dataset.build(studio, bar)
             with gr.Tab("Export", id="export"):
                 pages = export.Pages(thinking, searching, changing, comparing, measuring)
-                export.build(studio, bar, pages)
+                export.build(bar, pages)
         export.restore(blocks, studio, bar, pages, tabs)
-    return blocks.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_A_TIME)
+    return blocks.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
 
 
 def mounts(studio: Studio) -> dict[str, ASGIApp]:
-    """By path: the app, and what browsers ask for at the root, wherever an app is mounted."""
+    """ASGI apps by path: the app, and files that browsers request from the root even if an app is mounted elsewhere."""
     return {
         PATH: make_app(studio),
         "/manifest.json": JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"}),
@@ -52,7 +53,7 @@ def mounts(studio: Studio) -> dict[str, ASGIApp]:
 
 
 def make_app(studio: Studio) -> ASGIApp:
-    """The app itself. It shares nothing, reports nothing and loads nothing from elsewhere."""
+    """The app itself, with Gradio's sharing, telemetry and loading of external resources disabled."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     blocks = blocks_of(studio)
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -71,21 +72,21 @@ def make_app(studio: Studio) -> ASGIApp:
         max_file_size=1,
         theme=theme(),
         css=CSS,
-        head=_drawing_ahead(),
+        head=_preload_plotly(),
     )
-    return _Started(outer, blocks)
+    return _StartsQueue(outer, blocks)
 
 
-def _drawing_ahead() -> str:
-    """Has the page load what draws figures (4.6 MB) before there is one to draw, as far as Gradio's files are known."""
+def _preload_plotly() -> str:
+    """HTML that makes the page load Plotly (4.6 MB) before the first figure, if Gradio has the file where expected."""
     assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
     return "".join(
         f'<script type="module">import("./assets/{one.name}")</script>' for one in assets.glob("PlotlyPlot-*.js")
     )
 
 
-class _Started:
-    """Starts Gradio's queue with the first request: its tasks belong to the loop that runs then."""
+class _StartsQueue:
+    """Starts Gradio's queue at the first request, because its tasks must belong to the server's event loop."""
 
     def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
         self._app, self._blocks, self._started = app, blocks, False

@@ -1,4 +1,4 @@
-"""HTML: tables, notices, progress. All text passes ``html.escape``; whoever writes markup writes it here."""
+"""Creates HTML: tables, notices, progress. All text is escaped; other modules of pages do not write HTML themselves."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 
 def shown_token(token: str) -> str:
-    """A token that can be seen: newlines and spaces as signs."""
+    """A token as visible text: newlines, blank tokens and the empty token are shown as symbols."""
     shown = token.replace("\n", "⏎")
     if shown and not shown.strip():
         return "␣" * len(shown)
@@ -14,13 +14,13 @@ def shown_token(token: str) -> str:
 
 
 def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> str:
-    """A table of texts.
+    """A table.
 
     Args:
-        caption: what it shows.
-        headers: of the columns; the first column heads its rows.
-        rows: cells.
-        strong: index of a row that stands out.
+        caption: title of the table.
+        headers: titles of the columns; the cells of the first column are the titles of the rows.
+        rows: texts of the cells.
+        strong: index of a row to highlight.
     """
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in headers)
     body = "".join(
@@ -36,35 +36,35 @@ def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str
 
 
 def notice(text: str) -> str:
-    """What a visitor can mend, or has to know."""
+    """An error message."""
     return f'<div class="notice" role="alert">{escape(text)}</div>'
 
 
 def hint(text: str) -> str:
-    """What a picture does and does not show."""
+    """An explanation of what figures show and do not show."""
     return f'<p class="hint">{escape(text)}</p>'
 
 
 def empty(text: str) -> str:
-    """Stands where results will be."""
+    """A placeholder for results."""
     return f'<p class="empty">{escape(text)}</p>'
 
 
 def answer(text: str, written: str, right: str | None, is_right: bool | None) -> str:
-    """An answer, the text that it was taken from, and the right one where it is known."""
+    """An answer, the generated text that contains it, and the right answer if it is known."""
     mark = {None: "", True: '<span class="mark">✓ right</span>', False: '<span class="mark">✗ wrong</span>'}[is_right]
     known = f'<p class="known">right answer: {escape(right)}</p>' if right is not None else ""
     return (
         f'<div class="answer" role="status"><p class="label">answer {mark}</p><p class="big">'
-        f'{escape(text) or "(none)"}</p><p class="label">all it wrote</p><pre>{escape(written) or "(nothing)"}</pre>'
+        f'{escape(text) or "(none)"}</p><p class="label">generated text</p><pre>{escape(written) or "(nothing)"}</pre>'
         f"{known}</div>"
     )
 
 
 def thinking(done: int, total: int, text: str) -> str:
-    """An answer that is on its way."""
+    """An answer that is being generated: the thoughts completed so far, and the text."""
     dots = "●" * done + "○" * max(total - done, 0)
-    state = f"thinking, {done} of {total}" if done < total else "writing"
+    state = f"{done} of {total} thoughts completed" if done < total else "generating text"
     return (
         f'<div class="answer" aria-busy="true"><p class="label">{state} <span aria-hidden="true">{dots}</span></p>'
         f"<pre>{escape(text)}▌</pre></div>"
@@ -72,25 +72,25 @@ def thinking(done: int, total: int, text: str) -> str:
 
 
 def progress(name: str, done: int, total: int) -> str:
-    """How far a long piece of work is."""
+    """A progress bar; ``total`` is 0 until the first progress report."""
     if not total:
-        return f'<label class="bar">{escape(name)}: waiting for its turn<progress></progress></label>'
+        return f'<label class="bar">{escape(name)}: waiting<progress></progress></label>'
     return (
         f'<label class="bar">{escape(name)}: {done:,} of {total:,}'
         f'<progress value="{done}" max="{total}"></progress></label>'
     )
 
 
-def download(name: str, kind: str, content: bytes, label: str) -> str:
-    """A link that holds a whole file, so that the server keeps none."""
-    return f'<a class="file" download="{escape(name)}" href="data:{kind},{quote(content)}">{escape(label)}</a>'
+def download(name: str, media_type: str, content: bytes, label: str) -> str:
+    """A download link that contains the whole file as a ``data:`` URL, so that the server does not store files."""
+    return f'<a class="file" download="{escape(name)}" href="data:{media_type},{quote(content)}">{escape(label)}</a>'
 
 
 def finding(text: str) -> str:
-    """What came out, in a sentence."""
+    """A result in one sentence."""
     return f'<p class="finding" role="status">{escape(text)}</p>'
 
 
 def title(text: str, below: str) -> str:
-    """Heads one of two columns."""
+    """The title of a column, with a text below."""
     return f'<p class="side-title">{escape(text)}</p><p class="side-text">{escape(below)}</p>'

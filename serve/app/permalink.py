@@ -1,4 +1,4 @@
-"""A view as a link: what was asked on which page, without results, which the link makes again."""
+"""Links to views. A link contains the page, the question and the settings; opening it computes the results again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +11,7 @@ PAGES = ("think", "search", "intervene", "compare", "dataset", "export")
 
 @dataclass(frozen=True)
 class View:
-    """The settings of all pages, as text; empty where a page's own default stands."""
+    """The selected page and the settings of all pages, as text; an empty setting means the page's default."""
 
     view: str = "think"
     model: str = ""
@@ -29,12 +29,12 @@ NAMES = tuple(field.name for field in fields(View))
 
 
 def query_of(view: View) -> str:
-    """``?view=…&…``, without what is empty."""
+    """The link's query, ``?view=…&…``, without empty settings."""
     return "?" + urlencode({name: text for name, text in asdict(view).items() if text})
 
 
 def view_of(query: Mapping[str, str]) -> View:
-    """The view that a link asks for; what makes no sense in it is left out."""
+    """The view of a link's query; unknown, too long or invalid settings are ignored."""
     found = {name: query[name] for name in NAMES if name in query and len(query[name]) <= MAX_CHARACTERS}
     if found.get("view", "think") not in PAGES:
         del found["view"]
@@ -42,5 +42,5 @@ def view_of(query: Mapping[str, str]) -> View:
 
 
 def number_of(text: str, low: int, high: int) -> int | None:
-    """A whole number within bounds; None where the text is none."""
+    """The number that a text represents; None if the text is not a whole number within bounds."""
     return int(text) if text.isascii() and text.isdigit() and low <= int(text[:9]) <= high else None

@@ -1,4 +1,4 @@
-"""Files of problems to choose from: those given, and those that runs keep of what they were not trained on."""
+"""Files of problems that visitors can choose from: those of ``--data``, and held-out problems stored by runs."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -7,58 +7,60 @@ from pathlib import Path
 
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
-from serve.checkpoints import Entry
+from serve.checkpoints import ServedCheckpoint
 
 log = logging.getLogger("serve")
 MAX_PROBLEMS = 2000
-"""Kept of a file."""
-OWN_FILES = ("test.json", "valid.json")
-"""Problems that a run keeps of generated data and has not trained on, the best first."""
+"""Maximum number of problems loaded from a file."""
+HELD_OUT_FILES = ("test.json", "valid.json")
+"""Files of generated problems that a run stores and does not train on, in order of preference."""
 
 
 @dataclass(frozen=True)
 class ProblemFile:
-    """Problems to choose from."""
+    """Problems that visitors can choose from."""
 
     name: str
     problems: tuple[Problem, ...]
 
 
-def find_files(paths: Sequence[Path], entries: Iterable[Entry]) -> tuple[dict[str, ProblemFile], dict[str, str]]:
-    """Files of problems: those given, and those that runs keep of what they were not trained on.
+def find_files(
+    paths: Sequence[Path], checkpoints: Iterable[ServedCheckpoint]
+) -> tuple[dict[str, ProblemFile], dict[str, str]]:
+    """Loads files of problems: those given, and the held-out problems of the checkpoints' runs.
 
     Returns:
-        Files by name, and by checkpoint the name of its run's own.
+        Files by name; and by name of a checkpoint, the name of its run's file.
 
     Raises:
-        DataError: a given file is no file of problems.
+        DataError: a given file does not contain problems.
     """
     files: dict[str, ProblemFile] = {}
     for path in paths:
         name = path.stem if path.stem not in files else str(path)
         files[name] = ProblemFile(name, tuple(load_problems(path, need_answers=False)[:MAX_PROBLEMS]))
-    owners: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     known: dict[Path, str] = {}
-    for entry in entries:
-        found = _own_file(entry.folder.parent / "problems")
+    for checkpoint in checkpoints:
+        found = _held_out_file(checkpoint.folder.parent / "problems")
         if found is None:
             continue
         path, problems = found
         if path not in known:
-            known[path] = _free_name(f"{entry.name.split('/')[0]}: {path.stem}", files)
+            known[path] = _free_name(f"{checkpoint.name.split('/')[0]}: {path.stem}", files)
             files[known[path]] = ProblemFile(known[path], problems)
-        owners[entry.name] = known[path]
-    return files, owners
+        file_of[checkpoint.name] = known[path]
+    return files, file_of
 
 
-def _own_file(folder: Path) -> tuple[Path, tuple[Problem, ...]] | None:
-    for name in OWN_FILES:
+def _held_out_file(folder: Path) -> tuple[Path, tuple[Problem, ...]] | None:
+    for name in HELD_OUT_FILES:
         path = folder / name
         try:
             if path.is_file():
                 return path, tuple(load_problems(path)[:MAX_PROBLEMS])
         except CoconutError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipped a file of problems: %s", error)
     return None
 
 

@@ -1,7 +1,7 @@
-"""What the pages work on: checkpoints by name, files of problems, and what a visitor may ask for.
+"""The state and operations that all pages share: checkpoints, files of problems, and checks of visitors' input.
 
-Everything that a browser sends passes ``Studio.asked`` or ``within``: a browser's own bounds hold nobody who does not
-use it.
+Everything that a browser sends is checked here, by ``Studio.check_question`` or ``whole_number``, because the bounds of
+input fields in the browser can be bypassed.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.formats import is_correct
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
 from coconut_ds.probing.cases import OnProgress
@@ -21,179 +22,195 @@ from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
 from serve.asking import Ask
-from serve.checkpoints import Catalogue
+from serve.checkpoints import Checkpoints
 from serve.errors import RequestError
 from serve.service import Choice, Delta, Service
 
 Result = TypeVar("Result")
 MAX_CHARACTERS = 6000
-"""Of a question. ProsQA's have about 2,000."""
+"""Maximum length of a question. Those of ProsQA have about 2,000 characters."""
 MAX_NEW_TOKENS = 128
 MAX_REFERENCES = 60
-"""Other questions, for means and donors."""
+"""Maximum number of other questions that provide mean thoughts and donors."""
 MAX_FOLLOWED = 4
-"""Tokens whose way through thoughts and layers is followed."""
+"""Maximum number of tokens whose probability is followed along the thoughts."""
 TOP_K = 5
-"""Tokens shown of each state."""
+"""Number of most likely tokens shown for each state."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question for a checkpoint, checked."""
+class CheckedQuestion:
+    """A question for a checkpoint that has passed all checks."""
 
     model: str
     question: str
     n_thoughts: int
     problem: Problem | None = None
-    """The problem of the chosen file with this very question."""
+    """The problem of the selected file that has exactly this question."""
     references: tuple[str, ...] = ()
     """Other questions of that file."""
 
     @property
     def answer(self) -> str | None:
-        """The right one, where it is known."""
+        """The right answer, if it is known."""
         return self.problem.answer if self.problem is not None and self.problem.has_answer else None
 
 
 @dataclass
 class Studio:
-    """All that pages need."""
+    """Runs the pages' work on the service."""
 
     service: Service
     files: dict[str, ProblemFile]
     file_of: dict[str, str] = field(default_factory=dict)
-    """By checkpoint: the file of problems that its run kept."""
+    """By name of a checkpoint: name of the file of problems that its run stored."""
 
     @property
-    def catalogue(self) -> Catalogue:
-        """Checkpoints."""
-        return self.service.models.catalogue
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints that visitors can choose from."""
+        return self.service.models.checkpoints
 
     @property
     def max_thoughts(self) -> int:
-        """Most thoughts that can be asked for: twice what any checkpoint has, at least 8."""
-        most = max(entry.card.num_latents for entry in self.catalogue)
+        """Maximum number of thoughts that can be requested: twice that of any checkpoint, and at least 8."""
+        most = max(checkpoint.card.num_latents for checkpoint in self.checkpoints)
         return min(max(8, 2 * most), self.service.limits.max_thoughts)
 
     @property
     def pausing(self) -> list[str]:
-        """Checkpoints that pause instead of thinking."""
-        return [entry.name for entry in self.catalogue if METHODS[entry.card.method].pauses]
+        """Names of the checkpoints that use pauses instead of thoughts."""
+        return [checkpoint.name for checkpoint in self.checkpoints if METHODS[checkpoint.card.method].pauses]
 
     def card(self, model: str) -> ModelCard:
-        """How a checkpoint thinks.
+        """The card of a checkpoint: its method and number of thoughts.
 
         Raises:
-            UnknownModelError: there is none of this name.
+            UnknownModelError: no checkpoint has this name.
         """
-        return self.catalogue[model].card
+        return self.checkpoints[model].card
 
     def file(self, name: str | None) -> ProblemFile | None:
-        """A file of problems; None where none is chosen or there is none of this name."""
+        """The file of problems with this name, or None."""
         return None if name is None else self.files.get(name)
 
-    def asked(self, model: str, file: str | None, question: str, n_thoughts: float) -> Asked:
-        """A visitor's question.
+    def check_question(self, model: str, file: str | None, question: str, n_thoughts: float) -> CheckedQuestion:
+        """Checks a visitor's question.
+
+        Args:
+            model: name of a checkpoint.
+            file: name of the selected file of problems; unknown names are treated as None.
+            question: text of the question.
+            n_thoughts: thoughts or pauses before the text.
 
         Raises:
-            ServiceError: says what is wrong with it.
+            ServiceError: an input is invalid; the message says which and what is expected.
         """
-        card, chosen, text = self.card(model), self.file(file), checked_question(question)
+        card, chosen, text = self.card(model), self.file(file), checked_text(question)
         count = whole_number("thoughts", n_thoughts, 0, self.max_thoughts)
         if count and not METHODS[card.method].has_latents:
-            raise RequestError(f"thoughts: {model} was trained with method={card.method} and has none; expected 0")
+            raise RequestError(
+                f"thoughts: is {count}, but {model} was trained without thoughts (method={card.method}); set it to 0"
+            )
         problems = chosen.problems if chosen is not None else ()
         own = next((problem for problem in problems if problem.question.strip() == text), None)
         others = (problem.question for problem in problems if problem.question.strip() != text)
         references = tuple(dict.fromkeys(others))[:MAX_REFERENCES]
-        return Asked(model, own.question if own is not None else text, count, own, references)
+        return CheckedQuestion(model, own.question if own is not None else text, count, own, references)
+
+    def is_right(self, checked: CheckedQuestion, text: str) -> bool | None:
+        """Whether a generated text contains the right answer; None if that is not known."""
+        if checked.answer is None:
+            return None
+        return is_correct(text, checked.answer, self.card(checked.model).text_format)
 
     @asynccontextmanager
-    async def answering(self, asked: Asked) -> AsyncIterator[AsyncIterator[Delta]]:
-        """``async with studio.answering(asked) as pieces``: the answer, thought by thought and token by token."""
-        ask = Ask(asked.model, (asked.question,), n_thoughts=asked.n_thoughts, keep_thoughts=True)
-        async with self.service.streaming(ask) as (_, pieces):
-            yield pieces
+    async def answering(self, checked: CheckedQuestion) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Streams the answer: ``async with studio.answering(checked) as deltas``."""
+        ask = Ask(checked.model, (checked.question,), n_thoughts=checked.n_thoughts, keep_thoughts=True)
+        async with self.service.streaming(ask) as (_, deltas):
+            yield deltas
 
-    async def trace(self, asked: Asked, choice: Choice, followed: Sequence[str] = ()) -> ThoughtTrace:
-        """What was thought on the way to an answer."""
+    async def trace(self, checked: CheckedQuestion, choice: Choice, followed: Sequence[str] = ()) -> ThoughtTrace:
+        """Decodes the thoughts of an answer. ``followed``: tokens whose probability is reported for each thought."""
 
         def decode(reasoner: Reasoner) -> ThoughtTrace:
-            return trace_of(reasoner, asked.question, choice.completion, asked.n_thoughts, top_k=TOP_K, tokens=followed)
+            return trace_of(
+                reasoner, checked.question, choice.completion, checked.n_thoughts, top_k=TOP_K, tokens=followed
+            )
 
-        return await self.service.call(asked.model, decode)
+        return await self.service.call(checked.model, decode)
 
-    async def think(self, asked: Asked, followed: Sequence[str] = ()) -> ThoughtTrace:
-        """An answer with its trace, all at once."""
-        async with self.answering(asked) as pieces:
-            async for piece in pieces:
-                if piece.choice is not None:
-                    return await self.trace(asked, piece.choice, followed)
-        raise AssertionError("the last piece holds the choice")
+    async def think(self, checked: CheckedQuestion, followed: Sequence[str] = ()) -> ThoughtTrace:
+        """Generates an answer and decodes its thoughts."""
+        async with self.answering(checked) as deltas:
+            async for delta in deltas:
+                if delta.choice is not None:
+                    return await self.trace(checked, delta.choice, followed)
+        raise AssertionError("the last delta has the choice")
 
     async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
-        """Runs a function on the engine's thread; see ``Service.call``."""
+        """Runs a function on the model's thread; see ``Service.call``."""
         return await self.service.call(model, function)
 
     async def watch(
         self, model: str, function: Callable[[Reasoner, OnProgress], Result]
     ) -> AsyncIterator[tuple[int, int] | Result]:
-        """Runs a long function on the engine's thread: yields how far it is, and in the end its result.
+        """Runs a long function on the model's thread: yields progress (done, total), and finally the result.
 
-        Ends the function when nobody asks for the next value any more.
+        If the caller closes this generator, the function is aborted at its next progress report.
         """
-        gone = threading.Event()
+        closed = threading.Event()
         state = (0, 0)
 
         def progress(done: int, total: int) -> None:
             nonlocal state
-            if gone.is_set():
-                raise _Gone
+            if closed.is_set():
+                raise _AbortedError
             state = (done, total)
 
         work = asyncio.ensure_future(self.service.call(model, lambda reasoner: function(reasoner, progress)))
-        work.add_done_callback(_swallow)
+        work.add_done_callback(_retrieve_exception)
         try:
             while not (await asyncio.wait([work], timeout=0.2))[0]:
                 yield state
             yield work.result()
         finally:
-            gone.set()
+            closed.set()
             work.cancel()
 
 
-class _Gone(Exception):
-    """Nobody waits for the result."""
+class _AbortedError(Exception):
+    """Aborts a long function whose caller no longer waits for it."""
 
 
-def _swallow(work: "asyncio.Future[Any]") -> None:
-    """Marks an exception as seen, where nobody is left to see it."""
+def _retrieve_exception(work: "asyncio.Future[Any]") -> None:
+    """Retrieves the exception of a future, so that asyncio does not log it as never retrieved."""
     if not work.cancelled():
         work.exception()
 
 
-def checked_question(text: str) -> str:
-    """A question without space around it.
+def checked_text(text: str) -> str:
+    """The text of a question, without surrounding white space.
 
     Raises:
-        RequestError: it is empty, too long, or no text.
+        RequestError: the text is empty, too long, or not valid Unicode.
     """
     if not isinstance(text, str) or not text.strip():
-        raise RequestError("question: is empty; type one, or choose a problem of a file")
+        raise RequestError("question: is empty; type a question, or select a problem")
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"question: has {len(text):,} characters; expected at most {MAX_CHARACTERS:,}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise RequestError("question: holds half a character (a lone surrogate); type it again") from None
+        raise RequestError("question: contains a lone surrogate; type the question again as valid Unicode") from None
     return text.strip()
 
 
 def whole_number(name: str, value: float, low: int, high: int) -> int:
-    """A whole number within bounds.
+    """Checks that a value is a whole number within bounds.
 
     Raises:
-        RequestError: names the field.
+        RequestError: it is not; the message names the field.
     """
     if not isinstance(value, (int, float)) or not low <= value <= high or value != int(value):
         raise RequestError(f"{name}: is {value}; expected a whole number from {low} to {high}")
@@ -201,26 +218,26 @@ def whole_number(name: str, value: float, low: int, high: int) -> int:
 
 
 def followed_tokens(text: str) -> list[str]:
-    """Tokens with commas between them.
+    """Splits a comma-separated list of tokens.
 
     Raises:
-        RequestError: there are too many, or they are too long.
+        RequestError: there are too many tokens, or one is too long.
     """
     tokens = [token.strip() for token in (text or "").split(",") if token.strip()]
     if len(tokens) > MAX_FOLLOWED or any(len(token) > 40 for token in tokens):
-        raise RequestError(f"tokens to follow: expected at most {MAX_FOLLOWED}, each of at most 40 characters")
+        raise RequestError(f"tokens to follow: expected at most {MAX_FOLLOWED} tokens of at most 40 characters each")
     return tokens
 
 
-def graph_problem(asked: Asked) -> Problem:
-    """The problem whose graph is to be drawn.
+def graph_problem(checked: CheckedQuestion) -> Problem:
+    """The graph problem that a question belongs to.
 
     Raises:
-        DataError: the question is none of a file's graph problems.
+        DataError: the question is not that of a graph problem of the selected file.
     """
-    if asked.problem is None or not is_graph_problem(asked.problem):
+    if checked.problem is None or not is_graph_problem(checked.problem):
         raise DataError(
-            "this page needs a problem with its graph: choose one from a file of graph problems (make one with "
-            "python preprocessing/prosqa.py) and leave its question as it is"
+            "question: this page needs a problem with its graph; select one from a file of graph problems (create a "
+            "file with python preprocessing/prosqa.py) and do not edit its question"
         )
-    return asked.problem
+    return checked.problem

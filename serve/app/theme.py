@@ -1,4 +1,4 @@
-"""Looks: Gradio's plain theme with the system's fonts, and styles of our own. Loads nothing from elsewhere."""
+"""Appearance: Gradio's base theme with system fonts, and additional CSS. Loads no external resources."""
 
 import gradio as gr
 
@@ -7,7 +7,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """The theme, light and dark."""
+    """The theme, with light and dark mode."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
         secondary_hue=gr.themes.colors.blue,

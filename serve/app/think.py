@@ -1,127 +1,152 @@
-"""*Think*: a question thought through; each thought decoded."""
+"""The *Think* page: answers a question and decodes each thought."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 
-from coconut_ds.formats import is_correct
 from coconut_ds.probing.answers import AnswerAfter
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app import figures, markup
+from serve.app import markup, thought_figures
 from serve.app.events import ComponentUpdates, on
-from serve.app.measures import ThinkResult, answers
+from serve.app.measures import answers_by_thoughts
 from serve.app.question import Bar
-from serve.app.studio import Asked, Studio, followed_tokens
+from serve.app.results import ThinkResult
+from serve.app.studio import CheckedQuestion, Studio, followed_tokens
 from serve.service import Choice
 
-SHOWS = (
-    "Each thought through the model's own head: the words nearest to it. A projection, not its meaning: a thought may "
-    "hold what the head does not show, and what it shows need not be used. Test that under Intervene."
+INTRODUCTION = (
+    "Each thought is decoded with the model's own output head: the figures show the most likely tokens. This is a "
+    "projection, not the meaning of the thought: a thought may contain what the head does not show, and the model may "
+    "not use what the head shows. Test that on the Intervene page."
 )
-LENS = "The same head at every layer, the final norm applied once. Early layers were never trained to be read that way."
-AFTER = "The answer when thinking is ended early. Where it is right without thoughts, they were not needed for it."
+LENS = (
+    "The state after each layer, decoded with the same head, with the final norm applied once. Early layers were not "
+    "trained to be decoded this way."
+)
+AFTER = (
+    "The answer if thinking is ended early. If it is already right without thoughts, the problem did not need thoughts."
+)
 WIDTH = 300
-"""Pixels below which figures stand one under the other."""
+"""Pixels. Figures with less horizontal space than this are placed below each other."""
 
 
 @dataclass(frozen=True)
 class ThinkPage:
-    """What other pages use of it."""
+    """The page's components. Other pages use ``run``, ``follow`` and ``kept``."""
 
     run: gr.Button
     follow: gr.Textbox
+    message: gr.HTML
+    answer: gr.HTML
+    results: gr.Column
+    decoded: gr.Plot
+    layers: gr.Plot
+    norms: gr.Plot
+    entropies: gr.Plot
+    cosines: gr.Plot
+    followed: gr.Plot
+    after: gr.Plot
+    after_table: gr.HTML
+    table: gr.HTML
     kept: gr.State
+    """The last result, a ``ThinkResult``."""
 
 
 def build(studio: Studio, bar: Bar) -> ThinkPage:
-    """Makes the page."""
-    gr.HTML(markup.hint(SHOWS))
+    """Creates the page."""
+    page = _components()
+    _connect(studio, bar, page)
+    return page
+
+
+def _components() -> ThinkPage:
+    gr.HTML(markup.hint(INTRODUCTION))
     with gr.Row(equal_height=False):
         run = gr.Button("Think", variant="primary", elem_id="run-think", scale=1, min_width=120)
         follow = gr.Textbox(
-            label="Tokens to follow, with commas between (optional: a target and a foil)",
+            label="Tokens to follow, separated by commas (optional; e.g. a right and a wrong answer)",
             elem_id="follow",
             scale=3,
             min_width=230,
         )
     message = gr.HTML(elem_id="think-message", elem_classes="message")
-    answer = gr.HTML(markup.empty("Press Think: answer and pictures come here."), elem_id="think-answer")
+    answer = gr.HTML(markup.empty("Press Think to see the answer and the figures here."), elem_id="think-answer")
     with gr.Column(visible=False) as results:
-        decoded = gr.Plot(label="Thoughts, decoded", elem_id="think-decoded")
+        decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded")
         gr.HTML(markup.hint(LENS))
-        layers = gr.Plot(label="Layers and thoughts", elem_id="think-layers")
+        layers = gr.Plot(label="Thoughts decoded at each layer", elem_id="think-layers")
         with gr.Row():
-            sizes, entropies, cosines = (
-                gr.Plot(label=name, min_width=WIDTH) for name in ("Norm", "Entropy of what the head shows", "Direction")
+            norms, entropies, cosines = (
+                gr.Plot(label=name, min_width=WIDTH) for name in ("Norm", "Entropy of the decoded tokens", "Direction")
             )
         followed = gr.Plot(label="Followed tokens", visible=False, elem_id="think-followed")
         gr.HTML(markup.hint(AFTER))
         with gr.Row():
             after = gr.Plot(label="Answer after k thoughts", min_width=WIDTH, elem_id="think-after")
             after_table = gr.HTML(min_width=WIDTH)
-        with gr.Accordion("The thoughts as a table", open=False):
+        with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
     kept = gr.State(time_to_live=3600)
+    figures = (decoded, layers, norms, entropies, cosines, followed, after)
+    return ThinkPage(run, follow, message, answer, results, *figures, after_table, table, kept)
 
+
+def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
     async def think(
         model: str, file: str | None, question: str, n_thoughts: float, follow: str
     ) -> AsyncGenerator[ComponentUpdates, None]:
-        asked = studio.asked(model, file, question, n_thoughts)
+        checked = studio.check_question(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
-        # Shown before they have values: a figure that is made in the same moment as its column may be lost.
-        yield {results: gr.update(visible=True)}
+        # Shown before its figures have values: Gradio may lose a figure that is created together with its column.
+        yield {page.results: gr.update(visible=True)}
         ended: list[Choice] = []
-        async for html in _answering(studio, asked, ended):
-            yield {answer: html}
-        trace = await studio.trace(asked, ended[0], tokens)
-        made, chosen = ThinkResult(model, trace), figures.followed(trace)
+        async for html in _streamed_answer(studio, checked, ended):
+            yield {page.answer: html}
+        trace = await studio.trace(checked, ended[0], tokens)
+        result, followed = ThinkResult(model, trace), thought_figures.followed_figure(trace)
+        is_right = studio.is_right(checked, trace.text)
         yield {
-            answer: _answer(studio, asked, trace),
-            decoded: figures.decoded(trace),
-            layers: gr.update(value=figures.layers(trace), visible=bool(trace.thoughts)),
-            followed: gr.update(value=chosen, visible=chosen is not None),
-            table: thoughts_table(trace),
-            kept: made,
+            page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right),
+            page.decoded: thought_figures.decoded_figure(trace),
+            page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
+            page.followed: gr.update(value=followed, visible=followed is not None),
+            page.table: _thoughts_table(trace),
+            page.kept: result,
         }
         yield {
-            sizes: figures.sizes(trace),
-            entropies: figures.entropies(trace),
-            cosines: figures.cosines(trace),
+            page.norms: thought_figures.norms_figure(trace),
+            page.entropies: thought_figures.entropies_figure(trace),
+            page.cosines: thought_figures.cosines_figure(trace),
         }
-        found = await answers(studio, asked)
-        yield {after: figures.after(found), after_table: _after(found), kept: replace(made, answers=tuple(found))}
+        answers = await answers_by_thoughts(studio, checked)
+        yield {
+            page.after: thought_figures.answers_figure(answers),
+            page.after_table: _answers_table(answers),
+            page.kept: replace(result, answers=tuple(answers)),
+        }
 
-    outputs: list[Any] = [answer, results, decoded, layers, sizes, entropies, cosines, followed]
-    outputs += [after, after_table, table, kept]
-    on(run.click, think, [*bar.asked, follow], outputs, message)
-    on(bar.question.submit, think, [*bar.asked, follow], outputs, message)
-    return ThinkPage(run, follow, kept)
+    figures = (page.decoded, page.layers, page.norms, page.entropies, page.cosines, page.followed, page.after)
+    outputs = [page.answer, page.results, *figures, page.after_table, page.table, page.kept]
+    for trigger in (page.run.click, bar.question.submit):
+        on(trigger, think, [*bar.question_inputs, page.follow], outputs, page.message)
 
 
-async def _answering(studio: Studio, asked: Asked, ended: list[Choice]) -> AsyncGenerator[str, None]:
-    """The answer on its way; once it is whole, it stands in ``ended``."""
+async def _streamed_answer(studio: Studio, checked: CheckedQuestion, ended: list[Choice]) -> AsyncGenerator[str, None]:
+    """Yields HTML of the answer while it is generated; appends the complete answer to ``ended``."""
     done, text = 0, ""
-    yield markup.thinking(0, asked.n_thoughts, "")
-    async with studio.answering(asked) as pieces:
-        async for piece in pieces:
-            done += piece.thought is not None
-            text += piece.text
-            yield markup.thinking(done, asked.n_thoughts, text)
-            if piece.choice is not None:
-                ended.append(piece.choice)
+    yield markup.thinking(0, checked.n_thoughts, "")
+    async with studio.answering(checked) as deltas:
+        async for delta in deltas:
+            done += delta.thought is not None
+            text += delta.text
+            yield markup.thinking(done, checked.n_thoughts, text)
+            if delta.choice is not None:
+                ended.append(delta.choice)
 
 
-def _answer(studio: Studio, asked: Asked, trace: ThoughtTrace) -> str:
-    right = None
-    if asked.answer is not None:
-        right = is_correct(trace.text, asked.answer, studio.card(asked.model).text_format)
-    return markup.answer(trace.answer, trace.text, asked.answer, right)
-
-
-def thoughts_table(trace: ThoughtTrace) -> str:
-    """The decoded thoughts in words, for those who cannot use the picture."""
+def _thoughts_table(trace: ThoughtTrace) -> str:
+    """The numbers of the figures as a table, for visitors who cannot see the figures."""
     rows = []
     for one in trace.thoughts:
         pairs = zip(one.decoded.tokens, one.decoded.probabilities, strict=True)
@@ -136,14 +161,14 @@ def thoughts_table(trace: ThoughtTrace) -> str:
                 f"{markup.shown_token(near.token)} {near.cosine:.2f}",
             ]
         )
-    headers = ["thought", "decoded", "entropy", "norm", "cosine to previous", "nearest embedding"]
+    headers = ["thought", "decoded", "entropy", "norm", "cosine to previous", "nearest token embedding (cosine)"]
     return markup.html_table("Thoughts", headers, rows)
 
 
-def _after(found: Sequence[AnswerAfter]) -> str:
+def _answers_table(answers: Sequence[AnswerAfter]) -> str:
     marks = {None: "", True: " ✓", False: " ✗"}
     rows = [
         [str(one.num_thoughts), (one.answer or "(none)") + marks[one.is_right], f"{one.probability:.2f}", one.text]
-        for one in found
+        for one in answers
     ]
-    return markup.html_table("After k thoughts", ["k", "answer", "p", "text"], rows)
+    return markup.html_table("Answer after k thoughts", ["k", "answer", "p(text)", "generated text"], rows)

@@ -1,23 +1,23 @@
-"""Words for what probing calls by short names."""
+"""Labels for the kinds of intervention, which probing calls by short names."""
 
 from coconut_ds.probing.interventions import Kind
 
 KINDS = {
     Kind.PATCH: "another problem's thought",
-    Kind.ZERO: "zero",
-    Kind.MEAN: "mean of other problems",
+    Kind.ZERO: "zero vector",
+    Kind.MEAN: "mean over other problems",
     Kind.NOISE: "noise added",
     Kind.RANDOM: "random direction",
-    Kind.TOKEN: "a token's embedding",
+    Kind.TOKEN: "token embedding",
     Kind.SCALE: "scaled",
-    Kind.SWAP: "swapped with another",
+    Kind.SWAP: "swapped with another thought",
     Kind.REPEAT: "fed twice",
-    Kind.DROP: "left out",
+    Kind.DROP: "removed",
 }
-"""Words for each kind of change."""
+"""Label of each kind of intervention."""
 
 
 def words_of(name: str) -> str:
-    """The words for an effect's name, ``patch, same answer`` say."""
+    """The label for the name of an ``Effect``, for example for ``patch, same answer``."""
     kind = next((one for one in Kind if name == one or name.startswith((f"{one} ", f"{one},"))), None)
     return name if kind is None else f"{KINDS[kind]}{name[len(kind) :]}"

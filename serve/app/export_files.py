@@ -1,4 +1,4 @@
-"""Results as files: JSON, CSV and PNG, made in memory."""
+"""Converts results to files (JSON, CSV and PNG) in memory."""
 
 import csv
 import io
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut_ds.probing import figures as pictures
-from coconut_ds.probing import graph_figures
+from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.export import Row, row_of
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app.measures import Changing, Comparing, Measuring, Result, Searching, ThinkResult
+from serve.app.results import CompareResult, DataSetResult, InterventionResult, Result, SearchResult, ThinkResult
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to be taken away."""
+    """A file that visitors can download."""
 
     name: str
-    kind: str
+    media_type: str
     content: bytes
 
 
 Drawing = Callable[[Path], None]
+"""Draws a figure and writes it to a path as PNG."""
 
 
 def files_of(result: Result, page: str) -> list[File]:
-    """All files of a result; names begin with the page's."""
+    """All files of a result; file names begin with the name of the page."""
     text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
     found = [File(f"{page}.json", "application/json", text.encode())]
     rows, drawings = _parts(result)
@@ -39,22 +39,23 @@ def files_of(result: Result, page: str) -> list[File]:
 
 
 def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
+    """The rows of each CSV file and the drawing of each PNG file, by name."""
     if isinstance(result, ThinkResult):
         trace = result.trace
         rows = {"thoughts": _thoughts(trace), "answers": [row_of(one) for one in result.answers]}
-        drawings: dict[str, Drawing] = {"thoughts": lambda path: pictures.draw_thoughts(trace, path)}
+        drawings: dict[str, Drawing] = {"thoughts": lambda path: figures.draw_thoughts(trace, path)}
         if trace.thoughts:
-            drawings["layers"] = lambda path: pictures.draw_layers(trace, path)
+            drawings["layers"] = lambda path: figures.draw_layers(trace, path)
         return rows, drawings
-    if isinstance(result, Searching):
+    if isinstance(result, SearchResult):
         view = result.view
         values = [row_of(node, num_thoughts=one.num_thoughts) for one in view.after for node in one.nodes]
         return {"values": values}, {"graph": lambda path: graph_figures.draw_graph(view, path, result.model)}
-    if isinstance(result, Changing):
+    if isinstance(result, InterventionResult):
         report = result.report
         rows = {"outcomes": _outcomes([report]), "overview": _outcomes(result.overview)}
-        return rows, {"outcomes": lambda path: pictures.draw_report(report, path)}
-    if isinstance(result, Comparing):
+        return rows, {"outcomes": lambda path: figures.draw_report(report, path)}
+    if isinstance(result, CompareResult):
         both = [
             row | {"model": model}
             for model, trace in zip(result.models, result.traces, strict=True)
@@ -63,10 +64,10 @@ def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
         return {"thoughts": both}, {
             name: _thoughts_drawing(trace) for name, trace in zip(("first", "second"), result.traces, strict=True)
         }
-    return _measured(result)
+    return _data_set_parts(result)
 
 
-def _measured(result: Measuring) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
+def _data_set_parts(result: DataSetResult) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
     rows = {
         name: [row_of(one) for one in values]
         for name, values in (
@@ -79,22 +80,22 @@ def _measured(result: Measuring) -> tuple[dict[str, list[Row]], dict[str, Drawin
     title = f"{result.model}, {result.num_problems} problems of {result.file}"
     drawings: dict[str, Drawing] = {}
     if result.points:
-        drawings["sweep"] = lambda path: pictures.draw_sweep_points(result.points, path, title)
+        drawings["sweep"] = lambda path: figures.draw_sweep_points(result.points, path, title)
     if result.effects:
-        drawings["effects"] = lambda path: pictures.draw_effects(result.effects, path, title)
+        drawings["effects"] = lambda path: figures.draw_effects(result.effects, path, title)
     if result.probes:
-        drawings["probes"] = lambda path: pictures.draw_probes(result.probes, path, title)
+        drawings["probes"] = lambda path: figures.draw_probes(result.probes, path, title)
     if result.parallelism:
         drawings["parallelism"] = lambda path: graph_figures.draw_parallelism(result.parallelism, path, title)
     return rows, drawings
 
 
 def _thoughts_drawing(trace: ThoughtTrace) -> Drawing:
-    return lambda path: pictures.draw_thoughts(trace, path)
+    return lambda path: figures.draw_thoughts(trace, path)
 
 
 def _thoughts(trace: ThoughtTrace) -> list[Row]:
-    """A row for each token of each layer of each thought."""
+    """One row for each token of each layer of each thought."""
     return [
         {"thought": one.number, "layer": layer, "rank": rank + 1, "token": token, "probability": probability}
         | {"entropy": state.entropy, "norm": one.norm, "cosine_to_previous": one.cosine_to_previous}

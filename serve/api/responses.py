@@ -1,4 +1,4 @@
-"""Bodies of answers, for the page that describes them, and what choices look like in each of the two protocols."""
+"""Bodies of responses: models for the generated API documentation, and the formats of the two completion routes."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,13 +12,13 @@ from serve.service import Choice
 
 
 class ResponseModel(BaseModel):
-    """Base."""
+    """Base of all response bodies."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class ErrorFields(ResponseModel):
-    """What went wrong."""
+    """Describes an error; ``param`` names the field of the request that caused it."""
 
     message: str
     type: str
@@ -26,21 +26,21 @@ class ErrorFields(ResponseModel):
     code: str | None = None
 
 
-class ErrorAnswer(ResponseModel):
-    """As OpenAI's."""
+class ErrorResponse(ResponseModel):
+    """An error, in OpenAI's format."""
 
     error: ErrorFields
 
 
 class TopToken(ResponseModel):
-    """A token of a thought."""
+    """One of the most likely tokens of a decoded thought."""
 
     token: str
     probability: float
 
 
-class ThoughtAnswer(ResponseModel):
-    """A decoded thought: a projection by the head, not a meaning."""
+class ThoughtFields(ResponseModel):
+    """A thought decoded by the model's head; this projection does not show what the thought means to the model."""
 
     number: int
     top: list[TopToken]
@@ -48,7 +48,8 @@ class ThoughtAnswer(ResponseModel):
 
 
 class Usage(ResponseModel):
-    """Tokens. ``completion_tokens`` counts thoughts, which ``completion_tokens_details.reasoning_tokens`` tells."""
+    """Token counts. ``completion_tokens`` includes thoughts; ``completion_tokens_details.reasoning_tokens`` is their
+    number."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -58,17 +59,17 @@ class Usage(ResponseModel):
 
 
 class CompletionChoice(ResponseModel):
-    """A continuation."""
+    """One continuation."""
 
     index: int
     text: str
     logprobs: dict[str, Any] | None = None
     finish_reason: str
-    thoughts: list[ThoughtAnswer] = Field([], description="With return_thoughts")
+    thoughts: list[ThoughtFields] = Field([], description="Only present with return_thoughts")
 
 
-class CompletionAnswer(ResponseModel):
-    """``text_completion``; streams consist of chunks of the same kind."""
+class CompletionResponse(ResponseModel):
+    """A ``text_completion`` object; streams consist of chunks of the same type."""
 
     id: str
     object: str
@@ -79,24 +80,24 @@ class CompletionAnswer(ResponseModel):
 
 
 class ChatMessage(ResponseModel):
-    """What the model said."""
+    """The model's message."""
 
     role: str
     content: str
 
 
 class ChatChoice(ResponseModel):
-    """A continuation."""
+    """One continuation."""
 
     index: int
     message: ChatMessage
     logprobs: dict[str, Any] | None = None
     finish_reason: str
-    thoughts: list[ThoughtAnswer] = Field([], description="With return_thoughts")
+    thoughts: list[ThoughtFields] = Field([], description="Only present with return_thoughts")
 
 
-class ChatAnswer(ResponseModel):
-    """``chat.completion``; streams consist of ``chat.completion.chunk``."""
+class ChatResponse(ResponseModel):
+    """A ``chat.completion`` object; streams consist of ``chat.completion.chunk`` objects."""
 
     id: str
     object: str
@@ -107,7 +108,7 @@ class ChatAnswer(ResponseModel):
 
 
 def usage_of(choices: Sequence[Choice], samples: int) -> dict[str, Any]:
-    """Tokens of a request; a prompt with several samples counts once."""
+    """Token counts of a request; the prompt of several samples is counted once."""
     prompts = choices[::samples]
     prompt = sum(choice.num_prompt_tokens for choice in prompts)
     thoughts = sum(choice.completion.num_thoughts for choice in choices)
@@ -122,7 +123,7 @@ def usage_of(choices: Sequence[Choice], samples: int) -> dict[str, Any]:
 
 
 def thoughts_of(decoded: Sequence[DecodedThought]) -> list[dict[str, Any]]:
-    """Decoded thoughts as they stand in an answer."""
+    """Decoded thoughts in the format of ``ThoughtFields``."""
     return [
         {
             "number": number,
@@ -136,49 +137,52 @@ def thoughts_of(decoded: Sequence[DecodedThought]) -> list[dict[str, Any]]:
     ]
 
 
-class Speaker(Protocol):
-    """How one of the protocols writes choices."""
+class ResponseFormat(Protocol):
+    """The format in which a completion route writes choices."""
 
     prefix: str
+    """Of the response's ``id``."""
     kind: str
+    """``object`` of a whole response."""
     chunk_kind: str
+    """``object`` of a stream's chunks."""
 
     def choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        """A whole continuation."""
+        """A complete continuation."""
         ...
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """What a stream says before a continuation's first text; None: nothing."""
+        """The choice that a stream sends before a continuation's first text; None: nothing is sent."""
         ...
 
     def chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        """A part of a continuation."""
+        """A part of a continuation in a stream; ``reason``: why it finished, in its last chunk."""
         ...
 
     def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
-        """Log probabilities of tokens, the first of which stands at character ``offset``."""
+        """Log probabilities of tokens, the first of which begins at character ``offset`` of the continuation."""
         ...
 
 
-class Completions:
-    """``/v1/completions``."""
+class CompletionFormat:
+    """Format of ``/v1/completions``."""
 
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
     def choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         return self.chunk(choice.index, choice.text, logprobs, choice.finish_reason)
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         return None
 
     def chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         texts = [prompter.text([token]) for token, _ in tokens]
         offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
         return {
@@ -189,13 +193,13 @@ class Completions:
         }
 
 
-class Chat:
-    """``/v1/chat/completions``."""
+class ChatFormat:
+    """Format of ``/v1/chat/completions``."""
 
     prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         message = {"role": "assistant", "content": choice.text}
         return {
             "index": choice.index,
@@ -205,17 +209,17 @@ class Chat:
         }
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
         delta = {"content": text} if text or reason is None else {}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
-        """See ``Speaker``."""
+        """See ``ResponseFormat``."""
 
         def named(text: str, score: float) -> dict[str, Any]:
             return {"token": text, "logprob": score, "bytes": list(text.encode())}
@@ -231,6 +235,6 @@ class Chat:
 
 
 def likeliest(prompter: Prompter, score: Score) -> list[tuple[str, float]]:
-    """The likeliest tokens' texts; those that may not be chosen have no probability, and are left out."""
+    """Texts and log probabilities of the most likely tokens, without tokens that are excluded from sampling."""
     decode = prompter.tokenizer.decode
     return [(str(decode([token])), value) for token, value in score.likeliest if value > float("-inf")]

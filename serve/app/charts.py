@@ -1,0 +1,132 @@
+"""Plotly charts that the figures of all pages are made of: heat maps, line charts and their common layout.
+
+Backgrounds are transparent; ``theme`` sets the colours of text. Colours are distinguishable with colour blindness
+(cividis; Okabe and Ito's palette), and lines also differ by their markers. Texts of models are escaped, because Plotly
+interprets some HTML.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from plotly import graph_objects as go
+
+from coconut_ds.evaluation.statistics import Mean
+
+SCALE = "Cividis"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+"""Okabe and Ito's palette; readable on white and on black."""
+LIGHTER = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7")
+MARKS = ("circle", "square", "diamond", "triangle-up")
+CELL = 46
+"""Height of a row of cells in pixels."""
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One cell of a heat map."""
+
+    value: float | None
+    text: str
+    hover: str
+    """Lines separated by ``<br>``; the caller must have escaped them."""
+
+
+def heat_map(
+    cells: Sequence[Sequence[HeatCell]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    axes: tuple[str, str],
+    bar: str,
+) -> go.Figure:
+    """A heat map of values from 0 to 1, with the first row at the top.
+
+    Args:
+        cells: [rows][columns].
+        columns: names of the columns.
+        rows: names of the rows.
+        axes: titles of the x axis and the y axis.
+        bar: title of the colour bar.
+    """
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[cell.value for cell in row] for row in cells],
+            text=[[_clipped(cell.text) for cell in row] for row in cells],
+            customdata=[[cell.hover for cell in row] for row in cells],
+            texttemplate="%{text}",
+            hovertemplate="%{customdata}<extra></extra>",
+            colorscale=SCALE,
+            zmin=0.0,
+            zmax=1.0,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": bar, "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        )
+    )
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=[escape(one) for one in columns], title=axes[0])
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=[escape(one) for one in rows], title=axes[1], autorange="reversed"
+    )
+    return set_layout(figure, 124 + CELL * len(cells))
+
+
+def line_chart(
+    x: str, y: str, lines: Sequence[tuple[str, Sequence[object], Sequence[float | None]]], marks: bool = True
+) -> go.Figure:
+    """A chart with axis titles ``x`` and ``y`` and lines given as (name, x values, y values)."""
+    figure = go.Figure()
+    for index, (name, places, values) in enumerate(lines):
+        figure.add_scatter(
+            x=list(places),
+            y=list(values),
+            name=escape(name),
+            mode="lines+markers" if marks else "lines",
+            line={"color": LIGHTER[index % 4], "dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2.5},
+            marker={"symbol": MARKS[index % 4], "size": 9},
+        )
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    if lines and all(isinstance(place, int) for _, places, _ in lines for place in places):
+        figure.update_xaxes(dtick=1)
+    return set_layout(figure, 330 if len(lines) > 1 else 260)
+
+
+def add_means(figure: go.Figure, name: str, places: Sequence[int], means: Sequence[Mean], index: int) -> None:
+    """Adds a line of means with their confidence intervals as error bars; ``index`` (0 or 1) selects its style."""
+    figure.add_scatter(
+        x=list(places),
+        y=[one.estimate for one in means],
+        error_y={
+            "array": [one.high - one.estimate for one in means],
+            "arrayminus": [one.estimate - one.low for one in means],
+        },
+        name=name,
+        mode="lines+markers",
+        line={"color": LIGHTER[index], "dash": ("solid", "dash")[index], "width": 2.5},
+        marker={"symbol": MARKS[index], "size": 9},
+    )
+    figure.update_xaxes(dtick=1)
+
+
+def set_layout(figure: go.Figure, height: int) -> go.Figure:
+    """Sets height (pixels), transparent backgrounds and small margins, and disables zooming and panning."""
+    named = sum(bool(one.name) for one in figure.data) > 1
+    grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "fixedrange": True, "automargin": True}
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 10, "r": 10, "t": 40, "b": 84 if named else 10},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#555"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        hoverlabel={"align": "left", "namelength": -1},
+        modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]},
+    )
+    figure.update_xaxes(**grid)
+    figure.update_yaxes(**grid)
+    return figure
+
+
+def _clipped(text: str) -> str:
+    return escape(text if len(text) <= 9 else f"{text[:8]}…")

@@ -1,0 +1,62 @@
+"""Results of the pages, which *Export* writes to files. Field names are those of the exported JSON."""
+
+from dataclasses import dataclass
+
+from coconut_ds.probing.answers import AnswerAfter, SweepPoint
+from coconut_ds.probing.cases import Plain
+from coconut_ds.probing.effects import Effect
+from coconut_ds.probing.graph_values import GraphView, HeightValue, Parallelism
+from coconut_ds.probing.intervene import InterventionReport
+from coconut_ds.probing.linear import ProbeScore
+from coconut_ds.probing.trace import ThoughtTrace
+
+
+@dataclass(frozen=True)
+class ThinkResult(Plain):
+    """Result of *Think*."""
+
+    model: str
+    trace: ThoughtTrace
+    answers: tuple[AnswerAfter, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult(Plain):
+    """Result of *Search*."""
+
+    model: str
+    view: GraphView
+
+
+@dataclass(frozen=True)
+class InterventionResult(Plain):
+    """Result of *Intervene*."""
+
+    model: str
+    report: InterventionReport
+    overview: tuple[InterventionReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompareResult(Plain):
+    """Result of *Compare*."""
+
+    models: tuple[str, str]
+    traces: tuple[ThoughtTrace, ThoughtTrace]
+
+
+@dataclass(frozen=True)
+class DataSetResult(Plain):
+    """Result of *Data set*."""
+
+    model: str
+    file: str
+    num_problems: int
+    points: tuple[SweepPoint, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    probes: tuple[ProbeScore, ...] = ()
+    parallelism: tuple[Parallelism, ...] = ()
+    heights: tuple[HeightValue, ...] = ()
+
+
+Result = ThinkResult | SearchResult | InterventionResult | CompareResult | DataSetResult
