@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ if __name__ == "__main__":
 
 import numpy
 import torch
-from launching import starting
+from launching import Process, start
 
 from coconut_ds.runs.manifest import read_manifest
 from coconut_ds.training.metrics import read_metrics
@@ -66,18 +65,16 @@ class Matrix:
         self.died = folder / "died"
         """Made by a process that dies at a point."""
 
-    def start(self, name: str, kill_at: str | None = None) -> subprocess.Popen[bytes]:
+    def start(self, name: str, kill_at: str | None = None) -> Process:
         """A launch of the run under ``name``."""
         self.launches += 1
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LOGLEVEL": "ERROR"}
         environment.pop("KILL_AT", None)
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
-        worker = [str(ROOT / "tests" / "kill_worker.py"), *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
-        command = [*starting(self.ranks), *worker]
-        log = (self.folder / f"{name}.log").open("ab")
-        with log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        worker = [ROOT / "tests" / "kill_worker.py", *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return start(worker, environment, self.ranks, stdout=log, stderr=log)
 
     def attempt(self, name: str) -> Path | None:
         """The one attempt of a run."""
@@ -100,7 +97,7 @@ class Matrix:
         raise SystemExit(f"{name} does not end: see {self.folder / name}.log")
 
 
-def end(process: subprocess.Popen[bytes], number: int) -> None:
+def end(process: Process, number: int) -> None:
     """Signals the whole process group and waits until it is gone."""
     if number == signal.SIGKILL:
         os.killpg(process.pid, number)
@@ -146,7 +143,7 @@ def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) ->
     return died
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: Process) -> None:
     """Nothing of a dead launch may live on."""
     try:
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,12 +1,11 @@
 """Training on the DeepSpeed engine equals training in plain torch, under every ZeRO stage, on one process and two."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from launching import environment, starting
+from launching import environment, run
 from safetensors.torch import load_file
 from slow_loop import slow_loss
 from transformers import AutoModelForCausalLM
@@ -76,8 +75,7 @@ def results(tmp_path_factory) -> dict[int, dict]:
     found = {}
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        command = [*starting(ranks), str(WORKER), str(folder / "out.json"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+        done = run([WORKER, folder / "out.json", folder], environment(), ranks)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Virtual Memory" not in done.stdout + done.stderr
         found[ranks] = json.loads((folder / "out.json").read_text())

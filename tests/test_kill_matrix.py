@@ -3,15 +3,13 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from kill_matrix import POINTS, differences, unequal
-from launching import environment
+from launching import environment, run
 
 MATRIX = Path(__file__).parent / "kill_matrix.py"
 
@@ -26,8 +24,7 @@ MATRIX = Path(__file__).parent / "kill_matrix.py"
     ids=["killed at each point", "two ranks asked to stop"],
 )
 def test_runs_that_are_ended_and_started_again_become_the_run_left_alone(options, kills):
-    command = [sys.executable, str(MATRIX), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+    done = run([MATRIX, *options], environment())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["kills"], result["mismatches"], result["points_left"]) == (kills, 0, [])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import launching
 import pytest
 import torch
 from slow_loop import slow_embeddings
@@ -65,16 +66,17 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coconut_ds.lm_harness", "run", "--model", "coconut", "--include_path"]
-    command += [str(place / "tasks"), "--tasks", ",".join(TASKS), "--device", "cpu", *more]
-    home = {**os.environ, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=home)
+def command(place, *more: str) -> list[str]:
+    words = ["coconut_ds.lm_harness", "run", "--model", "coconut", "--include_path", str(place / "tasks")]
+    return [*words, "--tasks", ",".join(TASKS), "--device", "cpu", *more]
 
 
 @pytest.mark.slow
 def test_scores_of_a_local_task_are_those_of_the_model(place):
-    done = run(place, f"--model_args=path={place / 'model'},n_thoughts=2", "--output_path", str(place), "--log_samples")
+    home = {**os.environ, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    model = f"--model_args=path={place / 'model'},n_thoughts=2"
+    words = [sys.executable, "-m", *command(place, model, "--output_path", str(place), "--log_samples")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=home)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(next(place.rglob("results_*.json")).read_text())["results"]
     assert results["written"]["exact_match,none"] == 3 / 4
@@ -122,7 +124,7 @@ def slow_perplexity(reasoner) -> float:
 
 @pytest.mark.slow
 def test_what_a_user_can_mend_is_told(place):
-    done = run(place, f"--model_args=path={place / 'nowhere'}")
+    done = launching.run(["-m", *command(place, f"--model_args=path={place / 'nowhere'}")], launching.environment())
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: checkpoint=")
     assert "nowhere: no such folder" in done.stderr

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import environment, run
 from parity import TOLERANCE, measure
 
 HERE = Path(__file__).parent
@@ -33,6 +32,6 @@ def test_the_command_refuses_other_numbers(tmp_path):
     expected["cases"] = expected["cases"][:1]
     expected["cases"][0]["loss"] *= 1.01
     (folder / "expected.json").write_text(json.dumps(expected))
-    done = subprocess.run([sys.executable, HERE / "parity.py", folder], capture_output=True, text=True, check=False)
+    done = run([HERE / "parity.py", folder], environment())
     assert done.returncode == 1, done.stderr
     assert "NOT within" in done.stdout

@@ -2,16 +2,14 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import environment, starting
+from launching import environment, run
 from resume_worker import DAMAGES, DIES_AT, KEPT, MANIFESTS, ROOMS, STOPS, ZEROS
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = environment(DS_ACCELERATOR="cpu")
 ALL = list(range(1, 17))
 """The updates of the run, each once."""
 
@@ -31,14 +29,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     folder, found = tmp_path_factory.mktemp("resume"), Outcomes()
     for part in ("before", "alone", "after"):
         out, ranks = folder / f"{part}.json", 1 if part == "alone" else 2
-        command = [
-            *starting(ranks),
-            str(ROOT / "tests" / "resume_worker.py"),
-            str(out),
-            str(folder),
-            part,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=ENVIRONMENT)
+        done = run([ROOT / "tests" / "resume_worker.py", out, folder, part], environment(), ranks)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         found.update(json.loads(out.read_text()))
     return found

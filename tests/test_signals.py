@@ -55,10 +55,11 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
 COMMANDS = {
     "process": (signal.SIGTERM, "train.py"),
     "launcher": (signal.SIGINT, "/deepspeed"),
+    "launcher, terminated": (signal.SIGTERM, "/deepspeed"),
     "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
 }
-"""What is sent to which process alone; the first is a run without launcher, the others are of two ranks. SIGTERM to
-the launcher is what ``kill_matrix.py --signal TERM`` sends."""
+"""The signal, and part of the command line of the only process that gets it. The first run has no launcher; the others
+have two ranks under ``deepspeed``."""
 
 
 def processes(session: int) -> Iterator[tuple[int, str]]:

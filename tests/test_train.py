@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launching import VARIABLES, environment
+from launching import EVALUATE, TRAIN, VARIABLES, environment, run
 from transformers import AutoModelForCausalLM
 
 from coconut_ds import evaluate
 from coconut_ds.distributed.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ROOT / "coconut_ds" / "train.py"
-EVALUATE = ROOT / "coconut_ds" / "evaluate.py"
 TINY = [
     "run=demo",
     "data=modular_sum",
@@ -42,7 +40,7 @@ UPDATES = 9
 """Three epochs of 16 + 16 + 8 problems."""
 
 
-def start(command: list[object], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+def start(command: list[object], folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command in ``folder``, an empty place that is not the checkout."""
     return subprocess.run(
         list(map(str, command)),
@@ -51,7 +49,7 @@ def start(command: list[object], folder: Path, **extra: str) -> subprocess.Compl
         check=False,
         timeout=300,
         cwd=folder,
-        env=environment(HOME=str(folder), **extra),
+        env=environment(HOME=str(folder)),
     )
 
 
@@ -212,7 +210,8 @@ def test_debug_is_small_and_improvements_alone_are_kept_where_asked(tmp_path, tr
 
 @pytest.mark.slow
 def test_wandb_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path):
-    done = start([sys.executable, TRAIN, *TINY, "run.wandb=online"], tmp_path, WANDB_MODE="online", WANDB_API_KEY="no")
+    variables = environment(HOME=str(tmp_path), WANDB_MODE="online", WANDB_API_KEY="no")
+    done = run([TRAIN, *TINY, "run.wandb=online"], variables, cwd=tmp_path)
     assert done.returncode == 2
     assert "run.wandb=online: wandb did not start" in done.stderr
     assert not list(tmp_path.glob("outputs/*"))
@@ -220,7 +219,8 @@ def test_wandb_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_wandb_offline_mirrors_the_record(tmp_path):
-    done = start([sys.executable, TRAIN, *TINY, "num_epochs=1", "run.wandb=offline"], tmp_path, WANDB_SILENT="true")
+    variables = environment(HOME=str(tmp_path), WANDB_SILENT="true")
+    done = run([TRAIN, *TINY, "num_epochs=1", "run.wandb=offline"], variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
 
