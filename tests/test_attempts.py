@@ -1,4 +1,4 @@
-"""Which attempt of a run a launch goes on with."""
+"""Which attempt of a run a launch continues."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from coconut_ds.settings.compose import compose_config
 
 
 def attempt_of(folder: Path, name: str, status: str | None, resume_epoch: int = 2, reason: str | None = None) -> None:
-    """An attempt without checkpoints."""
+    """Writes an attempt without checkpoints."""
     path = folder / name
     path.mkdir(parents=True)
     (path / "config.yaml").touch()

@@ -1,4 +1,4 @@
-"""Evaluations as real processes: on any number of ranks, killed and started again, refused with a reason."""
+"""Evaluations as processes: on any number of ranks, killed and started again, or refused with a reason."""
 
 import json
 import signal
@@ -6,11 +6,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import launching
 import pytest
 import torch
-from launching import EVALUATE, environment
-from launching import run as run_script
-from launching import start
+from launching import EVALUATE, environment, start
 from test_checkpoint import make_backbone, make_card
 
 from coconut_ds.evaluate import main
@@ -18,13 +17,13 @@ from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
 PROBLEMS = 1319
-"""As many as the test problems of GSM8K: no number of ranks here but 1 divides it."""
+"""The number of test problems of GSM8K. Of the numbers of ranks used here, only 1 divides it."""
 SWEEP = ["n_thoughts=0,2", "batch_size=8"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkpoint, and problems of which some are answered rightly."""
+    """A checkpoint, and problems of which it answers some correctly."""
     folder = tmp_path_factory.mktemp("evaluations")
     backbone = make_backbone(seed=5)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
@@ -41,7 +40,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(place):
-    """One that nothing ended."""
+    """A sweep that was not interrupted."""
     run(command_of(place, place / "sweep", *SWEEP))
     return place / "sweep"
 
@@ -55,7 +54,7 @@ def arguments_of(place: Path, out: Path) -> list[str]:
 
 
 def run(command: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    done = run_script(command, environment(), ranks, timeout=300)
+    done = launching.run(command, environment(), ranks, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -89,7 +88,8 @@ def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, sweep, tmp_path, number):
-    """Also on another number of processes: nothing is made twice, and all is as if it had not ended."""
+    """The second launch may have another number of ranks. It predicts nothing twice, and its files equal those of an
+    uninterrupted sweep."""
     out = tmp_path / "ended"
     with (tmp_path / "stderr").open("w") as stderr:
         process = start(command_of(place, out, *SWEEP), environment(), stderr=stderr)
@@ -125,7 +125,7 @@ def count_kept(out: Path) -> int:
 
 @pytest.mark.slow
 def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, sweep, tmp_path, capsys):
-    """Through the entry point; nothing is left behind by what is refused."""
+    """Refused requests leave nothing behind."""
     one, other = sweep / "0_thoughts", sweep / "2_thoughts"
     right = sum(n % 3 > 0 for n in range(PROBLEMS))
     assert scores(other)["accuracy"] == right / PROBLEMS > scores(one)["accuracy"]

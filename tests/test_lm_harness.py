@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a tiny local task, as its command; its scores against the reasoner and the slow loop."""
+"""lm-evaluation-harness on tiny local tasks: its scores equal those of the reasoner and the slow loop."""
 
 import json
 import os
@@ -44,12 +44,12 @@ TASKS = {
     },
 }
 LONG = " ".join(["1 + 2 = 3"] * 40)
-"""200 words: three windows of the model's context of 96."""
+"""200 words, which take three windows of the model's context of 96 tokens."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkpoint, and three tasks over four problems."""
+    """A checkpoint, and three tasks with the same four problems."""
     folder = tmp_path_factory.mktemp("harness")
     backbone = make_backbone("llama", seed=4)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
@@ -97,7 +97,7 @@ def test_scores_of_a_local_task_are_those_of_the_model(place):
 
 @torch.no_grad()
 def slow_score(reasoner, question: str, continuation: str, thoughts: int) -> float:
-    """Everything recomputed: question, thoughts one by one, continuation."""
+    """The log probability of a continuation, with everything recomputed for each thought."""
     backbone = reasoner.backbone
     layout = reasoner.prompter.prompt(reasoner.prompter.encode([question])[0], Thoughts(thoughts))
     tokens = backbone.tokenizer.encode(continuation, add_special_tokens=False)
@@ -109,7 +109,7 @@ def slow_score(reasoner, question: str, continuation: str, thoughts: int) -> flo
 
 @torch.no_grad()
 def slow_perplexity(reasoner) -> float:
-    """Windows by hand: each token is predicted once, after as much as fits."""
+    """The perplexity per word. Each token is predicted once, after as many tokens as fit into the context."""
     backbone, longest = reasoner.backbone, reasoner.context_length - 1
     tokens = backbone.tokenizer.encode(LONG, add_special_tokens=False)
     eos, total, place = backbone.tokenizer.eos_token_id, 0.0, 0

@@ -1,4 +1,4 @@
-"""The comparison of methods: kept results are not made again, and the table says what the results say."""
+"""The comparison of methods: results that exist are kept, and the table shows the results."""
 
 import json
 import subprocess

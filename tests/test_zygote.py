@@ -14,9 +14,10 @@ import zygote
 SHOW = """
 import json, os, sys, threading
 json.dump({
-    "argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "cwd": os.getcwd(), "mark": os.environ.get("MARK"),
-    "rank": os.environ.get("RANK"), "session": os.getsid(0) == os.getpid(), "threads": threading.active_count(),
-    "main": sys.modules["__main__"].__name__, "changed": getattr(os, "changed", False), "input": sys.stdin.read(),
+    "argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "cwd": os.getcwd(),
+    "mark": os.environ.get("MARK"), "rank": os.environ.get("RANK"), "session": os.getsid(0) == os.getpid(),
+    "threads": threading.active_count(), "main": sys.modules["__main__"].__name__,
+    "changed": getattr(os, "changed", False), "input": sys.stdin.read(),
 }, sys.stdout)
 os.changed = True
 os.environ["MARK"] = "changed"
@@ -29,7 +30,7 @@ ENDINGS = {
     "code of more than a byte": "import sys; sys.exit(259)",
     "negative code": "import sys; sys.exit(-1)",
     "words": "import sys; sys.exit('words')",
-    "exception": "def f():\n    1 / 0\n\ntry:\n    f()\nexcept Exception as error:\n    raise ValueError('é') from error",
+    "exception": "def f():\n    1 / 0\n\ntry:\n    f()\nexcept Exception as e:\n    raise ValueError('é') from e",
     "syntax": "a = = 2",
     "interrupt": "import os, signal; os.kill(os.getpid(), signal.SIGINT)\nimport time; time.sleep(9)",
     "terminated": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
@@ -37,7 +38,7 @@ ENDINGS = {
     "at exit": "import atexit; atexit.register(print, 'last', end='')\nprint('first', end='')",
     "thread": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('out'))).start()",
     "own hook": "import sys; sys.excepthook = lambda *error: print(error[0])\n1 / 0",
-    "pickle": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))), __package__, __spec__, __doc__)",
+    "pickle": "import pickle\nclass A: pass\nprint(pickle.loads(pickle.dumps(A())).__class__, __package__, __spec__)",
 }
 
 
@@ -51,14 +52,6 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "script.py"
     path.write_text(text)
     return path
-
-
-def show(script: Path, *arguments: str, **options: object) -> dict:
-    done = launching.run([script, *arguments], launching.environment(MARK="given"), **options)
-    assert (done.returncode, done.stderr) == (0, "said\n")
-    import json
-
-    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
@@ -153,7 +146,9 @@ def test_ranks_meet_and_one_that_fails_ends_the_others(tmp_path):
 @pytest.mark.slow
 def test_a_variable_that_imported_libraries_have_read_cannot_be_changed(tmp_path):
     script = write(tmp_path, "")
-    with pytest.raises(zygote.ZygoteError, match="OMP_NUM_THREADS is '2', but the zygote .* '1'; start a real process"):
+    with pytest.raises(
+        zygote.ZygoteError, match=r"OMP_NUM_THREADS is '2', but the zygote .* '1'; start a real process"
+    ):
         launching.run([script], launching.environment(OMP_NUM_THREADS="2"))
     assert launching.run([script], launching.environment()).returncode == 0
 
