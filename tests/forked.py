@@ -73,6 +73,7 @@ class ForkedProcess:
         self.args = list(command)
         self.returncode: int | None = None
         self.stdout: IO[str] | None = None
+        self.stderr: IO[str] | None = None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = {"command": self.args, "environment": dict(env), "cwd": str(cwd or Path.cwd()), "ranks": ranks}
         try:
@@ -82,8 +83,7 @@ class ForkedProcess:
                 self.pid: int = self._receive()["pid"]
         except BaseException as error:
             self._connection.close()
-            if self.stdout is not None:
-                self.stdout.close()
+            self._close_pipes()
             if isinstance(error, OSError):
                 raise ZygoteError(f"no answer from the zygote: {error}") from error
             raise
@@ -94,13 +94,11 @@ class ForkedProcess:
         with contextlib.ExitStack() as stack:
             null = stack.enter_context(open(os.devnull, "r+b"))
             given = [null.fileno()]
-            for number, stream in ((1, stdout), (2, stderr)):
+            for number, name, stream in ((1, "stdout", stdout), (2, "stderr", stderr)):
                 if stream == subprocess.PIPE:
-                    if number == 2:
-                        raise ValueError("stderr cannot be a pipe of its own; use a file")
                     ours, theirs = os.pipe()
                     stack.callback(os.close, theirs)
-                    self.stdout = os.fdopen(ours)
+                    setattr(self, name, os.fdopen(ours))
                     given.append(theirs)
                 elif stream == subprocess.STDOUT:
                     given.append(given[1])
@@ -146,9 +144,13 @@ class ForkedProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.stdout is not None:
-            self.stdout.close()
+        self._close_pipes()
         self.wait()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def run(

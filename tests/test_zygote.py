@@ -17,6 +17,7 @@ json.dump({
     "argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "cwd": os.getcwd(),
     "mark": os.environ.get("MARK"), "rank": os.environ.get("RANK"), "session": os.getsid(0) == os.getpid(),
     "threads": threading.active_count(), "main": sys.modules["__main__"].__name__,
+    "variables": sorted(os.environ.keys() - {"COCONUT_TESTS_ZYGOTE"}),
     "changed": getattr(os, "changed", False), "input": sys.stdin.read(),
 }, sys.stdout)
 os.changed = True
@@ -108,6 +109,9 @@ def test_streams_go_where_the_caller_says(tmp_path):
         [script], launching.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout.read() == "out\nerror\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with launching.start([script], launching.environment(), **pipes) as process:
+        assert (process.stdout.read(), process.stderr.read()) == ("out\n", "error\n")
     with (tmp_path / "log").open("wb") as log:
         assert launching.start([script], launching.environment(), stdout=subprocess.DEVNULL, stderr=log).wait(30) == 0
     assert (tmp_path / "log").read_text() == "error\n"
