@@ -1,5 +1,6 @@
 """Settings of all tests, and tiny models that several test files share; nothing is downloaded."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -52,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(COSTLY)}
     items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes the objects of imported modules, which live to the end, from garbage collection; it is faster then."""
+    gc.freeze()
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:

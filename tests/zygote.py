@@ -89,8 +89,7 @@ class Server:
         else:
             answer = {"pid": pid}
         if pid == 0:
-            for each in (*self._connections, connection, self._selector, self._listener):
-                each.close()
+            self._close(connection)
             return {**request, "descriptors": descriptors}
         for descriptor in descriptors:
             os.close(descriptor)
@@ -100,6 +99,14 @@ class Server:
             self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._end(pid, descriptor, connection))
         _send(connection, answer)
         return None
+
+    def _close(self, connection: socket.socket) -> None:
+        """Closes what a child must not hold."""
+        for key in self._selector.get_map().values():
+            if key.fd and isinstance(key.fileobj, int):
+                os.close(key.fd)
+        for each in (*self._connections, connection, self._selector, self._listener):
+            each.close()
 
     def _end(self, pid: int, descriptor: int, connection: socket.socket) -> None:
         self._selector.unregister(descriptor)
@@ -223,7 +230,7 @@ def main() -> None:
     at_import = dict(os.environ)
     for name in PRELOADED:
         importlib.import_module(name)
-    # Children share these objects' memory with the zygote for longer if their collector leaves them alone.
+    # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
     request = Server(socket.socket(fileno=int(sys.argv[1])), at_import).run()
     run_as_main(*become(request))
