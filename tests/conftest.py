@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+# Its assertions show values when they fail, like those of test modules.
+pytest.register_assert_rewrite("resume_outcomes")
+
 # Tests must not depend on the files in a user's home, nor use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"

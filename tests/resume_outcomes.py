@@ -23,7 +23,7 @@ class Outcomes(dict[str, Any]):
 def outcomes_of(folder: Path, *scenarios: str, ranks: int = 1) -> Outcomes:
     """Runs scenarios in one process per rank; scenarios of several calls may continue each other's runs."""
     out = folder / "outcomes.json"
-    done = run([WORKER, out, folder, *scenarios], environment(), ranks)
+    done = run([WORKER, out, folder, *scenarios], environment(DS_ACCELERATOR="cpu"), ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return Outcomes(json.loads(out.read_text()))
 
