@@ -1,5 +1,6 @@
-"""Tiny models and helpers; nothing is downloaded."""
+"""Settings of all tests, and tiny models that several test files share; nothing is downloaded."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-# Tests must not depend on what a user's home holds, nor ask the network.
+# Its assertions show values when they fail, like those of test modules.
+pytest.register_assert_rewrite("resume_outcomes")
+
+# Tests must not depend on the files in a user's home, nor use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 
@@ -34,19 +38,33 @@ SHAPES = {
     },
 }
 
-# Tiny tensors: a second thread costs more than it gives, the more so in processes beside each other.
+# Tensors are tiny, so a second thread costs more time than it saves, above all with several processes at once.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+COSTLY = (
+    *("test_engine", "test_study_methods", "test_train", "test_evaluation_runs", "test_resume", "test_package"),
+    *("test_resume_stops", "test_resume_damage", "test_serve_process", "test_signals", "test_static"),
+    *("test_kill_matrix", "test_plan", "test_lm_harness", "test_serve_api"),
+)
+"""Test files that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: workers that share the files then end at about the same time."""
+    """Puts costly files first, then others with slow tests. Workers that take whole files then end almost together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    places = {name: place for place, name in enumerate(COSTLY)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes the objects of imported modules, which live to the end, from garbage collection; it is faster then."""
+    gc.freeze()
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model with large enough weights that every path matters."""
+    """A random model whose weights are large enough for every path through it to change the output."""
     torch.manual_seed(seed)
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     config = AutoConfig.for_model(
@@ -63,7 +81,7 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[[str], PreTrainedModel]:
-    """One shared model per family; tests must leave its weights alone."""
+    """Gives one shared model per family; tests must not change its weights."""
     made: dict[str, PreTrainedModel] = {}
 
     def get(family: str) -> PreTrainedModel:

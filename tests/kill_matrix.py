@@ -1,9 +1,10 @@
-"""Kills a tiny run again and again and compares what it becomes with a run that was left alone, bit for bit.
+"""Kills a tiny run again and again, and compares its result bit for bit with a run that was never disturbed.
 
-``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1``: kills at random moments, each of the named points in turn
-among them, and starts the same command again until the run is complete. Compared are the last checkpoint's weights,
-optimizer and random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line is
-one JSON object. ``--signal TERM`` asks instead of killing: then no update may be made twice.
+``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1`` kills the run at each of the named points, then at random
+moments, and starts the same command again until the run is complete. It compares the last checkpoint's weights,
+optimizer state, random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line
+of output is one JSON object. ``--signal TERM`` asks the run to stop instead of killing it; then no update may be made
+twice. ``REAL_PROCESSES=1`` in the environment starts each launch as a fresh process (see ``launching.py``).
 """
 
 import argparse
@@ -11,7 +12,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import numpy
 import torch
-from launching import starting
+from launching import Process, start
 
 from coconut_ds.runs.manifest import read_manifest
 from coconut_ds.training.metrics import read_metrics
@@ -50,58 +50,56 @@ POINTS = {
     "stage_switch": 1,
     "evaluation": 40,
 }
-"""At which visit of each point the run dies."""
+"""The visit to each point at which the run dies."""
 ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest"}
 PATIENCE_S = 300.0
 MISSES = 3
-"""Launches that may end before they come to a point: one that is resumed has fewer visits left."""
+"""Launches that may end before they reach a point. A resumed launch visits it less often."""
 
 
 class Matrix:
-    """One place, one number of ranks."""
+    """The launches of one run, in one folder, with one number of ranks."""
 
     def __init__(self, folder: Path, ranks: int, overrides: Sequence[str]) -> None:
         self.folder, self.ranks, self.overrides = folder, ranks, list(overrides)
         self.launches = 0
         self.died = folder / "died"
-        """Made by a process that dies at a point."""
+        """A file that a process makes when it dies at a point."""
 
-    def start(self, name: str, kill_at: str | None = None) -> subprocess.Popen[bytes]:
-        """A launch of the run under ``name``."""
+    def start(self, name: str, kill_at: str | None = None) -> Process:
+        """Launches the run called ``name``; with ``kill_at``, a rank dies at that point."""
         self.launches += 1
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LOGLEVEL": "ERROR"}
         environment.pop("KILL_AT", None)
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
-        worker = [str(ROOT / "tests" / "kill_worker.py"), *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
-        command = [*starting(self.ranks), *worker]
-        log = (self.folder / f"{name}.log").open("ab")
-        with log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        worker = [ROOT / "tests" / "kill_worker.py", *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return start(worker, environment, self.ranks, stdout=log, stderr=log)
 
     def attempt(self, name: str) -> Path | None:
-        """The one attempt of a run."""
+        """The only attempt of a run, or None."""
         found = list((self.folder / name).glob("killed/*/*/config.yaml"))
-        assert len(found) <= 1, f"a killed run went on in another attempt: {found}"
+        assert len(found) <= 1, f"a killed run was continued in another attempt: {found}"
         return found[0].parent if found else None
 
     def updates(self, name: str) -> int:
-        """Updates in the record so far, those made again not counted twice."""
+        """Number of updates in the record so far; updates that were made again count once."""
         attempt = self.attempt(name)
         path = attempt / "metrics.jsonl" if attempt else None
         return path.read_text().count('"train/loss"') if path and path.exists() else 0
 
     def finish(self, name: str) -> None:
-        """Starts the run until it is complete."""
+        """Launches the run until it is complete."""
         for _ in range(3):
             process = self.start(name)
             if process.wait(PATIENCE_S) == 0:
                 return
-        raise SystemExit(f"{name} does not end: see {self.folder / name}.log")
+        raise SystemExit(f"{name} does not complete: see {self.folder / name}.log")
 
 
-def end(process: subprocess.Popen[bytes], number: int) -> None:
-    """Signals the whole process group and waits until it is gone."""
+def end(process: Process, number: int) -> None:
+    """Kills the process group, or signals the launched process, and waits until the whole group is gone."""
     if number == signal.SIGKILL:
         os.killpg(process.pid, number)
     else:
@@ -118,10 +116,10 @@ def end(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
-    """Lets the run go on for some updates, then ends it; false if it came to its end before."""
-    had = matrix.updates("killed")
+    """Lets the run make some updates, then ends it. Returns whether it was ended; it may have completed before."""
+    before = matrix.updates("killed")
     process = matrix.start("killed")
-    wanted, since = had + draw.randint(0, 4), time.monotonic()
+    wanted, since = before + draw.randint(0, 4), time.monotonic()
     while process.poll() is None and matrix.updates("killed") < wanted and time.monotonic() - since < PATIENCE_S:
         time.sleep(0.01)
     time.sleep(draw.random() * 0.2)
@@ -134,7 +132,7 @@ def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
 
 
 def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) -> bool:
-    """Lets a rank die at a point; false if the run never came there."""
+    """Launches the run so that a rank dies at a point. Returns whether it died there."""
     rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
     matrix.died.unlink(missing_ok=True)
     process = matrix.start("killed", f"{point}:{visit}:{rank}")
@@ -146,8 +144,8 @@ def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) ->
     return died
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of a dead launch may live on."""
+def end_group(process: Process) -> None:
+    """Kills the ranks of a launch that have outlived it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -155,14 +153,14 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """What differs between two attempts."""
+    """Describes each difference between two attempts."""
     found = []
     ours, theirs = (sorted(p.name for p in folder.glob("checkpoint_*")) for folder in (left, right))
     if ours != theirs:
         return [f"checkpoints {ours} and {theirs}"]
     last = max(ours, key=lambda name: [int(part) for part in name.split("_")[1:]])
     files = [{p.relative_to(folder / last) for p in (folder / last).rglob("*")} for folder in (left, right)]
-    found += [f"{name} is there once only" for name in sorted(files[0] ^ files[1])]
+    found += [f"only one of them has {name}" for name in sorted(files[0] ^ files[1])]
     for name in sorted(files[0] & files[1]):
         path, other = left / last / name, right / last / name
         if path.is_dir() or path.name == "manifest.json":
@@ -182,20 +180,20 @@ def differences(left: Path, right: Path) -> list[str]:
 
 
 def plain(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the record without what depends on the clock."""
+    """A line of the record without the values that depend on the clock."""
     return {key: value for key, value in line.items() if not key.startswith("perf/") and key != "time"}
 
 
 def read(path: Path) -> Any:
-    """A pickled file of a run made here."""
+    """Loads a file that a run of this program has pickled."""
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def unequal(a: Any, b: Any, where: str) -> list[str]:
-    """Paths within two nested values where they differ by a bit."""
+    """Paths to the parts of two nested values that are not equal bit for bit."""
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
-        # Bytes, since 0 equals -0, and nothing that is not a number equals itself.
+        # Compared as bytes, since 0 equals -0, and NaN does not equal itself.
         return [] if same and torch.equal(octets(a), octets(b)) else [where]
     if isinstance(a, dict):
         if not isinstance(b, dict) or a.keys() != b.keys():
@@ -209,7 +207,7 @@ def unequal(a: Any, b: Any, where: str) -> list[str]:
         return [] if a == b else [where]
     if type(a).__module__ == "numpy":
         return [] if type(a) is type(b) and a.dtype == b.dtype and numpy.array_equal(a, b) else [where]
-    # Objects of DeepSpeed's (its configuration, an enumeration): compared by what they hold.
+    # Objects of DeepSpeed (its configuration, an enumeration) are compared by their attributes.
     inner = getattr(a, "__dict__", None)
     if inner:
         return unequal(inner, getattr(b, "__dict__", None), where)
@@ -217,12 +215,12 @@ def unequal(a: Any, b: Any, where: str) -> list[str]:
 
 
 def octets(tensor: torch.Tensor) -> torch.Tensor:
-    """What a tensor holds, as bytes."""
+    """The bytes of a tensor's elements."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """All kills, then the comparison."""
+    """Makes all kills and compares each run that was killed with the undisturbed one."""
     draw = random.Random(seed)
     matrix = Matrix(folder, ranks, overrides)
     matrix.finish("undisturbed")
@@ -237,7 +235,7 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
             points.pop(0)
             done, missed = done + 1, 0
         elif (missed := missed + 1) == MISSES:
-            raise SystemExit(f"the run never comes to the point {points[0][0]}")
+            raise SystemExit(f"the run never reaches the point {points[0][0]}")
         attempt = matrix.attempt("killed")
         if done == kills or (attempt is not None and (attempt / "summary.json").exists()):
             lost += compare(matrix, found)
@@ -248,10 +246,10 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
 
 
 def compare(matrix: Matrix, found: list[str]) -> int:
-    """Finishes a run that was killed and adds what differs; returns how many updates were made twice."""
+    """Completes the killed run and adds its differences to ``found``. Returns the number of updates made twice."""
     status = read_manifest(attempt / "run_manifest.yaml") if (attempt := matrix.attempt("killed")) else None
     if status is None or status.status != "completed":
-        # A complete run would be begun again.
+        # A run that is complete would be started anew.
         matrix.finish("killed")
     left, right = matrix.attempt("killed"), matrix.attempt("undisturbed")
     assert left is not None
@@ -269,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--keep", type=Path, help="folder for the runs; by default a temporary one")
-    parser.add_argument("overrides", nargs="*", help="further overrides of the run, e.g. deepspeed=zero3")
+    parser.add_argument("overrides", nargs="*", help="more overrides for the run, e.g. deepspeed=zero3")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

@@ -1,7 +1,8 @@
-"""Training that kills itself at a named point: the entry point of ``tests/kill_matrix.py``, never of users.
+"""Training that kills itself at a named point. Only ``tests/kill_matrix.py`` starts it.
 
-``KILL_AT`` holds ``point:count:rank``: the process of that rank dies by SIGKILL when it comes to the point for the
-count-th time and has made the file ``KILLED``. Without it, this is ``coconut_ds/train.py``.
+The environment variable ``KILL_AT`` holds ``point:count:rank``. When the process of that rank reaches the point for the
+count-th time, it creates the file named by ``KILLED`` and kills itself with SIGKILL. Without ``KILL_AT``, the script
+does the same as ``coconut_ds/train.py``.
 """
 
 import os
@@ -22,36 +23,36 @@ from coconut_ds.training import saver as run_saver
 
 
 def die() -> None:
-    """No cleaning up, no last words but a file that says so."""
+    """Creates the file ``KILLED``, then kills this process without any cleaning up."""
     Path(os.environ["KILLED"]).touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Countdown:
-    """Counts visits to the point."""
+    """Counts the visits to a point."""
 
     def __init__(self, count: int) -> None:
         self.left = count
 
     def visit(self) -> None:
-        """The last of them is the end."""
+        """Kills the process on the last visit."""
         self.left -= 1
         if self.left == 0:
             die()
 
 
 def before(owner: Any, name: str, countdown: Countdown) -> None:
-    """Dies before a call."""
+    """Counts a visit before each call of a function."""
     wrap(owner, name, countdown, first=True)
 
 
 def after(owner: Any, name: str, countdown: Countdown) -> None:
-    """Dies after a call."""
+    """Counts a visit after each call of a function."""
     wrap(owner, name, countdown, first=False)
 
 
 def wrap(owner: Any, name: str, countdown: Countdown, first: bool) -> None:
-    """Puts a visit before or after a function."""
+    """Replaces a function by one that counts a visit before or after the call."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -66,7 +67,7 @@ def wrap(owner: Any, name: str, countdown: Countdown, first: bool) -> None:
 
 
 def half_pruned(countdown: Countdown) -> None:
-    """The folder has lost its name and one file."""
+    """Dies while a checkpoint is removed: it has been renamed and has lost one file."""
     original = run_saver.remove_folder
 
     def remove(folder: Path) -> None:
@@ -81,7 +82,7 @@ def half_pruned(countdown: Countdown) -> None:
 
 
 def half_written_manifest(countdown: Countdown) -> None:
-    """Half of the new manifest lies beside the old one."""
+    """Dies while the manifest is replaced: half of the new one is written next to the old one."""
     original = manifest.write_whole
 
     def write(path: Path, text: str) -> None:
@@ -104,7 +105,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
     "evaluation": lambda countdown: before(thinking_engine.ThinkingEngine, "step", countdown),
 }
 ON_FIRST_ONLY = ("before_rename", "after_rename", "pruning", "manifest")
-"""Points that only rank 0 comes to."""
+"""Points that only rank 0 reaches."""
 
 
 if __name__ == "__main__":

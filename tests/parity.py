@@ -1,10 +1,10 @@
-"""Compares this project's latent loop with recorded numbers of the public implementation.
+"""Compares this project's latent loop with numbers recorded from the public implementation.
 
     python tests/parity.py DIR
 
 DIR holds a Hugging Face model, ``expected.json``, ``case_*.safetensors`` and ``train_batch.safetensors``: inputs, loss,
 gradient norms, logits at labelled positions, greedy generations and a loss curve under AdamW. Prints the largest error
-of each kind; exits 0 only when all are within 1e-4 (relative for gradient norms) and all generations are equal.
+of each kind. The exit code is 0 only if all are within 1e-4 (relative for gradient norms) and all generations agree.
 """
 
 import json
@@ -36,14 +36,14 @@ def layouts_of(batch: dict[str, torch.Tensor], latent_id: int) -> list[Layout]:
 
 
 def batch_of(layouts: list[Layout]):
-    """Tensors with the token mean over the batch as loss."""
+    """Collates the rows so that the loss is the mean over the batch's target tokens."""
     total = sum(layout.num_targets for layout in layouts)
     thoughts = max(layout.num_thoughts for layout in layouts)
     return collate(layouts, [1 / total] * len(layouts), thoughts, pad_id=0)
 
 
 def check_case(folder: Path, case: dict, ids: dict[str, int], errors: dict[str, float]) -> None:
-    """Loss, logits, gradients and generations of one recorded batch."""
+    """Compares loss, logits, gradients and generations of one recorded batch."""
     loop = load(folder)
     recorded = load_file(folder / f"case_{case['name']}.safetensors")
     layouts = layouts_of(recorded, ids["latent"])
@@ -65,9 +65,9 @@ def check_case(folder: Path, case: dict, ids: dict[str, int], errors: dict[str, 
 
 
 def differing(loop: LatentLoop, expected: dict, ids: dict[str, int]) -> float:
-    """Tokens of a greedy continuation that differ from the recorded ones.
+    """Number of tokens of a greedy continuation that differ from the recorded ones.
 
-    One difference is meant: an end of sequence as first token ends the answer here, and did not there.
+    One difference is intended: here an end-of-sequence token ends the answer even if it comes first; there it did not.
     """
     prompt, wanted = expected["prompt"], expected["new_tokens"]
     count = prompt.count(ids["latent"])
@@ -80,7 +80,7 @@ def differing(loop: LatentLoop, expected: dict, ids: dict[str, int]) -> float:
 
 
 def check_curve(folder: Path, training: dict, ids: dict[str, int], errors: dict[str, float]) -> None:
-    """The losses of a few AdamW updates on one batch."""
+    """Compares the losses of a few AdamW updates on one batch."""
     loop = load(folder)
     optimizer = torch.optim.AdamW(loop.parameters(), lr=1e-3, weight_decay=0.01)
     inputs, targets = batch_of(layouts_of(load_file(folder / "train_batch.safetensors"), ids["latent"]))

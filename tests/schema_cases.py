@@ -1,9 +1,10 @@
-"""Cases that schemathesis makes of the server's own description: none may be answered with a 500.
+"""Sends the server requests that schemathesis generates from its OpenAPI description; no answer may be a 500.
 
     python tests/schema_cases.py --cases 2000
 
-Valid and invalid bodies, headers and paths for every route. Answers must be of a status and shape that the description
-tells. The last line is JSON; the exit code is 1 where a case found a fault, or fewer were made than asked for.
+They have valid and invalid bodies, headers and paths, for every route. Answers must have a status and a shape that the
+description lists. The last line of output is JSON. The exit code is 1 if a request found a fault, or if fewer requests
+than requested were made.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from serving import ROOT, save_checkpoint, serving
 KEY = "sesame"
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 EXAMPLES = 25
-"""Random cases a route and round, beside those that cover each field's bounds."""
+"""Random cases per route and round, in addition to those that cover the bounds of each field."""
 STATUSES = (200, 400, 401, 404, 405, 408, 413, 422, 429, 500, 503, 504)
 
 
 def run_cases(count: int, folder: Path) -> dict[str, Any]:
-    """Rounds with other seeds until ``count`` cases were made or one found a fault; the result."""
+    """Makes rounds with different seeds until there were ``count`` cases or one found a fault; returns the numbers."""
     checkpoint = save_checkpoint(folder / "tiny")
     with serving(checkpoint, key=KEY, options=("--slots", "8", "--load")) as server:
         by_status: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What ``schema_cases.py`` has schemathesis do to its cases, so that they get past the model's name."""
+"""Changes that schemathesis makes to the cases of ``schema_cases.py``, so that most name a model that exists."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import schemathesis
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Most bodies name a model that is there, and ask for little."""
+    """Lets most bodies name the model that is loaded, and limits how much they request."""
     if not isinstance(body, dict):
         return body
     changed = dict(body)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from launching import Process, start
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -54,7 +55,7 @@ def save_checkpoint(folder: Path, method: str = "coconut", seed: int = 0) -> Pat
 class ServerProcess:
     """A running ``python -m serve api``."""
 
-    def __init__(self, process: subprocess.Popen[str], key: str | None) -> None:
+    def __init__(self, process: Process, key: str | None) -> None:
         self.process, self.key = process, key
         self.lines: list[str] = []
         self.url = ""
@@ -112,16 +113,22 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*checkpoints: Path | str, key: str | None = None, options: tuple[str, ...] = ()) -> Iterator[ServerProcess]:
-    """A running server; it is killed at the end if it is still running."""
-    command = [sys.executable, "-m", "serve", "api", "--port", "0", "--threads", "1", *options]
+def serving(
+    *checkpoints: Path | str, key: str | None = None, options: tuple[str, ...] = (), real: bool = False
+) -> Iterator[ServerProcess]:
+    """A server that is killed at the end, if it still runs; with ``real``, a fresh process instead of a forked one."""
+    command = ["-m", "serve", "api", "--port", "0", "--threads", "1", *options]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("COCONUT_API_KEY", None)
     if key is not None:
         environment["COCONUT_API_KEY"] = key
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    if real:
+        command = [sys.executable, *command]
+        process: Process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    else:
+        process = start(command, environment, cwd=ROOT, stderr=subprocess.PIPE)
     server = ServerProcess(process, key)
     try:
         server.wait_until_ready()

@@ -1,4 +1,4 @@
-"""Which attempt of a run a launch goes on with."""
+"""Which attempt of a run a launch continues."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from coconut_ds.settings.compose import compose_config
 
 
 def attempt_of(folder: Path, name: str, status: str | None, resume_epoch: int = 2, reason: str | None = None) -> None:
-    """An attempt without checkpoints."""
+    """Writes an attempt without checkpoints."""
     path = folder / name
     path.mkdir(parents=True)
     (path / "config.yaml").touch()

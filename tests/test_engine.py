@@ -1,12 +1,11 @@
-"""Training on the DeepSpeed engine equals training in plain torch, under every ZeRO stage, on one process and two."""
+"""Training with the DeepSpeed engine equals training in plain torch, under each ZeRO stage, on one and two ranks."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from launching import environment, starting
+from launching import environment, run
 from safetensors.torch import load_file
 from slow_loop import slow_loss
 from transformers import AutoModelForCausalLM
@@ -30,7 +29,7 @@ FP32 = ["zero0", "zero1", "zero2", "zero3", "zero3_live0"]
 
 
 def plain_torch_losses(overrides: list[str]) -> list[float]:
-    """The same experiment without engine, cache, micro batches or ranks: the slow loop and torch's AdamW."""
+    """Losses of the same experiment without engine, cache, micro-batches or ranks: the slow loop and torch's AdamW."""
     config = compose_config(overrides)
     training, seed = config.training, config.run.seed
     torch.manual_seed(seed)
@@ -72,12 +71,11 @@ def plain_torch_losses(overrides: list[str]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, dict]:
-    """What the worker recorded on one process (no launcher) and on two (the deepspeed launcher)."""
+    """The worker's results on one process without a launcher and on two ranks, by the number of ranks."""
     found = {}
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        command = [*starting(ranks), str(WORKER), str(folder / "out.json"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+        done = run([WORKER, folder / "out.json", folder], environment(), ranks)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "Virtual Memory" not in done.stdout + done.stderr
         found[ranks] = json.loads((folder / "out.json").read_text())
@@ -86,7 +84,7 @@ def results(tmp_path_factory) -> dict[int, dict]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Where the worker's models lie once more, for those who do without an engine."""
+    """A folder with the same models as the worker's, for training without an engine."""
     folder = tmp_path_factory.mktemp("families")
     for family in FAMILIES:
         write_family(family, folder)
@@ -95,8 +93,8 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processes(results):
-    """18 updates over three stages with different numbers of thoughts, replayed stages, an uneven last batch, clipping,
-    warm-up and an optimizer reset at each switch: 1e-5."""
+    """To 1e-5, over 18 updates in three stages with different numbers of thoughts, replayed stages, an uneven last
+    batch, clipping, warm-up and an optimizer reset at each switch."""
     expected = plain_torch_losses(OVERRIDES)
     assert len(expected) == 18
     for ranks in (1, 2):
@@ -109,7 +107,8 @@ def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processe
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [*FAMILIES, "llama_lora"])
 def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results, weights, variant):
-    """From a folder without markers: weights in shards under ZeRO-3, rows for the markers, tied and untied heads."""
+    """From a folder without markers, so the embedding gets rows for them; weights are sharded under ZeRO-3; one family
+    has a tied head and one an untied head."""
     family, lora = variant.split("_")[0], LORA if variant.endswith("lora") else []
     expected = plain_torch_losses([*family_overrides(family, weights), *lora])
     assert len(expected) == 4
@@ -120,7 +119,8 @@ def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results,
 
 @pytest.mark.slow
 def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapters_add(results, weights):
-    """Exported matrices differ from the source by rank 2, the embedding in the rows of the markers, nothing else."""
+    """Exported matrices differ from the source by a matrix of rank 2, the embedding in the rows of the markers; nothing
+    else differs."""
     source = AutoModelForCausalLM.from_pretrained(weights / "llama").state_dict()
     for ranks in (1, 2):
         for zero in ZERO:
@@ -128,7 +128,7 @@ def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapte
             for name, value in saved.state_dict().items():
                 before = source[name]
                 if name.startswith(("model.embed_tokens", "lm_head")):
-                    # Without a row of `<<`, markers begin at the mean.
+                    # There is no row of `<<`, so the rows of the markers start at the mean.
                     assert torch.equal(value[: len(before)], before)
                     assert (value[len(before) :] - before.mean(dim=0)).abs().max() > 1e-4
                 elif value.dim() == 2:
@@ -149,7 +149,7 @@ def test_adapters_resume_exactly(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_built_in_shards_are_those_built_whole(results, family):
-    """Only what got rows for the markers waits for the engine to be cut."""
+    """Only the parameters that got rows for the markers are left for the engine to shard."""
     grown = {"llama": ["model.embed_tokens.weight", "lm_head.weight"], "qwen3": ["model.embed_tokens.weight"]}
     for ranks in (1, 2):
         for way, built in results[ranks]["built"][family].items():
@@ -169,7 +169,7 @@ def test_weights_norms_and_evaluations_do_not_depend_on_stage_or_ranks(results):
     for ranks in (1, 2):
         for variant in FP32:
             record = results[ranks][variant]
-            # Adam turns the rounding of gradients that are zero in theory (key biases) into steps of their own.
+            # Some gradients are zero in theory (key biases); Adam turns their rounding errors into full steps.
             assert record["weights_off"] < 1e-3
             assert record["dtype"] == "torch.float32"
             assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4)
@@ -179,7 +179,7 @@ def test_weights_norms_and_evaluations_do_not_depend_on_stage_or_ranks(results):
 
 @pytest.mark.slow
 def test_bf16_follows_fp32(results):
-    """fp32 masters and accumulation: bf16's 8 bits show in a loss of about 3 as less than 0.02."""
+    """Master weights and accumulation are in fp32; the 8 bits of bf16 change a loss of about 3 by less than 0.02."""
     for ranks in (1, 2):
         record = results[ranks]["zero2_bf16"]
         assert record["losses"] == pytest.approx(results[1]["zero0"]["losses"], abs=0.02)
@@ -189,7 +189,7 @@ def test_bf16_follows_fp32(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
 def test_a_non_finite_loss_or_gradient_stops_all_ranks_before_the_optimizer_moves(results, stage):
-    """On two ranks only the last one is spoiled."""
+    """On two ranks, only the last one has the non-finite value."""
     for ranks in (1, 2):
         assert results[ranks]["same_on_all_ranks"]
         for what, name in (("loss", "loss"), ("gradient", "gradient norm")):
@@ -229,5 +229,5 @@ def test_engine_files_by_name():
 
 @pytest.mark.slow
 def test_engines_do_without_torchs_compiler(results):
-    """Its import takes longer than that of all of DeepSpeed."""
+    """Importing it takes longer than importing all of DeepSpeed."""
     assert not any(found["compiler_imported"] for found in results.values())

@@ -1,30 +1,29 @@
-"""Evaluations as real processes: on any number of ranks, killed and started again, refused with a reason."""
+"""Evaluations as processes: on any number of ranks, killed and started again, or refused with a reason."""
 
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import launching
 import pytest
 import torch
-from launching import environment, starting
+from launching import EVALUATE, environment, start
 from making import make_backbone, make_card
 
 from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
-SCRIPT = Path(__file__).parent.parent / "coconut_ds" / "evaluate.py"
 PROBLEMS = 1319
-"""As many as the test problems of GSM8K: no number of ranks here but 1 divides it."""
+"""The number of test problems of GSM8K. Of the numbers of ranks used here, only 1 divides it."""
 SWEEP = ["n_thoughts=0,2", "batch_size=8"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkpoint, and problems of which some are answered rightly."""
+    """A checkpoint, and problems of which it answers some correctly."""
     folder = tmp_path_factory.mktemp("evaluations")
     backbone = make_backbone(seed=5)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
@@ -41,22 +40,22 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(place):
-    """One that nothing ended."""
+    """A sweep that was not interrupted."""
     run(command_of(place, place / "sweep", *SWEEP))
     return place / "sweep"
 
 
-def command_of(place: Path, out: Path, *more: str, ranks: int = 1) -> list[str]:
-    return [*starting(ranks), str(SCRIPT), *arguments_of(place, out), *more]
+def command_of(place: Path, out: Path, *more: str) -> list[str]:
+    return [str(EVALUATE), *arguments_of(place, out), *more]
 
 
 def arguments_of(place: Path, out: Path) -> list[str]:
     return [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
 
 
-def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment())
-    assert done.returncode == code, done.stdout + done.stderr
+def run(command: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    done = launching.run(command, environment(), ranks, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
@@ -76,7 +75,7 @@ def scores(out: Path) -> dict:
 @pytest.mark.slow
 def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
     for ranks in (1, 2, 3):
-        run(command_of(place, tmp_path / str(ranks), f"batch_size={32 * ranks}", ranks=ranks))
+        run(command_of(place, tmp_path / str(ranks), f"batch_size={32 * ranks}"), ranks)
     alone = predictions(tmp_path / "1")
     assert [line["index"] for line in alone] == list(range(PROBLEMS))
     assert predictions(tmp_path / "2") == alone
@@ -89,14 +88,17 @@ def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, sweep, tmp_path, number):
-    """Also on another number of processes: nothing is made twice, and all is as if it had not ended."""
+    """The second launch may have another number of ranks. It predicts nothing twice, and its files equal those of an
+    uninterrupted sweep."""
     out = tmp_path / "ended"
-    process = subprocess.Popen(command_of(place, out, *SWEEP), env=environment(), stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = start(command_of(place, out, *SWEEP), environment(), stderr=stderr)
     while not (kept := count_kept(out)) and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    process.wait(60)
+    said = (tmp_path / "stderr").read_text()
     assert 0 < kept < 2 * PROBLEMS
     if number == signal.SIGTERM:
         assert process.returncode == 75
@@ -107,7 +109,7 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, swe
     lines = next((out / ".partial").rglob("*.jsonl"))
     with lines.open("a") as file:
         file.write('{"arm": 1, "predi')
-    done = run(command_of(place, out, *SWEEP, ranks=2 if number == signal.SIGKILL else 1))
+    done = run(command_of(place, out, *SWEEP), ranks=2 if number == signal.SIGKILL else 1)
     for name in ("0_thoughts", "2_thoughts"):
         assert predictions(out / name) == predictions(sweep / name)
         assert scores(out / name) == scores(sweep / name)
@@ -123,11 +125,11 @@ def count_kept(out: Path) -> int:
 
 @pytest.mark.slow
 def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(place, sweep, tmp_path, capsys):
-    """Through the entry point; nothing is left behind by what is refused."""
+    """Refused requests leave nothing behind."""
     one, other = sweep / "0_thoughts", sweep / "2_thoughts"
     right = sum(n % 3 > 0 for n in range(PROBLEMS))
     assert scores(other)["accuracy"] == right / PROBLEMS > scores(one)["accuracy"]
-    shown = run([sys.executable, str(SCRIPT), "--compare", str(one), str(other)]).stdout
+    shown = run([str(EVALUATE), "--compare", str(one), str(other)]).stdout
     assert "1,319" in shown
     assert f"{right:,}" in shown
     assert "McNemar" in shown

@@ -1,17 +1,15 @@
-"""Runs that are killed end with the same bits; and the comparison that says so finds a bit that differs."""
+"""Runs that are killed and resumed end with the same bits, and the comparison finds a single bit that differs."""
 
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from kill_matrix import POINTS, differences, unequal
-from launching import environment
+from launching import environment, run
 
 MATRIX = Path(__file__).parent / "kill_matrix.py"
 
@@ -26,12 +24,11 @@ MATRIX = Path(__file__).parent / "kill_matrix.py"
     ids=["killed at each point", "two ranks asked to stop"],
 )
 def test_runs_that_are_ended_and_started_again_become_the_run_left_alone(options, kills):
-    command = [sys.executable, str(MATRIX), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment())
+    done = run([MATRIX, *options], environment())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["kills"], result["mismatches"], result["points_left"]) == (kills, 0, [])
-    # A run may come to its end before its ranks notice that they are to stop.
+    # A run may complete before its ranks notice that they should stop.
     assert result["resumes"] >= (1 if "TERM" in options else kills)
     assert result["lost_updates"] == 0 or "TERM" not in options
 
@@ -45,7 +42,7 @@ RESUME_STATE = {"position": {"epoch": 1, "loss_sum": 6.375}, "scores": {"best_ac
 
 @pytest.fixture
 def attempts(tmp_path):
-    """Two attempts that are equal; the second has other times."""
+    """Two attempts that are equal except for times."""
     for name, later in (("left", 0.0), ("right", 5.0)):
         folder = tmp_path / name / "checkpoint_1_2"
         (folder / "engine" / "state").mkdir(parents=True)
@@ -129,7 +126,7 @@ def test_a_file_that_is_missing_is_found(attempts):
 
 
 class Holder:
-    """As DeepSpeed pickles some."""
+    """An object like those that DeepSpeed pickles."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -177,6 +174,6 @@ def test_nested_values_differ_where_they_differ(change, where):
 
 
 def test_a_number_that_is_none_equals_itself():
-    """Not a number, bit for bit the same, is no difference; other bits of it are one."""
+    """NaN with the same bits is equal; NaN and a number are not."""
     assert unequal(torch.tensor([float("nan")]), torch.tensor([float("nan")]), "") == []
     assert unequal(torch.tensor([float("nan")]), torch.tensor([1.0]), "") == [""]

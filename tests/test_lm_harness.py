@@ -1,10 +1,11 @@
-"""lm-evaluation-harness on a tiny local task, as its command; its scores against the reasoner and the slow loop."""
+"""lm-evaluation-harness on tiny local tasks: its scores equal those of the reasoner and the slow loop."""
 
 import json
 import os
 import subprocess
 import sys
 
+import launching
 import pytest
 import torch
 from making import make_backbone, make_card
@@ -43,12 +44,12 @@ TASKS = {
     },
 }
 LONG = " ".join(["1 + 2 = 3"] * 40)
-"""200 words: three windows of the model's context of 96."""
+"""200 words, which take three windows of the model's context of 96 tokens."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkpoint, and three tasks over four problems."""
+    """A checkpoint, and three tasks with the same four problems."""
     folder = tmp_path_factory.mktemp("harness")
     backbone = make_backbone("llama", seed=4)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
@@ -65,16 +66,17 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coconut_ds.lm_harness", "run", "--model", "coconut", "--include_path"]
-    command += [str(place / "tasks"), "--tasks", ",".join(TASKS), "--device", "cpu", *more]
-    home = {**os.environ, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=home)
+def command(place, *more: str) -> list[str]:
+    words = ["coconut_ds.lm_harness", "run", "--model", "coconut", "--include_path", str(place / "tasks")]
+    return [*words, "--tasks", ",".join(TASKS), "--device", "cpu", *more]
 
 
 @pytest.mark.slow
 def test_scores_of_a_local_task_are_those_of_the_model(place):
-    done = run(place, f"--model_args=path={place / 'model'},n_thoughts=2", "--output_path", str(place), "--log_samples")
+    home = {**os.environ, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    model = f"--model_args=path={place / 'model'},n_thoughts=2"
+    words = [sys.executable, "-m", *command(place, model, "--output_path", str(place), "--log_samples")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=home)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(next(place.rglob("results_*.json")).read_text())["results"]
     assert results["written"]["exact_match,none"] == 3 / 4
@@ -95,7 +97,7 @@ def test_scores_of_a_local_task_are_those_of_the_model(place):
 
 @torch.no_grad()
 def slow_score(reasoner, question: str, continuation: str, thoughts: int) -> float:
-    """Everything recomputed: question, thoughts one by one, continuation."""
+    """The log probability of a continuation, with everything recomputed for each thought."""
     backbone = reasoner.backbone
     layout = reasoner.prompter.prompt(reasoner.prompter.encode([question])[0], Thoughts(thoughts))
     tokens = backbone.tokenizer.encode(continuation, add_special_tokens=False)
@@ -107,7 +109,7 @@ def slow_score(reasoner, question: str, continuation: str, thoughts: int) -> flo
 
 @torch.no_grad()
 def slow_perplexity(reasoner) -> float:
-    """Windows by hand: each token is predicted once, after as much as fits."""
+    """The perplexity per word. Each token is predicted once, after as many tokens as fit into the context."""
     backbone, longest = reasoner.backbone, reasoner.context_length - 1
     tokens = backbone.tokenizer.encode(LONG, add_special_tokens=False)
     eos, total, place = backbone.tokenizer.eos_token_id, 0.0, 0
@@ -122,7 +124,7 @@ def slow_perplexity(reasoner) -> float:
 
 @pytest.mark.slow
 def test_what_a_user_can_mend_is_told(place):
-    done = run(place, f"--model_args=path={place / 'nowhere'}")
+    done = launching.run(["-m", *command(place, f"--model_args=path={place / 'nowhere'}")], launching.environment())
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: checkpoint=")
     assert "nowhere: no such folder" in done.stderr

@@ -1,4 +1,4 @@
-"""The wheel, and the demo end to end in small."""
+"""The wheel works, and so does a small demo from end to end."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
-    """Installed beside nothing of the checkout: composes defaults, finds its engine files and its launch script."""
+    """Installed without the checkout, it composes the defaults and finds its engine files and its launch script."""
     pip = [sys.executable, "-m", "pip"]
     wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(wheel, check=True, cwd=tmp_path)
@@ -45,7 +45,7 @@ def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
-    """Two epochs of little: nothing is learned, and the demo says so."""
+    """In two short epochs nothing is learned, and the demo says so."""
     out = tmp_path / "a demo's folder"
     small = ["num_epochs=2", "size.train=256", "size.valid=40", "size.test=60"]
     command = [sys.executable, "-m", "coconut_ds.demo", "--out", str(out), *small]

@@ -1,12 +1,11 @@
-"""Recorded numbers of the public implementation (its own code under transformers 4.46) hold here too."""
+"""The latent loop reproduces numbers recorded from the public implementation (its code under transformers 4.46)."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import environment, run
 from parity import TOLERANCE, measure
 
 HERE = Path(__file__).parent
@@ -14,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_recorded_numbers_are_reproduced(family):
-    """Loss, logits at labels, gradient norms, greedy generations, AdamW's loss curve: all within 1e-4."""
+    """Loss, logits at labels, gradient norms, greedy generations and AdamW's loss curve agree to 1e-4."""
     errors = measure(HERE / "parity_data" / family)
     assert set(errors) == {
         "logits",
@@ -27,12 +26,12 @@ def test_recorded_numbers_are_reproduced(family):
 
 
 def test_the_command_refuses_other_numbers(tmp_path):
-    """A folder whose recorded loss is 1 % off exits 1."""
+    """The exit code is 1 for a folder whose recorded loss is 1 % off."""
     folder = shutil.copytree(HERE / "parity_data" / "gpt2", tmp_path / "gpt2")
     expected = json.loads((folder / "expected.json").read_text())
     expected["cases"] = expected["cases"][:1]
     expected["cases"][0]["loss"] *= 1.01
     (folder / "expected.json").write_text(json.dumps(expected))
-    done = subprocess.run([sys.executable, HERE / "parity.py", folder], capture_output=True, text=True, check=False)
+    done = run([HERE / "parity.py", folder], environment())
     assert done.returncode == 1, done.stderr
     assert "NOT within" in done.stdout

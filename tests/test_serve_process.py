@@ -68,7 +68,7 @@ def test_sigterm_drains(folder, limit_s):
 
 
 def test_killed_and_started_again_it_is_ready(folder):
-    with serving(folder / "coconut", options=("--load",)) as server:
+    with serving(folder / "coconut", options=("--load",), real=True) as server:
         with server.client() as one:
             assert one.get("/health").status_code == 200
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Runs of the real entry point are stopped through one of their processes, or lose the shell that started them."""
+"""Real processes of runs: one of them gets a signal, or the shell that started the run ends."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
             assert until(written, 300), (tmp_path / "log").read_text()
             shell.stdin.close()
             assert shell.wait(30) is not None
-            # Longer than it takes to notice that a launcher is gone.
+            # Longer than ranks need to notice that their launcher is gone.
             time.sleep(3 * POLL_S)
             before = written()
             assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
@@ -55,14 +55,15 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
 COMMANDS = {
     "process": (signal.SIGTERM, "train.py"),
     "launcher": (signal.SIGINT, "/deepspeed"),
+    "launcher, terminated": (signal.SIGTERM, "/deepspeed"),
     "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
 }
-"""What is sent to which process alone; the first is a run without launcher, the others are of two ranks. SIGTERM to
-the launcher is what ``kill_matrix.py --signal TERM`` sends."""
+"""The signal, and part of the command line of the only process that gets it. The first run has no launcher; the others
+have two ranks under ``deepspeed``."""
 
 
 def processes(session: int) -> Iterator[tuple[int, str]]:
-    """Id and command line of each process of a session that has not ended."""
+    """Id and command line of each process of a session that is still running."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
@@ -73,7 +74,7 @@ def processes(session: int) -> Iterator[tuple[int, str]]:
 
 
 def until(condition: Any, seconds: float) -> bool:
-    """Whether it holds in time."""
+    """Waits until the condition holds; returns whether it did in time."""
     end = time.monotonic() + seconds
     while not (holds := condition()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -91,7 +92,7 @@ def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
         f"run.save_path={tmp_path}",
     ]
     with (tmp_path / "log").open("wb") as log:
-        # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
+        # A shell makes its background jobs ignore Ctrl-C, and processes started by these tests would inherit that.
         process = subprocess.Popen(
             command,
             stdout=log,

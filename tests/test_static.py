@@ -1,4 +1,4 @@
-"""Lint, format and types, as part of the tests."""
+"""The code is formatted and passes the linter and the type checker."""
 
 import subprocess
 import sys

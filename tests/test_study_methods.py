@@ -1,13 +1,18 @@
-"""The comparison of methods: kept results are not made again, and the table says what the results say."""
+"""The comparison of methods: results that exist are kept, and the table shows the results."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from launching import Process, start
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.compose import compose_config
+from coconut_ds.studies import harness
 from coconut_ds.studies import methods as compare
 from coconut_ds.studies.methods import TableCell, main, render_table
 
@@ -38,7 +43,20 @@ def test_every_cell_is_a_configuration(task: str, method: str) -> None:
     assert (config.method.kind, config.run.seed) == (method, 2)
 
 
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's training runs are forked. (The demo, which is tested too, starts its runs in the same way really.)"""
+
+    def popen(command: list[str], *, text: bool, **options: Any) -> Process:
+        assert (command[0], text) == (sys.executable, True)
+        return start(command[1:], **options)
+
+    replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(harness, "subprocess", replacement)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 @pytest.mark.parametrize("task", compare.TASKS)
 def test_each_method_trains_and_evaluates_and_a_second_start_keeps_what_is_there(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Runs from the command line: launchers, what is written, what is refused and leaves nothing behind."""
+"""Runs from the command line: launchers, the files of a run, and bad input, which leaves nothing behind."""
 
 import json
 import os
@@ -8,18 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import launching
 import pytest
 import torch
 import yaml
-from launching import VARIABLES, environment
+from launching import EVALUATE, TRAIN, VARIABLES, environment
 from transformers import AutoModelForCausalLM
 
 from coconut_ds import evaluate
 from coconut_ds.distributed.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ROOT / "coconut_ds" / "train.py"
-EVALUATE = ROOT / "coconut_ds" / "evaluate.py"
 TINY = [
     "run=demo",
     "data=modular_sum",
@@ -42,8 +41,8 @@ UPDATES = 9
 """Three epochs of 16 + 16 + 8 problems."""
 
 
-def start(command: list[object], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in ``folder``, an empty place that is not the checkout."""
+def start(command: list[object], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a real process in ``folder``, which is empty and outside the checkout."""
     return subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -51,14 +50,13 @@ def start(command: list[object], folder: Path, **extra: str) -> subprocess.Compl
         check=False,
         timeout=300,
         cwd=folder,
-        env=environment(HOME=str(folder), **extra),
+        env=environment(HOME=str(folder)),
     )
 
 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The entry point, called in this process, which spares it the seconds of a start: ``train(*arguments)`` in an
-    empty folder; the exit code."""
+    """``train(*arguments)`` calls the entry point in this process, in an empty folder, and returns the exit code."""
     from coconut_ds.train import main
 
     monkeypatch.chdir(tmp_path)
@@ -68,7 +66,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
 
 
 def only_run(folder: Path) -> Path:
-    """The directory of the single attempt in ``folder``."""
+    """The folder of the only attempt in ``folder``."""
     (config,) = folder.glob("outputs/*/*/*/config.yaml")
     return config.parent
 
@@ -90,7 +88,7 @@ LAUNCHERS = {
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory) -> dict[str, Path]:
-    """The run that each launcher made, from a folder that is not the checkout, with an empty home."""
+    """The run that each launcher made, in a folder outside the checkout with an empty home."""
     runs = {}
     for name, command in LAUNCHERS.items():
         folder = tmp_path_factory.mktemp("launch")
@@ -159,7 +157,7 @@ def test_a_checkpoint_is_evaluated_with_nothing_else_given(launched, tmp_path, m
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_checkpoint_and_skips_the_epochs_it_stands_for(launched, tmp_path, train):
-    """The first validation loss after loading is near the loaded model's, far below a fresh one's."""
+    """The first validation loss after loading is that of the loaded model, far below the loss of a new one."""
     path = launched["python"] / "checkpoint_3"
     extra = [f"load_model_path={path}", "resume=2", "lr=1e-9", "save_only_improve=true", "reset_optimizer=epoch"]
     assert train(*TINY, *extra) == 0
@@ -182,8 +180,8 @@ def test_only_eval_writes_scores_and_no_attempt(launched, tmp_path, train):
 
 @pytest.mark.slow
 def test_accuracy_moves_the_curriculum_and_its_switches_can_be_repeated(tmp_path, train):
-    """With advance_at 0 every epoch ends its stage; repeating the recorded switches gives the same losses. Both in one
-    process: an engine leaves nothing behind for the next one."""
+    """With advance_at=0 each epoch ends its stage. Repeating the recorded switches gives the same losses. Both runs are
+    in one process, so an engine must leave nothing behind for the next one."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(*TINY, "advance=accuracy", "advance_at=0", "stop_at=0", f"save_path={first / 'outputs'}") == 0
     summary = json.loads((only_run(first) / "summary.json").read_text())
@@ -194,7 +192,8 @@ def test_accuracy_moves_the_curriculum_and_its_switches_can_be_repeated(tmp_path
 
 @pytest.mark.slow
 def test_debug_is_small_and_improvements_alone_are_kept_where_asked(tmp_path, train, capsys):
-    """A learning rate of almost 0 improves nothing: the first of the stage is the best one, the last is the state."""
+    """A learning rate of almost 0 improves nothing, so a stage's first checkpoint is its best; the last one is kept to
+    resume from."""
     more = [
         "debug=true",
         "size.valid=40",
@@ -212,7 +211,8 @@ def test_debug_is_small_and_improvements_alone_are_kept_where_asked(tmp_path, tr
 
 @pytest.mark.slow
 def test_wandb_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path):
-    done = start([sys.executable, TRAIN, *TINY, "run.wandb=online"], tmp_path, WANDB_MODE="online", WANDB_API_KEY="no")
+    variables = environment(HOME=str(tmp_path), WANDB_MODE="online", WANDB_API_KEY="no")
+    done = launching.run([TRAIN, *TINY, "run.wandb=online"], variables, cwd=tmp_path)
     assert done.returncode == 2
     assert "run.wandb=online: wandb did not start" in done.stderr
     assert not list(tmp_path.glob("outputs/*"))
@@ -220,7 +220,8 @@ def test_wandb_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_wandb_offline_mirrors_the_record(tmp_path):
-    done = start([sys.executable, TRAIN, *TINY, "num_epochs=1", "run.wandb=offline"], tmp_path, WANDB_SILENT="true")
+    variables = environment(HOME=str(tmp_path), WANDB_SILENT="true")
+    done = launching.run([TRAIN, *TINY, "num_epochs=1", "run.wandb=offline"], variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
 
@@ -258,7 +259,7 @@ BAD = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*FILES, *BAD])
 def test_bad_input_is_one_clear_error_and_nothing_is_left_behind(case, tmp_path, capsys, train):
-    """Through the real entry point, in one process: exit code 2, one error, no output folder."""
+    """Exit code 2, one error and no output folder."""
     arguments = list(TINY)
     if case in FILES:
         content, words = FILES[case]
@@ -276,7 +277,7 @@ def test_bad_input_is_one_clear_error_and_nothing_is_left_behind(case, tmp_path,
     assert error.count("error: ") == 1
     assert re.search(words, error, flags=re.DOTALL), error
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    # What this process starts next must not take itself for a rank.
+    # Otherwise processes that this one starts next would take themselves for ranks.
     assert not {"RANK", "MASTER_PORT"} & os.environ.keys()
 
 

@@ -2,9 +2,10 @@
 
     deepspeed --num_accelerators 2 tests/zero_worker.py OUT.json FOLDER
 
-Started by ``test_engine.py``; rank 0 writes, for each variant, losses of all updates, evaluations, and the weights'
-checksums; what happened when loss or gradients were made non-finite on one rank; what came of models that were built
-in shards, and what a rank holds of one.
+Started by ``test_engine.py``. Rank 0 writes for each variant the losses and gradient norms of all updates, the
+evaluations, and how far the weights are from those of ZeRO stage 0; the errors after loss or gradients were made
+non-finite on one rank; how models that were built in shards compare with models built whole; and the number of bytes
+that a rank holds of a model.
 """
 
 import json
@@ -56,13 +57,13 @@ OVERRIDES = [
     "batch_size_eval=8",
     "pad_latent_to_max=false",
 ]
-"""18 updates over stages 0, 1 and 2 with replayed stages; 32 + 32 + 24 problems an epoch, so the last update of an
-epoch leaves the second of two ranks without problems in its last micro step; 17 validation problems leave it without
-any in its last batch."""
+"""18 updates over stages 0, 1 and 2 with replayed stages. With 32 + 32 + 24 problems per epoch, the second of two ranks
+has no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last
+batch."""
 SHORT = ["num_epochs=2", "epochs_per_stage=1", "size.train=40", "size.valid=3", "data.max_new_tokens=8"]
-"""Four updates, two without thoughts and two with one."""
+"""Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
-"""With a head of its own, and with that of the embedding."""
+"""With an untied head, and with a head tied to the embedding."""
 LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
 LORA = ["lora.rank=2", "lora.alpha=8"]
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
@@ -88,7 +89,7 @@ def family_overrides(family: str, folder: Path) -> list[str]:
 
 
 def overrides_of(variant: str, folder: Path) -> list[str]:
-    """The command line of one variant; ``zero3_live0`` gets a file of its own."""
+    """The command line of one variant. ``zero3_live0`` variants get an engine file of their own."""
     zero, *rest = variant.replace("_offload", "-offload").split("_")
     family = next((name for name in FAMILIES if name in rest), None)
     base = family_overrides(family, folder) if family else OVERRIDES
@@ -102,7 +103,7 @@ def overrides_of(variant: str, folder: Path) -> list[str]:
 
 
 def write_family(family: str, folder: Path) -> None:
-    """A random model as others publish them: a folder without the markers; and its weights as a state dict."""
+    """Saves a random model without the markers, as a folder as others publish them and as a state dict."""
     config = compose_config(OVERRIDES)
     tokenizer = build_word_tokenizer(open_source(config.data, config.run.seed).vocabulary())
     overrides = {**SHAPES[family], "initializer_range": 0.2}
@@ -115,7 +116,7 @@ def write_family(family: str, folder: Path) -> None:
 
 
 def record(variant: str, folder: Path, ranks: Ranks, *more: str) -> dict:
-    """Trains one variant."""
+    """Trains one variant and reads its record."""
     run = train(compose_config([*overrides_of(variant, folder), *more]), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
@@ -130,7 +131,7 @@ def record(variant: str, folder: Path, ranks: Ranks, *more: str) -> dict:
 
 
 def build(family: str, folder: Path, ranks: Ranks) -> dict:
-    """Each way to come by weights, in shards and whole."""
+    """Builds a model in shards and whole, from each source of weights, and compares them."""
     found = {}
     shape = ",".join(f"{key}:{value}" for key, value in SHAPES[family].items())
     scratch = [f"model_id={family}", "model_init=scratch", "tokenizer=dataset"]
@@ -146,7 +147,7 @@ def build(family: str, folder: Path, ranks: Ranks) -> dict:
         source = open_source(config.data, config.run.seed)
         values = engine_values(config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks.size)
         sharded = starting_backbone(config, source, values).model
-        # The embedding, which got rows for the markers, is cut by the engine.
+        # The engine shards the embedding, which got rows for the markers, later.
         whole = [name for name, parameter in sharded.named_parameters() if not is_sharded(parameter)]
         content = digest_parameters(sharded, ranks)
         plain = starting_backbone(config, source).model
@@ -159,7 +160,7 @@ def build(family: str, folder: Path, ranks: Ranks) -> dict:
 
 
 def held(ranks: Ranks) -> dict[str, int]:
-    """Bytes that this rank holds under ZeRO-3, after an update, of what is kept from one update to the next."""
+    """Bytes of weights, gradients and optimizer state that this rank holds between two updates under ZeRO-3."""
     config = compose_config([*OVERRIDES, "model.model_config_overrides.n_embd=64", "deepspeed=zero3"])
     engine = some_engine(config, ranks)
     engine.update([collate([LAYOUT], [1 / ranks.size], 0, 0)], 1e-3)
@@ -174,7 +175,7 @@ def held(ranks: Ranks) -> dict[str, int]:
 
 
 class NotANumberBackwards(torch.autograd.Function):
-    """Keeps the value, spoils the gradient."""
+    """The identity, with a gradient of NaN."""
 
     @staticmethod
     def forward(ctx, value):
@@ -186,7 +187,7 @@ class NotANumberBackwards(torch.autograd.Function):
 
 
 def some_engine(config: Config, ranks: Ranks) -> Engine:
-    """An engine over a model from scratch."""
+    """An engine with a model from scratch."""
     torch.manual_seed(0)
     backbone = build_backbone(config.model, build_word_tokenizer(["1 2 3 4"]))
     loop = LatentLoop(backbone.model, defer_gradients=zero_stage(config) < 3)
@@ -194,7 +195,7 @@ def some_engine(config: Config, ranks: Ranks) -> Engine:
 
 
 def spoil(zero: str, what: str, ranks: Ranks) -> dict:
-    """One good update, then one whose loss or gradient is not finite on the last rank only."""
+    """Makes one good update, then one whose loss or gradient is not finite on the last rank."""
     engine = some_engine(compose_config([*OVERRIDES, f"deepspeed={zero}"]), ranks)
     share = 1 / (2 * ranks.size)
     good = [collate([LAYOUT], [share], 0, 0)]
@@ -217,7 +218,7 @@ def spoil(zero: str, what: str, ranks: Ranks) -> dict:
 
 def main() -> None:
     """Command line."""
-    # The launcher puts --local_rank in front.
+    # The launcher inserts --local_rank before the other arguments.
     out, folder = (Path(argument) for argument in sys.argv[-2:])
     ranks = start_ranks(timeout=timedelta(minutes=2))
     if ranks.is_first:
@@ -225,7 +226,7 @@ def main() -> None:
             write_family(family, folder)
     ranks.wait()
     result: dict = {variant: record(variant, folder, ranks) for variant in (*LONG_VARIANTS, *SHORT_VARIANTS)}
-    # The first epoch again, in a folder of its own, and then the second by another launch.
+    # The same run once more in another folder, with a launch for each of its two epochs.
     for epochs in (1, 2):
         result["resumed"] = record(RESUMED, folder, ranks, f"num_epochs={epochs}", f"save_path={folder / 'resumed'}")
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
