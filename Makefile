@@ -1,4 +1,4 @@
-# Each target does all set-up in .venv by itself, on a machine with Python and pip alone.
+# Every target sets up .venv by itself. It needs only Python and pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ SEED ?= 0
 demo: $(VENV)/.ready
 	$(BIN)/python -m coconut_ds.demo --seed $(SEED)
 
-# The demo's checkpoints first, if there are none: minutes.
+# Trains the demo first if there is no checkpoint under outputs/, which takes minutes.
 app: $(VENV)/.ready
 	test -n "$$(find outputs -name coconut.json -print -quit 2>/dev/null)" || $(BIN)/python -m coconut_ds.demo --seed $(SEED)
 	$(BIN)/python -m serve app --runs outputs
@@ -22,7 +22,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-# No op of DeepSpeed is built: nothing here needs a compiler.
+# DS_BUILD_OPS=0 builds none of DeepSpeed's ops, so that no compiler is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

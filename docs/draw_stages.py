@@ -1,6 +1,6 @@
-"""Draws ``docs/stages.png``: the sequences of one problem at each stage, laid out by the code that trains.
+"""Draws ``docs/stages.png``: the training sequences of one problem at stages 0 to 3, made by the code that trains.
 
-python docs/draw_stages.py
+Usage: ``python docs/draw_stages.py``
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ STEP_COLOUR = "#E69F00"
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Draws one row of boxes per stage and writes the picture next to this file."""
     problem = TokenizedProblem([0], ([1], [2], [3]), [4])
     spec = CurriculumSpec(c_thought=1, max_latent_stage=3)
     figure, axes = pyplot.subplots(figsize=(9, 3.1), layout="constrained")

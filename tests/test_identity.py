@@ -201,7 +201,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert signature(dict(reversed(read_ingredients(tmp_path).items()))) == signature(written)
     assert [path.name for path in tmp_path.iterdir()] == ["signature.json"]
     (tmp_path / "signature.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"signature.json: is no JSON"):
+    with pytest.raises(ConfigError, match=r"signature.json: is not valid JSON"):
         read_ingredients(tmp_path)
     with pytest.raises(ConfigError, match=r"none/signature.json: cannot be read"):
         read_ingredients(tmp_path / "none")

@@ -155,7 +155,7 @@ def test_the_lock_of_a_killed_holder_is_taken_over_at_once(tmp_path: Path, holde
     eventually(lambda: Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     (line,) = takes(tmp_path)
     assert f"taken over from process {holder.pid} on" in line
-    assert line.endswith("which does not live any more")
+    assert line.endswith("which no longer exists")
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_who_waits_takes_over_from_a_machine_that_is_gone_and_gives_way_to_one_t
     with RunLock(tmp_path, lines.append, **options) as lock:
         assert lock.still_ours()
     assert len(lines) == 2
-    assert "looking until it gives a sign of life" in lines[0]
+    assert "waiting until it gives a sign of life" in lines[0]
     assert "taken over" in lines[1]
     other = write(tmp_path, elsewhere(), age_s=0.2)
     lines.clear()
@@ -281,7 +281,7 @@ def test_who_waits_takes_over_from_a_machine_that_is_gone_and_gives_way_to_one_t
         lines.append(line)
         os.utime(other)
 
-    with pytest.raises(ConfigError, match="already going on"), RunLock(tmp_path, live, **options):
+    with pytest.raises(ConfigError, match="already in progress"), RunLock(tmp_path, live, **options):
         pass
     assert len(lines) == 1
 
@@ -290,7 +290,7 @@ def test_who_waits_takes_over_from_a_machine_that_is_gone_and_gives_way_to_one_t
 def test_a_broken_lock_goes_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(lock_module, "PATIENCE_S", 0.05)
     write(tmp_path, age_s=30).write_bytes(content)
-    assert "a process that has not written who it is" in refusal(tmp_path)
+    assert "a process that has not written its id yet" in refusal(tmp_path)
     path = write(tmp_path)
     path.write_bytes(content)
     os.utime(path, (1, 1))

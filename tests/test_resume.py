@@ -289,7 +289,7 @@ def test_a_second_launch_is_refused_while_the_first_lives_and_takes_over_once_it
     outcome = outcomes["locked"]
     for refused in outcome["refused"]:
         assert refused["error"].startswith("ConfigError: ")
-        assert f"already going on, by process {outcome['pid']} on {os.uname().nodename} " in refused["error"]
+        assert f"already in progress, by process {outcome['pid']} on {os.uname().nodename} " in refused["error"]
     assert outcome["untouched"]
     assert f"taken over from process {outcome['pid']} on " in outcome["taken"]["said"]
     assert ended_as_if_undisturbed(outcome["taken"])

@@ -226,11 +226,11 @@ def test_diff_names_each_ingredient_that_differs(root, call):
     [
         ("aa", ["is ambiguous", RUN, OTHER]),
         ("2026", ["is ambiguous", FIRST, SECOND, THIRD]),
-        (RUN, ["means 2 attempts", FIRST, SECOND]),
+        (RUN, ["matches 2 attempts", FIRST, SECOND]),
         ("20260103-000000-cccd", ["no such attempt", "holds 3 attempts", f"did you mean {THIRD}"]),
         ("bbbb", ["no such attempt", f"did you mean {SECOND}"]),
         ("zzz", ["no such attempt", f"the newest {FIRST}"]),
-        ("", ["an empty word"]),
+        ("", ["empty argument"]),
     ],
 )
 def test_a_word_that_means_no_one_attempt_is_an_error_that_helps(call, word, expected):
@@ -281,7 +281,7 @@ def test_prune_leaves_a_living_attempt_alone(root, call):
     before = names(folder)
     with RunLock(folder.path.parent, print) as lock:
         lock.name_attempt(folder.path.name)
-        assert "left alone" in call("prune", "--keep-last", "1", folder.path.name)[1]
+        assert "skipped" in call("prune", "--keep-last", "1", folder.path.name)[1]
         assert names(folder) == before
     call("prune", "--keep-last", "1", folder.path.name)
     assert names(folder) == ["checkpoint_2", "checkpoint_4"]

@@ -1,1 +1,1 @@
-"""Runs on the disk: what a run is (`identity`), its attempts, their manifests and locks."""
+"""Runs on the disk: what identifies a run, its attempts, their manifests and locks, and `coconut-runs`."""

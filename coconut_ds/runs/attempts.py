@@ -1,4 +1,4 @@
-"""Which attempt a launch continues, and from which of its checkpoints. Reads folders, writes nothing."""
+"""Chooses the attempt that a launch continues, and its checkpoint. Only reads files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,50 +14,54 @@ from coconut_ds.runs.resume_state import ResumeState
 from coconut_ds.settings import Config
 
 SOLVED = "solved"
-"""The reason of a completed attempt that ended before ``num_epochs`` (``training.stop_at``)."""
+"""``reason`` of a completed attempt that ended before ``num_epochs`` (``training.stop_at``)."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a launch begins."""
+    """What a launch starts from."""
 
     path: Path
-    """Directory of the attempt."""
+    """Folder of the attempt."""
     is_new: bool
     checkpoint: Path | None = None
-    """None: from the beginning."""
+    """Checkpoint to resume from; None: start from the beginning."""
     resume_state: ResumeState | None = None
     """Recorded in the checkpoint; None without one."""
     accepted: tuple[IngredientDifference, ...] = ()
-    """In what the attempt is another run's (``run.allow_mismatch``)."""
+    """Differences between the attempt's ingredients and this launch's that ``run.allow_mismatch`` accepts."""
 
     @property
     def folder(self) -> RunFolder:
-        """The attempt."""
+        """Paths of the attempt."""
         return RunFolder(self.path)
 
 
 def folder_to_lock(config: Config, signature: str, ingredients: dict[str, Any]) -> Path:
-    """Where the attempts lie that ``choose_start`` chooses from; checkpoints are not looked at, as others may write.
+    """The folder of the signature whose attempts ``choose_start`` chooses from; the launch must lock it first.
+
+    Does not look at checkpoints, since another process may be writing them.
 
     Raises:
-        ConfigError: the attempt asked for is not there, or is of another run.
+        ConfigError: the requested attempt does not exist, or belongs to another run.
     """
     run = Path(config.run.save_path) / config.run.name
     if config.run.resume_attempt_id is not None:
         return _asked(config, run, ingredients)[0].path.parent
     if config.run.allow_mismatch:
-        raise ConfigError("run.allow_mismatch: goes with run.resume_attempt_id; set that to the attempt to continue")
+        raise ConfigError(
+            "run.allow_mismatch: needs run.resume_attempt_id; set that to the id of the attempt to continue"
+        )
     return run / signature
 
 
 def choose_start(config: Config, signature: str, ingredients: dict[str, Any], notify: Callable[[str], None]) -> Start:
-    """The attempt that ``run.resume_mode`` and ``run.resume_attempt_id`` mean; a new one is named, not made.
+    """The attempt that ``run.resume_mode`` and ``run.resume_attempt_id`` select; a new one gets an id, but no folder.
 
     Raises:
-        ConfigError: the attempt asked for is not there, or is of another run.
-        CheckpointError: there are checkpoints, and none can be used; or the resume state of the newest usable one is
-            not of this version.
+        ConfigError: the requested attempt does not exist, or belongs to another run.
+        CheckpointError: the attempt has checkpoints, but none is usable; or the resume state of the newest usable one
+            has another shape than this version expects.
     """
     run, num_epochs = Path(config.run.save_path) / config.run.name, config.training.num_epochs
     if config.run.resume_attempt_id is not None:
@@ -76,21 +80,21 @@ def choose_start(config: Config, signature: str, ingredients: dict[str, Any], no
 
 
 def _say_what_is_new(run: Path, ingredients: dict[str, Any], notify: Callable[[str], None]) -> None:
-    """Why the newest attempt under this name is not continued."""
+    """Reports why the newest attempt under this name is not continued."""
     others = _attempts_under(run)
     if others:
         newest = others[-1].path
         try:
             keys = [one.key for one in differences(read_ingredients(newest.parent), ingredients)]
         except ConfigError:
-            # It cannot be read, and a new run does without.
+            # The other run's table cannot be read; a new run does not need it.
             return
         more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
         notify(f"a new run: {newest.parent.name}/{newest.name} differs in {', '.join(keys[:4])}{more}")
 
 
 def _attempts_under(run: Path) -> list[RunFolder]:
-    """Attempts at all runs of one name, the newest last."""
+    """Attempts of all runs with this name, the newest last."""
     found = [folder for signature in run.glob("*/") for folder in attempts_of(signature)]
     return sorted(found, key=lambda folder: folder.path.name)
 
@@ -102,17 +106,17 @@ def attempts_of(folder: Path) -> list[RunFolder]:
 
 
 def is_unfinished(manifest: RunManifest | None, num_epochs: int) -> bool:
-    """Whether there is more to train; a manifest that cannot be read says nothing, so the checkpoints decide."""
+    """Whether there is more to train. True if there is no readable manifest: then the checkpoints decide."""
     if manifest is None or manifest.status != "completed":
         return True
     return manifest.reason != SOLVED and num_epochs > manifest.resume_epoch
 
 
 def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose every file is as it was written; None if there is no checkpoint at all.
+    """The newest checkpoint whose files all match their hashes; None if there is no checkpoint at all.
 
     Raises:
-        CheckpointError: all that are there are damaged.
+        CheckpointError: there are checkpoints, and all are damaged.
     """
     there = folder.checkpoints()
     for path in there:
@@ -121,11 +125,11 @@ def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path 
             found = [f"{ENGINE}/{RESUME_STATE} is missing"]
         if not found:
             return path
-        notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; looking at the one before it")
+        notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; trying the previous one")
     if there:
         raise CheckpointError(
-            f"{folder.path}: none of its {len(there)} checkpoints can be used; put back the damaged files, or start "
-            "afresh with run.resume_mode=never"
+            f"{folder.path}: none of its {len(there)} checkpoints can be used; restore the damaged files, or start "
+            "a new attempt with run.resume_mode=never"
         )
     return None
 
@@ -141,8 +145,8 @@ def _start(
     if (position.epoch, position.batch) > (num_epochs, 0):
         epochs = position.epoch + (position.batch > 0)
         raise ConfigError(
-            f"training.num_epochs={num_epochs}: {folder.path.name} is beyond that already, at {checkpoint.name}; set "
-            f"num_epochs={epochs} or more, or begin anew with run.resume_mode=never"
+            f"training.num_epochs={num_epochs}: {folder.path.name} is already past that, at {checkpoint.name}; set "
+            f"num_epochs={epochs} or more, or start a new attempt with run.resume_mode=never"
         )
     return Start(folder.path, is_new=False, checkpoint=checkpoint, resume_state=resume_state, accepted=accepted)
 
@@ -150,18 +154,18 @@ def _start(
 def _asked(
     config: Config, run: Path, ingredients: dict[str, Any]
 ) -> tuple[RunFolder, tuple[IngredientDifference, ...]]:
-    """The attempt of ``run.resume_attempt_id``, and in what it is another run's."""
+    """The attempt that ``run.resume_attempt_id`` names, and the accepted differences between its run and this one."""
     wanted, allowed = config.run.resume_attempt_id, config.run.allow_mismatch
     there = _attempts_under(run)
     found = [folder for folder in there if folder.path.name == wanted]
     if not found:
-        known = f"there are {', '.join(one.path.name for one in there[-5:])}" if there else "there is none"
+        known = f"there are {', '.join(one.path.name for one in there[-5:])}" if there else "there are none"
         raise ConfigError(f"run.resume_attempt_id={wanted}: no such attempt under {run}; {known}")
     table = read_ingredients(found[0].path.parent)
     unknown = [name for name in allowed if not any(_stands_for(name, key) for key in {**table, **ingredients})]
     if unknown:
         raise ConfigError(
-            f"run.allow_mismatch: no ingredient of a signature is {', '.join(unknown)}; see signature.json"
+            f"run.allow_mismatch: found {', '.join(unknown)}, expected a key of signature.json or a group of keys"
         )
     other = differences(table, ingredients)
     refused = [one for one in other if not any(_stands_for(name, one.key) for name in allowed)]
@@ -169,12 +173,12 @@ def _asked(
         lines = "".join(f"\n  {one.key}: {one.left!r} there, {one.right!r} here" for one in refused)
         keys = ",".join(one.key for one in refused)
         raise ConfigError(
-            f"run.resume_attempt_id={wanted}: is an attempt at another run; it differs in{lines}\nset these as they "
-            f"were, or accept them with 'run.allow_mismatch=[{keys}]'"
+            f"run.resume_attempt_id={wanted}: belongs to another run; it differs in{lines}\nset these as they "
+            f"were, or accept the differences with 'run.allow_mismatch=[{keys}]'"
         )
     return found[0], tuple(other)
 
 
 def _stands_for(name: str, key: str) -> bool:
-    """Whether a name of ``run.allow_mismatch`` is a key or a group that holds it."""
+    """Whether a name in ``run.allow_mismatch`` is this key, or a group that contains it."""
     return key == name or key.startswith(f"{name}.")

@@ -1,9 +1,9 @@
-"""Attempts that lie under a folder, and what is known of each. Reads, writes nothing; needs no torch.
+"""Finds the attempts under a folder and what is known of each. Only reads files; does not need torch.
 
-An attempt is a folder ``<name>/<signature>/<attempt_id>/``, at any depth: one that has the name of an attempt or holds
-a manifest. Where the manifest is missing or broken, its checkpoints tell what they can and the status is ``unknown``.
-A checkpoint is *complete* when it has all its files in full length (``files.is_complete``); contents are hashed by
-``verify`` and ``prune`` alone, since that reads all of them.
+An attempt is a folder ``<name>/<signature>/<attempt_id>/``, at any depth, that is named like an attempt or contains a
+manifest. If the manifest is missing or malformed, the status is ``unknown`` and the remaining facts come from the
+checkpoints. A checkpoint is *complete* if all its files exist with their full length (``files.is_complete``); only
+``verify`` and ``prune`` hash the contents, since that reads every byte.
 """
 
 import json
@@ -29,54 +29,54 @@ from coconut_ds.runs.manifest import RunManifest, read_manifest
 
 ATTEMPT_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 SILENCE_S = 120
-"""So long another machine's lock may stay untouched before its holder counts as gone: twice what a launch waits before
-taking over, since clocks of machines may differ."""
+"""Seconds without a heartbeat after which a lock of another machine counts as abandoned: twice what a launch waits
+before it takes over, since the clocks of machines may differ."""
 
 Status = Literal["running", "stale", "failed", "completed", "unknown"]
 
 
 class NotFoundError(CoconutError):
-    """No attempt, or several, have the name asked for."""
+    """No attempt, or more than one, matches the requested name."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with the name of a checkpoint."""
+    """A folder named like a checkpoint."""
 
     path: Path
     epoch: int
     batch: int
     problems: tuple[str, ...]
-    """Files that are missing or of another length; none: it is complete."""
+    """What is wrong with its files (missing, or of another length); empty if the checkpoint is complete."""
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """What is in the folder."""
+        """Reads what is in the folder."""
         match = CHECKPOINT.fullmatch(path.name)
         assert match is not None
         return cls(path, int(match[1]), int(match[2] or 0), tuple(damage(path)))
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Its ``coconut.json``; empty where that cannot be read."""
+        """Content of its ``coconut.json``; empty if that cannot be read."""
         return _read_json(self.path / "coconut.json")
 
     @property
     def stage(self) -> int | None:
-        """Of the curriculum."""
+        """Curriculum stage at which the checkpoint was saved."""
         stage = self.card.get("stage")
         return stage if isinstance(stage, int) else None
 
     @property
     def accuracy(self) -> float | None:
-        """On validation problems; None within an epoch."""
+        """Accuracy on validation problems, from 0 to 1; None if it was saved within an epoch."""
         provenance = self.card.get("provenance")
         accuracy = provenance.get("validation_accuracy") if isinstance(provenance, dict) else None
         return accuracy if isinstance(accuracy, (int, float)) else None
 
     @cached_property
     def bytes(self) -> int:
-        """On the disk."""
+        """Size on the disk in bytes."""
         return folder_bytes(self.path)
 
 
@@ -87,28 +87,28 @@ class Attempt:
     folder: RunFolder
     manifest: RunManifest | None
     is_alive: bool
-    """Whether a launch works in it, or may."""
+    """Whether a launch is, or may be, working on it."""
     checkpoints: tuple[Checkpoint, ...]
     """The newest first."""
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The folder of the attempt."""
         return self.folder.path
 
     @property
     def id(self) -> str:
-        """The name of its folder."""
+        """The attempt id, which is the name of the folder."""
         return self.path.name
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """The name of the run (``run.name``)."""
         return self.path.parent.parent.name
 
     @property
     def status(self) -> Status:
-        """The manifest's, but that a running attempt whose process is gone is stale."""
+        """The manifest's status; ``stale`` if that is ``running`` but the process is gone."""
         if self.manifest is None:
             return "unknown"
         if self.manifest.status == "running":
@@ -122,31 +122,31 @@ class Attempt:
 
     @property
     def epoch(self) -> int | None:
-        """Whole epochs in the last checkpoint."""
+        """Epochs completed at the last checkpoint."""
         if self.manifest is not None:
             return self.manifest.resume_epoch
         return self.complete[0].epoch if self.complete else None
 
     @property
     def stage(self) -> int | None:
-        """Of the curriculum."""
+        """Curriculum stage of the last checkpoint."""
         if self.manifest is not None:
             return self.manifest.stage
         return self.complete[0].stage if self.complete else None
 
     @cached_property
     def best(self) -> Checkpoint | None:
-        """The manifest's best checkpoint; where it names none, the best of the latest stage by their cards."""
+        """The best checkpoint, by the manifest; if it names none, the best of the latest stage by their cards."""
         if self.manifest is not None and self.manifest.best_checkpoint is not None:
             name = Path(self.manifest.best_checkpoint).name
             return next((checkpoint for checkpoint in self.checkpoints if checkpoint.path.name == name), None)
         scored = [one for one in self.complete if one.stage is not None and one.accuracy is not None]
-        # Of equal ones the earliest, as in training.
+        # Among equal accuracies the earliest, as in training.
         return max(reversed(scored), key=lambda one: (one.stage, one.accuracy), default=None)
 
     @property
     def keep_last(self) -> int | None:
-        """How many checkpoints its configuration keeps; None: all, or it does not say."""
+        """``training.keep_last`` of its configuration; None: all, or unknown."""
         try:
             value = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))["training"]["keep_last"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
@@ -155,14 +155,14 @@ class Attempt:
 
     @property
     def best_accuracy(self) -> float | None:
-        """On validation problems, in the latest stage."""
+        """Best accuracy on validation problems in the latest stage, from 0 to 1."""
         if self.manifest is not None:
             return self.manifest.best_accuracy
         return self.best.accuracy if self.best is not None else None
 
     @cached_property
     def updated(self) -> float:
-        """When its manifest was last written, else its folder changed: seconds since 1970."""
+        """When its manifest was last written, or else its folder changed, in seconds since 1970."""
         try:
             written = datetime.fromisoformat(self.manifest.updated if self.manifest is not None else "")
         except ValueError:
@@ -176,14 +176,14 @@ class Attempt:
 
 
 def read_attempt(path: Path) -> Attempt:
-    """What is known of the attempt in a folder; whatever is broken in it, this does not fail."""
+    """Reads what is known of the attempt in a folder; does not fail if files in it are missing or malformed."""
     folder = RunFolder(path)
     checkpoints = tuple(map(Checkpoint.read, folder.checkpoints()))
     return Attempt(folder, read_manifest(folder.manifest), is_alive(path), checkpoints)
 
 
 def find_attempts(root: Path) -> list[Attempt]:
-    """All attempts under a folder, the one that was active last at the end.
+    """All attempts under a folder, sorted by last activity, the most recent last.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -194,15 +194,15 @@ def find_attempts(root: Path) -> list[Attempt]:
 
 
 def is_attempt(path: Path) -> bool:
-    """Whether a folder is that of an attempt."""
+    """Whether a folder is the folder of an attempt."""
     return ATTEMPT_ID.fullmatch(path.name) is not None or RunFolder(path).manifest.is_file()
 
 
 def is_alive(path: Path) -> bool:
-    """Whether a launch works in the folder of an attempt, or may; the lock of its run tells.
+    """Whether a launch is, or may be, working in the folder of an attempt, judged by the lock of its run.
 
-    On the holder's own machine its process is looked for, elsewhere the lock's last touch counts. A holder that has not
-    said which attempt it works on may work on any.
+    On the holder's own machine this checks the holder's process, on other machines the age of the last heartbeat. A
+    holder that has not written which attempt it works on may work on any.
     """
     lock = path.parent / LOCK
     try:
@@ -214,17 +214,17 @@ def is_alive(path: Path) -> bool:
         return True
     if holder is not None and holder.attempt not in (None, path.name):
         return False
-    # Empty or broken: the lock's maker may be about to write.
+    # If the lock is empty or malformed, its creator may be about to write it.
     lives = None if holder is None else holder.lives()
     return silent_s <= SILENCE_S if lives is None else lives
 
 
 def next_launch(attempt: Attempt) -> str:
-    """What ``resume_mode=auto`` does with the same command line, if complete checkpoints are as they were written."""
+    """What the same command does next under ``resume_mode=auto``, assuming that complete checkpoints are intact."""
     attempts = [read_attempt(folder.path) for folder in attempts_of(attempt.path.parent)]
     for other in attempts:
         if other.is_alive:
-            return f"refuses to start: a launch of {other.id} is at work"
+            return f"refuses to start: a launch of {other.id} is running"
     for other in attempts:
         if is_unfinished(other.manifest, other.manifest.num_epochs if other.manifest is not None else 0):
             usable = [one.path.name for one in other.complete if (one.path / ENGINE / RESUME_STATE).is_file()]
@@ -235,17 +235,17 @@ def next_launch(attempt: Attempt) -> str:
 
 
 def last_evaluation(attempt: Attempt) -> dict[str, Any] | None:
-    """The last line of the record that is about validation; lines that cannot be read are passed over."""
+    """The last evaluation in ``metrics.jsonl``; malformed lines are skipped."""
     return _last_line(attempt.folder.metrics, '"eval/accuracy"')
 
 
 def last_update(attempt: Attempt) -> dict[str, Any] | None:
-    """The last line of the record that is about training."""
+    """The last update in ``metrics.jsonl``; malformed lines are skipped."""
     return _last_line(attempt.folder.metrics, '"train/loss"')
 
 
 def folder_bytes(path: Path) -> int:
-    """Sum of the lengths of all files; what vanishes meanwhile counts nothing."""
+    """Total size of all files in bytes; files that vanish in the meantime count as 0."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -257,7 +257,8 @@ def folder_bytes(path: Path) -> int:
 
 
 def _attempt_folders(root: Path) -> Iterator[Path]:
-    """Links are followed, since big disks are often linked; each folder is seen once, so that a loop of links ends."""
+    """Yields the folders of attempts. Follows symbolic links, since large disks are often linked, and visits each
+    folder once, so that a cycle of links ends."""
     seen = set()
     for folder, inner, _ in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -277,7 +278,7 @@ def _last_line(path: Path, key: str) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         if key in line:
-            # A killed process may have left half a line.
+            # A killed process may have left a partial line.
             try:
                 values = json.loads(line)
             except ValueError:

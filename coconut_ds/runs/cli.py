@@ -1,7 +1,7 @@
 """Entry point ``coconut-runs``: lists, shows, compares, prunes and verifies runs on the disk.
 
-Runs are looked for under ``--root``. An attempt may be named by its id, its run's signature, the beginning of either
-where only one begins so, or by a path. Exit code 1: runs differ, or something is damaged; 2: an error to mend.
+Runs are searched for under ``--root``. Name an attempt by its id, the signature of its run, an unambiguous beginning of
+either, or a path. Exit codes: 0 success; 1 runs differ, or a checkpoint is damaged; 2 an error in the command.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from coconut_ds.runs.selection import select, select_one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns the exit code."""
+    """Runs the command line; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
         code: int = options.command(options)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except BrokenPipeError:
-        # A reader such as head has seen enough; what is left in the buffer must not fail again at exit.
+        # The reader (head, for example) closed the pipe; flushing the rest of the buffer at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
@@ -61,32 +61,40 @@ def _parser() -> argparse.ArgumentParser:
     as_json.add_argument("--json", action="store_true", help="print one JSON document")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    one = commands.add_parser("list", parents=[root, as_json], help="a table of attempts, the last active at the end")
+    one = commands.add_parser(
+        "list", parents=[root, as_json], help="a table of attempts, the most recently active last"
+    )
     one.add_argument("--name", help="only the runs of this name")
     one.set_defaults(command=_list)
 
-    one = commands.add_parser("show", parents=[root, as_json], help="all that is known of an attempt")
+    one = commands.add_parser("show", parents=[root, as_json], help="everything that is known of an attempt")
     one.add_argument("attempt", metavar="ATTEMPT")
     one.set_defaults(command=_show)
 
-    one = commands.add_parser("diff", parents=[root, as_json], help="what makes two runs different runs")
+    one = commands.add_parser(
+        "diff", parents=[root, as_json], help="the ingredients in which the signatures of two runs differ"
+    )
     one.add_argument("left", metavar="A")
     one.add_argument("right", metavar="B")
     one.set_defaults(command=_diff)
 
-    one = commands.add_parser("prune", parents=[root], help="remove checkpoints and left-overs that need not be kept")
-    one.add_argument("attempts", nargs="*", metavar="ATTEMPT", help="all under --root where none is named")
-    keep_last = "newest to keep; by default as many as the run's own training.keep_last"
+    one = commands.add_parser(
+        "prune", parents=[root], help="remove checkpoints that need not be kept, and temporary files of killed launches"
+    )
+    one.add_argument("attempts", nargs="*", metavar="ATTEMPT", help="default: all under --root")
+    keep_last = "number of newest checkpoints to keep; default: the run's training.keep_last"
     one.add_argument("--keep-last", type=_positive, metavar="N", help=keep_last)
-    one.add_argument("--keep-best", action=argparse.BooleanOptionalAction, default=True, help="keep the best one too")
-    one.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    one.add_argument(
+        "--keep-best", action=argparse.BooleanOptionalAction, default=True, help="keep the best checkpoint too"
+    )
+    one.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     one.set_defaults(command=_prune)
 
     one = commands.add_parser(
         "verify", parents=[root, as_json], help="compare every file of every checkpoint with its hash"
     )
     one.add_argument(
-        "attempts", nargs="*", metavar="ATTEMPT", help="or a checkpoint; all under --root where none is named"
+        "attempts", nargs="*", metavar="ATTEMPT", help="an attempt or a checkpoint; default: all under --root"
     )
     one.set_defaults(command=_verify)
     return parser
@@ -134,12 +142,12 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _run_folder(root: Path, text: str) -> Path:
-    """The folder of a signature, which may have lost all its attempts."""
+    """The folder of a run's signature, which may no longer contain an attempt."""
     if text and (Path(text) / "signature.json").is_file():
         return Path(text)
     folders = sorted({attempt.path.parent for attempt in select(root, text)})
     if len(folders) > 1:
-        raise NotFoundError(f"{text}: means {len(folders)} runs: {', '.join(map(str, folders))}")
+        raise NotFoundError(f"{text}: matches {len(folders)} runs: {', '.join(map(str, folders))}")
     return folders[0]
 
 
@@ -151,10 +159,10 @@ def _prune(options: argparse.Namespace) -> int:
                 if attempt.is_alive:
                     raise ConfigError("running")
                 if not options.dry_run:
-                    # Removing takes time, in which no launch may begin.
+                    # Keeps launches from starting while checkpoints are being removed.
                     stack.enter_context(RunLock(attempt.path.parent, print))
             except ConfigError:
-                print(f"{attempt.path}: {coloured('running')}, left alone")
+                print(f"{attempt.path}: {coloured('running')}, skipped")
                 continue
             freed += _prune_one(attempt, options)
     print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
@@ -162,7 +170,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _prune_one(attempt: Attempt, options: argparse.Namespace) -> int:
-    """Returns the bytes that were freed, or would be."""
+    """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``."""
     freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
     doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
     for path in [*attempt.folder.left_overs(), *doomed]:
@@ -181,7 +189,7 @@ def _remove(path: Path) -> None:
         else:
             remove(path)
     except OSError as error:
-        raise CoconutError(f"{path}: cannot be removed ({error}); what stands above this line is done") from error
+        raise CoconutError(f"{path}: cannot be removed ({error}); everything listed above was removed") from error
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -192,7 +200,7 @@ def _verify(options: argparse.Namespace) -> int:
         for checkpoint in checkpoints:
             problems = damage(checkpoint.path, hashes=True)
             bar.update(checkpoint.bytes)
-            # A launch at work may have removed it meanwhile.
+            # A running launch may have removed it in the meantime.
             if checkpoint.path.is_dir():
                 found[str(checkpoint.path)] = problems
     damaged = {path: problems for path, problems in found.items() if problems}
@@ -202,7 +210,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for path, problems in damaged.items():
             print(f"{coloured('damaged')} {path}", *(f"  {problem}" for problem in problems), sep="\n")
-        state = f"{len(damaged)} damaged" if damaged else "all as written" if found else "nothing to compare"
+        state = f"{len(damaged)} damaged" if damaged else "all intact" if found else "nothing to verify"
         print(f"{len(found)} checkpoints, {size(total)}: {state}")
     return 1 if damaged else 0
 
@@ -220,7 +228,7 @@ def _checkpoints(options: argparse.Namespace) -> list[Checkpoint]:
 
 
 def _selected(options: argparse.Namespace) -> list[Attempt]:
-    """Attempts that the command line names, each once; all under the root where it names none."""
+    """The attempts that the command line names, each once; all under the root if it names none."""
     if not options.attempts:
         return find_attempts(options.root)
     found = {os.path.abspath(one.path): one for text in options.attempts for one in select(options.root, text)}

@@ -1,7 +1,8 @@
-"""Which code a run has: the commit of its checkout and what differs from it, or the installed version.
+"""Identifies the code of a run: the commit of its checkout and the changes since, or the installed version.
 
-Git is asked only which files belong to the package and what the commit has of them; contents are read from the disk
-here. A ``git diff`` would depend on settings (external diff, textconv, prefixes, line ends) and on git's version.
+Git is only asked which files belong to the package and which of them the commit contains; this module reads the
+contents from the disk. The output of ``git diff`` would depend on user settings (external diff, textconv, prefixes,
+line endings) and on the version of git.
 """
 
 import hashlib
@@ -14,19 +15,21 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 DISTRIBUTION = "coconut-ds"
 LINK, SUBMODULE = b"120000", b"160000"
-"""Modes of entries of a git tree that are no plain files."""
+"""Modes of git tree entries that are not regular files."""
 KEPT_VARIABLES = ("GIT_CONFIG_", "GIT_CEILING_", "GIT_DISCOVERY_")
-"""Of git's environment: safe folders and how far to look for a checkout. Others may point to another repository."""
+"""Prefixes of git's environment variables that are passed on: configuration, such as safe directories, and how far up
+to look for a checkout. Other variables of git may point to another repository."""
 
 _Tree = dict[bytes, tuple[bytes, str]]
-"""A name relative to the package to its mode and git's hash of its content."""
+"""Maps a path relative to the package to its mode and git's hash of its content."""
 
 
 def code_identity(package: Path = PACKAGE) -> dict[str, str]:
-    """What tells this code from another; the same wherever the files lie. Raises nothing.
+    """What identifies this code, independent of where the files are located. Never raises.
 
-    In a checkout that tracks the package: its ``commit``, and a hash of the package's ``difference`` from it, empty
-    where there is none. Elsewhere, or where git does not answer: the installed ``version``, a hash of the ``source``.
+    In a checkout that tracks the package: ``commit``, and ``difference``, a hash of the package's files that differ
+    from the commit (empty if none does). Otherwise, or if git fails: the installed ``version``, and a hash of the
+    ``source``.
     """
     commit = (_git(package, "rev-parse", "--verify", "--quiet", "HEAD^{commit}") or b"").decode().strip()
     tree = _tree(package, commit) if commit else {}
@@ -38,9 +41,9 @@ def code_identity(package: Path = PACKAGE) -> dict[str, str]:
 
 
 def _git(package: Path, *arguments: str) -> bytes | None:
-    """What git prints, asked in the folder of the package; None where it fails."""
+    """Standard output of git, run in the package's folder; None if it fails."""
     kept = {name: value for name, value in os.environ.items() if _is_kept(name)}
-    # A file system monitor is a program of the user's choice.
+    # core.fsmonitor would start a program that the user has configured.
     command = ["git", "-c", "core.fsmonitor=false", *arguments]
     try:
         done = subprocess.run(command, cwd=package, env=kept, stdin=subprocess.DEVNULL, capture_output=True)
@@ -54,7 +57,7 @@ def _is_kept(variable: str) -> bool:
 
 
 def _tree(package: Path, commit: str) -> _Tree:
-    """What the commit has of the package; submodules are left out."""
+    """The package's files in the commit, without submodules."""
     found = {}
     for entry in (_git(package, "ls-tree", "-r", "-z", commit) or b"").split(b"\0"):
         facts, _, name = entry.partition(b"\t")
@@ -66,7 +69,8 @@ def _tree(package: Path, commit: str) -> _Tree:
 
 
 def _names_there(package: Path) -> set[bytes] | None:
-    """Files that git tracks, and new ones unless a ``.gitignore`` names them. What a user's settings ignore counts."""
+    """Files that git tracks, and untracked files that no ``.gitignore`` of the checkout ignores. Ignore rules from the
+    user's own git settings do not apply, since another user's would differ. None if git fails."""
     tracked = _git(package, "ls-files", "-z", "--cached")
     new = _git(package, "ls-files", "-z", "--others", "--exclude-per-directory=.gitignore")
     if tracked is None or new is None:
@@ -75,14 +79,15 @@ def _names_there(package: Path) -> set[bytes] | None:
 
 
 def _may_count(name: bytes) -> bool:
-    """Hidden files and copies are editors', compiled ones hold times, and folders are other repositories."""
+    """Whether an untracked file counts. Hidden files and those ending in ``~`` belong to editors, compiled files
+    contain timestamps, and folders are other repositories."""
     return not name.endswith((b"/", b"~")) and not any(
         part.startswith(b".") or part == b"__pycache__" for part in name.split(b"/")
     )
 
 
 def _difference(package: Path, tree: _Tree, names: Iterable[bytes]) -> str:
-    """A hash of the files that are not as in the commit; empty where all are."""
+    """A hash of the files that differ from the commit; empty if none does."""
     different = sorted(name for name in {*tree, *names} if not _is_as_committed(package, name, tree.get(name)))
     return _hash(package, different) if different else ""
 
@@ -90,24 +95,24 @@ def _difference(package: Path, tree: _Tree, names: Iterable[bytes]) -> str:
 def _is_as_committed(package: Path, name: bytes, committed: tuple[bytes, str] | None) -> bool:
     path = os.fsencode(package) + b"/" + name
     if committed is None:
-        # Such as a submodule that is new, or a file that is only known to the index.
+        # A new submodule, for example, or a file that exists only in the index.
         return not os.path.isfile(path)
     mode, digest = committed
     if mode == LINK:
         return os.path.islink(path) and _blob(os.readlink(path), digest) == digest
     content = _content(path)
-    # Line ends are what a checkout made of them, and mean nothing to Python.
+    # Line endings depend on checkout settings and mean nothing to Python.
     return content is not None and digest in (_blob(content, digest), _blob(_plain_ends(content), digest))
 
 
 def _blob(content: bytes, like: str) -> str:
-    """Git's hash of a file, of the kind that ``like`` is."""
+    """Git's hash of a file with this content: SHA-1 or SHA-256, by the length of ``like``."""
     kind = "sha1" if len(like) == 40 else "sha256"
     return hashlib.new(kind, b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _hash(package: Path, names: Iterable[bytes]) -> str:
-    """Sixteen digits that stand for the names and contents of files, whether they are there or not."""
+    """A hash (16 hexadecimal digits) of the names and contents of files; missing files count too."""
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
         content = _content(os.fsencode(package) + b"/" + name)

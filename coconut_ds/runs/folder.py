@@ -11,18 +11,19 @@ from typing import Any
 from coconut_ds.files import damage
 
 RUN_LINE = "run: "
-"""What stands before the directory in a run's log."""
+"""Prefix of the log line that names the directory of the attempt."""
 ENGINE = "engine"
-"""The part of a checkpoint that only a resume of its own run reads; it is pickle."""
+"""Subfolder of a checkpoint that is read only when its own run resumes; it contains pickle files."""
 RESUME_STATE = "resume_state.json"
-"""In it: position, scores and the length of the record."""
+"""File in ``engine/`` with position, scores and the length of ``metrics.jsonl``."""
 CHECKPOINT = re.compile(r"checkpoint_(\d+)(?:_(\d+))?")
-"""After so many epochs, and so many updates of the next."""
+"""Folder name: number of completed epochs and, within an epoch, number of updates of the next one."""
 LEFT_OVERS = (
     *(f".checkpoint_*.{kind}" for kind in ("part*", "old.*", "gone.*", "universal*")),
     *(f".{name}.*.part" for name in ("run_manifest.yaml", "config.yaml", "summary.json")),
 )
-"""What a process that was killed while it wrote, replaced, removed or converted leaves behind."""
+"""Patterns of files and folders that a process leaves behind if it is killed while it writes, replaces, removes or
+converts something."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,22 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """Where the attempt stands."""
+        """Status and progress of the attempt (``RunManifest``)."""
         return self.path / "run_manifest.yaml"
 
     @property
     def metrics(self) -> Path:
-        """The record of numbers."""
+        """One JSON line for each update, evaluation and stage switch."""
         return self.path / "metrics.jsonl"
 
     @property
     def summary(self) -> Path:
-        """What came out of a run that ended."""
+        """Results of a completed run."""
         return self.path / "summary.json"
 
     @property
     def problems(self) -> Path:
-        """Generated problems."""
+        """Folder with the generated problems."""
         return self.path / "problems"
 
     @property
@@ -66,25 +67,26 @@ class RunFolder:
         return self.path / (f"checkpoint_{epoch}_{batch}" if batch else f"checkpoint_{epoch}")
 
     def checkpoints(self) -> list[Path]:
-        """Folders with the name of a checkpoint, the newest first; not all need be complete."""
+        """Folders named like a checkpoint, the newest first; some may be incomplete."""
         found = {path: match for path in self.path.glob("checkpoint_*") if (match := CHECKPOINT.fullmatch(path.name))}
         return sorted(found, key=lambda path: (int(found[path][1]), int(found[path][2] or 0)), reverse=True)
 
     def left_overs(self) -> list[Path]:
-        """Files and folders that killed processes left behind, if no process is at work here.
+        """Files and folders that killed processes left behind. Call it only if no other process works in this folder.
 
-        A whole checkpoint that had lost its name when its successor did not have it yet is no left-over.
+        A complete checkpoint that was renamed to make room for its successor is not a left-over as long as the
+        successor does not exist.
         """
         found = sorted({path for pattern in LEFT_OVERS for path in self.path.glob(pattern)})
         return [path for path in found if not (".old." in path.name and self._is_only_copy(path))]
 
     def _is_only_copy(self, path: Path) -> bool:
-        """Whether ``.checkpoint_3.old.<pid>`` is whole and there is no ``checkpoint_3``."""
+        """Whether ``.checkpoint_3.old.<pid>`` is complete and there is no ``checkpoint_3``."""
         name = path.name.removeprefix(".").partition(".")[0]
         return not (self.path / name).exists() and not damage(path)
 
     def write_samples(self, epoch: int, samples: list[dict[str, Any]]) -> None:
-        """A few validation problems with what the model wrote."""
+        """Writes a few validation problems, with what the model wrote, to ``samples/epoch_<N>.json``."""
         folder = self.path / "samples"
         folder.mkdir(exist_ok=True)
         text = json.dumps(samples, indent=2, ensure_ascii=False)
@@ -92,5 +94,6 @@ class RunFolder:
 
 
 def new_attempt_id() -> str:
-    """Sorts by time, in UTC since machines may stand in several zones; two launches in one second differ."""
+    """A new attempt id that sorts by start time. It is in UTC, since machines may be in different time zones, and ends
+    in random digits, so that two launches in the same second differ."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"

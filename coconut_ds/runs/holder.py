@@ -1,4 +1,4 @@
-"""The process that holds a lock: what tells it from all others, and whether it still lives, as far as can be known."""
+"""The process that holds a lock: what identifies it, and whether it is still alive, as far as this machine can know."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from coconut_ds.runs.manifest import now
 
 ENDED = "ZXx"
-"""States of a process that ended and whose parent has not looked yet."""
+"""States in ``/proc/<pid>/stat`` of a process that has ended and has not been reaped by its parent."""
 TOKEN = re.compile(r"[0-9a-f]{12}")
 
 
@@ -22,26 +22,26 @@ class Holder:
 
     host: str
     boot: str
-    """Tells machines of one name, and starts of one machine, from each other; empty where the system has no such id."""
+    """Boot id: distinguishes machines with the same name, and boots of one machine; empty if the system has none."""
     pid_space: str
-    """Process ids of two containers on one machine do not mean the same."""
+    """PID namespace: the same process id means different processes in two containers of one machine."""
     pid: int
     started: str
-    """Tells processes that had one id from each other; empty where the system does not say."""
+    """Start time in clock ticks: distinguishes processes that reused one id; empty if the system does not report it."""
     attempt: str | None
     time: str
     token: str = field(default_factory=lambda: secrets.token_hex(6))
-    """Tells this lock from all others."""
+    """Random; identifies this lock."""
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """As a holder of a new lock."""
+        """This process, as the holder of a new lock."""
         pid = os.getpid()
         return cls(*_machine(), pid, _process_facts(pid)[1], None, now())
 
     @classmethod
     def from_text(cls, text: bytes) -> "Holder | None":
-        """What ``as_text`` wrote; None where it is empty or broken."""
+        """Parses what ``as_text`` wrote; None if it is empty or malformed."""
         try:
             holder = cls(**json.loads(text))
             return holder if 0 < holder.pid < 1 << 31 and TOKEN.fullmatch(holder.token) else None
@@ -49,19 +49,19 @@ class Holder:
             return None
 
     def as_text(self) -> bytes:
-        """The content of its lock."""
+        """The content of the lock file."""
         return json.dumps(asdict(self), indent=2).encode()
 
     def wrote(self, text: bytes) -> bool:
-        """Whether a lock with this content is its own."""
+        """Whether a lock file with this content was written by this holder."""
         found = self.from_text(text)
         return found is not None and found.token == self.token
 
     def lives(self) -> bool | None:
-        """Whether the process is there; None where this machine cannot know."""
+        """Whether the process exists; None if this machine cannot tell (another machine, boot or container)."""
         if (self.host, self.boot, self.pid_space) != _machine():
             return None
-        # Permission is refused where it is there and another user's.
+        # PermissionError means that the process exists and belongs to another user.
         with suppress(PermissionError):
             try:
                 os.kill(self.pid, 0)
@@ -72,7 +72,7 @@ class Holder:
 
 
 def _machine() -> tuple[str, str, str]:
-    """Host, start of the machine and space of process ids: where all agree, a process id means the same."""
+    """Host name, boot id and PID namespace: if all three agree, a process id means the same process."""
     boot, pid_space = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -82,9 +82,9 @@ def _machine() -> tuple[str, str, str]:
 
 
 def _process_facts(pid: int) -> tuple[str, str]:
-    """State and start of a process; empty where the system does not say."""
+    """State and start time of a process; empty strings if the system does not report them."""
     try:
-        # Its name, in brackets, may hold anything.
+        # The process name, in parentheses, may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return fields[0].decode(), fields[19].decode()
     except (OSError, IndexError):

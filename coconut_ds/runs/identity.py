@@ -1,6 +1,6 @@
-"""What makes two launches the same run: all of a configuration that can change a number, as one flat table.
+"""What makes two launches the same run: every ingredient that can change a number, as one flat table.
 
-Not in it: versions of libraries and the machine. A run goes on with others, and its manifest says so.
+Versions of libraries and the machine are not in the table. A run may resume with others; its manifest records them.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from coconut_ds.settings import Config
 from coconut_ds.settings.schema import leaf_keys
 
 FILE = "signature.json"
-"""The table, in the folder that all attempts of a run share."""
+"""File with the table, in the folder that all attempts of a run share."""
 
 NOT_A_NUMBER = (
-    # Where things go, who looks at them, what is kept of them.
+    # Names, output folders, loggers and which checkpoints are kept.
     "run.name",
     "run.save_path",
     "run.project",
@@ -30,27 +30,27 @@ NOT_A_NUMBER = (
     "training.save_every_steps",
     "training.keep_last",
     "training.keep_best",
-    # Which attempt to continue, and how long to go on.
+    # Which attempt to continue, and for how many epochs.
     "run.resume_mode",
     "run.resume_attempt_id",
     "run.allow_mismatch",
     "run.signature_ignore_keys",
     "training.num_epochs",
-    # What training does not read.
+    # Training does not read these.
     "run.only_eval",
     "data.cache_path",
     "data.made_by",
     "data.test_path",
-    # How a global batch is cut up.
+    # How a global batch is divided into micro batches.
     "training.batch_size_training",
     "training.gradient_accumulation_steps",
     "training.batch_size_eval",
-    # What is kept, and what is computed again.
+    # Whether activations are stored or recomputed.
     "training.activation_checkpointing",
 )
-"""Keys of the configuration that do not count."""
+"""Configuration keys that cannot change a number and are left out of the table."""
 VOLATILE = ("_name_or_path", "transformers_version")
-"""Keys of a model's ``config.json`` that say where it comes from, not what it is."""
+"""Keys of a model's ``config.json`` that tell where it comes from and not what it is."""
 
 
 class _Absent:
@@ -59,16 +59,16 @@ class _Absent:
 
 
 ABSENT: Final = _Absent()
-"""The value of a key that one of two tables lacks."""
+"""Value of a key that one of the two compared tables lacks."""
 
 
 @dataclass(frozen=True)
 class IngredientDifference:
-    """One key in which two tables differ."""
+    """One key whose values differ between two tables."""
 
     key: str
     left: Any
-    """``ABSENT`` where the first table lacks the key."""
+    """``ABSENT`` if the first table lacks the key."""
     right: Any
 
     def __str__(self) -> str:
@@ -86,17 +86,17 @@ def ingredients(
     code: Mapping[str, str],
     batch: str,
 ) -> dict[str, Any]:
-    """Everything that can change a number: dotted keys to plain values. Paths are replaced by what lies there.
+    """Everything that can change a number: dotted keys to plain values. Paths are replaced by hashes of their contents.
 
     Args:
         config: the resolved configuration.
-        global_batch_size: the effective one.
+        global_batch_size: problems in one optimizer update.
         engine_file: content of ``deepspeed.config``.
         data: ``train`` and ``val`` to a hash of the file's content; empty for generated data.
-        weights: hash of the weights to start from; None where they are random and follow from the seed.
+        weights: hash of the initial weights; None if they are random and follow from the seed.
         tokenizer: hash of the tokenizer's content.
         code: ``code_identity()``.
-        batch: micro batch × accumulation × ranks; counts where the loss depends on it.
+        batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
     """
     owned = {key: dict(_leaves(value, key)) for key, value in _keys(config) if key not in NOT_A_NUMBER}
     for split in ("train", "val"):
@@ -107,7 +107,7 @@ def ingredients(
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
     if config.training.loss_reduction == "reference":
-        # A mean of means depends on who stands with whom.
+        # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}
     for key in config.run.signature_ignore_keys:
         owned.pop(key, None)
@@ -116,35 +116,37 @@ def ingredients(
 
 
 def signature(ingredients: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that stand for a table; the order of its keys does not matter."""
+    """A hash (12 hexadecimal digits) of a table; the order of its keys does not matter."""
     return hashlib.blake2b(_canonical(ingredients).encode(), digest_size=6).hexdigest()
 
 
 def write_ingredients(folder: Path, ingredients: Mapping[str, Any]) -> None:
-    """Writes the table to ``signature.json``: whole, or not at all."""
+    """Writes the table to ``signature.json``, atomically."""
     write_whole(folder / FILE, json.dumps(ingredients, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_ingredients(folder: Path) -> dict[str, Any]:
-    """The table that ``write_ingredients`` wrote.
+    """Reads the table that ``write_ingredients`` wrote.
 
     Raises:
-        ConfigError: it is missing or broken.
+        ConfigError: the file is missing or malformed.
     """
     path = folder / FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); it tells what its run is made of") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); this file lists the ingredients of the run"
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is no JSON ({error}); it tells what its run is made of") from error
+        raise ConfigError(f"{path}: is not valid JSON ({error}); this file lists the ingredients of the run") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
     return values
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[IngredientDifference]:
-    """The keys in which two tables differ, group by group, in the order of the configuration."""
+    """The keys whose values differ between two tables, group by group, in the order of the configuration."""
     keys = [*left, *(key for key in right if key not in left)]
     groups = {key.split(".")[0]: None for key in keys}
     order = {group: number for number, group in enumerate(groups)}
@@ -156,7 +158,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Ingre
 
 
 def _keys(config: Config) -> Iterator[tuple[str, Any]]:
-    """Each key that a user can name, with its value."""
+    """Each key that a user can set, with its value."""
     values = config.model_dump(mode="json")
     for key in leaf_keys(Config):
         value = values
@@ -174,13 +176,13 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _replace_model_paths(owned: dict[str, dict[str, Any]], config: Config, weights: str | None) -> None:
-    """Puts contents in the place of ``run.load_model_path`` and, where it is a folder, of ``model.model_id``."""
+    """Replaces ``run.load_model_path``, and ``model.model_id`` if it is a folder, by hashes of their contents."""
     start, model = config.run.load_model_path, Path(config.model.model_id)
     needed = start is not None or (model.is_dir() and config.model.model_init == "pretrained")
     assert weights is not None or not needed, "the content of the weights to start from is not given"
     content = {} if weights is None else {"model.weights": weights}
     if model.is_dir():
-        # A folder to start from brings its own architecture; a file of weights does not.
+        # A checkpoint folder comes with its own architecture; a file of weights does not.
         owned["model.model_id"] = {} if start is not None and Path(start).is_dir() else _architecture(model)
     if start is None:
         owned["run.load_model_path"] = {}
@@ -190,14 +192,14 @@ def _replace_model_paths(owned: dict[str, dict[str, Any]], config: Config, weigh
 
 
 def _architecture(folder: Path) -> dict[str, Any]:
-    """A hash of what a model folder says beside its weights (heads, activation); nothing for a file of weights."""
+    """A hash of a model folder's ``config.json`` (heads, activation, …); empty for a file of weights."""
     path = folder / "config.json"
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path}: is no JSON ({error})") from error
+        raise ConfigError(f"{path}: is not valid JSON ({error})") from error
     kept = {key: value for key, value in values.items() if key not in VOLATILE}
     return {"model.architecture": hashlib.sha256(_canonical(kept).encode()).hexdigest()}
 
@@ -213,7 +215,7 @@ def _canonical(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with one spelling for each number: a file may have 5e8 or 500000000."""
+    """``value`` with each whole float as an int: a file may contain 5e8 or 500000000."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,11 +1,16 @@
-"""One launch at a time works on a run: a lock file that says who holds it and, by its time, that the holder lives.
+"""A lock file that lets only one launch at a time work on a run, also when machines share the folder.
 
-Works where machines share the folder: the file is made with create-exclusive and touched by the holder; a lock whose
-holder does not live is *replaced*. Whoever wants to replace or remove a lock first takes the right to do so, a second
-lock of the same kind with the token of the first in its name. So the lock that is replaced is the one that was judged,
-however long its judge slept before, and of several judges one has the right. Who died with such a right is dealt with
-in the same way. What is left: a judge on another machine that sleeps for ``stale_after_s`` between its last look and
-the very next call. The one whose lock it then replaces notices, as each holder does.
+The file names its holder. It is created with ``O_EXCL``, and the holder updates its modification time every
+``heartbeat_s`` seconds. A lock is *stale* if its holder's process no longer exists, or, where this machine cannot check
+the process, if the file has not been touched for ``stale_after_s`` seconds. Another launch may replace a stale lock.
+
+To replace or remove a lock, a process must first create a *replacement lock*: a second lock file whose name contains
+the token of the first. This guarantees that the lock being replaced is the one that was found stale, however long the
+process was suspended in between, and that only one process replaces it. A stale replacement lock is itself replaced by
+the same procedure.
+
+One race remains: a process on another machine can be suspended for more than ``stale_after_s`` seconds between its last
+check and the replacement, which follows immediately. The holder whose lock it replaces notices at its next heartbeat.
 """
 
 import os
@@ -21,31 +26,36 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.runs.holder import Holder
 
 FILE = "lock.json"
-"""In the folder that all attempts of a run share."""
+"""Name of the lock file, in the folder that all attempts of a run share."""
 PATIENCE_S, PAUSE_S = 0.5, 0.02
-"""How long a lock may stay empty, since who makes it writes it a moment later."""
+"""Seconds to wait for the content of an empty lock file, which its creator writes a moment after creating it, and
+seconds between two looks."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A lock as it was found."""
+    """A lock as it was found on the disk."""
 
     holder: Holder | None
-    """None: the file is empty or broken."""
+    """None if the file is empty or cannot be parsed."""
     token: str
     silent_s: float
-    """Time since the last sign of life, by the clock of the file system."""
+    """Seconds since the last heartbeat, by the clock of the file system."""
 
     def describe(self) -> str:
-        """Who holds it."""
-        who = self.holder
-        if who is None:
-            return "a process that has not written who it is"
-        return f"process {who.pid} on {who.host}{f' (attempt {who.attempt})' if who.attempt else ''} since {who.time}"
+        """The holder, for messages."""
+        holder = self.holder
+        if holder is None:
+            return "a process that has not written its id yet"
+        attempt = f" (attempt {holder.attempt})" if holder.attempt else ""
+        return f"process {holder.pid} on {holder.host}{attempt} since {holder.time}"
 
 
 class RunLock:
-    """Held inside one ``with``. Should the holder sleep so long that another took the lock, ``still_ours`` tells."""
+    """A context manager that holds the lock of a run.
+
+    If this process was suspended for so long that another launch took the lock over, ``still_ours`` returns False.
+    """
 
     def __init__(
         self,
@@ -55,19 +65,24 @@ class RunLock:
         stale_after_s: float = 60,
         waits: bool = False,
     ) -> None:
-        """``notify`` gets one line where the lock of a holder that no longer lives is taken over.
+        """Prepares the lock; ``with`` takes it.
 
-        With ``waits``, a holder on another machine is given the time to show that it lives before it is an error: a
-        cluster starts a job again seconds after its machine died.
+        Args:
+            folder: the folder that all attempts of the run share.
+            notify: receives one line when a stale lock is taken over, and one before waiting.
+            heartbeat_s: seconds between two updates of the file's modification time.
+            stale_after_s: seconds without a heartbeat after which a holder on another machine counts as dead.
+            waits: if the lock is held on another machine, wait up to ``stale_after_s`` for a heartbeat before raising.
+                A cluster may restart a job seconds after the machine that ran it has died.
         """
         assert 0 < heartbeat_s < stale_after_s
         self.path, self.lost = folder / FILE, False
-        """``lost``: the lock was gone or another's when last looked at, and so it stays."""
+        """``lost`` becomes True, for good, once the lock file is found missing or written by another process."""
         self._notify, self._heartbeat_s, self._stale_after_s = notify, heartbeat_s, stale_after_s
         self._waits = waits
         self._holder = Holder.this_process()
         self._stop = threading.Event()
-        # Heartbeats must not read while this process writes.
+        # Keeps the heartbeat thread from reading the file while the main thread writes to it.
         self._file_in_use = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
@@ -75,7 +90,7 @@ class RunLock:
         """Takes the lock.
 
         Raises:
-            ConfigError: another process holds it, or the folder cannot be written to.
+            ConfigError: another process holds the lock, or the folder cannot be written to.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +103,7 @@ class RunLock:
             ) from error
         if other is not None:
             raise ConfigError(
-                f"{self.path}: this run is already going on, by {other.describe()}, last sign of life "
+                f"{self.path}: this run is already in progress, by {other.describe()}, last sign of life "
                 f"{other.silent_s:.0f} s ago; wait for it, stop it, or delete this file if it cannot be alive"
             )
         self._thread.start()
@@ -98,7 +113,7 @@ class RunLock:
         """Removes the lock if it is still ours."""
         self._stop.set()
         self._thread.join()
-        # Where the folder went or cannot be written to any more, the lock ages.
+        # If the folder is gone or read-only by now, the lock stays and becomes stale.
         with suppress(OSError):
             right = _replacement_lock(self.path, self._holder.token)
             if not self.lost and _create(right, self._holder):
@@ -109,13 +124,13 @@ class RunLock:
                     right.unlink(missing_ok=True)
 
     def still_ours(self) -> bool:
-        """Whether this process still holds the lock, by what the file says now."""
+        """Whether this process still holds the lock; reads the file."""
         with self._file_in_use, suppress(OSError), self._ours():
             pass
         return not self.lost
 
     def name_attempt(self, attempt: str) -> None:
-        """Adds to the lock which attempt its holder works on."""
+        """Writes into the lock file which attempt its holder works on."""
         self._holder = replace(self._holder, attempt=attempt)
         with self._file_in_use, suppress(OSError), self._ours(os.O_RDWR) as file:
             if file is not None:
@@ -123,7 +138,10 @@ class RunLock:
 
     @contextmanager
     def _ours(self, flags: int = os.O_RDONLY) -> Iterator[int | None]:
-        """The lock file, open; None once it is lost. What is done to it cannot hit one that replaced it meanwhile."""
+        """Yields the descriptor of the lock file, or None once the lock is lost.
+
+        Operations on the descriptor cannot affect a lock that replaces this one in the meantime.
+        """
         try:
             file = os.open(self.path, flags)
         except FileNotFoundError:
@@ -138,18 +156,21 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self.lost and not self._stop.wait(self._heartbeat_s):
-            # A file system that does not answer for a moment is no loss.
+            # A temporary error of the file system does not mean that the lock is lost.
             with self._file_in_use, suppress(OSError), self._ours() as file:
                 if file is not None:
                     os.utime(file)
 
     def _wait_for(self, other: _Seen) -> _Seen | None:
-        """Takes the lock once its holder, who cannot be asked, has been silent too long; or else tells who lives."""
+        """Waits for a holder whose process this machine cannot check.
+
+        Returns None once the holder is stale and this process has taken the lock; else the lock of a live holder.
+        """
         last: _Seen | None = other
         if other.holder is None or other.holder.lives() is not None:
             return other
         self._notify(
-            f"{self.path}: held by {other.describe()}, silent for {other.silent_s:.0f} s; looking until it gives a "
+            f"{self.path}: held by {other.describe()}, silent for {other.silent_s:.0f} s; waiting until it gives a "
             f"sign of life or has been silent for {self._stale_after_s:.0f} s"
         )
         while last is not None and last.token == other.token and last.silent_s >= other.silent_s:
@@ -159,7 +180,7 @@ class RunLock:
         return last
 
     def _take(self, path: Path) -> _Seen | None:
-        """Makes the lock at ``path`` ours; or else tells who holds it, or is about to."""
+        """Takes the lock at ``path`` and returns None; or returns the lock of the process that holds or replaces it."""
         while not _create(path, self._holder):
             seen = self._look(path)
             if seen is None:
@@ -171,7 +192,7 @@ class RunLock:
             if other is not None:
                 return other
             try:
-                # Only now, with the right to replace it, does what is seen stay so.
+                # Check again: while this process holds the replacement lock, no other process can change the lock.
                 again = self._look(path)
                 reason = None if again is None or again.token != seen.token else self._why_stale(again)
                 if reason is not None:
@@ -195,16 +216,17 @@ class RunLock:
         lives = None if seen.holder is None else seen.holder.lives()
         if lives is None and seen.silent_s > self._stale_after_s:
             return f"gave no sign of life for {seen.silent_s:.0f} s"
-        return "does not live any more" if lives is False else None
+        return "no longer exists" if lives is False else None
 
     def _look(self, path: Path) -> _Seen | None:
-        """What is at ``path``; None where nothing is."""
+        """The lock at ``path``; None if there is no file."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            # Before the lock's time is read: a judge that sleeps in between must not find it older than it was.
+            # Read the clock before the lock's modification time: if this process is suspended in between, the lock must
+            # not appear older than it was.
             clock = self._file_system_clock()
             try:
-                # Opened, not only asked for: over a network, that is what makes a machine look again.
+                # Open the file instead of calling stat: on a network file system, opening refreshes cached attributes.
                 with path.open("rb") as file:
                     facts, holder = os.fstat(file.fileno()), Holder.from_text(file.read())
             except FileNotFoundError:
@@ -217,7 +239,7 @@ class RunLock:
             time.sleep(PAUSE_S)
 
     def _file_system_clock(self) -> float:
-        """What time a file gets that is touched now. This machine's clock may differ from that of others."""
+        """The modification time that a file touched now would get; the clocks of machines may differ."""
         probe = self.path.with_name(f".{FILE}.clock.{self._holder.token}")
         try:
             with probe.open("wb") as file:
@@ -228,12 +250,12 @@ class RunLock:
 
 
 def _replacement_lock(path: Path, token: str) -> Path:
-    """The lock on replacing or removing the lock at ``path`` as long as it is that one."""
+    """Path of the lock that a process must hold to replace or remove the lock at ``path`` that has this token."""
     return path.with_name(f".{path.name.removeprefix('.')}.{token}")
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Writes a lock that is not there yet; False where one is."""
+    """Creates the lock file at ``path`` and writes the holder into it; returns False if a file already exists."""
     try:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -246,6 +268,6 @@ def _create(path: Path, holder: Holder) -> bool:
     finally:
         os.close(file)
     with suppress(FileNotFoundError):
-        # A maker that slept after the first line may find its empty file replaced.
+        # If this process was suspended after creating the empty file, another may have replaced it.
         return holder.wrote(path.read_bytes())
     return False

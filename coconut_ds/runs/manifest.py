@@ -1,4 +1,4 @@
-"""``run_manifest.yaml``: where an attempt stands. Replaced as a whole, so that a reader never sees half of one."""
+"""``run_manifest.yaml``: status and progress of an attempt. Replaced atomically: readers never see a partial file."""
 
 import os
 import socket
@@ -16,47 +16,48 @@ Status = Literal["running", "failed", "completed"]
 
 
 class LaunchRecord(BaseModel):
-    """One start of an attempt."""
+    """One launch of an attempt."""
 
     time: str
     host: str
     pid: int
-    """Of rank 0."""
+    """Process id of rank 0."""
     world_size: int
     batch: str
-    """Micro batch × accumulation × ranks."""
+    """Micro batch size × accumulation steps × ranks."""
     from_checkpoint: str | None = None
-    """Where it carried on; null: from the beginning."""
+    """Checkpoint that the launch resumed from; null: it started from the beginning."""
     converted: bool = False
-    """The engine's state came from another number of ranks: the order of problems is the same, bits need not be."""
+    """Whether the engine state was converted from another number of ranks. The order of problems is then the same, but
+    results need not be bitwise equal."""
     note: str | None = None
-    """What makes it not quite the same run: other versions, or differences that ``run.allow_mismatch`` accepted."""
+    """Differences from earlier launches: other library versions, or what ``run.allow_mismatch`` accepted."""
 
 
 class RunManifest(BaseModel):
-    """What is known of an attempt. Keys that are not known, of another version, are passed over."""
+    """Content of the manifest. Unknown keys, as other versions may write, are ignored when it is read."""
 
     name: str
     signature: str
     attempt: str
     status: Status
     reason: str | None = None
-    """Why it failed: ``interrupted``, or an error."""
+    """Why the attempt failed (``interrupted``, or the error), or ``solved`` if it completed early."""
     stage: int = 0
     resume_epoch: int = 0
-    """Whole epochs in the last checkpoint."""
+    """Epochs completed at the last checkpoint."""
     resume_step: int = 0
-    """Updates in the last checkpoint."""
+    """Updates completed at the last checkpoint."""
     num_epochs: int
     last_checkpoint: str | None = None
     best_checkpoint: str | None = None
     best_accuracy: float | None = None
-    """On validation problems, in the latest stage."""
+    """Best accuracy on validation problems in the latest stage, from 0 to 1."""
     host: str
     pid: int
     world_size: int
     code: dict[str, Any]
-    """Commit and difference, or the package's version."""
+    """Commit and a hash of uncommitted changes, or the version of the installed package and a hash of its source."""
     versions: dict[str, str]
     wandb_run_id: str | None = None
     started: str
@@ -66,30 +67,30 @@ class RunManifest(BaseModel):
     command: list[str] = []
 
     def write(self, path: Path) -> None:
-        """Replaces the file."""
+        """Sets ``updated`` to now and replaces the file."""
         self.updated = now()
         write_whole(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
 def read_manifest(path: Path) -> RunManifest | None:
-    """The manifest; None where it is missing, empty or broken (the checkpoints know enough to go on)."""
+    """Reads the manifest; None if it is missing, empty or malformed (the checkpoints are enough to resume from)."""
     try:
         return RunManifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        # YAML may be broken in ways that its reader does not call an error of YAML, such as a month 13.
+        # Malformed YAML can raise other errors than YAMLError: a date with month 13 raises ValueError.
         return None
 
 
 def now() -> str:
-    """The time, to the second, in UTC."""
+    """Current UTC time in ISO format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def this_launch(world_size: int, batch: str) -> LaunchRecord:
-    """This process as a launch."""
+    """A record of this process as a launch that starts now."""
     return LaunchRecord(time=now(), host=socket.gethostname(), pid=os.getpid(), world_size=world_size, batch=batch)
 
 
 def command_line() -> list[str]:
-    """How this process was started."""
+    """The Python interpreter and arguments that this process was started with."""
     return [sys.executable, *sys.argv]

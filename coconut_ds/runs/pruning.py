@@ -1,18 +1,19 @@
-"""Which checkpoints of an attempt nobody asked to keep."""
+"""Which checkpoints of an attempt ``coconut-runs prune`` removes."""
 
 from coconut_ds.files import damage
 from coconut_ds.runs.catalogue import Attempt, Checkpoint
 
 
 def superfluous(attempt: Attempt, keep_last: int | None, keep_best: bool) -> list[Checkpoint]:
-    """Checkpoints that are neither among the last ones nor the best, the oldest first.
+    """Checkpoints that are neither among the newest ``keep_last`` nor the best, the oldest first.
 
-    Those that are to stay are read and compared with their hashes, since a damaged one may be all there is beside them.
+    The checkpoints to keep are read and compared with their hashes, so that a damaged one is never kept in the place of
+    an intact one. If all are damaged, nothing is removed.
 
     Args:
-        attempt: one that no launch works on.
-        keep_last: newest ones to keep; None: all.
-        keep_best: whether the best one stays too.
+        attempt: an attempt that no launch is working on.
+        keep_last: number of newest intact checkpoints to keep; None: all.
+        keep_best: whether to keep the best checkpoint too.
     """
     assert keep_last is None or keep_last > 0
     if keep_last is None:

@@ -1,4 +1,4 @@
-"""Text and plain values of what is known of attempts: tables, sizes, ages, colours."""
+"""Formats what is known of attempts, as text (tables, sizes, ages, colours) and as plain values for JSON."""
 
 import json
 import math
@@ -18,23 +18,23 @@ COLUMNS = ("name", "signature", "attempt", "status", "stage", "epoch", "best", "
 
 
 def coloured(word: str, shown: str | None = None) -> str:
-    """A word in its colour on a terminal, unless ``NO_COLOR`` is set; ``shown`` is the word with blanks around it."""
+    """A word in its colour on a terminal, unless ``NO_COLOR`` is set. ``shown``: the word padded with spaces."""
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     text = word if shown is None else shown
     return text if plain or word not in COLOURS else f"\033[{COLOURS[word]}m{text}\033[0m"
 
 
 def size(count: int) -> str:
-    """Bytes in binary units: ``1.2 GiB``."""
+    """A number of bytes in binary units: ``1.2 GiB``."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    # 1023.95 would be shown as 1024.0 of the smaller unit.
+    # 1023.95 would be rounded to 1024.0 of the smaller unit.
     while value >= 1023.95 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def age(seconds: float) -> str:
-    """The largest unit that fits: ``3 h``."""
+    """A duration in the largest unit that fits: ``3 h``."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
@@ -42,7 +42,7 @@ def age(seconds: float) -> str:
 
 
 def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Columns under their heads; those in ``right`` end at one line."""
+    """A text table with aligned columns; the columns named in ``right`` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for number, row in enumerate([head, *rows]):
@@ -50,7 +50,7 @@ def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
             f"{cell:>{width}}" if name in right else f"{cell:<{width}}"
             for name, cell, width in zip(head, row, widths, strict=True)
         ]
-        # The last column's blanks go before colours are put around words.
+        # Remove trailing spaces before adding colour codes.
         cells[-1] = cells[-1].rstrip()
         if number:
             cells = [coloured(cell.strip(), cell) for cell in cells]
@@ -59,7 +59,7 @@ def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
 
 
 def attempts_text(attempts: Sequence[Attempt]) -> str:
-    """The table of ``list``."""
+    """The table that ``coconut-runs list`` prints."""
     rows = []
     for one in attempts:
         total = one.manifest.num_epochs if one.manifest is not None else None
@@ -80,7 +80,7 @@ def attempts_text(attempts: Sequence[Attempt]) -> str:
 
 
 def attempt_values(attempt: Attempt) -> dict[str, Any]:
-    """What the table says of an attempt, for programs."""
+    """The row of an attempt in that table, for JSON."""
     return {
         "name": attempt.name,
         "signature": attempt.folder.signature,
@@ -99,7 +99,7 @@ def attempt_values(attempt: Attempt) -> dict[str, Any]:
 
 
 def show_values(attempt: Attempt) -> dict[str, Any]:
-    """All that is known of an attempt, for programs."""
+    """Everything that is known of an attempt, for JSON."""
     return {
         **attempt_values(attempt),
         "manifest": attempt.manifest.model_dump(mode="json") if attempt.manifest is not None else None,
@@ -111,7 +111,7 @@ def show_values(attempt: Attempt) -> dict[str, Any]:
 
 
 def show_text(attempt: Attempt) -> str:
-    """All that is known of an attempt."""
+    """The text that ``coconut-runs show`` prints."""
     reason = f" ({attempt.manifest.reason})" if attempt.manifest is not None and attempt.manifest.reason else ""
     parts = [
         f"{attempt.path}\n{coloured(attempt.status)}{reason}, {size(attempt.bytes)}, "
@@ -128,21 +128,21 @@ def show_text(attempt: Attempt) -> str:
 
 
 def difference_text(found: Sequence[IngredientDifference], left: str, right: str) -> str:
-    """The table of ``diff``."""
+    """The table that ``coconut-runs diff`` prints."""
     if not found:
-        return "no ingredient of the signature differs\n"
+        return "no ingredient of the signatures differs\n"
     rows = [(one.key, _value(one.left), _value(one.right)) for one in found]
     return aligned_table(("key", left, right), rows)
 
 
 def difference_values(found: Sequence[IngredientDifference]) -> list[dict[str, Any]]:
-    """The same for programs; the side that lacks a key has no value."""
+    """The same for JSON; a side that lacks the key is left out."""
     sides = [(one.key, {"left": one.left, "right": one.right}) for one in found]
     return [{"key": key, **{side: value for side, value in both.items() if value is not ABSENT}} for key, both in sides]
 
 
 def finite(value: Any) -> Any:
-    """The same with null in the place of numbers that JSON does not know."""
+    """``value`` with None in the place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def finite(value: Any) -> Any:
 
 def _manifest_text(attempt: Attempt) -> str:
     if attempt.manifest is None:
-        return "manifest\n  missing or broken; the checkpoints tell what is known\n"
+        return "manifest\n  missing or malformed; what is known comes from the checkpoints\n"
     values = attempt.manifest.model_dump(mode="json", exclude={"launches", "command"}, exclude_none=True)
     values["command"] = shlex.join(attempt.manifest.command)
     flat: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a word of the command line means: a path, or an attempt's id or a signature, or the beginning of one."""
+"""Finds the attempts that a command-line argument names: by path, attempt id, signature, or the beginning of one."""
 
 import difflib
 import os
@@ -9,22 +9,26 @@ from coconut_ds.runs.catalogue import Attempt, NotFoundError, find_attempts, is_
 
 
 def select(root: Path, text: str) -> list[Attempt]:
-    """The attempts that a word of the command line means: a path to an attempt, to something in one, or to a folder
-    with several; an attempt's id or a signature, or the beginning of one, where only one begins so.
+    """The attempts that a command-line argument names.
+
+    Args:
+        root: folder to search for ids and signatures.
+        text: a path to an attempt, to something inside one, or to a folder with several; or an attempt id, a
+            signature, or an unambiguous beginning of either.
 
     Raises:
-        NotFoundError: there is none, or the beginning is ambiguous.
+        NotFoundError: nothing matches, or the beginning is ambiguous.
     """
     if not text:
-        # Such as a variable of a shell that is not set; as a path it would mean the folder one stands in.
-        raise NotFoundError("an empty word names no attempt")
+        # An unset shell variable, for example; as a path it would mean the current folder.
+        raise NotFoundError("found an empty argument; expected an attempt id, a signature or a path")
     path = Path(os.path.abspath(text))
     if path.is_dir():
         inside = next((folder for folder in (path, *path.parents) if is_attempt(folder)), None)
         found = [read_attempt(inside)] if inside is not None else find_attempts(path)
         if found:
             return found
-        raise NotFoundError(f"{text}: no attempt lies in this folder")
+        raise NotFoundError(f"{text}: this folder contains no attempt")
     attempts = find_attempts(root)
     named = _exact(attempts, text) or _beginning(attempts, text)
     if not named:
@@ -33,14 +37,14 @@ def select(root: Path, text: str) -> list[Attempt]:
 
 
 def select_one(root: Path, text: str) -> Attempt:
-    """The one attempt that a word of the command line means.
+    """The single attempt that a command-line argument names; see ``select``.
 
     Raises:
-        NotFoundError: there is none, or there are several.
+        NotFoundError: nothing matches, or several attempts do.
     """
     found = select(root, text)
     if len(found) > 1:
-        raise NotFoundError(f"{text}: means {len(found)} attempts: {_some(str(attempt.path) for attempt in found)}")
+        raise NotFoundError(f"{text}: matches {len(found)} attempts: {_some(str(attempt.path) for attempt in found)}")
     return found[0]
 
 
@@ -54,7 +58,7 @@ def _beginning(attempts: Sequence[Attempt], text: str) -> list[Attempt]:
 
 
 def _of_one(text: str, found: list[Attempt]) -> list[Attempt]:
-    """The same, if it is one attempt, or all are attempts at the run whose signature begins with ``text``."""
+    """Returns ``found`` if it has at most one attempt, or all are of the run whose signature begins with ``text``."""
     folders = {attempt.path.parent for attempt in found}
     if len(found) > 1 and (len(folders) > 1 or not found[0].folder.signature.startswith(text)):
         raise NotFoundError(f"{text}: is ambiguous; it may be {_some(str(attempt.path) for attempt in found)}")
