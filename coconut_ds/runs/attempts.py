@@ -27,7 +27,7 @@ class Start:
     checkpoint: Path | None = None
     """Checkpoint to resume from; None: start from the beginning."""
     resume_state: ResumeState | None = None
-    """Content of the checkpoint's ``resume_state.json``; None without a checkpoint."""
+    """Recorded in the checkpoint; None without one."""
     accepted: tuple[IngredientDifference, ...] = ()
     """Differences between the attempt's ingredients and this launch's that ``run.allow_mismatch`` accepts."""
 
@@ -60,8 +60,8 @@ def choose_start(config: Config, signature: str, ingredients: dict[str, Any], no
 
     Raises:
         ConfigError: the requested attempt does not exist, or belongs to another run.
-        CheckpointError: the attempt has checkpoints, but none is usable, or the resume state of the newest usable one
-            was written by another version.
+        CheckpointError: the attempt has checkpoints, but none is usable; or the resume state of the newest usable one
+            has another shape than this version expects.
     """
     run, num_epochs = Path(config.run.save_path) / config.run.name, config.training.num_epochs
     if config.run.resume_attempt_id is not None:

@@ -97,12 +97,7 @@ class Engine:
     """Trains a latent loop on any number of ranks. All ranks must make the same calls."""
 
     def __init__(
-        self,
-        loop: LatentLoop,
-        config: Config,
-        geometry: BatchGeometry,
-        ranks: Ranks,
-        load_universal: bool = False,
+        self, loop: LatentLoop, config: Config, geometry: BatchGeometry, ranks: Ranks, load_universal: bool = False
     ) -> None:
         """Creates the optimizer, and shards whatever the ZeRO stage of the configuration divides.
 
@@ -170,10 +165,8 @@ class Engine:
         return UpdateResult(total, grad_norm)
 
     def _step(self, loss: float) -> float:
-        """Makes the optimizer step and returns the gradient norm.
-
-        With a gradient that is not finite, DeepSpeed's stage 0 would make the step; other stages silently skip it.
-        """
+        """Makes the optimizer step and returns the gradient norm."""
+        # If a gradient is not finite, DeepSpeed's stage 0 makes the step all the same; other stages silently skip it.
         _refuse_non_finite("loss", loss)
         if self.zero_stage == 0:
             grad_norm = _norm(p.grad for p in self._engine.module.parameters() if p.grad is not None)
