@@ -139,7 +139,7 @@ class LatentLoop(nn.Module):
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        # On other devices than CPUs, summing the gradients costs less than the passes themselves.
+        # Only on a CPU, where summing the gradients pass by pass takes longer than the one-position passes themselves.
         defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers)
         parts = [passes.prefix(self.embed(inputs.prefix_ids))]
