@@ -209,7 +209,7 @@ def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) ->
         ({"num_nodes": (4, 4), "num_layers": (2, 2), "num_edges": (2, 2)}, "too few different graphs"),
         (
             {"num_nodes": (12, 80), "num_edges": (78, 80)},
-            r"layers hold \(.*\); raise the first number of data\.num_nodes",
+            r"layers permit \(.*\); raise the first number of data\.num_nodes",
         ),
     ],
 )

@@ -294,6 +294,6 @@ def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
         interrupted()
     assert contents(tmp_path) == {}
     (tmp_path / "x_manifest.json").write_text("[]")
-    with pytest.raises(DataError, match=r"x_manifest\.json: is no manifest"), Outputs(tmp_path, "x"):
+    with pytest.raises(DataError, match=r"x_manifest\.json: is not a manifest"), Outputs(tmp_path, "x"):
         pass
     assert contents(tmp_path) == {"x_manifest.json": b"[]"}

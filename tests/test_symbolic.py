@@ -100,5 +100,5 @@ def test_what_it_cannot_go_with_is_refused(override: str, words: list[str]) -> N
 
 
 def test_hops_that_no_graph_has_are_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.num_hops: found \[2, 7\].*from 3 to 6.*set for instance"):
+    with pytest.raises(DataError, match=r"data\.num_hops: found \[2, 7\].*from 3 to 6.*set for example"):
         SymbolicProsqa(0, SIZE, (2, 7), False)
