@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,17 @@ zygote.fork()
     done = launching.run([write(tmp_path, text)], launching.environment())
     assert done.returncode == 1
     assert "cannot fork with 2 threads: " in done.stderr
+
+
+@pytest.mark.slow
+def test_clients_that_leave_do_not_disturb_the_zygote(tmp_path):
+    script = write(tmp_path, "import time; time.sleep(0.2)")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect("\0" + launching.zygote())
+    process = launching.start([script], launching.environment())
+    process._connection.close()
+    process = launching.start([script], launching.environment())
+    assert process.wait(30) == 0
 
 
 def test_a_zygote_that_is_gone_is_an_error_at_once(tmp_path):

@@ -80,11 +80,14 @@ class Server:
     def _answer(self) -> dict[str, Any] | None:
         connection, _ = self._listener.accept()
         message, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
+        if not message:
+            connection.close()
+            return None
         request = json.loads(message)
         try:
             check_environment(request["environment"], self._at_import)
             pid = fork()
-        except ZygoteError as error:
+        except (OSError, ZygoteError) as error:
             pid, answer = -1, {"error": str(error)}
         else:
             answer = {"pid": pid}
