@@ -179,7 +179,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_tokenizer_that_cannot_be_had_is_one_error_at_once() -> None:
+def test_a_tokenizer_that_cannot_be_loaded_is_one_error_at_once() -> None:
     began = time.perf_counter()
     with pytest.raises(ModelError) as caught:
         load_tokenizer("nobody/nothing")
