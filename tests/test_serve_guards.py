@@ -260,7 +260,7 @@ def test_a_client_that_leaves_midway_is_told_to_the_app():
     async def app(scope, receive, send):
         seen.extend([await receive(), await receive()])
 
-    Guarded(app).ask(exchange=Exchange([b"ab", None, b"cd"]))
+    Guarded(app).ask(exchange=Exchange([b"ab", None]))
     assert seen[0] == {"type": "http.request", "body": b"ab", "more_body": True}
     assert seen[1]["type"] == "http.disconnect"
 
@@ -352,6 +352,6 @@ def test_requests_at_once_are_counted_each_and_a_failing_app_is_no_longer_at_wor
 
     failed = asyncio.run(together())
     assert [str(error) for error in failed] == ["the app failed"] * 3
-    assert (sorted(most), guarded.work.num_requests) == ([1, 2, 3], 0)
+    assert (max(most), guarded.work.num_requests) == (3, 0)
     with pytest.raises(RuntimeError, match="the app failed"):
         guarded.ask()

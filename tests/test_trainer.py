@@ -166,7 +166,7 @@ def test_a_run_that_is_stopped_at_any_moment_and_continued_is_the_run_left_alone
     assert (names(folder) == set()) == (looks == [0]), "nothing is saved of a run that has made no update"
     position, _ = train(folder, *RESUMED)
     assert record(folder) == record(undisturbed)
-    assert position.stage_switches == [1, 2]
+    assert position.stage_switches == [1, 2, 3]
     ends = [one.checkpoint(3) for one in (folder, undisturbed)]
     for part in ("model.safetensors", "coconut.json", f"{ENGINE}/torch_state.pt"):
         here, there = ((end / part).read_bytes() for end in ends)
