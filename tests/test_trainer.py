@@ -115,7 +115,7 @@ def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
 def test_losses_are_those_of_plain_training_one_problem_at_a_time(tmp_path, overrides):
     """Replayed stages, an uneven last batch, clipping, warm-up, optimizer resets; validation at the epoch's stage."""
     folder = run_folder(tmp_path)
-    overrides = (*overrides, "lr=0.01", "warmup_steps=5")
+    overrides = (*overrides, "lr=0.01", "warmup_steps=5", "save_every=9")
     position, engine = train(folder, *overrides)
     losses, validation = slow_training(tiny_experiment(*overrides))
     assert column(folder, "train/loss") == pytest.approx(losses, rel=1e-4)
@@ -133,7 +133,7 @@ def test_without_resets_the_optimizer_remembers(tmp_path):
     rates = {}
     for kind in ("stage", "epoch", "never"):
         folder = run_folder(tmp_path / kind)
-        options = ("epochs_per_stage=2", "num_epochs=3", "warmup_steps=100", f"reset_optimizer={kind}")
+        options = ("epochs_per_stage=2", "num_epochs=3", "warmup_steps=100", "save_every=9", f"reset_optimizer={kind}")
         rates[kind] = train(folder, *options)[1].rates
     since_reset = {
         "stage": [1, 2, 3, 4, 5, 6, 1, 2, 3],
