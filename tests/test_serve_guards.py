@@ -11,7 +11,7 @@ from making_guards import BODY_BYTES, KEY, Exchange, Guarded, basic, bearer, ech
 # --- request id
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(given_id=st.one_of(st.from_regex(r"[A-Za-z0-9_-]{1,70}", fullmatch=True).map(str.encode), st.binary()))
 def test_a_clients_request_id_comes_back_if_it_is_a_short_plain_word(given_id):
     """Otherwise it is replaced: neither a log nor a header may hold what a client makes up."""
@@ -73,7 +73,7 @@ def test_the_key_opens_and_nothing_else_does(headers, opens):
     assert Guarded(key=None).ask(headers=headers).status == 200
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(key=st.text(min_size=1, max_size=12), other=st.text(max_size=12))
 def test_of_two_keys_only_the_same_one_opens(key, other):
     """Also as a browser's password, which may hold any character."""
@@ -110,7 +110,7 @@ def test_the_life_of_the_app_is_not_a_request():
 # --- the body
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     body=st.binary(max_size=BODY_BYTES + 4),
     cuts=st.lists(st.integers(0, BODY_BYTES + 4), max_size=5),
