@@ -15,6 +15,8 @@ QUESTION = "1 + 2"
 
 REFERENCES = ["3", "2 + 2 =", "1 + 3 =", "2 + 1 + 1"]
 
+QUESTIONS = [QUESTION, *REFERENCES]
+
 
 def make_reasoner(family: str = "gpt2", method: str = "coconut", seed: int = 0) -> Reasoner:
     torch.manual_seed(seed)

@@ -101,7 +101,7 @@ def test_all_text_is_escaped(make):
     )
 
 
-def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
+def test_a_graph_is_drawn_in_layers_with_a_description_in_words(studio):
     found = asyncio.run(search_graph(studio, checked_of(studio, GRAPH.question, "graphs")))
     view = found.view
     assert layers_of(view) == ([[0], [2, 3], [4], [1], [5], [6]], 3)
@@ -123,7 +123,7 @@ def test_a_graph_is_drawn_in_layers_with_all_that_is_told_in_words(studio):
             assert sorted(shares) == sorted(f"{value:.0%}" for value in values.values())
 
 
-def test_figures_show_what_was_computed_and_nothing_that_runs(studio):
+def test_figures_show_computed_values_and_contain_no_scripts(studio):
     checked = checked_of(studio)
     trace = asyncio.run(studio.think(checked, ["1", "2"]))
     shown = thought_figures.decoded_figure(trace).data[0]
@@ -211,7 +211,7 @@ def test_an_overview_holds_the_effects_of_single_changes(studio):
     assert direct == alone
 
 
-def test_measuring_tells_how_far_it_is_and_ends_when_nobody_listens(studio):
+def test_measuring_reports_progress_and_stops_when_the_client_leaves(studio):
     async def all_of_it() -> list[object]:
         return [
             step async for step in measure_data_set(studio, "thinks", "sums", 6, ["sweep", "effects", "probes"], 2, 1)

@@ -77,7 +77,7 @@ def test_all_splits_hold_well_formed_problems_with_words_of_the_vocabulary(kind:
 @few
 @pytest.mark.parametrize("kind", KINDS)
 @given(seeds=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32), st.integers(0, 2**32)), epoch=st.integers(0, 99))
-def test_no_problem_stands_in_two_splits_whatever_the_seeds(kind: str, seeds: tuple[int, int, int], epoch: int) -> None:
+def test_no_problem_is_in_two_splits_whatever_the_seeds(kind: str, seeds: tuple[int, int, int], epoch: int) -> None:
     train = set(map(terms_of, source(kind, seeds[0]).train(epoch)))
     valid = set(map(terms_of, source(kind, seeds[1]).valid()))
     test = set(map(terms_of, source(kind, seeds[2]).test()))
@@ -104,7 +104,7 @@ def test_training_problems_are_new_each_epoch_only_online(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_problem_is_a_function_of_seed_epoch_and_index_alone(kind: str) -> None:
+def test_a_problem_depends_only_on_seed_epoch_and_index(kind: str) -> None:
     whole, part = source(kind), source(kind, size=SplitSizes(train=10, valid=5, test=5))
     third = whole.train(3)
     whole.train(0)

@@ -38,7 +38,7 @@ def test_without_a_seed_token_markers_start_from_the_mean():
     torch.testing.assert_close(weight[rows:].detach(), mean.expand(3, -1))
 
 
-def test_architectures_that_cannot_be_are_refused():
+def test_impossible_architectures_are_refused():
     with pytest.raises(ModelError, match="GPT2Config has no key n_layers"):
         build_backbone(
             settings_of().model_copy(update={"model_config_overrides": {"n_layers": 2}}), build_word_tokenizer(TEXTS)

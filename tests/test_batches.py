@@ -43,7 +43,7 @@ def test_what_is_left_out_follows_from_the_rest(
     assert [int(number) for number in re.findall(r"\d+", geometry.describe())] == list(expected)
 
 
-def test_numbers_that_disagree_are_refused_with_what_they_come_to() -> None:
+def test_contradictory_batch_sizes_are_refused_with_their_product() -> None:
     with pytest.raises(ConfigError) as caught:
         derive(3, global_batch_size=128, batch_size_training=32, gradient_accumulation_steps=2)
     assert "training.global_batch_size=128, but" in str(caught.value)
@@ -165,7 +165,7 @@ def test_the_weighted_sum_is_the_mean_that_the_reduction_names(
     assert math.isclose(found["reference"], mean([mean(batch) for batch in micro_batches]))
 
 
-def test_what_an_update_is_made_of_does_not_depend_on_the_number_of_ranks() -> None:
+def test_the_problems_of_an_update_do_not_depend_on_the_number_of_ranks() -> None:
     layouts = [layout(name, 1 + name % 3, name % 2) for name in range(12)]
     found = []
     for world in (1, 2, 3, 4):

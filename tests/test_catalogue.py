@@ -39,7 +39,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
-def test_list_tells_what_checkpoints_know_where_the_manifest_is_broken(root, call, text):
+def test_list_falls_back_to_checkpoints_if_the_manifest_is_broken(root, call, text):
     folder = RunFolder(root / "toy" / RUN / SECOND)
     folder.manifest.write_text(text)
     (folder.checkpoint(4) / "model.safetensors").write_bytes(b"cut")

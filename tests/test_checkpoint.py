@@ -22,7 +22,7 @@ from coconut_ds.model.reference_state import load_state_dict
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
-def test_a_folder_loads_back_identically_here_and_with_transformers_alone(tmp_path, family):
+def test_a_folder_loads_back_identically_here_and_with_plain_transformers(tmp_path, family):
     backbone = make_backbone(family)
     folder = tmp_path / "checkpoint_1"
     state = {name: p.detach() for name, p in backbone.model.named_parameters()}
@@ -133,7 +133,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         load_folder(folder)
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_folder(tmp_path, monkeypatch):
     backbone = make_backbone()
     folder = tmp_path / "checkpoint_1"
     arguments = (folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))

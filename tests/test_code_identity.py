@@ -87,7 +87,7 @@ def test_the_code_of_a_checkout_is_its_commit_and_what_differs_in_the_package(pa
     assert difference(package) == ""
 
 
-def test_what_is_no_code_is_no_difference(package: Path) -> None:
+def test_files_that_are_not_code_make_no_difference(package: Path) -> None:
     root = package.parent
     (root / "README.md").write_text("changed\n")
     (root / "outputs").mkdir()
@@ -102,7 +102,7 @@ def test_what_is_no_code_is_no_difference(package: Path) -> None:
     assert difference(package) == ""
 
 
-def test_the_code_is_the_same_wherever_the_checkout_lies(package: Path, tmp_path: Path) -> None:
+def test_the_code_is_the_same_wherever_the_checkout_is(package: Path, tmp_path: Path) -> None:
     root = package.parent
     git(root, "worktree", "add", "--quiet", "--detach", str(tmp_path / "tree"))
     shutil.copytree(root, tmp_path / "deep" / "two", symlinks=True)

@@ -187,7 +187,7 @@ def test_accumulation_on_the_command_line_replaces_the_global_batch_of_a_preset(
         ("lr=1,2", ["lr=1,2", "[value1,value2]"]),
     ],
 )
-def test_an_override_that_cannot_be_meant_is_refused_with_what_can(override: str, words: list[str]) -> None:
+def test_an_invalid_override_is_refused_with_valid_ones(override: str, words: list[str]) -> None:
     message = refusal([override])
     assert [word for word in words if word not in message] == []
 

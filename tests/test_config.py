@@ -68,13 +68,13 @@ def test_values_that_cannot_work_are_refused_with_key_found_and_expected(
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_all_bad_values_stand_in_one_message() -> None:
+def test_all_invalid_values_are_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         config({"run.seed": "x", "training.lr": -1, "method.kind": "y"})
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["run.seed", "method.kind", "training.lr"]
 
 
-def test_evaluation_alone_needs_no_training_files_and_minds_no_resume() -> None:
+def test_only_eval_needs_no_training_files_and_ignores_resume() -> None:
     only_eval = {"run.only_eval": True, "run.load_model_path": "P", "run.resume": 50}
     assert config({**only_eval, "data.train_path": None, "data.val_path": None}).run.resume == 50
 
@@ -112,6 +112,6 @@ def test_every_key_has_a_description_and_help_shows_it(
     assert [key for key in leaf_keys(schema) if f"  {key}: " not in shown] == []
 
 
-def test_no_key_stands_in_two_groups_but_kind() -> None:
+def test_only_kind_is_a_key_of_two_groups() -> None:
     keys = [key.split(".", 1)[1] for key in leaf_keys(Config)]
     assert {key for key in keys if keys.count(key) > 1} == {"kind"}

@@ -10,7 +10,7 @@ from coconut_ds.probing.counterfactuals import counterfactuals
 
 
 @pytest.mark.parametrize("follows", [True, False])
-def test_counterfactuals_count_those_who_follow(monkeypatch, follows):
+def test_counterfactuals_count_answers_that_follow_the_change(monkeypatch, follows):
     """Answers of a model that reads the graph, and of one that only remembers which option is right."""
     problems = problems_of("text", 12)
     reasoner = make_graph_reasoner("text", problems)
@@ -41,7 +41,7 @@ def test_counterfactuals_count_those_who_follow(monkeypatch, follows):
     assert all(one.followed == follows and one.answer != one.right_answer for one in made.cases)
 
 
-def test_who_answers_nothing_right_is_not_changed():
+def test_problems_answered_wrongly_are_not_changed():
     problems = problems_of("text", 3)
     found = counterfactuals(make_graph_reasoner("text", problems), problems)
     assert (found.num_problems, found.num_right, found.followed, found.stayed, found.cases) == (3, 0, None, None, ())

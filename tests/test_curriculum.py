@@ -97,7 +97,7 @@ def test_every_recorded_stage_ends_for_a_reason_and_the_record_repeats_the_run(
     assert run(repeated, [0.0] * len(accuracies)) == (stages, [])
 
 
-def test_a_resume_needs_the_switches_alone() -> None:
+def test_a_resume_needs_only_the_recorded_switches() -> None:
     plan = curriculum(max_latent_stage=3, advance="accuracy", min_epochs_per_stage=2)
     accuracies = [1.0, 0.2, 1.0, 1.0, 1.0, 0.3, 1.0, 0.1]
     stages, switches = run(plan, accuracies)
@@ -143,7 +143,7 @@ def test_uniform_mixing_reaches_past_and_replay_only_up_to_the_stage() -> None:
     assert set(draws(TrainingConfig(), stage=2, num_steps=4)) == {2}
 
 
-def test_a_mixed_stage_depends_on_seed_epoch_and_problem_alone() -> None:
+def test_a_mixed_stage_depends_only_on_seed_epoch_and_problem() -> None:
     training = TrainingConfig(uniform_prob=0.8)
 
     def stages(seed: int, epoch: int, order: list[int]) -> dict[int, int]:

@@ -141,7 +141,7 @@ def test_steps_keep_their_numbers_where_others_equal_them(tokenizer):
     assert numbers == {"coconut": [2, 3], "coconut_reversed": [1, 2]}
 
 
-def test_the_text_says_it(report):
+def test_the_text_shows_the_counts(report):
     lines = [line.rstrip() for line in render_report(report).splitlines()]
     squeezed = [" ".join(line.split()) for line in lines]
     for expected in (
@@ -212,7 +212,7 @@ def test_the_command_prints_and_draws(tmp_path):
         (["{}/good.json", "--png", "{}/good.json/report.png"], "good.json"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(arguments, said, tmp_path, capsys):
+def test_a_users_mistake_is_reported_in_one_line(arguments, said, tmp_path, capsys):
     write(tmp_path / "good.json", TRAIN)
     (tmp_path / "broken.json").write_text('[{"question": ', encoding="utf-8")
     try:

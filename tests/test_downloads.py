@@ -149,7 +149,7 @@ def test_download_converts_once_and_says_what_is_unchecked(checkout: Checkout) -
 @pytest.mark.slow
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("whole", [False, True])
-def test_download_goes_on_where_it_stopped(checkout: Checkout, ranges: bool, whole: bool) -> None:
+def test_download_continues_where_it_stopped(checkout: Checkout, ranges: bool, whole: bool) -> None:
     """A part of a file with and without a known checksum, half or complete; without ranges the server sends everything.
 
     Complete by checksum: not requested. Complete by size, which only the server knows: the rest is requested, and the
@@ -172,7 +172,7 @@ def test_download_goes_on_where_it_stopped(checkout: Checkout, ranges: bool, who
 
 
 @pytest.mark.slow
-def test_wrong_files_are_refused_and_what_mends_it_is_said(checkout: Checkout) -> None:
+def test_wrong_files_are_refused_with_a_remedy(checkout: Checkout) -> None:
     raw, right = checkout.data / "gsm_raw", dict(checkout.server.files)
     checkout.server.files["train.txt"] = right["valid.txt"]
     error = one_line(checkout.run("gsm_icot.bash"))

@@ -20,7 +20,7 @@ def test_an_evaluation_takes_an_option_or_a_file(tmp_path: Path) -> None:
     assert (named.n_thoughts, own.n_thoughts) == (None, 0)
 
 
-def test_an_evaluation_can_be_told_the_method() -> None:
+def test_an_evaluation_can_set_the_method() -> None:
     assert compose_eval_config(["checkpoint=C", "data=gsm_eval", "method=cot"]).method == "cot"
 
 
@@ -35,7 +35,7 @@ def test_an_evaluation_can_be_told_the_method() -> None:
         (["checkpoint=C", "data=gsm_eval", "method=cott"], ["method: found 'cott'", "unknown method", "no_thoughts"]),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused(overrides: list[str], words: list[str]) -> None:
+def test_an_invalid_evaluation_is_refused(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_eval_config(overrides)
     assert [word for word in words if word not in str(caught.value)] == []

@@ -125,7 +125,7 @@ def test_only_a_curriculum_mixes_stages(method):
         assert layout == experiment.training_layout(5, 2, index, problem)
         stages.append(next(stage for stage in (2, 1, 0) if experiment.layout(problem, stage) == layout))
     assert set(stages) == ({0, 1, 2} if method == "coconut" else {2})
-    unmixed = tiny_experiment(f"method={method}")
+    unmixed = tiny_experiment(f"method={method}", "replay_prob=0.0")
     for index, problem in enumerate(problems):
         assert unmixed.training_layout(5, 2, index, problem) == unmixed.layout(problem, 2)
 

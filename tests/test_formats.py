@@ -18,7 +18,7 @@ from coconut_ds.formats import SYMBOLIC, extract_answer, is_correct
         ("", ""),
     ],
 )
-def test_the_answer_is_what_stands_after_the_last_hash_without_commas(text: str, answer: str) -> None:
+def test_the_answer_follows_the_last_hash_without_commas(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
 
 

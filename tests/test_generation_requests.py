@@ -16,7 +16,7 @@ from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.latent_loop import LatentLoop
 
 
-def test_draws_depend_on_seed_sample_and_place_alone(tiny_model):
+def test_draws_depend_only_on_seed_sample_and_position(tiny_model):
     loop = LatentLoop(tiny_model("gpt2"))
     warm = Request(prompt_of([4, 5], 1), 12, min_new_tokens=12, sampling=Sampling(1.5, seed=3))
     alone = [generate(loop, [one], [0])[0].tokens for one in warm.samples(4)]

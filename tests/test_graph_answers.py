@@ -137,7 +137,7 @@ def test_the_distractor_as_answer_is_a_wrong_target_or_label(problems: list[Prob
         assert categorise(problem, answer) == categorise(problem, distractor_of(problem)) == "incorrect_label"
 
 
-def test_an_edge_that_is_not_in_the_graph_is_a_hallucination_wherever_it_stands(problems: list[Problem]) -> None:
+def test_an_edge_that_is_not_in_the_graph_is_a_hallucination_anywhere_in_the_text(problems: list[Problem]) -> None:
     for seed, problem in enumerate(problems):
         symbols = problem.extra["idx_to_symbol"]
         for position, step in enumerate(problem.steps):
@@ -187,7 +187,7 @@ def test_of_one_token_formats_only_the_answer_counts() -> None:
         assert categorise(problem, "", SYMBOLIC) == "incorrect_label"
 
 
-def test_a_problem_without_graph_is_told_apart_and_refused() -> None:
+def test_a_problem_without_graph_is_recognised_and_refused() -> None:
     assert is_graph_problem(PROBLEM)
     bare = Problem("q", (), "a", {key: value for key, value in GRAPH.items() if key != "edges"})
     assert not is_graph_problem(bare)

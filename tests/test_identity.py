@@ -156,7 +156,7 @@ def test_every_listed_key_exists() -> None:
         (BASE, {"engine_file": engine(a=True)}, {"engine_file": engine(a=1)}, ["deepspeed.file.zero_optimization.a"]),
     ],
 )
-def test_what_lies_behind_the_configuration_counts(
+def test_the_files_behind_the_configuration_count(
     base: Config, left: dict[str, Any], right: dict[str, Any], expected: list[str]
 ) -> None:
     one, two = table(base, **left), table(base, **right)
@@ -175,7 +175,7 @@ def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:
     assert found["training.lr"] == BASE.training.lr
 
 
-def test_a_model_folder_counts_by_content_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_model_folder_counts_by_content_wherever_it_is(tmp_path: Path) -> None:
     """Two folders may have equal weights and different heads."""
 
     def folder(name: str, **values: Any) -> str:
@@ -207,7 +207,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_ingredients(tmp_path / "none")
 
 
-def test_differences_stand_group_by_group_and_show_what_is_absent() -> None:
+def test_differences_are_listed_by_group_and_show_absent_keys() -> None:
     left = {"run.seed": 0, "training.lr": 1e-4, "code.commit": "a"}
     right = {"training.warmup_steps": None, "code.commit": "b", "training.lr": 1e-4, "run.seed": 1}
     found = differences(left, right)
@@ -242,7 +242,7 @@ def test_a_state_is_its_names_types_shapes_and_bytes() -> None:
     assert len({base, *(digest_state(each.items()) for each in changed)}) == len(changed) + 1
 
 
-def test_a_tokenizer_is_what_it_makes_of_text(tmp_path: Path) -> None:
+def test_a_tokenizer_is_identified_by_what_it_makes_of_text(tmp_path: Path) -> None:
     def words(*extra: str) -> PreTrainedTokenizerBase:
         return build_word_tokenizer(["Tom is a bompus", *extra])
 

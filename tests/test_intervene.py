@@ -37,7 +37,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("what", "expected"), CHANGES, ids=lambda one: getattr(one, "name", ""))
-def test_a_change_does_to_the_sequence_what_its_name_says(reasoner, what, expected):
+def test_each_intervention_changes_the_sequence_as_named(reasoner, what, expected):
     """In CHANGES, None means that the thought is computed again by a pass over everything before it."""
     baseline, donor = baselines_of(reasoner, [QUESTION, REFERENCES[1]], max_new_tokens=3)
     token = reasoner.backbone.tokenizer.convert_tokens_to_ids("3")
@@ -76,7 +76,7 @@ def test_a_change_does_to_the_sequence_what_its_name_says(reasoner, what, expect
         assert outcome.text == reasoner.prompter.text(made.tokens)
 
 
-def test_noise_has_the_asked_length_and_repeats_itself():
+def test_noise_has_the_requested_length_and_repeats_itself():
     own = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     case = Case("q", Layout([1, 9, 9, 9, 2], [-100] * 5, 1, 3))
     for kind, base in ((Kind.NOISE, own[1]), (Kind.RANDOM, torch.zeros(32))):

@@ -88,7 +88,7 @@ def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_thoughts_at_once_are_thoughts_one_by_one_after_as_many_iterations(family):
+def test_jacobi_thoughts_equal_sequential_ones_after_one_iteration_per_thought(family):
     """With fewer iterations they equal a plain Jacobi loop; the rows have different numbers of thoughts."""
     model = make_model(family)
     for iterations in (3, 7):
@@ -253,6 +253,6 @@ def test_checkpointing_that_drops_the_cache_is_refused():
     ("name", "words"),
     [("flash_attention_2", "flash_attn.*pip install.*sdpa"), ("flashy", "unknown; expected one of sdpa, eager")],
 )
-def test_attention_kernels_that_are_not_there_say_what_is_missing(name, words):
+def test_a_missing_attention_kernel_is_refused_with_what_to_install(name, words):
     with pytest.raises(ModelError, match=words):
         check_attention(name)

@@ -82,7 +82,7 @@ def test_distractor_is_drawn_evenly_among_all_sinks_the_root_does_not_reach(trai
 
 
 @pytest.mark.parametrize("ranges", [{}, SMALL], ids=["default", "small"])
-def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
+def test_no_graph_is_in_two_splits(ranges: dict[str, Any]) -> None:
     """Fingerprints do not depend on the numbering; among small graphs, thousands of draws would otherwise coincide."""
     one = source(size={"train": 500, "valid": 60, "test": 60}, **ranges)
     splits = {"train": one.train(0) + one.train(1), "valid": one.valid(), "test": one.test()}
@@ -94,7 +94,7 @@ def test_no_graph_stands_in_two_splits(ranges: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("wording", ["sentences", "arrows"])
-def test_of_a_single_graph_no_problem_stands_in_two_splits_whatever_its_order(wording: str) -> None:
+def test_no_problem_of_a_single_graph_is_in_two_splits_whatever_its_order(wording: str) -> None:
     """Two chains of three nodes with six symbols make 720 problems; 4,000 draws contain nearly all those of a split."""
     size = {"train": 4000, "valid": 300, "test": 300}
     ranges = {"num_nodes": (6, 6), "num_layers": (3, 3), "num_edges": (4, 4)}
@@ -137,7 +137,7 @@ def test_problems_depend_on_seed_split_epoch_and_index_only() -> None:
     assert [len(online.train(0)), len(online.valid()), len(online.test())] == [20, 10, 10]
 
 
-def test_arrows_tell_of_the_same_graphs_with_one_word_an_edge() -> None:
+def test_arrows_describe_the_same_graphs_with_one_word_per_edge() -> None:
     size = {"train": 200, "valid": 50, "test": 50}
     sentences, arrows = (source(size=size, wording=wording) for wording in ("sentences", "arrows"))
     for said, drawn in zip(sentences.train(3) + sentences.test(), arrows.train(3) + arrows.test(), strict=True):

@@ -55,7 +55,7 @@ ALL = "s1 s1 s2 s2 s3 s3 A A eos"
         ("pause", 7, f"Q Q{' <p>' * 6} | A A eos"),
     ],
 )
-def test_each_method_lays_three_steps_out_so(method: str, stage: int, expected: str) -> None:
+def test_the_layout_of_three_steps_under_each_method(method: str, stage: int, expected: str) -> None:
     assert readable(make_layout(method, stage)) == expected
 
 
@@ -99,7 +99,7 @@ def test_past_the_last_stage_all_steps_go_and_the_thoughts_stay(method: str, sta
         ("pause", 2, 0, "Q Q <p> <p> <p> <p> | A A eos"),
     ],
 )
-def test_c_latents_stand_for_each_step(method: str, c: int, stage: int, expected: str) -> None:
+def test_each_step_is_replaced_by_c_latents(method: str, c: int, stage: int, expected: str) -> None:
     assert readable(make_layout(method, stage, c=c, last=2)) == expected
 
 

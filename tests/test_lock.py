@@ -16,7 +16,7 @@ from coconut_ds.runs.lock import RunLock
 
 
 @pytest.mark.parametrize("content", [b"", b'{"host": "a", "pi', b"[]", b'{"pid": 1}'])
-def test_a_broken_lock_goes_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+def test_a_broken_lock_is_judged_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(lock_module, "PATIENCE_S", 0.05)
     write(tmp_path, age_s=30).write_bytes(content)
     assert "a process that has not written its id yet" in refusal(tmp_path)

@@ -85,7 +85,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_run_that_is_going_on_is_refused_until_it_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_running_run_is_refused_until_it_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     said = refusal(tmp_path)
     for part in (str(tmp_path / "lock.json"), f"process {holder.pid} on ", "(attempt attempt-1) since 20", "delete"):
         assert part in said
@@ -111,7 +111,7 @@ def test_the_lock_of_a_killed_holder_is_taken_over_at_once(tmp_path: Path, holde
 
 
 @pytest.mark.slow
-def test_of_two_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
+def test_if_two_take_over_at_once_one_wins(tmp_path: Path) -> None:
     with start(COMPETE) as one, start(COMPETE) as two:
         both = (one, two)
         assert [line_of(each) for each in both] == ["ready", "ready"]
@@ -167,7 +167,7 @@ def test_a_judge_that_slept_replaces_only_the_lock_it_judged(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_else_replaces_a_lock_while_one_is_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_launch_at_a_time_replaces_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither another launch that judges it stale, nor the holder itself if it wakes up and ends."""
     with RunLock(tmp_path, lambda line: None) as sleeper:
         write(tmp_path, replace(sleeper._holder, started="1"))
@@ -187,7 +187,7 @@ def test_nobody_else_replaces_a_lock_while_one_is_at_it(tmp_path: Path, monkeypa
             assert not sleeper.still_ours()
 
 
-def test_a_process_that_died_while_it_took_over_or_let_go_is_dealt_with(tmp_path: Path) -> None:
+def test_files_of_a_process_that_died_while_it_took_over_are_replaced(tmp_path: Path) -> None:
     stale, taker = gone(), gone()
     write(tmp_path, stale)
     write(tmp_path, taker, name=f".lock.json.{stale.token}")
@@ -201,7 +201,7 @@ def test_a_process_that_died_while_it_took_over_or_let_go_is_dealt_with(tmp_path
 
 
 @pytest.mark.parametrize("key", ["host", "boot", "pid_space"])
-def test_a_process_that_cannot_be_asked_lives_as_long_as_its_file_is_touched(
+def test_a_process_elsewhere_is_alive_while_its_file_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """Only the clock of the file system counts, since the clocks of machines differ."""
@@ -217,7 +217,7 @@ def test_a_process_that_cannot_be_asked_lives_as_long_as_its_file_is_touched(
     assert line.endswith("gave no sign of life for 90 s")
 
 
-def test_who_waits_takes_over_from_a_machine_that_is_gone_and_gives_way_to_one_that_lives(tmp_path: Path) -> None:
+def test_waiting_takes_over_from_a_dead_machine_and_gives_way_to_a_living_one(tmp_path: Path) -> None:
     lines: list[str] = []
     options: dict[str, Any] = {"heartbeat_s": 0.02, "stale_after_s": 0.5, "waits": True}
     write(tmp_path, elsewhere(), age_s=0.2)

@@ -86,7 +86,7 @@ def laid_out(task: tuple[str, str, int]) -> Layout:
     return lay_out(METHODS[method], one, stage, SPEC, MARKERS)
 
 
-def test_the_stages_of_an_epoch_are_these() -> None:
+def test_the_stages_of_an_epoch() -> None:
     assert stages("uniform", EPOCH, 2) == GOLDEN_STAGES["uniform"]
     assert stages("replay", EPOCH, 2) == GOLDEN_STAGES["replay"]
     assert stages("replay", EPOCH + 1, 2) != stages("replay", EPOCH, 2)
@@ -94,7 +94,7 @@ def test_the_stages_of_an_epoch_are_these() -> None:
 
 
 @pytest.mark.parametrize(("method", "expected"), GOLDEN_ROWS)
-def test_the_sequences_of_an_epoch_are_these(method: str, expected: list[str]) -> None:
+def test_the_sequences_of_an_epoch(method: str, expected: list[str]) -> None:
     assert [readable(laid_out((method, "uniform", index))) for index in range(4)] == expected
 
 

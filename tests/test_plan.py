@@ -49,7 +49,7 @@ def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
         (["deepspeed=zero3_offload", "bf16=true"], (0, 2, 0, 0, 4.5)),
     ],
 )
-def test_what_stays_follows_the_stage(overrides, kept):
+def test_memory_kept_between_passes_depends_on_the_zero_stage(overrides, kept):
     config, count = compose_config(overrides), 4_000_000
     found = kept_bytes(config, count, count, 4)
     per_parameter = [found.weights, found.gathered, found.gradients, found.optimizer, found.host]
@@ -89,7 +89,7 @@ def test_a_plan_as_numbers_and_as_a_table(capsys):
 
 
 @pytest.mark.slow
-def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
+def test_sequences_come_from_the_data_by_default(capsys):
     """The larger of the first and the last stage counts."""
     data = [
         "data=modular_sum",
@@ -114,6 +114,6 @@ def test_sequences_come_from_the_data_where_nothing_else_is_said(capsys):
         (["lr=x"], "training.lr"),
     ],
 )
-def test_a_question_that_cannot_be_is_refused(capsys, arguments, words):
+def test_an_impossible_plan_is_refused(capsys, arguments, words):
     assert main([*SMALL, *arguments]) == 2
     assert words in capsys.readouterr().err

@@ -23,7 +23,7 @@ def test_each_batch_comes_once_in_order_and_one_is_made_ahead(count):
     assert taken == asked == [[n, n + 1] for n in range(count)]
 
 
-def test_an_error_comes_where_its_batch_would():
+def test_an_error_is_raised_in_place_of_its_batch():
     def prepare(indices):
         if indices == [2]:
             raise ValueError("broken")

@@ -259,7 +259,7 @@ def test_a_bad_prontoqa_file_is_refused(
 # Writing
 
 
-def test_the_manifest_tells_what_lies_in_the_folder(tmp_path: Path) -> None:
+def test_the_manifest_lists_the_files_of_the_folder(tmp_path: Path) -> None:
     """Entries of files that a later run does not touch stay; those of deleted files are removed."""
     good = (FIXTURES / "gsm_valid.txt").read_bytes()
     for name, times in {"train.txt": 1, "valid.txt": 2}.items():

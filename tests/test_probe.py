@@ -156,7 +156,7 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
         (["checkpoint=CHECKPOINT", "question=1", "topk=3"], "topk=3: no group has this key; did you mean top_k"),
     ],
 )
-def test_what_cannot_be_done_is_said(checkpoint, problems, line, message, capsys):
+def test_impossible_requests_are_refused_with_a_reason(checkpoint, problems, line, message, capsys):
     given = [part.replace("CHECKPOINT", str(checkpoint)).replace("DATA", str(problems)) for part in line]
     assert main(given) == 2
     assert message in capsys.readouterr().err

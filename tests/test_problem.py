@@ -122,7 +122,7 @@ def files(folder: Path, **changes: Any) -> DataConfig:
     return DataConfig(**{"kind": "file", **paths, "test_path": str(folder / "later.json"), **changes})
 
 
-def test_a_test_file_that_is_not_there_does_not_matter_until_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_test_file_matters_only_when_it_is_used(tmp_path: Path) -> None:
     source = open_source(files(tmp_path, made_by="make the-files"), seed=0)
     assert source.train(0) == source.train(3) == source.valid() == load_problems(tmp_path / "train_path.json")
     with pytest.raises(DataError, match=r"data\.test_path=.*later\.json: no such file; make it with: make the-files"):

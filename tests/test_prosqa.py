@@ -77,7 +77,7 @@ def test_edges_as_listed_do_not_order_the_sentences(problems: list[Problem]) -> 
     assert 0.5 / 36 < last / SIZE < 2 / 36
 
 
-def test_no_graph_stands_twice_and_seeds_repeat() -> None:
+def test_no_graph_repeats_and_equal_seeds_give_equal_problems() -> None:
     test = list(generate_split(3, "test", 50))
     taken = {fingerprint for _, fingerprint in test}
     assert len(taken) == 50

@@ -22,7 +22,7 @@ def call(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[
     return calling(root, capsys)
 
 
-def test_prune_keeps_the_last_the_best_and_what_may_be_all_there_is(root, call):
+def test_prune_keeps_the_last_the_best_and_the_only_copies(root, call):
     folder, bare = (RunFolder(root / "toy" / RUN / attempt) for attempt in (FIRST, SECOND))
     (folder.checkpoint(4) / "model.safetensors").write_bytes(b"cut")
     make_checkpoint(folder, 3, 1, 0.0, batch=7)

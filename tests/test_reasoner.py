@@ -101,7 +101,7 @@ def test_wrong_requests_say_what_is_possible(reasoner, folder, tmp_path):
         load_reasoner(tmp_path / "none")
 
 
-def test_the_text_part_opens_with_transformers_alone(reasoner, folder):
+def test_without_thoughts_a_folder_works_with_plain_transformers(reasoner, folder):
     """Without thoughts a folder is a plain model: transformers' ``generate`` writes the same text as ours."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("1 + 2\n", return_tensors="pt").input_ids

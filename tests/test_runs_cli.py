@@ -49,7 +49,7 @@ def test_diff_names_each_ingredient_that_differs(root, call):
         ("", ["empty argument"]),
     ],
 )
-def test_a_word_that_means_no_one_attempt_is_an_error_that_helps(call, word, expected):
+def test_an_ambiguous_or_unknown_word_is_a_helpful_error(call, word, expected):
     code, out, err = call("show", word)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -96,7 +96,7 @@ def test_sizes_and_ages_are_for_people():
     assert [age(seconds) for seconds in (-5, 59, 60, 3 * 3600, 200_000)] == ["0 s", "59 s", "1 min", "3 h", "2 d"]
 
 
-def test_the_command_starts_as_a_module_and_bears_a_closed_pipe(root):
+def test_the_command_starts_as_a_module_and_survives_a_closed_pipe(root):
     command = [sys.executable, "-m", "coconut_ds.runs", "list", "--root", str(root), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

@@ -105,7 +105,7 @@ def test_chats_join_their_messages(client, reasoners):
     assert streamed(chunks) == {0: answer.text}
 
 
-def test_the_body_says_how_to_think(client, reasoners):
+def test_the_body_sets_how_to_think(client, reasoners):
     """Extra fields as ``openai``'s client sends them; thoughts come decoded, and before the text in a stream."""
     extras = {"n_thoughts": 5, "force_text_after": 3, "return_thoughts": True, "thought_top_k": 2}
     (answer,) = reasoners["coconut"].generate("hello", 5, force_text_after=3, max_new_tokens=6, keep_thoughts=True)
@@ -182,7 +182,7 @@ def test_traces_are_those_of_probing(http, reasoners, name):
     assert all("layers" not in one for one in http.post("/v1/thoughts", json=body).json()["thoughts"])
 
 
-def test_what_there_is_and_how_it_fares(client, http, server):
+def test_models_health_version_and_metrics(client, http, server):
     models = {model.id: model for model in client.models.list()}
     assert list(models) == list(FOLDERS)
     assert (models["coconut"].method, models["coconut"].stage, models["coconut"].n_thoughts) == ("coconut", 1, 2)

@@ -59,7 +59,7 @@ def test_folders_and_runs_have_names(checkpoint, tmp_path):
     assert find_checkpoints([str(attempt / "checkpoint_1")]).names == ["demo/checkpoint_1"]
 
 
-def test_names_are_all_that_a_request_can_say(checkpoint, tmp_path):
+def test_requests_can_only_name_checkpoints(checkpoint, tmp_path):
     checkpoints = find_checkpoints([str(checkpoint)])
     for name in ("", "..", str(checkpoint), "tiny/../tiny", "tiny/"):
         with pytest.raises(UnknownModelError):

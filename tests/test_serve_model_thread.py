@@ -63,7 +63,7 @@ def wait_for(condition, limit_s: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def test_many_threads_and_coroutines_get_what_the_reasoner_alone_writes(make, checkpoint):
+def test_many_threads_and_coroutines_get_the_reasoners_own_text(make, checkpoint):
     """Prompts, numbers of thoughts and samples, all at once; random draws depend on nothing else."""
     service, reasoner = make(slots=3), load_reasoner(checkpoint)
     kinds = [({"n_thoughts": count}, {"n_thoughts": count}) for count in range(4)] + [
@@ -89,7 +89,7 @@ def test_many_threads_and_coroutines_get_what_the_reasoner_alone_writes(make, ch
     assert [[one.completion.tokens for one in choices] for choices in plain] == expected
 
 
-def test_who_stops_waiting_frees_the_slot(make):
+def test_a_cancelled_request_frees_its_slot(make):
     service = make(slots=2)
     thread = thread_of(service)
 
@@ -233,7 +233,7 @@ def test_requests_end_at_the_time_limit_and_when_the_service_stops(make):
         ({"min_thoughts": 9}, "min_thoughts"),
     ],
 )
-def test_what_cannot_be_is_refused_by_the_field_that_says_it(service, options, param):
+def test_invalid_requests_are_refused_by_field(service, options, param):
     with pytest.raises(RequestError, match=param) as refused:
         service.answer_now(replace(ask(), **options))
     assert refused.value.param == param

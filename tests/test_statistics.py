@@ -5,9 +5,10 @@ import math
 import random
 from fractions import Fraction
 
+import numpy
 import pytest
 
-from coconut_ds.evaluation.statistics import Interval, mcnemar, paired_difference, wilson
+from coconut_ds.evaluation.statistics import Interval, bootstrap, mcnemar, mean_of, paired_difference, wilson
 
 Z_95 = 1.959963984540054
 
@@ -155,3 +156,20 @@ def test_different_numbers_of_answers_are_no_pairs():
         mcnemar([True, False], [True])
     with pytest.raises(ValueError, match="zip"):
         paired_difference([True, False], [True])
+
+
+def test_bootstrap_intervals_are_those_of_resampled_means():
+    rng = random.Random(0)
+    values = [rng.gauss(3.0, 2.0) for _ in range(400)]
+    interval = bootstrap(values)
+    draws = sorted(sum(rng.choices(values, k=400)) / 400 for _ in range(2000))
+    # The ends of 2,000 resampled means vary by about 0.007 between runs.
+    assert interval.low == pytest.approx(draws[50], abs=0.03)
+    assert interval.high == pytest.approx(draws[1949], abs=0.03)
+    half = 1.96 * float(numpy.std(values)) / math.sqrt(400)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
+    assert bootstrap(values) == interval
+    shares = mean_of([1.0, 0.0, 1.0, 1.0])
+    expected = wilson(3, 4)
+    assert (shares.estimate, shares.low, shares.high) == (0.75, expected.low, expected.high)
+    assert mean_of([0.5, 1.0]).estimate == 0.75

@@ -93,7 +93,7 @@ def test_the_vocabulary_is_about_forty_tokens_and_a_step_is_one() -> None:
         ("advance=accuracy", ["training.advance=accuracy", "set training.advance=epochs"]),
     ],
 )
-def test_what_it_cannot_go_with_is_refused(override: str, words: list[str]) -> None:
+def test_settings_that_symbolic_problems_exclude_are_refused(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config(["data=prosqa_symbolic", override])
     assert [word for word in words if word not in str(caught.value)] == []

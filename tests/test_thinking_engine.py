@@ -146,7 +146,7 @@ def test_ranks_make_the_same_passes_whatever_they_have_to_do(tiny_model):
     assert [ends.completions[n].tokens for n in range(4)] == [slow_generate(model, one, 0) for one in work[0]]
 
 
-def test_the_cache_takes_what_its_shape_says_and_the_model_is_left_as_it_was(tiny_model):
+def test_the_cache_has_the_size_of_its_shape_and_the_model_is_unchanged(tiny_model):
     model = tiny_model("llama")
     engine = ThinkingEngine(LatentLoop(model), [0], 3, 50)
     engine.submit(Request(prompt_of([4, 5], 2), 4))

@@ -19,12 +19,13 @@ from coconut_ds.data.tokens import (
     add_markers,
     build_word_tokenizer,
     decode,
+    encode_answers,
     encode_questions,
     load_tokenizer,
     tokenize,
 )
 from coconut_ds.errors import ModelError
-from coconut_ds.formats import is_correct
+from coconut_ds.formats import SYMBOLIC, TEXT, is_correct
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 
@@ -179,7 +180,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_tokenizer_that_cannot_be_had_is_one_error_at_once() -> None:
+def test_a_tokenizer_that_cannot_be_loaded_is_one_error_at_once() -> None:
     began = time.perf_counter()
     with pytest.raises(ModelError) as caught:
         load_tokenizer("nobody/nothing")
@@ -227,3 +228,13 @@ def test_what_is_cached_is_taken_without_asking_the_hub(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(hub, "hub_reachable", reachable)
     assert load_by_name(load, "a/b", "model.model_id", "") == ("a/b", True)
+
+
+@pytest.mark.parametrize("form", [TEXT, SYMBOLIC])
+def test_cue_and_rest_are_the_answer_as_it_is_trained_on(form):
+    tokenizer = build_word_tokenizer(["1 2 3 ### [A] ab c."])
+    problems = [Problem("1", (), answer) for answer in ("3", "ab c.", "1 2")]
+    cue, tails = encode_answers(tokenizer, [problem.answer for problem in problems], form)
+    for problem, tail in zip(tokenize(tokenizer, problems, form), tails, strict=True):
+        assert [*problem.cue, *problem.answer] == [*cue, *tail]
+    assert tokenizer.decode(cue) == form.answer_start.strip()

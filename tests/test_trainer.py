@@ -115,7 +115,7 @@ def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
 def test_losses_are_those_of_plain_training_one_problem_at_a_time(tmp_path, overrides):
     """Replayed stages, an uneven last batch, clipping, warm-up, optimizer resets; validation at the epoch's stage."""
     folder = run_folder(tmp_path)
-    overrides = (*overrides, "lr=0.01", "warmup_steps=5")
+    overrides = (*overrides, "lr=0.01", "warmup_steps=5", "save_every=9")
     position, engine = train(folder, *overrides)
     losses, validation = slow_training(tiny_experiment(*overrides))
     assert column(folder, "train/loss") == pytest.approx(losses, rel=1e-4)
@@ -133,7 +133,7 @@ def test_without_resets_the_optimizer_remembers(tmp_path):
     rates = {}
     for kind in ("stage", "epoch", "never"):
         folder = run_folder(tmp_path / kind)
-        options = ("epochs_per_stage=2", "num_epochs=3", "warmup_steps=100", f"reset_optimizer={kind}")
+        options = ("epochs_per_stage=2", "num_epochs=3", "warmup_steps=100", "save_every=9", f"reset_optimizer={kind}")
         rates[kind] = train(folder, *options)[1].rates
     since_reset = {
         "stage": [1, 2, 3, 4, 5, 6, 1, 2, 3],
@@ -155,7 +155,7 @@ RESUMED = (DROPOUT, "advance=accuracy", "max_epochs_per_stage=1", "advance_at=1.
 """Stages are recorded in the run, and dropout draws random numbers in each update."""
 
 
-@pytest.mark.parametrize("looks", [[0], [1], [3], [4, 1], [5], [7, 2, 2], [1] * 8])
+@pytest.mark.parametrize("looks", [[0], [3], [4, 1], [7, 2, 2], [2] * 4])
 def test_a_run_that_is_stopped_at_any_moment_and_continued_is_the_run_left_alone(tmp_path, undisturbed, looks):
     """Before the first update, within an epoch, at its end, during validation; once or in one launch after another."""
     folder = run_folder(tmp_path)
@@ -166,7 +166,7 @@ def test_a_run_that_is_stopped_at_any_moment_and_continued_is_the_run_left_alone
     assert (names(folder) == set()) == (looks == [0]), "nothing is saved of a run that has made no update"
     position, _ = train(folder, *RESUMED)
     assert record(folder) == record(undisturbed)
-    assert position.stage_switches == [1, 2]
+    assert position.stage_switches == [1, 2, 3]
     ends = [one.checkpoint(3) for one in (folder, undisturbed)]
     for part in ("model.safetensors", "coconut.json", f"{ENGINE}/torch_state.pt"):
         here, there = ((end / part).read_bytes() for end in ends)
@@ -203,15 +203,21 @@ def test_a_stop_during_validation_does_not_wait_for_its_end(tmp_path):
 
 
 def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
-    folder = run_folder(tmp_path)
-    with pytest.raises(Interrupted):
-        train(folder, "save_every_steps=2", interrupts=AskedToStop(2))
-    (path,) = folder.checkpoints()
-    assert path.name == "checkpoint_0_2"
-    number = path.stat().st_ino
-    with pytest.raises(Interrupted):
-        train(folder, "save_every_steps=2", interrupts=AskedToStop(0))
-    assert path.stat().st_ino == number, "a launch that made no update wrote a checkpoint"
+    """Neither the launch that has just saved, nor the next one, which is stopped before its first update."""
+    folder, saves = run_folder(tmp_path), []
+
+    class Counting(TorchEngine):
+        def save_state(self, folder: Path) -> None:
+            saves.append(folder)
+            super().save_state(folder)
+
+    for at in (2, 0):
+        with pytest.raises(Interrupted):
+            train(folder, "save_every_steps=2", interrupts=AskedToStop(at), engine_class=Counting)
+        assert (names(folder), len(saves)) == ({"checkpoint_0_2"}, 1)
+
+
+SCRIPTED = ("advance=accuracy", "advance_at=0.8", "save_every=9", "keep_best=false")
 
 
 class Scripted:
@@ -243,7 +249,7 @@ def test_accuracy_ends_stages_and_the_run(tmp_path, monkeypatch, shares, options
     evaluator = Scripted(list(shares))
     monkeypatch.setattr(Experiment, "evaluator", lambda self: evaluator)
     folder = run_folder(tmp_path)
-    position, _ = train(folder, "num_epochs=4", *options[::1], "advance=accuracy", "advance_at=0.8")
+    position, _ = train(folder, "num_epochs=4", *options, *SCRIPTED)
     assert column(folder, "eval/stage") == stages
     assert column(folder, "train/stage") == [stage for stage in stages for _ in range(3)]
     assert position.stage_switches == switches

@@ -6,6 +6,7 @@ may use this one and need no processes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ TINY = (
 DROPOUT = "model.model_config_overrides.resid_pdrop=0.2"
 
 
+@cache
 def tiny_config(*overrides: str) -> Config:
     return compose_config([*TINY, *overrides])
 
