@@ -1,7 +1,7 @@
 """Entry point: ``deepspeed coconut_ds/train.py [overrides]``, ``torchrun …``, ``python …``, or ``coconut-train``.
 
-``--help`` shows the groups and the most used keys, ``--help=GROUP`` and ``--help-all`` the others; ``--cfg job`` prints the
-resolved configuration.
+``--help`` shows the groups and the most used keys, ``--help=GROUP`` and ``--help-all`` the others; ``--cfg job`` prints
+the resolved configuration.
 """
 
 import sys

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from coconut_ds.training.position import Position
 
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.runs.manifest import RunManifest, now
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.engine import random_file
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.saver import RunSaver

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from coconut_ds.training.position import Position
 from making_saver import StillEngine, evaluation, manifest_of, names, run_epochs, with_settings
 from torch_engine import run_folder, tiny_experiment
 
@@ -15,6 +14,7 @@ from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE
 from coconut_ds.runs.manifest import read_manifest
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.saver import RunSaver, Scores

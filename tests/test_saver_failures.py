@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coconut_ds.training.position import Position
 from making_locks import elsewhere, write
 from making_saver import StillEngine, contents, manifest_of, names, raising, run_epochs, with_settings
 from torch_engine import run_folder, tiny_experiment
@@ -19,6 +18,7 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.files import is_complete
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.saver import RunSaver
 

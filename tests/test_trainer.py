@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from coconut_ds.training.position import Position
 from slow_loop import slow_loss
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
@@ -15,6 +14,7 @@ from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.files import is_complete
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.curriculum import learning_rate, mixed_stage
 from coconut_ds.training.experiment import Experiment
