@@ -4,7 +4,7 @@ import asyncio
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from making_guards import BODY_BYTES, KEY, Exchange, Guarded, basic, bearer, echo
 
@@ -13,6 +13,8 @@ from making_guards import BODY_BYTES, KEY, Exchange, Guarded, basic, bearer, ech
 
 @settings(deadline=None, max_examples=50)
 @given(given_id=st.one_of(st.from_regex(r"[A-Za-z0-9_-]{1,70}", fullmatch=True).map(str.encode), st.binary()))
+@example(given_id=b"a" * 64)
+@example(given_id=b"a" * 65)
 def test_a_clients_request_id_comes_back_if_it_is_a_short_plain_word(given_id):
     """Otherwise it is replaced: neither a log nor a header may hold what a client makes up."""
     seen = []
