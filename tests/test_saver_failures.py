@@ -101,11 +101,11 @@ def test_a_launch_whose_lock_was_taken_writes_nothing(tmp_path, experiment):
     with RunLock(folder.path.parent, print) as lock:
         saver = RunSaver(experiment, folder, lock=lock)
         saver.save(StillEngine(experiment), Position(epoch=1), 0)
-        assert not saver.lost
+        assert not saver.lock_lost
         write(folder.path.parent, elsewhere())
         with pytest.raises(CheckpointError, match="another launch"):
             saver.save(StillEngine(experiment), Position(epoch=2), 0)
-        assert saver.lost
+        assert saver.lock_lost
     assert names(folder) == {"checkpoint_1"}
 
 

@@ -1,6 +1,7 @@
 """The training loop over an engine in plain torch: its numbers, its checkpoints, and stopping it at any moment."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -256,7 +257,7 @@ def test_accuracy_ends_stages_and_the_run(tmp_path, monkeypatch, shares, options
     assert column(folder, "curriculum/stage_switches") == [switches[: n + 1] for n in range(len(switches))]
     assert position.solved == (len(stages) < len(shares) or ("stop_at=0.9" in options and stages[-1] == 3))
     last = json.loads((folder.checkpoint(len(stages)) / ENGINE / RESUME_STATE).read_text())
-    assert last["position"] == position.as_dict()
+    assert last["position"] == asdict(position)
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_problems_and_ends_the_run(tmp_path):
@@ -284,6 +285,6 @@ def test_a_solved_run_is_left_alone(tmp_path):
         engine = TorchEngine(experiment)
         saver = RunSaver(experiment, folder)
         trainer = Trainer(experiment, engine, saver, ProgressBar(is_first=False), None, AskedToStop())
-        before = position.as_dict()
-        assert trainer.fit(position).as_dict() == before
+        before = asdict(position)
+        assert asdict(trainer.fit(position)) == before
         assert (engine.rates, list(Path(folder.path).iterdir())) == ([], [])
