@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         options.png.parent.mkdir(parents=True, exist_ok=True)
         # Imported here, so that invalid files are reported before torch is loaded.
-        from coconut_ds.data.report.picture import draw
+        from coconut_ds.data.report.picture import draw_report
         from coconut_ds.data.report.statistics import make_report
         from coconut_ds.data.report.text import render_report
         from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = make_report(
             files, tokenizer, METHODS[options.method], options.c_thought, options.max_latent_stage, options.examples
         )
-        draw(report, options.png)
+        draw_report(report, options.png)
     except (CoconutError, OSError) as error:
         # Messages about the tokenizer name the training setting; here it is an option.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))

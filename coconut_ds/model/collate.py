@@ -102,7 +102,7 @@ def collate(
         layouts: B sequences; each has at least one token before its first target.
         weights: [B] for each row, the weight of each of its targets in the loss.
         num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
-        pad_id: any token id; what stands in padding never affects the results.
+        pad_id: any token id; padding never affects the results.
         num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
         iterations: see ``LatentInputs``.
     """

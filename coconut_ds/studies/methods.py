@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done, failed = run_all(cells, options.out, options.set, options.lanes)
     table = render_table(done, options.methods)
     (options.out / "table.md").write_text(table, encoding="utf-8")
-    draw(done, options.methods, options.out / "accuracy.png")
+    draw_accuracies(done, options.methods, options.out / "accuracy.png")
     sys.stdout.write(f"\n{table}\n{options.out / 'table.md'}, {options.out / 'accuracy.png'}\n")
     for cell, error in failed.items():
         sys.stderr.write(f"error: {cell}: {error}\n")
@@ -192,7 +192,7 @@ def _range(values: Sequence[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
 
 
-def draw(done: dict[TableCell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
+def draw_accuracies(done: dict[TableCell, dict[str, Any]], methods: Sequence[str], path: Path) -> None:
     """Draws the accuracies: one panel per task, one row per method, one dot per run."""
     import matplotlib
 

@@ -31,7 +31,7 @@ QUESTION_SHARE = 0.14
 """Share of a row's width that the question occupies, whatever its length."""
 
 
-def draw(report: Report, path: Path) -> None:
+def draw_report(report: Report, path: Path) -> None:
     """Writes the picture as a PNG file."""
     import matplotlib
 
