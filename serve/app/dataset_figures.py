@@ -36,7 +36,7 @@ def effects_figure(found: Sequence[Effect]) -> go.Figure:
     table = {(one.name, one.thought): one for one in found}
     cells = [[_effect_cell(table.get((name, thought))) for thought in thoughts] for name in names]
     rows = [words_of(name) for name in names]
-    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "share of answers kept")
+    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "answers kept")
 
 
 def probes_figure(scores: Sequence[ProbeScore]) -> go.Figure:

@@ -36,7 +36,7 @@ def arm_name(report: InterventionReport, arm: InterventionArm) -> str:
     thought = report.intervention.thought
     if arm is report.effect:
         return f"thought {thought}: intervention"
-    return f"thought {thought}: donors with the same answer" if arm.name == "same answer" else arm.name
+    return f"thought {thought}: same-answer donors" if arm.name == "same answer" else arm.name
 
 
 def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]) -> go.Figure:
@@ -58,4 +58,4 @@ def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]
             row.append(HeatCell(arm.kept, common, hover))
         cells.append(row)
     rows = [names[kind] for kind in kinds]
-    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "share of draws that keep the answer")
+    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "answer kept")

@@ -115,11 +115,11 @@ def _shown(bar: Bar, file: ProblemFile, number: int) -> ComponentUpdates:
 
 
 def _number_label(problems: Any) -> str:
-    return f"Problem number (0 to {len(problems) - 1:,})" if problems else "Problem number"
+    return f"Number, 0 to {len(problems) - 1:,}" if problems else "Number"
 
 
 def _thoughts_label(card: ModelCard) -> str:
     method = METHODS[card.method]
     if not method.has_latents:
-        return f"Thoughts: none (method: {card.method})"
-    return f"{'Pauses' if method.pauses else 'Thoughts'} (trained with {card.num_latents}; method: {card.method})"
+        return f"Thoughts: none ({card.method})"
+    return f"{'Pauses' if method.pauses else 'Thoughts'} (trained with {card.num_latents}, {card.method})"

@@ -43,7 +43,7 @@ def layers_figure(trace: ThoughtTrace) -> go.Figure | None:
     ]
     rows = ["input" if layer == 0 else str(layer) for layer in reversed(range(count))]
     columns = [str(one.number) for one in trace.thoughts]
-    return heat_map(cells, columns, rows, ("thought", "layer"), "probability of the top token")
+    return heat_map(cells, columns, rows, ("thought", "layer"), "probability")
 
 
 def norms_figure(trace: ThoughtTrace) -> go.Figure:
