@@ -45,7 +45,11 @@ CASES: dict[str, tuple[int, list[str]]] = {
 """For each case, the ZeRO stage and the overrides of the configuration."""
 MICRO_BATCH, TOKENS = 8, 120
 VOCABULARY = 4000
-ENGINE = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 0}
+ENGINE = {
+    "reduce_bucket_size": 1_000_000,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_reuse_distance": 3_000_000,
+}
 """DeepSpeed's default buckets of 2 GB would hide everything else."""
 
 

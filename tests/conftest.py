@@ -44,9 +44,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
-    *("test_engine", "test_study_methods", "test_train", "test_evaluation_runs", "test_resume", "test_package"),
+    *(
+        "test_engine",
+        "test_plan",
+        "test_study_methods",
+        "test_train",
+        "test_evaluation_runs",
+        "test_resume",
+        "test_package",
+    ),
     *("test_resume_stops", "test_resume_damage", "test_serve_process", "test_signals", "test_static"),
-    *("test_kill_matrix", "test_plan", "test_lm_harness", "test_serve_api"),
+    *("test_kill_matrix", "test_lm_harness", "test_serve_api"),
 )
 """Test files that take longest, the longest first."""
 

@@ -58,7 +58,7 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
         assert summary[method] == pytest.approx(right / 60, abs=1e-4)
         assert summary["updates"][method] == 4
     assert (out / "accuracy.png").stat().st_size > 10_000
-    assert summary["sentence"].startswith("Not solved within the epochs given")
+    assert summary["sentence"].startswith("coconut did not solve the task in the given number of epochs")
     assert summary["sentence"] in done.stdout
     assert done.stdout.count("answer: ") == 5
 
