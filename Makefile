@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
+# One more than two cores: tests that wait for a process leave a core idle.
+WORKERS ?= 3
 
 .PHONY: demo app test lint clean
 
@@ -15,7 +17,7 @@ app: $(VENV)/.ready
 	$(BIN)/python -m serve app --runs outputs
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format .
