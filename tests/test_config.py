@@ -7,10 +7,12 @@ from making_config import composed, config
 from pydantic import BaseModel, ValidationError
 
 from coconut_ds.errors import ConfigError
+from coconut_ds.methods import METHODS
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.compose import (
     parse_arguments,
 )
+from coconut_ds.settings.data import SOURCES
 from coconut_ds.settings.schema import leaf_keys
 
 
@@ -19,9 +21,9 @@ from coconut_ds.settings.schema import leaf_keys
     [
         (
             {"method.kind": "cott"},
-            ["method.kind: found 'cott'", "unknown method", "icot, no_cot, no_thoughts, pause, pause_as_thought"],
+            ["method.kind: found 'cott'", "unknown method", ", ".join(sorted(METHODS))],
         ),
-        ({"data.kind": "web"}, ["data.kind: found 'web'", "unknown data source", "file, modular_sum", "synthetic"]),
+        ({"data.kind": "web"}, ["data.kind: found 'web'", "unknown data source", ", ".join(SOURCES)]),
         ({"training.num_epochs": "many"}, ["training.num_epochs: found 'many'", "valid integer"]),
         ({"training.num_epochs": True}, ["training.num_epochs: found True", "valid integer"]),
         ({"training.lr": True}, ["training.lr: found True", "valid number"]),

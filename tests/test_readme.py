@@ -58,4 +58,5 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_it_stays_short():
-    assert len(README.splitlines()) < 200
+    """Without the rows of tables, which grow with methods and experiments."""
+    assert sum(not line.startswith("|") for line in README.splitlines()) < 180

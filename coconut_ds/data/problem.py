@@ -17,7 +17,7 @@ from typing import Any
 from coconut_ds.errors import DataError
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON can contain an lone surrogate; it is not a character, and tokenizers fail on it."""
+"""JSON can contain a lone surrogate; it is not a character, and tokenizers fail on it."""
 REQUIRED_KEYS = ("question", "steps", "answer")
 
 
