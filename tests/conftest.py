@@ -4,7 +4,6 @@ import gc
 import os
 from collections.abc import Callable
 
-import launching
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -65,12 +64,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(COSTLY)}
     items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
-    if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
-        launching.zygote()
 
 
 def pytest_collection_finish() -> None:
