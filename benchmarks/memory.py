@@ -28,6 +28,7 @@ from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.training.engine_file import zero_stage
 
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
 GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"
@@ -50,7 +51,8 @@ ENGINE = {
     "stage3_param_persistence_threshold": 0,
     "stage3_max_reuse_distance": 3_000_000,
 }
-"""DeepSpeed's default buckets of 2 GB would hide everything else."""
+"""DeepSpeed's default buckets of 2 GB would hide everything else. The reuse distance, in parameters, is more than one
+pass over any of the models: a larger one changes nothing, but at each release DeepSpeed looks that far ahead."""
 
 
 def case(name: str, folder: Path) -> Config:
@@ -76,7 +78,8 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
         model = model_from_scratch(config.model, tokenizer, len(tokenizer))
         if config.model.lora.rank:
             add_adapters(model, markers, config.model.lora)
-        loop = LatentLoop(model, config.training.activation_checkpointing)
+        defers = zero_stage(config) < 3
+        loop = LatentLoop(model, config.training.activation_checkpointing, defer_gradients=defers)
         engine = Engine(loop, config, BatchGeometry.derive(config.training, 1), ranks)
         for _ in range(2):
             engine.update([batch, batch], 1e-4)

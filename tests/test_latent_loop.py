@@ -242,6 +242,15 @@ def test_few_states_meet_the_vocabulary_as_in_the_module_itself(bias, monkeypatc
     assert calls == [3, 3]
 
 
+def test_gradients_of_sharded_weights_are_never_deferred(monkeypatch):
+    """Under ZeRO-3 a weight is whole only during a pass: a loop that would defer its gradient must not go on."""
+    monkeypatch.setattr("coconut_ds.model.deferred.is_sharded", lambda weight: True)
+    model, batch = make_model("gpt2"), collate(SOME, [1.0] * 3, 3, pad_id=3)
+    with pytest.raises(AssertionError, match="defer_gradients=False"):
+        latent_loss(LatentLoop(model), *batch)
+    latent_loss(LatentLoop(model, defer_gradients=False), *batch).backward()
+
+
 def test_checkpointing_that_drops_the_cache_is_refused():
     model = make_model("gpt2")
     model.gradient_checkpointing_enable()

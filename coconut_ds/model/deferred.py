@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from coconut_ds.distributed.zero import is_sharded
+
 Stash = list[tuple[Tensor, Tensor]]
 """For each product with a weight after the prefix: its inputs [n, in] and the gradients of its outputs [n, out]."""
 
@@ -48,6 +50,8 @@ class DeferredWeights:
         """The outputs of the gate for ``weight`` and ``bias``, and the stash that the gate reads."""
         key = id(weight)
         if key not in self._gated:
+            # ZeRO-3 partitions a weight again after each pass, so the gate could not read it in the backward pass.
+            assert not is_sharded(weight), "LatentLoop: weights are sharded; pass defer_gradients=False"
             stash: Stash = []
             self._gated[key] = (*_WeightGate.apply(weight, bias, stash, is_transposed), stash)
         return self._gated[key]
