@@ -27,7 +27,7 @@ from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.probing import FREE_TEXT
-from coconut_ds.settings.schema import leaf_keys, validated
+from coconut_ds.settings.schema import leaf_keys, subgroups, validated
 
 _COMPOSING = threading.Lock()
 """Hydra keeps global state, so only one thread may compose at a time."""
@@ -193,11 +193,8 @@ def compose_values(
     absent = [folder for folder in config_dirs if not Path(folder).is_dir()]
     if absent:
         raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
-    groups = {
-        group: names
-        for group, names in option_names(config_dirs).items()
-        if group in schema.model_fields and group not in leaf_keys(schema)
-    }
+    own_groups = subgroups(schema)
+    groups = {group: names for group, names in option_names(config_dirs).items() if group in own_groups}
     resolved = [_resolved(override, schema, groups) for override in overrides]
     search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
     if search:
