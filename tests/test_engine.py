@@ -7,66 +7,23 @@ import pytest
 import torch
 from launching import environment, run
 from safetensors.torch import load_file
-from slow_loop import slow_loss
+from slow_training import slow_training
 from transformers import AutoModelForCausalLM
 from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, write_family
 
-from coconut_ds.data.sources import open_source
-from coconut_ds.data.tokens import tokenize
+from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import ConfigError
-from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec
-from coconut_ds.methods.layout import lay_out
-from coconut_ds.model.lora import add_adapters
-from coconut_ds.model.starting import starting_backbone
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.batches import epoch_batches
-from coconut_ds.training.curriculum import Curriculum, learning_rate, mixed_stage
 from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.experiment import Experiment
 
 WORKER = Path(__file__).parent / "zero_worker.py"
 FP32 = ["zero0", "zero1", "zero2", "zero3", "zero3_live0"]
 
 
 def plain_torch_losses(overrides: list[str]) -> list[float]:
-    """Losses of the same experiment without engine, cache, micro-batches or ranks: the slow loop and torch's AdamW."""
-    config = compose_config(overrides)
-    training, seed = config.training, config.run.seed
-    torch.manual_seed(seed)
-    source = open_source(config.data, seed)
-    backbone = starting_backbone(config, source)
-    if config.model.lora.rank:
-        torch.manual_seed(seed)
-        add_adapters(backbone.model, backbone.markers, config.model.lora)
-    parameters = [parameter for parameter in backbone.model.parameters() if parameter.requires_grad]
-    method = METHODS["coconut"]
-    spec = CurriculumSpec(training.c_thought, training.max_latent_stage, training.pad_latent_to_max)
-    curriculum = Curriculum.of(training, method, longest=3)
-    losses, previous = [], -1
-    for epoch in range(training.num_epochs):
-        stage = curriculum.stage(epoch, ())
-        if stage != previous:
-            optimizer = torch.optim.AdamW(
-                parameters, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay
-            )
-            updates, previous = 0, stage
-        problems = tokenize(backbone.tokenizer, source.train(epoch))
-        for indices in epoch_batches(seed, epoch, len(problems), 32):
-            stages = [mixed_stage(training, seed, epoch, i, stage, len(problems[i].steps)) for i in indices]
-            layouts = [
-                lay_out(method, problems[i], own, spec, backbone.markers)
-                for i, own in zip(indices, stages, strict=True)
-            ]
-            total = sum(layout.num_targets for layout in layouts)
-            loss = slow_loss(backbone.model, layouts, [1 / total] * len(layouts))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.param_groups[0]["lr"] = learning_rate(training, updates)
-            optimizer.step()
-            updates += 1
-            losses.append(loss.item())
-    return losses
+    """Losses of the same experiment in ``slow_training``."""
+    return slow_training(Experiment.prepare(compose_config(overrides), ALONE, lambda line: None))[0]
 
 
 @pytest.fixture(scope="module")

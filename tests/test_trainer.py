@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_loop import slow_loss
+from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.files import is_complete
-from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import epoch_batches
-from coconut_ds.training.curriculum import learning_rate, mixed_stage
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
 from coconut_ds.training.progress import ProgressBar
@@ -70,43 +68,6 @@ def column(folder: RunFolder, name: str) -> list:
 
 def names(folder: RunFolder) -> set[str]:
     return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}
-
-
-def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
-    """Losses of all updates, and validation losses of all epochs: one problem after the other, torch's AdamW."""
-    config, training, model = experiment.config, experiment.config.training, experiment.backbone.model
-    options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
-    optimizer = torch.optim.AdamW(model.parameters(), **options)
-    losses, validation, since_reset = [], [], 0
-
-    def layout(problem, stage: int) -> Layout:
-        return lay_out(experiment.method, problem, stage, experiment.spec, experiment.backbone.markers)
-
-    def token_mean(layouts: list[Layout]) -> torch.Tensor:
-        return slow_loss(model, layouts, [1 / sum(one.num_targets for one in layouts)] * len(layouts))
-
-    for epoch in range(training.num_epochs):
-        stage = epoch // training.epochs_per_stage
-        if epoch and (training.reset_optimizer == "epoch" or (training.reset_optimizer == "stage" and stage)):
-            optimizer, since_reset = torch.optim.AdamW(model.parameters(), **options), 0
-        problems = experiment.problems.train(epoch)
-        for indices in epoch_batches(config.run.seed, epoch, len(problems), 8):
-            layouts = []
-            for index in indices:
-                steps = len(problems[index].steps)
-                layouts.append(
-                    layout(problems[index], mixed_stage(training, config.run.seed, epoch, index, stage, steps))
-                )
-            loss = token_mean(layouts)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            optimizer.param_groups[0]["lr"] = learning_rate(training, since_reset)
-            optimizer.step()
-            since_reset += 1
-            losses.append(loss.item())
-        validation.append(token_mean([layout(one, stage) for one in experiment.problems.valid_tokens]).item())
-    return losses, validation
 
 
 @pytest.mark.parametrize(
