@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer
+from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.memory.report import planner_of
 from coconut_ds.model.backbone import model_from_scratch
@@ -27,7 +28,7 @@ from coconut_ds.model.lora import add_adapters
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import zero_stage
 
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"

@@ -42,11 +42,11 @@ import torch
 from naive_training import naive_batch, naive_loss
 from training_workload import MODELS, Workload, make_engine, make_model, matrix_peak, operations, peak_memory_mb
 
+from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.methods.layout import Layout
 from coconut_ds.model.attention import takes_attention
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
-from coconut_ds.training.engine import start_ranks, stop_ranks
 
 VARIANTS = ("naive", "single", "plain", "ours", "single_bf16", "ours_bf16")
 LR = 1e-4

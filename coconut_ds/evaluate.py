@@ -68,7 +68,7 @@ def _run(config: EvalConfig) -> None:
     if not launched():
         evaluate(config)
         return
-    from coconut_ds.training.engine import start_ranks, stop_ranks
+    from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 
     ranks = start_ranks()
     try:

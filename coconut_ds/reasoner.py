@@ -20,6 +20,7 @@ from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods import METHODS
+from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
@@ -223,6 +224,7 @@ def load_reasoner(
     place = Path(path)
     if method is not None and method not in METHODS:
         raise CheckpointError(f"method={method}: unknown; expected one of {', '.join(sorted(METHODS))}")
+    check_attention(attn_implementation, dtype)
     card = card_at(place, method, n_thoughts)
     pause = METHODS[card.method].pauses
     if place.is_dir():

@@ -58,7 +58,7 @@ def _check_early(config: Config) -> None:
 
 def _run(config: Config) -> None:
     # Imported here, so that a wrong command line is reported before torch is imported.
-    from coconut_ds.training.engine import start_ranks, stop_ranks
+    from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 
     ranks = start_ranks()
     try:

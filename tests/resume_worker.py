@@ -20,7 +20,7 @@ import resume_stops
 from resume_disks import full_disk
 from resuming import Outcome, Worker
 
-from coconut_ds.training.engine import start_ranks, stop_ranks
+from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 
 SCENARIOS: tuple[Callable[[Worker], Outcome], ...] = (
     *(resume_attempts.grown, resume_attempts.asked, resume_attempts.kept),

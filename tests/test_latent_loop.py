@@ -11,7 +11,6 @@ from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model import loss
-from coconut_ds.model.attention import check_attention
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -256,12 +255,3 @@ def test_checkpointing_that_drops_the_cache_is_refused():
     model.gradient_checkpointing_enable()
     with pytest.raises(ModelError, match="drops the key/value cache"):
         LatentLoop(model)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("flash_attention_2", "flash_attn.*pip install.*sdpa"), ("flashy", "unknown; expected one of sdpa, eager")],
-)
-def test_a_missing_attention_kernel_is_refused_with_what_to_install(name, words):
-    with pytest.raises(ModelError, match=words):
-        check_attention(name)

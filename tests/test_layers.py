@@ -22,7 +22,8 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *("distributed.ranks", "distributed.random_states", "distributed.zero", "hub", "model", "generation", "reasoner"),
+    *(f"distributed.{name}" for name in ("process_group", "ranks", "random_states", "zero")),
+    *("hub", "model", "generation", "reasoner"),
     *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),

@@ -139,6 +139,9 @@ class ThreadRanks(Ranks):
     def from_first(self, value: Any) -> Any:
         return self.gather(value)[0]
 
+    def await_first(self) -> None:
+        """``from_first`` waits without a limit."""
+
 
 def save_on_ranks(
     folder: RunFolder,

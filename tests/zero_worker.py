@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import coconut_ds.training.engine as engine_module
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer
+from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import is_sharded
 from coconut_ds.errors import NonFiniteError
@@ -32,7 +33,7 @@ from coconut_ds.model.starting import starting_backbone
 from coconut_ds.settings import Config, ModelConfig
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine import Engine, start_ranks, stop_ranks
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics

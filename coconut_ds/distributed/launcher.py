@@ -29,9 +29,11 @@ def launched() -> bool:
 
 def launcher(ranks: int) -> list[str]:
     """Command that starts ``ranks`` processes on this machine with DeepSpeed; append a script and its arguments."""
-    # The executable of the environment that runs this Python.
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-    return [*command, "--master_port", str(free_port()), "--log_level", "error"]
+    # The script of the environment that runs this Python. Packages installed with ``pip install --target`` have none.
+    script = Path(sys.executable).with_name("deepspeed")
+    command = [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    command += ["--num_accelerators", str(ranks), "--master_port", str(free_port()), "--log_level", "error"]
+    return command
 
 
 def free_port() -> int:

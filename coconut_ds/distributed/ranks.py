@@ -1,7 +1,10 @@
 """What the ranks of a run exchange, over ``torch.distributed``. With a single rank nothing is sent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +13,9 @@ import torch.distributed as dist
 from coconut_ds.errors import CoconutError
 
 Value = TypeVar("Value")
+
+WAIT_S = 5.0
+"""Seconds of one wait for rank 0; a signal is handled after at most this time."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Ranks:
     """Where the model computes, and where collectives expect their tensors."""
     launched: bool = False
     """Whether a launcher (``deepspeed``, ``torchrun``) started this process."""
+    _calls: Iterator[int] = field(default_factory=count, repr=False, compare=False)
+    """Numbers the calls of ``first_decides``."""
 
     @property
     def is_first(self) -> bool:
@@ -70,7 +78,7 @@ class Ranks:
         return holder[0]
 
     def first_decides(self, decide: Callable[[], Value]) -> Value:
-        """Calls ``decide`` on rank 0 only, and returns its result on every rank.
+        """Calls ``decide`` on rank 0 only, and returns its result on every rank, however long the call takes.
 
         If the call raises, every rank raises: a ``CoconutError`` as it is, any other exception as a ``CoconutError``
         on ranks other than 0.
@@ -84,12 +92,33 @@ class Ranks:
                 error = caught
             except Exception as caught:
                 # The other ranks would wait forever: they raise its text, and rank 0 raises it with its traceback.
+                self.await_first()
                 self.from_first((None, CoconutError(f"rank 0: {type(caught).__name__}: {caught}")))
                 raise
+        self.await_first()
         value, error = self.from_first((value, error))
         if error is not None:
             raise error
         return value  # type: ignore[return-value]
+
+    def await_first(self) -> None:
+        """Waits, for any time, until rank 0 has made this call too; the n-th call waits for rank 0's n-th call.
+
+        It uses the process group's store, not a collective: a collective fails after the group's timeout (10 minutes),
+        but rank 0 may have to wait longer, for example for a lock or for a slow disk.
+        """
+        if self.size == 1:
+            return
+        key = f"coconut_ds/first/{next(self._calls)}"
+        store = dist.distributed_c10d._get_default_store()
+        if self.is_first:
+            store.set(key, b"")
+            return
+        while True:
+            # In short waits, so that Python can run the handlers of signals in between.
+            with suppress(dist.DistStoreError):
+                store.wait([key], timedelta(seconds=WAIT_S))
+                return
 
     def on_first(self, call: Callable[[], Value]) -> Value | None:
         """Calls ``call`` on rank 0 only. Returns its result there, None on other ranks; errors as ``first_decides``."""

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from coconut_ds.errors import ModelError
-from coconut_ds.model.attention import AttentionSwitch, takes_attention
+from coconut_ds.model.attention import AttentionSwitch, fused_attention, takes_attention
 
 NAME = "thinking_engine"
 """The name under which transformers knows ``slot_attention``."""
@@ -48,8 +47,7 @@ def slot_attention(
     if query.shape[2] > 1 and attention_mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return _causal_blocks(query, key, value, scaling).transpose(1, 2), None
     if query.shape[2] > 1 or attention_mask is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-        return output, None
+        return fused_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
     rows, heads, _, size = query.shape
     kv_heads = key.shape[1]
     scale = size**-0.5 if scaling is None else scaling

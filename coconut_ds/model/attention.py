@@ -1,10 +1,13 @@
-"""Checks of ``model.attn_implementation``, and a switch to one of this project's own attention functions."""
+"""Checks of ``model.attn_implementation``, torch's fused kernel, and a switch to an attention function of our own."""
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from coconut_ds.errors import ModelError
 
@@ -14,8 +17,17 @@ BUILT_IN = ("sdpa", "eager")
 """Attention kernels that always work."""
 
 
-def check_attention(name: str) -> None:
+NO_SHARED_KEYS = ("cuda",)
+"""Devices whose fused fp32 kernel needs as many key heads as query heads. Where heads share keys, torch would fall back
+to the kernel ``math``, which is slow and stores all scores."""
+
+
+def check_attention(name: str, dtype: torch.dtype | None = None) -> None:
     """Refuses an attention kernel that is unknown or not available here, before any model is loaded.
+
+    Args:
+        name: see ``model.attn_implementation``.
+        dtype: the type that the model will compute in; None: it is not known yet.
 
     Raises:
         ModelError: says what is missing.
@@ -26,6 +38,11 @@ def check_attention(name: str) -> None:
         raise ModelError(
             f"model.attn_implementation={name}: unknown; expected one of {', '.join([*BUILT_IN, *PACKAGES])}"
         )
+    if dtype == torch.float32:
+        raise ModelError(
+            f"attn_implementation={name} computes in half precision, but the model in float32; set dtype to bfloat16, "
+            "or attn_implementation=sdpa"
+        )
     missing = []
     if importlib.util.find_spec(PACKAGES[name]) is None:
         missing.append(f"the package {PACKAGES[name]} (pip install 'coconut-ds[gpu]')")
@@ -35,6 +52,38 @@ def check_attention(name: str) -> None:
         raise ModelError(
             f"model.attn_implementation={name}: {' and '.join(missing)} is missing; set model.attn_implementation=sdpa"
         )
+
+
+def fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    **options: Any,
+) -> Tensor:
+    """Attention with torch's fused kernel. Returns the output [B, Q, H, E] for queries [B, H, Q, E].
+
+    Args:
+        module: the attention layer.
+        query: [B, H, Q, E].
+        key: [B, K, S, E]; H / K query heads share each key head.
+        value: [B, K, S, E].
+        attention_mask: as in transformers; None: causal attention, if Q > 1.
+        dropout: probability that a weight is dropped.
+        scaling: factor of the scores; None: 1 / sqrt(E).
+        options: further arguments of transformers' ``sdpa_attention_forward``.
+    """
+    groups = query.shape[1] // key.shape[1]
+    layer: Any = module
+    if groups > 1 and query.dtype == torch.float32 and query.device.type in NO_SHARED_KEYS:
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+        # transformers reads from the layer how many query heads share a key head.
+        layer = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    output, _ = sdpa_attention_forward(layer, query, key, value, attention_mask, dropout, scaling, **options)
+    return output
 
 
 def takes_attention(model: PreTrainedModel) -> bool:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from coconut_ds.model.attention import fused_attention
 
 NAME = "latent_loop"
 """The name under which transformers knows ``prefix_attention``."""
@@ -135,8 +136,7 @@ def prefix_attention(
     assert latent_cache is not None, f"{type(module).__name__} does not pass its keyword arguments on to its layers"
     layer = latent_cache.latent_layers[module.layer_idx]  # type: ignore[index]
     if not layer.later:
-        output, _ = sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=True)
-        return output, None
+        return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = _PartAttention.apply(query, *layer.prefix, *layer.later, latent_cache.pads, layer.stash, scale, dropout)
     return output.transpose(1, 2), None

@@ -62,7 +62,8 @@ def train_marker_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
     """Wraps the model's embedding and head, in place. ``ids``: token ids of the markers."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embedding.weight
-    place = torch.tensor(ids)
+    # On the device of the weights: DeepSpeed does not move the buffers of a model that was built in shards.
+    place = torch.tensor(ids, device=embedding.weight.device)
 
     def difference() -> nn.Parameter:
         weight = embedding.weight

@@ -15,6 +15,7 @@ from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder
 from coconut_ds.model.reference_state import load_state_dict
+from coconut_ds.model.tables import recompute_tables
 from coconut_ds.settings import Config
 
 
@@ -31,20 +32,28 @@ def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] 
         CheckpointError: the checkpoint is missing or does not fit.
         ModelError: see ``build_backbone``.
     """
+    path = config.run.load_model_path
+    if path is None and config.model.model_init != "pretrained":
+        engine = None
+    with in_shards(engine):
+        backbone = _load(config, source)
+    if engine is not None:
+        recompute_tables(backbone.model)
+    return backbone
+
+
+def _load(config: Config, source: Source) -> Backbone:
     path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
     if path is None:
-        tokenizer = starting_tokenizer(config, source)
-        with in_shards(engine if config.model.model_init == "pretrained" else None):
-            return build_backbone(config.model, tokenizer, pause)
+        return build_backbone(config.model, starting_tokenizer(config, source), pause)
     place = Path(path)
     if not place.exists():
         raise CheckpointError(
             f"run.load_model_path={path}: no such file or folder; set it to a checkpoint folder or to a state dict"
         )
-    with in_shards(engine):
-        if place.is_dir():
-            return load_folder(place, config.model.attn_implementation, pause=pause)
-        return load_state_dict(place, config.model, starting_tokenizer(config, source), pause)
+    if place.is_dir():
+        return load_folder(place, config.model.attn_implementation, pause=pause)
+    return load_state_dict(place, config.model, starting_tokenizer(config, source), pause)
 
 
 def card_of(config: Config) -> ModelCard | None:

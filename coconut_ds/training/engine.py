@@ -1,27 +1,23 @@
 """The DeepSpeed engine: it makes optimizer updates, and saves and loads the state of the training.
 
-It owns the process group, parameter shards, gradients and the optimizer; it knows nothing of stages, problems or
+It owns parameter shards, gradients and the optimizer; it knows nothing of stages, problems or
 layouts. Its configuration comes from ``engine_file``. Comments explain the properties of deepspeed 0.19 that this file
 works around.
 """
 
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from coconut_ds.distributed.launcher import free_port, launched, launched_rank, launched_ranks
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import library, whole, without_compiler
@@ -36,9 +32,6 @@ from coconut_ds.training.engine_file import engine_values
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
 SHARED = "run.save_path must be on a file system that all nodes share"
-LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_own_variables: dict[str, str] = {}
-"""Environment variables that ``start_ranks`` has set in a process without a launcher, until ``stop_ranks``."""
 
 
 @dataclass(frozen=True)
@@ -49,48 +42,6 @@ class UpdateResult:
     """Loss over the global batch, before the update."""
     grad_norm: float
     """Norm of the gradient over all parameters, before clipping."""
-
-
-def start_ranks(timeout: timedelta | None = None) -> Ranks:
-    """Initializes the process group: all processes that the launcher started; without a launcher, this one only.
-
-    Args:
-        timeout: how long a collective may wait; None: DeepSpeed's default (10 minutes, or DEEPSPEED_TIMEOUT).
-
-    Raises:
-        ConfigError: some of the launcher's environment variables are missing.
-    """
-    deepspeed = library()
-    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
-    by_launcher = launched()
-    if by_launcher and missing:
-        raise ConfigError(
-            f"environment: RANK is set, but {', '.join(missing)} not; start with deepspeed, torchrun or plain python"
-        )
-    if not by_launcher:
-        # Without these variables, DeepSpeed would look for MPI.
-        _own_variables.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
-        _own_variables.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
-        os.environ.update(_own_variables)
-    # On a CPU, init_distributed would compile this op, which takes a minute and a C++ compiler. gloo does not need it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    arguments = {} if timeout is None else {"timeout": timeout}
-    deepspeed.init_distributed(verbose=False, **arguments)
-    accelerator = deepspeed.accelerator.get_accelerator()
-    name = accelerator.device_name(int(os.environ["LOCAL_RANK"])) if accelerator.device_name() != "cpu" else "cpu"
-    if name != "cpu":
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(launched_rank(), launched_ranks(), torch.device(name), by_launcher)
-
-
-def stop_ranks() -> None:
-    """Destroys the process group, and unsets the variables of ``start_ranks``, which child processes would inherit."""
-    if dist.is_initialized():
-        # With torch's function, DeepSpeed would keep the destroyed groups, and use them in this process's next engine.
-        library().comm.destroy_process_group()
-    for name in _own_variables:
-        os.environ.pop(name, None)
-    _own_variables.clear()
 
 
 class Engine:
@@ -125,6 +76,7 @@ class Engine:
                 self._engine, *_ = deepspeed.initialize(model=loop, model_parameters=parameters, config=values)
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
+        _move_buffers(loop, ranks.device)
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
         """Returns ``task(loop, *arguments)``, called through DeepSpeed so that ZeRO's hooks gather the parameters."""
@@ -235,6 +187,13 @@ class Engine:
         if self._ranks.is_first:
             state |= {name: value.cpu().clone() for name, value in model.state_dict().items() if name not in aliases}
         return merged_state(model, state)
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Moves all buffers to ``device``. DeepSpeed does not, if the parameters were built in shards."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
 
 
 def random_file(folder: Path, rank: int) -> Path:
