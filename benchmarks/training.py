@@ -5,8 +5,10 @@
     python benchmarks/training.py --device cuda --model llama_1b --rounds 10
 
 The model is a six-layer, 512-wide GPT-2 from scratch. It is trained on ProsQA with six thoughts and no written step
-(``--stage 6``), in micro batches of 8 problems, each of which is an optimizer update. All variants run in one process
-in turns, and medians over the rounds are reported, so that whatever slows the machine down slows all variants.
+(``--stage 6``), in micro batches of 8 problems, each of which is an optimizer update. On a CPU all variants run in one
+process in turns, and medians over the rounds are reported, so that whatever slows the machine down slows all variants.
+With ``--apart``, which is the default on a GPU, each variant has a process of its own, since the models and optimizers
+of all variants do not fit into the memory of one GPU; its times are printed when it ends.
 
 * ``naive``: see ``naive_training.py``; plain PyTorch and AdamW in fp32, with problems in their original order.
 * ``ours``, ``ours_bf16``: the latent loop in the project's engine (fp32: ZeRO 0; bf16: ZeRO 1 with fp32 master
@@ -36,11 +38,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from naive_training import naive_batch, naive_loss
-from training_workload import MODELS, Workload, make_engine, make_model, matrix_peak, operations, peak_memory_mb
+from training_workload import (
+    DTYPES,
+    MODELS,
+    Workload,
+    make_engine,
+    make_model,
+    matrix_peak,
+    median_ratio,
+    operations,
+    peak_memory_mb,
+)
 
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
@@ -71,7 +84,11 @@ def main() -> None:
     parser.add_argument(
         "--profile", metavar="VARIANT", choices=VARIANTS, help="profile one update of this variant, and stop"
     )
+    parser.add_argument(
+        "--apart", action=argparse.BooleanOptionalAction, help="one process per variant; default: on a GPU"
+    )
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds-of", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print only the last line")
     arguments = parser.parse_args()
     os.environ.setdefault("DS_ACCELERATOR", arguments.device)
@@ -81,6 +98,8 @@ def main() -> None:
     bench = Bench(arguments, work, ranks)
     if arguments.memory_of:
         print(json.dumps(bench.memory(arguments.memory_of)))
+    elif arguments.rounds_of:
+        print(json.dumps(bench.rounds([arguments.rounds_of])))
     elif arguments.profile:
         bench.profile(arguments.profile)
     else:
@@ -99,6 +118,8 @@ class Bench:
         self.arguments, self.work, self.ranks = arguments, work, ranks
         self.device = torch.device(arguments.device)
         self._steps: dict[str, Callable[[Sequence[Layout]], float]] = {}
+        self._sorted_batches = work.micro_batches(arguments.micro)
+        self._plain_batches = work.plain_batches(arguments.micro)
 
     def step(self, variant: str) -> Callable[[Sequence[Layout]], float]:
         """The function that does one update of a variant on a micro batch and returns its loss."""
@@ -143,25 +164,40 @@ class Bench:
         names = [name for name in VARIANTS if not (name == "naive" and self.arguments.without_naive)]
         if not multiplies_bf16(self.device):
             names = [name for name in names if not name.endswith("bf16")]
+        apart = self.device.type == "cuda" if self.arguments.apart is None else self.arguments.apart
+        seconds = self._rounds_in_processes(names) if apart else self.rounds(names)
+        batches = {
+            name: [self._batch(name, number) for number in range(1, self.arguments.rounds + 1)] for name in names
+        }
+        tokens = {name: [sum(map(len, batch)) for batch in batches[name]] for name in names}
+        work = {name: [operations(self.arguments.model, self.work, batch) for batch in batches[name]] for name in names}
+        return self._result(seconds, tokens, work)
+
+    def rounds(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Seconds of an update in each round, for each of the variants, which take turns."""
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        tokens: dict[str, list[int]] = {name: [] for name in names}
-        work: dict[str, list[float]] = {name: [] for name in names}
-        sorted_batches = self.work.micro_batches(self.arguments.micro)
-        plain_batches = self.work.plain_batches(self.arguments.micro)
         for number in range(self.arguments.rounds + 1):
             # Each round starts with another variant: allocating again the memory that the naive loop freed is slow.
             turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                batches = plain_batches if name == "naive" else sorted_batches
-                # The sequences' length differs between rounds, but not between the variants of a round.
-                batch = batches[number * 5 % len(batches)]
-                took = self._timed(name, batch)
+            for name in [*names[turn:], *names[:turn]]:
+                took = self._timed(name, self._batch(name, number))
                 # The first round warms up.
                 if number:
                     seconds[name].append(took)
-                    tokens[name].append(sum(map(len, batch)))
-                    work[name].append(operations(self.arguments.model, self.work, batch))
-        return self._result(seconds, tokens, work)
+        return seconds
+
+    def _rounds_in_processes(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """The same, with one process after another."""
+        seconds: dict[str, list[float]] = {}
+        for name in names:
+            seconds |= self._in_a_process("--rounds-of", name)
+            print(f"{name:>12}  {statistics.median(seconds[name]):.3f} s an update", file=sys.stderr, flush=True)
+        return seconds
+
+    def _batch(self, name: str, number: int) -> Sequence[Layout]:
+        """The micro batch of a variant in a round. Lengths differ between rounds, not between variants of a round."""
+        batches = self._plain_batches if name == "naive" else self._sorted_batches
+        return batches[number * 5 % len(batches)]
 
     def _timed(self, name: str, batch: Sequence[Layout]) -> float:
         """Seconds of one update."""
@@ -216,7 +252,7 @@ class Bench:
         """Peak memory of each variant, and over the naive loop's."""
         # Frees this process's models first.
         self._steps.clear()
-        memory = {name: self._memory_in_a_process(name) for name in variants}
+        memory = {name: self._in_a_process("--memory-of", name)["peak_mb"] for name in variants}
         result: dict[str, object] = {"peak_mb": {name: round(value) for name, value in memory.items()}}
         if "naive" in memory:
             result["memory_ratio"] = round(memory["ours"] / memory["naive"], 3)
@@ -242,12 +278,13 @@ class Bench:
             self.step(variant)(longest)
         return {"peak_mb": peak_memory_mb(self.device)}
 
-    def _memory_in_a_process(self, variant: str) -> float:
-        """``memory`` of a variant, measured in a new process."""
+    def _in_a_process(self, option: str, variant: str) -> dict[str, Any]:
+        """What a new process prints that is given ``option`` for a variant."""
         given = [argument for argument in sys.argv[1:] if argument != "--json"]
-        command = [sys.executable, __file__, *given, "--memory-of", variant]
+        command = [sys.executable, __file__, *given, option, variant]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=ENVIRONMENT)
-        return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+        values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return values
 
     def profile(self, variant: str) -> None:
         """Writes a trace of one update, and prints the operators that take most time themselves."""
@@ -269,14 +306,6 @@ class Bench:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Median over the rounds of one quantity over another."""
-    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared by the training benchmarks: problems as layouts, models, an engine, and the machine's limits."""
 
 import random
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from coconut_ds.training.engine import Engine
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 """Published problems and GPT-2's tokenizer, if they are present next to the checkout."""
 GLOBAL_BATCH = 128
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODELS = {
     "gpt2_small": ("gpt2", {"n_layer": 6, "n_head": 8, "n_embd": 512}),
     "gpt2": ("gpt2", {}),
@@ -191,3 +193,8 @@ def peak_memory_mb(device: torch.device) -> float:
     # Not ru_maxrss, which a process inherits from its parent.
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Median over the rounds of one quantity over another."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
