@@ -5,7 +5,7 @@ whole batch are rebuilt as nested Python lists of tensors. Every pass computes l
 is the mean over all labels of a micro batch. Before each pass the cache is cut back to the positions that are final.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from coconut_ds.methods.layout import IGNORE, Layout
+
+LR = 1e-4
+"""Learning rate of every update."""
 
 
 def naive_batch(layouts: Sequence[Layout], pad_id: int, thought_id: int) -> dict[str, Tensor]:
@@ -73,3 +76,21 @@ def _cut(cache: DynamicCache, length: int) -> DynamicCache:
     return DynamicCache(
         ddp_cache_data=[(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers]
     )
+
+
+def naive_update(
+    model: torch.nn.Module, thought: int, pad: int, device: torch.device
+) -> Callable[[Sequence[Layout]], float]:
+    """A function that makes one update of plain PyTorch and AdamW on a micro batch, and returns its loss."""
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+
+    def update(layouts: Sequence[Layout]) -> float:
+        batch = naive_batch(layouts, pad, thought)
+        loss = naive_loss(model, {name: value.to(device) for name, value in batch.items()}, thought)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.item())
+
+    return update

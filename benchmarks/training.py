@@ -42,7 +42,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from naive_training import naive_batch, naive_loss
+from naive_training import LR, naive_update
 from training_workload import (
     DTYPES,
     MODELS,
@@ -62,7 +62,6 @@ from coconut_ds.model.attention import takes_attention
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 
 VARIANTS = ("naive", "single", "plain", "ours", "single_bf16", "ours_bf16")
-LR = 1e-4
 ENVIRONMENT = dict(os.environ)
 """The environment before this process becomes a rank, for the processes that it starts."""
 
@@ -125,23 +124,12 @@ class Bench:
         """The function that does one update of a variant on a micro batch and returns its loss."""
         if variant not in self._steps:
             model = make_model(self.arguments.model, self.work, self.arguments.attention)
-            self._steps[variant] = self._naive(model) if variant == "naive" else self._engine(model, variant)
+            self._steps[variant] = (
+                naive_update(model, self.work.markers.thought, self.work.pad_id, self.device)
+                if variant == "naive"
+                else self._engine(model, variant)
+            )
         return self._steps[variant]
-
-    def _naive(self, model: torch.nn.Module) -> Callable[[Sequence[Layout]], float]:
-        model.to(self.device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
-        markers, pad = self.work.markers, self.work.pad_id
-
-        def update(layouts: Sequence[Layout]) -> float:
-            batch = naive_batch(layouts, pad, markers.thought)
-            loss = naive_loss(model, {name: value.to(self.device) for name, value in batch.items()}, markers.thought)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return float(loss.item())
-
-        return update
 
     def _engine(self, model: torch.nn.Module, variant: str) -> Callable[[Sequence[Layout]], float]:
         engine = make_engine(
