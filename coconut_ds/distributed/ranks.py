@@ -112,7 +112,7 @@ class Ranks:
         key = f"coconut_ds/first/{next(self._calls)}"
         store = dist.distributed_c10d._get_default_store()
         if self.is_first:
-            store.set(key, b"")
+            store.set(key, "")
             return
         while True:
             # In short waits, so that Python can run the handlers of signals in between.

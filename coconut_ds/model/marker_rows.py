@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from coconut_ds.distributed.zero import whole_shape
+from coconut_ds.model.support import embedding_weight
 
 
 class _MarkerRows(nn.Module):
@@ -63,7 +64,7 @@ def train_marker_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embedding.weight
     # On the device of the weights: DeepSpeed does not move the buffers of a model that was built in shards.
-    place = torch.tensor(ids, device=embedding.weight.device)
+    place = torch.tensor(ids, device=embedding_weight(embedding).device)
 
     def difference() -> nn.Parameter:
         weight = embedding.weight
