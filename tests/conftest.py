@@ -2,11 +2,18 @@
 
 import gc
 import os
+import subprocess
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import launching
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from coconut_ds.files import train_script
+from coconut_ds.studies import harness
 
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
@@ -66,9 +73,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
+    if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
+        launching.zygote()
+
+
 def pytest_collection_finish() -> None:
     """Excludes the objects of imported modules, which live to the end, from garbage collection; it is faster then."""
     gc.freeze()
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies fork their training runs. (The demo's test lets it start a run as a real process, in the same way.)"""
+
+    def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
+        assert text
+        # What precedes the script starts it: Python, or a launcher of one rank.
+        return launching.start(command[command.index(str(train_script())) :], **options)
+
+    replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(harness, "subprocess", replacement)
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:
