@@ -5,15 +5,17 @@ import os
 import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import launching
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from coconut_ds.files import train_script
 from coconut_ds.studies import harness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
@@ -51,17 +53,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
-    *(
-        "test_engine",
-        "test_plan",
-        "test_study_methods",
-        "test_train",
-        "test_evaluation_runs",
-        "test_resume",
-        "test_package",
-    ),
-    *("test_resume_stops", "test_resume_damage", "test_serve_process", "test_signals", "test_static"),
-    *("test_kill_matrix", "test_lm_harness", "test_serve_api"),
+    *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
+    *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
+    *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
 )
 """Test files that take longest, the longest first."""
 
@@ -97,8 +91,11 @@ def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "subprocess", replacement)
 
 
-def make_model(family: str, seed: int = 0) -> PreTrainedModel:
+def make_model(family: str, seed: int = 0) -> "PreTrainedModel":
     """A random model whose weights are large enough for every path through it to change the output."""
+    # Imported here, because the process that distributes the tests to workers makes no model.
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(seed)
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     config = AutoConfig.for_model(
@@ -114,11 +111,11 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[[str], PreTrainedModel]:
+def tiny_model() -> Callable[[str], "PreTrainedModel"]:
     """Gives one shared model per family; tests must not change its weights."""
     made: dict[str, PreTrainedModel] = {}
 
-    def get(family: str) -> PreTrainedModel:
+    def get(family: str) -> "PreTrainedModel":
         if family not in made:
             made[family] = make_model(family)
         return made[family]
