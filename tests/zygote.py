@@ -50,9 +50,12 @@ READ_AT_IMPORT = (
 )
 """Beginnings of the names of variables that Python and the libraries read when they start or are imported. Hugging
 Face's libraries read ``HOME`` too, for their cache, which is not used offline."""
-SET_AT_IMPORT = ("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
-"""Exceptions: variables that lm_eval and scikit-learn set when a process imports them. A test process that has imported
-them passes them on; the zygote, and a process started earlier, does without."""
+SET_BY_LIBRARIES = (
+    *("HF_HUB_DISABLE_TELEMETRY", "HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+    "TORCHINDUCTOR_CACHE_DIR",
+)
+"""Exceptions: variables that gradio, lm_eval, scikit-learn and torch set in their own process. A test process that uses
+these libraries passes the variables on, although the zygote, and perhaps another test process, has not set them."""
 MESSAGE_BYTES = 1 << 17
 """Largest request: a command line and an environment."""
 RANK_PATIENCE_S = 30.0
@@ -133,7 +136,7 @@ def check_environment(wanted: Mapping[str, str], at_import: Mapping[str, str]) -
     """Raises ``ZygoteError`` if a variable of ``READ_AT_IMPORT`` differs from what the imported libraries have read."""
     wanted = {"DS_ACCELERATOR": "cpu", **wanted}
     for name in sorted(wanted.keys() | at_import.keys()):
-        checked = name.startswith(READ_AT_IMPORT) and name not in SET_AT_IMPORT
+        checked = name.startswith(READ_AT_IMPORT) and name not in SET_BY_LIBRARIES
         if checked and wanted.get(name) != at_import.get(name):
             raise ZygoteError(
                 f"environment: {name} is {wanted.get(name)!r}, but the zygote imported its libraries with "
