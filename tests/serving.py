@@ -75,9 +75,9 @@ class ServerProcess:
         return "".join(self.lines)
 
     def client(self, **options: object) -> httpx.Client:
-        """An HTTP client for this server, with its key."""
+        """An HTTP client for this server, with its key. It loads no certificates, which takes 25 ms of CPU."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, verify=False, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """A value of ``/metrics``, summed over all labels that are not given."""
@@ -97,7 +97,7 @@ class ServerProcess:
             assert self.process.poll() is None, self.log
             if self.url:
                 try:
-                    if httpx.get(self.url + "/health", timeout=5).status_code == 200:
+                    if httpx.get(self.url + "/health", timeout=5, verify=False).status_code == 200:
                         return
                 except httpx.TransportError:
                     pass

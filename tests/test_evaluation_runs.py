@@ -11,6 +11,7 @@ import pytest
 import torch
 from launching import EVALUATE, environment, start
 from making import make_backbone, make_card
+from waiting import wait_until
 
 from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model
@@ -93,8 +94,8 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, swe
     out = tmp_path / "ended"
     with (tmp_path / "stderr").open("w") as stderr:
         process = start(command_of(place, out, *SWEEP), environment(), stderr=stderr)
-    while not (kept := count_kept(out)) and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(lambda: count_kept(out) or process.poll() is not None, limit_s=120)
+    kept = count_kept(out)
     time.sleep(0.3)
     process.send_signal(number)
     process.wait(60)

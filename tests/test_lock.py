@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making_locks import OLD_S, elsewhere, eventually, holds, refusal, takes, write
+from making_locks import OLD_S, elsewhere, holds, refusal, takes, write
+from waiting import wait_until
 
 from coconut_ds.runs import lock as lock_module
 from coconut_ds.runs.lock import RunLock
@@ -37,12 +38,12 @@ def test_the_holder_touches_its_lock_and_no_other(tmp_path: Path) -> None:
     with RunLock(tmp_path, lambda line: None, heartbeat_s=0.01) as lock:
         lock.name_attempt("a")
         os.utime(lock.path, (1, 1))
-        eventually(lambda: lock.path.stat().st_mtime > 1)
+        wait_until(lambda: lock.path.stat().st_mtime > 1)
         other = elsewhere()
         new = write(tmp_path, other, name="new", age_s=OLD_S)
         then = new.stat().st_mtime
         new.rename(lock.path)
-        eventually(lambda: lock.lost)
+        wait_until(lambda: lock.lost)
         assert not lock.still_ours()
         assert lock.path.stat().st_mtime == then
     assert holds(tmp_path) == other.token

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making_locks import OLD_S, elsewhere, eventually, gone, holds, refusal, takes, write
+from making_locks import OLD_S, elsewhere, gone, holds, refusal, takes, write
+from waiting import wait_until
 
 import coconut_ds
 from coconut_ds.errors import ConfigError
@@ -104,7 +105,7 @@ def test_a_running_run_is_refused_until_it_ends(tmp_path: Path, holder: subproce
 def test_the_lock_of_a_killed_holder_is_taken_over_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     """Even while the killed process is a zombie."""
     holder.kill()
-    eventually(lambda: Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_until(lambda: Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     (line,) = takes(tmp_path)
     assert f"taken over from process {holder.pid} on" in line
     assert line.endswith("which no longer exists")
@@ -131,7 +132,7 @@ def test_if_two_take_over_at_once_one_wins(tmp_path: Path) -> None:
             assert json.loads((folder / "lock.json").read_text())["pid"] == winner.pid
             tell(winner, "")
             assert line_of(winner) == "True"
-            eventually(lambda folder=folder: list(folder.iterdir()) == [])  # type: ignore[misc]
+            wait_until(lambda folder=folder: list(folder.iterdir()) == [])  # type: ignore[misc]
         for each in both:
             each.communicate()
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 from serving import save_checkpoint
+from waiting import until, wait_until
 
 from coconut_ds import load_reasoner
 from coconut_ds.generation.requests import Sampling
@@ -56,13 +56,6 @@ def thread_of(service: Service):
         return thread
 
 
-def wait_for(condition, limit_s: float = 10.0) -> None:
-    ends = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < ends, "it did not come"
-        time.sleep(0.005)
-
-
 def test_many_threads_and_coroutines_get_the_reasoners_own_text(make, checkpoint):
     """Prompts, numbers of thoughts and samples, all at once; random draws depend on nothing else."""
     service, reasoner = make(slots=3), load_reasoner(checkpoint)
@@ -95,8 +88,7 @@ def test_a_cancelled_request_frees_its_slot(make):
 
     async def leave():
         tasks = [asyncio.ensure_future(service.answer(ask(max_new_tokens=200, min_new_tokens=200))) for _ in range(4)]
-        while thread.num_running < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: thread.num_running >= 2)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,7 +96,7 @@ def test_a_cancelled_request_frees_its_slot(make):
             await anext(pieces)
 
     asyncio.run(leave())
-    wait_for(lambda: thread.num_open == 0)
+    wait_until(lambda: thread.num_open == 0)
     assert (thread.num_running, thread.cache_use) == (0, 0.0)
 
 
@@ -117,14 +109,12 @@ def test_the_queue_is_bounded_and_lets_in_all_or_none(make):
         first = asyncio.ensure_future(service.answer(ask(samples=16, temperature=1.0)))
         await asyncio.sleep(0)
         second = asyncio.ensure_future(service.answer(ask(samples=16, temperature=1.0)))
-        while thread.num_open < 32:
-            await asyncio.sleep(0.001)
+        await until(lambda: thread.num_open >= 32)
         with pytest.raises(QueueFullError) as full:
             await service.answer(ask(samples=2))
         assert full.value.retry_after_s
         third = asyncio.ensure_future(service.answer(ask()))
-        while thread.num_open < 33:
-            await asyncio.sleep(0.001)
+        await until(lambda: thread.num_open >= 33)
         hold.set()
         await asyncio.gather(first, second, third)
 
@@ -155,7 +145,7 @@ def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, ca
     thread.reasoner.loop.states = broken
     with pytest.raises(EngineFailedError):
         service.answer_now(ask())
-    wait_for(lambda: service.problems)
+    wait_until(lambda: service.problems)
     with pytest.raises(UnavailableError, match="cannot be used"):
         service.answer_now(ask())
     assert thread.num_open == 0
@@ -167,8 +157,7 @@ def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make)
 
     async def both():
         text = asyncio.ensure_future(service.answer(ask(max_new_tokens=100, min_new_tokens=100)))
-        while not thread.num_running:
-            await asyncio.sleep(0.001)
+        await until(lambda: thread.num_running)
         names = [await service.call("tiny", lambda reasoner: threading.current_thread().name) for _ in range(3)]
         with pytest.raises(ZeroDivisionError):
             await service.call("tiny", lambda reasoner: 1 / 0)
@@ -192,12 +181,11 @@ def test_requests_end_at_the_time_limit_and_when_the_service_stops(make):
     with pytest.raises(TimeLimitError):
         asyncio.run(service.answer(ask()))
     hold.set()
-    wait_for(lambda: thread.num_open == 0)
+    wait_until(lambda: thread.num_open == 0)
 
     async def stop():
         waiting = asyncio.ensure_future(service.answer(ask(max_new_tokens=200, min_new_tokens=200)))
-        while not thread.num_running:
-            await asyncio.sleep(0.001)
+        await until(lambda: thread.num_running)
         service.fail_all()
         with pytest.raises(UnavailableError):
             await waiting
