@@ -1,6 +1,8 @@
 """Compares the memory that ``coconut-plan`` plans with what training allocates: ``python benchmarks/memory.py``.
 
 Runs on the CPU, each case in a process of its own: two updates of two micro batches each, with the project's engine.
+Only the last micro batch is large. The others have four tokens, enough to make the gradients and the optimizer's state
+that exist at its peak.
 The measured number is the peak of all memory that torch's allocator has given out, from the first weight on, as torch's
 profiler records it. The workspace of kernels is in neither number. The last line is JSON: planned over measured.
 """
@@ -21,6 +23,7 @@ from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.memory.report import planner_of
+from coconut_ds.methods.layout import Layout
 from coconut_ds.model.backbone import model_from_scratch
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop
@@ -74,6 +77,8 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
     (layout,) = planner.shapes.values()
     planned = replace(planner, rows=len(tokenizer)).plan(MICRO_BATCH).total
     batch = collate([layout] * MICRO_BATCH, [1e-3] * MICRO_BATCH, layout.num_thoughts, 0)
+    # Enough to make gradients and the optimizer's state.
+    small = collate([Layout([0] * 4, [0] * 4, 4, 0)], [1e-3], 0, 0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         torch.manual_seed(0)
         model = model_from_scratch(config.model, tokenizer, len(tokenizer))
@@ -82,8 +87,8 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
         defers = zero_stage(config) < 3
         loop = LatentLoop(model, config.training.activation_checkpointing, defer_gradients=defers)
         engine = Engine(loop, config, BatchGeometry.derive(config.training, 1), ranks)
-        for _ in range(2):
-            engine.update([batch, batch], 1e-4)
+        engine.update([small, small], 1e-4)
+        engine.update([small, batch], 1e-4)
     return planned, peak(profiler)
 
 

@@ -2,11 +2,20 @@
 
 import gc
 import os
+import subprocess
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import launching
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from coconut_ds.files import train_script
+from coconut_ds.studies import harness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
@@ -44,17 +53,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
-    *(
-        "test_engine",
-        "test_plan",
-        "test_study_methods",
-        "test_train",
-        "test_evaluation_runs",
-        "test_resume",
-        "test_package",
-    ),
-    *("test_resume_stops", "test_resume_damage", "test_serve_process", "test_signals", "test_static"),
-    *("test_kill_matrix", "test_lm_harness", "test_serve_api"),
+    *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
+    *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
+    *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
 )
 """Test files that take longest, the longest first."""
 
@@ -66,13 +67,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
+    if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
+        launching.zygote()
+
+
 def pytest_collection_finish() -> None:
     """Excludes the objects of imported modules, which live to the end, from garbage collection; it is faster then."""
     gc.freeze()
 
 
-def make_model(family: str, seed: int = 0) -> PreTrainedModel:
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies fork their training runs. (The demo's test lets it start a run as a real process, in the same way.)"""
+
+    def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
+        assert text
+        # What precedes the script starts it: Python, or a launcher of one rank.
+        return launching.start(command[command.index(str(train_script())) :], **options)
+
+    replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(harness, "subprocess", replacement)
+
+
+def make_model(family: str, seed: int = 0) -> "PreTrainedModel":
     """A random model whose weights are large enough for every path through it to change the output."""
+    # Imported here, because the process that distributes the tests to workers makes no model.
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(seed)
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     config = AutoConfig.for_model(
@@ -88,11 +111,11 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[[str], PreTrainedModel]:
+def tiny_model() -> Callable[[str], "PreTrainedModel"]:
     """Gives one shared model per family; tests must not change its weights."""
     made: dict[str, PreTrainedModel] = {}
 
-    def get(family: str) -> PreTrainedModel:
+    def get(family: str) -> "PreTrainedModel":
         if family not in made:
             made[family] = make_model(family)
         return made[family]

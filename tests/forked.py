@@ -17,6 +17,8 @@ from typing import IO, Any
 from zygote import MESSAGE_BYTES, ZygoteError
 
 HERE = Path(__file__).resolve().parent
+COMMAND_BYTES = 8192
+"""Longest command line of a forked process that ``/proc`` shows."""
 Stream = int | IO[Any] | None
 
 
@@ -32,7 +34,8 @@ class Zygote:
             # Otherwise the memory allocator of Arrow starts a thread when it is loaded.
             environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
             self._server = subprocess.Popen(
-                [sys.executable, str(HERE / "zygote.py"), str(listener.fileno())],
+                # The blanks are room for the command lines of its children.
+                [sys.executable, str(HERE / "zygote.py"), str(listener.fileno()), " " * COMMAND_BYTES],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,

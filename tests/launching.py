@@ -18,7 +18,8 @@ import torch
 
 from coconut_ds.distributed.launcher import launcher
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 TRAIN, EVALUATE = (ROOT / "coconut_ds" / f"{name}.py" for name in ("train", "evaluate"))
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Environment variables that a launcher sets."""
@@ -31,6 +32,11 @@ Process = subprocess.Popen[str] | forked.ForkedProcess
 def starting(ranks: int) -> list[str]:
     """What starts a script in real processes: plain Python, or the launcher for several ranks."""
     return launcher(ranks) if ranks > 1 else [sys.executable]
+
+
+def forking(command: Sequence[str | Path]) -> list[str | Path]:
+    """A command for ``run`` and ``start`` that forks the processes of a script such as ``deepspeed`` too."""
+    return [*([HERE / "forking_launcher.py"] if can_fork() else ()), *command]
 
 
 def environment(**extra: str) -> dict[str, str]:

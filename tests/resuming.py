@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from kill_matrix import RUN, differences
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.files import damage
 from coconut_ds.runs.manifest import read_manifest
+from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics
@@ -35,6 +36,17 @@ Outcome = dict[str, Any]
 
 class Died(BaseException):
     """Stands for the death of a process: no code catches it. ``Place.killed`` undoes what cleaning up has written."""
+
+
+def small_run(save_path: Path, *overrides: str) -> Config:
+    """The configuration of the run in a folder."""
+    config = composed(*overrides)
+    return config.model_copy(update={"run": config.run.model_copy(update={"save_path": str(save_path)})})
+
+
+@cache
+def composed(*overrides: str) -> Config:
+    return compose_config([*SMALL, *overrides])
 
 
 def die(*arguments: Any) -> None:
@@ -101,7 +113,7 @@ class Place:
         said, error = io.StringIO(), None
         with contextlib.redirect_stdout(said), hook or contextlib.nullcontext():
             try:
-                train(compose_config([*SMALL, *overrides, f"run.save_path={self.path}"]), self.ranks)
+                train(small_run(self.path, *overrides), self.ranks)
             except (Exception, Died, KeyboardInterrupt) as found:
                 error = f"{type(found).__name__}: {found}"
         return {"error": error, "said": said.getvalue(), "attempts": [path.name for path in self.attempts()]}

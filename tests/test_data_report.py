@@ -4,11 +4,10 @@ import json
 import re
 import statistics
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import ROOT, environment, run
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.__main__ import main
@@ -181,12 +180,7 @@ def write(path: Path, problems: list[Problem]) -> Path:
 def test_the_command_prints_and_draws(tmp_path):
     files = [write(tmp_path / "train.json", TRAIN), write(tmp_path / "valid.json", VALID)]
     picture = tmp_path / "new" / "folder" / "report.png"
-    done = subprocess.run(
-        [sys.executable, "-m", "coconut_ds.data", *map(str, files), "--png", str(picture), "--examples", "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(["-m", "coconut_ds.data", *files, "--png", picture, "--examples", "2"], environment(), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("vocabulary: ")
     assert done.stdout.count(" tokens\n  stage 0") == 2

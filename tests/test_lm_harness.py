@@ -1,5 +1,6 @@
 """lm-evaluation-harness on tiny local tasks: its scores equal those of the reasoner and the slow loop."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,8 @@ from coconut_ds import load_reasoner
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.checkpoint import save_model
 
-pytest.importorskip("lm_eval", reason="needs the extra: pip install 'coconut-ds[harness]'")
+if importlib.util.find_spec("lm_eval") is None:
+    pytest.skip("needs the extra: pip install 'coconut-ds[harness]'", allow_module_level=True)
 
 QUESTIONS = ["1 + 2", "3 =", "2 + 2 =", "3 + 3"]
 CHOICES = ["1", "2 3", "+"]

@@ -2,12 +2,17 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from launching import Process
 
+from coconut_ds.distributed.launcher import launcher
+from coconut_ds.studies import harness
 from coconut_ds.studies.demo import conclusion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,14 +48,30 @@ def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
     assert done.stdout.split() == ["6", "3"]
 
 
+@pytest.fixture
+def one_real_run(monkeypatch: pytest.MonkeyPatch, forked_runs: None) -> None:
+    """Only the run of coconut is a real process, under the real launcher; those of other methods are forked."""
+    fork = harness.subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Process:
+        assert command[0] == launcher(1)[0]
+        return (subprocess.Popen if "method=coconut" in command else fork)(command, **options)
+
+    monkeypatch.setattr(harness.subprocess, "Popen", popen)
+
+
 @pytest.mark.slow
-def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
+@pytest.mark.usefixtures("one_real_run")
+def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path, monkeypatch, capsys):
     """In two short epochs nothing is learned, and the demo says so."""
     out = tmp_path / "a demo's folder"
     small = ["num_epochs=2", "size.train=256", "size.valid=40", "size.test=60"]
-    command = [sys.executable, "-m", "coconut_ds.demo", "--out", str(out), *small]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(out), *small])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("coconut_ds.demo", run_name="__main__")
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.out + said.err
     summary = json.loads((out / "summary.json").read_text())
     for method in ("coconut", "no_thoughts", "no_cot"):
         lines = (out / "evaluation" / method / "predictions.jsonl").read_text().splitlines()
@@ -59,8 +80,8 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path):
         assert summary["updates"][method] == 4
     assert (out / "accuracy.png").stat().st_size > 10_000
     assert summary["sentence"].startswith("coconut did not solve the task in the given number of epochs")
-    assert summary["sentence"] in done.stdout
-    assert done.stdout.count("answer: ") == 5
+    assert summary["sentence"] in said.out
+    assert said.out.count("answer: ") == 5
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_impossible_requests_are_refused_with_a_reason(checkpoint, problems, lin
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_study_trains_what_is_missing_and_measures(tmp_path, capsys):
     line = ["--out", str(tmp_path), "--tasks", "modular_sum", "--methods", "coconut", "--problems", "20", "--fit", "60"]
     line += ["--draws", "1", "--set", "num_epochs=1", "size.train=256", "size.valid=20", "size.test=30"]

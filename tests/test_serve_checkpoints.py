@@ -5,11 +5,10 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import environment, run
 from serving import ROOT, save_checkpoint
 
 from coconut_ds.errors import CheckpointError
@@ -189,8 +188,9 @@ def test_a_refused_folder_among_others_is_left_out(checkpoint, tmp_path, caplog)
 def test_the_engine_folder_of_a_checkpoint_is_never_opened(checkpoint, tmp_path):
     """Records every file that a process opens while it finds, loads and asks a checkpoint of a run."""
     a_run(checkpoint, tmp_path, "demo", "20260101-000000-aaaa", 1)
-    script = f"""
+    (tmp_path / "script.py").write_text(f"""
 import sys
+sys.path[0] = {str(ROOT)!r}
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from serve.asking import Ask
@@ -201,8 +201,8 @@ print(service.answer_now(Ask("demo/checkpoint_1", ("a",), max_new_tokens=3))[0].
 service.close()
 print([path for path in opened if "/engine/" in path and {str(tmp_path)!r} in path])
 print(any("model.safetensors" in path for path in opened))
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+""")
+    done = run([tmp_path / "script.py"], environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == ["length", "[]", "True"]
 

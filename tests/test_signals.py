@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 import yaml
 from kill_matrix import RUN
-from launching import environment, starting
+from launching import Process, environment, forking, starting
 
 from coconut_ds.distributed.interrupts import POLL_S
+from coconut_ds.distributed.launcher import launcher
 from coconut_ds.files import damage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,13 +55,31 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
 
 
 COMMANDS = {
-    "process": (signal.SIGTERM, "train.py"),
-    "launcher": (signal.SIGINT, "/deepspeed"),
-    "launcher, terminated": (signal.SIGTERM, "/deepspeed"),
+    "process": (signal.SIGTERM, None),
+    "launcher": (signal.SIGINT, None),
+    "launcher, terminated": (signal.SIGTERM, None),
     "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
 }
-"""The signal, and part of the command line of the only process that gets it. The first run has no launcher; the others
-have two ranks under ``deepspeed``."""
+"""The signal, and part of the command line of the only process that gets it; None: the process that the test starts.
+The first run has no launcher; the others have two ranks under ``deepspeed``."""
+
+
+def begin(number: signal.Signals, ranks: int, folder: Path) -> Process:
+    """Starts the run in a session of its own: with SIGINT in real processes, else forked."""
+    script = [str(ROOT / "coconut_ds" / "train.py"), *LONG, f"run.save_path={folder}"]
+    with (folder / "log").open("wb") as log:
+        if number != signal.SIGINT:
+            command = forking([*(launcher(ranks) if ranks > 1 else ()), *script])
+            return launching.start(command, ENVIRONMENT, stdout=log, stderr=log)
+        # A shell makes its background jobs ignore Ctrl-C, and processes started by these tests would inherit that.
+        return subprocess.Popen(
+            [*starting(ranks), *script],
+            stdout=log,
+            stderr=log,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def processes(session: int) -> Iterator[tuple[int, str]]:
@@ -84,27 +104,14 @@ def until(condition: Any, seconds: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
-    (number, who), ranks = COMMANDS[name], 1 if name == "process" else 2
-    command = [
-        *starting(ranks),
-        str(ROOT / "coconut_ds" / "train.py"),
-        *LONG,
-        f"run.save_path={tmp_path}",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        # A shell makes its background jobs ignore Ctrl-C, and processes started by these tests would inherit that.
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            env=ENVIRONMENT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    number, child = COMMANDS[name]
+    process = begin(number, 1 if name == "process" else 2, tmp_path)
     try:
         records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
         assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
-        (target,) = [pid for pid, line in processes(process.pid) if who in line.partition("train.py --")[0]][:1]
+        target = process.pid
+        if child is not None:
+            (target,) = [pid for pid, line in processes(process.pid) if child in line]
         os.kill(target, number)
         assert until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
     finally:

@@ -1,18 +1,13 @@
 """The comparison of methods: results that exist are kept, and the table shows the results."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from launching import Process, start
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.studies import harness
 from coconut_ds.studies import methods as compare
 from coconut_ds.studies.methods import TableCell, main, render_table
 
@@ -41,18 +36,6 @@ def test_a_row_is_a_method_with_its_seeds() -> None:
 def test_every_cell_is_a_configuration(task: str, method: str) -> None:
     config = compose_config(TableCell(task, method, 2).overrides(()))
     assert (config.method.kind, config.run.seed) == (method, 2)
-
-
-@pytest.fixture
-def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The study's training runs are forked. (The demo, which is tested too, starts its runs in the same way really.)"""
-
-    def popen(command: list[str], *, text: bool, **options: Any) -> Process:
-        assert (command[0], text) == (sys.executable, True)
-        return start(command[1:], **options)
-
-    replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(harness, "subprocess", replacement)
 
 
 @pytest.mark.slow

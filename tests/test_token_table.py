@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
+from contextlib import ExitStack
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import environment, start
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
@@ -252,6 +253,7 @@ def test_a_folder_that_cannot_be_written_matters_only_when_it_must_be(
 
 WORKER = f"""
 import json, sys
+sys.path[0] = {str(CHECKOUT)!r}
 from coconut_ds.data.token_table import cached_tokens
 from coconut_ds.data.tokens import build_word_tokenizer
 _, data, cache = sys.argv
@@ -266,11 +268,14 @@ def test_of_two_processes_at_once_one_tokenizes(data: Path, tokenizer: PreTraine
     questions = [problem.question for problem in cached_tokens(data, tokenizer, cache)]
     (path,) = cache.glob("*.arrow")
     path.unlink()
-    command = [sys.executable, "-c", WORKER, str(data), str(cache)]
-    with FileLock(path.with_suffix(".lock")):
-        both = [subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE) for _ in range(2)]
-        waiting = [process.stdout.readline() for process in both if process.stdout is not None]
-    (*first, result), (*second, same) = (process.communicate(timeout=60)[0].splitlines() for process in both)
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER, encoding="utf-8")
+    with ExitStack() as stack:
+        with FileLock(path.with_suffix(".lock")):
+            started = (start([worker, data, cache], environment(), stdout=subprocess.PIPE) for _ in range(2))
+            outputs = [stack.enter_context(process).stdout for process in started]
+            waiting = [output.readline() for output in outputs if output is not None]
+        (*first, result), (*second, same) = (output.read().splitlines() for output in outputs if output is not None)
     assert waiting == [f"waiting for the process that tokenizes {data}\n"] * 2
     assert first + second == [f"tokenizing 7 problems of {data} (once)"]
     assert json.loads(result) == json.loads(same) == questions

@@ -12,7 +12,7 @@ import launching
 import pytest
 import torch
 import yaml
-from launching import EVALUATE, TRAIN, VARIABLES, environment
+from launching import EVALUATE, TRAIN, VARIABLES, environment, forking
 from transformers import AutoModelForCausalLM
 
 from coconut_ds import evaluate
@@ -77,13 +77,15 @@ def losses(run: Path) -> list[float]:
 
 
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
-LAUNCHERS = {
+LAUNCHERS: dict[str, list[object]] = {
     "python": [sys.executable, TRAIN],
     "deepspeed": [DEEPSPEED, "--master_port", free_port(), TRAIN],
     "deepspeed, two ranks": [DEEPSPEED, "--master_port", free_port(), "--num_accelerators", "2", TRAIN],
     "torchrun": [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", TRAIN],
     "installed": [Path(sys.executable).with_name("coconut-train")],
 }
+FORKED = ("deepspeed", "deepspeed, two ranks", "installed")
+"""These are forked, with the processes they start. The tests of signals and the demo's start ``deepspeed`` really."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,8 @@ def launched(tmp_path_factory) -> dict[str, Path]:
     runs = {}
     for name, command in LAUNCHERS.items():
         folder = tmp_path_factory.mktemp("launch")
-        done = start([*command, *TINY], folder)
+        words, variables = [str(word) for word in (*command, *TINY)], environment(HOME=str(folder))
+        done = launching.run(forking(words), variables, cwd=folder) if name in FORKED else start(words, folder)
         assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
         runs[name] = only_run(folder)
     return runs

@@ -7,15 +7,16 @@ directory and the standard streams of the request, and runs a script as ``python
 reach it through ``launching.py``; ``forked.py`` holds the client.
 
 What differs from a fresh process: the modules are imported already, so variables that libraries read during their
-import must have the values that the zygote had (``READ_AT_IMPORT``; other values are refused); ``/proc`` shows the
-zygote's command line; all children share one seed of Python's string hashes; and the process ends without taking its
-modules apart. Tests about these things start real processes.
+import must have the values that the zygote had (``READ_AT_IMPORT``; other values are refused); all children share one
+seed of Python's string hashes; and the process ends without taking its modules apart. Tests about these things start
+real processes.
 
 ``python tests/zygote.py DESCRIPTOR`` is the server. It ends when its standard input is closed.
 """
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +50,12 @@ READ_AT_IMPORT = (
 )
 """Beginnings of the names of variables that Python and the libraries read when they start or are imported. Hugging
 Face's libraries read ``HOME`` too, for their cache, which is not used offline."""
+SET_BY_LIBRARIES = (
+    *("HF_HUB_DISABLE_TELEMETRY", "HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+    "TORCHINDUCTOR_CACHE_DIR",
+)
+"""Exceptions: variables that gradio, lm_eval, scikit-learn and torch set in their own process. A test process that uses
+these libraries passes the variables on, although the zygote, and perhaps another test process, has not set them."""
 MESSAGE_BYTES = 1 << 17
 """Largest request: a command line and an environment."""
 RANK_PATIENCE_S = 30.0
@@ -129,7 +136,8 @@ def check_environment(wanted: Mapping[str, str], at_import: Mapping[str, str]) -
     """Raises ``ZygoteError`` if a variable of ``READ_AT_IMPORT`` differs from what the imported libraries have read."""
     wanted = {"DS_ACCELERATOR": "cpu", **wanted}
     for name in sorted(wanted.keys() | at_import.keys()):
-        if name.startswith(READ_AT_IMPORT) and wanted.get(name) != at_import.get(name):
+        checked = name.startswith(READ_AT_IMPORT) and name not in SET_BY_LIBRARIES
+        if checked and wanted.get(name) != at_import.get(name):
             raise ZygoteError(
                 f"environment: {name} is {wanted.get(name)!r}, but the zygote imported its libraries with "
                 f"{at_import.get(name)!r}; start a real process"
@@ -191,8 +199,18 @@ def become_rank(command: list[str], ranks: int) -> list[str]:
     os._exit(code & 0xFF)
 
 
-def run_as_main(script: str, *arguments: str) -> NoReturn:
+def show_command(command: Sequence[str]) -> None:
+    """Makes ``/proc`` show this command as that of this process. The zygote was started with room for it."""
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    # Fields 48 and 49: where the command line begins and ends in memory.
+    begin, end = (int(field) for field in fields[45:47])
+    line = b"".join(word.encode() + b"\0" for word in command)
+    ctypes.memmove(begin, line[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
+
+
+def run_as_main(script: str, *arguments: str, options: Sequence[str] = ()) -> NoReturn:
     """Runs a file as ``python script arguments`` does, or a module as ``python -m`` does, and ends this process."""
+    show_command([sys.executable, *options, script, *arguments])
     # In a fresh process, all generators have unpredictable seeds. Python reseeds its own one in a child.
     numpy.random.seed()
     torch.default_generator.seed()

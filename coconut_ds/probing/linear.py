@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from coconut_ds.data.problem import Problem
@@ -119,6 +116,11 @@ def _probe_accuracies(states: Tensor, values: Sequence[str], split: int, seed: i
 
     The first ``split`` states are for the fit, the others for scoring.
     """
+    # Imported here, because that takes seconds, and the server and most modes of probing fit no probes.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels, array = numpy.array(values), states.numpy()
     shuffled = numpy.random.default_rng(seed).permutation(labels[:split])
     names, counts = numpy.unique(labels[:split], return_counts=True)
