@@ -10,7 +10,6 @@ script needs memory for the raw file or for all problems, whichever is larger.
 """
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
+from coconut_ds.strict_json import JsonError, parse_loosely, printable, shown
 
 SPLITS = ("train", "valid", "test")
 SIZES = (9000, 200, 800)
@@ -42,23 +42,14 @@ def load_examples(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, is not a JSON object, is empty, or has a key twice.
     """
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{path}: key '{twice}' occurs twice in one object, expected it once")
-        return found
-
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with ProntoQA's run_experiment.py (5 hops, 0 shots, random)")
     try:
-        examples = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        examples = parse_loosely(path.read_text(encoding="utf-8-sig"), unique=True)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except JsonError as error:
+        raise DataError(f"{path}: {error}") from error
     if not isinstance(examples, dict) or not examples:
         raise DataError(f"{path}: found {_shown(examples)}, expected an object of examples with at least one")
     return examples
@@ -158,9 +149,8 @@ def _check_shape(example: Any, where: str) -> None:
 def _shown(found: Any) -> str:
     """What was found, for error messages; of an object only the keys, because its values may be long."""
     if isinstance(found, dict) and found:
-        return f"the keys {', '.join(found)}"
-    text = json.dumps(found, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+        return printable(f"the keys {', '.join(found)}")
+    return shown(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -239,6 +239,8 @@ def test_a_bad_prontoqa_example_is_named_and_leaves_all_as_it_was(
         ("[]", "found [], expected an object of examples"),
         ("{}", "found {}, expected an object of examples"),
         ('{"example1": {}, "example1": {}}', "key 'example1' occurs twice"),
+        (f'{{"example1":\n {"1" * 5000}}}', "line 2: a number has 5,000 digits"),
+        ("[" * 100_000, "line 1: nested deeper than 100"),
         ('{"example1": {"in_context_example0": {}}}', "example 'example1': found the keys in_context_example0, exp"),
     ],
 )

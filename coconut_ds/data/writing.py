@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.strict_json import read_json
 
 
 class ProblemWriter:
@@ -134,6 +135,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["outputs"])
+        return dict(read_json(path)["outputs"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: is not a manifest of this project; delete it and run again") from error

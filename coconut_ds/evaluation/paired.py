@@ -4,7 +4,6 @@ A paired comparison can show a difference that the two separate confidence inter
 are hard for both models cancel out.
 """
 
-import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
+from coconut_ds.strict_json import parse_json, shown
 
 PREDICTIONS = "predictions.jsonl"
 EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -186,20 +186,20 @@ def _read(path: Path) -> dict[int, _Answered]:
 
 def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
     try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        item = parse_json(line)
+    except ValueError as error:
         raise DataError(
             f"{path}: line {number}: is not JSON ({error}), expected one prediction per line; {HOW_TO_MAKE}"
         ) from error
     if not isinstance(item, dict):
         raise DataError(
-            f"{path}: line {number}: found {_short_json(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
+            f"{path}: line {number}: found {shown(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
             f"{HOW_TO_MAKE}"
         )
     for key, kinds in EXPECTED_TYPES.items():
         # Compares type() instead of using isinstance(), because True is an instance of int.
         if key not in item or type(item[key]) not in kinds:
-            found = _short_json(item[key]) if key in item else f"only the keys {sorted(item)}"
+            found = shown(item[key]) if key in item else f"only the keys {sorted(item)}"
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {HOW_TO_MAKE}")
     if item["correct"] is None:
@@ -225,16 +225,10 @@ def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: 
         if differing:
             a, b = one[differing[0]], other[differing[0]]
             raise DataError(
-                f"{second}: line {b.line}: found the {key} {_short_json(getattr(b, key))} for problem {differing[0]}, "
-                f"expected {_short_json(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
+                f"{second}: line {b.line}: found the {key} {shown(getattr(b, key))} for problem {differing[0]}, "
+                f"expected {shown(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
                 f"{len(differing):,} of {len(one):,} problems); {SAME_DATA}"
             )
-
-
-def _short_json(value: Any) -> str:
-    """A value as JSON for an error message, at most 80 characters long."""
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _range(interval: Interval, form: str, unit: str) -> str:

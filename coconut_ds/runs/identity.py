@@ -14,6 +14,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from coconut_ds.settings import Config
 from coconut_ds.settings.schema import leaf_keys
+from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
 """File with the table, in the folder that all attempts of a run share."""
@@ -133,12 +134,12 @@ def read_ingredients(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); this file lists the ingredients of the run"
         ) from error
-    except ValueError as error:
+    except JsonError as error:
         raise ConfigError(f"{path}: is not valid JSON ({error}); this file lists the ingredients of the run") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
@@ -197,9 +198,11 @@ def _architecture(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not valid JSON ({error})") from error
+        values = read_json(path, finite=False)
+    except (OSError, JsonError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
     kept = {key: value for key, value in values.items() if key not in VOLATILE}
     return {"model.architecture": hashlib.sha256(_canonical(kept).encode()).hexdigest()}
 

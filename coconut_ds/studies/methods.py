@@ -22,7 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from coconut_ds.files import write_whole
 from coconut_ds.methods import METHODS
+from coconut_ds.strict_json import JsonError, read_json
 from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, quoted, score_on_test
 
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
@@ -124,8 +126,12 @@ def kept_result(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, An
     path = cell.folder(out) / "result.json"
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if result["overrides"] == cell.overrides(more) else None
+    try:
+        result = read_json(path)
+    except JsonError:
+        # Damaged by a full disk or a crash of the machine; the run is repeated.
+        return None
+    return result if isinstance(result, dict) and result.get("overrides") == cell.overrides(more) else None
 
 
 def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +156,7 @@ def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
         "evaluation_s": round(time.perf_counter() - evaluated, 1),
         "run": str(run.folder),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
