@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,13 @@ def read_json(path: Path, finite: bool = True) -> Any:
 
 def is_deeper(value: Any, limit: int) -> bool:
     """Whether some value is inside more than ``limit`` lists and objects."""
-    level = [value]
-    for _ in range(limit + 1):
-        level = [inner for one in level for inner in _inner(one)]
-        if not level:
+    containers = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit):
+        inner = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in containers)
+        containers = [one for one in inner if one.__class__ is list or one.__class__ is dict]
+        if not containers:
             return False
-    return True
+    return any(containers)
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -127,13 +129,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _inner(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
-
-
 def _scalars(value: Any) -> Iterator[Any]:
     """All keys, and all values that are neither lists nor objects."""
     rest = [value]
@@ -141,8 +136,9 @@ def _scalars(value: Any) -> Iterator[Any]:
         one = rest.pop()
         if isinstance(one, dict):
             yield from one
-        if isinstance(one, (dict, list)):
-            rest.extend(_inner(one))
+            rest.extend(one.values())
+        elif isinstance(one, list):
+            rest.extend(one)
         else:
             yield one
 

@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from coconut_ds.data.checks import name_of, warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
@@ -27,6 +28,7 @@ from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
 from coconut_ds.files import write_whole
+from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
@@ -58,12 +60,22 @@ class EvaluationJob:
     out: Path
     """Folder of the results."""
     ranks: Ranks
+    answers: str = "text"
+    """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
+    source: str = "problems"
+    """Name of the file of the problems, or of their generator, for warnings."""
 
     def evaluator(self) -> Evaluator:
         """The evaluator that answers the problems."""
         reasoner = self.reasoner
         return Evaluator(
-            reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks
+            reasoner.prompter,
+            reasoner.card.spec,
+            self.writing,
+            self.slots,
+            reasoner.context_length,
+            self.ranks,
+            self.answers,
         )
 
     def identity(self) -> str:
@@ -75,6 +87,7 @@ class EvaluationJob:
             "card": [self.reasoner.card.method, self.reasoner.card.format],
             "budgets": self.budgets,
             "writing": self.writing,
+            "answers": self.answers,
             "problems": [problem.as_dict() for problem in self.problems],
             "code": code_identity(),
         }
@@ -96,8 +109,8 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
     suffix = "" if config.is_sweep or config.n_thoughts is None else f"-{config.n_thoughts}_thoughts"
     suffix += "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}"
     out = Path(config.out or Path("outputs/eval") / reasoner.name / f"{config.data_name}{suffix}")
-    size = config.batch_size
-    return run_job(EvaluationJob(reasoner, problems, split, budgets, names, writing, size, out, ranks))
+    job = EvaluationJob(reasoner, problems, split, budgets, names, writing, config.batch_size, out, ranks)
+    return run_job(replace(job, answers=config.data.answers, source=name_of(config.data, split)))
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
@@ -121,25 +134,32 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
     budgets = [ThoughtBudget(reasoner.thoughts(), card.stage)]
-    return run_job(EvaluationJob(reasoner, problems, split, budgets, [""], writing, size, out, ranks))[0]
+    job = EvaluationJob(reasoner, problems, split, budgets, [""], writing, size, out, ranks)
+    return run_job(replace(job, answers=config.data.answers, source=name_of(config.data, split)))[0]
 
 
 def run_job(job: EvaluationJob) -> list[Evaluation]:
     """Makes the predictions that are not stored yet, then writes the results on rank 0.
 
+    First warns about problems that cannot be scored or analysed. Answers are sorted into categories once all
+    predictions are made and stored.
+
     Returns one evaluation for each thought budget, on every rank.
     """
     ranks, partial = job.ranks, PartialPredictions(job.out, job.identity())
+    if ranks.is_first:
+        lines = warnings_about(job.problems, job.reasoner.card.text_format, job.source)
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
     stored: dict[Key, Prediction] = ranks.first_decides(partial.read)
     began = time.perf_counter()
     made = _predict(job, partial, stored)
     seconds = time.perf_counter() - began
     predictions = stored | {key: one for part in ranks.gather(made) for key, one in part.items()}
     evaluator = job.evaluator()
-    evaluations = [
-        evaluator.evaluation([one for (own, _), one in predictions.items() if own == number], budget.thoughts)
-        for number, budget in enumerate(job.budgets)
-    ]
+    evaluations = []
+    for number, budget in enumerate(job.budgets):
+        own = [one for (of_budget, _), one in predictions.items() if of_budget == number]
+        evaluations.append(evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts))
     if ranks.is_first:
         new = len(predictions) - len(stored)
         _report(job, evaluations, {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)})
@@ -156,7 +176,8 @@ class Trace:
     thoughts: list[DecodedThought]
     answer: str
     """The answer extracted from the model's text."""
-    correct: bool
+    correct: bool | None
+    """None if the problem's answer is not known."""
 
 
 def trace_questions(config: EvalConfig, count: int) -> list[Trace]:
@@ -166,11 +187,13 @@ def trace_questions(config: EvalConfig, count: int) -> list[Trace]:
     answers = reasoner.generate(
         [problem.question for problem in problems], max_new_tokens=config.data.max_new_tokens, keep_thoughts=True
     )
-    return [_trace(reasoner, problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+    kind = config.data.answers
+    return [_trace(reasoner, problem, answer, kind) for problem, answer in zip(problems, answers, strict=True)]
 
 
-def _trace(reasoner: Reasoner, problem: Problem, answer: Answer) -> Trace:
-    correct = answer.answer == reasoner.card.text_format.extract(problem.answer)
+def _trace(reasoner: Reasoner, problem: Problem, answer: Answer, kind: str) -> Trace:
+    form = reasoner.card.text_format
+    correct = is_correct(answer.text, problem.answer, form, kind) if problem.has_answer else None
     return Trace(problem, reasoner.decode_thoughts(answer), answer.answer, correct)
 
 
@@ -249,7 +272,7 @@ def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
 
 
 def _report(job: EvaluationJob, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
-    """Writes predictions, scores and the figure, and prints a table. In a sweep each budget has its own subfolder."""
+    """Writes predictions and scores, prints a table, and draws the figure. In a sweep each budget has a subfolder."""
     card, out = job.reasoner.card, job.out
     common: dict[str, Any] = {
         "checkpoint": job.reasoner.name,
@@ -269,6 +292,7 @@ def _report(job: EvaluationJob, evaluations: Sequence[Evaluation], run: dict[str
             write_whole(folder / "scores.json", json.dumps(one, indent=2) + "\n")
         if len(scores) > 1:
             write_whole(out / "sweep.json", json.dumps(scores, indent=2) + "\n")
+        _print(job, scores, run)
         if scores[0]["accuracy"] is not None:
             named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
             title = f"{job.reasoner.name} on {len(job.problems):,} {job.split} problems"
@@ -277,13 +301,17 @@ def _report(job: EvaluationJob, evaluations: Sequence[Evaluation], run: dict[str
         raise DataError(
             f"{out}: cannot be written ({error}); the predictions are kept, set out= to another folder"
         ) from error
-    _print(job, scores, run)
 
 
 def _print(job: EvaluationJob, scores: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
     where = job.out / ("sweep.json" if len(scores) > 1 else "scores.json")
-    unscored = "no answers to compare with: the generated texts were saved but not scored\n"
-    note = unscored if scores[0]["accuracy"] is None else ""
+    note, rest = "", scores[0]["problems"] - scores[0]["scored"]
+    if scores[0]["accuracy"] is None:
+        note = "no answers to compare with: the generated texts were saved but not scored\n"
+    elif rest:
+        note = f"{rest:,} of {scores[0]['problems']:,} problems have no answer to compare with and were not scored\n"
+    unusable = scores[0].get("unusable_graphs", 0)
+    note += f"{unusable:,} graphs cannot be used: no category, and not counted for the shortcuts\n" if unusable else ""
     sys.stdout.write(
         f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
         f"{score_table(scores)}\n{note}"

@@ -50,6 +50,9 @@ NOT_A_NUMBER = (
     "training.activation_checkpointing",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
+LATER_KEYS = {"data.answers": "text"}
+"""Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
+of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of a model's ``config.json`` that tell where it comes from and not what it is."""
 
@@ -99,7 +102,11 @@ def ingredients(
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
     """
-    owned = {key: dict(_leaves(value, key)) for key, value in _keys(config) if key not in NOT_A_NUMBER}
+    owned = {
+        key: dict(_leaves(value, key))
+        for key, value in _keys(config)
+        if key not in NOT_A_NUMBER and (key not in LATER_KEYS or value != LATER_KEYS[key])
+    }
     for split in ("train", "val"):
         assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
         owned[f"data.{split}_path"] = {f"data.{split}_content": data[split]} if split in data else {}
