@@ -124,6 +124,18 @@ class ResultFolder:
                 f"{self.option}{self.path}: cannot be created ({error.strerror}); set {self.option} to another folder"
             ) from error
 
+    def take(self) -> None:
+        """Creates the folder, removes the files of a result of another identity, and stores this identity.
+
+        Raises:
+            ConfigError: as ``refuse_other``.
+        """
+        self.refuse_other()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.is_own:
+            self._clear()
+            self._write_identity()
+
     @contextmanager
     def replacing(self) -> Iterator[Path]:
         """A new folder for the files of the result; they are moved to the final folder when the block ends.
@@ -141,8 +153,7 @@ class ResultFolder:
         try:
             yield made
             self.refuse_other()
-            for path in list(self._found()):
-                remove(path)
+            self._clear()
             self._write_identity()
             for path in sorted(made.iterdir(), key=lambda path: path.name == self.names[-1]):
                 os.replace(path, self.path / path.name)
@@ -152,15 +163,30 @@ class ResultFolder:
     def _found(self) -> Iterator[Path]:
         return (path for name in (FILE, *self.names) for path in self.path.glob(name))
 
+    def _clear(self) -> None:
+        for path in list(self._found()):
+            remove(path)
+
     def _write_identity(self) -> None:
         write_whole(self.path / FILE, json.dumps(self.identity.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
-def free_or_own(folder: ResultFolder) -> ResultFolder:
-    """The folder if it is free or belongs to this identity, else one beside it with the signature in its name."""
+def free_or_own(folder: ResultFolder, beside: Path | None = None) -> ResultFolder:
+    """The folder if it is free or belongs to this identity, else another one whose name ends with the signature.
+
+    Args:
+        folder: the folder to use if possible.
+        beside: the other folder, to whose name the signature is added; None: ``folder.path``.
+    """
     if folder.is_own or folder.is_free:
         return folder
-    return replace(folder, path=folder.path.with_name(f"{folder.path.name}-{folder.identity.signature}"))
+    other = beside or folder.path
+    return replace(folder, path=other.with_name(f"{other.name}-{folder.identity.signature}"))
+
+
+def places_to_read(results: ResultFolder, plain: Path) -> list[Path]:
+    """Where a stored result may be: the folder, and ``plain`` if an earlier version wrote it, without an identity."""
+    return [results.path, *([] if (plain / FILE).exists() or plain == results.path else [plain])]
 
 
 def refuse_other_picture(path: Path, identity: Identity, option: str) -> None:
@@ -180,16 +206,6 @@ def refuse_other_picture(path: Path, identity: Identity, option: str) -> None:
         f"{option} {path}: {_other(stored, identity, 'exists')}; it was not changed: set {option} to another file, or "
         "add --overwrite to replace it"
     )
-
-
-def refuse_existing(path: Path, option: str) -> None:
-    """Refuses to replace an existing file whose origin is not stored anywhere.
-
-    Raises:
-        ConfigError: the file exists; says what to type instead.
-    """
-    if path.exists():
-        raise ConfigError(f"{option} {path}: exists; set {option} to another file, or add --overwrite to replace it")
 
 
 def picture_metadata(identity: Identity) -> dict[str, str]:

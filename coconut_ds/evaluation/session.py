@@ -151,7 +151,8 @@ def _predict(
 
     A request to stop takes effect before the engine's next operation; it does not wait for the problem to be finished.
     """
-    evaluator, made = job.evaluator(), {}
+    evaluator = job.evaluator()
+    made: dict[Key, Prediction] = {}
     budgets = range(len(job.budgets))
     work = [Work(one, index) for index in range(len(job.problems)) for one in budgets if (one, index) not in stored]
 

@@ -23,7 +23,7 @@ from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-from coconut_ds.probing.measures import measure_checkpoint, percent, progress_bar, summary, write_measured
+from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
@@ -39,7 +39,7 @@ SUMMARY = "summary.txt"
 FILES = (
     *("trace.json", "states.csv", "thoughts.csv", "answers.csv", "thoughts.png", "layers.png"),
     *("intervention.json", "intervention.csv", "intervention.png"),
-    *("effects.json", "effects.csv", "effects.png", "sweep.csv", "sweep.png", "probes.csv", "probes.png"),
+    *MEASURED,
     *("values.json", "parallelism.json", "heights.csv", "counterfactuals.json", "graph.json", "groups.csv"),
     *("graph.png", "parallelism.png", "heights.png", "groups.png"),
     SUMMARY,
