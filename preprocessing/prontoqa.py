@@ -6,7 +6,8 @@ chain_of_thought and answer. Writes prontoqa_train.json, prontoqa_valid.json and
 example's question and query, and each step is a pair of sentences of the chain. The chain starts with a fact, and each
 hop adds a rule and a conclusion. A pair is therefore a known fact and the next rule, and the last sentence, the
 requested conclusion, is a step by itself: 11 sentences give 6 steps. `as_example` is the inverse of the conversion. The
-script needs memory for the raw file or for all problems, whichever is larger.
+script needs memory for the raw file or for all problems, whichever is larger. Existing files with other content are
+replaced only with ``--overwrite``.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def split_sizes(count: int) -> dict[str, int]:
     return {"train": count - valid - test, "valid": valid, "test": test}
 
 
-def convert(raw: Path, out: Path, seed: int) -> str:
+def convert(raw: Path, out: Path, seed: int, overwrite: bool = False) -> str:
     """Writes the three files and their manifest. Returns a summary of the files."""
     examples = load_examples(raw)
     sizes = split_sizes(len(examples))
@@ -104,7 +105,7 @@ def convert(raw: Path, out: Path, seed: int) -> str:
     for split, size in sizes.items():
         splits[split] = problems[start : start + size]
         start += size
-    with Outputs(out, "prontoqa", seed=seed) as outputs:
+    with Outputs(out, "prontoqa", overwrite, seed=seed) as outputs:
         for split, chosen in splits.items():
             file = outputs.open(f"prontoqa_{split}.json", [raw])
             for problem in chosen:
@@ -164,9 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the shuffle; the same seed gives the same files (%(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
-        print(convert(options.raw, options.out, options.seed))
+        print(convert(options.raw, options.out, options.seed, options.overwrite))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

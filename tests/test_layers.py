@@ -11,7 +11,9 @@ FLOORS = (
     "strict_json",
     "cli errors files formats methods",
     "distributed hub settings",
-    "data runs",
+    "runs",
+    "results",
+    "data",
     "model",
     "generation",
     "reasoner",
@@ -26,6 +28,7 @@ HEAVY = (
     *("distributed.ranks", "distributed.random_states", "distributed.zero", "hub", "model", "generation", "reasoner"),
     *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
+    *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )

@@ -43,7 +43,8 @@ def data(tmp_path):
 
 
 def config_of(folder, data, tmp_path, *more: str):
-    return compose_eval_config([f"checkpoint={folder}", f"data={data}", f"out={tmp_path / 'out'}", *more])
+    out = [f"out={tmp_path / 'out'}", "overwrite=true"]
+    return compose_eval_config([f"checkpoint={folder}", f"data={data}", *out, *more])
 
 
 def test_scores_do_not_depend_on_the_batch_size(checkpoint, data, tmp_path):

@@ -82,6 +82,8 @@ class PartialPredictions:
             self._file.close()
 
     def discard(self) -> None:
-        """Removes the stored predictions, including those that other evaluations left in the same results folder."""
-        if self._all.is_dir():
-            remove_folder(self._all)
+        """Removes the stored predictions; those of other evaluations in the same results folder stay."""
+        if self._folder.is_dir():
+            remove_folder(self._folder)
+        if self._all.is_dir() and not any(self._all.iterdir()):
+            self._all.rmdir()

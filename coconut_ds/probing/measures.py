@@ -64,6 +64,13 @@ def measure_checkpoint(
     return Measured(tuple(points), tuple(probes), tuple(found))
 
 
+MEASURED = (
+    *("effects.json", "effects.csv", "effects.png"),
+    *("sweep.csv", "sweep.png", "probes.csv", "probes.png"),
+)
+"""The files that ``write_measured`` writes."""
+
+
 def write_measured(made: Measured, out: Path, title: str) -> None:
     """Writes the measurements to the folder ``out`` as JSON, CSV and PNG files; every figure's title has ``title``."""
     write_json(out / "effects.json", made)

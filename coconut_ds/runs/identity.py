@@ -165,6 +165,11 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Ingre
     return [pair for pair in pairs if _differ(pair.left, pair.right)]
 
 
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings by dotted key, as a table."""
+    return {name: inner for key, value in values.items() for name, inner in _leaves(value, key)}
+
+
 def _keys(config: Config) -> Iterator[tuple[str, Any]]:
     """Each key that a user can set, with its value."""
     values = config.model_dump(mode="json")

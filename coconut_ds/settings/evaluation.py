@@ -49,7 +49,10 @@ class EvalConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of sampling."""
     out: str | None = None
-    """Folder for the results; null: outputs/eval/<checkpoint>/<data>, followed by the given settings."""
+    """Folder for the results; null: outputs/eval/<checkpoint>/<data>-<signature>, where the signature is a hash of
+    everything that can change a number."""
+    overwrite: bool = False
+    """Evaluate even if the folder holds finished results, and replace those, also if they are of another evaluation."""
 
     @property
     def is_sweep(self) -> bool:

@@ -76,7 +76,11 @@ class ProbeConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of random draws."""
     out: str | None = None
-    """Folder for the results; null: outputs/probe/<checkpoint>/<mode>."""
+    """Folder for the results; null: outputs/probe/<checkpoint>/<mode>-<signature>, where the signature is a hash of
+    everything that can change a number."""
+    overwrite: bool = False
+    """Compute even if the folder holds finished results, and replace those, also if they were made from something
+    else."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
