@@ -13,7 +13,7 @@ from tqdm import tqdm
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import tokenize
 from coconut_ds.distributed.ranks import ALONE, Ranks
-from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge, with_category
+from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge, with_category, writes_all_steps
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, check_prompts
@@ -101,10 +101,8 @@ class Evaluator:
 
         Separate from ``predict``, so that predictions are stored before they are analysed.
         """
-        method, form = self.prompter.method, self.prompter.format
-        at_start = budget.stage == 0 and method.has_curriculum
-        writes_all = budget.thoughts.count == 0 and (method.writes_steps or at_start)
-        return [with_category(one, problems[one.index], form, writes_all) for one in predictions]
+        writes_all = writes_all_steps(self.prompter.method, budget.stage, budget.thoughts.count)
+        return [with_category(one, problems[one.index], self.prompter.format, writes_all) for one in predictions]
 
     def share_of(self, work: Sequence[Work]) -> list[Work]:
         """The part of the work that this rank does.

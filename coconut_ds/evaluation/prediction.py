@@ -9,6 +9,7 @@ from coconut_ds.data.graph_answers import categorise, has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.formats import Format, extract_answer, is_correct
 from coconut_ds.generation.requests import FinishReason
+from coconut_ds.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def judge(problem: Problem, text: str, expected: str, form: Format, kind: str = 
     return Judged(extracted, correct, steps_match)
 
 
+def writes_all_steps(method: Method, stage: int, num_latents: int) -> bool:
+    """Whether a model writes all steps at a stage, so that no step is replaced by thoughts or pauses."""
+    return num_latents == 0 and (method.writes_steps or (stage == 0 and method.has_curriculum))
+
+
 def with_category(prediction: Prediction, problem: Problem, form: Format, writes_all: bool) -> Prediction:
     """The prediction with its category, if it was compared with an answer and the problem has a usable graph.
 
@@ -119,7 +125,7 @@ def with_category(prediction: Prediction, problem: Problem, form: Format, writes
         prediction: for this problem.
         problem: with or without a graph.
         form: the format that turns problems into text.
-        writes_all: whether the model writes all steps at this stage, so that no step is replaced by thoughts.
+        writes_all: see ``writes_all_steps``.
     """
     if prediction.correct is None or not has_usable_graph(problem):
         return prediction
