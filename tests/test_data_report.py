@@ -166,6 +166,20 @@ def test_the_text_shows_the_counts(report):
         assert expected in squeezed
 
 
+def test_blank_steps_missing_answers_and_altered_answers_are_reported(tokenizer):
+    problems = [*TRAIN, Problem("b =", (), "c", num_blank_steps=2), Problem("c =", ("a",), "")]
+    text = render_report(make_report([("one.json", TRAIN), ("two.json", problems)], tokenizer, METHODS["coconut"]))
+    squeezed = [" ".join(line.split()) for line in text.splitlines()]
+    for expected in (
+        "without steps 2 (33.3%) 3 (37.5%)",
+        "with blank steps, left out 0 1 (12.5%)",
+        "without an answer 0 1 (12.5%)",
+    ):
+        assert expected in squeezed
+    assert 'warning: one.json: item 4, key \'answer\': scoring reads "1000" in "# 1000"; the answers of 1 of 6' in text
+    assert "blank" not in render_report(make_report([("one.json", TRAIN)], tokenizer, METHODS["coconut"]))
+
+
 def test_long_questions_lose_their_middle_and_control_characters():
     assert shorten("one two three four five six", 14, " … 6 … ") == "one … 6 … six"
     assert shorten("x" * 100, 10) == "xxxxx … xxxxx"

@@ -1,4 +1,4 @@
-"""Reports on files of problems: ``python -m coconut_ds.data FILE...``.
+"""Reports on files of problems: ``python -m coconut_ds.data FILE...``; ``convert FILE OUT`` converts other shapes.
 
 Prints the lengths of the problems, their numbers of steps, duplicates, the accuracy of a constant answer, and the
 training sequences of a few problems at each stage of a method. Give the training file first: it determines the last
@@ -29,7 +29,12 @@ DEFAULT_PNG = Path("outputs/data_report.png")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
-    options = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["convert"]:
+        from coconut_ds.data.convert_files import main as convert
+
+        return convert(given[1:])
+    options = _parser().parse_args(given)
     try:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         # Imported here, so that invalid files are reported before torch is loaded.

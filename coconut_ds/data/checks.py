@@ -21,10 +21,24 @@ def warnings_about(problems: Sequence[Problem], form: Format, where: str) -> lis
         form: the format in which they are written.
         where: the name of the file or split.
     """
+    lines = (_unread(problems, form, where), _altered(problems, form, where))
+    return [f"warning: {line}" for line in lines if line is not None] + graph_warnings(problems, where)
+
+
+def graph_warnings(problems: Sequence[Problem], where: str) -> list[str]:
+    """A line if the graphs of some graph problems cannot be used; names the first of them and counts all.
+
+    Args:
+        problems: of one file or split.
+        where: the name of the file or split.
+    """
+    graphs = [index for index, one in enumerate(problems) if is_graph_problem(one)]
+    faults = {i: fault for i in graphs if (fault := graph_fault(problems[i], f"{where}: item {i}")) is not None}
+    if not faults:
+        return []
     return [
-        f"warning: {line}"
-        for line in (_unread(problems, form, where), _altered(problems, form, where), _graphs(problems, where))
-        if line is not None
+        f"warning: {next(iter(faults.values()))}; the graphs of {_count(list(faults), problems)} cannot be used: they "
+        "get no category and do not count for the shortcuts"
     ]
 
 
@@ -62,17 +76,6 @@ def _altered(problems: Sequence[Problem], form: Format, where: str) -> str | Non
     return (
         f"{where}: item {found[0]}, key 'answer': scoring reads {shown(form.gold(answer))} in {shown(answer)}; the "
         f"answers of {_count(found, problems)} are altered in this way, so look whether the scores mean what you expect"
-    )
-
-
-def _graphs(problems: Sequence[Problem], where: str) -> str | None:
-    graphs = [index for index, one in enumerate(problems) if is_graph_problem(one)]
-    faults = {i: fault for i in graphs if (fault := graph_fault(problems[i], f"{where}: item {i}")) is not None}
-    if not faults:
-        return None
-    return (
-        f"{next(iter(faults.values()))}; the graphs of {_count(list(faults), problems)} cannot be used: they get no "
-        "category and do not count for the shortcuts"
     )
 
 

@@ -2,10 +2,10 @@
 
 Reads JSON, JSON Lines, CSV and Parquet with one problem per item, under whatever keys, and writes the file format of
 this project (``coconut_ds.data.problem``). The keys of question, steps and answer are found by their usual names, or
-set with options; the mapping and the first problem are printed. Answers may be numbers. Steps may be a list, or one text
-that is split into lines or calculations. In a text such as ``… #### 72`` the steps precede the mark and the answer
-follows it. All other keys are kept under their names. No item is skipped: the first one that cannot be converted is an
-error, and then nothing is written.
+set with options; the mapping and the first problem are printed. Answers may be numbers. Steps may be a list, or one
+text that is split into lines or calculations. In a text such as ``… #### 72`` the steps precede the mark and the
+answer follows it. All other keys are kept under their names. No item is skipped: the first one that cannot be converted
+is an error, and then nothing is written.
 """
 
 import math
@@ -24,7 +24,16 @@ CONTEXTS = ("body", "context", "passage")
 """Usual names of a text that precedes the question, in lower case."""
 QUESTIONS = ("question", "squestion", "problem", "query", "prompt", "instruction", "input")
 STEPS = ("steps", "cot", "chain_of_thought", "rationale", "reasoning", "solution", "explanation")
-ANSWERS = ("answer", "final_answer", "expected_answer", "lsolutions", "target", "output", "response", "completion", "label")
+ANSWERS = (
+    "answer",
+    "final_answer",
+    "expected_answer",
+    "lsolutions",
+    "output",
+    "response",
+    "completion",
+    "label",
+)
 MARK = "####"
 CALCULATION = re.compile(r"(?:<<.*?>>|\S)+")
 """Spaces separate calculations, except within double angle brackets."""
@@ -81,7 +90,9 @@ class KeyMapping:
         if not question:
             asked, context = _first(free, QUESTIONS), _first(free, CONTEXTS)
             if asked is None:
-                raise DataError(f"{where}: no key is named like a question; found the keys {_list(keys)}; set --question KEY")
+                raise DataError(
+                    f"{where}: no key is named like a question; found the keys {_list(keys)}; set --question KEY"
+                )
             question = (context, asked) if context is not None else (asked,)
         parts = {
             part: given.get(part) or _first([key for key in free if key not in question], names)
@@ -133,12 +144,13 @@ class Converter:
                 f"{shown(answer)} in '{keys.answer}', expected the same"
             )
         answer = in_steps if answer is None else answer
-        written = [step.strip() for step in (*steps, *before)]
-        kept = tuple(step for step in written if step)
-        self.counts["blank steps"] += sum(not step.strip() for step in steps) if isinstance(item.get(keys.steps), list) else 0
+        kept = tuple(step.strip() for step in (*steps, *before) if step.strip())
+        if isinstance(item.get(keys.steps), list):
+            self.counts["blank steps"] += len(steps) - len(kept)
         self.counts["without steps"] += not kept
         self.counts["without an answer"] += not (answer or "").strip()
-        question = " ".join(item[key].strip() for key in keys.question) if len(keys.question) > 1 else item[keys.question[0]]
+        texts = [item[key] for key in keys.question]
+        question = texts[0] if len(texts) == 1 else " ".join(text.strip() for text in texts)
         others = {_free(key): _finite(value) for key, value in item.items() if key not in keys.used}
         return Problem(question, kept, answer or "", others)
 

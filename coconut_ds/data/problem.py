@@ -72,7 +72,7 @@ def iter_problems(path: str | Path, need_answers: bool = True) -> Iterator[Probl
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    items = _parse(path, text)
+    items = parse_items(path, text)
     if not items:
         raise DataError(f"{path}: holds no problems; expected a JSON list with at least one")
     return _Problems(path, items, need_answers)
@@ -116,7 +116,12 @@ def _check_there(path: Path) -> None:
         raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
 
 
-def _parse(path: Path, text: str) -> list[Any]:
+def parse_items(path: Path, text: str) -> list[Any]:
+    """The items of a JSON list or of JSON Lines, not checked yet.
+
+    Raises:
+        DataError: the text is neither; names ``path`` and the line or item.
+    """
     if text.lstrip().startswith("["):
         try:
             return list(parse_loosely(text))

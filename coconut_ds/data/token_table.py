@@ -37,7 +37,7 @@ from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
 
-VERSION = 1
+VERSION = 2
 """Increase this when the code can no longer read older tables."""
 CHUNK = 8192
 """Number of problems that are tokenized together and form one record batch."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.data.graph_answers import is_graph_problem
+from coconut_ds.data.checks import graph_warnings, is_scored
+from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
@@ -81,7 +82,7 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     values = config.model_dump(mode="json", exclude=set(REPLACED))
     values |= reasoner_identity(reasoner)
     if config.data is not None:
-        values |= problems_identity(_problems(config, config.data))
+        values |= problems_identity(_problems(config, config.data)) | {"data.answers": config.data.answers}
         if config.mode == "effects":
             values |= problems_identity(_splits(config, config.data)[0], "fit")
     if config.pause is not None:
@@ -103,7 +104,8 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
     )[0]
-    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens)[0]
+    answers = "text" if config.data is None else config.data.answers
+    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens, answers=answers)[0]
     write_json(out / "trace.json", {"trace": trace, "answers": after})
     states = [*((str(one.number), layer, d) for one in trace.thoughts for layer, d in enumerate(one.layers))]
     states.append(("text", len(trace.thoughts[0].layers) - 1 if trace.thoughts else -1, trace.last))
@@ -169,7 +171,9 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
-    made = measure_checkpoint(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
+    made = measure_checkpoint(
+        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.answers
+    )
     write_measured(made, out, f"{reasoner.name}, {config.data_name}")
     return summary(made)
 
@@ -177,7 +181,10 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
 def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
-    problems = [one for one in _problems(config, config.data) if is_graph_problem(one)][: config.num_problems]
+    found = _problems(config, config.data)
+    for line in graph_warnings(found, config.data_name):
+        sys.stderr.write(f"{line}\n")
+    problems = [one for one in found if has_usable_graph(one)][: config.num_problems]
     if not problems:
         raise DataError(f"data={config.data_name}: no problem has a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
@@ -237,7 +244,7 @@ def _question(config: ProbeConfig) -> tuple[str, str | None]:
     if config.problem >= len(problems):
         raise DataError(f"problem={config.problem}: there are {len(problems)}; expected 0 to {len(problems) - 1}")
     chosen = problems[config.problem]
-    return chosen.question, chosen.answer if chosen.has_answer else None
+    return chosen.question, chosen.answer if is_scored(chosen, config.data.text_format) else None
 
 
 def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
@@ -251,7 +258,7 @@ def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[
 
     The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
     """
-    scored = [one for one in _problems(config, data) if one.has_answer]
+    scored = [one for one in _problems(config, data) if is_scored(one, data.text_format)]
     if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
         held_out = {one.question for one in scored}
         fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
