@@ -90,4 +90,5 @@ def number_in(answer: str) -> Decimal | None:
     if found is None:
         return None
     value = Decimal(found["value"])
-    return value if found["sign"] in ("", "+") else -value
+    # Not -value, which rounds to the precision of the context.
+    return value if found["sign"] in ("", "+") else value.copy_negate()

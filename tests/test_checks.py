@@ -56,7 +56,7 @@ def test_a_graph_that_cannot_be_used_is_named_and_counted(fault: str) -> None:
     assert "the graphs of 2 of 4 problems cannot be used" in line
     assert graph_warnings(problems, "data.json") == [line]
     assert [has_usable_graph(one) for one in problems] == [True, False, False, False]
-    with pytest.raises(DataError, match="data.json: item 1"):
+    with pytest.raises(DataError, match=r"data\.json: item 1"):
         graph_stats(problems[:2], "data.json")
 
 

@@ -88,3 +88,9 @@ def test_validation_problems_that_cannot_be_scored_or_analysed_are_named_before_
     ]
     with pytest.raises(DataError, match=r"valid\.json: no problem has an answer .*set data\.val_path"):
         opened(config_of(tmp_path, problems(0, 30), [Problem("5 + 1 =", (), "###")], None))
+
+
+def test_a_test_file_with_hidden_answers_does_not_end_training(tmp_path: Path) -> None:
+    config = config_of(tmp_path, problems(0, 3), problems(3, 6), None)
+    (tmp_path / "test.json").write_text(json.dumps([{"question": "9 + 1 ="}, {"question": "3 + 1 =", "answer": ""}]))
+    assert "warning: 1 of 2 test questions are validation questions too" in opened(config)[1]

@@ -59,6 +59,8 @@ class Comparison:
     """Accuracy of the second minus accuracy of the first, with Tango's interval at 95 %."""
     p_value: float
     """p-value of McNemar's exact test."""
+    num_unscored: int = 0
+    """Number of problems without an answer to compare with, which are left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON."""
@@ -88,6 +90,8 @@ class Comparison:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         table = [f"{a:<{widths[0]}}   {b:>{widths[1]}}   {c:>{widths[2]}}   {d}".rstrip() for a, b, c, d in rows]
         names = [f"first:  {self.first.path}", f"second: {self.second.path}"]
+        if self.num_unscored:
+            table.append(f"{self.num_unscored:,} problems without an answer to compare with are left out")
         sentence = textwrap.fill(self.sentence(), WIDTH, break_on_hyphens=False)
         return "\n".join([*names, "", *table, "", sentence]) + "\n"
 
@@ -117,23 +121,26 @@ class _Answered:
     line: int
     question: str
     answer: str | None
-    correct: bool
+    correct: bool | None
 
 
 def compare_predictions(first: Path, second: Path) -> Comparison:
     """Compares two files of predictions, or two folders that contain a ``predictions.jsonl``.
 
     Lines may be in any order; problems are matched by ``index``. Each line needs the keys "index", "question", "answer"
-    and "correct"; other keys are ignored.
+    and "correct"; other keys are ignored. Problems without an answer to compare with ("correct": null in both files)
+    are left out.
 
     Raises:
-        DataError: a file is missing or empty, a line has the wrong form, a problem has no answer to compare with
-            ("correct": null), or the two files are not about the same problems.
+        DataError: a file is missing or empty, a line has the wrong form, a problem was scored in only one file or no
+            problem in either, or the two files are not about the same problems.
     """
     first, second = _locate(first), _locate(second)
     one, other = _read(first), _read(second)
     _check_same(first, one, second, other)
-    a, b = [one[index].correct for index in sorted(one)], [other[index].correct for index in sorted(one)]
+    unscored = {index for index in one if one[index].correct is None and other[index].correct is None}
+    scored = sorted(one if len(unscored) == len(one) else one.keys() - unscored)
+    a, b = ([_flag(path, index, read[index]) for index in scored] for path, read in ((first, one), (second, other)))
     test = mcnemar(a, b)
     both_right = sum(a) - test.only_first
     return Comparison(
@@ -146,7 +153,17 @@ def compare_predictions(first: Path, second: Path) -> Comparison:
         both_wrong=len(a) - both_right - test.only_first - test.only_second,
         difference=paired_difference(a, b),
         p_value=test.p_value,
+        num_unscored=len(unscored),
     )
+
+
+def _flag(path: Path, index: int, answered: _Answered) -> bool:
+    if answered.correct is None:
+        raise DataError(
+            f"{path}: line {answered.line}: found correct=null for problem {index}, expected true or false; the "
+            "problem has no answer to compare with: evaluate on problems that have answers"
+        )
+    return answered.correct
 
 
 def _side(path: Path, correct: list[bool]) -> Side:
@@ -202,11 +219,6 @@ def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
             found = shown(item[key]) if key in item else f"only the keys {sorted(item)}"
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {HOW_TO_MAKE}")
-    if item["correct"] is None:
-        raise DataError(
-            f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false; the "
-            "problem has no answer to compare with: evaluate on problems that have answers"
-        )
     return item["index"], _Answered(number, item["question"], item["answer"], item["correct"])
 
 
