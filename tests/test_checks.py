@@ -37,6 +37,7 @@ FAULTS = {
     "root: null": ({"root": None}, "found [null, 2] among"),
     "root: a text": ({"root": "Tom"}, 'found ["Tom", 2] among'),
     "target not reached": ({"target": 3}, "found root 0 and target 3, expected root 0 or 1 and a path to the target"),
+    "the root as target": ({"edges": [], "target": 0}, "found root 0 and target 0"),
     "root 2": ({"root": 2}, "found root 2 and target 2"),
     "neg_target: a list": ({"neg_target": [3]}, "found [2, [3]] among"),
 }

@@ -77,7 +77,7 @@ def test_the_mapping_and_what_was_changed_are_shown(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.splitlines()[1:] == [
         "  question  from q",
         "  steps     from cot",
-        "  answer    from answer; 1 numbers written as text, such as 2 → 2",
+        "  answer    from answer; numbers written as text: 1, such as 2 → 2",
         "  kept      id",
         "first problem",
         '  question  "one"',

@@ -136,7 +136,7 @@ def test_problems_without_an_answer_are_left_out_of_a_comparison(tmp_path):
     first, second = write(tmp_path / "a.jsonl", [*GOOD, *hidden]), write(tmp_path / "b.jsonl", [*hidden, *GOOD])
     found = compare_predictions(first, second)
     assert (found.num_problems, found.num_unscored, found.both_right, found.both_wrong) == (3, 2, 2, 1)
-    assert "2 problems without an answer to compare with are left out" in found.text()
+    assert "problems without an answer to compare with, left out: 2" in found.text()
     both = write(tmp_path / "c.jsonl", hidden)
     with pytest.raises(DataError, match="found correct=null for problem 3"):
         compare_predictions(both, both)

@@ -183,8 +183,8 @@ def test_graph_problems_have_categories_and_shortcuts_beside_them(tmp_path, caps
     assert (found["problems"], found["scored"], found["unusable_graphs"]) == (3, 2, 1)
     assert set(found["baselines"].values()) <= {0.0, 0.5, 1.0}, "those of the first problem alone"
     told = capsys.readouterr().out
-    assert "1 of 3 problems have no answer to compare with and were not scored" in told
-    assert "1 graphs cannot be used" in told
+    assert "problems without an answer to compare with, not scored: 1 of 3" in told
+    assert "graphs that cannot be used, so not categorised nor counted for shortcuts: 1" in told
 
 
 def test_numbers_are_compared_as_the_data_says(checkpoint, tmp_path):

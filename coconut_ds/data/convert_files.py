@@ -70,7 +70,7 @@ def describe(converter: Converter, problems: Sequence[Problem], out: Path) -> st
     keys, counts, first = converter.keys, converter.counts, problems[0]
     number = ""
     if converter.number is not None:
-        number = f"; {counts['numbers']:,} numbers written as text, such as {' → '.join(converter.number)}"
+        number = f"; numbers written as text: {counts['numbers']:,}, such as {' → '.join(converter.number)}"
     others = sorted({key for problem in problems for key in problem.extra})
     answer = keys.answer or (f"{keys.steps}, after '{keys.mark}'" if keys.steps else "none")
     steps = keys.steps or (f"{keys.answer}, before '{keys.mark}'" if any(one.steps for one in problems) else "none")

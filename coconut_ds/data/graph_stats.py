@@ -54,7 +54,7 @@ def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
     graph = Graph(len(symbols), tuple((parent, child) for parent, child in edges))
     if not graph.is_acyclic:
         raise DataError(f"{where}, key 'edges': the edges form a cycle, expected a graph without one")
-    if root not in (0, 1) or target not in graph.distances(root):
+    if root not in (0, 1) or target == root or target not in graph.distances(root):
         raise DataError(
             f"{where}: found root {root} and target {target}, expected root 0 or 1 and a path to the target"
         )

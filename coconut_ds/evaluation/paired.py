@@ -91,7 +91,7 @@ class Comparison:
         table = [f"{a:<{widths[0]}}   {b:>{widths[1]}}   {c:>{widths[2]}}   {d}".rstrip() for a, b, c, d in rows]
         names = [f"first:  {self.first.path}", f"second: {self.second.path}"]
         if self.num_unscored:
-            table.append(f"{self.num_unscored:,} problems without an answer to compare with are left out")
+            table.append(f"problems without an answer to compare with, left out: {self.num_unscored:,}")
         sentence = textwrap.fill(self.sentence(), WIDTH, break_on_hyphens=False)
         return "\n".join([*names, "", *table, "", sentence]) + "\n"
 

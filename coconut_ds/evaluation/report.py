@@ -109,9 +109,11 @@ def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> N
     if scores[0]["accuracy"] is None:
         note = "no answers to compare with: the generated texts were saved but not scored\n"
     elif rest:
-        note = f"{rest:,} of {scores[0]['problems']:,} problems have no answer to compare with and were not scored\n"
+        note = f"problems without an answer to compare with, not scored: {rest:,} of {scores[0]['problems']:,}\n"
     unusable = scores[0].get("unusable_graphs", 0)
-    note += f"{unusable:,} graphs cannot be used: no category, and not counted for the shortcuts\n" if unusable else ""
+    note += (
+        f"graphs that cannot be used, so not categorised nor counted for shortcuts: {unusable:,}\n" if unusable else ""
+    )
     sys.stdout.write(
         f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
         f"{score_table(scores)}\n{note}"
