@@ -39,7 +39,11 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
 
     Returns one evaluation for each number of thoughts.
     """
-    ranks = alone() if ranks is None else ranks
+    return run_job(evaluation_job(config, alone() if ranks is None else ranks))
+
+
+def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
+    """Loads the checkpoint and the problems of an evaluation."""
     source = open_source(config.data, config.seed)
     problems, split = _problems(config.data, source)
     reasoner = _reasoner(config, ranks)
@@ -47,13 +51,12 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     writing = Writing(config.data.max_new_tokens, sampling=sampling)
     default_out = Path("outputs/eval") / reasoner.name / f"{config.data_name}{_suffix(config)}"
-    job = EvaluationJob(
+    return EvaluationJob(
         *(reasoner, problems, split, budgets, names, writing, config.batch_size, default_out, ranks),
         out=None if config.out is None else Path(config.out),
         overwrite=config.overwrite,
         settings=config.model_dump(mode="json", exclude={"out", "overwrite", "batch_size", "data_name"}),
     )
-    return run_job(job)
 
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
