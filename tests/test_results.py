@@ -233,6 +233,16 @@ def test_results_of_an_earlier_version_are_compared_and_not_replaced(run, tmp_pa
     assert evaluate_script.main(["--compare", "old", "new"]) == 0
 
 
+def test_two_evaluations_are_compared_without_typing_their_signatures(run, tmp_path, capsys):
+    run()
+    run("n_thoughts=0")
+    assert evaluate_script.main(["--compare", "outputs/eval/a-model/test", "outputs/eval/a-model/test-0_thoughts"]) == 0
+    assert "2 problems" in capsys.readouterr().out
+    run(data="multiarith")
+    assert evaluate_script.main(["--compare", "outputs/eval/a-model/test", "outputs/eval/a-model/test-0_thoughts"]) == 2
+    assert capsys.readouterr().err.startswith("error: outputs/eval/a-model/test: found 2 evaluations, expected one of ")
+
+
 FREE = {"checkpoint", "out", "overwrite", "batch_size", "data_name", "method", "data.made_by", "data.cache_path"}
 FREE |= {"data.test_path", "data.val_path", "data.train_path", "data.kind", "data.format", "data.online"}
 """Keys that change no number, or whose content counts instead of the value."""
