@@ -8,6 +8,7 @@ another identity is replaced only if the user asks for it with ``overwrite``.
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -147,9 +148,7 @@ class ResultFolder:
         """
         self.refuse_other()
         self.path.mkdir(parents=True, exist_ok=True)
-        made = self.path / f".{os.getpid()}.part"
-        remove(made)
-        made.mkdir()
+        made = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.path))
         try:
             yield made
             self.refuse_other()

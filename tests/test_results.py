@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from coconut_ds import evaluate as evaluate_script
 from coconut_ds.distributed.ranks import ALONE
-from coconut_ds.errors import ConfigError
+from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.evaluation.session import evaluation_job
 from coconut_ds.model.checkpoint import save_model
+from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import (
     FILE,
     Identity,
@@ -284,6 +285,31 @@ def test_every_key_of_an_evaluation_changes_the_signature_or_is_known_not_to(pla
     (place / "copy.json").write_text(json.dumps(json.loads(data.read_text()), indent=3))
     for same in (signature_of("batch_size=1", "out=x", "overwrite=true"), signature_of(data=place / "copy.json")):
         assert same == own
+
+
+def test_scores_are_stored_although_the_picture_fails(run, tmp_path, monkeypatch):
+    def fail(*given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("coconut_ds.evaluation.report.draw_sweep", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("out=here")
+    assert {"scores.json", "predictions.jsonl", FILE} <= contents(tmp_path / "here").keys()
+    assert "evaluated before" in run("out=here")
+
+
+def test_a_model_is_not_saved_over_a_folder_of_something_else(tmp_path):
+    backbone = make_backbone()
+    reasoner = Reasoner(backbone, make_card(backbone))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/scores.json").write_text("{}")
+    (tmp_path / "new").mkdir()
+    for name in ("new", "new"):
+        reasoner.save(tmp_path / name)
+    for name in ("results", "results/scores.json"):
+        with pytest.raises(CheckpointError, match="exists and is not a model folder; save to another folder"):
+            reasoner.save(tmp_path / name)
+    assert contents(tmp_path / "results") == {"scores.json": b"{}"}
 
 
 # Studies

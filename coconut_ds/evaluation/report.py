@@ -44,6 +44,8 @@ def write_results(
     try:
         with results.replacing() as out:
             _write(job, out, evaluations, scores)
+        # Drawn last: scores and predictions are safe if the picture fails.
+        _draw(job, results.path, scores)
     except OSError as error:
         raise DataError(
             f"{results.path}: cannot be written ({error}); the predictions are kept, set out= to another folder"
@@ -60,6 +62,9 @@ def _write(job: EvaluationJob, out: Path, evaluations: Sequence[Evaluation], sco
         write_whole(folder / SCORES, json.dumps(one, indent=2) + "\n")
     if job.is_sweep:
         write_whole(out / SWEEP, json.dumps(scores, indent=2) + "\n")
+
+
+def _draw(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> None:
     if scores[0]["accuracy"] is not None:
         named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
         title = f"{job.reasoner.name} on {len(job.problems):,} {job.split} problems"
@@ -78,15 +83,15 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
         return None
     found, scores = [], []
     for name in job.names:
-        evaluation, one = _read(results.path / name)
+        evaluation, one = _read(job, results.path / name)
         found.append(evaluation)
         scores.append(one)
-    sys.stdout.write("evaluated before; these are the stored results (overwrite=true evaluates again)\n")
+    sys.stdout.write(f"evaluated before; these are the stored results ({job.again})\n")
     _print(job, results.path, scores)
     return found
 
 
-def _read(folder: Path) -> tuple[Evaluation, dict[str, Any]]:
+def _read(job: EvaluationJob, folder: Path) -> tuple[Evaluation, dict[str, Any]]:
     """The predictions and the scores in a folder."""
     try:
         # Not splitlines(): it also splits at other characters, such as U+2028, which texts may contain.
@@ -95,7 +100,7 @@ def _read(folder: Path) -> tuple[Evaluation, dict[str, Any]]:
         scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         return Evaluation(predictions, scores["num_thoughts"], scores["num_pauses"]), scores
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: its results are damaged ({error}); add overwrite=true to evaluate again") from error
+        raise DataError(f"{folder}: its results are damaged ({error}); {job.again}") from error
 
 
 def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> None:

@@ -83,7 +83,11 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
     budgets = [ThoughtBudget(reasoner.thoughts(), card.stage)]
     settings = config.model_dump(mode="json", exclude={"training": {"batch_size_eval"}})
-    job = EvaluationJob(reasoner, problems, split, budgets, [""], writing, size, out, ranks, settings=settings)
+    job = EvaluationJob(
+        *(reasoner, problems, split, budgets, [""], writing, size, out, ranks),
+        again="remove the folder to evaluate again",
+        settings=settings,
+    )
     return run_job(job)[0]
 
 
