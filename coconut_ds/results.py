@@ -8,6 +8,7 @@ another identity is replaced only if the user asks for it with ``overwrite``.
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import remove, write_whole
 from coconut_ds.runs.identity import differences, signature
+from coconut_ds.strict_json import parse_loosely
 
 FILE = "identity.json"
 """File with the identity of the results in its folder."""
@@ -75,7 +77,7 @@ class ResultFolder:
     def stored(self) -> Identity | None:
         """The identity of the results in the folder; None if there are none, or if they have no valid identity."""
         try:
-            return Identity.from_dict(json.loads((self.path / FILE).read_text(encoding="utf-8")))
+            return Identity.from_dict(parse_loosely((self.path / FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None
 
@@ -147,9 +149,7 @@ class ResultFolder:
         """
         self.refuse_other()
         self.path.mkdir(parents=True, exist_ok=True)
-        made = self.path / f".{os.getpid()}.part"
-        remove(made)
-        made.mkdir()
+        made = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.path))
         try:
             yield made
             self.refuse_other()
@@ -220,7 +220,7 @@ def _picture_identity(path: Path) -> Identity | None:
 
     try:
         with Image.open(path) as image:
-            return Identity.from_dict(json.loads(image.info[PNG_KEY]))
+            return Identity.from_dict(parse_loosely(image.info[PNG_KEY]))
     except (OSError, UnidentifiedImageError, KeyError, ValueError, TypeError):
         return None
 

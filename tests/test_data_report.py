@@ -215,6 +215,31 @@ def test_the_command_prints_and_draws(tmp_path):
     assert len(content) > 30_000
 
 
+def test_a_picture_of_other_files_or_options_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coconut_ds.data.report.picture.DPI", 20)
+    files = [str(write(tmp_path / "train.json", TRAIN)), str(write(tmp_path / "valid.json", VALID))]
+
+    def found() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+
+    assert main([*files, "--examples", "0"]) == 0
+    kept = found()
+    assert main([*files, "--examples", "0", "--method", "cot"]) == 0
+    assert kept.items() < found().items()
+    assert main([*files, "--examples", "0", "--png", "a.png"]) == 0
+    assert main([*files, "--examples", "0", "--png", "a.png"]) == 0
+    kept = found()
+    capsys.readouterr()
+    assert main([files[1], "--examples", "0", "--png", "a.png"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, found()) == ("", kept)
+    assert err.startswith("error: --png a.png: exists made from something else, which differs in files")
+    assert "add --overwrite to replace it" in err
+    assert main([files[1], "--examples", "0", "--png", "a.png", "--overwrite"]) == 0
+    assert found() != kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

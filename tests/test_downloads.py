@@ -219,10 +219,10 @@ def test_published_prosqa_replaces_other_files_only_when_told(checkout: Checkout
     before = contents(checkout.data)
     error = one_line(checkout.run("prosqa.bash"))
     assert error.startswith("data/prosqa_train.json, data/prosqa_valid.json: found other content than the published")
-    assert "bash preprocessing/prosqa.bash --force" in error
+    assert "bash preprocessing/prosqa.bash --overwrite" in error
     assert contents(checkout.data) == before
 
-    done = checkout.run("prosqa.bash", "--force")
+    done = checkout.run("prosqa.bash", "--force")  # the earlier name of --overwrite
     assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
     found = contents(checkout.data)
     entries = json.loads(found.pop("prosqa_manifest.json"))["outputs"]

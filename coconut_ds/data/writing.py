@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
-from coconut_ds.runs.identity import differences
+from coconut_ds.runs.identity import differences, flattened
 from coconut_ds.strict_json import read_json
 
 
@@ -124,7 +124,7 @@ class Outputs:
         ]
         if others:
             earlier = self._earlier.get(others[0], {}).get("options", {})
-            pairs = differences(earlier, json.loads(json.dumps(self._options))) if earlier else []
+            pairs = differences(flattened(earlier), flattened(self._options)) if earlier else []
             told = f" ({', '.join(map(str, pairs))})" if pairs else ""
             raise DataError(
                 f"{', '.join(str(self._folder / file) for file in others)}: found other content than the new{told}, "

@@ -41,6 +41,8 @@ class EvaluationJob:
     """Folder of the results if the user has set one; None: ``default_out`` with the signature."""
     overwrite: bool = False
     """Whether existing results are replaced."""
+    again: str = "overwrite=true evaluates again"
+    """What to do to evaluate again, for messages about finished results."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All keys of the configuration with which the user asked for the evaluation."""
     answers: str = "text"

@@ -4,6 +4,7 @@ A paired comparison can show a difference that the two separate confidence inter
 are hard for both models cancel out.
 """
 
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnem
 from coconut_ds.strict_json import parse_json, shown
 
 PREDICTIONS = "predictions.jsonl"
+SIGNATURE = re.compile(r"[0-9a-f]{12}")
 EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
     "question": (str,),
@@ -171,11 +173,31 @@ def _side(path: Path, correct: list[bool]) -> Side:
 
 
 def _locate(path: Path) -> Path:
+    path = path if path.exists() else _with_signature(path)
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         found = "no such file" if file == path else "no such file in this folder"
         raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {HOW_TO_MAKE}")
     return file
+
+
+def _with_signature(path: Path) -> Path:
+    """The only folder of predictions named ``path`` and a signature; ``path`` itself if there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    found = [
+        one
+        for one in sorted(siblings)
+        if one.name.startswith(f"{path.name}-")
+        and SIGNATURE.fullmatch(one.name.removeprefix(f"{path.name}-"))
+        and (one / PREDICTIONS).is_file()
+    ]
+    if len(found) > 1:
+        raise DataError(f"{path}: found {len(found)} evaluations, expected one of {', '.join(map(str, found))}")
+    return found[0] if found else path
 
 
 def _read(path: Path) -> dict[int, _Answered]:

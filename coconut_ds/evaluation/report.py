@@ -13,6 +13,7 @@ from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
 from coconut_ds.files import write_whole
 from coconut_ds.results import ResultFolder
+from coconut_ds.strict_json import parse_loosely
 
 
 def write_results(
@@ -45,7 +46,8 @@ def write_results(
         with results.replacing() as out:
             _write(job, out, evaluations, scores)
         _print(job, results.path, scores)
-        _draw(job, results.path / PICTURE, scores)
+        # Drawn last: scores and predictions are stored and shown even if the picture fails.
+        _draw(job, results.path, scores)
     except OSError as error:
         raise DataError(
             f"{results.path}: cannot be written ({error}); the predictions are kept, set out= to another folder"
@@ -63,11 +65,11 @@ def _write(job: EvaluationJob, out: Path, evaluations: Sequence[Evaluation], sco
         write_whole(out / SWEEP, json.dumps(scores, indent=2) + "\n")
 
 
-def _draw(job: EvaluationJob, path: Path, scores: Sequence[dict[str, Any]]) -> None:
+def _draw(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> None:
     if scores[0]["accuracy"] is not None:
         named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
         title = f"{job.reasoner.name} on {len(job.problems):,} {job.split} problems"
-        draw_sweep([sweep_point(one) for one in scores], path, title, named)
+        draw_sweep([sweep_point(one) for one in scores], out / PICTURE, title, named)
 
 
 def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Evaluation] | None:
@@ -82,24 +84,24 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
         return None
     found, scores = [], []
     for name in job.names:
-        evaluation, one = _read(results.path / name)
+        evaluation, one = _read(job, results.path / name)
         found.append(evaluation)
         scores.append(one)
-    sys.stdout.write("evaluated before; these are the stored results (overwrite=true evaluates again)\n")
+    sys.stdout.write(f"evaluated before; these are the stored results ({job.again})\n")
     _print(job, results.path, scores)
     return found
 
 
-def _read(folder: Path) -> tuple[Evaluation, dict[str, Any]]:
+def _read(job: EvaluationJob, folder: Path) -> tuple[Evaluation, dict[str, Any]]:
     """The predictions and the scores in a folder."""
     try:
         # Not splitlines(): it also splits at other characters, such as U+2028, which texts may contain.
         lines = (folder / PREDICTIONS).read_text(encoding="utf-8").split("\n")[:-1]
-        predictions = [Prediction(**json.loads(line)) for line in lines]
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        predictions = [Prediction(**parse_loosely(line)) for line in lines]
+        scores = parse_loosely((folder / SCORES).read_text(encoding="utf-8"))
         return Evaluation(predictions, scores["num_thoughts"], scores["num_pauses"]), scores
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: its results are damaged ({error}); add overwrite=true to evaluate again") from error
+        raise DataError(f"{folder}: its results are damaged ({error}); {job.again}") from error
 
 
 def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> None:

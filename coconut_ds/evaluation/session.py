@@ -90,6 +90,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     settings = config.model_dump(mode="json", exclude={"training": {"batch_size_eval"}})
     job = EvaluationJob(
         *(reasoner, problems, split, budgets, [""], writing, size, out, ranks),
+        again="remove the folder to evaluate again",
         settings=settings,
         answers=config.data.answers,
         source=name_of(config.data, split),

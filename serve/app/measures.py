@@ -144,7 +144,7 @@ async def measure_data_set(
             f"data set: found {len(problems)} problems with answers; expected at least {MIN_MEASURED}, choose a file "
             "with more under Problems"
         )
-    result = DataSetResult(model, file, len(problems))
+    result = DataSetResult(model, file, len(problems), n_thoughts, draws, tuple(parts))
     for label, function in _parts(problems, parts, n_thoughts, draws):
         yield label, 0, 0
         async for step in studio.watch(model, function):
