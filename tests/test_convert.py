@@ -125,6 +125,13 @@ def test_json_lines_csv_and_parquet_give_the_same_problems(tmp_path: Path) -> No
             [],
             "found the answer \"5\" after '####' in 'cot' and \"6\"",
         ),
+        (
+            [{"question": "q", "cot": "a", "answer": "b #### 5"}],
+            [],
+            "found steps in 'cot' and before '####' in 'answer'",
+        ),
+        ('[{"question": "q", "steps": ["\\ud800"]}]', [], 'item 0: contains "\\ud800", expected no lone surrogates'),
+        ('[{"question": "q", "x": @}]'.replace("@", "[" * 400 + "]" * 400), [], "item 0: nested deeper than 100 lists"),
         ([{"question": "q"}], ["--answer", "solved"], "no item has the key 'solved'; found the keys question"),
         (
             {"train": [{"question": "q"}], "test": [{"question": "q"}]},

@@ -8,6 +8,7 @@ answer follows it. All other keys are kept under their names. No item is skipped
 is an error, and then nothing is written.
 """
 
+import json
 import math
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any
 
 from coconut_ds.data.problem import REQUIRED_KEYS, Problem
 from coconut_ds.errors import DataError
-from coconut_ds.strict_json import printable, shown
+from coconut_ds.strict_json import LONE_SURROGATE, MAX_DEPTH, is_deeper, printable, shown
 
 CONTEXTS = ("body", "context", "passage")
 """Usual names of a text that precedes the question, in lower case."""
@@ -130,8 +131,7 @@ class Converter:
             yield self._problem(item, f"{self.where}: item {index}")
 
     def _problem(self, item: Any, where: str) -> Problem:
-        if not isinstance(item, dict):
-            raise DataError(f"{where}: found {shown(item)}, expected an object")
+        _check_item(item, where)
         keys = self.keys
         for key in keys.question:
             if not isinstance(item.get(key), str):
@@ -142,6 +142,11 @@ class Converter:
             raise DataError(
                 f"{where}: found the answer {shown(in_steps)} after '{keys.mark}' in '{keys.steps}' and "
                 f"{shown(answer)} in '{keys.answer}', expected the same"
+            )
+        if "".join(steps).strip() and "".join(before).strip():
+            raise DataError(
+                f"{where}: found steps in '{keys.steps}' and before '{keys.mark}' in '{keys.answer}', expected them "
+                f"in one place; for those of '{keys.answer}' add --steps {keys.answer}"
             )
         answer = in_steps if answer is None else answer
         kept = tuple(step.strip() for step in (*steps, *before) if step.strip())
@@ -179,6 +184,16 @@ class Converter:
             self.number = self.number or (shown(value), text)
         before, mark, after = text.rpartition(self.keys.mark)
         return (after.strip(), SPLITS[self.keys.split](before)) if mark else (text, [])
+
+
+def _check_item(item: Any, where: str) -> None:
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: found {shown(item)}, expected an object")
+    if is_deeper(item, MAX_DEPTH):
+        raise DataError(f"{where}: nested deeper than {MAX_DEPTH} lists and objects")
+    found = LONE_SURROGATE.search(json.dumps(item, ensure_ascii=False, default=str))
+    if found is not None:
+        raise DataError(f"{where}: contains {shown(found[0])}, expected no lone surrogates (UTF-8)")
 
 
 def _text(value: Any, where: str) -> str:

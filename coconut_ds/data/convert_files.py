@@ -161,8 +161,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--answer", metavar="KEY", help="key of the answer")
     parser.add_argument("--split", choices=SPLITS, help="how one text becomes steps (auto: into lines or calculations)")
     parser.add_argument(
-        "--mark", metavar="TEXT", help=f"text between steps and answer, if both are in one ({convert.MARK})"
+        "--mark",
+        type=_not_empty,
+        metavar="TEXT",
+        help=f"text between steps and answer, if both are in one ({convert.MARK})",
     )
     parser.add_argument("--part", metavar="KEY", help="key of a JSON object under which the items are")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it has other content")
     return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a text")
+    return text
