@@ -251,6 +251,9 @@ def test_lists_of_downloads_hold_every_split_and_name_a_bad_line(tmp_path: Path)
     (tmp_path / "list").write_text("# a comment\n\nunknown - many a.txt\n")
     with pytest.raises(DataError, match=r"list: line 3: found 'unknown - many a\.txt'"):
         expected_counts(tmp_path / "list")
+    (tmp_path / "list").write_text(f"unknown - {'1' * 5000} a.txt\n")
+    with pytest.raises(DataError, match=r"list: line 1: found 'unknown - 1{70}'"):
+        expected_counts(tmp_path / "list")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no larger samples here")
