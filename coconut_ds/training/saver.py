@@ -52,7 +52,7 @@ class RunSaver:
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
         """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``).
 
-        Only then analyses and writes some predictions: what a run can do without must not cost it an epoch.
+        Some predictions are analysed and written afterwards: they are optional, and an error must not cost an epoch.
         """
         improved = self.scores.record(stage, evaluation.accuracy)
         due = position.epoch % self.experiment.config.training.save_every == 0

@@ -160,8 +160,8 @@ class Trainer:
         except (Interrupted, CheckpointError):
             raise
         except Exception as error:
-            # Saving takes part of every rank. Among several ranks, only errors about settings and problems are certain
-            # to be raised on all of them; after any other, the remaining ranks may wait for this one elsewhere.
+            # All ranks must take part in saving. Only errors about settings and problems are certain to be raised on
+            # all ranks; after any other error, the remaining ranks may be waiting for this one somewhere else.
             if self.experiment.ranks.size == 1 or isinstance(error, CoconutError):
                 self.progress.close()
                 if not self.saver.is_saved(position):
