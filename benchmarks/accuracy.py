@@ -75,7 +75,7 @@ def run(variant: str, seed: int, out: Path) -> TrainedRun:
     overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", f"run.save_path={quoted(out)}"]
     overrides += OVERRIDES.get(variant, [])
     out.mkdir(parents=True, exist_ok=True)
-    with (out / f"{name}.txt").open("w", encoding="utf-8", buffering=1) as log:
+    with (out / f"{name}-seed_{seed}.txt").open("a", encoding="utf-8", buffering=1) as log:
         done = launch_run(variant, overrides, log.write, with_deepspeed=False, program=[__file__, "--without", variant])
     sys.stderr.write(f"{variant}: {done.duration_s:.0f} s\n")
     return done

@@ -18,7 +18,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from coconut_ds.studies.harness import launch_run, quoted
+from coconut_ds.results import ResultFolder, free_or_own, places_to_read
+from coconut_ds.studies.harness import launch_run, quoted, study_identity
 
 COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {
@@ -35,15 +36,23 @@ RULES = {
 
 
 def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
-    """Trains one run and stores its result; returns the stored result if there is one with the same overrides."""
-    folder = out / task / rule.replace(" ", "_") / f"seed_{seed}"
-    overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}", f"run.save_path={quoted(folder)}"]
+    """Trains one run and stores its result; returns the stored result if there is one with the same overrides.
+
+    A result with other overrides or of other code is kept; the new one gets a folder beside it.
+    """
+    overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}"]
+    plain = out / task / rule.replace(" ", "_") / f"seed_{seed}"
+    results = free_or_own(ResultFolder(plain, study_identity(overrides=overrides), ("result.json",)))
+    for place in places_to_read(results, plain):
+        if (place / "result.json").is_file():
+            stored: dict[str, Any] = json.loads((place / "result.json").read_text(encoding="utf-8"))
+            # The last override is the folder of the run.
+            if stored["overrides"][:-1] == overrides:
+                return stored
+    folder = results.path
     path = folder / "result.json"
-    if path.is_file():
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if stored["overrides"] == overrides:
-            return stored
-    folder.mkdir(parents=True, exist_ok=True)
+    overrides.append(f"run.save_path={quoted(folder)}")
+    results.take()
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
         done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
     last = done.evaluations()[-1]

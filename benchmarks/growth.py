@@ -1,6 +1,6 @@
 """Measures how the time and memory of an update grow with the number of thoughts and with the sequence length.
 
-    python benchmarks/growth.py               # 2 CPU cores: about five minutes; writes docs/growth.png
+    python benchmarks/growth.py --overwrite   # 2 CPU cores: about five minutes; replaces docs/growth.png
 
 Forward and backward passes over micro batches of 8 random sequences, with the six-layer model of ``training.py`` in
 fp32. The time is the median over rounds in which all settings take turns. The memory is what autograd saves for the
@@ -37,7 +37,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "growth.png")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
     arguments = parser.parse_args()
+    if arguments.out.exists() and not arguments.overwrite:
+        parser.error(f"--out {arguments.out}: exists; set --out to another file, or add --overwrite to replace it")
     torch.set_num_threads(arguments.threads)
     work = Workload.load(None, None, 6)
     loop = LatentLoop(make_model("gpt2_small", work)).train()

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.strict_json import read_json
+
 _PACKAGE = Path(__file__).resolve().parent
 SEAL = "manifest.json"
 """The manifest of a sealed folder."""
@@ -57,7 +59,7 @@ def seal(folder: Path, **facts: Any) -> None:
 def seal_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a sealed folder; None if it is missing or invalid."""
     try:
-        values = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        values = read_json(folder / SEAL)
     except (OSError, ValueError):
         return None
     files = values.get("files") if isinstance(values, dict) else None

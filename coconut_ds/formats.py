@@ -1,6 +1,17 @@
-"""How problems are written as text, and how an answer is found in generated text."""
+"""How problems are written as text, how an answer is found in generated text, and when it is right."""
 
+import re
 from dataclasses import dataclass
+from decimal import Decimal
+
+ANSWER_KINDS = ("text", "numbers")
+"""Values of ``data.answers``, the ways to compare answers."""
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_OWN_COMMA = re.compile(r",(?=\S)")
+"""A comma within a word, as in ``1,2`` or ``A,B``, after separators of thousands have been removed."""
+_OWN_HASH = re.compile(r"[^\s#]#(?!#)")
+"""A ``#`` that belongs to a word, as in ``C#``."""
+_NUMBER = re.compile(r"(?P<sign>[-+\u2212]?)\s?\$?\s?(?P<value>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s?%?\.?")
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,29 @@ class Format:
     """Whether methods with a curriculum learn only one target token per sequence: the next step, or the answer, whose
     ``answer_start`` is then part of the prompt. Such formats have no thought markers."""
 
-    def extract(self, text: str) -> str:
-        """The answer in a generated text."""
+    def extract(self, text: str, gold: str | None = None) -> str:
+        """The answer in a generated text.
+
+        In formats without ``one_token`` it is what follows the last ``#``, without commas. Characters that the
+        reference answer ``gold`` itself contains are kept: if a ``#`` belongs to one of its words, as in ``C#``, the
+        answer is what follows the last ``answer_start``; if a comma is within a word and separates no thousands, as in
+        ``1,2``, all commas are kept.
+        """
         if self.one_token:
             words = text.rsplit(self.answer_start.strip(), 1)[-1].split()
             return words[0] if words else ""
-        return text.rsplit("#", 1)[-1].replace(",", "").strip()
+        own_hash = gold is not None and _OWN_HASH.search(gold)
+        own_comma = gold is not None and _OWN_COMMA.search(_THOUSANDS.sub("", gold))
+        found = text.rsplit(self.answer_start.strip() if own_hash else "#", 1)[-1]
+        return (found if own_comma else found.replace(",", "")).strip()
+
+    def gold(self, answer: str) -> str:
+        """What scoring reads in a reference answer; empty if it reads nothing, so that no text can be scored."""
+        return self.extract(answer, answer)
+
+    def alters(self, answer: str) -> bool:
+        """Whether scoring reads something else in a reference answer than the answer without thousands separators."""
+        return self.gold(answer) != _THOUSANDS.sub(lambda found: found[0].replace(",", ""), answer).strip()
 
 
 TEXT = Format("text", question_end="\n", step_end="\n", answer_start="### ")
@@ -37,11 +65,30 @@ SYMBOLIC = Format("symbolic", starts_with_eos=True, step_end=" ", answer_start="
 FORMATS = {format.name: format for format in (TEXT, SYMBOLIC)}
 
 
-def extract_answer(text: str, format: Format = TEXT) -> str:
-    """The answer in a generated text, according to the format."""
-    return format.extract(text)
+def extract_answer(text: str, format: Format = TEXT, gold: str | None = None) -> str:
+    """The answer in a generated text, according to the format; see ``Format.extract``."""
+    return format.extract(text, gold)
 
 
-def is_correct(text: str, answer: str, format: Format = TEXT) -> bool:
-    """Whether the answer in ``text`` equals the reference answer, after extracting both in the same way."""
-    return extract_answer(text, format) == extract_answer(answer, format)
+def is_correct(text: str, answer: str, format: Format = TEXT, kind: str = "text") -> bool:
+    """Whether the answer in ``text`` equals the reference answer, after extracting both in the same way.
+
+    With ``kind="numbers"`` (see ``ANSWER_KINDS``), answers that are numbers are also equal if they have the same value:
+    ``145``, ``145.0``, ``$145``, ``145%`` and ``145.`` are the same. No text is right if scoring reads nothing in the
+    reference answer.
+    """
+    found, expected = format.extract(text, answer), format.gold(answer)
+    if not expected or found == expected:
+        return bool(expected)
+    value = number_in(expected) if kind == "numbers" else None
+    return value is not None and value == number_in(found)
+
+
+def number_in(answer: str) -> Decimal | None:
+    """The value of an answer that is a number, with or without ``$``, ``%`` or a full stop; None for other answers."""
+    found = _NUMBER.fullmatch(answer)
+    if found is None:
+        return None
+    value = Decimal(found["value"])
+    # Not -value, which rounds to the precision of the context.
+    return value if found["sign"] in ("", "+") else value.copy_negate()

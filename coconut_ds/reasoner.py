@@ -22,7 +22,7 @@ from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods import METHODS
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import cast, describe
@@ -177,12 +177,14 @@ class Reasoner:
     def save(self, folder: str | Path) -> None:
         """Writes a model folder that ``load_reasoner`` loads without further arguments.
 
-        transformers loads it too, as a language model that does not think.
+        transformers loads it too, as a language model that does not think. A model folder of that name is replaced.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or holds something else than a model folder.
         """
-        model = self.backbone.model
+        model, place = self.backbone.model, Path(folder)
+        if place.exists() and not (place / CARD).is_file() and (not place.is_dir() or any(place.iterdir())):
+            raise CheckpointError(f"{place}: exists and is not a model folder; save to another folder, or remove it")
         card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
         save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card)
 

@@ -3,6 +3,7 @@
 Reads lines ``question||step step ... #### answer`` of GSM8K-Aug, which `gsm_icot.bash` downloads; a line may have no
 steps. Writes gsm_train.json, gsm_valid.json and gsm_test.json, each from the file whose name has the same ending. Texts
 are not changed; commas in answers stay. `as_line` is the inverse of the conversion. One line is in memory at a time.
+Existing files with other content are replaced only with ``--overwrite``.
 """
 
 import argparse
@@ -75,13 +76,13 @@ def read_problems(path: Path) -> Iterator[Problem]:
             bar.update(len(raw))
 
 
-def convert(files: Mapping[str, Path], out: Path, counts: Mapping[str, int]) -> str:
+def convert(files: Mapping[str, Path], out: Path, counts: Mapping[str, int], overwrite: bool = False) -> str:
     """Writes gsm_SPLIT.json for each split's file, and the manifest. Returns a summary of the files."""
     for path in files.values():
         if not path.is_file():
             raise DataError(f"{path}: no such file; download it with: bash preprocessing/gsm_icot.bash")
     without_steps = other_spacing = 0
-    with Outputs(out, "gsm") as outputs:
+    with Outputs(out, "gsm", overwrite) as outputs:
         for split, path in files.items():
             file = outputs.open(f"gsm_{split}.json", [path])
             with downloaded(path, counts):
@@ -130,10 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
     parser.add_argument("--counts", type=Path, metavar="LIST", help="check the numbers of lines against this list")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
         files = by_split(options.files or [options.raw / f"{split}.txt" for split in SPLITS])
-        print(convert(files, options.out, expected_counts(options.counts) if options.counts else {}))
+        counts = expected_counts(options.counts) if options.counts else {}
+        print(convert(files, options.out, counts, options.overwrite))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,11 +6,11 @@ chain_of_thought and answer. Writes prontoqa_train.json, prontoqa_valid.json and
 example's question and query, and each step is a pair of sentences of the chain. The chain starts with a fact, and each
 hop adds a rule and a conclusion. A pair is therefore a known fact and the next rule, and the last sentence, the
 requested conclusion, is a step by itself: 11 sentences give 6 steps. `as_example` is the inverse of the conversion. The
-script needs memory for the raw file or for all problems, whichever is larger.
+script needs memory for the raw file or for all problems, whichever is larger. Existing files with other content are
+replaced only with ``--overwrite``.
 """
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
+from coconut_ds.strict_json import JsonError, parse_loosely, printable, shown
 
 SPLITS = ("train", "valid", "test")
 SIZES = (9000, 200, 800)
@@ -42,23 +43,14 @@ def load_examples(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, is not a JSON object, is empty, or has a key twice.
     """
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{path}: key '{twice}' occurs twice in one object, expected it once")
-        return found
-
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with ProntoQA's run_experiment.py (5 hops, 0 shots, random)")
     try:
-        examples = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        examples = parse_loosely(path.read_text(encoding="utf-8-sig"), unique=True)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except JsonError as error:
+        raise DataError(f"{path}: {error}") from error
     if not isinstance(examples, dict) or not examples:
         raise DataError(f"{path}: found {_shown(examples)}, expected an object of examples with at least one")
     return examples
@@ -101,7 +93,7 @@ def split_sizes(count: int) -> dict[str, int]:
     return {"train": count - valid - test, "valid": valid, "test": test}
 
 
-def convert(raw: Path, out: Path, seed: int) -> str:
+def convert(raw: Path, out: Path, seed: int, overwrite: bool = False) -> str:
     """Writes the three files and their manifest. Returns a summary of the files."""
     examples = load_examples(raw)
     sizes = split_sizes(len(examples))
@@ -113,7 +105,7 @@ def convert(raw: Path, out: Path, seed: int) -> str:
     for split, size in sizes.items():
         splits[split] = problems[start : start + size]
         start += size
-    with Outputs(out, "prontoqa", seed=seed) as outputs:
+    with Outputs(out, "prontoqa", overwrite, seed=seed) as outputs:
         for split, chosen in splits.items():
             file = outputs.open(f"prontoqa_{split}.json", [raw])
             for problem in chosen:
@@ -158,9 +150,8 @@ def _check_shape(example: Any, where: str) -> None:
 def _shown(found: Any) -> str:
     """What was found, for error messages; of an object only the keys, because its values may be long."""
     if isinstance(found, dict) and found:
-        return f"the keys {', '.join(found)}"
-    text = json.dumps(found, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+        return printable(f"the keys {', '.join(found)}")
+    return shown(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,9 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the shuffle; the same seed gives the same files (%(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
-        print(convert(options.raw, options.out, options.seed))
+        print(convert(options.raw, options.out, options.seed, options.overwrite))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

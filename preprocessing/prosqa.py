@@ -1,6 +1,7 @@
 """Writes ProsQA files: ``python preprocessing/prosqa.py [--out data] [--seed 0] [--sizes 17886 300 500]``.
 
-Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. With
+Writes prosqa_train.json, prosqa_valid.json and prosqa_test.json; no graph occurs twice in them. Existing files with
+other content are replaced only with ``--overwrite``. With
 ``--stats FILE...`` it prints statistics of graph files side by side instead. The generator is `coconut_ds.data.prosqa`,
 the statistics are computed by `coconut_ds.data.graph_stats`, and `prosqa.bash` downloads the published files.
 """
@@ -36,9 +37,9 @@ def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Pro
                 bar.update()
 
 
-def write_files(out: Path, seed: int, sizes: dict[str, int]) -> str:
+def write_files(out: Path, seed: int, sizes: dict[str, int], overwrite: bool = False) -> str:
     """Writes the three files and their manifest. Returns a summary of the files."""
-    with Outputs(out, "prosqa", seed=seed, sizes=sizes) as outputs:
+    with Outputs(out, "prosqa", overwrite, seed=seed, sizes=sizes) as outputs:
         files = {split: outputs.open(f"prosqa_{split}.json") for split in SPLITS}
         for split, problem in generate_splits(seed, sizes):
             files[split].write(problem)
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stats", type=Path, nargs="+", metavar="FILE", help="print statistics of these files and write nothing"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     if options.stats:
         try:
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         return 0
     try:
-        print(write_files(options.out, options.seed, dict(zip(SPLITS, options.sizes, strict=True))))
+        sizes = dict(zip(SPLITS, options.sizes, strict=True))
+        print(write_files(options.out, options.seed, sizes, options.overwrite))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

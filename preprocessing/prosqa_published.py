@@ -1,7 +1,7 @@
 """Copies the published ProsQA files, which `prosqa.bash` downloads, to the data folder.
 
-``python preprocessing/prosqa_published.py [--raw data/prosqa_raw] [--out data] [--counts LIST] [--force]``. Existing
-files with other content, such as those of the generator, are replaced only with ``--force``.
+``python preprocessing/prosqa_published.py [--raw data/prosqa_raw] [--out data] [--counts LIST] [--overwrite]``.
+Existing files with other content, such as those of the generator, are replaced only with ``--overwrite``.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from coconut_ds.errors import DataError
 NAMES = ("prosqa_train.json", "prosqa_valid.json", "prosqa_test.json")
 
 
-def install(raw: Path, out: Path, counts: Mapping[str, int], force: bool) -> str:
+def install(raw: Path, out: Path, counts: Mapping[str, int], overwrite: bool) -> str:
     """Copies the three files and writes their manifest. Returns a summary of the files.
 
     Raises:
         DataError: a file is invalid or has another number of problems than ``counts`` says, or it would replace a file
-            with other content although ``force`` is not set.
+            with other content although ``overwrite`` is not set.
     """
     numbers = {}
     for name in NAMES:
@@ -38,12 +38,12 @@ def install(raw: Path, out: Path, counts: Mapping[str, int], force: bool) -> str
         for name in NAMES
         if (out / name).exists() and fingerprint(out / name) != fingerprint(raw / name)
     ]
-    if others and not force:
+    if others and not overwrite:
         raise DataError(
             f"{', '.join(others)}: found other content than the published, and changed nothing; "
-            "to replace it: bash preprocessing/prosqa.bash --force"
+            "to replace it: bash preprocessing/prosqa.bash --overwrite"
         )
-    with Outputs(out, "prosqa", published=True) as outputs:
+    with Outputs(out, "prosqa", overwrite, published=True) as outputs:
         for name, number in numbers.items():
             outputs.copy(raw / name, number)
     return outputs.summary()
@@ -57,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
     parser.add_argument("--counts", type=Path, metavar="LIST", help="check the numbers of problems against this list")
-    parser.add_argument("--force", action="store_true", help="replace existing files with other content")
+    # --force is the earlier name of this option.
+    parser.add_argument("--overwrite", "--force", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
         counts = expected_counts(options.counts) if options.counts else {}
-        print(install(options.raw, options.out, counts, options.force))
+        print(install(options.raw, options.out, counts, options.overwrite))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

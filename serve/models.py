@@ -5,7 +5,6 @@ first. Loading is slow, so call ``hold`` from a thread that may block.
 """
 
 import gc
-import json
 import logging
 import struct
 import threading
@@ -24,6 +23,7 @@ from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.model.precision import multiplies_bf16
 from coconut_ds.reasoner import Reasoner, load_reasoner
+from coconut_ds.strict_json import parse_json
 from serve.checkpoints import Checkpoints, ServedCheckpoint
 from serve.errors import QueueFullError, ServiceError, UnavailableError
 from serve.jobs import Observer
@@ -241,7 +241,10 @@ def _numels(path: Path) -> Iterator[int]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(100_000_000, path.stat().st_size):
             raise CheckpointError(f"{path}: is not a safetensors file")
-        header = json.loads(file.read(length))
+        try:
+            header = parse_json(file.read(length).decode())
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
     for name, tensor in header.items():
         if name != "__metadata__":
             count = 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve import launch
-from serve.app import markup, measures, thought_figures
-from serve.app.export_files import files_of
+from serve.app import export_files, markup, measures, thought_figures
+from serve.app.export_files import files_of, made_from
 from serve.app.graph_drawing import graph_svg, layers_of
 from serve.app.measures import (
     answers_by_thoughts,
@@ -260,6 +261,34 @@ def test_files_hold_the_numbers_of_the_page(studio):
     assert [float(row["change"]) for row in rows if row["arm"] == report.effect.name] == [
         one.change for one in report.effect.outcomes
     ]
+
+
+def test_files_say_what_they_were_made_from_and_results_do_not_share_a_name(studio, monkeypatch):
+    monkeypatch.setattr(export_files, "_drawn", lambda draw: b"")
+    checked = checked_of(studio)
+    result = ThinkResult("thinks", asyncio.run(studio.think(checked)))
+    again, other = replace(result), replace(result, trace=replace(result.trace, text="another"))
+    made = made_from(result, studio.checkpoints)
+    assert made["checkpoints"]["thinks"]["method"] == "coconut"
+    weights = studio.checkpoints["thinks"].folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert made["checkpoints"]["thinks"]["weights"] == {"model.safetensors": digest}
+    assert str(weights.parent) not in json.dumps(made)
+    names = {
+        what: {file.download_name for file in files_of(one, "think", given)}
+        for what, one, given in (
+            ("first", result, made),
+            ("again", again, made),
+            ("other text", other, made),
+            ("other weights", result, {**made, "checkpoints": {"thinks": {"weights": "another"}}}),
+        )
+    }
+    assert names["first"] == names["again"]
+    assert not names["first"] & (names["other text"] | names["other weights"])
+    assert not names["other text"] & names["other weights"]
+    files = {file.name: file for file in files_of(result, "think", made)}
+    assert json.loads(files["think.json"].content)["checkpoints"] == json.loads(json.dumps(made["checkpoints"]))
+    assert files["think.json"].download_name == f"think-{files['think-thoughts.csv'].signature}.json"
 
 
 def test_a_run_brings_its_own_problems_and_a_bad_file_is_refused(tmp_path, studio):

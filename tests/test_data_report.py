@@ -165,6 +165,20 @@ def test_the_text_shows_the_counts(report):
         assert expected in squeezed
 
 
+def test_blank_steps_missing_answers_and_altered_answers_are_reported(tokenizer):
+    problems = [*TRAIN, Problem("b =", (), "c", num_blank_steps=2), Problem("c =", ("a",), "")]
+    text = render_report(make_report([("one.json", TRAIN), ("two.json", problems)], tokenizer, METHODS["coconut"]))
+    squeezed = [" ".join(line.split()) for line in text.splitlines()]
+    for expected in (
+        "without steps 2 (33.3%) 3 (37.5%)",
+        "with blank steps, left out 0 1 (12.5%)",
+        "without an answer 0 1 (12.5%)",
+    ):
+        assert expected in squeezed
+    assert 'warning: one.json: item 4, key \'answer\': scoring reads "1000" in "# 1000"; the answers of 1 of 6' in text
+    assert "blank" not in render_report(make_report([("one.json", TRAIN)], tokenizer, METHODS["coconut"]))
+
+
 def test_long_questions_lose_their_middle_and_control_characters():
     assert shorten("one two three four five six", 14, " … 6 … ") == "one … 6 … six"
     assert shorten("x" * 100, 10) == "xxxxx … xxxxx"
@@ -193,6 +207,31 @@ def test_the_command_prints_and_draws(tmp_path):
     assert 1000 < width < 2500
     assert 800 < height < 2500
     assert len(content) > 30_000
+
+
+def test_a_picture_of_other_files_or_options_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coconut_ds.data.report.picture.DPI", 20)
+    files = [str(write(tmp_path / "train.json", TRAIN)), str(write(tmp_path / "valid.json", VALID))]
+
+    def found() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+
+    assert main([*files, "--examples", "0"]) == 0
+    kept = found()
+    assert main([*files, "--examples", "0", "--method", "cot"]) == 0
+    assert kept.items() < found().items()
+    assert main([*files, "--examples", "0", "--png", "a.png"]) == 0
+    assert main([*files, "--examples", "0", "--png", "a.png"]) == 0
+    kept = found()
+    capsys.readouterr()
+    assert main([files[1], "--examples", "0", "--png", "a.png"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, found()) == ("", kept)
+    assert err.startswith("error: --png a.png: exists made from something else, which differs in files")
+    assert "add --overwrite to replace it" in err
+    assert main([files[1], "--examples", "0", "--png", "a.png", "--overwrite"]) == 0
+    assert found() != kept
 
 
 @pytest.mark.parametrize(

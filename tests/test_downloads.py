@@ -219,10 +219,10 @@ def test_published_prosqa_replaces_other_files_only_when_told(checkout: Checkout
     before = contents(checkout.data)
     error = one_line(checkout.run("prosqa.bash"))
     assert error.startswith("data/prosqa_train.json, data/prosqa_valid.json: found other content than the published")
-    assert "bash preprocessing/prosqa.bash --force" in error
+    assert "bash preprocessing/prosqa.bash --overwrite" in error
     assert contents(checkout.data) == before
 
-    done = checkout.run("prosqa.bash", "--force")
+    done = checkout.run("prosqa.bash", "--force")  # the earlier name of --overwrite
     assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
     found = contents(checkout.data)
     entries = json.loads(found.pop("prosqa_manifest.json"))["outputs"]
@@ -250,6 +250,9 @@ def test_lists_of_downloads_hold_every_split_and_name_a_bad_line(tmp_path: Path)
     assert expected_counts(folder / "prosqa.sha256") == sizes
     (tmp_path / "list").write_text("# a comment\n\nunknown - many a.txt\n")
     with pytest.raises(DataError, match=r"list: line 3: found 'unknown - many a\.txt'"):
+        expected_counts(tmp_path / "list")
+    (tmp_path / "list").write_text(f"unknown - {'1' * 5000} a.txt\n")
+    with pytest.raises(DataError, match=r"list: line 1: found 'unknown - 1{70}'"):
         expected_counts(tmp_path / "list")
 
 

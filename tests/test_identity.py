@@ -13,6 +13,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.model.digest import digest_state, digest_tokenizer
 from coconut_ds.runs.identity import (
     ABSENT,
+    LATER_KEYS,
     NOT_A_NUMBER,
     IngredientDifference,
     differences,
@@ -135,7 +136,15 @@ def test_a_key_counts_unless_it_is_listed_or_replaced_by_content(key: str) -> No
 
 
 def test_every_listed_key_exists() -> None:
-    assert set(NOT_A_NUMBER) <= set(leaf_keys(Config))
+    assert {*NOT_A_NUMBER, *LATER_KEYS} <= set(leaf_keys(Config))
+
+
+@pytest.mark.parametrize("key", LATER_KEYS)
+def test_a_key_that_older_versions_lack_counts_only_if_it_is_set(key: str) -> None:
+    """At its default, a run that an older version began keeps its signature."""
+    assert value_of(BASE, key) == LATER_KEYS[key]
+    assert key not in table()
+    assert table(with_value(BASE, key, other(key)))[key] == other(key)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,7 @@ def test_the_files_behind_the_configuration_count(
 def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:
     """The complete table of ingredients if every key that can be a path is one."""
     found = table(config(run__load_model_path="w.bin"), weights="w")
-    plain = set(leaf_keys(Config)) - FREE - REPLACED - {"model.model_config_overrides"}
+    plain = set(leaf_keys(Config)) - FREE - REPLACED - {"model.model_config_overrides"} - set(LATER_KEYS)
     overrides = {f"model.model_config_overrides.{name}" for name in BASE.model.model_config_overrides}
     file = {f"deepspeed.file.{name}" for name in (*(f"zero_optimization.{key}" for key in ZERO), "prescale_gradients")}
     contents = {"data.train_content", "data.val_content", "model.weights", "model.tokenizer_content"}

@@ -8,9 +8,12 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
+    "strict_json",
     "cli errors files formats methods",
     "distributed hub settings",
-    "data runs",
+    "runs",
+    "results",
+    "data",
     "model",
     "generation",
     "reasoner",
@@ -26,6 +29,7 @@ HEAVY = (
     *("hub", "model", "generation", "reasoner"),
     *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
+    *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )

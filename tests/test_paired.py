@@ -130,6 +130,18 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(tmp_path, lines, mes
         compare_predictions(first, second)
 
 
+def test_problems_without_an_answer_are_left_out_of_a_comparison(tmp_path):
+    """Unless no problem was scored."""
+    hidden = [line(number, None) for number in (3, 4)]
+    first, second = write(tmp_path / "a.jsonl", [*GOOD, *hidden]), write(tmp_path / "b.jsonl", [*hidden, *GOOD])
+    found = compare_predictions(first, second)
+    assert (found.num_problems, found.num_unscored, found.both_right, found.both_wrong) == (3, 2, 2, 1)
+    assert "problems without an answer to compare with, left out: 2" in found.text()
+    both = write(tmp_path / "c.jsonl", hidden)
+    with pytest.raises(DataError, match="found correct=null for problem 3"):
+        compare_predictions(both, both)
+
+
 def test_files_that_are_not_there_or_no_text_are_named(tmp_path):
     good = write(tmp_path / "a.jsonl", GOOD)
     with pytest.raises(DataError, match=r"none\.jsonl: no such file; expected the predictions\.jsonl of"):

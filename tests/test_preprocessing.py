@@ -239,6 +239,8 @@ def test_a_bad_prontoqa_example_is_named_and_leaves_all_as_it_was(
         ("[]", "found [], expected an object of examples"),
         ("{}", "found {}, expected an object of examples"),
         ('{"example1": {}, "example1": {}}', "key 'example1' occurs twice"),
+        (f'{{"example1":\n {"1" * 5000}}}', "line 2: a number has 5,000 digits"),
+        ("[" * 100_000, "line 1: nested deeper than 100"),
         ('{"example1": {"in_context_example0": {}}}', "example 'example1': found the keys in_context_example0, exp"),
     ],
 )
@@ -279,6 +281,36 @@ def test_the_manifest_lists_the_files_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "gsm_train.json").unlink()
     assert gsm.main([str(tmp_path / "valid.txt"), "--out", str(tmp_path)]) == 0
     assert list(json.loads(contents(tmp_path)["gsm_manifest.json"])["outputs"]) == ["gsm_valid.json"]
+
+
+def test_files_with_other_content_are_replaced_only_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prosqa = script("prosqa")
+    (tmp_path / "train.txt").write_bytes((FIXTURES / "gsm_valid.txt").read_bytes())
+    for convert, first, other, differs in (
+        (prontoqa, [str(FIXTURES / "prontoqa.json")], ["--seed", "1"], "seed: 0 → 1"),
+        (prosqa, ["--sizes", "2", "1", "1"], ["--sizes", "2", "1", "2"], "sizes.test: 1 → 2"),
+        (gsm, [str(tmp_path / "train.txt")], [], ""),
+    ):
+        line = [*first, "--out", str(tmp_path / "out")]
+        assert convert.main(line) == 0
+        kept = contents(tmp_path / "out")
+        assert convert.main(line) == 0
+        assert contents(tmp_path / "out") == kept
+        if convert is gsm:
+            with (tmp_path / "train.txt").open("a") as file:
+                file.write("q||1 #### 1\n")
+        capsys.readouterr()
+        assert convert.main([*line, *other]) == 2
+        error = capsys.readouterr().err
+        assert "found other content than the new" in error
+        assert "set --out to another folder, or add --overwrite" in error
+        assert differs in error
+        assert contents(tmp_path / "out") == kept
+        assert convert.main([*line, *other, "--overwrite"]) == 0
+        assert contents(tmp_path / "out").keys() == kept.keys()
+        assert contents(tmp_path / "out") != kept
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:

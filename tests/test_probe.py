@@ -14,6 +14,7 @@ from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.probe import main
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.reports import FILES
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.reasoner import load_reasoner
 from coconut_ds.studies.thoughts import main as study
@@ -139,6 +140,36 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
     assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
 
 
+def test_each_question_keeps_its_own_results_and_the_same_line_finds_them(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("draw_thoughts", "draw_layers", "draw_report"):
+        monkeypatch.setattr(f"coconut_ds.probing.figures.{name}", lambda made, path: path.write_bytes(b""))
+    line = [f"checkpoint={checkpoint}", "max_new_tokens=2", "n_thoughts=1"]
+
+    def found() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert main([*line, "question=1 + 2"]) == 0
+    first, said = found(), capsys.readouterr().out
+    assert {path.name for path in first} == {*FILES[:6], "summary.txt", "identity.json"}
+    assert main([*line, "question=1 + 2"]) == 0
+    told = "computed before; this is the stored summary (overwrite=true computes again)\n"
+    assert capsys.readouterr().out == told + said
+    for more in (["question=3"], ["question=1 + 2", "top_k=2"]):
+        assert main([*line, *more]) == 0
+    assert first.items() <= found().items()
+    assert len(list(tmp_path.glob("outputs/probe/*/think-*/summary.txt"))) == 3
+    assert main([*line, "question=1 + 2", "out=here"]) == 0
+    kept = found()
+    assert main(["intervene", *line, "question=3", "kind=zero", "out=here"]) == 2
+    assert "question ('1 + 2' there, '3' now)" in capsys.readouterr().err
+    assert main([*line, "question=3", "tokens=nope", "out=new"]) == 2
+    assert found() == kept
+    assert main(["intervene", *line, "question=3", "kind=zero", "out=here", "overwrite=true"]) == 0
+    names = {path.name for path in (tmp_path / "here").iterdir()}
+    assert names == {"intervention.json", "intervention.csv", "intervention.png", "summary.txt", "identity.json"}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -173,6 +204,10 @@ def test_study_trains_what_is_missing_and_measures(tmp_path, capsys):
     tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert "sums of four digits modulo 10: coconut, seed 0" in tables
     assert (tmp_path / "modular_sum" / "coconut" / "seed_0" / "probes.png").is_file()
+    # Other options get folders of their own.
+    assert study([*line, "--draws", "2"]) == 0
+    assert len(list(tmp_path.glob("modular_sum/coconut/seed_0-*/tables.md"))) == 1
+    assert len(list(tmp_path.glob("tables-*/tables.md"))) == 1
     assert study(line) == 0
     assert first.stat().st_mtime_ns == written
     assert (tmp_path / "tables.md").read_text(encoding="utf-8") == tables

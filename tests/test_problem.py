@@ -173,3 +173,31 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     path.write_text('[{"question": "q é", "steps": ["fine", "\\ud800"], "answer": "1"}]')
     with pytest.raises(DataError, match=r"item 0, its text: found str .*ud800.*no lone surrogates"):
         load_problems(path)
+
+
+def test_blank_steps_are_left_out_and_counted_and_a_blank_answer_is_none(tmp_path: Path) -> None:
+    """As in published conversions of GSM8K, in which 18 problems have the steps [""]."""
+    items = [
+        {"question": "a", "steps": [""], "answer": "1"},
+        {"question": "b", "steps": ["x", " \n", "y", ""], "answer": "2"},
+        {"question": "c", "steps": ["x"], "answer": " "},
+        {"question": "d", "steps": [], "answer": ""},
+    ]
+    problems = load_problems(write(tmp_path / "p.json", json.dumps(items)))
+    assert [one.steps for one in problems] == [(), ("x", "y"), ("x",), ()]
+    assert [one.num_blank_steps for one in problems] == [1, 2, 0, 0]
+    assert [one.has_answer for one in problems] == [True, True, False, False]
+    assert problems[2].as_dict() == items[2]
+    assert load_problems(tmp_path / "p.json", need_answers=False) == problems
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"question": "q", "cot": "a\nb", "answer": "1"},
+        {"question": "q", "steps": "a\nb", "answer": "1"},
+        {"question": "q", "steps": [], "answer": 145},
+    ],
+)
+def test_shapes_of_public_files_are_refused_with_the_command_that_converts_them(tmp_path: Path, item: Any) -> None:
+    assert "python -m coconut_ds.data convert FILE OUT" in refusal(write(tmp_path / "p.json", json.dumps([item])))

@@ -13,6 +13,7 @@ from coconut_ds.data.graph_stats import graph_stats
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.tokens import build_word_tokenizer, encode_questions
 from coconut_ds.errors import CheckpointError, ConfigError, DataError
+from coconut_ds.evaluation import evaluator
 from coconut_ds.evaluation.partial import PartialPredictions
 from coconut_ds.evaluation.session import evaluate, trace_questions
 from coconut_ds.generation.batch import generate
@@ -43,7 +44,8 @@ def data(tmp_path):
 
 
 def config_of(folder, data, tmp_path, *more: str):
-    return compose_eval_config([f"checkpoint={folder}", f"data={data}", f"out={tmp_path / 'out'}", *more])
+    out = [f"out={tmp_path / 'out'}", "overwrite=true"]
+    return compose_eval_config([f"checkpoint={folder}", f"data={data}", *out, *more])
 
 
 def test_scores_do_not_depend_on_the_batch_size(checkpoint, data, tmp_path):
@@ -162,6 +164,44 @@ def test_graph_problems_have_categories_and_shortcuts_beside_them(tmp_path, caps
     shown = capsys.readouterr().out
     assert "more ancestors" in shown
     assert "mentioned less" in shown
+    # One graph cannot be used, one answer is hidden: told before the first pass, the rest is scored as before.
+    broken = dataclasses.replace(problems[1], extra=problems[1].extra | {"target": 0})
+    hidden = dataclasses.replace(problems[2], answer="")
+    path.write_text(json.dumps([problem.as_dict() for problem in (problems[0], broken, hidden)]))
+    options = ("n_thoughts=1", "max_new_tokens=3", f"out={tmp_path / 'broken'}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "with_category", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(config_of(folder, path, tmp_path, *options))
+    assert f"warning: {path}: item 1: found root" in capsys.readouterr().err
+    kept = sum(file.read_text().count("\n") for file in (tmp_path / "broken").rglob(".partial/*/*.jsonl"))
+    assert kept == 3, "a failing analysis does not cost the predictions"
+    made = evaluate(config_of(folder, path, tmp_path, *options))[0]
+    assert [one.category is None for one in made.predictions] == [False, True, True]
+    assert [one.correct for one in made.predictions] == [False, False, None]
+    found = json.loads((tmp_path / "broken" / "scores.json").read_text())
+    assert (found["problems"], found["scored"], found["unusable_graphs"]) == (3, 2, 1)
+    assert set(found["baselines"].values()) <= {0.0, 0.5, 1.0}, "those of the first problem alone"
+    told = capsys.readouterr().out
+    assert "problems without an answer to compare with, not scored: 1 of 3" in told
+    assert "graphs that cannot be used, so not categorised nor counted for shortcuts: 1" in told
+
+
+def test_numbers_are_compared_as_the_data_says(checkpoint, tmp_path):
+    """The model's first answer is the right one, however its number is written; an empty answer is never right."""
+    path, questions = tmp_path / "numbers.json", ["1 + 2", "2 1"]
+    answers = Reasoner(checkpoint[1], make_card(checkpoint[1])).generate(questions, max_new_tokens=1)
+    for kind, expected in (("numbers", True), ("text", False)):
+        items = [
+            {"question": q, "steps": [], "answer": f"${a.answer}.0"} for q, a in zip(questions, answers, strict=True)
+        ]
+        path.write_text(json.dumps(items))
+        options = (f"answers={kind}", "max_new_tokens=1", f"out={tmp_path / kind}")
+        made = evaluate(config_of(checkpoint[0], path, tmp_path, *options))[0]
+        assert [one.correct for one in made.predictions] == [
+            expected and one.extracted.isdigit() for one in made.predictions
+        ]
+        assert any(one.extracted.isdigit() for one in made.predictions)
 
 
 def test_a_state_dict_needs_method_thoughts_and_model(tmp_path, data):

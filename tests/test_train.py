@@ -142,7 +142,7 @@ def test_a_checkpoint_is_evaluated_with_nothing_else_given(launched, tmp_path, m
     done = start([sys.executable, EVALUATE, f"checkpoint={checkpoint}", "data=modular_sum", *sizes], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "method coconut, test problems" in done.stdout
-    (scores,) = tmp_path.glob("outputs/eval/*/modular_sum/scores.json")
+    (scores,) = tmp_path.glob("outputs/eval/*/modular_sum-*/scores.json")
     values = json.loads(scores.read_text())
     lines = [json.loads(line) for line in (scores.parent / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == values["problems"] == 12
@@ -154,7 +154,7 @@ def test_a_checkpoint_is_evaluated_with_nothing_else_given(launched, tmp_path, m
     )
     monkeypatch.chdir(tmp_path)
     assert evaluate.main([f"checkpoint={checkpoint}", f"data={again}", "batch_size=5"]) == 0
-    (scores,) = tmp_path.glob("outputs/eval/*/problems/scores.json")
+    (scores,) = tmp_path.glob("outputs/eval/*/problems-*/scores.json")
     assert json.loads(scores.read_text())["accuracy"] == values["accuracy"]
 
 
@@ -176,7 +176,7 @@ def test_a_run_starts_from_a_checkpoint_and_skips_the_epochs_it_stands_for(launc
 def test_only_eval_writes_scores_and_no_attempt(launched, tmp_path, train):
     path = launched["python"] / "checkpoint_3"
     assert train(*TINY, f"load_model_path={path}", "only_eval=true") == 0
-    (scores,) = tmp_path.glob("outputs/demo/eval/*-checkpoint_3/scores.json")
+    (scores,) = tmp_path.glob("outputs/demo/eval/*-checkpoint_3/modular_sum-*/scores.json")
     assert json.loads(scores.read_text())["problems"] == 12
     assert not list(tmp_path.glob("outputs/*/*/*/config.yaml"))
 

@@ -10,11 +10,13 @@ from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.interrupts import Interrupted
-from coconut_ds.errors import NonFiniteError
+from coconut_ds.errors import DataError, NonFiniteError
+from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.files import is_complete
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
+from coconut_ds.training import saver
 from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
@@ -50,9 +52,9 @@ def train(
         position, scores = Position(**state["position"]), Scores(**state["scores"])
         cut_metrics(folder.metrics, state["metrics_bytes"])
     with MetricsLog(folder.metrics) as metrics:
-        saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
+        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
         progress = ProgressBar(is_first=False)
-        trainer = Trainer(experiment, engine, saver, progress, metrics, interrupts or AskedToStop())
+        trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
         return trainer.fit(position), engine
 
 
@@ -244,8 +246,74 @@ def test_a_solved_run_is_left_alone(tmp_path):
         folder = run_folder(tmp_path / str(position.epoch))
         experiment = tiny_experiment()
         engine = TorchEngine(experiment)
-        saver = RunSaver(experiment, folder)
-        trainer = Trainer(experiment, engine, saver, ProgressBar(is_first=False), None, AskedToStop())
+        own_saver = RunSaver(experiment, folder)
+        trainer = Trainer(experiment, engine, own_saver, ProgressBar(is_first=False), None, AskedToStop())
         before = asdict(position)
         assert asdict(trainer.fit(position)) == before
         assert (engine.rates, list(Path(folder.path).iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("error", [DataError("no such node"), KeyError("a bug")])
+def test_an_epoch_is_saved_before_a_failing_validation_ends_the_run(tmp_path, monkeypatch, undisturbed, error):
+    """The next launch continues with the validation, and its numbers are those of a run that was left alone."""
+    folder = run_folder(tmp_path)
+
+    def fail(*arguments, **options) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "run", fail)
+        for _ in range(2):
+            with pytest.raises(type(error), match=str(error)):
+                train(folder, *RESUMED)
+            assert names(folder) == {"checkpoint_0_3"}
+            assert len(column(folder, "train/loss")) == 3, "the second launch trains nothing again"
+    if isinstance(error, KeyError):
+        train(folder, *RESUMED)
+        assert record(folder) == record(undisturbed)
+        ends = [one.checkpoint(3) / "model.safetensors" for one in (folder, undisturbed)]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_what_a_run_can_do_without_does_not_cost_it_an_epoch(tmp_path, monkeypatch):
+    """Samples, their analysis, the mirror of the metrics and the line on the screen come after the checkpoint."""
+    closed = BrokenPipeError("the reader of the log is gone")
+
+    def fail(*arguments, **options) -> None:
+        raise closed
+
+    for number, (owner, name) in enumerate(
+        [(RunFolder, "write_samples"), (ProgressBar, "line"), (saver, "with_category")]
+    ):
+        folder = run_folder(tmp_path / str(number))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            if name == "write_samples":
+                train(folder, "num_epochs=1")
+            else:
+                with pytest.raises(BrokenPipeError):
+                    train(folder, "num_epochs=1")
+        assert names(folder) == {"checkpoint_1"}
+        assert len(column(folder, "eval/accuracy")) == 1
+
+
+def test_a_failing_mirror_is_a_warning_and_the_record_goes_on(tmp_path):
+    class Broken:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def log(self, values: dict, step: int) -> None:
+            self.steps.append(step)
+            if step == 2:
+                raise ConnectionError("no route")
+
+        def close(self) -> None:
+            raise AssertionError("closed after it failed")
+
+    mirror, lines = Broken(), []
+    with MetricsLog(tmp_path / "metrics.jsonl", mirror, lines.append) as metrics:
+        for step in range(1, 5):
+            metrics.log({"global_step": step})
+    assert mirror.steps == [1, 2]
+    assert [line["global_step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert lines == ["warning: wandb failed (ConnectionError: no route); metrics.jsonl has all metrics"]

@@ -77,3 +77,20 @@ def test_generated_problems_are_written_down(tmp_path: Path) -> None:
     assert there["train"][0].extra == source.train(2)[0].extra
     manifest = json.loads((tmp_path / "problems" / "problems_manifest.json").read_text())
     assert manifest["outputs"]["train.json"]["options"] == {"epoch": 2}
+
+
+def test_validation_problems_that_cannot_be_scored_or_analysed_are_named_before_training(tmp_path: Path) -> None:
+    graph = {"idx_to_symbol": ["a", "b"], "edges": None, "root": 0, "target": 1, "neg_target": 1}
+    valid = [*problems(30, 35), Problem("5 + 1 =", ("5",), ""), Problem("6 + 1 =", (), "7", graph)]
+    _, lines = opened(config_of(tmp_path, problems(0, 30), valid, None))
+    assert [line.partition(";")[0] for line in lines if "warning" in line] == [
+        f"warning: {tmp_path / 'valid.json'}: item 6, key 'edges': found null, expected a list of pairs of nodes"
+    ]
+    with pytest.raises(DataError, match=r"valid\.json: no problem has an answer .*set data\.val_path"):
+        opened(config_of(tmp_path, problems(0, 30), [Problem("5 + 1 =", (), "###")], None))
+
+
+def test_a_test_file_with_hidden_answers_does_not_end_training(tmp_path: Path) -> None:
+    config = config_of(tmp_path, problems(0, 3), problems(3, 6), None)
+    (tmp_path / "test.json").write_text(json.dumps([{"question": "9 + 1 ="}, {"question": "3 + 1 =", "answer": ""}]))
+    assert "warning: 1 of 2 test questions are validation questions too" in opened(config)[1]

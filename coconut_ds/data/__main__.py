@@ -1,48 +1,81 @@
-"""Reports on files of problems: ``python -m coconut_ds.data FILE...``.
+"""Reports on files of problems: ``python -m coconut_ds.data FILE...``; ``convert FILE OUT`` converts other shapes.
 
 Prints the lengths of the problems, their numbers of steps, duplicates, the accuracy of a constant answer, and the
-training sequences of a few problems at each stage of a method. Draws the same as a picture. Give the training file
-first: it determines the last stage.
+training sequences of a few problems at each stage of a method. Give the training file first: it determines the last
+stage. Draws the same as a picture, which stores what it was made from; a picture of something else is replaced only
+with ``--overwrite``.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from coconut_ds.cli.parser import Parser
-from coconut_ds.data.problem import Problem, load_problems
+from coconut_ds.data.problem import Problem, file_digest, load_problems
 from coconut_ds.errors import CoconutError
 from coconut_ds.methods import METHODS
+from coconut_ds.results import Identity, picture_metadata, refuse_other_picture
+from coconut_ds.runs.code import code_identity
+from coconut_ds.runs.identity import flattened
+
+DEFAULT_PNG = Path("outputs/data_report.png")
+"""Where the picture is written, apart from the signature that is added to its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
-    options = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["convert"]:
+        from coconut_ds.data.convert_files import main as convert
+
+        return convert(given[1:])
+    options = _parser().parse_args(given)
     try:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
-        options.png.parent.mkdir(parents=True, exist_ok=True)
         # Imported here, so that invalid files are reported before torch is loaded.
         from coconut_ds.data.report.picture import draw_report
         from coconut_ds.data.report.statistics import make_report
         from coconut_ds.data.report.text import render_report
-        from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
+        from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer, tokenizer_identity
 
         if options.tokenizer == "dataset":
             tokenizer = build_word_tokenizer(words(problem for _, problems in files for problem in problems))
         else:
             tokenizer = load_tokenizer(options.tokenizer)
+        identity = report_identity(options, tokenizer_identity(tokenizer))
+        png = options.png or DEFAULT_PNG.with_name(f"{DEFAULT_PNG.stem}-{identity.signature}.png")
+        if not options.overwrite:
+            refuse_other_picture(png, identity, "--png")
+        png.parent.mkdir(parents=True, exist_ok=True)
         report = make_report(
             files, tokenizer, METHODS[options.method], options.c_thought, options.max_latent_stage, options.examples
         )
-        draw_report(report, options.png)
+        draw_report(report, png, picture_metadata(identity))
     except (CoconutError, OSError) as error:
         # Messages about the tokenizer name the training setting; here it is an option.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
         return 2
-    _show(f"{render_report(report)}\n{options.png}\n")
+    _show(f"{render_report(report)}\n{png}\n")
     return 0
+
+
+def report_identity(options: argparse.Namespace, tokenizer: Any) -> Identity:
+    """What a report is made from: the contents of the files, the tokenizer, the options and the code.
+
+    Args:
+        options: the command line.
+        tokenizer: ``tokenizer_identity`` of the tokenizer.
+    """
+    digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True, default=str).encode()).hexdigest()
+    kept = {key: getattr(options, key) for key in ("method", "c_thought", "max_latent_stage", "examples")}
+    files = {"names": file_names(options.files), "contents": [file_digest(path) for path in options.files]}
+    asked = {"files": [str(path) for path in options.files], "tokenizer": options.tokenizer}
+    return Identity(flattened({**kept, "files": files, "tokenizer": digest, "code": code_identity()}), asked)
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
@@ -78,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="last stage that adds thoughts (default: the most steps of a problem of the first file)",
     )
-    parser.add_argument("--png", type=Path, default=Path("outputs/data_report.png"), help="%(default)s")
+    parser.add_argument(
+        "--png",
+        type=Path,
+        help=f"the picture (default: {DEFAULT_PNG.with_suffix('')}-SIGNATURE.png, named after what it was made from)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a picture that was made from something else")
     parser.add_argument(
         "--examples", type=_from(0), default=3, metavar="N", help="problems to show at each stage (%(default)s)"
     )

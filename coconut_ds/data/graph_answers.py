@@ -12,6 +12,7 @@ from enum import StrEnum
 from coconut_ds.data.graph_stats import GRAPH_KEYS, question_of, shortcut_points
 from coconut_ds.data.graphs import GraphQuestion
 from coconut_ds.data.problem import Problem
+from coconut_ds.errors import DataError
 from coconut_ds.formats import TEXT, Format, is_correct
 
 
@@ -37,8 +38,23 @@ CATEGORY_NAMES: dict[Category, str] = {category: category.replace("_", " ") for 
 
 
 def is_graph_problem(problem: Problem) -> bool:
-    """Whether the problem has a graph (the keys of the published ProsQA files), as the other functions require."""
-    return all(key in problem.extra for key in GRAPH_KEYS)
+    """Whether the problem has a graph: the keys of the published ProsQA files, not all of them null."""
+    extra = problem.extra
+    return all(key in extra for key in GRAPH_KEYS) and any(extra[key] is not None for key in GRAPH_KEYS)
+
+
+def graph_fault(problem: Problem, where: str = "problem") -> str | None:
+    """Why the graph of a graph problem cannot be used by the other functions, as the message of ``question_of``."""
+    try:
+        question_of(problem, where)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def has_usable_graph(problem: Problem) -> bool:
+    """Whether the problem has a graph that the other functions can use."""
+    return is_graph_problem(problem) and graph_fault(problem) is None
 
 
 def shortcuts(problem: Problem, where: str = "problem") -> dict[str, float]:

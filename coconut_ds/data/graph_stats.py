@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from coconut_ds.data.graphs import Graph, GraphQuestion
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.strict_json import printable, shown
 
 GRAPH_KEYS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
@@ -20,29 +21,48 @@ def question_of(problem: Problem, where: str = "problem") -> GraphQuestion:
     """The graph question in a problem's ``extra`` keys; ``where`` names the problem in errors.
 
     Raises:
-        DataError: a key is missing, an index is not that of a node, or the target cannot be reached from the root.
+        DataError: a key is missing or has a value of another form, an index is not that of a node, the edges form a
+            cycle, or the target cannot be reached from the root.
     """
     for key in GRAPH_KEYS:
         if key not in problem.extra:
-            found = ", ".join(sorted(problem.extra)) or "none"
+            found = printable(", ".join(sorted(problem.extra))) or "none"
             raise DataError(
                 f"{where}: key '{key}' is missing; found the keys {found}, expected a graph ({', '.join(GRAPH_KEYS)}); "
                 "make such a file with: python preprocessing/prosqa.py"
             )
-    num_nodes, edges = len(problem.extra["idx_to_symbol"]), problem.extra["edges"]
+    symbols, edges = problem.extra["idx_to_symbol"], problem.extra["edges"]
+    if not isinstance(symbols, list) or not all(_is_word(symbol) for symbol in symbols):
+        raise DataError(f"{where}, key 'idx_to_symbol': found {shown(symbols)}, expected a list of words, one per node")
+    if len(set(symbols)) < len(symbols):
+        raise DataError(f"{where}, key 'idx_to_symbol': found a word twice, expected another one for each node")
+    if not isinstance(edges, list):
+        raise DataError(f"{where}, key 'edges': found {shown(edges)}, expected a list of pairs of nodes")
     root, target, distractor = ends = [problem.extra[key] for key in GRAPH_KEYS[2:]]
+    nodes = range(len(symbols))
     for pair in (*edges, ends[:2], ends[1:]):
-        if not isinstance(pair, list) or len(pair) != 2 or any(node not in range(num_nodes) for node in pair):
+        # type() rather than isinstance(), because True is an instance of int.
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or any(type(node) is not int or node not in nodes for node in pair)
+        ):
             raise DataError(
-                f"{where}: found {pair!r} among edges, (root, target) and (target, neg_target), expected two of the "
-                f"indices 0 to {num_nodes - 1} of idx_to_symbol"
+                f"{where}: found {shown(pair)} among edges, (root, target) and (target, neg_target), expected two of "
+                f"the indices 0 to {len(symbols) - 1} of idx_to_symbol"
             )
-    graph = Graph(num_nodes, tuple((parent, child) for parent, child in edges))
-    if root not in (0, 1) or target not in graph.distances(root):
+    graph = Graph(len(symbols), tuple((parent, child) for parent, child in edges))
+    if not graph.is_acyclic:
+        raise DataError(f"{where}, key 'edges': the edges form a cycle, expected a graph without one")
+    if root not in (0, 1) or target == root or target not in graph.distances(root):
         raise DataError(
             f"{where}: found root {root} and target {target}, expected root 0 or 1 and a path to the target"
         )
     return GraphQuestion(graph, root, target, distractor)
+
+
+def _is_word(symbol: object) -> bool:
+    return isinstance(symbol, str) and len(symbol.split()) == 1 and symbol == symbol.strip()
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,7 @@ def _mentions(graph: Graph, node: int) -> int:
 
 def _answer_first(problem: Problem, question: GraphQuestion) -> bool:
     options = problem.question.rstrip("?").split()[-3::2]
-    return options[0] == problem.extra["idx_to_symbol"][question.target]
+    return options[:1] == [problem.extra["idx_to_symbol"][question.target]]
 
 
 def _mean(values: Sequence[float]) -> float:

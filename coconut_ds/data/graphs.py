@@ -88,6 +88,7 @@ class Graph:
         Both quantities are called height: arXiv 2412.06769 says "longest distance to any leaf" in figure 7 and
         "shortest" in section 5.4.
         """
+        assert self.is_acyclic, "heights are defined for graphs without a cycle"
         heights = [0] * self.num_nodes
         choose = max if longest else min
         for node in self._children_first():
@@ -96,7 +97,7 @@ class Graph:
         return heights
 
     def _children_first(self) -> list[int]:
-        """All nodes, in an order that puts each node after its children."""
+        """All nodes that no cycle can be reached from, in an order that puts each node after its children."""
         order: list[int] = []
         left = [len(below) for below in self.children]
         ready = [node for node, count in enumerate(left) if count == 0]
@@ -106,8 +107,12 @@ class Graph:
                 left[parent] -= 1
                 if left[parent] == 0:
                     ready.append(parent)
-        assert len(order) == self.num_nodes, "a graph must not have a cycle"
         return order
+
+    @property
+    def is_acyclic(self) -> bool:
+        """Whether no path of edges leads from a node back to itself."""
+        return len(self._children_first()) == self.num_nodes
 
     def shortest_path_counts(self, start: int) -> dict[int, int]:
         """The number of shortest paths from ``start`` to each reachable node."""

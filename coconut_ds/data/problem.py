@@ -2,23 +2,22 @@
 
 File format: a JSON list of ``{"question": str, "steps": [str, ...], "answer": str}``, or JSON Lines of the same
 objects. Other keys are kept in ``Problem.extra`` (graph data stores its edges there) and are not interpreted here.
-Nothing is skipped: the first invalid item raises an error that names file, index and key, what was found and what was
-expected.
+No item is skipped: the first invalid one raises an error that names file, index and key, what was found and what was
+expected. Blank steps are left out and counted (``Problem.num_blank_steps``), and a blank answer counts as none.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
+from coconut_ds.strict_json import LONE_SURROGATE, MAX_DEPTH, JsonError, is_deeper, parse_loosely, printable, shown
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON can contain a lone surrogate; it is not a character, and tokenizers fail on it."""
 REQUIRED_KEYS = ("question", "steps", "answer")
+OTHER_SHAPES = "to convert a file of another shape: python -m coconut_ds.data convert FILE OUT"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,18 @@ class Problem:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Other keys of the file; ignored in comparisons."""
     has_answer: bool = True
-    """Whether steps and answer are known; otherwise both are empty."""
+    """Whether the answer is known. A blank answer counts as none; such a problem is answered but not scored."""
+    num_blank_steps: int = field(default=0, compare=False)
+    """Number of steps in the file that are empty or white space; they are not among ``steps``."""
+
+    def __post_init__(self) -> None:
+        if not self.answer.strip():
+            object.__setattr__(self, "has_answer", False)
 
     def as_dict(self) -> dict[str, Any]:
         """The problem in the file format, including extra keys."""
-        solution = {"steps": list(self.steps), "answer": self.answer} if self.has_answer else {}
+        known = self.has_answer or self.steps
+        solution = {"steps": list(self.steps), "answer": self.answer} if known else {}
         return {"question": self.question, **solution, **self.extra}
 
 
@@ -66,7 +72,7 @@ def iter_problems(path: str | Path, need_answers: bool = True) -> Iterator[Probl
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    items = _parse(path, text)
+    items = parse_items(path, text)
     if not items:
         raise DataError(f"{path}: holds no problems; expected a JSON list with at least one")
     return _Problems(path, items, need_answers)
@@ -99,7 +105,7 @@ class _Problems(Iterator[Problem]):
             return _problem(self._path, index, item)
         if "answer" in item:
             return _problem(self._path, index, {"steps": [], **item})
-        return replace(_problem(self._path, index, {**item, "steps": [], "answer": ""}), has_answer=False)
+        return _problem(self._path, index, {**item, "steps": [], "answer": ""})
 
     def __length_hint__(self) -> int:
         return len(self._rest)
@@ -110,52 +116,83 @@ def _check_there(path: Path) -> None:
         raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
 
 
-def _parse(path: Path, text: str) -> list[Any]:
+def parse_items(path: Path, text: str) -> list[Any]:
+    """The items of a JSON list or of JSON Lines, not checked yet.
+
+    Raises:
+        DataError: the text is neither; names ``path`` and the line or item.
+    """
     if text.lstrip().startswith("["):
         try:
-            return list(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+            return list(parse_loosely(text))
+        except JsonError as error:
+            raise DataError(f"{path}: {_item_of(text)}{error}") from error
     items = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            items.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            items.append(parse_loosely(line, number))
+        except JsonError as error:
+            where = "" if f"line {number}" in str(error) else f"line {number}: "
             raise DataError(
-                f"{path}: broken JSON at line {number}, column {error.colno}: {error.msg}; expected a JSON list of "
-                "problems, or one problem per line"
+                f"{path}: {where}{error}; expected a JSON list of problems, or one problem per line"
             ) from error
     return items
 
 
-def _problem(path: Path, index: int, item: Any) -> Problem:
-    def refuse(what: str, found: Any, expected: str) -> DataError:
-        shown = json.dumps(found, ensure_ascii=False)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        return DataError(f"{path}: item {index}, {what}: found {type(found).__name__} {shown}, expected {expected}")
+def _item_of(text: str) -> str:
+    """``item 3: `` if that item of a JSON list is the first one that cannot be read; empty if the list is broken."""
+    position, index = text.index("[") + 1, 0
+    decoder = json.JSONDecoder()
+    while True:
+        while text[position : position + 1] in (" ", "\t", "\r", "\n", ","):
+            position += 1
+        try:
+            _, end = decoder.raw_decode(text, position)
+            parse_loosely(text[position:end])
+        except json.JSONDecodeError:
+            return ""
+        except (ValueError, RecursionError):
+            return f"item {index}: "
+        position, index = end, index + 1
 
-    if not isinstance(item, dict):
-        raise refuse("the item itself", item, "an object with the keys question, steps and answer")
-    for key in REQUIRED_KEYS:
-        if key not in item:
-            present = ", ".join(sorted(map(str, item))) or "none"
-            raise DataError(f"{path}: item {index}, key '{key}': missing; found the keys {present}, expected '{key}'")
-    for key in ("question", "answer"):
-        if not isinstance(item[key], str):
-            raise refuse(f"key '{key}'", item[key], "a string")
-    if not isinstance(item["steps"], list):
-        raise refuse("key 'steps'", item["steps"], "a list of strings")
-    for position, step in enumerate(item["steps"]):
-        if not isinstance(step, str):
-            raise refuse(f"key 'steps', step {position}", step, "a string")
+
+def _problem(path: Path, index: int, item: Any) -> Problem:
+    where = f"{path}: item {index}"
+    _check_shape(where, item)
     for text in (item["question"], *item["steps"], item["answer"]):
         if not text.isascii() and LONE_SURROGATE.search(text):
-            raise refuse(
-                "its text",
-                text.encode("ascii", "backslashreplace").decode(),
-                "no lone surrogates (UTF-8)",
-            )
+            raise _refusal(where, "its text", text, "no lone surrogates (UTF-8)")
     extra = {key: value for key, value in item.items() if key not in REQUIRED_KEYS}
-    return Problem(item["question"], tuple(item["steps"]), item["answer"], extra)
+    if extra and is_deeper(extra, MAX_DEPTH):
+        raise DataError(f"{where}: nested deeper than {MAX_DEPTH} lists and objects")
+    steps = tuple(step for step in item["steps"] if step.strip())
+    num_blank = len(item["steps"]) - len(steps)
+    return Problem(item["question"], steps, item["answer"], extra, num_blank_steps=num_blank)
+
+
+def _check_shape(where: str, item: Any) -> None:
+    """Raises a ``DataError`` unless the item has the required keys with values of the right types."""
+    if not isinstance(item, dict):
+        raise _refusal(where, "the item itself", item, "an object with the keys question, steps and answer")
+    for key in REQUIRED_KEYS:
+        if key not in item:
+            present = printable(", ".join(sorted(item))) or "none"
+            raise DataError(
+                f"{where}, key '{key}': missing; found the keys {present}, expected '{key}'; {OTHER_SHAPES}"
+            )
+    for key in ("question", "answer"):
+        if not isinstance(item[key], str):
+            hint = f"; {OTHER_SHAPES}" if isinstance(item[key], (int, float)) else ""
+            raise _refusal(where, f"key '{key}'", item[key], f"a string{hint}")
+    if not isinstance(item["steps"], list):
+        hint = f"; {OTHER_SHAPES}" if isinstance(item["steps"], str) else ""
+        raise _refusal(where, "key 'steps'", item["steps"], f"a list of strings{hint}")
+    for position, step in enumerate(item["steps"]):
+        if not isinstance(step, str):
+            raise _refusal(where, f"key 'steps', step {position}", step, "a string")
+
+
+def _refusal(where: str, what: str, found: Any, expected: str) -> DataError:
+    return DataError(f"{where}, {what}: found {type(found).__name__} {shown(found)}, expected {expected}")

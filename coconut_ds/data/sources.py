@@ -105,7 +105,9 @@ def check_splits(
     splits = {"training": trained, "validation": {hash_question(problem.question) for problem in valid}}
     if test_exists:
         assert data.test_path is not None
-        splits["test"] = {hash_question(problem.question) for problem in iter_problems(data.test_path)}
+        splits["test"] = {
+            hash_question(problem.question) for problem in iter_problems(data.test_path, need_answers=False)
+        }
         if splits["test"] == splits["validation"]:
             raise DataError(
                 f"data.val_path={data.val_path} and data.test_path={data.test_path} hold the same questions; the best "

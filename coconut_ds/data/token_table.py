@@ -37,8 +37,8 @@ from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
 
-VERSION = 1
-"""Increase this when the code can no longer read older tables."""
+VERSION = 2
+"""Increase this when the code can no longer read older tables, or reads other problems in the same file."""
 CHUNK = 8192
 """Number of problems that are tokenized together and form one record batch."""
 SCHEMA = pa.schema([("pieces", pa.list_(pa.list_(pa.int32()))), ("question_hash", pa.uint64())])

@@ -1,8 +1,8 @@
 """Writes the files of a data set, one problem per line, and a manifest that describes them.
 
-Either all files of a data set are replaced or none. The scripts in `preprocessing/` create the problems;
-`coconut_ds.data.problem` reads them. The manifest contains no dates and no folders, so the same problems always give
-the same manifest.
+Either all files of a data set are replaced or none, and files with other content only with ``overwrite``. The scripts
+in `preprocessing/` create the problems; `coconut_ds.data.problem` reads them. The manifest contains no dates and no
+folders, so the same problems always give the same manifest.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.runs.identity import differences, flattened
+from coconut_ds.strict_json import read_json
 
 
 class ProblemWriter:
@@ -56,13 +58,16 @@ class Outputs:
     """The files of one data set: ``with Outputs(folder, "gsm") as outputs: outputs.open("gsm_test.json").write(...)``.
 
     The files have temporary names until the block ends without an error; then they are renamed, `<name>_manifest.json`
-    last. After an error the folder is as before. For each output, the manifest contains its number of problems, size in
-    bytes, sha256 and ``options``, and the name, size and sha256 of each input. Entries of earlier outputs are kept as
-    long as their files exist.
+    last. After an error the folder is as before. An existing file with other content is an error unless ``overwrite``
+    is set.
+
+    For each output, the manifest contains its number of problems, size in bytes, sha256 and ``options``, and the name,
+    size and sha256 of each input. Entries of earlier outputs are kept as long as their files exist.
     """
 
-    def __init__(self, folder: Path, name: str, **options: Any) -> None:
+    def __init__(self, folder: Path, name: str, overwrite: bool = False, **options: Any) -> None:
         self._folder = folder
+        self._overwrite = overwrite
         self._manifest = folder / f"{name}_manifest.json"
         self._options = options
         self._outputs: dict[str, _Output] = {}
@@ -97,6 +102,8 @@ class Outputs:
                 for output in self._outputs.values():
                     if isinstance(output.problems, ProblemWriter):
                         output.problems.finish()
+                if not self._overwrite:
+                    self._refuse_other_content()
                 manifest.write_text(json.dumps({"outputs": self._entries()}, indent=2) + "\n", encoding="utf-8")
                 for file, output in self._outputs.items():
                     os.replace(output.temporary, self._folder / file)
@@ -107,6 +114,22 @@ class Outputs:
                     output.problems.close()
                 output.temporary.unlink(missing_ok=True)
             manifest.unlink(missing_ok=True)
+
+    def _refuse_other_content(self) -> None:
+        """Raises a ``DataError`` if a file exists that has other content than the new one."""
+        others = [
+            file
+            for file, output in self._outputs.items()
+            if (self._folder / file).exists() and fingerprint(self._folder / file) != fingerprint(output.temporary)
+        ]
+        if others:
+            earlier = self._earlier.get(others[0], {}).get("options", {})
+            pairs = differences(flattened(earlier), flattened(self._options)) if earlier else []
+            told = f" ({', '.join(map(str, pairs))})" if pairs else ""
+            raise DataError(
+                f"{', '.join(str(self._folder / file) for file in others)}: found other content than the new{told}, "
+                "and changed nothing; set --out to another folder, or add --overwrite to replace"
+            )
 
     def _temporary(self, file: str) -> Path:
         return self._folder / f".{file}.{os.getpid()}.tmp"
@@ -134,6 +157,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["outputs"])
+        return dict(read_json(path)["outputs"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: is not a manifest of this project; delete it and run again") from error

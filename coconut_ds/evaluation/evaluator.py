@@ -13,7 +13,7 @@ from tqdm import tqdm
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import tokenize
 from coconut_ds.distributed.ranks import ALONE, Ranks
-from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge
+from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge, with_category, writes_all_steps
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, check_prompts
@@ -56,6 +56,8 @@ class Evaluator:
     """Number of problems that the engine processes at the same time."""
     context_length: int | None
     ranks: Ranks = ALONE
+    answers: str = "text"
+    """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
 
     def run(
         self,
@@ -66,7 +68,7 @@ class Evaluator:
         progress: bool = False,
         check: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Predicts all problems and returns all predictions on every rank.
+        """Predicts all problems and returns all predictions, without categories, on every rank.
 
         All ranks make the same forward passes, because ZeRO-3 requires it.
 
@@ -92,6 +94,16 @@ class Evaluator:
         pauses = thoughts.count if self.prompter.method.pauses else 0
         return Evaluation(in_order, thoughts.count - pauses, pauses)
 
+    def with_categories(
+        self, predictions: Sequence[Prediction], problems: Sequence[Problem], budget: ThoughtBudget
+    ) -> list[Prediction]:
+        """The predictions made with this budget, with the categories of answers to graph problems.
+
+        Separate from ``predict``, so that predictions are stored before they are analysed.
+        """
+        writes_all = writes_all_steps(self.prompter.method, budget.stage, budget.thoughts.count)
+        return [with_category(one, problems[one.index], self.prompter.format, writes_all) for one in predictions]
+
     def share_of(self, work: Sequence[Work]) -> list[Work]:
         """The part of the work that this rank does.
 
@@ -110,7 +122,7 @@ class Evaluator:
         progress: bool = False,
         agree: Callable[[int], int] = int,
     ) -> list[tuple[Work, Prediction]]:
-        """Makes the requested predictions on this rank.
+        """Makes the requested predictions on this rank, without categories (see ``with_categories``).
 
         Args:
             call: the latent loop, or the engine that wraps it.
@@ -191,25 +203,24 @@ class Evaluator:
     ) -> Prediction:
         prompter, thoughts = self.prompter, budget.thoughts
         text = prompter.cut(completion.tokens, self.writing.stop)
-        at_start = budget.stage == 0 and prompter.method.has_curriculum
-        writes_all = thoughts.count == 0 and (prompter.method.writes_steps or at_start)
-        found = judge(problem, text, prompter.text(expected), prompter.format, writes_all)
+        found = judge(problem, text, prompter.text(expected), prompter.format, self.answers)
+        is_judged = found.correct is not None
         return Prediction(
             index=one.problem,
             question=problem.question,
             text=text,
             extracted=found.extracted,
-            answer=problem.answer if problem.has_answer else None,
+            answer=problem.answer if is_judged else None,
             correct=found.correct,
             steps_match=found.steps_match,
-            wholly_right=completion.tokens == expected if problem.has_answer else None,
-            num_steps=len(problem.steps) if problem.has_answer else None,
+            wholly_right=completion.tokens == expected if is_judged else None,
+            num_steps=len(problem.steps) if is_judged else None,
             num_thoughts=completion.num_thoughts,
             num_pauses=thoughts.count if prompter.method.pauses else 0,
             num_tokens=len(completion.tokens),
             finish_reason=completion.finish_reason,
             latency_s=round(completion.seconds, 4),
-            category=found.category,
+            category=None,
         )
 
 

@@ -4,7 +4,7 @@ A paired comparison can show a difference that the two separate confidence inter
 are hard for both models cancel out.
 """
 
-import json
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,8 +13,10 @@ from typing import Any
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
+from coconut_ds.strict_json import parse_json, shown
 
 PREDICTIONS = "predictions.jsonl"
+SIGNATURE = re.compile(r"[0-9a-f]{12}")
 EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
     "question": (str,),
@@ -59,6 +61,8 @@ class Comparison:
     """Accuracy of the second minus accuracy of the first, with Tango's interval at 95 %."""
     p_value: float
     """p-value of McNemar's exact test."""
+    num_unscored: int = 0
+    """Number of problems without an answer to compare with, which are left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON."""
@@ -88,6 +92,8 @@ class Comparison:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         table = [f"{a:<{widths[0]}}   {b:>{widths[1]}}   {c:>{widths[2]}}   {d}".rstrip() for a, b, c, d in rows]
         names = [f"first:  {self.first.path}", f"second: {self.second.path}"]
+        if self.num_unscored:
+            table.append(f"problems without an answer to compare with, left out: {self.num_unscored:,}")
         sentence = textwrap.fill(self.sentence(), WIDTH, break_on_hyphens=False)
         return "\n".join([*names, "", *table, "", sentence]) + "\n"
 
@@ -117,23 +123,26 @@ class _Answered:
     line: int
     question: str
     answer: str | None
-    correct: bool
+    correct: bool | None
 
 
 def compare_predictions(first: Path, second: Path) -> Comparison:
     """Compares two files of predictions, or two folders that contain a ``predictions.jsonl``.
 
     Lines may be in any order; problems are matched by ``index``. Each line needs the keys "index", "question", "answer"
-    and "correct"; other keys are ignored.
+    and "correct"; other keys are ignored. Problems without an answer to compare with ("correct": null in both files)
+    are left out.
 
     Raises:
-        DataError: a file is missing or empty, a line has the wrong form, a problem has no answer to compare with
-            ("correct": null), or the two files are not about the same problems.
+        DataError: a file is missing or empty, a line has the wrong form, a problem was scored in only one file or no
+            problem in either, or the two files are not about the same problems.
     """
     first, second = _locate(first), _locate(second)
     one, other = _read(first), _read(second)
     _check_same(first, one, second, other)
-    a, b = [one[index].correct for index in sorted(one)], [other[index].correct for index in sorted(one)]
+    unscored = {index for index in one if one[index].correct is None and other[index].correct is None}
+    scored = sorted(one if len(unscored) == len(one) else one.keys() - unscored)
+    a, b = ([_flag(path, index, read[index]) for index in scored] for path, read in ((first, one), (second, other)))
     test = mcnemar(a, b)
     both_right = sum(a) - test.only_first
     return Comparison(
@@ -146,7 +155,17 @@ def compare_predictions(first: Path, second: Path) -> Comparison:
         both_wrong=len(a) - both_right - test.only_first - test.only_second,
         difference=paired_difference(a, b),
         p_value=test.p_value,
+        num_unscored=len(unscored),
     )
+
+
+def _flag(path: Path, index: int, answered: _Answered) -> bool:
+    if answered.correct is None:
+        raise DataError(
+            f"{path}: line {answered.line}: found correct=null for problem {index}, expected true or false; the "
+            "problem has no answer to compare with: evaluate on problems that have answers"
+        )
+    return answered.correct
 
 
 def _side(path: Path, correct: list[bool]) -> Side:
@@ -154,11 +173,31 @@ def _side(path: Path, correct: list[bool]) -> Side:
 
 
 def _locate(path: Path) -> Path:
+    path = path if path.exists() else _with_signature(path)
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         found = "no such file" if file == path else "no such file in this folder"
         raise DataError(f"{file}: {found}; expected the {PREDICTIONS} of an evaluation; {HOW_TO_MAKE}")
     return file
+
+
+def _with_signature(path: Path) -> Path:
+    """The only folder of predictions named ``path`` and a signature; ``path`` itself if there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    found = [
+        one
+        for one in sorted(siblings)
+        if one.name.startswith(f"{path.name}-")
+        and SIGNATURE.fullmatch(one.name.removeprefix(f"{path.name}-"))
+        and (one / PREDICTIONS).is_file()
+    ]
+    if len(found) > 1:
+        raise DataError(f"{path}: found {len(found)} evaluations, expected one of {', '.join(map(str, found))}")
+    return found[0] if found else path
 
 
 def _read(path: Path) -> dict[int, _Answered]:
@@ -186,27 +225,22 @@ def _read(path: Path) -> dict[int, _Answered]:
 
 def _parse(path: Path, number: int, line: str) -> tuple[int, _Answered]:
     try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        item = parse_json(line)
+    except ValueError as error:
         raise DataError(
             f"{path}: line {number}: is not JSON ({error}), expected one prediction per line; {HOW_TO_MAKE}"
         ) from error
     if not isinstance(item, dict):
         raise DataError(
-            f"{path}: line {number}: found {_short_json(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
+            f"{path}: line {number}: found {shown(item)}, expected an object with {', '.join(EXPECTED_TYPES)}; "
             f"{HOW_TO_MAKE}"
         )
     for key, kinds in EXPECTED_TYPES.items():
         # Compares type() instead of using isinstance(), because True is an instance of int.
         if key not in item or type(item[key]) not in kinds:
-            found = _short_json(item[key]) if key in item else f"only the keys {sorted(item)}"
+            found = shown(item[key]) if key in item else f"only the keys {sorted(item)}"
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise DataError(f"{path}: line {number}: {key}: found {found}, expected {expected}; {HOW_TO_MAKE}")
-    if item["correct"] is None:
-        raise DataError(
-            f"{path}: line {number}: found correct=null for problem {item['index']}, expected true or false; the "
-            "problem has no answer to compare with: evaluate on problems that have answers"
-        )
     return item["index"], _Answered(number, item["question"], item["answer"], item["correct"])
 
 
@@ -225,16 +259,10 @@ def _check_same(first: Path, one: Mapping[int, _Answered], second: Path, other: 
         if differing:
             a, b = one[differing[0]], other[differing[0]]
             raise DataError(
-                f"{second}: line {b.line}: found the {key} {_short_json(getattr(b, key))} for problem {differing[0]}, "
-                f"expected {_short_json(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
+                f"{second}: line {b.line}: found the {key} {shown(getattr(b, key))} for problem {differing[0]}, "
+                f"expected {shown(getattr(a, key))} as in {first}, line {a.line} (the {key} differs for "
                 f"{len(differing):,} of {len(one):,} problems); {SAME_DATA}"
             )
-
-
-def _short_json(value: Any) -> str:
-    """A value as JSON for an error message, at most 80 characters long."""
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _range(interval: Interval, form: str, unit: str) -> str:

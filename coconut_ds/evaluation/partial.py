@@ -14,6 +14,7 @@ from typing import IO, Any
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.prediction import Prediction
 from coconut_ds.files import remove_folder
+from coconut_ds.strict_json import parse_loosely
 
 FOLDER = ".partial"
 Key = tuple[int, int]
@@ -40,13 +41,22 @@ class PartialPredictions:
         return self._folder
 
     def read(self) -> dict[Key, Prediction]:
-        """The predictions that earlier launches of this evaluation stored."""
+        """The predictions that earlier launches of this evaluation stored.
+
+        Raises:
+            DataError: a complete line of a file is not a prediction.
+        """
         found: dict[Key, Prediction] = {}
         for path in sorted(self._folder.glob("*.jsonl")):
             # A complete line ends with a newline; what follows the last newline was cut off.
             for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                item = json.loads(line)
-                found[item["arm"], item["prediction"]["index"]] = Prediction(**item["prediction"])
+                try:
+                    item = parse_loosely(line)
+                    found[item["arm"], item["prediction"]["index"]] = Prediction(**item["prediction"])
+                except (ValueError, TypeError, KeyError) as error:
+                    raise DataError(
+                        f"{path}: a stored prediction is damaged ({error}); remove the file and start again"
+                    ) from error
         return found
 
     def add(self, budget: int, prediction: Prediction) -> None:
@@ -72,6 +82,8 @@ class PartialPredictions:
             self._file.close()
 
     def discard(self) -> None:
-        """Removes the stored predictions, including those that other evaluations left in the same results folder."""
-        if self._all.is_dir():
-            remove_folder(self._all)
+        """Removes the stored predictions; those of other evaluations in the same results folder stay."""
+        if self._folder.is_dir():
+            remove_folder(self._folder)
+        if self._all.is_dir() and not any(self._all.iterdir()):
+            self._all.rmdir()

@@ -1,18 +1,23 @@
 """The model's prediction for each problem, and the shares computed from the predictions."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from coconut_ds.data.graph_answers import categorise, is_graph_problem
+from coconut_ds.data.checks import is_scored
+from coconut_ds.data.graph_answers import categorise, has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.formats import Format, extract_answer, is_correct
 from coconut_ds.generation.requests import FinishReason
+from coconut_ds.methods.base import Method
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's prediction for one problem. Fields that compare it with the answer are None if there is no answer."""
+    """The model's prediction for one problem.
+
+    Fields that compare it with the answer are None if there is no answer that scoring can read (``checks.is_scored``).
+    """
 
     index: int
     """Index of the problem in its file, from 0."""
@@ -36,7 +41,8 @@ class Prediction:
     num_tokens: int
     finish_reason: FinishReason
     category: str | None
-    """Category of an answer to a graph problem, see ``data.graph_answers``; None for other problems."""
+    """Category of an answer to a graph problem, see ``data.graph_answers``; None for other problems, for graphs that
+    cannot be used, and until ``with_category`` has added it."""
     latency_s: float = field(compare=False)
     """Seconds from the request's first pass to its last, while other requests run in the same batch."""
 
@@ -88,10 +94,9 @@ class Judged:
     extracted: str
     correct: bool | None
     steps_match: bool | None
-    category: str | None
 
 
-def judge(problem: Problem, text: str, expected: str, form: Format, writes_all: bool) -> Judged:
+def judge(problem: Problem, text: str, expected: str, form: Format, kind: str = "text") -> Judged:
     """Compares a generated text with its problem.
 
     Args:
@@ -99,15 +104,32 @@ def judge(problem: Problem, text: str, expected: str, form: Format, writes_all: 
         text: the text that the model generated.
         expected: the text that a model that has mastered the stage generates.
         form: the format that turns problems into text.
-        writes_all: whether the model writes all steps at this stage, so that no step is replaced by thoughts.
+        kind: how answers are compared (``formats.ANSWER_KINDS``).
     """
-    extracted = extract_answer(text, form)
-    if not problem.has_answer:
-        return Judged(extracted, None, None, None)
-    graph = is_graph_problem(problem)
-    category = str(categorise(problem, text, form, whole=writes_all)) if graph else None
+    if not is_scored(problem, form):
+        return Judged(extract_answer(text, form), None, None)
     steps_match = steps_of(text, form) == steps_of(expected, form)
-    return Judged(extracted, is_correct(text, problem.answer, form), steps_match, category)
+    extracted, correct = extract_answer(text, form, problem.answer), is_correct(text, problem.answer, form, kind)
+    return Judged(extracted, correct, steps_match)
+
+
+def writes_all_steps(method: Method, stage: int, num_latents: int) -> bool:
+    """Whether a model writes all steps at a stage, so that no step is replaced by thoughts or pauses."""
+    return num_latents == 0 and (method.writes_steps or (stage == 0 and method.has_curriculum))
+
+
+def with_category(prediction: Prediction, problem: Problem, form: Format, writes_all: bool) -> Prediction:
+    """The prediction with its category, if it was compared with an answer and the problem has a usable graph.
+
+    Args:
+        prediction: for this problem.
+        problem: with or without a graph.
+        form: the format that turns problems into text.
+        writes_all: see ``writes_all_steps``.
+    """
+    if prediction.correct is None or not has_usable_graph(problem):
+        return prediction
+    return replace(prediction, category=str(categorise(problem, prediction.text, form, whole=writes_all)))
 
 
 def steps_of(text: str, form: Format) -> str:

@@ -1,13 +1,14 @@
 """Scores of an evaluation, and the accuracies of shortcuts on the same problems.
 
-Intervals are Wilson intervals at 95 %. If no problem has an answer, the scores contain only counts and lengths.
+Intervals are Wilson intervals at 95 %. If no problem has an answer, the scores contain only counts and lengths. Graph
+problems whose graph cannot be used count for the accuracy, but have no category and do not count for the shortcuts.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from coconut_ds.data.graph_answers import CATEGORY_NAMES, Category, is_graph_problem, shortcuts
+from coconut_ds.data.graph_answers import CATEGORY_NAMES, Category, has_usable_graph, is_graph_problem, shortcuts
 from coconut_ds.data.problem import Problem
 from coconut_ds.evaluation.picture import BudgetPoint
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
@@ -22,6 +23,7 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
     judged, everything = evaluation.judged, evaluation.predictions
     scores: dict[str, Any] = {
         "problems": len(everything),
+        "scored": len(judged),
         "num_thoughts": evaluation.num_thoughts,
         "num_pauses": evaluation.num_pauses,
         "tokens_a_problem": _mean([p.num_tokens for p in everything]),
@@ -41,12 +43,15 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
     if sorts:
         total = sum(sorts.values())
         scores["categories"] = {str(category): sorts[category] / total for category in Category if sorts[category]}
-    return scores | shortcut_accuracies([problems[p.index] for p in judged])
+    known = [problems[prediction.index] for prediction in judged]
+    unusable = sum(is_graph_problem(problem) and not has_usable_graph(problem) for problem in known)
+    scores |= {"unusable_graphs": unusable} if unusable else {}
+    return scores | shortcut_accuracies(known)
 
 
 def shortcut_accuracies(problems: Sequence[Problem]) -> dict[str, Any]:
-    """Accuracies of the shortcuts on the graph problems; an empty dictionary if there are none."""
-    graphs = [shortcuts(problem) for problem in problems if is_graph_problem(problem)]
+    """Accuracies of the shortcuts on the problems with usable graphs; an empty dictionary if there are none."""
+    graphs = [shortcuts(problem) for problem in problems if has_usable_graph(problem)]
     return {"baselines": {name: _mean([one[name] for one in graphs]) for name in BASELINES}} if graphs else {}
 
 

@@ -68,6 +68,7 @@ def answers_after(
     *,
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
+    answers: str = "text",
 ) -> list[list[AnswerAfter]]:
     """Answers each question once with each number of thoughts.
 
@@ -78,6 +79,7 @@ def answers_after(
         numbers: numbers of thoughts or pauses; None: from 0 to the checkpoint's number.
         max_new_tokens: length limit of the generated text, in tokens.
         progress: see ``OnProgress``.
+        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
 
     Returns:
         For each question, one result for each number of thoughts.
@@ -100,7 +102,7 @@ def answers_after(
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:
         for own, answer in zip(after, known, strict=True):
-            own.append(_answer(reasoner, number, answer, next(made), next(made), next(made)))
+            own.append(_answer(reasoner, number, answer, answers, next(made), next(made), next(made)))
     return after
 
 
@@ -111,10 +113,13 @@ def sweep(
     *,
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
+    answers: str = "text",
 ) -> list[SweepPoint]:
     """Accuracy on a data set with each number of thoughts; the arguments are those of ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]
-    after = answers_after(reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress)
+    after = answers_after(
+        reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress, answers=answers
+    )
     return [_point(column) for column in zip(*after, strict=True)]
 
 
@@ -129,7 +134,13 @@ def _point(column: Sequence[AnswerAfter]) -> SweepPoint:
 
 
 def _answer(
-    reasoner: Reasoner, number: int, known: str | None, written: Completion, forced: Completion, scored: Completion
+    reasoner: Reasoner,
+    number: int,
+    known: str | None,
+    answers: str,
+    written: Completion,
+    forced: Completion,
+    scored: Completion,
 ) -> AnswerAfter:
     form = reasoner.card.text_format
     text = reasoner.prompter.text(written.tokens)
@@ -143,6 +154,6 @@ def _answer(
         forced=extract_answer(forced_text, form),
         forced_probability=math.exp(sum(forced.log_probabilities)),
         known_log_probability=None if known is None else sum(scored.log_probabilities),
-        is_right=None if known is None else is_correct(text, known, form),
-        is_forced_right=None if known is None else is_correct(forced_text, known, form),
+        is_right=None if known is None else is_correct(text, known, form, answers),
+        is_forced_right=None if known is None else is_correct(forced_text, known, form, answers),
     )

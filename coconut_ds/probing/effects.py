@@ -5,14 +5,14 @@ between problems, not between draws. See ``intervene`` for single questions and 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
-from coconut_ds.formats import extract_answer
+from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import token_id
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import OnProgress, Plain, embeddings
@@ -74,6 +74,7 @@ def measure_effects(
     max_new_tokens: int = 128,
     seed: int = 0,
     progress: OnProgress | None = None,
+    answers: str = "text",
 ) -> list[Effect]:
     """Measures the mean effect of each intervention, in order; each ``patch`` is followed by its same-answer control.
 
@@ -89,20 +90,24 @@ def measure_effects(
         max_new_tokens: length limit of the generated text, in tokens.
         seed: seed of the random choice of donors.
         progress: see ``OnProgress``; counts trials.
+        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
 
     Raises:
         DataError: an intervention changes a thought that no problem has.
     """
     baselines = baselines_of(reasoner, questions, n_thoughts, max_new_tokens)
     form = reasoner.card.text_format
-    answers = None if known is None else [extract_answer(answer, form) for answer in known]
+
+    def is_right(outcome: Outcome, index: int) -> bool:
+        return known is not None and is_correct(outcome.text, known[index], form, answers)
+
     planned = _planned_effects(reasoner, baselines, interventions, seed)
     trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
     outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens, progress))
     found = []
     for effect in planned:
         made = [[next(outcomes) for _ in one.trials] for one in effect.problems]
-        found.append(_effect(effect, made, answers))
+        found.append(_effect(effect, made, None if known is None else is_right))
     return found
 
 
@@ -125,7 +130,9 @@ def _planned_effects(
     return [effect for effect in planned if effect.problems]
 
 
-def _effect(planned: _PlannedEffect, made: list[list[Outcome]], known: Sequence[str] | None) -> Effect:
+def _effect(
+    planned: _PlannedEffect, made: list[list[Outcome]], is_right: Callable[[Outcome, int], bool] | None
+) -> Effect:
     """Averages the outcomes of an intervention: ``made`` has one list per problem, with one outcome per trial."""
     donors = [one.donor_answers for one in planned.problems]
     became = None
@@ -137,12 +144,9 @@ def _effect(planned: _PlannedEffect, made: list[list[Outcome]], known: Sequence[
             ]
         )
     right = None
-    if known is not None:
+    if is_right is not None:
         right = mean_of(
-            [
-                _mean([o.answer == known[one.index] for o in own])
-                for one, own in zip(planned.problems, made, strict=True)
-            ]
+            [_mean([is_right(o, one.index) for o in own]) for one, own in zip(planned.problems, made, strict=True)]
         )
     return Effect(
         planned.name,

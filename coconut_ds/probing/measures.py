@@ -40,6 +40,7 @@ def measure_checkpoint(
     draws: int,
     seed: int,
     max_new_tokens: int = 128,
+    answers: str = "text",
 ) -> Measured:
     """Makes all measurements.
 
@@ -50,18 +51,30 @@ def measure_checkpoint(
         draws: number of draws of noise, and of donors, per problem.
         seed: seed of the shuffled labels and of the choice of donors.
         max_new_tokens: length limit of the generated texts, in tokens.
+        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
     """
     questions, known = [p.question for p in scored], [p.answer for p in scored]
     count = reasoner.card.num_latents
     changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD_KINDS]
     with progress_bar("answers after k thoughts") as progress:
-        points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress)
+        points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress, answers=answers)
     probes = linear_probes(reasoner, fit, scored, seed=seed)
     with progress_bar("changed thoughts") as progress:
         found = measure_effects(
-            reasoner, questions, changes, known, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+            *(reasoner, questions, changes, known),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            progress=progress,
+            answers=answers,
         )
     return Measured(tuple(points), tuple(probes), tuple(found))
+
+
+MEASURED = (
+    *("effects.json", "effects.csv", "effects.png"),
+    *("sweep.csv", "sweep.png", "probes.csv", "probes.png"),
+)
+"""The files that ``write_measured`` writes."""
 
 
 def write_measured(made: Measured, out: Path, title: str) -> None:

@@ -1,4 +1,7 @@
-"""Runs one mode of ``coconut_ds.probe``: loads the checkpoint, computes, writes JSON, CSV and PNG, prints a summary."""
+"""Runs one mode of ``coconut_ds.probe``: loads the checkpoint, computes, writes JSON, CSV and PNG, prints a summary.
+
+The same command finds results that it finished before; other results are never replaced (see ``coconut_ds.results``).
+"""
 
 import random
 import sys
@@ -7,10 +10,13 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.data.graph_answers import is_graph_problem
+from coconut_ds.data.checks import graph_warnings, is_scored
+from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
+from coconut_ds.evaluation.identity import problems_identity, reasoner_identity
+from coconut_ds.files import write_whole
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
@@ -18,14 +24,31 @@ from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-from coconut_ds.probing.measures import measure_checkpoint, percent, progress_bar, summary, write_measured
+from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
+from coconut_ds.results import Identity, ResultFolder
+from coconut_ds.runs.code import code_identity
+from coconut_ds.runs.identity import flattened
 from coconut_ds.settings import DataConfig, ProbeConfig
 
 MAX_REFERENCES = 64
 """Largest number of reference problems for an intervention on a single question."""
+SUMMARY = "summary.txt"
+"""File with the printed summary. It is written last, so it marks a complete result."""
+FILES = (
+    *("trace.json", "states.csv", "thoughts.csv", "answers.csv", "thoughts.png", "layers.png"),
+    *("intervention.json", "intervention.csv", "intervention.png"),
+    *MEASURED,
+    *("values.json", "parallelism.json", "heights.csv", "counterfactuals.json", "graph.json", "groups.csv"),
+    *("graph.png", "parallelism.png", "heights.png", "groups.png"),
+    SUMMARY,
+)
+"""The files of all modes."""
+REPLACED = ("checkpoint", "data", "data_name", "model", "method", "pause", "out", "overwrite")
+"""Configuration keys that are left out of the identity: paths, which are replaced by hashes of the contents, and keys
+that change no number."""
 
 
 def write_report(config: ProbeConfig) -> Path:
@@ -36,18 +59,42 @@ def write_report(config: ProbeConfig) -> Path:
     """
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
-    out = Path(config.out or Path("outputs/probe") / reasoner.name / config.mode)
+    results = _results(config, reasoner)
+    results.refuse_other()
+    out = results.path
+    if results.is_finished:
+        text = (out / SUMMARY).read_text(encoding="utf-8")
+        sys.stdout.write(f"computed before; this is the stored summary (overwrite=true computes again)\n{text}{out}\n")
+        return out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"out={out}: cannot be created ({error.strerror}); set out= to another folder") from error
-    MODES[config.mode](config, reasoner, out)
-    sys.stdout.write(f"{out}\n")
+    with results.replacing() as folder:
+        text = MODES[config.mode](config, reasoner, folder)
+        write_whole(folder / SUMMARY, text)
+    sys.stdout.write(f"{text}{out}\n")
     return out
 
 
-def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
-    """Mode ``think``: the trace of one question, and its answers after k thoughts."""
+def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
+    """The folder of the results; its name contains the signature of everything that can change a number."""
+    values = config.model_dump(mode="json", exclude=set(REPLACED))
+    values |= reasoner_identity(reasoner)
+    if config.data is not None:
+        values |= problems_identity(_problems(config, config.data)) | {"data.answers": config.data.answers}
+        if config.mode == "effects":
+            values |= problems_identity(_splits(config, config.data)[0], "fit")
+    if config.pause is not None:
+        values |= reasoner_identity(load_reasoner(config.pause), "pause")
+    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "data_name"})
+    identity = Identity(flattened({**values, "code": code_identity()}), flattened(settings))
+    default = Path("outputs/probe") / reasoner.name / f"{config.mode}-{identity.signature}"
+    return ResultFolder(Path(config.out or default), identity, FILES, config.overwrite)
+
+
+def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
+    """Mode ``think``: the trace of one question, and its answers after k thoughts. Returns a summary, as all modes."""
     question, known = _question(config)
     trace = trace_thoughts(
         reasoner,
@@ -57,7 +104,8 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
     )[0]
-    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens)[0]
+    answers = "text" if config.data is None else config.data.answers
+    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens, answers=answers)[0]
     write_json(out / "trace.json", {"trace": trace, "answers": after})
     states = [*((str(one.number), layer, d) for one in trace.thoughts for layer, d in enumerate(one.layers))]
     states.append(("text", len(trace.thoughts[0].layers) - 1 if trace.thoughts else -1, trace.last))
@@ -80,10 +128,10 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
         )
         lines.append(f"thought {one.number}  norm {one.norm:.1f}  entropy {one.decoded.entropy:.2f}  {shown}")
     lines += [_answer_line(one) for one in after]
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
-def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     """Mode ``intervene``: an intervention on one question, its effect and its controls."""
     question, _ = _question(config)
     if config.kind not in list(Kind):
@@ -116,22 +164,27 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None
     for arm in (made.effect, *made.controls):
         answers = ", ".join(dict.fromkeys(one.answer for one in arm.outcomes))
         lines.append(f"  {arm.name:<28} unchanged {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
-def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
-    made = measure_checkpoint(reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens)
+    made = measure_checkpoint(
+        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.answers
+    )
     write_measured(made, out, f"{reasoner.name}, {config.data_name}")
-    sys.stdout.write(summary(made))
+    return summary(made)
 
 
-def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
+def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
-    problems = [one for one in _problems(config, config.data) if is_graph_problem(one)][: config.num_problems]
+    found = _problems(config, config.data)
+    for line in graph_warnings(found, config.data_name):
+        sys.stderr.write(f"{line}\n")
+    problems = [one for one in found if has_usable_graph(one)][: config.num_problems]
     if not problems:
         raise DataError(f"data={config.data_name}: no problem has a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
@@ -154,10 +207,10 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> None:
     write_csv(out / "groups.csv", [row_of(one) for one in groups])
     if groups:
         graph_figures.draw_groups(groups, out / "groups.png", f"Groups of nodes and edges: {title}")
-    sys.stdout.write(_changed_lines(changed))
+    return _changed_lines(changed)
 
 
-MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], None]] = {
+MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], str]] = {
     "think": report_think,
     "intervene": report_intervene,
     "effects": report_effects,
@@ -191,7 +244,7 @@ def _question(config: ProbeConfig) -> tuple[str, str | None]:
     if config.problem >= len(problems):
         raise DataError(f"problem={config.problem}: there are {len(problems)}; expected 0 to {len(problems) - 1}")
     chosen = problems[config.problem]
-    return chosen.question, chosen.answer if chosen.has_answer else None
+    return chosen.question, chosen.answer if is_scored(chosen, config.data.text_format) else None
 
 
 def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
@@ -205,7 +258,7 @@ def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[
 
     The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
     """
-    scored = [one for one in _problems(config, data) if one.has_answer]
+    scored = [one for one in _problems(config, data) if is_scored(one, data.text_format)]
     if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
         held_out = {one.question for one in scored}
         fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())

@@ -6,7 +6,6 @@ checkpoints. A checkpoint is *complete* if all its files exist with their full l
 ``verify`` and ``prune`` hash the contents, since that reads every byte.
 """
 
-import json
 import os
 import re
 import time
@@ -26,6 +25,7 @@ from coconut_ds.runs.folder import CHECKPOINT, ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.holder import Holder
 from coconut_ds.runs.lock import FILE as LOCK
 from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.strict_json import parse_loosely
 
 ATTEMPT_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 SILENCE_S = 120
@@ -149,7 +149,7 @@ class Attempt:
         """``training.keep_last`` of its configuration; None: all, or unknown."""
         try:
             value = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))["training"]["keep_last"]
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
             return None
         return value if isinstance(value, int) and value > 0 else None
 
@@ -280,7 +280,7 @@ def _last_line(path: Path, key: str) -> dict[str, Any] | None:
         if key in line:
             # A killed process may have left a partial line.
             try:
-                values = json.loads(line)
+                values = parse_loosely(line)
             except ValueError:
                 continue
             if isinstance(values, dict):
@@ -290,7 +290,7 @@ def _last_line(path: Path, key: str) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_loosely(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from coconut_ds.runs.manifest import now
+from coconut_ds.strict_json import parse_json
 
 ENDED = "ZXx"
 """States in ``/proc/<pid>/stat`` of a process that has ended and has not been reaped by its parent."""
@@ -43,7 +44,7 @@ class Holder:
     def from_text(cls, text: bytes) -> "Holder | None":
         """Parses what ``as_text`` wrote; None if it is empty or malformed."""
         try:
-            holder = cls(**json.loads(text))
+            holder = cls(**parse_json(text.decode()))
             return holder if 0 < holder.pid < 1 << 31 and TOKEN.fullmatch(holder.token) else None
         except (ValueError, TypeError):
             return None

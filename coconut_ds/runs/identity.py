@@ -14,6 +14,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from coconut_ds.settings import Config
 from coconut_ds.settings.schema import leaf_keys
+from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
 """File with the table, in the folder that all attempts of a run share."""
@@ -49,6 +50,9 @@ NOT_A_NUMBER = (
     "training.activation_checkpointing",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
+LATER_KEYS = {"data.answers": "text"}
+"""Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
+of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of a model's ``config.json`` that tell where it comes from and not what it is."""
 
@@ -98,7 +102,11 @@ def ingredients(
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
     """
-    owned = {key: dict(_leaves(value, key)) for key, value in _keys(config) if key not in NOT_A_NUMBER}
+    owned = {
+        key: dict(_leaves(value, key))
+        for key, value in _keys(config)
+        if key not in NOT_A_NUMBER and (key not in LATER_KEYS or value != LATER_KEYS[key])
+    }
     for split in ("train", "val"):
         assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
         owned[f"data.{split}_path"] = {f"data.{split}_content": data[split]} if split in data else {}
@@ -133,12 +141,12 @@ def read_ingredients(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); this file lists the ingredients of the run"
         ) from error
-    except ValueError as error:
+    except JsonError as error:
         raise ConfigError(f"{path}: is not valid JSON ({error}); this file lists the ingredients of the run") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
@@ -155,6 +163,11 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Ingre
         for key in sorted(keys, key=lambda key: order[key.split(".")[0]])
     ]
     return [pair for pair in pairs if _differ(pair.left, pair.right)]
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings by dotted key, as a table."""
+    return {name: inner for key, value in values.items() for name, inner in _leaves(value, key)}
 
 
 def _keys(config: Config) -> Iterator[tuple[str, Any]]:
@@ -197,9 +210,11 @@ def _architecture(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not valid JSON ({error})") from error
+        values = read_json(path, finite=False)
+    except (OSError, JsonError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
     kept = {key: value for key, value in values.items() if key not in VOLATILE}
     return {"model.architecture": hashlib.sha256(_canonical(kept).encode()).hexdigest()}
 

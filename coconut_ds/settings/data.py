@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from coconut_ds.formats import FORMATS, Format
+from coconut_ds.formats import ANSWER_KINDS, FORMATS, Format
 from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import NameIn, Positive
 
@@ -48,6 +48,9 @@ class DataConfig(Group):
     """Command that creates the files; shown if one is missing."""
     format: Annotated[str, AfterValidator(NameIn(FORMATS, "format"))] = "text"
     """text: sentences. symbolic: triples of symbols and one target token per sequence (prosqa_symbolic)."""
+    answers: Annotated[str, AfterValidator(NameIn(ANSWER_KINDS, "kind of answers"))] = "text"
+    """How answers are compared. text: equal text, without thousands separators. numbers: also equal if both are numbers
+    of the same value, so that 145, 145.0, $145 and 145% are the same."""
     cache_path: str = "~/.cache/coconut-ds"
     """Folder for tokenized training files, shared by all runs."""
     max_new_tokens: Positive = 128

@@ -49,7 +49,11 @@ class EvalConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of sampling."""
     out: str | None = None
-    """Folder for the results; null: outputs/eval/<checkpoint>/<data>, followed by the given settings."""
+    """Folder for the results; null: outputs/eval/<checkpoint>/<data>-<signature>. The signature is a hash of everything
+    that can change a number."""
+    overwrite: bool = False
+    """Evaluate again, and replace the results in the folder. Otherwise finished results of the same evaluation are
+    shown, and those of another one are an error."""
 
     @property
     def is_sweep(self) -> bool:

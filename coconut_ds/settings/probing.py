@@ -76,7 +76,11 @@ class ProbeConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of random draws."""
     out: str | None = None
-    """Folder for the results; null: outputs/probe/<checkpoint>/<mode>."""
+    """Folder for the results; null: outputs/probe/<checkpoint>/<mode>-<signature>. The signature is a hash of
+    everything that can change a number."""
+    overwrite: bool = False
+    """Compute again, and replace the results in the folder. Otherwise finished results of the same command are shown,
+    and those of another one are an error."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

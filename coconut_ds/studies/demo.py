@@ -4,7 +4,8 @@ The task is to multiply permutations of three elements, and the model has one la
 follow the same curriculum (a stage ends when it is mastered, or after ten epochs); ``no_cot`` is trained only on
 answers. All three make the same number of updates, each under the real ``deepspeed`` launcher. Accuracy is measured on
 1,000 test problems that are not used in training, with the last checkpoint; by then the model writes only the answer
-and no steps. The results are written to ``outputs/demo``.
+and no steps. The results are written to ``outputs/demo/seed_<seed>-<signature>``, where the signature is a hash of the
+options and the code. The same command finds them once they are complete.
 """
 
 import argparse
@@ -17,8 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.errors import ConfigError
+from coconut_ds.files import write_whole
+from coconut_ds.results import ResultFolder
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, quoted, score_on_test
+from coconut_ds.studies.harness import (
+    HarnessError,
+    TrainedRun,
+    data_overrides,
+    launch_run,
+    quoted,
+    score_on_test,
+    study_identity,
+)
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
 WITH_CURRICULUM = METHODS[:2]
@@ -26,36 +38,65 @@ WITH_CURRICULUM = METHODS[:2]
 TASK = ("run=demo", "data=permutation_product", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo")
 CHANCE = 1 / 6
 """Accuracy of guessing: the answer is one of six permutations."""
+ROOT = Path("outputs/demo")
+SUMMARY = "summary.json"
 NUM_SHOWN = 5
 """Number of test problems that are printed with their decoded thoughts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo from the command line and returns the exit code: 1 if a training run fails."""
+    """Runs the demo from the command line. Returns the exit code: 1 if a training fails, 2 for a folder in use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {ROOT}/seed_SEED-SIGNATURE)")
+    parser.add_argument("--overwrite", action="store_true", help="run again, and replace the results in the folder")
     parser.add_argument("overrides", nargs="*", help="further overrides for all three runs, e.g. num_epochs=10")
     arguments = parser.parse_args(argv)
-    started = time.perf_counter()
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    common = [f"run.seed={arguments.seed}", f"run.save_path={quoted(out / 'runs')}", *arguments.overrides]
     try:
-        runs = train_all(common)
+        results = result_folder(arguments)
+        results.refuse_other()
+        if results.is_finished:
+            sys.stdout.write("finished before; these are the stored results (--overwrite runs the demo again)\n")
+            print_result(json.loads((results.path / SUMMARY).read_text(encoding="utf-8")), results.path)
+        else:
+            run_demo(arguments.seed, arguments.overrides, (arguments.out or ROOT) / "runs", results)
     except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def result_folder(arguments: argparse.Namespace) -> ResultFolder:
+    """The folder of the results: ``--out``, or one named after the seed and the signature."""
+    identity = study_identity(
+        task=list(TASK), methods=list(METHODS), seed=arguments.seed, overrides=arguments.overrides
+    )
+    out = arguments.out or ROOT / f"seed_{arguments.seed}-{identity.signature}"
+    names = ("accuracy.png", "evaluation", SUMMARY)
+    return ResultFolder(out, identity, names, arguments.overwrite, "--out ", "--overwrite")
+
+
+def run_demo(seed: int, overrides: Sequence[str], runs_folder: Path, results: ResultFolder) -> None:
+    """Trains, evaluates, writes the results and prints them.
+
+    Raises:
+        HarnessError: a training run failed.
+    """
+    started, out = time.perf_counter(), results.path
+    runs = train_all([f"run.seed={seed}", f"run.save_path={quoted(runs_folder)}", *overrides])
     trained_s = time.perf_counter() - started
-    data = ["data=permutation_product", f"seed={arguments.seed}", "batch_size=500"]
-    data += data_overrides(arguments.overrides)
+    results.take()
+    data = ["data=permutation_product", f"seed={seed}", "batch_size=500", *data_overrides(overrides)]
     accuracies = {method: score_on_test(run, data, out / "evaluation" / method) for method, run in runs.items()}
     draw_curves(list(runs.values()), out / "accuracy.png")
     sentence = conclusion(accuracies)
     summary = {
         **{method: round(accuracy, 4) for method, accuracy in accuracies.items()},
         "chance": round(CHANCE, 4),
-        "seed": arguments.seed,
+        "seed": seed,
         "updates": {method: run.summary["updates"] for method, run in runs.items()},
         "stage_switches": {method: run.summary["stage_switches"] for method, run in runs.items()},
         "durations_s": {
@@ -65,11 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "checkpoints": {method: run.checkpoint for method, run in runs.items()},
         "sentence": sentence,
+        **results.identity.as_dict(),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    show_thoughts(runs["coconut"], arguments.seed, arguments.overrides)
+    # Written last: this file marks the results as complete.
+    write_whole(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    show_thoughts(runs["coconut"], seed, overrides)
     print_result(summary, out)
-    return 0
 
 
 def train_all(common: Sequence[str]) -> dict[str, TrainedRun]:
@@ -165,7 +207,7 @@ def print_result(summary: dict[str, Any], out: Path) -> None:
     for method in METHODS:
         sys.stdout.write(f"  {method:>11}  {summary[method]:6.1%}\n")
     sys.stdout.write(
-        f"\n{summary['sentence']}\n\nResults: {out / 'summary.json'}, {out / 'accuracy.png'}; "
+        f"\n{summary['sentence']}\n\nResults: {out / SUMMARY}, {out / 'accuracy.png'}; "
         f"total time {summary['durations_s']['total']:.0f} s\n"
     )
 

@@ -16,7 +16,10 @@ from typing import Any
 from coconut_ds.distributed.launcher import launcher
 from coconut_ds.errors import CoconutError
 from coconut_ds.files import train_script
+from coconut_ds.results import Identity
+from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.folder import RUN_LINE
+from coconut_ds.runs.identity import flattened
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.training.metrics import read_metrics
 
@@ -83,17 +86,24 @@ def launch_run(
     return TrainedRun(label, folder, summary, time.perf_counter() - started)
 
 
+def study_identity(**values: Any) -> Identity:
+    """What a study's result is made from: ``values`` (overrides, seeds, sizes), and the code."""
+    return Identity(flattened({**values, "code": code_identity()}))
+
+
 def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float:
     """Evaluates the last checkpoint and returns its accuracy, from 0 to 1.
 
     Args:
         run: the finished training run.
         overrides: overrides of the evaluation's configuration; they choose the test problems.
-        out: folder of the evaluation's results.
+        out: folder of the evaluation's results. It belongs to the caller's own result, so what is there is replaced.
     """
     from coconut_ds.evaluation.session import evaluate
 
-    config = compose_eval_config([f"checkpoint={quoted(run.checkpoint)}", f"out={quoted(out)}", *overrides])
+    config = compose_eval_config(
+        [f"checkpoint={quoted(run.checkpoint)}", f"out={quoted(out)}", "overwrite=true", *overrides]
+    )
     return evaluate(config)[0].accuracy
 
 

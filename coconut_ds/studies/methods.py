@@ -1,10 +1,12 @@
 """``python -m coconut_ds.compare``: compares all methods on small tasks with several seeds.
 
 The comparison can be stopped and continued with the same command: each finished run stores a ``result.json`` in its
-folder and is not repeated unless its overrides have changed. All methods make the same number of updates on the same
-problems, with the configuration ``training=demo``. Methods with a curriculum move on to the next stage when the current
-one is mastered, or after ten epochs. Accuracy is measured with the last checkpoint on 1,000 test problems that are not
-used in training.
+folder and is not repeated unless its overrides or the code have changed. Nothing is replaced: a run or table with
+another signature gets a folder of its own, whose name ends with it.
+
+All methods make the same number of updates on the same problems, with the configuration ``training=demo``. Methods with
+a curriculum move on to the next stage when the current one is mastered, or after ten epochs. Accuracy is measured with
+the last checkpoint on 1,000 test problems that are not used in training.
 
 Writes ``table.md``, ``accuracy.png`` and the runs to the folder ``--out``.
 """
@@ -22,9 +24,20 @@ from typing import Any
 
 from tqdm import tqdm
 
+from coconut_ds.files import write_whole
 from coconut_ds.methods import METHODS
-from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, quoted, score_on_test
+from coconut_ds.results import ResultFolder, free_or_own, places_to_read
+from coconut_ds.strict_json import JsonError, read_json
+from coconut_ds.studies.harness import (
+    HarnessError,
+    data_overrides,
+    launch_run,
+    quoted,
+    score_on_test,
+    study_identity,
+)
 
+RESULT, TABLE, PICTURE = "result.json", "table.md", "accuracy.png"
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
 
 
@@ -64,8 +77,12 @@ class TableCell:
         return f"{self.task}/{self.method}/seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
-        """Folder of the run and its result."""
+        """Folder of the run and its result, unless it is in use."""
         return out / self.task / self.method / f"seed_{self.seed}"
+
+    def results(self, out: Path, more: Sequence[str]) -> ResultFolder:
+        """Folder of the run and its result: ``folder``, or one beside it if that is in use."""
+        return free_or_own(ResultFolder(self.folder(out), study_identity(overrides=self.overrides(more)), (RESULT,)))
 
     def overrides(self, more: Sequence[str]) -> list[str]:
         """The run's configuration overrides, except for its output folder; ``more`` is appended."""
@@ -86,9 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = [TableCell(t, m, s) for t in options.tasks for s in options.seeds for m in options.methods]
     done, failed = run_all(cells, options.out, options.set, options.lanes)
     table = render_table(done, options.methods)
-    (options.out / "table.md").write_text(table, encoding="utf-8")
-    draw_accuracies(done, options.methods, options.out / "accuracy.png")
-    sys.stdout.write(f"\n{table}\n{options.out / 'table.md'}, {options.out / 'accuracy.png'}\n")
+    identity = study_identity(cells={str(cell): cell.overrides(options.set) for cell in cells})
+    results = free_or_own(ResultFolder(options.out, identity, (PICTURE, TABLE)), options.out / "table")
+    with results.replacing() as out:
+        draw_accuracies(done, options.methods, out / PICTURE)
+        write_whole(out / TABLE, table)
+    sys.stdout.write(f"\n{table}\n{results.path / TABLE}, {results.path / PICTURE}\n")
     for cell, error in failed.items():
         sys.stderr.write(f"error: {cell}: {error}\n")
     return 1 if failed else 0
@@ -105,6 +125,10 @@ def run_all(
     missing = [cell for cell in cells if cell not in done]
     if done:
         sys.stdout.write(f"{len(done)} of {len(cells)} runs are already finished\n")
+        if unknown := sum("identity" not in result for result in done.values()):
+            sys.stdout.write(
+                f"{unknown} of them are of an earlier version of this program, which did not store the code\n"
+            )
     failed: dict[TableCell, HarnessError] = {}
     with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(missing), unit="run", disable=None) as bar:
         started = {pool.submit(run_cell, cell, out, more): cell for cell in missing}
@@ -120,18 +144,27 @@ def run_all(
 
 
 def kept_result(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any] | None:
-    """The stored result of a finished run with the same overrides; None if there is none."""
-    path = cell.folder(out) / "result.json"
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if result["overrides"] == cell.overrides(more) else None
+    """The stored result of a finished run with the same overrides and code; None if there is none.
+
+    A result of an earlier version of this program, which did not store the code, counts too.
+    """
+    for path in (place / RESULT for place in places_to_read(cell.results(out, more), cell.folder(out))):
+        if path.is_file():
+            try:
+                result = read_json(path)
+            except JsonError:
+                # Damaged by a full disk or a crash of the machine; the run is repeated.
+                continue
+            if isinstance(result, dict) and result.get("overrides") == cell.overrides(more):
+                return result
+    return None
 
 
 def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     """Trains and evaluates one cell. ``result.json`` is written last, so that it marks a finished run."""
-    folder, overrides = cell.folder(out), cell.overrides(more)
-    folder.mkdir(parents=True, exist_ok=True)
+    results, overrides = cell.results(out, more), cell.overrides(more)
+    folder = results.path
+    results.take()
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
         run = launch_run(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
     evaluated = time.perf_counter()
@@ -149,8 +182,9 @@ def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
         "duration_s": round(run.duration_s, 1),
         "evaluation_s": round(time.perf_counter() - evaluated, 1),
         "run": str(run.folder),
+        **results.identity.as_dict(),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 

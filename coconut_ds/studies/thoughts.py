@@ -4,6 +4,7 @@ There are two tasks: sums of four digits modulo 10 with one thought per step, an
 ``make demo`` with two thoughts per step. On each task three models are trained with the same curriculum: with thoughts,
 without thoughts, and with pause tokens in place of thoughts. Models that are already trained and measured are skipped,
 so the same command continues an interrupted study. Writes ``tables.md``, and JSON, CSV and PNG files for each model.
+Nothing is replaced: results with another signature get a folder of their own, whose name ends with it.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coconut_ds.files import write_whole
+from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import data_overrides, quoted
+from coconut_ds.studies.harness import data_overrides, quoted, study_identity
 from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=1, help="draws of noise and of donors per problem (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all trainings")
     options = parser.parse_args(argv)
+    identity = study_identity(**{key: value for key, value in vars(options).items() if key not in ("out", "lanes")})
+    results = free_or_own(ResultFolder(options.out, identity, (TABLES,)), options.out / "tables")
     parts = []
     for task in options.tasks:
         cells = [TableCell(task, method, seed) for seed in options.seeds for method in options.methods]
@@ -57,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"Chance {TASKS[task].chance:.1%}; accuracy on 1,000 test problems {result['accuracy']:.1%}.\n\n"
                 + measure_cell(cell, Path(result["run"]), data_overrides(result["overrides"]), options)
             )
-            write_whole(options.out / TABLES, "\n".join(parts))
-    sys.stdout.write("\n".join(parts) + f"\n{options.out / TABLES}\n")
+            results.take()
+            write_whole(results.path / TABLES, "\n".join(parts))
+    sys.stdout.write("\n".join(parts) + f"\n{results.path / TABLES}\n")
     return 0
 
 
@@ -66,15 +71,16 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     """Measures one model, writes the results to its folder and returns its tables as Markdown."""
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
-    from coconut_ds.probing.measures import measure_checkpoint, summary, write_measured
+    from coconut_ds.probing.measures import MEASURED, measure_checkpoint, summary, write_measured
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
-    out = options.out / cell.task / cell.method / f"seed_{cell.seed}"
     measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
-    if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
-        return (out / TABLES).read_text(encoding="utf-8")
-    out.mkdir(parents=True, exist_ok=True)
+    plain = options.out / cell.task / cell.method / f"seed_{cell.seed}"
+    results = free_or_own(ResultFolder(plain, study_identity(**measured_with), (*MEASURED, TABLES, OPTIONS)))
+    for out in places_to_read(results, plain):
+        if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
+            return (out / TABLES).read_text(encoding="utf-8")
     config = compose_eval_config([f"checkpoint={quoted(checkpoint)}", *data, f"seed={cell.seed}"])
     source = open_source(config.data, cell.seed)
     scored = source.test()[: options.problems]
@@ -84,7 +90,8 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     made = measure_checkpoint(
         load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
     )
-    write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
-    write_whole(out / TABLES, summary(made))
-    write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
+    with results.replacing() as out:
+        write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
+        write_whole(out / TABLES, summary(made))
+        write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
     return summary(made)

@@ -6,13 +6,13 @@ optimizer, gradient clipping and precision from this project's configuration, so
 number. Does not import deepspeed.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.settings import Config
+from coconut_ds.strict_json import JsonError, read_json
 from coconut_ds.training.batches import BatchGeometry
 
 OWNED_KEYS = (
@@ -48,9 +48,9 @@ def read_engine_file(config: Config) -> dict[str, Any]:
         names = ", ".join(sorted(file.stem for file in project_folder("ds_configs").glob("*.json")))
         raise ConfigError(f"deepspeed.config={name}: no such file; expected a path to a JSON file or one of {names}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from error
+        values = read_json(path)
+    except JsonError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected an object")
     owned = [key for key in OWNED_KEYS if key in values]

@@ -122,6 +122,7 @@ class Experiment:
             self.config.training.batch_size_eval,
             context_length(self.backbone.model),
             self.ranks,
+            data.answers,
         )
 
     def describe(self) -> str:

@@ -15,6 +15,7 @@ Two equal runs differ only in ``perf/*`` and ``time``.
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -33,11 +34,16 @@ class Mirror(Protocol):
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl``. Each is flushed as it is written, so a killed process loses none."""
+    """Appends lines to ``metrics.jsonl``. Each is flushed as it is written, so a killed process loses none.
 
-    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+    The run does not need the mirror: if it fails, ``notify`` receives a warning, and only the file is continued.
+    """
+
+    def __init__(
+        self, path: Path, mirror: Mirror | None = None, notify: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._file = path.open("a", encoding="utf-8")
-        self._mirror = mirror
+        self._mirror, self._notify = mirror, notify
 
     def flushed(self) -> int:
         """Syncs the file to the disk and returns its length in bytes."""
@@ -49,8 +55,17 @@ class MetricsLog:
         """Writes one line. ``values`` must contain ``global_step``."""
         self._file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
-        if self._mirror is not None:
-            self._mirror.log(values, int(values["global_step"]))
+        self._with_mirror(lambda mirror: mirror.log(values, int(values["global_step"])))
+
+    def _with_mirror(self, use: Callable[[Mirror], None]) -> None:
+        if self._mirror is None:
+            return
+        try:
+            use(self._mirror)
+        except Exception as error:
+            # The mirror is code of another project, whose errors have no common base.
+            self._mirror = None
+            self._notify(f"warning: wandb failed ({type(error).__name__}: {error}); metrics.jsonl has all metrics")
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +80,7 @@ class MetricsLog:
             if error is None:
                 raise
         finally:
-            if self._mirror is not None:
-                self._mirror.close()
+            self._with_mirror(lambda mirror: mirror.close())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.checks import is_scored, name_of, warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, check_splits, training_file
 from coconut_ds.data.token_table import cached_tokens, hash_question
@@ -24,10 +25,29 @@ class RunProblems:
     """Training and validation problems. Those that stay the same in all epochs are tokenized and checked once."""
 
     def __init__(self, source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
-        """``notify`` receives lines for the log, about the cache and about questions that occur in two files."""
+        """Reads or generates the problems of the first epoch and the validation problems.
+
+        Args:
+            source: gives the problems.
+            data: the settings of the source.
+            tokenizer: used, but not modified.
+            notify: receives lines for the log, about the cache, about questions that occur in two files, and about
+                validation problems that cannot be scored or analysed.
+
+        Raises:
+            DataError: a file cannot be used, or no validation problem can be scored.
+        """
         self._source = source
         self._tokenize = partial(tokenize, tokenizer, format=data.text_format)
         self.valid = source.valid()
+        where = name_of(data, "validation")
+        for line in warnings_about(self.valid, data.text_format, where):
+            notify(line)
+        if not any(is_scored(problem, data.text_format) for problem in self.valid):
+            raise DataError(
+                f"{where}: no problem has an answer that scoring can read, and the best checkpoint is chosen by the "
+                "accuracy on these problems; set data.val_path to a file with answers"
+            )
         self.valid_tokens: Sequence[TokenizedProblem] = self._tokenize(self.valid)
         self._epoch = -1
         self._texts: list[Problem] = []

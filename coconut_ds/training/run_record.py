@@ -101,7 +101,7 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
     if start.is_new:
         write_ingredients(folder.path.parent, claim.ingredients)
     write_whole(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror))
+    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify))
     manifest.write(folder.manifest)
     return RunRecord(manifest, metrics)
 

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.evaluation.prediction import Evaluation
+from coconut_ds.evaluation.prediction import Evaluation, with_category, writes_all_steps
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import write_model
@@ -50,13 +50,28 @@ class RunSaver:
     """Time that this launch has spent on saving."""
 
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
-        """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``)."""
+        """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``).
+
+        Some predictions are analysed and written afterwards: they are optional, and an error must not cost an epoch.
+        """
         improved = self.scores.record(stage, evaluation.accuracy)
-        if self.experiment.ranks.is_first:
-            self.folder.write_samples(position.epoch, [p.as_dict() for p in evaluation.predictions[:NUM_SAMPLES]])
         due = position.epoch % self.experiment.config.training.save_every == 0
         if due or last or (improved and self._keeps_best):
             self.save(engine, position, stage, improved)
+        if self.experiment.ranks.is_first:
+            self._write_samples(position.epoch, stage, evaluation)
+
+    def _write_samples(self, epoch: int, stage: int, evaluation: Evaluation) -> None:
+        run = self.experiment
+        writes_all = writes_all_steps(run.method, stage, evaluation.num_thoughts + evaluation.num_pauses)
+        samples = [
+            with_category(one, run.problems.valid[one.index], run.config.data.text_format, writes_all)
+            for one in evaluation.predictions[:NUM_SAMPLES]
+        ]
+        try:
+            self.folder.write_samples(epoch, [one.as_dict() for one in samples])
+        except OSError as error:
+            self.notify(f"warning: {self.folder.path}: the samples of epoch {epoch} could not be written ({error})")
 
     @property
     def _keeps_best(self) -> bool:

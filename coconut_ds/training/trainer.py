@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
-from coconut_ds.errors import NonFiniteError
+from coconut_ds.errors import CheckpointError, CoconutError, NonFiniteError
 from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.methods.base import TokenizedProblem
@@ -64,13 +64,13 @@ class Trainer:
             self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
             began = time.perf_counter()
             self._epoch(position, stage, problems, batches)
-            evaluation = self._validate(position, stage, position.loss_sum / len(batches), began)
-            self._end_epoch(position, stage, evaluation)
+            evaluation, summary = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
+            self._end_epoch(position, stage, evaluation, summary)
         self.progress.close()
         return position
 
-    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
-        """Updates curriculum and position after an epoch, then saves a checkpoint if one is due."""
+    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation, summary: str) -> None:
+        """Updates curriculum and position after an epoch, saves a checkpoint if one is due, then prints ``summary``."""
         curriculum, share = self.experiment.curriculum, evaluation.wholly_right
         position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
         if curriculum.advances(position.epoch, position.stage_switches, share):
@@ -79,6 +79,7 @@ class Trainer:
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
         self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        self.progress.line(summary)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
     def _epoch(
@@ -150,7 +151,31 @@ class Trainer:
             },
         )
 
-    def _validate(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
+    def _validate_or_save(
+        self, position: Position, stage: int, train_loss: float, train_began: float
+    ) -> tuple[Evaluation, str]:
+        """Validates. If that fails, saves first what the epoch has trained, so that a resume repeats only this."""
+        try:
+            return self._validate(position, stage, train_loss, train_began)
+        except (Interrupted, CheckpointError):
+            raise
+        except Exception as error:
+            # All ranks must take part in saving. Only errors about settings and problems are certain to be raised on
+            # all ranks; after any other error, the remaining ranks may be waiting for this one somewhere else.
+            if self.experiment.ranks.size == 1 or isinstance(error, CoconutError):
+                self.progress.close()
+                if not self.saver.is_saved(position):
+                    self.saver.save(self.engine, position, stage)
+                self.progress.line(
+                    f"the validation of epoch {position.epoch + 1} failed; its updates are saved, so the same command "
+                    "continues with the validation"
+                )
+            raise
+
+    def _validate(
+        self, position: Position, stage: int, train_loss: float, train_began: float
+    ) -> tuple[Evaluation, str]:
+        """Validates and records the result; returns it with a line for the log."""
         run, trained_s = self.experiment, time.perf_counter() - train_began
         began = time.perf_counter()
         self.engine.train(False)
@@ -177,14 +202,14 @@ class Trainer:
                 "perf/eval_s": round(time.perf_counter() - began, 3),
             },
         )
-        self.progress.line(
+        summary = (
             f"epoch {position.epoch + 1:>3}  stage {stage}  "
             + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
             + f"  "
             f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
             f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
         )
-        return evaluation
+        return evaluation, summary
 
     @torch.no_grad()
     def _validation_loss(self, stage: int) -> float:

@@ -12,7 +12,7 @@ from serve.app import markup
 from serve.app.compare import ComparePage
 from serve.app.dataset import DataSetPage
 from serve.app.events import ComponentUpdates, on
-from serve.app.export_files import File, files_of
+from serve.app.export_files import File, files_of, made_from
 from serve.app.intervene import IntervenePage
 from serve.app.permalink import View, number_of, query_of, view_of
 from serve.app.question import Bar
@@ -22,8 +22,9 @@ from serve.app.studio import MAX_CHARACTERS, Studio
 from serve.app.think import ThinkPage
 
 INTRODUCTION = (
-    "The files contain the question and the numbers behind the figures. The link contains the question and the "
-    "settings, not the result: opening it on this server computes the result again."
+    "The files contain the question, the numbers behind the figures and what they were made from; their names end with "
+    "a signature of all of it. The link contains the question and the settings, not the result: opening it on this "
+    "server computes the result again."
 )
 LABELS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compare": "Compare", "dataset": "Data set"}
 """Labels of the pages that have results."""
@@ -57,7 +58,7 @@ class Pages:
         return [one.kept for one in (self.think, self.search, self.intervene, self.compare, self.dataset)]
 
 
-def build(bar: Bar, pages: Pages) -> None:
+def build(studio: Studio, bar: Bar, pages: Pages) -> None:
     """Creates the page."""
     gr.HTML(markup.hint(INTRODUCTION))
     page = gr.Radio(
@@ -83,7 +84,7 @@ def build(bar: Bar, pages: Pages) -> None:
         if result is None:
             yield {files: markup.empty(f"{LABELS[page]} has no result yet, so there are no files; the link works.")}
             return
-        yield {files: _links(await asyncio.to_thread(files_of, result, page))}
+        yield {files: _links(await asyncio.to_thread(_files, result, page, studio))}
 
     exported = on(run.click, export, [page, *_settings(bar, pages), *pages.kept], [files, query], message)
     exported.then(None, [query], [link], js=WHOLE_LINK)
@@ -143,5 +144,9 @@ def _choices(radio: gr.Radio) -> list[Any]:
     return [value for _, value in radio.choices]
 
 
+def _files(result: Result, page: str, studio: Studio) -> list[File]:
+    return files_of(result, page, made_from(result, studio.checkpoints))
+
+
 def _links(files: Sequence[File]) -> str:
-    return "".join(markup.download(one.name, one.media_type, one.content, one.name) for one in files)
+    return "".join(markup.download(one.download_name, one.media_type, one.content, one.name) for one in files)

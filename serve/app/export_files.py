@@ -4,16 +4,20 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.files import seal_of
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.export import Row, row_of
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.trace import ThoughtTrace
+from coconut_ds.runs.code import code_identity
+from coconut_ds.runs.identity import signature
 from serve.app.results import CompareResult, DataSetResult, InterventionResult, Result, SearchResult, ThinkResult
+from serve.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -23,19 +27,52 @@ class File:
     name: str
     media_type: str
     content: bytes
+    signature: str
+    """Signature of the result, for the name of the downloaded file."""
+
+    @property
+    def download_name(self) -> str:
+        """The name with the signature, so that another result does not replace the file in the visitor's folder."""
+        path = Path(self.name)
+        return f"{path.stem}-{self.signature}{path.suffix}"
 
 
 Drawing = Callable[[Path], None]
 """Draws a figure and writes it to a path as PNG."""
 
 
-def files_of(result: Result, page: str) -> list[File]:
-    """All files of a result; file names begin with the name of the page."""
-    text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    found = [File(f"{page}.json", "application/json", text.encode())]
+def files_of(result: Result, page: str, made_from: Mapping[str, Any] | None = None) -> list[File]:
+    """All files of a result; file names begin with the name of the page.
+
+    Args:
+        result: the result.
+        page: name of its page.
+        made_from: further keys of the JSON file: what the result was made from, see ``made_from``.
+    """
+    values = {**result.as_dict(), **(made_from or {})}
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    # What went in and what came out: also equal questions to other weights under the same name are told apart.
+    own = signature(values)
+    found = [File(f"{page}.json", "application/json", text.encode(), own)]
     rows, drawings = _parts(result)
-    found += [File(f"{page}-{name}.csv", "text/csv", _csv(own)) for name, own in rows.items() if own]
-    return found + [File(f"{page}-{name}.png", "image/png", _drawn(draw)) for name, draw in drawings.items()]
+    found += [File(f"{page}-{name}.csv", "text/csv", _csv(table), own) for name, table in rows.items() if table]
+    return found + [File(f"{page}-{name}.png", "image/png", _drawn(draw), own) for name, draw in drawings.items()]
+
+
+def made_from(result: Result, checkpoints: Checkpoints) -> dict[str, Any]:
+    """The checkpoints of a result (card, and sha256 of the weights' files if they are known), and the code.
+
+    Paths and the configuration of the training are left out, because visitors need not know the server's folders.
+    """
+    names = result.models if isinstance(result, CompareResult) else (result.model,)
+    found = {}
+    for name in names:
+        card = asdict(checkpoints[name].card)
+        del card["provenance"]
+        files = (seal_of(checkpoints[name].folder) or {"files": {}})["files"]
+        weights = {file: known.get("sha256") for file, known in files.items() if file.endswith(".safetensors")}
+        found[name] = {**card, "weights": weights}
+    return {"checkpoints": found, "code": code_identity()}
 
 
 def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:

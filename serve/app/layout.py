@@ -38,7 +38,7 @@ def blocks_of(studio: Studio) -> gr.Blocks:
                 measuring = dataset.build(studio, bar)
             with gr.Tab("Export", id="export"):
                 pages = export.Pages(thinking, searching, changing, comparing, measuring)
-                export.build(bar, pages)
+                export.build(studio, bar, pages)
         export.restore(blocks, studio, bar, pages, tabs)
     return blocks.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coconut_ds.data.graph_answers import is_graph_problem
+from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.probing.answers import AnswerAfter, answers_after, sweep
@@ -144,7 +144,7 @@ async def measure_data_set(
             f"data set: found {len(problems)} problems with answers; expected at least {MIN_MEASURED}, choose a file "
             "with more under Problems"
         )
-    result = DataSetResult(model, file, len(problems))
+    result = DataSetResult(model, file, len(problems), n_thoughts, draws, tuple(parts))
     for label, function in _parts(problems, parts, n_thoughts, draws):
         yield label, 0, 0
         async for step in studio.watch(model, function):
@@ -174,11 +174,12 @@ def _parts(
                 found.append((f"{KINDS[kind]}, thought {thought}", _effect_of(problems, intervention, n_thoughts)))
     if "probes" in parts:
         found.append((PARTS["probes"], lambda reasoner, progress: _probes(reasoner, problems, n_thoughts)))
-    graphs = [one for one in problems if is_graph_problem(one)]
+    graphs = [one for one in problems if has_usable_graph(one)]
     if "graphs" in parts:
         if not graphs:
             raise DataError(
-                "values on graphs: none of the problems has a graph; select a file of graph problems, or deselect this"
+                "values on graphs: none of the problems has a graph that can be used; select a file of graph problems, "
+                "or deselect this"
             )
         found.append((PARTS["graphs"], lambda reasoner, progress: _graphs(reasoner, graphs, progress)))
     if not found:

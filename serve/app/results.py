@@ -52,6 +52,12 @@ class DataSetResult(Plain):
     model: str
     file: str
     num_problems: int
+    n_thoughts: int = 0
+    """Thoughts per problem."""
+    draws: int = 0
+    """Draws per problem of each intervention that is random or takes donors."""
+    parts: tuple[str, ...] = ()
+    """The parts that were requested (keys of ``measures.PARTS``)."""
     points: tuple[SweepPoint, ...] = ()
     effects: tuple[Effect, ...] = ()
     probes: tuple[ProbeScore, ...] = ()

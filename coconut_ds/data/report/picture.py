@@ -1,6 +1,6 @@
 """Draws a report on problem files: histograms with one colour per file, and one problem's sequence at each stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ QUESTION_SHARE = 0.14
 """Share of a row's width that the question occupies, whatever its length."""
 
 
-def draw_report(report: Report, path: Path) -> None:
-    """Writes the picture as a PNG file."""
+def draw_report(report: Report, path: Path, metadata: Mapping[str, str] = {}) -> None:
+    """Writes the picture as a PNG file, with ``metadata`` as its texts."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def draw_report(report: Report, path: Path) -> None:
     draw_legend(panels[5], report)
     if example:
         draw_layouts(figure.add_subplot(grid[2, :]), example, report)
-    figure.savefig(path, dpi=DPI, format="png")
+    figure.savefig(path, dpi=DPI, format="png", metadata=dict(metadata))
     pyplot.close(figure)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.checks import warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import tokenize
 from coconut_ds.formats import TEXT
@@ -47,6 +48,12 @@ class FileStats:
     """For each of ``PARTS``, the number of tokens in each problem."""
     num_steps: IntArray
     """The number of steps of each problem."""
+    num_blank: int
+    """Number of problems with blank steps, which are left out."""
+    num_unanswered: int
+    """Number of problems without an answer."""
+    notes: tuple[str, ...]
+    """What scoring cannot read or analyse (``checks.warnings_about``)."""
     duplicate_questions: int
     """Number of problems whose question occurs earlier in the file."""
     num_answers: int
@@ -263,12 +270,15 @@ def _file_stats(
     unknown_and_new: tuple[int, int],
     positions: tuple[int, int],
 ) -> FileStats:
-    answers = Counter(TEXT.extract(problem.answer) for problem in problems)
+    answers = Counter(TEXT.gold(problem.answer) for problem in problems)
     frequent, count = answers.most_common(1)[0]
     return FileStats(
         name=name,
         lengths=lengths,
         num_steps=np.array([len(problem.steps) for problem in problems], np.int64),
+        num_blank=sum(problem.num_blank_steps > 0 for problem in problems),
+        num_unanswered=sum(not problem.has_answer for problem in problems),
+        notes=tuple(warnings_about(problems, TEXT, name)),
         duplicate_questions=len(problems) - len({problem.question for problem in problems}),
         num_answers=len(answers),
         frequent_answer=frequent,

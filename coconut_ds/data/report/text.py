@@ -32,6 +32,9 @@ def render_report(report: Report) -> str:
         _lengths(report.files),
         _steps(report.files),
     ]
+    notes = [note for file in report.files for note in file.notes]
+    if notes:
+        sections.append("\n".join(notes))
     if report.overlaps:
         sections.append(_overlaps(report.overlaps))
     if report.examples:
@@ -43,12 +46,16 @@ def render_report(report: Report) -> str:
 def _facts(report: Report) -> str:
     rows: dict[str, list[str]] = {}
     first = report.files[0].name
+    any_blank = any(file.num_blank for file in report.files)
+    any_unanswered = any(file.num_unanswered for file in report.files)
     for file in report.files:
         tokens = int(file.lengths["whole"].sum())
         facts = {
             "": file.name,
             "problems": f"{file.size:,}",
             "without steps": _share(int((file.num_steps == 0).sum()), file.size),
+            **({"with blank steps, left out": _share(file.num_blank, file.size)} if any_blank else {}),
+            **({"without an answer": _share(file.num_unanswered, file.size)} if any_unanswered else {}),
             "question occurs earlier in the file": _share(file.duplicate_questions, file.size),
             "different answers": f"{file.num_answers:,}",
             "most frequent answer": shorten(file.frequent_answer, 28),

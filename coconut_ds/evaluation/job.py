@@ -1,0 +1,73 @@
+"""One evaluation to run: the model, the problems and all options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.data.problem import Problem
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.evaluation.evaluator import Evaluator, ThoughtBudget
+from coconut_ds.evaluation.identity import evaluation_identity
+from coconut_ds.generation.prompter import Writing
+from coconut_ds.reasoner import Reasoner
+from coconut_ds.results import ResultFolder
+
+PREDICTIONS, SCORES, SWEEP, PICTURE = "predictions.jsonl", "scores.json", "sweep.json", "accuracy.png"
+"""Names of the files in the folder of the results."""
+SUBFOLDERS = ("[0-9]*_thoughts", "text_after_[0-9]*")
+"""Patterns of the folders of a sweep."""
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One evaluation to run: the model, the problems, and all options."""
+
+    reasoner: Reasoner
+    problems: list[Problem]
+    split: str
+    """Name of the split that the problems are from: "test" or "validation"."""
+    budgets: list[ThoughtBudget]
+    """Thought budgets to evaluate; several make a sweep."""
+    names: list[str]
+    """Subfolder of the results for each budget; "" for none."""
+    writing: Writing
+    slots: int
+    """Number of problems that the engine processes at the same time."""
+    default_out: Path
+    """Folder of the results, without the signature that is added to its name."""
+    ranks: Ranks
+    out: Path | None = None
+    """Folder of the results if the user has set one; None: ``default_out`` with the signature."""
+    overwrite: bool = False
+    """Whether existing results are replaced."""
+    again: str = "overwrite=true evaluates again"
+    """What to do to evaluate again, for messages about finished results."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All keys of the configuration with which the user asked for the evaluation."""
+    answers: str = "text"
+    """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
+    source: str = "problems"
+    """Name of the file of the problems, or of their generator, for warnings."""
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether several thought budgets are evaluated."""
+        return len(self.budgets) > 1
+
+    def evaluator(self) -> Evaluator:
+        """The evaluator that answers the problems."""
+        reasoner = self.reasoner
+        return Evaluator(
+            *(reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks),
+            answers=self.answers,
+        )
+
+    def results(self) -> ResultFolder:
+        """The folder of the results. Hashes the model's weights, which takes seconds for a large model."""
+        identity = evaluation_identity(
+            self.reasoner, self.problems, self.split, self.budgets, self.writing, self.settings, self.answers
+        )
+        out = self.out or self.default_out.with_name(f"{self.default_out.name}-{identity.signature}")
+        names = (PREDICTIONS, PICTURE, *SUBFOLDERS, *((SCORES, SWEEP) if self.is_sweep else (SWEEP, SCORES)))
+        return ResultFolder(out, identity, names, self.overwrite)
