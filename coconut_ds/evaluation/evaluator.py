@@ -202,7 +202,7 @@ class Evaluator:
             answer=problem.answer if problem.has_answer else None,
             correct=found.correct,
             steps_match=found.steps_match,
-            wholly_right=completion.tokens == expected if problem.has_answer else None,
+            wholly_right=prompter.as_trained(completion.tokens) == expected if problem.has_answer else None,
             num_steps=len(problem.steps) if problem.has_answer else None,
             num_thoughts=completion.num_thoughts,
             num_pauses=thoughts.count if prompter.method.pauses else 0,

@@ -71,7 +71,7 @@ class EvaluationJob:
         backbone = self.reasoner.backbone
         parts = {
             "model": digest_state(backbone.model.state_dict().items()),
-            "tokenizer": digest_tokenizer(backbone.tokenizer),
+            "tokenizer": digest_tokenizer(backbone.tokenizer, backbone.eos_ids[1:]),
             "card": [self.reasoner.card.method, self.reasoner.card.format],
             "budgets": self.budgets,
             "writing": self.writing,
@@ -118,6 +118,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     path = config.run.load_model_path
     name = "-".join(Path(path or "model").resolve().parts[-2:])
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
+    reasoner.log_notes()
     out = Path(config.run.save_path) / config.run.name / "eval" / name
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
     budgets = [ThoughtBudget(reasoner.thoughts(), card.stage)]

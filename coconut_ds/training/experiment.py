@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from coconut_ds.data.sources import open_source
+from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
@@ -63,6 +64,8 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
         backbone = starting_backbone(config, source, values)
+        # Checked now rather than when the first checkpoint is written, so that no training is lost.
+        ranks.on_first(partial(check_saving, backbone.tokenizer, backbone.model.config))
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = digest_parameters(backbone.model, ranks) if loaded else None
@@ -113,8 +116,7 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         """Generates and scores the answers to validation problems."""
         data = self.config.data
-        backbone, iterations = self.backbone, self.config.method.jacobi_iterations
-        prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
+        prompter = Prompter(self.backbone, self.method, data.text_format, self.config.method.jacobi_iterations)
         return Evaluator(
             prompter,
             self.spec,
@@ -135,5 +137,5 @@ class Experiment:
             f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
             f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
-            f"{len(self.problems.valid):,} validation problems"
+            f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
         )
