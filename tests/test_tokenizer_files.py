@@ -64,7 +64,7 @@ def test_a_tokenizer_comes_back_beside_a_model_of_any_type(tmp_path, kind):
         write_tokenizer(tokenizer, tmp_path)
         assert encoding_difference(tokenizer, load_tokenizer(str(tmp_path))) is None, family
         if type(AutoTokenizer.from_pretrained(tmp_path)) is type(tokenizer):
-            assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == before, "written as ever"
+            assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == before, "written as before"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])

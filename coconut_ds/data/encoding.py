@@ -1,6 +1,6 @@
 """What a tokenizer does to text: encodes it, adds tokens around it, or, if it was not loaded properly, loses it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -52,6 +52,23 @@ def added_around(tokenizer: PreTrainedTokenizerBase) -> AddedAround:
         if plain and places and not named & set(plain):
             return AddedAround(tuple(whole[: places[0]]), tuple(whole[places[0] + len(plain) :]))
     return AddedAround((), ())
+
+
+def describe_added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Sentences for the user about the tokens that the tokenizer adds to questions; empty if there are none."""
+    before, after = added_around(tokenizer)
+    notes = [f"the tokenizer adds {token_names(tokenizer, before)} before each question"] if before else []
+    if after:
+        notes.append(
+            f"the tokenizer would add {token_names(tokenizer, after)} after each question, where thoughts or text "
+            "follow; it is left out, in training and at inference"
+        )
+    return notes
+
+
+def token_names(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
+    """Tokens by name, for a message."""
+    return ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in ids)
 
 
 def own_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:

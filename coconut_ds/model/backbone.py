@@ -13,7 +13,6 @@ A special token that was added to the tokenizer but not to the weights, such as 
 pretrained rows: its logit is then the mean of theirs, so greedy decoding never chooses it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from coconut_ds.data.encoding import added_around
+from coconut_ds.data.encoding import describe_added, token_names
 from coconut_ds.data.tokens import MARKERS, PAUSE, add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
@@ -62,25 +61,14 @@ class Backbone:
     @property
     def notes(self) -> list[str]:
         """What the user should know about how this tokenizer and this model treat text; often nothing."""
-        before, after = added_around(self.tokenizer)
-        notes = []
-        if before:
-            notes.append(f"the tokenizer adds {self._names(before)} before each question")
-        if after:
-            notes.append(
-                f"the tokenizer would add {self._names(after)} after each question, where thoughts or text follow; "
-                "left out in training and inference"
-            )
+        notes = describe_added(self.tokenizer)
         if len(self.eos_ids) > 1:
-            notes.append(f"each of these tokens ends a text: {self._names(self.eos_ids)}")
+            notes.append(f"each of these tokens ends a text: {token_names(self.tokenizer, self.eos_ids)}")
         if self.without_rows:
             notes.append(
                 f"the weights had no embedding row for {', '.join(self.without_rows)}; it gets the mean of all rows"
             )
         return notes
-
-    def _names(self, ids: Sequence[int]) -> str:
-        return ", ".join(str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids)
 
 
 def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> Backbone:
@@ -100,7 +88,7 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     check_attention(settings.attn_implementation)
     if settings.model_init == "scratch":
         markers, _ = add_markers(tokenizer, pause)
-        return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
+        return Backbone(model_from_scratch(settings, tokenizer, _num_rows(tokenizer)), tokenizer, markers)
     check_generation_config(Path(settings.model_id))
     load = partial(
         AutoModelForCausalLM.from_pretrained,
@@ -200,12 +188,17 @@ def add_marker_rows(
     known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
     without_rows = _check_rows(tokenizer, rows_there)
     markers, _ = add_markers(tokenizer, pause)
-    if len(tokenizer) > rows_there:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if _num_rows(tokenizer) > rows_there:
+        model.resize_token_embeddings(_num_rows(tokenizer), mean_resizing=False)
     seed = tokenizer.get_vocab().get(SEED_TOKEN)
     _initialise_rows(model, [marker for marker in markers.all() if marker >= known], known, seed)
     _initialise_rows(model, list(without_rows.values()), known, None)
     return Backbone(model, tokenizer, markers, tuple(without_rows))
+
+
+def _num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of embedding rows that the tokenizer needs: more than it has tokens, if some ids are not used."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def _check_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, int]:
