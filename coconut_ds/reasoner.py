@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.tokens import load_tokenizer
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
@@ -193,6 +194,14 @@ class Reasoner:
         if launched_rank() == 0:
             for note in self.backbone.notes:
                 log.warning("%s: %s", self.name, note)
+
+    def log_unknown(self, questions: Sequence[str]) -> None:
+        """Logs a warning if the tokenizer does not know some words of the questions."""
+        share = unknown_share(self.backbone.tokenizer, self.prompter.encode(questions))
+        if share and launched_rank() == 0:
+            log.warning(
+                "%s: %.1f%% of the tokens of the questions are unknown to its tokenizer", self.name, 100 * share
+            )
 
     def to(self, device: torch.device) -> "Reasoner":
         """Moves the model to a device; returns this object."""

@@ -120,7 +120,8 @@ def test_a_run_validates_with_all_ends_and_its_signature_knows_them(made, tmp_pa
     assert list(one.evaluator().prompter.eos_ids) == ends
     assert one.describe().endswith(one.backbone.notes[0])
     assert list(other.evaluator().prompter.eos_ids) == ends[:1]
-    assert run_ingredients(one)["tokenizer"] != run_ingredients(other)["tokenizer"]
+    key = "model.tokenizer_content"
+    assert run_ingredients(one)[key] != run_ingredients(other)[key]
 
 
 def with_template(template: str):

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 NUM_PROBES = 64
 """Number of tokens whose texts show whether a tokenizer can read its own vocabulary."""
 MOST_LOST = 0.25
-"""Share of these texts that may become nothing or unknown tokens: some tokens stand only for parts of words."""
+"""Largest share of these texts that may become nothing or unknown tokens: some tokens stand only for parts of words."""
 VARIED = "It's 12,345 + 6.7 = <<é>>\n\n  Tom isn't  a\tbompus."
 """A text on which tokenizers that share a vocabulary differ: digits, case, accents, apostrophes and spaces."""
 
@@ -101,6 +101,14 @@ def encoding_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
         f"turns {len(lost)} of {len(texts)} texts of its own vocabulary into no or unknown tokens, such as {lost[0]!r} "
         f"({type(tokenizer).__name__}, {len(tokenizer):,} tokens)"
     )
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[int]]) -> float:
+    """Share of unknown tokens among the token ids of texts; 0 if the tokenizer has no token for this alone."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return 0.0
+    return sum(list(ids).count(unknown) for ids in encoded) / max(1, sum(map(len, encoded)))
 
 
 def encoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:

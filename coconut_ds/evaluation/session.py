@@ -131,6 +131,7 @@ def run_job(job: EvaluationJob) -> list[Evaluation]:
     Returns one evaluation for each thought budget, on every rank.
     """
     ranks, partial = job.ranks, PartialPredictions(job.out, job.identity())
+    job.reasoner.log_unknown([problem.question for problem in job.problems])
     stored: dict[Key, Prediction] = ranks.first_decides(partial.read)
     began = time.perf_counter()
     made = _predict(job, partial, stored)

@@ -34,7 +34,7 @@ from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
-from coconut_ds.model.attention import check_attention
+from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.generation_config import check_generation_config, stated_ends
 from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
@@ -101,6 +101,7 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)
     model, report = loaded
+    check_attention_used(model, settings.attn_implementation)
     # Weights that this model does not use (those of another head) are ignored; none may be missing.
     refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
     return add_marker_rows(model, tokenizer, pause=pause)
@@ -202,7 +203,7 @@ def _num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _check_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, int]:
-    """Refuses a tokenizer that does not belong to an embedding of so many rows.
+    """Refuses a tokenizer that does not fit an embedding with this number of rows.
 
     Returns the special tokens, other than the markers, that have no row.
     """

@@ -26,7 +26,7 @@ from coconut_ds.data.tokens import check_tokenizer
 from coconut_ds.distributed.zero import is_sharded
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL, damage, put_in_place, seal
-from coconut_ds.model.attention import check_attention
+from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.generation_config import check_generation_config
@@ -110,6 +110,7 @@ def load_folder(
         model, report = _load_weights(folder, attn_implementation, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+    check_attention_used(model, attn_implementation)
     _check_weights(folder, model, report)
     backbone = add_marker_rows(model, tokenizer, pause=pause)
     card = ModelCard.read(folder)

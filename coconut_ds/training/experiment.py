@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from coconut_ds.data.sources import open_source
-from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
@@ -64,8 +63,6 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
         backbone = starting_backbone(config, source, values)
-        # Checked now rather than when the first checkpoint is written, so that no training is lost.
-        ranks.on_first(partial(check_saving, backbone.tokenizer, backbone.model.config))
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = digest_parameters(backbone.model, ranks) if loaded else None
