@@ -4,13 +4,11 @@ import pytest
 import torch
 from making import TEXTS, make_backbone, settings_of
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.model.attention import check_attention_used
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
-from coconut_ds.model.support import check_supported
 from coconut_ds.settings import ModelConfig
 
 
@@ -69,15 +67,6 @@ def test_models_whose_layers_see_a_window_are_refused(family, values):
     settings = ModelConfig(**eager, model_config_overrides=overrides)
     with pytest.raises(ModelError, match="some layers attend only to the last"):
         build_backbone(settings, build_word_tokenizer(TEXTS))
-
-
-def test_encoders_are_refused_though_transformers_loads_them_as_causal_models():
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
-    for family in ("bert", "roberta", "electra"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=40, **shape))
-        with pytest.raises(ModelError, match="its attention is not causal"):
-            check_supported(model)
-        check_supported(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, is_decoder=True, **shape)))
 
 
 def test_another_attention_kernel_than_the_requested_one_is_refused():

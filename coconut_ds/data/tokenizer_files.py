@@ -29,12 +29,12 @@ def read_tokenizer(name: str | Path, local_files_only: bool = False) -> PreTrain
     """Loads the tokenizer in a folder or on the hub, by the class that it was saved with.
 
     Raises:
+        OSError: the folder has no files of a tokenizer.
         OSError, ValueError, KeyError, ImportError, RuntimeError: what transformers raises if it cannot be loaded.
-        ModelError: the folder has no files of a tokenizer.
     """
     folder = Path(name)
     if folder.is_dir() and not any(path for pattern in PATTERNS for path in folder.glob(pattern)):
-        raise ModelError(f"there is no tokenizer in it ({WHOLE_FILE} is missing)")
+        raise FileNotFoundError(f"there is no tokenizer in it ({WHOLE_FILE} is missing)")
     tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False)
     declared = get_tokenizer_config(name, local_files_only=local_files_only).get("tokenizer_class")
     found = _class_name(type(tokenizer).__name__)

@@ -30,7 +30,7 @@ def check_supported(model: PreTrainedModel) -> None:
 
     Raises:
         ModelError: the logits are not ``head(last hidden state)``, there is no key/value cache or no language model
-            head, some layers have windowed attention, or attention is not causal.
+            head, or some layers have windowed attention.
     """
     config = model.config.get_text_config()
     transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
@@ -43,12 +43,6 @@ def check_supported(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(model).__name__}: has no key/value cache, which the latent loop needs; set model.model_id to a "
             "model of another family"
-        )
-    # Encoders such as BERT are loaded as causal language models, but let each position see later ones.
-    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
-        raise ModelError(
-            f"{type(model).__name__}: its attention is not causal (is_decoder is false in its configuration); set "
-            "model.model_id to a causal language model"
         )
     window = _attention_window(config)
     if window is not None:
