@@ -58,7 +58,7 @@ def test_words_that_the_tokenizer_does_not_know_are_counted_and_too_many_refused
     config = config_of(tmp_path, problems(0, 30), problems(30, 40), None)
     source, lines = open_source(config.data, config.run.seed), list[str]()
     RunProblems(source, config.data, build_word_tokenizer(["+ 1 ="]), lines.append)
-    assert "warning: 20.0% of the tokens of the validation questions are unknown to the tokenizer" in lines
+    assert "note: 20.0% of the tokens of the validation questions are unknown to the tokenizer" in lines
     with pytest.raises(DataError, match=r"unknown to the tokenizer; set model.tokenizer to one that knows these words"):
         RunProblems(source, config.data, build_word_tokenizer(["other"]), lines.append)
 

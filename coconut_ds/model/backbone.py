@@ -176,7 +176,7 @@ def add_marker_rows(
     Args:
         model: the model, with its pretrained weights.
         tokenizer: the tokenizer that the model was trained with.
-        rows_known: number of embedding rows that were trained; by default the tokenizer's length, since some
+        rows_known: number of embedding rows that were trained; by default as many as the tokenizer needs, since some
             embeddings have unused rows after those of the tokenizer.
         pause: whether ``<|pause|>`` is needed too.
 
@@ -186,7 +186,7 @@ def add_marker_rows(
     """
     check_supported(model)
     rows_there = whole_shape(embedding_weight(model.get_input_embeddings()))[0]
-    known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
+    known = min(rows_there, _num_rows(tokenizer)) if rows_known is None else rows_known
     without_rows = _check_rows(tokenizer, rows_there)
     markers, _ = add_markers(tokenizer, pause)
     if _num_rows(tokenizer) > rows_there:

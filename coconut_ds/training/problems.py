@@ -50,7 +50,7 @@ class RunProblems:
         if share > MOST_UNKNOWN:
             raise DataError(f"{known}; set model.tokenizer to one that knows these words, or use other data")
         if share:
-            notify(f"warning: {known}")
+            notify(f"note: {known}")
 
     def check(self, check: Check) -> None:
         """Calls ``check`` on the current problems, and on those of later epochs as they are generated."""
