@@ -4,6 +4,7 @@ The training method and the number of thoughts come from the checkpoint's ``coco
 solution of a problem.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.tokens import load_tokenizer
+from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError
 from coconut_ds.formats import extract_answer
@@ -29,6 +32,8 @@ from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
+
+log = logging.getLogger("coconut_ds")
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,7 @@ class Reasoner:
     @property
     def prompter(self) -> Prompter:
         """Turns questions into requests."""
-        backbone, card = self.backbone, self.card
-        return Prompter(backbone.tokenizer, backbone.markers, METHODS[card.method], card.text_format, card.iterations)
+        return Prompter(self.backbone, METHODS[self.card.method], self.card.text_format, self.card.iterations)
 
     @property
     def context_length(self) -> int | None:
@@ -188,6 +192,20 @@ class Reasoner:
         card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
         save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card)
 
+    def log_notes(self) -> None:
+        """Logs what the user should know about how this model treats text (``Backbone.notes``)."""
+        if launched_rank() == 0:
+            for note in self.backbone.notes:
+                log.warning("%s: %s", self.name, note)
+
+    def log_unknown(self, questions: Sequence[str]) -> None:
+        """Logs a warning if the tokenizer does not know some words of the questions."""
+        share = unknown_share(self.backbone.tokenizer, self.prompter.encode(questions))
+        if share and launched_rank() == 0:
+            log.warning(
+                "%s: %.1f%% of the tokens of the questions are unknown to its tokenizer", self.name, 100 * share
+            )
+
     def to(self, device: torch.device) -> "Reasoner":
         """Moves the model to a device; returns this object."""
         self.loop.to(device)
@@ -241,7 +259,9 @@ def load_reasoner(
     computes_on = alone().device if device is None else torch.device(device)
     cast(backbone.model, dtype, computes_on)
     name = "-".join(place.resolve().parts[-2:])
-    return Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(computes_on)
+    reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(computes_on)
+    reasoner.log_notes()
+    return reasoner
 
 
 def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:

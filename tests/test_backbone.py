@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.errors import CheckpointError, ModelError
+from coconut_ds.model.attention import check_attention_used
 from coconut_ds.model.backbone import add_marker_rows, build_backbone, model_from_scratch
 from coconut_ds.settings import ModelConfig
 
@@ -66,6 +67,14 @@ def test_models_whose_layers_see_a_window_are_refused(family, values):
     settings = ModelConfig(**eager, model_config_overrides=overrides)
     with pytest.raises(ModelError, match="some layers attend only to the last"):
         build_backbone(settings, build_word_tokenizer(TEXTS))
+
+
+def test_another_attention_kernel_than_the_requested_one_is_refused():
+    """transformers falls back to others for some kernels and models."""
+    model = make_backbone().model
+    check_attention_used(model, "sdpa")
+    with pytest.raises(ModelError, match=r"attn_implementation=eager: transformers uses sdpa for GPT2LMHeadModel"):
+        check_attention_used(model, "eager")
 
 
 def test_pretrained_weights_load_whole_or_not_at_all(tmp_path):

@@ -26,8 +26,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
     *(f"distributed.{name}" for name in ("process_group", "ranks", "random_states", "zero")),
-    *("hub", "model", "generation", "reasoner"),
-    *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
+    *("hub", "model", "generation", "reasoner", "lm_harness", "probing", "memory"),
+    *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),

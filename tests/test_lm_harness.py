@@ -13,6 +13,7 @@ from making import make_backbone, make_card
 from slow_loop import slow_embeddings
 
 from coconut_ds import load_reasoner
+from coconut_ds.files import seal
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.checkpoint import save_model
 
@@ -55,8 +56,14 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     backbone = make_backbone("llama", seed=4)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    # A second end of texts, as instruct models have it.
+    first = load_reasoner(folder / "model").generate(QUESTIONS, 2, max_new_tokens=LENGTH)
+    ends = [backbone.tokenizer.eos_token_id, first[0].completion.tokens[1]]
+    (folder / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    seal(folder / "model")
     (folder / "tasks").mkdir()
     written = load_reasoner(folder / "model").generate(QUESTIONS, 2, max_new_tokens=LENGTH, stop=["2"])
+    assert any(one.completion.tokens[-1] == ends[1] and len(one.completion.tokens) < LENGTH for one in written)
     items = [
         {"question": one.question, "answer": one.text if n else "else", "label": n % 3, "long": LONG}
         for n, one in enumerate(written)

@@ -16,7 +16,7 @@ KNOWN = {name: (tokenizer, add_markers(tokenizer)[0]) for name, tokenizer in (("
 
 def decoder(name):
     tokenizer, markers = KNOWN[name]
-    return lambda ids: decode(tokenizer, ids, markers)
+    return lambda ids: decode(tokenizer, ids, markers, [tokenizer.eos_token_id])
 
 
 def pieces_of(name, ids, stop=()):

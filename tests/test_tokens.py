@@ -53,7 +53,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return decode(tokenizer, ids, MarkerIds(-1, -2, -3))
+    return decode(tokenizer, ids, MarkerIds(-1, -2, -3), [tokenizer.eos_token_id])
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer: PreTrainedTokenizerB
     assert tokenize(loaded, PROBLEMS) == tokenize(tokenizer, PROBLEMS)
     for problem in PROBLEMS:
         ids = [markers.start, *ids_of(loaded, written(problem)), markers.thought]
-        assert decode(loaded, ids, markers) == written(problem)
+        assert decode(loaded, ids, markers, [loaded.eos_token_id]) == written(problem)
 
 
 def test_markers_are_added_once_in_the_order_of_the_reference(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -162,9 +162,9 @@ def test_decoding_drops_markers_by_id_and_all_from_the_end_on(tokenizer: PreTrai
     markers, _ = add_markers(tokenizer)
     ids, end = ids_of(tokenizer, "Tom is a bompus."), tokenizer.eos_token_id
     mixed = [markers.start, ids[0], markers.thought, *ids[1:], markers.end, end, *ids, end]
-    assert decode(tokenizer, mixed, markers) == "Tom is a bompus."
-    assert decode(tokenizer, [end, *ids], markers) == ""
-    assert decode(tokenizer, ids, MarkerIds(ids[1], -1, -2)) == "Tom a bompus.", "by id, not by name"
+    assert decode(tokenizer, mixed, markers, [end]) == "Tom is a bompus."
+    assert decode(tokenizer, [end, *ids], markers, [end]) == ""
+    assert decode(tokenizer, ids, MarkerIds(ids[1], -1, -2), [end]) == "Tom a bompus.", "by id, not by name"
 
 
 @pytest.fixture

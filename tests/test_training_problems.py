@@ -54,6 +54,15 @@ def test_questions_in_two_files_are_counted_in_a_warning(tmp_path: Path) -> None
     ]
 
 
+def test_words_that_the_tokenizer_does_not_know_are_counted_and_too_many_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, problems(0, 30), problems(30, 40), None)
+    source, lines = open_source(config.data, config.run.seed), list[str]()
+    RunProblems(source, config.data, build_word_tokenizer(["+ 1 ="]), lines.append)
+    assert "note: 20.0% of the tokens of the validation questions are unknown to the tokenizer" in lines
+    with pytest.raises(DataError, match=r"unknown to the tokenizer; set model.tokenizer to one that knows these words"):
+        RunProblems(source, config.data, build_word_tokenizer(["other"]), lines.append)
+
+
 def test_the_same_questions_for_validation_and_test_are_refused(tmp_path: Path) -> None:
     """Also in another order and under another file name."""
     config = config_of(tmp_path, problems(0, 30), problems(30, 40), problems(30, 40)[::-1])

@@ -7,13 +7,15 @@ removed by id, so text that happens to spell a marker is not taken for one.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from coconut_ds.data.encoding import added_around, encode, encoding_fault
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokenizer_files import read_tokenizer
 from coconut_ds.errors import ModelError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.hub import load_by_name
@@ -31,18 +33,34 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a local folder or the Hugging Face hub.
 
     Raises:
-        ModelError: it cannot be loaded, or has no end-of-sequence token; says what to set.
+        ModelError: it cannot be loaded, cannot read text, or has no end-of-sequence token; says what to set.
     """
     tokenizer = load_by_name(
-        AutoTokenizer.from_pretrained,
+        read_tokenizer,
         name,
         "model.tokenizer",
         "set model.tokenizer to a local folder, or model.tokenizer=dataset to build a word-level one from the "
         "problems (models trained from scratch)",
     )
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"model.tokenizer={name}: has no end-of-sequence token; set a tokenizer that has one")
+    check_tokenizer(tokenizer, f"model.tokenizer={name}:", "set a tokenizer that has one")
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str, advice: str) -> None:
+    """Refuses a tokenizer that cannot read text, or that has no token to end a text with.
+
+    Args:
+        tokenizer: the tokenizer.
+        where: the beginning of the message, which names the tokenizer.
+        advice: what to do about a tokenizer without an end-of-sequence token, for the message.
+
+    Raises:
+        ModelError: says what is wrong.
+    """
+    if fault := encoding_fault(tokenizer):
+        raise ModelError(f"{where} {fault}; use the files of the tokenizer that the model was trained with")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{where} has no end-of-sequence token; {advice}")
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | None, int | None, dict[str, Any]]:
@@ -116,8 +134,8 @@ def tokenize(
     cue = encode_cue(tokenizer, format)
     before = "" if cue else format.answer_start
     questions = encode_questions(tokenizer, [problem.question for problem in problems], format)
-    steps = _encode(tokenizer, [f"{step}{format.step_end}" for problem in problems for step in problem.steps])
-    answers = _encode(tokenizer, [before + problem.answer for problem in problems])
+    steps = encode(tokenizer, [f"{step}{format.step_end}" for problem in problems for step in problem.steps])
+    answers = encode(tokenizer, [before + problem.answer for problem in problems])
     tokenized, position = [], 0
     for problem, question, answer in zip(problems, questions, answers, strict=True):
         own = tuple(steps[position : position + len(problem.steps)])
@@ -129,15 +147,21 @@ def tokenize(
 def encode_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], format: Format = TEXT
 ) -> list[list[int]]:
-    """Tokenizes questions, with the tokenizer's special tokens and whatever the format adds before and after them."""
-    encoded = _encode(tokenizer, [f"{question}{format.question_end}" for question in questions], special=True)
+    """Tokenizes questions, with whatever the format adds before and after them.
+
+    Tokens that the tokenizer itself adds before a text are kept. Those that it adds after a text are left out: thoughts
+    or text follow, and the question has not ended the sequence.
+    """
+    encoded = encode(tokenizer, [f"{question}{format.question_end}" for question in questions], special=True)
+    if after := len(added_around(tokenizer).after):
+        encoded = [ids[:-after] for ids in encoded]
     start = [int(tokenizer.eos_token_id)] if format.starts_with_eos else []
     return [[*start, *ids] for ids in encoded] if start else encoded
 
 
 def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
     """The tokens that announce the answer (``TokenizedProblem.cue``); empty in formats without such a cue."""
-    return _encode(tokenizer, [format.answer_start])[0] if format.one_token else []
+    return encode(tokenizer, [format.answer_start])[0] if format.one_token else []
 
 
 def encode_answers(
@@ -150,9 +174,9 @@ def encode_answers(
     """
     eos, cue = int(tokenizer.eos_token_id), encode_cue(tokenizer, format)
     if cue:
-        return cue, [[*ids, eos] for ids in _encode(tokenizer, list(answers))]
-    whole = _encode(tokenizer, [format.answer_start + answer for answer in answers])
-    start = _encode(tokenizer, [format.answer_start.rstrip()])[0]
+        return cue, [[*ids, eos] for ids in encode(tokenizer, list(answers))]
+    whole = encode(tokenizer, [format.answer_start + answer for answer in answers])
+    start = encode(tokenizer, [format.answer_start.rstrip()])[0]
     shared = min((_num_common(start, ids) for ids in whole), default=len(start))
     return start[:shared], [[*ids[shared:], eos] for ids in whole]
 
@@ -163,26 +187,14 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
     )
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
-    """The text of generated ids, without markers, up to the first end-of-sequence token."""
-    eos, hidden, kept = tokenizer.eos_token_id, markers.all(), []
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds, eos_ids: Container[int]) -> str:
+    """The text of generated ids, without markers, up to the first token that ends a text (``eos_ids``)."""
+    hidden, kept = markers.all(), []
     for token in ids:
-        if token == eos:
+        if token in eos_ids:
             break
         if token not in hidden:
             kept.append(token)
     text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
-    # Steps and answers repeat often, so each distinct text is encoded only once.
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return []
-    encoded = tokenizer(
-        distinct, add_special_tokens=special, return_attention_mask=False, verbose=False, split_special_tokens=True
-    )["input_ids"]
-    ids = dict(zip(distinct, encoded, strict=True))
-    return [list(ids[text]) for text in texts]

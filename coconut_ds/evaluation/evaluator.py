@@ -213,7 +213,7 @@ class Evaluator:
             answer=problem.answer if is_judged else None,
             correct=found.correct,
             steps_match=found.steps_match,
-            wholly_right=completion.tokens == expected if is_judged else None,
+            wholly_right=prompter.as_trained(completion.tokens) == expected if is_judged else None,
             num_steps=len(problem.steps) if is_judged else None,
             num_thoughts=completion.num_thoughts,
             num_pauses=thoughts.count if prompter.method.pauses else 0,

@@ -55,7 +55,7 @@ def reasoner_identity(reasoner: Reasoner, key: str = "checkpoint") -> dict[str, 
     parts = {
         "weights": digest_state(model.state_dict().items()),
         "architecture": _digest(architecture),
-        "tokenizer": digest_tokenizer(backbone.tokenizer),
+        "tokenizer": digest_tokenizer(backbone.tokenizer, backbone.eos_ids[1:]),
         "eos_ids": sorted(reasoner.prompter.eos_ids),
         **card,
         "precision": reasoner.precision,

@@ -82,6 +82,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     path = config.run.load_model_path
     name = "-".join(Path(path or "model").resolve().parts[-2:])
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
+    reasoner.log_notes()
     data_path = config.data.test_path if split == "test" else config.data.val_path
     data_name = Path(data_path).stem if config.data.kind == "file" and data_path else config.data.kind
     out = Path(config.run.save_path) / config.run.name / "eval" / name / data_name
@@ -118,6 +119,7 @@ def run_job(job: EvaluationJob) -> list[Evaluation]:
     if ranks.is_first:
         lines = warnings_about(job.problems, job.reasoner.card.text_format, job.source)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
+    job.reasoner.log_unknown([problem.question for problem in job.problems])
     partial = PartialPredictions(results.path, results.identity.signature)
     stored: dict[Key, Prediction] = ranks.first_decides(partial.read)
     began = time.perf_counter()

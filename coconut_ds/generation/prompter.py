@@ -11,6 +11,7 @@ from coconut_ds.formats import Format
 from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.methods.base import MarkerIds, Method
 from coconut_ds.methods.layout import Layout, lay_out_prompt
+from coconut_ds.model.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,27 @@ class Writing:
 class Prompter:
     """Builds prompts and requests from questions, according to a training method and a text format."""
 
-    tokenizer: PreTrainedTokenizerBase
-    markers: MarkerIds
+    backbone: Backbone
+    """Its tokenizer turns questions into tokens, and tokens into text."""
     method: Method
     format: Format
     iterations: int | None = None
     """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.backbone.tokenizer
+
+    @property
+    def markers(self) -> MarkerIds:
+        """The ids of the markers."""
+        return self.backbone.markers
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that end a text."""
-        return (int(self.tokenizer.eos_token_id),)
+        """Ids of the tokens that end a text; the first is the one that texts end with in training."""
+        return self.backbone.eos_ids
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """The token ids of each question."""
@@ -129,7 +140,11 @@ class Prompter:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without markers and end of sequence."""
-        return decode(self.tokenizer, tokens, self.markers)
+        return decode(self.tokenizer, tokens, self.markers, self.eos_ids)
+
+    def as_trained(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens, with any token that ends a text replaced by the one that texts end with in training."""
+        return [self.eos_ids[0] if token in self.eos_ids else token for token in tokens]
 
     def cut(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         """The text of generated tokens up to the first stop string, without markers and end of sequence."""

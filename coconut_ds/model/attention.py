@@ -86,6 +86,20 @@ def fused_attention(
     return output
 
 
+def check_attention_used(model: PreTrainedModel, name: str) -> None:
+    """Refuses a model for which transformers chose another attention kernel than the requested one.
+
+    Raises:
+        ModelError: names the kernel that is used.
+    """
+    used = model.config._attn_implementation
+    if used != name:
+        raise ModelError(
+            f"model.attn_implementation={name}: transformers uses {used} for {type(model).__name__} instead; set "
+            f"model.attn_implementation={used} or one of {', '.join(BUILT_IN)}"
+        )
+
+
 def takes_attention(model: PreTrainedModel) -> bool:
     """Whether the model's layers look up their attention function in transformers' ``AttentionInterface``."""
     return bool(model.base_model._supports_attention_backend)

@@ -8,10 +8,13 @@ requirement: layers that accept an attention function (``generation/attention.py
 The embedding row of a marker that the pretrained weights lack is initialized once, after they are loaded: with the row
 of ``<<`` if the tokenizer has that token, else with the mean of the pretrained rows. The same is done to the output
 embedding if it is not tied. Pretrained rows are never changed. Models from scratch keep their random rows.
+
+A special token that was added to the tokenizer but not to the weights, such as ``[PAD]``, gets the mean of the
+pretrained rows: its logit is then the mean of theirs, so greedy decoding never chooses it.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from coconut_ds.data.encoding import describe_added, token_names
 from coconut_ds.data.tokens import MARKERS, PAUSE, add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
-from coconut_ds.model.attention import check_attention
+from coconut_ds.model.attention import check_attention, check_attention_used
+from coconut_ds.model.generation_config import check_generation_config, stated_ends
 from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
@@ -45,6 +50,25 @@ class Backbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     markers: MarkerIds
+    without_rows: tuple[str, ...] = ()
+    """Special tokens of the tokenizer that the weights had no embedding row for."""
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text: the one that training puts there, then those of the generation config."""
+        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *stated_ends(self.model)]))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how this tokenizer and this model treat text; often nothing."""
+        notes = describe_added(self.tokenizer)
+        if len(self.eos_ids) > 1:
+            notes.append(f"each of these tokens ends a text: {token_names(self.tokenizer, self.eos_ids)}")
+        if self.without_rows:
+            notes.append(
+                f"the weights had no embedding row for {', '.join(self.without_rows)}; it gets the mean of all rows"
+            )
+        return notes
 
 
 def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pause: bool = False) -> Backbone:
@@ -64,7 +88,8 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     check_attention(settings.attn_implementation)
     if settings.model_init == "scratch":
         markers, _ = add_markers(tokenizer, pause)
-        return Backbone(model_from_scratch(settings, tokenizer, len(tokenizer)), tokenizer, markers)
+        return Backbone(model_from_scratch(settings, tokenizer, _num_rows(tokenizer)), tokenizer, markers)
+    check_generation_config(Path(settings.model_id))
     load = partial(
         AutoModelForCausalLM.from_pretrained,
         dtype=torch.float32,
@@ -76,6 +101,7 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)
     model, report = loaded
+    check_attention_used(model, settings.attn_implementation)
     # Weights that this model does not use (those of another head) are ignored; none may be missing.
     refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
     return add_marker_rows(model, tokenizer, pause=pause)
@@ -150,35 +176,57 @@ def add_marker_rows(
     Args:
         model: the model, with its pretrained weights.
         tokenizer: the tokenizer that the model was trained with.
-        rows_known: number of embedding rows that were trained; by default the tokenizer's length, since some
+        rows_known: number of embedding rows that were trained; by default as many as the tokenizer needs, since some
             embeddings have unused rows after those of the tokenizer.
         pause: whether ``<|pause|>`` is needed too.
 
     Raises:
-        ModelError: the latent loop does not support the model, or the tokenizer has more tokens than the embedding
-            has rows.
+        ModelError: the latent loop does not support the model, or the tokenizer is not that of the weights: it has far
+            fewer tokens than the embedding has rows, or more, apart from added special tokens.
     """
     check_supported(model)
     rows_there = whole_shape(embedding_weight(model.get_input_embeddings()))[0]
-    known = min(rows_there, len(tokenizer)) if rows_known is None else rows_known
-    tokens = len(tokenizer) - sum(name in tokenizer.get_vocab() for name in (*MARKERS, PAUSE))
-    if tokens > rows_there:
-        raise ModelError(
-            f"the tokenizer has {tokens} tokens, the weights have rows for {rows_there}; set model.tokenizer to "
-            "the one that the weights were trained with"
-        )
+    known = min(rows_there, _num_rows(tokenizer)) if rows_known is None else rows_known
+    without_rows = _check_rows(tokenizer, rows_there)
     markers, _ = add_markers(tokenizer, pause)
-    if len(tokenizer) > rows_there:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    new = [marker for marker in markers.all() if marker >= known]
-    if new:
-        _initialise_rows(model, tokenizer, new, known)
-    return Backbone(model, tokenizer, markers)
+    if _num_rows(tokenizer) > rows_there:
+        model.resize_token_embeddings(_num_rows(tokenizer), mean_resizing=False)
+    seed = tokenizer.get_vocab().get(SEED_TOKEN)
+    _initialise_rows(model, [marker for marker in markers.all() if marker >= known], known, seed)
+    _initialise_rows(model, list(without_rows.values()), known, None)
+    return Backbone(model, tokenizer, markers, tuple(without_rows))
+
+
+def _num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of embedding rows that the tokenizer needs: more than it has tokens, if some ids are not used."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def _check_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, int]:
+    """Refuses a tokenizer that does not fit an embedding with this number of rows.
+
+    Returns the special tokens, other than the markers, that have no row.
+    """
+    vocabulary = tokenizer.get_vocab()
+    own = {name: index for name, index in vocabulary.items() if name not in (*MARKERS, PAUSE)}
+    extra = {name: index for name, index in own.items() if index >= rows}
+    added = tokenizer.added_tokens_decoder
+    fits = 2 * len(vocabulary) >= rows and all(index in added and added[index].special for index in extra.values())
+    if not fits:
+        raise ModelError(
+            f"the tokenizer has {len(own)} tokens, the weights have rows for {rows}, so they do not belong together "
+            f"(tokenizer: {tokenizer.name_or_path or type(tokenizer).__name__}); use the tokenizer that the weights "
+            "were trained with (in a model folder, replace the tokenizer's files), or give the weights as many rows as "
+            "the tokenizer has tokens (resize_token_embeddings in transformers)"
+        )
+    return extra
 
 
 @torch.no_grad()
-def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[int], known: int) -> None:
-    seed = tokenizer.get_vocab().get(SEED_TOKEN)
+def _initialise_rows(model: PreTrainedModel, rows: list[int], known: int, seed: int | None) -> None:
+    """Sets embedding rows to row ``seed``, or to the mean of the ``known`` first rows if there is none."""
+    if not rows:
+        return
     weights = [embedding_weight(model.get_input_embeddings()), embedding_weight(model.get_output_embeddings())]
     for weight in {id(weight): weight for weight in weights}.values():
         with whole([weight], changed=True):

@@ -18,15 +18,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from coconut_ds.data.tokenizer_files import read_tokenizer, write_tokenizer
+from coconut_ds.data.tokens import check_tokenizer
 from coconut_ds.distributed.zero import is_sharded
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL, damage, put_in_place, seal
-from coconut_ds.model.attention import check_attention
+from coconut_ds.hub import FAULTS
+from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
+from coconut_ds.model.generation_config import check_generation_config
 from coconut_ds.model.support import CONSTRUCTION, refuse_partial
 from coconut_ds.runs.folder import ENGINE
 
@@ -75,7 +79,7 @@ def write_model(
     """
     with _without_progress_bars():
         model.save_pretrained(folder, state_dict=dict(state))
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
 
 
@@ -95,18 +99,19 @@ def load_folder(
     Raises:
         CheckpointError: files are missing or damaged, or do not fit each other; weights that are not safetensors
             count as missing.
-        ModelError: the attention kernel is not available, or the latent loop does not support the model.
+        ModelError: the attention kernel is not available, the latent loop does not support the model, or the tokenizer
+            cannot read text.
     """
     check_attention(attn_implementation)
     _check_files(folder)
+    check_generation_config(folder)
+    tokenizer = _load_tokenizer(folder)
     try:
         model, report = _load_weights(folder, attn_implementation, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+    check_attention_used(model, attn_implementation)
     _check_weights(folder, model, report)
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
     backbone = add_marker_rows(model, tokenizer, pause=pause)
     card = ModelCard.read(folder)
     if card is not None and not card.marker_ids.items() <= marker_table(backbone.markers).items():
@@ -125,6 +130,20 @@ def _check_files(folder: Path) -> None:
         inside = sorted(path.name for path in folder.glob("checkpoint_*"))
         hint = f"; it contains {', '.join(inside)}: name one of them" if inside else ""
         raise CheckpointError(f"{folder}: is not a model folder (config.json is missing){hint}")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = read_tokenizer(folder, local_files_only=True)
+    except FAULTS as error:
+        # Some messages of transformers have several lines.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be loaded: {reason}; copy the files of the tokenizer that the model was "
+            "trained with into this folder"
+        ) from error
+    check_tokenizer(tokenizer, f"{folder}: its tokenizer", "set eos_token in tokenizer_config.json")
+    return tokenizer
 
 
 def _load_weights(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,9 +44,15 @@ def digest_parameters(model: PreTrainedModel, ranks: Ranks) -> str | None:
     return digest_state(parameters())
 
 
-def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of ``tokenizer_identity``, that is of everything that maps text to ids; names and paths do not count."""
-    return hashlib.sha256(json.dumps(tokenizer_identity(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase, other_ends: Sequence[int] = ()) -> str:
+    """SHA-256 of everything that maps text to ids and back; names and paths do not count.
+
+    Args:
+        tokenizer: see ``tokenizer_identity``.
+        other_ends: ids of the tokens that end a text, besides the tokenizer's own.
+    """
+    parts = [*tokenizer_identity(tokenizer), *other_ends]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

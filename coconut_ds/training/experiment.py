@@ -113,8 +113,7 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         """Generates and scores the answers to validation problems."""
         data = self.config.data
-        backbone, iterations = self.backbone, self.config.method.jacobi_iterations
-        prompter = Prompter(backbone.tokenizer, backbone.markers, self.method, data.text_format, iterations)
+        prompter = Prompter(self.backbone, self.method, data.text_format, self.config.method.jacobi_iterations)
         return Evaluator(
             prompter,
             self.spec,
@@ -136,5 +135,5 @@ class Experiment:
             f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
             f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
-            f"{len(self.problems.valid):,} validation problems"
+            f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
         )

@@ -23,7 +23,7 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         engine_file=read_engine_file(config),
         data=data,
         weights=experiment.weights,
-        tokenizer=digest_tokenizer(experiment.backbone.tokenizer),
+        tokenizer=digest_tokenizer(experiment.backbone.tokenizer, experiment.backbone.eos_ids[1:]),
         code=code_identity(),
         batch=experiment.geometry.describe(),
     )

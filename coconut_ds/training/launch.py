@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -42,6 +43,9 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
+        backbone = experiment.backbone
+        # Checked now rather than when the first checkpoint is written, so that no training is lost.
+        ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
         claim = ranks.on_first(lambda: claim_attempt(experiment, stack, progress.line))
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.checks import is_scored, name_of, warnings_about
+from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, check_splits, training_file
 from coconut_ds.data.token_table import cached_tokens, hash_question
@@ -19,6 +20,8 @@ from coconut_ds.settings import DataConfig
 
 Check = Callable[[str, Sequence[TokenizedProblem]], None]
 Notify = Callable[[str], None]
+MOST_UNKNOWN = 0.5
+"""Largest share of unknown tokens in questions that a model is trained with."""
 
 
 class RunProblems:
@@ -49,6 +52,7 @@ class RunProblems:
                 "accuracy on these problems; set data.val_path to a file with answers"
             )
         self.valid_tokens: Sequence[TokenizedProblem] = self._tokenize(self.valid)
+        self._check_words(tokenizer, notify)
         self._epoch = -1
         self._texts: list[Problem] = []
         self._tokens: Sequence[TokenizedProblem] = []
@@ -59,6 +63,14 @@ class RunProblems:
             table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)
             self._tokens = table
             check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
+
+    def _check_words(self, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
+        share = unknown_share(tokenizer, [problem.question for problem in self.valid_tokens])
+        known = f"{share:.1%} of the tokens of the validation questions are unknown to the tokenizer"
+        if share > MOST_UNKNOWN:
+            raise DataError(f"{known}; set model.tokenizer to one that knows these words, or use other data")
+        if share:
+            notify(f"note: {known}")
 
     def check(self, check: Check) -> None:
         """Calls ``check`` on the current problems, and on those of later epochs as they are generated."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from coconut_ds.errors import CheckpointError
+from coconut_ds.errors import CheckpointError, CoconutError
 from coconut_ds.evaluation.prediction import Evaluation, with_category, writes_all_steps
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
 from coconut_ds.model.card import ModelCard, marker_table
@@ -233,7 +233,7 @@ def _try_to(write: Callable[[], object]) -> Exception | None:
     try:
         write()
     # On a full disk, the writers of DeepSpeed and torch raise RuntimeError.
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, CoconutError) as error:
         return error
     except Exception as error:
         # The tokenizers library raises plain Exception; a subclass is another error.

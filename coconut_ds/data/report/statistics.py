@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.checks import warnings_about
+from coconut_ds.data.encoding import describe_added
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import tokenize
 from coconut_ds.formats import TEXT
@@ -139,6 +140,8 @@ class Report:
     spec: CurriculumSpec
     last_stage: int
     examples: tuple[Example, ...]
+    notes: tuple[str, ...]
+    """Sentences about tokens that the tokenizer adds to questions."""
 
 
 class _Measured(NamedTuple):
@@ -189,7 +192,8 @@ def make_report(
         stages = tuple(lay_out_pieces(method, problem, k, spec, tokenizer) for k in range(last_stage + 1))
         examples.append(Example(index, len(problem.steps), int(stats[0].lengths["whole"][index]), stages))
     overlaps = find_overlaps(files)
-    return Report(tuple(stats), overlaps, len(tokenizer), method.name, spec, last_stage, tuple(examples))
+    notes = tuple(describe_added(tokenizer))
+    return Report(tuple(stats), overlaps, len(tokenizer), method.name, spec, last_stage, tuple(examples), notes)
 
 
 def summarize(values: IntArray) -> tuple[float, float, float, float, float]:

@@ -25,9 +25,14 @@ def render_report(report: Report) -> str:
     """The complete report as text."""
     first = report.files[0].name
     sections = [
-        f"vocabulary: {report.vocabulary:,} tokens, thought markers not counted\n"
-        f"method: {report.method}, c_thought {report.spec.c_thought}, max_latent_stage {report.spec.max_latent_stage}; "
-        f"trained on {first} its last stage is {report.last_stage}",
+        "\n".join(
+            [
+                f"vocabulary: {report.vocabulary:,} tokens, thought markers not counted",
+                *report.notes,
+                f"method: {report.method}, c_thought {report.spec.c_thought}, max_latent_stage "
+                f"{report.spec.max_latent_stage}; trained on {first} its last stage is {report.last_stage}",
+            ]
+        ),
         _facts(report),
         _lengths(report.files),
         _steps(report.files),
