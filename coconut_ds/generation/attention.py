@@ -46,7 +46,7 @@ def slot_attention(
     Returns the output [R, Q, H, E] for queries [R, H, Q, E], and None for the attention weights.
     """
     if query.shape[2] > 1 and attention_mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-        return _causal_blocks(query, key, value, scaling).transpose(1, 2), None
+        return _causal_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     if query.shape[2] > 1 or attention_mask is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         return output, None

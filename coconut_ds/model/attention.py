@@ -1,17 +1,22 @@
 """Checks of ``model.attn_implementation``, and a switch to one of this project's own attention functions."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.support import WINDOWS
 
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 """Attention kernels that need a package, a CUDA device and half precision, with that package."""
 BUILT_IN = ("sdpa", "eager")
 """Attention kernels that always work."""
+UNLIMITED = 2**31 - 1
+"""The size of a window that never has an effect."""
 
 
 def check_attention(name: str) -> None:
@@ -42,6 +47,32 @@ def takes_attention(model: PreTrainedModel) -> bool:
     return bool(model.base_model._supports_attention_backend)
 
 
+@contextmanager
+def full_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, transformers' masks have no attention window.
+
+    Sequences are no longer than the window (``support.context_length``), so it has no effect on them alone. But a mask
+    counts columns, and the padding of a batch would use up a part of the window.
+    """
+    before = [(config, key, getattr(config, key, None)) for config in _configs(model) for key in WINDOWS.values()]
+    before = [(config, key, size) for config, key, size in before if size is not None]
+    for config, key, _ in before:
+        setattr(config, key, UNLIMITED)
+    try:
+        yield
+    finally:
+        for config, key, size in before:
+            setattr(config, key, size)
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """The configurations that the model's modules read, each once."""
+    found = [
+        module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
+    ]
+    return list({id(config): config for config in found}.values())
+
+
 class AttentionSwitch:
     """Within ``with switch:`` the model uses the attention function registered as ``name``.
 
@@ -49,10 +80,7 @@ class AttentionSwitch:
     """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
-        configs = [
-            module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
-        ]
-        self._configs: list[Any] = list({id(config): config for config in configs}.values())
+        self._configs = _configs(model)
         self._name = name
         self._before: list[list[str]] = []
 

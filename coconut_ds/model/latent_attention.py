@@ -139,7 +139,7 @@ def prefix_attention(
         return output, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = _PartAttention.apply(query, *layer.prefix, *layer.later, latent_cache.pads, layer.stash, scale, dropout)
-    return output.transpose(1, 2), None
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, prefix_attention)

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from coconut_ds.model.attention import AttentionSwitch, takes_attention
+from coconut_ds.model.attention import AttentionSwitch, full_attention, takes_attention
 from coconut_ds.model.collate import LatentInputs
+from coconut_ds.model.compatibility import drops_keywords
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
 
@@ -62,7 +63,7 @@ def passes_of(
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
     """
-    if takes_attention(model) and model.config._attn_implementation == "sdpa":
+    if takes_attention(model) and model.config._attn_implementation == "sdpa" and not drops_keywords(model):
         return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
     return PlainPasses(model, inputs, reading)
 
@@ -102,7 +103,8 @@ class PlainPasses:
 
     def __init__(self, model: PreTrainedModel, inputs: LatentInputs, reading: Reading) -> None:
         self._model, self._inputs, self._reading = model, inputs, reading
-        self._cache = DynamicCache(config=model.config)
+        # Without the configuration: layers with a window would keep only its last columns, padding included.
+        self._cache = DynamicCache()
         self._prefix: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -113,7 +115,7 @@ class PlainPasses:
         """See ``Passes``."""
         # An empty cache is passed in from the start: without any cache, transformers would look for packed sequences in
         # the position ids.
-        with self._reading():
+        with self._reading(), full_attention(self._model):
             states = last_hidden_states(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
         return states
@@ -124,7 +126,8 @@ class PlainPasses:
             self._cache = DynamicCache(ddp_cache_data=self._prefix)
         mask, count = self._inputs.attention_mask, embeds.shape[1]
         mask = None if mask is None else mask[:, : start + count]
-        return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
+        with full_attention(self._model):
+            return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
 
 
 def last_hidden_states(

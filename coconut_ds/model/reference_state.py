@@ -16,15 +16,12 @@ from coconut_ds.data.tokens import add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import CheckpointError
 from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
-from coconut_ds.model.support import refuse_partial
+from coconut_ds.model.support import refuse_partial, stored_buffers
 from coconut_ds.settings import ModelConfig
 
 REFERENCE_PREFIX = "base_causallm."
 REFERENCE_DUPLICATE = "embedding.weight"
 """The reference implementation's wrapper stores the input embedding a second time under this name."""
-
-STORED_MASKS = (".attn.bias", ".attn.masked_bias")
-"""Ends of the names of causal masks, which older versions of transformers stored with GPT-2's weights."""
 
 
 def load_state_dict(
@@ -56,12 +53,14 @@ def load_state_dict(
             raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
         del state[REFERENCE_DUPLICATE]
     wanted = model.state_dict(keep_vars=True)
-    state = {key: value for key, value in state.items() if key in wanted or not key.endswith(STORED_MASKS)}
+    for key in stored_buffers(state) - wanted.keys():
+        del state[key]
     refuse_partial(
         path,
         [key for key in wanted if key not in state and key not in tied],
         [key for key in state if key not in wanted],
         [key for key in state if key in wanted and state[key].shape != whole_shape(wanted[key])],
+        "set the model options that they were trained with",
     )
     with torch.no_grad():
         for key, value in state.items():
