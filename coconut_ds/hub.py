@@ -19,6 +19,8 @@ from coconut_ds.errors import ModelError
 Loaded = TypeVar("Loaded")
 PROBE_TIMEOUT_S = 3.0
 """Longest time to wait for the hub's host, in seconds."""
+CACHED = "models--"
+"""Beginning of the names of cache entries."""
 FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What loading raises for files that are missing or broken, or that need a package that is not installed."""
 
@@ -66,6 +68,17 @@ def hub_reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+def cache_of(folder: Path) -> Path | None:
+    """The cache entry ``models--ORG--NAME`` of which a folder is a snapshot; None if it is not in a cache."""
+    entry = folder.parent.parent
+    return entry if folder.parent.name == "snapshots" and entry.name.startswith(CACHED) else None
+
+
+def cached_name(entry: Path) -> str:
+    """The name on the hub, ``ORG/NAME``, of the model in a cache entry."""
+    return entry.name.removeprefix(CACHED).replace("--", "/")
 
 
 def _first_line(error: Exception) -> str:

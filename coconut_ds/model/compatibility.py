@@ -103,10 +103,13 @@ def check_supported(model: PreTrainedModel) -> None:
         raise ModelError(f"{name}: {fault}; {ANOTHER}")
 
 
-def drops_keywords(model: PreTrainedModel) -> bool:
-    """Whether the model's layers are known not to pass further keyword arguments on to their attention function."""
+def hides_cache(model: PreTrainedModel) -> bool:
+    """Whether the model's layers are known to change what they read from the cache, or to drop keyword arguments.
+
+    Then an attention function does not see the cache as it is, which ``latent_attention.py`` needs.
+    """
     trial = _TRIALS.get(model)
-    return trial is not None and not trial.passes_keywords
+    return trial is not None and not trial.shows_cache
 
 
 @dataclass
@@ -117,8 +120,10 @@ class Trial:
     """Index of the layer in each call of the attention function."""
     is_causal: bool = True
     """Whether every call was causal."""
-    passes_keywords: bool = True
-    """Whether every call received the further keyword arguments that the model was given."""
+    cache: DynamicCache = field(default_factory=DynamicCache)
+    """The cache of the pass."""
+    shows_cache: bool = True
+    """Whether every call received this object as a keyword argument, and the keys and values of the cache unchanged."""
     own_mask: bool = False
     """Whether a call received a mask that transformers did not make."""
     options: set[str] = field(default_factory=set)
@@ -129,6 +134,13 @@ class Trial:
     """Relative difference of the last hidden states from those without cache, positions and trial attention."""
     logits_error: float = 0.0
     """Relative difference of the logits from the head applied to the last hidden states."""
+
+    def holds(self, index: int | None, key: Tensor, value: Tensor) -> bool:
+        """Whether keys and values are those in the cache of a layer."""
+        if index is None or index >= len(self.cache.layers):
+            return False
+        layer: Any = self.cache.layers[index]
+        return torch.equal(layer.keys, key) and torch.equal(layer.values, value)
 
     def fault(self, model: PreTrainedModel) -> str | None:
         """Why the model cannot be run; None if it can."""
@@ -173,6 +185,7 @@ def trial_of(model: PreTrainedModel) -> Trial:
         ) as error:
             trial.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         finally:
+            trial.cache = DynamicCache()
             _CURRENT.reset(token)
             model.train(was_training)
         _TRIALS[model] = trial
@@ -184,20 +197,17 @@ def _run_trial(model: PreTrainedModel, trial: Trial) -> None:
     """Runs two positions with and without the trial attention, and fills in ``trial``."""
     ids = torch.tensor([[0, 1]], device=model.device)
     embeds = model.get_input_embeddings()(ids)
-    kept: list[Any] = []
-    hook = model.base_model.register_forward_hook(lambda module, args, output: kept.append(output))
-    try:
-        logits = model(inputs_embeds=embeds, use_cache=False).logits
-    finally:
-        hook.remove()
-    plain = kept[0].last_hidden_state
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module)
+    # Not the kernel that the model was loaded for: flash attention would need a CUDA device.
+    with AttentionSwitch(model, "eager"):
+        plain = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = model(inputs_embeds=embeds, use_cache=False).logits
     trial.logits_error = _relative(logits, head(plain))
     with AttentionSwitch(model, NAME):
         states = model.base_model(
             inputs_embeds=embeds,
-            past_key_values=DynamicCache(),
+            past_key_values=trial.cache,
             position_ids=torch.arange(2, device=model.device)[None],
             use_cache=True,
             trial=trial,
@@ -230,7 +240,7 @@ def _trial_attention(
     index = getattr(module, "layer_idx", None)
     note.layers.append(index)
     note.is_causal &= bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    note.passes_keywords &= trial is note and index is not None
+    note.shows_cache &= trial is note and note.holds(index, key, value)
     note.own_mask |= attention_mask is not None
     note.options |= {name for name in ATTENTION_OPTIONS if kwargs.get(name) is not None}
     output, _ = sdpa_attention_forward(module, query, key, value, None, 0.0, scaling, is_causal=True)

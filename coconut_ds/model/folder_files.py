@@ -109,6 +109,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def conversion(folder: Path) -> str:
+    """The command that converts a folder's pickled weights."""
+    return f"python -c {shlex.quote(CONVERT)} {shlex.quote(str(folder))}"
+
+
 def quantization(config: Mapping[str, Any]) -> str | None:
     """How the weights are quantized, according to the values of ``config.json``; None if they are not."""
     for values in (config, config.get("text_config")):
@@ -143,8 +148,8 @@ def _without_safetensors(folder: Path) -> str:
     """Why a folder without safetensors has no weights that can be loaded, and what to do."""
     if pickles := sorted(path.name for path in folder.glob("*.bin") if path.name.startswith("pytorch_model")):
         return (
-            f"its weights are pickled ({pickles[0]}), and unpickling can run code; expected {WEIGHTS}. To convert "
-            f"them: python -c {shlex.quote(CONVERT)} {shlex.quote(str(folder))}"
+            f"its weights are pickled ({pickles[0]}), and unpickling can run code; expected {WEIGHTS}; to convert "
+            f"them: {conversion(folder)}"
         )
     for pattern, format in OTHER_WEIGHTS.items():
         if found := sorted(path.name for path in folder.glob(pattern)):

@@ -30,6 +30,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from coconut_ds.errors import ModelError
+
 NAME = "latent_loop"
 """The name under which transformers knows ``prefix_attention``."""
 
@@ -132,7 +134,11 @@ def prefix_attention(
 
     Returns the output [B, Q, H, E] for queries [B, H, Q, E], and None for the attention weights.
     """
-    assert latent_cache is not None, f"{type(module).__name__} does not pass its keyword arguments on to its layers"
+    if latent_cache is None:
+        raise ModelError(
+            f"{type(module).__name__}: its model does not pass keyword arguments on to its layers; set "
+            "model.attn_implementation=eager"
+        )
     layer = latent_cache.latent_layers[module.layer_idx]  # type: ignore[index]
     if not layer.later:
         output, _ = sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=True)

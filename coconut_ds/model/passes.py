@@ -6,7 +6,7 @@ All passes of a batch share one key/value cache. There are two implementations, 
   (``latent_attention.py``), and on a CPU it sums the gradients of each weight over all passes in one product
   (``deferred.py``). It needs a model that was loaded with ``sdpa`` and whose layers accept an attention function.
 * ``PlainPasses`` uses transformers' cache and the attention that the model was loaded with: flash attention, eager, or
-  layers with an attention of their own.
+  layers that do not show it the cache.
 
 Shapes:
     B  rows (sequences) in the batch
@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from coconut_ds.model.attention import AttentionSwitch, full_attention, takes_attention
 from coconut_ds.model.collate import LatentInputs
-from coconut_ds.model.compatibility import drops_keywords
+from coconut_ds.model.compatibility import hides_cache
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
 
@@ -63,7 +63,7 @@ def passes_of(
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
     """
-    if takes_attention(model) and model.config._attn_implementation == "sdpa" and not drops_keywords(model):
+    if takes_attention(model) and model.config._attn_implementation == "sdpa" and not hides_cache(model):
         return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
     return PlainPasses(model, inputs, reading)
 
