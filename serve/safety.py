@@ -1,6 +1,6 @@
 """Checks a model folder before anything in it is loaded: only safetensors, JSON and text, no code, no links elsewhere.
 
-The check itself only looks at file names and parses JSON. It skips a checkpoint's ``engine/`` folder: that contains
+The check itself only looks at file names, parses JSON and reads the headers of safetensors files. It skips a checkpoint's ``engine/`` folder: that contains
 pickles, which the server never opens; only resuming the training run reads them.
 """
 
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import not_downloaded
 from coconut_ds.model.folder_files import check_folder_files, conversion
 from coconut_ds.runs.folder import ENGINE
 
 READ = frozenset({".safetensors", ".json", ".txt"})
 """Suffixes of files that loading may read."""
-IDLE = frozenset(
-    (".md", ".jinja", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".yaml", ".yml", ".log", ".csv", ".jsonl")
-    + (".model", ".tiktoken")
-)
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
+IDLE = frozenset({".md", ".jinja", ".yaml", ".yml", ".log", ".csv", ".jsonl", ".model", ".tiktoken", *IMAGES})
 """Suffixes of further files that are allowed in the folder; nothing in them is executed (no chat template is), and the
 tables of tokenizers (``.model``) are not read, because ``tokenizer.json`` is there."""
 IDLE_NAMES = frozenset({"LICENSE", "NOTICE", "Notice", ".gitattributes", ".gitignore", ".DS_Store"})
@@ -88,6 +87,8 @@ def _check_entry(path: Path, root: Path) -> None:
             f"{path}: this file type is not allowed in a model folder, because loading it may run code; "
             f"{_advice_on_type(path)}"
         )
+    if stat.S_ISREG(mode) and (fault := not_downloaded(path)):
+        raise CheckpointError(f"{path}: {fault}")
 
 
 def _advice_on_type(path: Path) -> str:
