@@ -30,8 +30,8 @@ from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
-from coconut_ds.model.compatibility import check_config, check_supported
-from coconut_ds.model.folder_files import check_folder_files
+from coconut_ds.model.compatibility import check_config, check_model_type, check_supported
+from coconut_ds.model.folder_files import check_folder_files, read_json
 from coconut_ds.model.support import CONSTRUCTION, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
@@ -74,8 +74,10 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
         output_loading_info=True,
     )
     advice = "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights"
-    if Path(settings.model_id).is_dir():
-        check_folder_files(Path(settings.model_id))
+    folder = Path(settings.model_id)
+    if folder.is_dir():
+        check_folder_files(folder)
+        check_model_type(folder, read_json(folder / "config.json"))
     check_config(load_by_name(AutoConfig.from_pretrained, settings.model_id, "model.model_id", advice))
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)

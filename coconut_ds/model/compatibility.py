@@ -11,14 +11,17 @@ Shapes:
 """
 
 import inspect
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
     AttentionMaskInterface,
@@ -45,6 +48,25 @@ ATTENTION_OPTIONS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "b
 TOLERANCE = 1e-2
 """Largest difference between two ways to compute a state or logits, relative to the largest value."""
 ANOTHER = "choose a model of another family (GPT-2, GPT-NeoX, Llama, Qwen and most others)"
+
+
+def check_model_type(where: object, config: Mapping[str, Any]) -> None:
+    """Refuses a ``config.json`` of a type that the installed transformers does not know.
+
+    Args:
+        where: the folder, for the message.
+        config: the content of ``config.json``.
+
+    Raises:
+        ModelError: the type is not known. Code in the folder (``auto_map``) is never run.
+    """
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        code = "; the folder brings its own code (auto_map), which is never run" if "auto_map" in config else ""
+        raise ModelError(
+            f"{where}: transformers {transformers.__version__} does not know the model type {kind!r}{code}; use a "
+            "newer transformers or a model of another type"
+        )
 
 
 def check_config(config: PreTrainedConfig) -> None:
