@@ -1,7 +1,6 @@
 """Model folders of many families, saved by the family's own class: they load, evaluate and serve, or are refused."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 from serving import byte_tokenizer
 from slow_loop import slow_generate, slow_loss
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from coconut_ds.errors import CoconutError, DataError, ModelError
+from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.evaluation.session import evaluate
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.methods.layout import IGNORE, Layout
@@ -20,6 +19,7 @@ from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.support import context_length
 from coconut_ds.reasoner import load_reasoner
+from coconut_ds.settings import EvalConfig
 from coconut_ds.settings.compose import compose_eval_config
 from serve.asking import Ask
 from serve.launch import make_service
@@ -36,19 +36,16 @@ SMALL: dict[str, Any] = {
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 SUPPORTED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
-    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "gpt_neox": {"tie_word_embeddings": False},
     "llama": {},
     "mistral": {"sliding_window": 48},
     "mixtral": {**EXPERTS, "sliding_window": None},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
-    "qwen3_moe": {**EXPERTS, "head_dim": 8},
     "gemma": {"head_dim": 8},
     "gemma3_text": {"head_dim": 8, "sliding_window": 64},
     "phi": {},
     "phi3": {"sliding_window": 200},
-    "olmo": {},
     "olmo2": {},
     "olmo3": {"sliding_window": 64},
     "smollm3": {},
@@ -56,7 +53,6 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "granite": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "nemotron": {"head_dim": 8},
-    "persimmon": {},
 }
 """Families that work, with the values of their configuration that differ from ``SMALL``."""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -95,14 +91,22 @@ def save_as_others_do(folder: Path, family: str, values: dict[str, Any]) -> None
     byte_tokenizer().save_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory) -> EvalConfig:
+    """The configuration of an evaluation on ``PROBLEMS``, of a checkpoint that is still to be set."""
+    data = tmp_path_factory.mktemp("families") / "data.json"
+    data.write_text(json.dumps(PROBLEMS))
+    keys = ["checkpoint=x", f"data={data}", "method=coconut", "n_thoughts=2", "max_new_tokens=4"]
+    return compose_eval_config(keys)
+
+
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_a_folder_of_a_family_loads_evaluates_and_serves(family, tmp_path, monkeypatch):
+def test_a_folder_of_a_family_loads_evaluates_and_serves(family, tmp_path, monkeypatch, evaluation):
     """The text of evaluation and server is that of a slow loop around the model as transformers loads it."""
     monkeypatch.setattr("coconut_ds.evaluation.session.draw_sweep", lambda *arguments: None)
     save_as_others_do(tmp_path / "plain", family, SUPPORTED[family])
-    (tmp_path / "data.json").write_text(json.dumps(PROBLEMS))
-    given = [f"checkpoint={tmp_path / 'plain'}", f"data={tmp_path / 'data.json'}", f"out={tmp_path / 'out'}"]
-    scores = evaluate(compose_eval_config([*given, "method=coconut", "n_thoughts=2", "max_new_tokens=4"]))[0]
+    places = {"checkpoint": str(tmp_path / "plain"), "out": str(tmp_path / "out")}
+    scores = evaluate(evaluation.model_copy(update=places))[0]
     reasoner = load_reasoner(tmp_path / "plain", "coconut", 2)
     reasoner.save(tmp_path / "saved")
     service, _ = make_service([str(tmp_path / "saved")], EngineSettings(slots=2, max_positions=48), Limits())
@@ -128,3 +132,33 @@ def test_a_family_that_cannot_be_run_is_refused_with_the_reason(family, tmp_path
     with pytest.raises(CoconutError, match=reason) as refused:
         load_reasoner(tmp_path, "cot")
     assert "\n" not in str(refused.value)
+
+
+def layout(question: list[int], text: list[int]) -> Layout:
+    """Two thoughts between a question and a text with loss."""
+    return Layout([*question, 1, 1, *text], [*[IGNORE] * (len(question) + 2), *text], len(question), 2)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_a_window_has_no_effect_on_shorter_sequences_however_wide_the_batch(family, attention, tmp_path):
+    """The batch has more columns than the window has positions, because its rows are padded differently."""
+    save_as_others_do(tmp_path, family, {"sliding_window": 16, **({"head_dim": 8} if "gemma" in family else {})})
+    model = load_folder(tmp_path, attention).model
+    assert context_length(model) == 16
+    rows = [layout(list(range(3, 15)), [5]), layout([7, 8], list(range(20, 31)))]
+    inputs, targets = collate(rows, [0.5, 0.25], 2, 0)
+    assert inputs.prefix_ids.shape[1] + 2 + inputs.rest_ids.shape[1] > 16
+    loss = latent_loss(LatentLoop(model), inputs, targets)
+    assert model.config.sliding_window == 16
+    torch.testing.assert_close(loss, slow_loss(model, rows, [0.5, 0.25]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_counts_as_the_context_length(tmp_path):
+    """A question that is longer than the window is refused, and a text ends where the window is full."""
+    save_as_others_do(tmp_path, "mistral", {"sliding_window": 16})
+    reasoner = load_reasoner(tmp_path, "coconut", 2)
+    tokens = reasoner.generate("abcdef", max_new_tokens=99)[0].completion
+    assert (tokens.finish_reason, len(tokens.tokens)) == ("length", 16 - 11)
+    with pytest.raises(DataError, match=r"context is 16 \(its attention window"):
+        reasoner.generate("abcdefghijklmn")

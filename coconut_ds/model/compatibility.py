@@ -106,6 +106,8 @@ def check_supported(model: PreTrainedModel) -> None:
     """
     name = type(model).__name__
     check_config(model.config)
+    if model.base_model is model:
+        raise ModelError(f"{name}: its layers cannot be run without its head; {ANOTHER}")
     parameters = inspect.signature(model.base_model.forward).parameters
     for part, what in (
         ("past_key_values", "has no key/value cache"),

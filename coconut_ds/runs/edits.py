@@ -2,7 +2,7 @@
 
 A checkpoint's manifest holds the hash of each of its files, so that damage is found. An edit of ``coconut.json`` or of
 ``config.json`` looks like damage too, until ``coconut-runs accept`` writes its new hash into the manifest. Weights and
-the files in ``engine/`` cannot be accepted: nobody edits them by hand.
+the files in ``engine/`` cannot be accepted, because a change of these is never an edit.
 """
 
 import difflib
