@@ -109,9 +109,9 @@ def _checkpoints_of(text: str) -> list[ServedCheckpoint]:
         return [_checked(name or _default_name(folder), folder, folder)]
     found = _of_runs(folder, name) if is_attempt(folder) else [*_of_runs(folder, name), *_of_models(folder, name)]
     checkpoints, refused = [], []
-    for label, path in found:
+    for label, place in found:
         try:
-            checkpoints.append(_checked(label, path, folder))
+            checkpoints.append(_checked(label, place, folder))
         except CheckpointError as error:
             log.warning("skipped a checkpoint: %s", error)
             refused.append(error)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
+from coconut_ds.files import not_downloaded
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON can contain a lone surrogate; it is not a character, and tokenizers fail on it."""
@@ -108,6 +109,8 @@ class _Problems(Iterator[Problem]):
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
+    if fault := not_downloaded(path):
+        raise DataError(f"{path}: {fault}")
 
 
 def _parse(path: Path, text: str) -> list[Any]:

@@ -31,7 +31,7 @@ from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.compatibility import check_config, check_model_type, check_supported
-from coconut_ds.model.folder_files import check_folder_files, read_json
+from coconut_ds.model.folder_files import check_folder_files, read_object
 from coconut_ds.model.support import CONSTRUCTION, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
@@ -71,13 +71,14 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
         dtype=torch.float32,
         attn_implementation=settings.attn_implementation,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
     advice = "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights"
     folder = Path(settings.model_id)
     if folder.is_dir():
         check_folder_files(folder)
-        check_model_type(folder, read_json(folder / "config.json"))
+        check_model_type(folder, read_object(folder / "config.json"))
     check_config(load_by_name(AutoConfig.from_pretrained, settings.model_id, "model.model_id", advice))
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)

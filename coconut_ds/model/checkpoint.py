@@ -31,7 +31,7 @@ from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.compatibility import check_config, check_model_type
-from coconut_ds.model.folder_files import check_folder_files, read_json, stored_shapes
+from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.support import CONSTRUCTION, refuse_partial, stored_buffers
 from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
@@ -105,7 +105,7 @@ def load_folder(
     """
     check_attention(attn_implementation)
     _check_files(folder)
-    check_model_type(folder, read_json(folder / "config.json"))
+    check_model_type(folder, read_object(folder / "config.json"))
     try:
         check_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         model, report = _load_weights(folder, attn_implementation, dtype)
@@ -146,6 +146,8 @@ def _load_weights(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Weights of another shape are then reported by name, and refused below.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     model, report = loaded

@@ -80,7 +80,7 @@ def check_config(config: PreTrainedConfig) -> None:
         raise ModelError(f"{config.model_type}: {quantized(method)}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{config.model_type}: transformers has no causal language model of this type; {ANOTHER}")
-    family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{family.__name__}: is a part of an encoder-decoder model; {ANOTHER}")
     text = config.get_text_config()

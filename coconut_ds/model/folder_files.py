@@ -54,7 +54,7 @@ def check_folder_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_file() and (fault := not_downloaded(path)):
             raise CheckpointError(f"{path}: {fault}")
-    if method := quantization(read_json(config)):
+    if method := quantization(read_object(config)):
         raise CheckpointError(f"{folder}: {quantized(method)}")
     for path in weight_files(folder):
         _check_weights(path)
@@ -73,7 +73,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         raise CheckpointError(f"{folder}: cannot be loaded: {_without_safetensors(folder)}")
-    names = read_json(index).get("weight_map")
+    names = read_object(index).get("weight_map")
     if not isinstance(names, Mapping):
         raise CheckpointError(f"{index}: has no weight_map; copy or download the folder again")
     files = [folder / name for name in sorted({str(name) for name in names.values()})]
@@ -87,14 +87,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each weight in a model folder by its name, from the headers of its files."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="np") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder.
 
     Raises:

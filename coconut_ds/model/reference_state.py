@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from coconut_ds.data.tokens import add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import not_downloaded
 from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
 from coconut_ds.model.support import refuse_partial, stored_buffers
 from coconut_ds.settings import ModelConfig
@@ -41,6 +42,7 @@ def load_state_dict(
     Raises:
         CheckpointError: the file is not a state dict, or not of this architecture.
     """
+    check_state_file(path)
     state = _read_state(path)
     rows = int(state[_embedding_key(path, state)].shape[0])
     without_markers = len(tokenizer)
@@ -67,6 +69,21 @@ def load_state_dict(
             with whole([wanted[key]], changed=True):
                 wanted[key].copy_(value)
     return add_marker_rows(model, tokenizer, rows, pause)
+
+
+def check_state_file(path: Path) -> None:
+    """Refuses a file that is no state dict of torch, without loading it.
+
+    Raises:
+        CheckpointError: says what the file is and what to give instead.
+    """
+    if fault := not_downloaded(path):
+        raise CheckpointError(f"{path}: {fault}")
+    if path.suffix in (".safetensors", ".gguf", ".json"):
+        raise CheckpointError(
+            f"{path}: is not a state dict of torch ({path.suffix}); give a model folder, with config.json, "
+            "model.safetensors and a tokenizer, or a state dict"
+        )
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import damage, remove, remove_folder
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
-from coconut_ds.runs.edits import accept, edits_of
+from coconut_ds.runs.edits import accept, edits_of, how_to_accept
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
 from coconut_ds.runs.lock import RunLock
@@ -217,7 +217,8 @@ def _verify(options: argparse.Namespace) -> int:
         _print_json({"checkpoints": values, "damaged": len(damaged), "bytes": total})
     else:
         for path, problems in damaged.items():
-            print(f"{coloured('damaged')} {path}", *(f"  {problem}" for problem in problems), sep="\n")
+            lines = [*problems, *filter(None, [how_to_accept(Path(path))])]
+            print(f"{coloured('damaged')} {path}", *(f"  {line}" for line in lines), sep="\n")
         state = f"{len(damaged)} damaged" if damaged else "all intact" if found else "nothing to verify"
         print(f"{len(found)} checkpoints, {size(total)}: {state}")
     return 1 if damaged else 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import SEAL, fingerprint, seal_of, text_of, write_whole
+from coconut_ds.files import SEAL, damage, fingerprint, seal_of, text_of, write_whole
 
 EDITABLE = (".json", ".jinja", ".txt", ".md")
 """Suffixes of the files whose changes can be accepted."""
@@ -81,16 +81,22 @@ def accept(folder: Path, edits: list[Edit]) -> None:
 
 def advice_on_damage(folder: Path) -> str:
     """What to do about a damaged checkpoint: use another one or, if only text files differ, accept their changes."""
+    another = "use another checkpoint of the run"
+    accepting = how_to_accept(folder)
+    return f"{accepting}; otherwise {another}" if accepting else another
+
+
+def how_to_accept(folder: Path) -> str | None:
+    """How to accept the edits of a checkpoint; None if there are none, or other files have changed too."""
     try:
-        edited = edits_of(folder)
+        edited = [edit.path.name for edit in edits_of(folder)]
     except CheckpointError:
-        edited = []
-    if not edited:
-        return "use another checkpoint of the run"
-    names = " and ".join(edit.path.name for edit in edited)
+        return None
+    if not edited or {fault.split(" ")[0] for fault in damage(folder)} - set(edited):
+        return None
     return (
-        f"if you edited {names} yourself, accept the changes with: coconut-runs accept {shlex.quote(str(folder))}; "
-        "otherwise use another checkpoint of the run"
+        f"if you edited {' and '.join(edited)} yourself, accept the changes with: coconut-runs accept "
+        f"{shlex.quote(str(folder))}"
     )
 
 
