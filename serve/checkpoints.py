@@ -136,7 +136,11 @@ def _of_runs(folder: Path, name: str) -> list[tuple[str, Path]]:
 
 def _of_models(folder: Path, name: str) -> list[tuple[str, Path]]:
     """Names and folders of the models in a folder that do not belong to a run."""
-    found = [path for path in models_inside(folder) if not any(is_attempt(each) for each in (path, *path.parents))]
+    found = []
+    for path in models_inside(folder):
+        inside = [each for each in (path, *path.parents) if each != folder and each.is_relative_to(folder)]
+        if not any(map(is_attempt, inside)):
+            found.append(path)
     return [(f"{name}/{label}" if name else label, path) for label, path in _model_labels(folder, found)]
 
 

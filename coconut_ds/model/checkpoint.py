@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from coconut_ds.distributed.zero import is_sharded, whole_shape
 from coconut_ds.errors import CheckpointError, CoconutError
 from coconut_ds.files import SEAL, damage, put_in_place, seal
-from coconut_ds.hub import FAULTS
+from coconut_ds.hub import FAULTS, first_line
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
@@ -113,7 +113,7 @@ def load_folder(
     except CoconutError:
         raise
     except FAULTS as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+        raise CheckpointError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     _check_weights(folder, model, report)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end-of-sequence token")
