@@ -26,9 +26,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from coconut_ds.model.attention import AttentionSwitch, full_attention, takes_attention
 from coconut_ds.model.collate import LatentInputs
-from coconut_ds.model.compatibility import hides_cache
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
+from coconut_ds.model.trial import hides_cache
 
 Reading = Callable[[], AbstractContextManager[None]]
 """Makes the context in which the pass over the prefix runs; see ``LastLayer.only``."""
