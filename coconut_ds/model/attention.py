@@ -1,8 +1,6 @@
 """Checks of ``model.attn_implementation``, and a switch to one of this project's own attention functions."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,24 +45,6 @@ def takes_attention(model: PreTrainedModel) -> bool:
     return bool(model.base_model._supports_attention_backend)
 
 
-@contextmanager
-def full_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, transformers' masks have no attention window.
-
-    Sequences are no longer than the window (``support.context_length``), so it has no effect on them alone. But a mask
-    counts columns, and the padding of a batch would use up a part of the window.
-    """
-    before = [(config, key, getattr(config, key, None)) for config in _configs(model) for key in WINDOWS.values()]
-    before = [(config, key, size) for config, key, size in before if size is not None]
-    for config, key, _ in before:
-        setattr(config, key, UNLIMITED)
-    try:
-        yield
-    finally:
-        for config, key, size in before:
-            setattr(config, key, size)
-
-
 def _configs(model: PreTrainedModel) -> list[Any]:
     """The configurations that the model's modules read, each once."""
     found = [
@@ -92,3 +72,23 @@ class AttentionSwitch:
     def __exit__(self, *error: object) -> None:
         for config, before in zip(self._configs, self._before.pop(), strict=True):
             config._attn_implementation = before
+
+
+class FullAttention:
+    """Within ``with full:`` transformers makes masks without an attention window.
+
+    Sequences are no longer than the window (``support.context_length``), so it has no effect on them alone. But a mask
+    counts columns, and the padding of a batch would use up a part of the window.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        found = [(config, key, getattr(config, key, None)) for config in _configs(model) for key in WINDOWS.values()]
+        self._windows = [(config, key, size) for config, key, size in found if size is not None]
+
+    def __enter__(self) -> None:
+        for config, key, _ in self._windows:
+            setattr(config, key, UNLIMITED)
+
+    def __exit__(self, *error: object) -> None:
+        for config, key, size in self._windows:
+            setattr(config, key, size)

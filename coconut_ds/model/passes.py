@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from coconut_ds.model.attention import AttentionSwitch, full_attention, takes_attention
+from coconut_ds.model.attention import AttentionSwitch, FullAttention, takes_attention
 from coconut_ds.model.collate import LatentInputs
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
@@ -106,6 +106,7 @@ class PlainPasses:
         # Without the configuration: layers with a window would keep only its last columns, padding included.
         self._cache = DynamicCache()
         self._prefix: list[tuple[Tensor, Tensor]] = []
+        self._full_attention = FullAttention(model)
 
     @property
     def _layers(self) -> list[Any]:
@@ -115,7 +116,7 @@ class PlainPasses:
         """See ``Passes``."""
         # An empty cache is passed in from the start: without any cache, transformers would look for packed sequences in
         # the position ids.
-        with self._reading(), full_attention(self._model):
+        with self._reading(), self._full_attention:
             states = last_hidden_states(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
         return states
@@ -126,7 +127,7 @@ class PlainPasses:
             self._cache = DynamicCache(ddp_cache_data=self._prefix)
         mask, count = self._inputs.attention_mask, embeds.shape[1]
         mask = None if mask is None else mask[:, : start + count]
-        with full_attention(self._model):
+        with self._full_attention:
             return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
 
 
