@@ -154,6 +154,14 @@ def test_a_window_has_no_effect_on_shorter_sequences_however_wide_the_batch(fami
     torch.testing.assert_close(loss, slow_loss(model, rows, [0.5, 0.25]), rtol=1e-5, atol=1e-5)
 
 
+def test_layers_that_drop_keyword_arguments_are_trained_with_transformers_own_cache(tmp_path):
+    save_as_others_do(tmp_path, "nemotron", {"head_dim": 8})
+    model = load_folder(tmp_path).model
+    rows = [layout([3, 4, 5, 6], [7, 8]), layout([9], [10])]
+    loss = latent_loss(LatentLoop(model), *collate(rows, [0.5, 0.25], 2, 0))
+    torch.testing.assert_close(loss, slow_loss(model, rows, [0.5, 0.25]), rtol=1e-5, atol=1e-5)
+
+
 def test_a_window_counts_as_the_context_length(tmp_path):
     """A question that is longer than the window is refused, and a text ends where the window is full."""
     save_as_others_do(tmp_path, "mistral", {"sliding_window": 16})
