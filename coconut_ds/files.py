@@ -16,6 +16,8 @@ from coconut_ds.strict_json import read_json
 _PACKAGE = Path(__file__).resolve().parent
 SEAL = "manifest.json"
 """The manifest of a sealed folder."""
+MAX_TEXT = 8192
+"""Largest size, in bytes, of a JSON file whose text the manifest records."""
 
 
 def project_folder(name: str) -> Path:
@@ -44,13 +46,42 @@ def write_whole(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How every Git LFS pointer begins: a small text file that takes the place of a large file until that is downloaded."""
+
+
+def not_downloaded(path: Path) -> str | None:
+    """Says what a file contains in place of its real content, and what to do; None if it is not such a file.
+
+    A clone without Git LFS has pointers instead of large files; a failed download may leave a web page.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(256).lstrip().lower()
+    except OSError:
+        return None
+    if start.startswith(LFS_POINTER):
+        return (
+            f"is a Git LFS pointer ({path.stat().st_size} bytes of text) instead of the file itself; run `git lfs "
+            "pull` in the repository that it was cloned from, or download the file"
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page instead of the file itself, probably from a failed download; download the file again"
+    return None
+
+
 def seal(folder: Path, **facts: Any) -> None:
-    """Writes the manifest of a folder (``facts``, then size and SHA-256 of each file), and syncs all of it to disk.
+    """Writes the manifest of a folder, and syncs all of it to disk.
+
+    The manifest has ``facts``, size and SHA-256 of each file, and the text of small JSON files, so that an edit of
+    such a file can be shown later.
 
     Call it before the folder receives its final name: the rename then makes a complete folder appear at once.
     """
-    files = {str(path.relative_to(folder)): _fingerprint(path) for path in _files(folder)}
-    text = json.dumps({**facts, "files": files}, indent=2) + "\n"
+    files = {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+    found = {path.name: text_of(path) for path in _files(folder) if path.parent == folder}
+    texts = {name: text for name, text in found.items() if text is not None}
+    text = json.dumps({**facts, "files": files, "texts": texts}, indent=2) + "\n"
     (folder / SEAL).write_text(text, encoding="utf-8")
     for path in (*_files(folder), folder / SEAL, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
@@ -69,13 +100,14 @@ def seal_of(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def damage(folder: Path, hashes: bool = False, without: str | None = None) -> list[str]:
+def damage(folder: Path, hashes: bool = False, without: str | None = None, largest: int | None = None) -> list[str]:
     """Describes each file of a sealed folder that is not as it was when the folder was sealed; empty if all are.
 
     Args:
         folder: the sealed folder.
         hashes: also read every file and compare its SHA-256; otherwise only existence and size are checked.
         without: a top-level subfolder to skip.
+        largest: with ``hashes``, size in bytes of the largest file to read; None: files of any size are read.
     """
     values = seal_of(folder)
     if values is None:
@@ -85,7 +117,7 @@ def damage(folder: Path, hashes: bool = False, without: str | None = None) -> li
         if without is not None and Path(name).parts[0] == without:
             continue
         try:
-            fault = _fault(folder / name, known, hashes)
+            fault = _fault(folder / name, known, hashes and (largest is None or known["bytes"] <= largest))
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault:
@@ -98,7 +130,7 @@ def _fault(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
         return "is missing"
     if path.stat().st_size != known["bytes"]:
         return f"has {path.stat().st_size} bytes, expected {known['bytes']}"
-    if hashes and _fingerprint(path) != known:
+    if hashes and fingerprint(path) != known:
         return "has other content than when it was written"
     return None
 
@@ -157,6 +189,14 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def text_of(path: Path) -> str | None:
+    """The text that a manifest records of a file; None if that is no JSON file, or too large."""
+    if path.suffix != ".json" or path.stat().st_size > MAX_TEXT:
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

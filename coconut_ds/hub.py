@@ -15,10 +15,13 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from coconut_ds.errors import ModelError
+from coconut_ds.files import not_downloaded
 
 Loaded = TypeVar("Loaded")
 PROBE_TIMEOUT_S = 3.0
 """Longest time to wait for the hub's host, in seconds."""
+CACHED = "models--"
+"""Beginning of the names of cache entries."""
 FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What loading raises for files that are missing or broken, or that need a package that is not installed."""
 
@@ -39,9 +42,8 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
         return load(name, local_files_only=True)
     except FAULTS as error:
         if Path(name).is_dir():
-            raise ModelError(
-                f"{setting}={name}: this folder cannot be loaded ({_first_line(error)}); {advice}"
-            ) from error
+            fault = _fault_of(Path(name)) or first_line(error)
+            raise ModelError(f"{setting}={name}: this folder cannot be loaded ({fault}); {advice}") from error
         if not hub_reachable():
             raise ModelError(
                 f"{setting}={name}: no such folder, not in the local cache, and the hub cannot be reached; {advice}"
@@ -50,7 +52,7 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
         return load(name)
     except FAULTS as error:
         raise ModelError(
-            f"{setting}={name}: could not be loaded from the hub ({_first_line(error)}); {advice}"
+            f"{setting}={name}: could not be loaded from the hub ({first_line(error)}); {advice}"
         ) from error
 
 
@@ -68,5 +70,23 @@ def hub_reachable() -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
+def _fault_of(folder: Path) -> str | None:
+    """The first file of a folder that was not downloaded, and what it contains instead; None if there is none."""
+    faults = ((path.name, not_downloaded(path)) for path in sorted(folder.iterdir()) if path.is_file())
+    return next((f"{name} {fault}" for name, fault in faults if fault), None)
+
+
+def cache_of(folder: Path) -> Path | None:
+    """The cache entry ``models--ORG--NAME`` of which a folder is a snapshot; None if it is not in a cache."""
+    entry = folder.parent.parent
+    return entry if folder.parent.name == "snapshots" and entry.name.startswith(CACHED) else None
+
+
+def cached_name(entry: Path) -> str:
+    """The name on the hub, ``ORG/NAME``, of the model in a cache entry."""
+    return entry.name.removeprefix(CACHED).replace("--", "/")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

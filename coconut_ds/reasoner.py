@@ -27,9 +27,10 @@ from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
+from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import cast, describe
-from coconut_ds.model.reference_state import load_state_dict
+from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
 
@@ -245,6 +246,8 @@ def load_reasoner(
     if method is not None and method not in METHODS:
         raise CheckpointError(f"method={method}: unknown; expected one of {', '.join(sorted(METHODS))}")
     check_attention(attn_implementation, dtype)
+    if place.is_file():
+        check_state_file(place)
     card = card_at(place, method, n_thoughts)
     pause = METHODS[card.method].pauses
     if place.is_dir():
@@ -277,6 +280,8 @@ def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCar
         if method not in (None, card.method):
             raise CheckpointError(f"{place}: was trained with method={card.method}; leave method={method} out")
         return card if n_thoughts is None else card.with_latents(n_thoughts)
+    if place.is_dir():
+        check_folder_files(place)
     if method is None:
         raise CheckpointError(
             f"{place}: has no coconut.json, so it does not say how it thinks; set method=cot, or another and n_thoughts"

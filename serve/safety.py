@@ -1,7 +1,8 @@
 """Checks a model folder before anything in it is loaded: only safetensors, JSON and text, no code, no links elsewhere.
 
-The check itself only looks at file names and parses JSON. It skips a checkpoint's ``engine/`` folder: that contains
-pickles, which the server never opens; only resuming the training run reads them.
+The check itself only looks at file names, parses JSON and reads the headers of safetensors files. It skips a
+checkpoint's ``engine/`` folder: that contains pickles, which the server never opens; only resuming the training run
+reads them.
 """
 
 import json
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import not_downloaded
+from coconut_ds.model.folder_files import check_folder_files, conversion
 from coconut_ds.runs.folder import ENGINE
 
 READ = frozenset({".safetensors", ".json", ".txt"})
 """Suffixes of files that loading may read."""
-IDLE = frozenset({".md", ".jinja", ".png", ".yaml", ".yml", ".log", ".csv", ".jsonl"})
-"""Suffixes of further files that are allowed in the folder; nothing in them is executed (no chat template is)."""
-IDLE_NAMES = frozenset({"LICENSE", "NOTICE", ".gitattributes", ".gitignore"})
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf")
+IDLE = frozenset({".md", ".jinja", ".yaml", ".yml", ".log", ".csv", ".jsonl", ".model", ".tiktoken", *IMAGES})
+"""Suffixes of further files that are allowed in the folder; nothing in them is executed (no chat template is), and the
+tables of tokenizers (``.model``) are not read, because ``tokenizer.json`` is there."""
+IDLE_NAMES = frozenset({"LICENSE", "NOTICE", "Notice", ".gitattributes", ".gitignore", ".DS_Store"})
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "transformers_weights"})
 """Keys of JSON files that refer to code, or to weights elsewhere."""
 NEEDED = ("config.json", "tokenizer.json", "coconut.json")
@@ -46,8 +51,7 @@ def check_folder(folder: Path, root: Path) -> None:
             raise CheckpointError(f"{folder}: {name} is missing; {_ADVICE[name]}")
     for path in sorted(folder.glob("*.json")):
         _check_json(path)
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: contains no .safetensors file; save the model with save_pretrained")
+    check_folder_files(folder)
 
 
 _ADVICE = {
@@ -61,9 +65,12 @@ _ADVICE = {
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """All files, folders and links in a folder, recursively, except ``engine/``."""
+    """All files, folders and links in a folder, recursively, except ``engine/`` and hidden folders.
+
+    Loading opens neither; ``.git`` and ``.cache`` are left by programs that download models.
+    """
     for path in sorted(folder.iterdir()):
-        if path.name == ENGINE and path.is_dir() and not path.is_symlink():
+        if (path.name == ENGINE or path.name.startswith(".")) and path.is_dir() and not path.is_symlink():
             continue
         yield path
         if path.is_dir() and not path.is_symlink():
@@ -78,9 +85,20 @@ def _check_entry(path: Path, root: Path) -> None:
         raise CheckpointError(f"{path}: is neither a file nor a folder; remove it")
     if stat.S_ISREG(mode) and path.suffix not in READ | IDLE and path.name not in IDLE_NAMES:
         raise CheckpointError(
-            f"{path}: this file type is not allowed in a model folder, because loading it may run code; if it contains "
-            "weights that you trust, convert them to safetensors, then remove this file"
+            f"{path}: this file type is not allowed in a model folder, because loading it may run code; "
+            f"{_advice_on_type(path)}"
         )
+    if stat.S_ISREG(mode) and (fault := not_downloaded(path)):
+        raise CheckpointError(f"{path}: {fault}")
+
+
+def _advice_on_type(path: Path) -> str:
+    """What to do with a file of a type that is not allowed."""
+    if any(path.parent.glob("*.safetensors")):
+        return f"the model's weights are also there as safetensors, so remove {path.name}"
+    if path.name.startswith("pytorch_model"):
+        return f"if it contains weights that you trust, convert them ({conversion(path.parent)}), then remove this file"
+    return "if it contains weights that you trust, convert them to safetensors, then remove this file"
 
 
 def _check_json(path: Path) -> None:

@@ -19,6 +19,8 @@ from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.reference_state import load_state_dict
+from coconut_ds.reasoner import load_reasoner
+from coconut_ds.runs.cli import main
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
@@ -79,6 +81,20 @@ def test_a_flipped_bit_is_refused_and_a_model_copied_without_the_engine_loads(tm
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match="has other content"):
         load_folder(tmp_path / "model")
+
+
+def test_an_edited_card_loads_once_its_edit_is_accepted(tmp_path, capsys):
+    backbone = make_backbone()
+    folder = tmp_path / "checkpoint_1"
+    save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    card = folder / "coconut.json"
+    card.write_text(card.read_text().replace('"num_thoughts": 6', '"num_thoughts": 4'))
+    with pytest.raises(CheckpointError, match=r"is damaged: coconut\.json .*if you edited coconut\.json"):
+        load_reasoner(folder)
+    assert main(["accept", str(folder)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert ('-  "num_thoughts": 6,' in shown, '+  "num_thoughts": 4,' in shown) == (True, True)
+    assert load_reasoner(folder).card.num_thoughts == 4
 
 
 def test_marker_rows_that_are_there_are_never_touched(tmp_path):

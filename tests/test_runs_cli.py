@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from making_runs import FIRST, OTHER, RUN, SECOND, THIRD, calling, make_runs
 
+from coconut_ds.files import seal
+from coconut_ds.runs.cli import main
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.runs.identity import write_ingredients
 from coconut_ds.runs.report import age, size
@@ -71,6 +73,56 @@ def test_verify_names_the_file_of_one_flipped_bit(root, call):
     values = json.loads(out)
     assert (code, values["damaged"], len(values["checkpoints"])) == (1, 1, 5)
     assert call("verify", SECOND, str(path.with_name("checkpoint_2")))[0] == 0, "the damaged one is not named"
+
+
+@pytest.fixture
+def accepting(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: str) -> tuple[int, str, str]:
+        return main(["accept", *words]), *capsys.readouterr()
+
+    return run
+
+
+def test_an_edit_of_a_text_file_is_shown_and_accepted(root, call, accepting):
+    """Afterwards the checkpoint counts as complete, and its manifest says what was accepted."""
+    path = RunFolder(root / "toy" / RUN / FIRST).checkpoint(4)
+    card = path / "coconut.json"
+    before = card.read_text()
+    card.write_text(before.replace('"stage": 1', '"stage": 12'))
+    command = f"coconut-runs accept {path}"
+    assert f"  if you edited coconut.json yourself, accept the changes with: {command}" in call("verify", str(path))[1]
+    code, out, _ = accepting("--dry-run", str(path))
+    assert (code, out.splitlines()[-1]) == (0, "would accept 1 edited file")
+    assert [line for line in out.splitlines() if line[:2] in ("-{", "+{")] == [f"-{before}", f"+{card.read_text()}"]
+    assert call("verify", str(path))[0] == 1
+    assert accepting(str(path))[1].splitlines()[-1] == "accepted 1 edited file"
+    assert call("verify", str(path))[0] == 0
+    assert accepting(str(path))[1:] == ("no text file was edited\n", "")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert [(one["file"], one["before"]["bytes"]) for one in manifest["accepted"]] == [("coconut.json", len(before))]
+    assert manifest["epoch"] == 4
+
+
+def test_weights_and_broken_json_cannot_be_accepted(root, call, accepting):
+    path = RunFolder(root / "toy" / RUN / FIRST).checkpoint(4)
+    (path / "coconut.json").write_text('{"stage": ')
+    assert "is not valid JSON" in accepting(str(path))[2]
+    (path / "coconut.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(bytes(2048))
+    assert accepting(str(path))[0] == 0
+    code, out, _ = call("verify", str(path))
+    assert (code, "model.safetensors has other content" in out, "coconut.json" in out) == (1, True, False)
+    (path / "manifest.json").unlink()
+    assert "manifest.json is missing or broken" in accepting(str(path))[2]
+    assert "no such folder" in accepting(str(path.with_name("none")))[2]
+
+
+def test_the_former_text_of_a_long_file_is_not_shown(root, accepting):
+    path = RunFolder(root / "toy" / RUN / FIRST).checkpoint(4)
+    (path / "config.json").write_text(json.dumps({"long": "x" * 9000}))
+    seal(path, epoch=4)
+    (path / "config.json").write_text('{"short": 1}')
+    assert 'its former text was not recorded; it now reads:\n{"short": 1}\n' in accepting(str(path))[1]
 
 
 def test_colours_are_for_terminals_without_no_color(root, call, monkeypatch):

@@ -13,6 +13,7 @@ from serving import ROOT, save_checkpoint
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import seal
+from coconut_ds.runs.cli import main
 from serve.checkpoints import find_checkpoints
 from serve.errors import QueueFullError, UnavailableError, UnknownModelError
 from serve.limits import EngineSettings
@@ -56,6 +57,61 @@ def test_folders_and_runs_have_names(checkpoint, tmp_path):
     attempt = tmp_path / "outputs/demo/abcdef/20260101-000000-aaaa"
     assert find_checkpoints([str(attempt)]).names == ["demo/checkpoint_2", "demo/checkpoint_1"]
     assert find_checkpoints([str(attempt / "checkpoint_1")]).names == ["demo/checkpoint_1"]
+
+
+def test_a_folder_of_model_folders_is_served(checkpoint, tmp_path, caplog):
+    """Next to runs, under their paths; a model without a card is left out with a warning."""
+    a_run(checkpoint, tmp_path, "demo", "20260101-000000-aaaa", 1)
+    for name in ("b", "a", "group/c"):
+        copy(checkpoint, tmp_path / name)
+    (copy(checkpoint, tmp_path / "plain") / "coconut.json").unlink()
+    assert find_checkpoints([str(tmp_path)]).names == ["demo/checkpoint_1", "a", "b", "group/c"]
+    assert find_checkpoints([f"mine={tmp_path / 'group'}"]).names == ["mine/c"]
+    assert "plain: coconut.json is missing" in caplog.text
+    (tmp_path / "only").mkdir()
+    (tmp_path / "plain").rename(tmp_path / "only/plain")
+    with pytest.raises(CheckpointError, match=r"coconut\.json is missing"):
+        find_checkpoints([str(tmp_path / "only")])
+
+
+def cached(checkpoint: Path, entry: Path, revision: str) -> Path:
+    """A model in a cache of Hugging Face: its files are links to others, which are named after their content."""
+    snapshot = entry / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (entry / "blobs").mkdir(exist_ok=True)
+    for number, path in enumerate(sorted(checkpoint.iterdir())):
+        if path.name != "manifest.json":
+            shutil.copy(path, entry / "blobs" / f"{revision}{number}")
+            (snapshot / path.name).symlink_to(f"../../blobs/{revision}{number}")
+    return snapshot
+
+
+def test_a_cached_model_is_served_under_its_name_on_the_hub(checkpoint, tmp_path):
+    entry = tmp_path / "hub" / "models--org--tiny"
+    snapshot = cached(checkpoint, entry, "0123456789abcdef")
+    for given in (snapshot, entry, tmp_path / "hub"):
+        assert find_checkpoints([str(given)]).names == ["org/tiny"]
+    models = Models(find_checkpoints([str(snapshot)]), EngineSettings(slots=2), 8, 10**9)
+    with models.holding("org/tiny") as thread:
+        thread.run(lambda reasoner: reasoner.generate("a", max_new_tokens=1)).result()
+    models.close()
+    cached(checkpoint, entry, "fedcba9876543210")
+    assert find_checkpoints([str(entry)]).names == ["org/tiny@01234567", "org/tiny@fedcba98"]
+    (snapshot / "LICENSE").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match=f"is a link to a path outside {entry}"):
+        find_checkpoints([str(snapshot)])
+
+
+def test_an_edited_card_is_reported_at_the_start_and_served_once_accepted(checkpoint, tmp_path, caplog, capsys):
+    a_run(checkpoint, tmp_path, "demo", "20260101-000000-aaaa", 1, 2)
+    folder = tmp_path / "demo/abcdef/20260101-000000-aaaa/checkpoint_2"
+    change_json(folder / "coconut.json", num_thoughts=3)
+    assert find_checkpoints([str(tmp_path)]).names == ["demo/checkpoint_1"]
+    assert f"accept the changes with: coconut-runs accept {folder}" in caplog.text
+    with pytest.raises(CheckpointError, match=r"is damaged: coconut\.json"):
+        find_checkpoints([str(folder)])
+    assert main(["accept", str(folder)]) == 0
+    assert find_checkpoints([str(tmp_path)])["demo/checkpoint_2"].card.num_thoughts == 3
 
 
 def test_requests_can_only_name_checkpoints(checkpoint, tmp_path):

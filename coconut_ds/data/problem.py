@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
+from coconut_ds.files import not_downloaded
 from coconut_ds.strict_json import LONE_SURROGATE, MAX_DEPTH, JsonError, is_deeper, parse_loosely, printable, shown
 
 REQUIRED_KEYS = ("question", "steps", "answer")
@@ -114,6 +115,8 @@ class _Problems(Iterator[Problem]):
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a JSON list of problems (question, steps, answer)")
+    if fault := not_downloaded(path):
+        raise DataError(f"{path}: {fault}")
 
 
 def parse_items(path: Path, text: str) -> list[Any]:

@@ -45,7 +45,7 @@ def slot_attention(
     Returns the output [R, Q, H, E] for queries [R, H, Q, E], and None for the attention weights.
     """
     if query.shape[2] > 1 and attention_mask is None and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-        return _causal_blocks(query, key, value, scaling).transpose(1, 2), None
+        return _causal_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     if query.shape[2] > 1 or attention_mask is None:
         return fused_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
     rows, heads, _, size = query.shape

@@ -196,5 +196,6 @@ def check_prompts(prompts: Sequence[Layout], context_length: int | None) -> None
         if context_length is not None and len(prompt) >= context_length:
             raise DataError(
                 f"problem {index}: its prompt has {len(prompt)} positions, thoughts included; the model's context is "
-                f"{context_length}; shorten the question or use fewer thoughts"
+                f"{context_length} (its attention window, if that is shorter); shorten the question or use fewer "
+                "thoughts"
             )

@@ -10,11 +10,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.support import WINDOWS
 
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 """Attention kernels that need a package, a CUDA device and half precision, with that package."""
 BUILT_IN = ("sdpa", "eager")
 """Attention kernels that always work."""
+UNLIMITED = 2**31 - 1
+"""The size of a window that never has an effect."""
 
 
 NO_SHARED_KEYS = ("cuda",)
@@ -105,6 +108,14 @@ def takes_attention(model: PreTrainedModel) -> bool:
     return bool(model.base_model._supports_attention_backend)
 
 
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """The configurations that the model's modules read, each once."""
+    found = [
+        module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
+    ]
+    return list({id(config): config for config in found}.values())
+
+
 class AttentionSwitch:
     """Within ``with switch:`` the model uses the attention function registered as ``name``.
 
@@ -112,10 +123,7 @@ class AttentionSwitch:
     """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
-        configs = [
-            module.config for module in model.modules() if isinstance(getattr(module, "config", None), PreTrainedConfig)
-        ]
-        self._configs: list[Any] = list({id(config): config for config in configs}.values())
+        self._configs = _configs(model)
         self._name = name
         self._before: list[list[str]] = []
 
@@ -127,3 +135,23 @@ class AttentionSwitch:
     def __exit__(self, *error: object) -> None:
         for config, before in zip(self._configs, self._before.pop(), strict=True):
             config._attn_implementation = before
+
+
+class FullAttention:
+    """Within ``with full:`` transformers makes masks without an attention window.
+
+    Sequences are no longer than the window (``support.context_length``), so it has no effect on them alone. But a mask
+    counts columns, and the padding of a batch would use up a part of the window.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        found = [(config, key, getattr(config, key, None)) for config in _configs(model) for key in WINDOWS.values()]
+        self._windows = [(config, key, size) for config, key, size in found if size is not None]
+
+    def __enter__(self) -> None:
+        for config, key, _ in self._windows:
+            setattr(config, key, UNLIMITED)
+
+    def __exit__(self, *error: object) -> None:
+        for config, key, size in self._windows:
+            setattr(config, key, size)

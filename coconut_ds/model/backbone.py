@@ -1,9 +1,8 @@
 """The backbone: a Hugging Face causal language model and its tokenizer, both with the thought markers added.
 
-Most decoder-only families work (GPT-2, GPT-NeoX, Llama, Qwen and others). A model must have a key/value cache, full
-attention in every layer, and logits that are its head applied to the last hidden state. Models with windowed attention
-and models that cap or scale their logits are refused (``support.check_supported``). Generation has one more
-requirement: layers that accept an attention function (``generation/attention.py``).
+Most decoder-only families work (GPT-2, GPT-NeoX, Llama, Qwen and others). A model must have a key/value cache, layers
+that look up a causal attention function, and logits that are its head applied to the last hidden state; others are
+refused (``compatibility.py``). An attention window counts as the model's context length.
 
 The embedding row of a marker that the pretrained weights lack is initialized once, after they are loaded: with the row
 of ``<<`` if the tokenizer has that token, else with the mean of the pretrained rows. The same is done to the output
@@ -35,8 +34,10 @@ from coconut_ds.errors import ModelError
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention, check_attention_used
+from coconut_ds.model.compatibility import check_config, check_model_type, check_supported
+from coconut_ds.model.folder_files import check_folder_files, read_object
 from coconut_ds.model.generation_config import check_generation_config, stated_ends
-from coconut_ds.model.support import CONSTRUCTION, check_supported, embedding_weight, refuse_partial
+from coconut_ds.model.support import CONSTRUCTION, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
 SEED_TOKEN = "<<"
@@ -95,15 +96,23 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
         dtype=torch.float32,
         attn_implementation=settings.attn_implementation,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
     advice = "set model.model_id to a local folder, or model=gpt2_scratch_small to start from random weights"
+    folder = Path(settings.model_id)
+    if folder.is_dir():
+        check_folder_files(folder)
+        check_model_type(folder, read_object(folder / "config.json"))
+    check_config(load_by_name(AutoConfig.from_pretrained, settings.model_id, "model.model_id", advice))
     with CONSTRUCTION:
         loaded: Any = load_by_name(load, settings.model_id, "model.model_id", advice)
     model, report = loaded
     check_attention_used(model, settings.attn_implementation)
     # Weights that this model does not use (those of another head) are ignored; none may be missing.
-    refuse_partial(settings.model_id, report["missing_keys"], (), report["mismatched_keys"])
+    refuse_partial(
+        settings.model_id, report["missing_keys"], (), report["mismatched_keys"], "set model.model_id to another model"
+    )
     return add_marker_rows(model, tokenizer, pause=pause)
 
 

@@ -16,22 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
 from coconut_ds.data.tokenizer_files import read_tokenizer, write_tokenizer
 from coconut_ds.data.tokens import check_tokenizer
-from coconut_ds.distributed.zero import is_sharded
-from coconut_ds.errors import CheckpointError
+from coconut_ds.distributed.zero import is_sharded, whole_shape
+from coconut_ds.errors import CheckpointError, CoconutError
 from coconut_ds.files import SEAL, damage, put_in_place, seal
-from coconut_ds.hub import FAULTS
+from coconut_ds.hub import FAULTS, first_line
 from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
+from coconut_ds.model.compatibility import check_config, check_model_type
+from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.generation_config import check_generation_config
-from coconut_ds.model.support import CONSTRUCTION, refuse_partial
+from coconut_ds.model.support import CONSTRUCTION, refuse_partial, stored_buffers
+from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
 
 
@@ -104,12 +109,16 @@ def load_folder(
     """
     check_attention(attn_implementation)
     _check_files(folder)
+    check_model_type(folder, read_object(folder / "config.json"))
     check_generation_config(folder)
     tokenizer = _load_tokenizer(folder)
     try:
+        check_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         model, report = _load_weights(folder, attn_implementation, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+    except CoconutError:
+        raise
+    except FAULTS as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     check_attention_used(model, attn_implementation)
     _check_weights(folder, model, report)
     backbone = add_marker_rows(model, tokenizer, pause=pause)
@@ -125,21 +134,16 @@ def load_folder(
 def _check_files(folder: Path) -> None:
     """Refuses a folder that is damaged or not a model folder."""
     if found := _damage(folder):
-        raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; use another checkpoint of the run")
-    if not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.glob("checkpoint_*"))
-        hint = f"; it contains {', '.join(inside)}: name one of them" if inside else ""
-        raise CheckpointError(f"{folder}: is not a model folder (config.json is missing){hint}")
+        raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; {advice_on_damage(folder)}")
+    check_folder_files(folder)
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = read_tokenizer(folder, local_files_only=True)
     except FAULTS as error:
-        # Some messages of transformers have several lines.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{folder}: its tokenizer cannot be loaded: {reason}; copy the files of the tokenizer that the model was "
+            f"{folder}: its tokenizer cannot be loaded: {first_line(error)}; copy the files of the tokenizer that the model was "
             "trained with into this folder"
         ) from error
     check_tokenizer(tokenizer, f"{folder}: its tokenizer", "set eos_token in tokenizer_config.json")
@@ -158,6 +162,8 @@ def _load_weights(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Weights of another shape are then reported by name, and refused below.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     model, report = loaded
@@ -165,21 +171,36 @@ def _load_weights(
 
 
 def _check_weights(folder: Path, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """Refuses weights that do not fit the model completely."""
-    unexpected = report["unexpected_keys"]
+    """Refuses weights that do not fit the model completely. Masks and tables that models now compute do not count."""
+    unexpected, mismatched = set(report["unexpected_keys"]), report["mismatched_keys"]
     if any(map(is_sharded, model.parameters())):
-        # transformers does not report unexpected weights when it loads sharded parameters.
-        unexpected = _stored_names(folder) - model.state_dict().keys()
-    refuse_partial(folder, report["missing_keys"], unexpected, report["mismatched_keys"])
+        unexpected, mismatched = _unfit_for_shards(folder, model)
+    refuse_partial(
+        folder,
+        report["missing_keys"],
+        unexpected - stored_buffers(unexpected),
+        mismatched,
+        "config.json describes another model than these weights belong to; copy or download the folder again",
+    )
 
 
-def _stored_names(folder: Path) -> set[str]:
-    """Names of all weights in a model folder."""
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    return names
+def _unfit_for_shards(folder: Path, model: PreTrainedModel) -> tuple[set[str], list[str]]:
+    """Names of stored weights that the model lacks, and of those with another shape.
+
+    When transformers loads sharded parameters, it reports neither. The names are changed as transformers changes them:
+    it adds or removes the name of the base model, and merges the weights of experts.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    wanted, unexpected, mismatched = model.state_dict(keep_vars=True), set(), []
+    for name, shape in stored_shapes(folder).items():
+        own, merged = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        if own not in wanted:
+            unexpected.add(name)
+        elif merged is None and tuple(whole_shape(wanted[own])) != shape:
+            mismatched.append(name)
+    return unexpected, mismatched
 
 
 def _damage(folder: Path) -> list[str]:

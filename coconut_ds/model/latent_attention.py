@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from coconut_ds.errors import ModelError
 from coconut_ds.model.attention import fused_attention
 
 NAME = "latent_loop"
@@ -133,13 +134,17 @@ def prefix_attention(
 
     Returns the output [B, Q, H, E] for queries [B, H, Q, E], and None for the attention weights.
     """
-    assert latent_cache is not None, f"{type(module).__name__} does not pass its keyword arguments on to its layers"
+    if latent_cache is None:
+        raise ModelError(
+            f"{type(module).__name__}: its model does not pass keyword arguments on to its layers; set "
+            "model.attn_implementation=eager"
+        )
     layer = latent_cache.latent_layers[module.layer_idx]  # type: ignore[index]
     if not layer.later:
         return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = _PartAttention.apply(query, *layer.prefix, *layer.later, latent_cache.pads, layer.stash, scale, dropout)
-    return output.transpose(1, 2), None
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, prefix_attention)

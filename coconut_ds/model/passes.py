@@ -6,7 +6,7 @@ All passes of a batch share one key/value cache. There are two implementations, 
   (``latent_attention.py``), and on a CPU it sums the gradients of each weight over all passes in one product
   (``deferred.py``). It needs a model that was loaded with ``sdpa`` and whose layers accept an attention function.
 * ``PlainPasses`` uses transformers' cache and the attention that the model was loaded with: flash attention, eager, or
-  layers with an attention of their own.
+  layers that do not show it the cache.
 
 Shapes:
     B  rows (sequences) in the batch
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from coconut_ds.model.attention import AttentionSwitch, takes_attention
+from coconut_ds.model.attention import AttentionSwitch, FullAttention, takes_attention
 from coconut_ds.model.collate import LatentInputs
 from coconut_ds.model.deferred import DeferredWeights
 from coconut_ds.model.latent_attention import NAME, LatentCache, LatentLayer
+from coconut_ds.model.trial import hides_cache
 
 Reading = Callable[[], AbstractContextManager[None]]
 """Makes the context in which the pass over the prefix runs; see ``LastLayer.only``."""
@@ -62,7 +63,7 @@ def passes_of(
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
     """
-    if takes_attention(model) and model.config._attn_implementation == "sdpa":
+    if takes_attention(model) and model.config._attn_implementation == "sdpa" and not hides_cache(model):
         return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
     return PlainPasses(model, inputs, reading)
 
@@ -102,8 +103,10 @@ class PlainPasses:
 
     def __init__(self, model: PreTrainedModel, inputs: LatentInputs, reading: Reading) -> None:
         self._model, self._inputs, self._reading = model, inputs, reading
-        self._cache = DynamicCache(config=model.config)
+        # Without the configuration: layers with a window would keep only its last columns, padding included.
+        self._cache = DynamicCache()
         self._prefix: list[tuple[Tensor, Tensor]] = []
+        self._full_attention = FullAttention(model)
 
     @property
     def _layers(self) -> list[Any]:
@@ -113,7 +116,7 @@ class PlainPasses:
         """See ``Passes``."""
         # An empty cache is passed in from the start: without any cache, transformers would look for packed sequences in
         # the position ids.
-        with self._reading():
+        with self._reading(), self._full_attention:
             states = last_hidden_states(self._model, embeds, self._cache)
         self._prefix = [(layer.keys, layer.values) for layer in self._layers]
         return states
@@ -124,7 +127,8 @@ class PlainPasses:
             self._cache = DynamicCache(ddp_cache_data=self._prefix)
         mask, count = self._inputs.attention_mask, embeds.shape[1]
         mask = None if mask is None else mask[:, : start + count]
-        return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
+        with self._full_attention:
+            return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
 
 
 def last_hidden_states(

@@ -15,16 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from coconut_ds.data.tokens import add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import not_downloaded
 from coconut_ds.model.backbone import Backbone, add_marker_rows, model_from_scratch
-from coconut_ds.model.support import refuse_partial
+from coconut_ds.model.support import refuse_partial, stored_buffers
 from coconut_ds.settings import ModelConfig
 
 REFERENCE_PREFIX = "base_causallm."
 REFERENCE_DUPLICATE = "embedding.weight"
 """The reference implementation's wrapper stores the input embedding a second time under this name."""
-
-STORED_MASKS = (".attn.bias", ".attn.masked_bias")
-"""Ends of the names of causal masks, which older versions of transformers stored with GPT-2's weights."""
 
 
 def load_state_dict(
@@ -44,6 +42,7 @@ def load_state_dict(
     Raises:
         CheckpointError: the file is not a state dict, or not of this architecture.
     """
+    check_state_file(path)
     state = _read_state(path)
     rows = int(state[_embedding_key(path, state)].shape[0])
     without_markers = len(tokenizer)
@@ -56,18 +55,35 @@ def load_state_dict(
             raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
         del state[REFERENCE_DUPLICATE]
     wanted = model.state_dict(keep_vars=True)
-    state = {key: value for key, value in state.items() if key in wanted or not key.endswith(STORED_MASKS)}
+    for key in stored_buffers(state) - wanted.keys():
+        del state[key]
     refuse_partial(
         path,
         [key for key in wanted if key not in state and key not in tied],
         [key for key in state if key not in wanted],
         [key for key in state if key in wanted and state[key].shape != whole_shape(wanted[key])],
+        "set the model options that they were trained with",
     )
     with torch.no_grad():
         for key, value in state.items():
             with whole([wanted[key]], changed=True):
                 wanted[key].copy_(value)
     return add_marker_rows(model, tokenizer, rows, pause)
+
+
+def check_state_file(path: Path) -> None:
+    """Refuses a file that is no state dict of torch, without loading it.
+
+    Raises:
+        CheckpointError: says what the file is and what to give instead.
+    """
+    if fault := not_downloaded(path):
+        raise CheckpointError(f"{path}: {fault}")
+    if path.suffix in (".safetensors", ".gguf", ".json"):
+        raise CheckpointError(
+            f"{path}: is not a state dict of torch ({path.suffix}); give a model folder, with config.json, "
+            "model.safetensors and a tokenizer, or a state dict"
+        )
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Checks that the latent loop supports a model, and that weights fit it; access to a model's parts."""
+"""Access to a model's parts, its context length, and a check that weights fit it."""
 
-import inspect
+import re
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -8,14 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from coconut_ds.errors import CheckpointError, ModelError
+from coconut_ds.errors import CheckpointError
 
 CONSTRUCTION = threading.RLock()
 """Held while transformers builds or loads a model. During that time transformers replaces functions of its own and of
 torch for the whole process; if two threads do so at once, the models end up without tied weights."""
 
-UNSUPPORTED_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Configuration keys of models that cap or scale the output of their head."""
+FULL = "full_attention"
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Types of layers that see only some positions, with the configuration keys that hold their number."""
+BUFFERS = re.compile(r"(^|\.)(attn|attention)\.((masked_)?bias|causal_mask)$|rotary\w*\.inv_freq$|(^|\.)position_ids$")
+"""Names of causal masks, rotary tables and position numbers, which older versions of transformers stored."""
 
 
 def embedding_weight(module: nn.Module | None) -> Tensor:
@@ -25,49 +28,32 @@ def embedding_weight(module: nn.Module | None) -> Tensor:
     return weight
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuses models that the latent loop cannot run correctly.
+def attention_window(config: PreTrainedConfig) -> int | None:
+    """The number of positions that layers with windowed attention see; 0 if it is not known, None without such layers.
 
-    Raises:
-        ModelError: the logits are not ``head(last hidden state)``, there is no key/value cache or no language model
-            head, or some layers have windowed attention.
+    A window of W positions has no effect on sequences of at most W positions.
+
+    Args:
+        config: the configuration of the language model (``get_text_config()``).
     """
-    config = model.config.get_text_config()
-    transformed = [key for key in UNSUPPORTED_KEYS if getattr(config, key, None) not in (None, 1, 1.0)]
-    if transformed:
-        raise ModelError(
-            f"{type(model).__name__}: it transforms its logits ({', '.join(transformed)}), which the latent loop does "
-            "not support; set model.model_id to a model of another family"
-        )
-    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
-        raise ModelError(
-            f"{type(model).__name__}: has no key/value cache, which the latent loop needs; set model.model_id to a "
-            "model of another family"
-        )
-    window = _attention_window(config)
-    if window is not None:
-        raise ModelError(
-            f"{type(model).__name__}: some layers attend only to the last {window or 'few'} columns, padding included, "
-            "so a row's results would depend on the lengths of the other rows; set model.model_id to a model with full "
-            "attention in every layer"
-        )
-    if not isinstance(model.get_output_embeddings(), nn.Module):
-        raise ModelError(f"{type(model).__name__}: has no language model head; set model.model_id to a model with one")
-
-
-def _attention_window(config: PreTrainedConfig) -> int | None:
-    """The attention window, in columns; 0 if the configuration does not give its size, None for full attention."""
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None and all(kind == "full_attention" for kind in kinds):
-        return None
-    local = "local" in (getattr(config, "attention_layers", None) or ())
-    window = getattr(config, "window_size", None) if local else getattr(config, "sliding_window", None)
-    if window is None and kinds is not None:
-        return 0
-    return int(window) if window is not None else None
+    if kinds is None:
+        if "local" in (getattr(config, "attention_layers", None) or ()):
+            return int(getattr(config, "window_size", None) or 0)
+        size = getattr(config, "sliding_window", None)
+        return int(size) if size is not None else None
+    sizes = [int(getattr(config, key, None) or 0) for kind, key in WINDOWS.items() if kind in kinds]
+    return min(sizes, default=None)
 
 
-def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any]) -> None:
+def stored_buffers(names: Iterable[str]) -> set[str]:
+    """Those of the names that older versions of transformers gave to masks and tables, which models now compute."""
+    return {name for name in names if BUFFERS.search(name)}
+
+
+def refuse_partial(
+    where: object, missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any], advice: str
+) -> None:
     """Refuses weights that do not fit the model completely, since a partial load would go unnoticed.
 
     Args:
@@ -75,6 +61,7 @@ def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[A
         missing: names of weights that the model has and the source lacks.
         unexpected: names of weights that only the source has.
         mismatched: names, or tuples that begin with a name, of weights whose shapes differ.
+        advice: what to do, for the message.
 
     Raises:
         CheckpointError: any of the three is not empty; names up to three weights of each.
@@ -86,10 +73,7 @@ def refuse_partial(where: object, missing: Iterable[Any], unexpected: Iterable[A
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             found.append(f"{kind} {', '.join(sorted(names)[:3])}{more}")
     if found:
-        raise CheckpointError(
-            f"{where}: the weights do not fit the model ({'; '.join(found)}); set the model options that they were "
-            "trained with"
-        )
+        raise CheckpointError(f"{where}: the weights do not fit the model ({'; '.join(found)}); {advice}")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
@@ -102,6 +86,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The context length in positions; None if the configuration does not limit it."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length is not None else None
+    """The longest sequence in positions; None if the configuration does not limit it.
+
+    An attention window counts as a limit, because beyond it the latent loop's full attention would be another model.
+    """
+    config = model.config.get_text_config()
+    limits = (getattr(config, "max_position_embeddings", None), attention_window(config))
+    return min((int(limit) for limit in limits if limit), default=None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.files import damage
+from coconut_ds.runs.edits import how_to_accept
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
 from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
 from coconut_ds.runs.manifest import RunManifest, read_manifest
@@ -125,7 +126,9 @@ def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path 
             found = [f"{ENGINE}/{RESUME_STATE} is missing"]
         if not found:
             return path
-        notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; trying the previous one")
+        accepting = how_to_accept(path)
+        hint = f" ({accepting})" if accepting else ""
+        notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; trying the previous one{hint}")
     if there:
         raise CheckpointError(
             f"{folder.path}: none of its {len(there)} checkpoints can be used; restore the damaged files, or start "

@@ -19,6 +19,7 @@ from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import damage, remove, remove_folder
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
+from coconut_ds.runs.edits import accept, edits_of, how_to_accept
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
 from coconut_ds.runs.lock import RunLock
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         "attempts", nargs="*", metavar="ATTEMPT", help="an attempt or a checkpoint; default: all under --root"
     )
     one.set_defaults(command=_verify)
+
+    one = commands.add_parser(
+        "accept", help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes"
+    )
+    one.add_argument("folder", type=Path, metavar="CHECKPOINT", help="the folder of a checkpoint, or a copy of it")
+    one.add_argument("--dry-run", action="store_true", help="only show what changed")
+    one.set_defaults(command=_accept)
     return parser
 
 
@@ -209,10 +217,22 @@ def _verify(options: argparse.Namespace) -> int:
         _print_json({"checkpoints": values, "damaged": len(damaged), "bytes": total})
     else:
         for path, problems in damaged.items():
-            print(f"{coloured('damaged')} {path}", *(f"  {problem}" for problem in problems), sep="\n")
+            lines = [*problems, *filter(None, [how_to_accept(Path(path))])]
+            print(f"{coloured('damaged')} {path}", *(f"  {line}" for line in lines), sep="\n")
         state = f"{len(damaged)} damaged" if damaged else "all intact" if found else "nothing to verify"
         print(f"{len(found)} checkpoints, {size(total)}: {state}")
     return 1 if damaged else 0
+
+
+def _accept(options: argparse.Namespace) -> int:
+    edits = edits_of(options.folder)
+    for edit in edits:
+        sys.stdout.write(edit.as_text())
+    if edits and not options.dry_run:
+        accept(options.folder, edits)
+    count = f"{len(edits)} edited file{'' if len(edits) == 1 else 's'}"
+    print(f"{'would accept' if options.dry_run else 'accepted'} {count}" if edits else "no text file was edited")
+    return 0
 
 
 def _checkpoints(options: argparse.Namespace) -> list[Checkpoint]:

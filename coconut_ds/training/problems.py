@@ -132,8 +132,8 @@ def check_lengths(
         if longest > context:
             raise DataError(
                 f"{split} problem {index} has {longest} tokens including thoughts or pauses; the model's context is "
-                f"{context}; shorten it, use fewer thoughts, or set model.model_config_overrides (n_positions) for "
-                "scratch models"
+                f"{context} (its attention window, if that is shorter); shorten it, use fewer thoughts, or set "
+                "model.model_config_overrides (n_positions) for scratch models"
             )
 
 
