@@ -15,6 +15,10 @@ from making_guards import BODY_BYTES, KEY, Exchange, Guarded, basic, bearer, ech
 @given(given_id=st.one_of(st.from_regex(r"[A-Za-z0-9_-]{1,70}", fullmatch=True).map(str.encode), st.binary()))
 @example(given_id=b"a" * 64)
 @example(given_id=b"a" * 65)
+@example(given_id=b"a.b")
+@example(given_id=b"a b")
+@example(given_id=b"a\n")
+@example(given_id=b"")
 def test_a_clients_request_id_comes_back_if_it_is_a_short_plain_word(given_id):
     """Otherwise it is replaced: neither a log nor a header may hold what a client makes up."""
     seen = []
@@ -59,6 +63,7 @@ def test_requests_without_an_id_get_different_ones_and_refusals_have_one_too():
         ({b"authorization": b"Token sesame"}, False),
         ({b"authorization": b"Basic sesame"}, False),
         ({b"authorization": b"Basic !"}, False),
+        ({b"authorization": b"Basic !" + basic(KEY)[b"authorization"].removeprefix(b"Basic ")}, False),
         ({b"authorization": b"Bearer \xff\xfe"}, False),
         ({b"x-authorization": b"Bearer sesame"}, False),
     ],
@@ -72,6 +77,8 @@ def test_the_key_opens_and_nothing_else_does(headers, opens):
         assert answer.num_received == 0, "the body of a stranger was read"
         assert len(answer.header("www-authenticate")) == 1
     assert guarded.ask("/health").status == 200
+    for path in ("/", "/docs", "/metrics", "/v1/models", "/health/x", "/healthy"):
+        assert guarded.ask(path, headers=headers).status == (200 if opens else 401), path
     assert Guarded(key=None).ask(headers=headers).status == 200
 
 
@@ -114,10 +121,15 @@ def test_the_life_of_the_app_is_not_a_request():
 
 @settings(deadline=None, max_examples=50)
 @given(
-    body=st.binary(max_size=BODY_BYTES + 4),
+    # Sizes are drawn first, because binary strings are mostly short.
+    body=st.integers(0, BODY_BYTES + 4).flatmap(lambda size: st.binary(min_size=size, max_size=size)),
     cuts=st.lists(st.integers(0, BODY_BYTES + 4), max_size=5),
     declared=st.sampled_from(["right", "absent", "too small", "no number"]),
 )
+@example(body=b"x" * BODY_BYTES, cuts=[], declared="right")
+@example(body=b"x" * BODY_BYTES, cuts=[7, 14], declared="absent")
+@example(body=b"x" * (BODY_BYTES + 1), cuts=[], declared="absent")
+@example(body=b"x" * (BODY_BYTES + 1), cuts=[7, 14], declared="too small")
 def test_a_body_is_read_whole_up_to_the_bound_however_it_is_cut(body, cuts, declared):
     """Chunked or declared, and whatever the header claims: what counts is what arrives."""
     places = sorted(min(cut, len(body)) for cut in cuts)
@@ -129,8 +141,9 @@ def test_a_body_is_read_whole_up_to_the_bound_however_it_is_cut(body, cuts, decl
     guarded.ask(headers=headers, exchange=exchange)
     if len(body) <= BODY_BYTES:
         assert (exchange.status, exchange.body) == (200, body)
-        # The app got it as one message.
+        # The app got it as one message, which says that it is complete.
         assert [message["body"] for message in exchange.sent[1:]] == [body, b""]
+        assert exchange.num_received == len(chunks)
     else:
         assert exchange.status == 413
         read = b"".join(chunks[: exchange.num_received])
@@ -142,6 +155,19 @@ def test_a_body_is_read_whole_up_to_the_bound_however_it_is_cut(body, cuts, decl
 def test_a_body_that_is_declared_too_large_is_refused_unread():
     exchange = Guarded().ask(headers={b"content-length": b"21"}, exchange=Exchange([b"x" * 21]))
     assert (exchange.status, exchange.num_received) == (413, 0)
+
+
+def test_messages_without_body_and_end_mark_are_read():
+    """ASGI lets servers omit both: a message without ``body`` is empty, and one without ``more_body`` is the last."""
+    messages = [{"type": "http.request", "more_body": True}, {"type": "http.request", "body": b"x"}]
+    exchange = Exchange()
+
+    async def receive():
+        return messages.pop(0)
+
+    exchange.receive = receive
+    assert Guarded().ask(exchange=exchange).body == b"x"
+    assert messages == []
 
 
 def test_a_body_that_does_not_arrive_in_time_is_refused():
@@ -171,8 +197,9 @@ def test_after_the_body_the_app_hears_the_client_itself():
     async def app(scope, receive, send):
         seen.extend([await receive(), await receive()])
 
-    Guarded(app).ask(exchange=Exchange([b"ab"]))
+    exchange = Guarded(app).ask(exchange=Exchange([b"ab"]))
     assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
+    assert exchange.num_received == 2, "the disconnect did not come from the client"
 
 
 # --- what is passed on
@@ -229,6 +256,29 @@ def test_a_stranger_is_not_told_that_the_server_stops():
     guarded = Guarded(key=KEY)
     guarded.work.draining = True
     assert guarded.ask().status == 401
+
+
+def test_a_request_that_ends_leaves_the_others_in_the_count():
+    ends = [asyncio.Event() for _ in range(3)]
+
+    async def app(scope, receive, send):
+        await scope["end"].wait()
+
+    guarded = Guarded(app)
+
+    async def one_by_one() -> list[int]:
+        scopes = [{"type": "http", "path": "/", "headers": [], "end": end} for end in ends]
+        calls = [asyncio.ensure_future(guarded._guards(one, Exchange().receive, Exchange().send)) for one in scopes]
+        while guarded.work.num_requests < 3:
+            await asyncio.sleep(0)
+        counts = []
+        for end, call in zip(ends, calls, strict=True):
+            end.set()
+            await call
+            counts.append(guarded.work.num_requests)
+        return counts
+
+    assert asyncio.run(one_by_one()) == [2, 1, 0]
 
 
 def test_requests_at_once_are_counted_each_and_a_failing_app_is_no_longer_at_work():
