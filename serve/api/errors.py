@@ -75,7 +75,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message = f"{request.method} {request.url.path}: there is no such route; /docs lists all routes"
     elif error.status_code == 405:
-        message = f"{request.url.path}: this route does not accept {request.method}; send {headers['allow']}"
+        message = f"{request.url.path}: this route does not accept {request.method}; send {headers['Allow']}"
     return JSONResponse(_body(message, kind), error.status_code, headers)
 
 

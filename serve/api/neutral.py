@@ -68,7 +68,7 @@ REQUEST: Mapping[str, Neutral] = {
     "echo": Neutral((False,), "the text does not repeat the prompt"),
     "suffix": Neutral(("",), "the server does not insert text before a suffix"),
     "skip_special_tokens": Neutral((True,), "the text contains no special tokens"),
-    "spaces_between_special_tokens": Neutral((True, False)),
+    "spaces_between_special_tokens": IGNORED,
     "response_format": Neutral(({"type": "text"},), "the server does not constrain the text to a format"),
     "modalities": Neutral((["text"],), _ONLY_TEXT),
     "audio": Neutral((), _ONLY_TEXT),
