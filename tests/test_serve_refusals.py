@@ -54,7 +54,7 @@ def openai_client(app, key: str) -> openai.OpenAI:
         ({"n": 17}, 400, "n", "expected 1 to 16"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal"),
         ({"max_tokens": 2049}, 400, "max_tokens", "the server's option --max-new-tokens sets this limit"),
-        ({"max_tokens": 300}, 400, "max_tokens", "send a max_tokens of at most 245"),
+        ({"max_tokens": 300}, 400, "max_tokens", "send a max_tokens of at most 246"),
         ({"max_tokens": 3, "min_tokens": 4}, 400, "min_tokens", "expected 0 to 3; max_tokens sets this limit"),
         ({"n_thoughts": 65}, 400, "n_thoughts", "--max-thoughts sets this limit"),
         ({"n": 17}, 400, "n", "--max-samples sets this limit"),

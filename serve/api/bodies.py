@@ -70,8 +70,9 @@ def parse(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise RequestError(f"body: is empty; {ADVICE}")
+    text = _text(body)
     try:
-        value = json.loads(_text(body))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise RequestError(f"body: is not valid JSON ({error.msg} at {place}); send a JSON object") from error

@@ -17,7 +17,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or scope["method"] != "HEAD" or self._is_mounted(scope["path"]):
+        if scope["type"] != "http" or scope["method"] != "HEAD" or self._is_mounted(scope):
             await self._app(scope, receive, send)
             return
 
@@ -26,5 +26,6 @@ class HeadAsGet:
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
-    def _is_mounted(self, path: str) -> bool:
-        return any(path == mount or path.startswith(f"{mount}/") for mount in self._mounts)
+    def _is_mounted(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path.startswith(tuple(f"{mount}/" for mount in self._mounts)) or path in self._mounts
