@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -48,15 +49,12 @@ def ask_openai(url: str, key: str, model: str) -> Answers:
     options = {"model": model, "max_tokens": MAX_TOKENS}
     with chat.stream(messages=MESSAGES, **options) as stream:
         streamed = "".join(event.delta for event in stream if event.type == "content.delta")
-        final = stream.get_final_completion().choices[0].message.content
     old = client.completions.create(prompt=PROMPT, best_of=1, echo=False, suffix="", **options)
     return {
         "chat": said.content,
         "dumped": chat.create(messages=[*MESSAGES, said.model_dump(), more], **options).choices[0].message.content,
         "object": chat.create(messages=[*MESSAGES, said, more], **options).choices[0].message.content,
         "stream": streamed,
-        "final": final,
-        "parse": chat.parse(messages=MESSAGES, **options).choices[0].message.content,
         "completion": old.choices[0].text,
         "tools": refusal(lambda: chat.create(messages=MESSAGES, tools=[TOOL], **options)),
     }
@@ -132,9 +130,15 @@ CLIENTS: dict[str, Callable[[str, str, str], Answers]] = {
 
 
 def main() -> None:
-    """Command line."""
-    installed = {name: ask for name, ask in CLIENTS.items() if importlib.util.find_spec(name) is not None}
-    print(json.dumps({name: ask(*sys.argv[1:]) for name, ask in installed.items()}))
+    """Command line. An error of one client does not hide what the others got."""
+    told: dict[str, Answers] = {}
+    for name, ask in CLIENTS.items():
+        if importlib.util.find_spec(name) is not None:
+            try:
+                told[name] = ask(*sys.argv[1:])
+            except Exception:
+                told[name] = {"error": traceback.format_exc()}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def test_real_clients_get_the_reasoners_answers(told, reasoner, name):
     (first,) = reasoner.generate(PROMPT, max_new_tokens=MAX_TOKENS)
     (second,) = reasoner.generate(f"{PROMPT}\n{first.text}\nand?", max_new_tokens=MAX_TOKENS)
     answers = dict(told[name])
+    assert "error" not in answers, answers["error"]
     refused = answers.pop("tools")
     assert refused.startswith("BadRequestError")
     assert "tools: is " in refused

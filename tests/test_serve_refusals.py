@@ -1,6 +1,7 @@
 """What the server's app refuses, in process: each answer names the field, and OpenAI's client knows the error."""
 
 import json
+import re
 
 import openai
 import pytest
@@ -8,10 +9,12 @@ from serving import save_checkpoint
 from starlette.testclient import TestClient
 
 from serve.api.app import create_app
+from serve.cli import LIMITS
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
 KEY = "sesame"
+OPTIONS = {"--max-positions", *(f"--{name.replace('_', '-')}" for name in LIMITS)}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,7 @@ def test_refusals_name_the_field(http, change, status, param, says):
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert says in error["message"]
+    assert set(re.findall(r"--[a-z-]+", error["message"])) <= OPTIONS
 
 
 @pytest.mark.parametrize(

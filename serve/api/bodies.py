@@ -22,21 +22,23 @@ class JsonRoute(APIRoute):
         """See FastAPI."""
         handle = super().get_route_handler()
 
-        async def read(request: Request) -> Response:
+        async def read_and_handle(request: Request) -> Response:
             read = _ReadRequest(request.scope, request.receive)
             check_headers(read)
             read.value = parse(await read.body())
             return await handle(read)
 
-        return read
+        return read_and_handle
 
 
 class _ReadRequest(Request):
-    """A request whose body has been parsed."""
+    """A request whose body has been read."""
 
     value: Any
+    """The parsed body."""
 
     async def json(self) -> Any:
+        """The parsed body; FastAPI calls this."""
         return self.value
 
 

@@ -61,7 +61,7 @@ def index_page(title: str, version: str, models: Collection[str], apps: Collecti
     parts = [f"<h1>{escape(title)} {escape(version)}</h1>", "<p>This server answers requests in OpenAI's format at"]
     parts += ["<code>v1/completions</code> and <code>v1/chat/completions</code>.</p>"]
     rows = ((f'<a href="{escape(link)}">{escape(link)}</a>', escape(meaning)) for link, meaning in links.items())
-    parts += ["<h2>Pages</h2>", _table(("", ""), rows)]
+    parts += ["<h2>Pages</h2>", _table(("page", "content"), rows)]
     parts += ["<h2>Checkpoints</h2><ul>", *(f"<li><code>{escape(name)}</code></li>" for name in models), "</ul>"]
     return _page(title, parts)
 
