@@ -53,26 +53,30 @@ def check_numbers(ask: Ask, limits: Limits) -> None:
     Raises:
         RequestError: a value is out of range; the error names the field.
     """
-    bounds = {
-        "prompt": (len(ask.prompts), 1, limits.max_prompts),
-        "n": (ask.samples, 1, limits.max_samples),
-        "max_tokens": (ask.max_new_tokens, 1, limits.max_new_tokens),
-        "min_tokens": (ask.min_new_tokens, 0, ask.max_new_tokens or DEFAULT_NEW_TOKENS),
-        "n_thoughts": (ask.n_thoughts, 0, limits.max_thoughts),
-        "force_text_after": (ask.force_text_after, 0, limits.max_thoughts),
-        "min_thoughts": (ask.min_thoughts, 0, limits.max_thoughts),
-        "max_thoughts": (ask.max_thoughts, 0, limits.max_thoughts),
-        "logprobs": (ask.num_likeliest, 0, limits.max_top_k),
-        "stop": (len(ask.stop), 0, limits.max_stop),
+    most_thoughts = (limits.max_thoughts, "the server's option --max-thoughts")
+    most_tokens = ask.max_new_tokens or DEFAULT_NEW_TOKENS
+    bounds: dict[str, tuple[int | None, int, int, str | None]] = {
+        "prompt": (len(ask.prompts), 1, limits.max_prompts, "the server's option --max-prompts"),
+        "n": (ask.samples, 1, limits.max_samples, "the server's option --max-samples"),
+        "max_tokens": (ask.max_new_tokens, 1, limits.max_new_tokens, "the server's option --max-new-tokens"),
+        "min_tokens": (ask.min_new_tokens, 0, most_tokens, "max_tokens"),
+        "n_thoughts": (ask.n_thoughts, 0, *most_thoughts),
+        "force_text_after": (ask.force_text_after, 0, *most_thoughts),
+        "min_thoughts": (ask.min_thoughts, 0, *most_thoughts),
+        "max_thoughts": (ask.max_thoughts, 0, *most_thoughts),
+        "logprobs": (ask.num_likeliest, 0, limits.max_top_k, None),
+        "stop": (len(ask.stop), 0, limits.max_stop, None),
     }
-    for name, (value, least, most) in bounds.items():
+    for name, (value, least, most, limited_by) in bounds.items():
         if value is not None and not least <= value <= most:
             what = f"has {value} entries" if name in ("prompt", "stop") else f"is {value}"
-            raise RequestError(f"{name}: {what}; expected {least} to {most}", name)
+            limit = f"; {limited_by} sets this limit" if limited_by is not None and value > most else ""
+            raise RequestError(f"{name}: {what}; expected {least} to {most}{limit}", name)
     if len(ask.prompts) * ask.samples > limits.max_completions:
         raise RequestError(
             f"n: {len(ask.prompts)} prompts with n={ask.samples} are {len(ask.prompts) * ask.samples} completions; "
-            f"expected at most {limits.max_completions} per request",
+            f"expected at most {limits.max_completions} per request; the server's option --max-completions sets this "
+            "limit",
             "n",
         )
     for text in ask.stop:
@@ -86,7 +90,8 @@ def check_numbers(ask: Ask, limits: Limits) -> None:
     most = 32 * limits.max_prompt_tokens
     if any(isinstance(prompt, str) and len(prompt) > most for prompt in ask.prompts):
         raise RequestError(
-            f"prompt: found a text of more than {most} characters; expected at most {limits.max_prompt_tokens} tokens",
+            f"prompt: found a text of more than {most} characters; expected at most {limits.max_prompt_tokens} tokens; "
+            "the server's option --max-prompt-tokens sets this limit",
             "prompt",
         )
 
@@ -151,7 +156,10 @@ def _ids(prompts: Sequence[Prompt], prompter: Prompter, limits: Limits) -> list[
                         f"prompt: found token id {token}; expected 0 to {known - 1}, and not a thought marker", "prompt"
                     )
         if not 0 < len(ids) <= limits.max_prompt_tokens:
-            raise RequestError(f"prompt: has {len(ids)} tokens; expected 1 to {limits.max_prompt_tokens}", "prompt")
+            limit = "; the server's option --max-prompt-tokens sets this limit" if ids else ""
+            raise RequestError(
+                f"prompt: has {len(ids)} tokens; expected 1 to {limits.max_prompt_tokens}{limit}", "prompt"
+            )
         found.append(ids)
     return found
 
@@ -167,9 +175,11 @@ def _fitted(request: Request, ask: Ask, capacity: int) -> Request:
         return replace(request, max_new_tokens=min(request.max_new_tokens, room))
     if request.num_new > room:
         name = "prompt" if room < 1 else "max_tokens"
+        send = "send a shorter prompt" if room < 1 else f"send a max_tokens of at most {room}"
         raise RequestError(
             f"{name}: question, thoughts and markers take {capacity - room} positions, and up to {request.num_new} new "
-            f"tokens follow; there is room for {capacity} positions in total",
+            f"tokens follow; there is room for {capacity} positions in total, the smaller of the server's option "
+            f"--max-positions and the model's context length; {send}",
             name,
         )
     return request

@@ -57,6 +57,14 @@ class TooLargeError(ServiceError):
     code = "body_too_large"
 
 
+class MediaTypeError(ServiceError):
+    """The request's body is compressed, or is not announced as JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class QueueFullError(ServiceError):
     """There is currently no room for another request."""
 

@@ -137,7 +137,7 @@ class ModelThread:
             if self._open + len(jobs) > self.settings.slots + self.max_waiting:
                 raise QueueFullError(
                     f"the queue is full: {self._open} completions are running or waiting, expected at most "
-                    f"{self.settings.slots + self.max_waiting}; retry later",
+                    f"{self.settings.slots + self.max_waiting} (the options --slots and --max-waiting); retry later",
                     retry_after_s=1,
                 )
             self._open += len(jobs)

@@ -212,7 +212,7 @@ class Service:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
     def _time_limit_error(self) -> TimeLimitError:
-        return TimeLimitError(f"the request took longer than the time limit of {self.limits.request_s:.0f} s")
+        return TimeLimitError(f"the request took longer than {self.limits.request_s:.0f} s (the option --request-s)")
 
     @asynccontextmanager
     async def _until(self, ends_at: float) -> AsyncIterator[None]:

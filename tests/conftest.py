@@ -56,6 +56,7 @@ COSTLY = (
     *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
     *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
     *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
+    *("test_serve_clients",),
 )
 """Test files that take longest, the longest first."""
 

@@ -107,6 +107,20 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
     return open_it
 
 
+@pytest.mark.parametrize("path", ["", "docs"])
+def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, path):
+    context = browser.new_context(java_script_enabled=False)
+    page, urls, complaints = context.new_page(), [], []
+    page.on("console", lambda one: complaints.append(one.text))
+    page.on("request", lambda one: urls.append(one.url))
+    page.goto(f"{server.url}/{path}")
+    assert page.locator("h2").count() >= 2
+    assert page.get_by_role("link", name="openapi.json").is_visible()
+    page.screenshot(path=PICTURES.parent / f"page-{path or 'index'}.png", full_page=True)
+    assert ([url for url in urls if not url.startswith("data:")], complaints) == ([f"{server.url}/{path}"], [])
+    context.close()
+
+
 def test_every_page_works(visit):
     """Every page once, from the first click to the exported files; Intervene needs three clicks."""
     with visit() as one:

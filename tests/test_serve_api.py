@@ -190,7 +190,7 @@ def test_models_health_version_and_metrics(client, http, server):
     assert http.get("/version").json()["version"] == "0.1.0"
     assert http.get("/health").json() == {"status": "ok", "problems": {}}
     assert "/v1/thoughts" in http.get("/openapi.json").json()["paths"]
-    assert "swagger" in http.get("/docs").text
+    assert "thought_top_k" in http.get("/docs").text
     before = {name: server.metric(name) for name in COUNTED}
     client.completions.create(model="coconut", prompt="hello", max_tokens=7, extra_body={"min_tokens": 7})
     added = {name: server.metric(name) - value for name, value in before.items()}

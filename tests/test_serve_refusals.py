@@ -1,6 +1,7 @@
 """What the server's app refuses, in process: each answer names the field, and OpenAI's client knows the error."""
 
 import json
+import re
 
 import openai
 import pytest
@@ -8,10 +9,12 @@ from serving import save_checkpoint
 from starlette.testclient import TestClient
 
 from serve.api.app import create_app
+from serve.cli import LIMITS
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
 KEY = "sesame"
+OPTIONS = {"--max-positions", *(f"--{name.replace('_', '-')}" for name in LIMITS)}
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +56,26 @@ def openai_client(app, key: str) -> openai.OpenAI:
         ({"n_thoughts": 65}, 400, "n_thoughts", "expected 0 to 64"),
         ({"n": 17}, 400, "n", "expected 1 to 16"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal"),
-        ({"best_of": 2}, 400, "best_of", "unknown"),
-        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream=true"),
+        ({"max_tokens": 2049}, 400, "max_tokens", "the server's option --max-new-tokens sets this limit"),
+        ({"max_tokens": 300}, 400, "max_tokens", "send a max_tokens of at most 246"),
+        ({"max_tokens": 3, "min_tokens": 4}, 400, "min_tokens", "expected 0 to 3; max_tokens sets this limit"),
+        ({"n_thoughts": 65}, 400, "n_thoughts", "--max-thoughts sets this limit"),
+        ({"n": 17}, 400, "n", "--max-samples sets this limit"),
+        ({"n": 16, "prompt": ["a", "b", "c"]}, 400, "n", "--max-completions sets this limit"),
+        ({"prompt": ["a"] * 17}, 400, "prompt", "--max-prompts sets this limit"),
+        ({"best_of": 2}, 400, "best_of", "is 2; expected 1"),
+        ({"best_off": 2}, 400, "best_off", "unknown"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "cannot call tools"),
+        ({"stream_options": {"include_usage": 1}}, 400, "stream_options", "valid boolean"),
         ({"model": "/etc/passwd"}, 404, "model", "no checkpoint is named"),
         ({"prompt": "x" * 300}, 400, "prompt", "room for 256"),
+        ({"prompt": "x" * 300}, 400, "prompt", "send a shorter prompt"),
         ({"prompt": []}, 400, "prompt", "expected 1 to 16"),
         ({"prompt": [999]}, 400, "prompt", "not a thought marker"),
         ({"prompt": "\ud800"}, 400, "prompt", "lone surrogate"),
         ({"stop": ["\ud800"]}, 400, "stop", "lone surrogate"),
         ({"model": "cot", "n_thoughts": 2}, 400, "n_thoughts", "does not think"),
-        ({"user": "x" * 100_000}, 413, None, "100000 bytes"),
+        ({"user": "x" * 100_000}, 413, None, "100000 bytes (the server's option --body-bytes)"),
     ],
 )
 def test_refusals_name_the_field(http, change, status, param, says):
@@ -71,6 +84,7 @@ def test_refusals_name_the_field(http, change, status, param, says):
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
     assert says in error["message"]
+    assert set(re.findall(r"--[a-z-]+", error["message"])) <= OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -92,6 +106,19 @@ def test_bodies_that_are_no_request(http, content):
     answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.json()["error"]["message"].startswith(("body: ", "model: "))
+
+
+def test_routes_that_do_not_exist_are_refused_with_where_to_look(http):
+    """Clients ask for embeddings and responses, too, and browsers for pages that other servers have."""
+    for method, path in (("POST", "/v1/embeddings"), ("POST", "/v1/responses"), ("GET", "/redoc"), ("HEAD", "/x")):
+        answer = http.request(method, path)
+        assert answer.status_code == 404
+        told = f"{'GET' if method == 'HEAD' else method} {path}: there is no such route; /docs lists all routes"
+        assert method == "HEAD" or answer.json()["error"]["message"] == told
+    answer = http.get("/v1/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["message"] == "/v1/completions: this route does not accept GET; send POST"
 
 
 def test_the_key_opens_all_but_the_health(app, stranger):

@@ -11,6 +11,8 @@ import coconut_ds
 from serve.api import completions, status, thoughts
 from serve.api.errors import add_handlers
 from serve.api.guards import Guards
+from serve.api.head import HeadAsGet
+from serve.api.pages import add_pages
 from serve.api.streams import ClientGoneError
 from serve.metrics import Metrics
 from serve.service import Service
@@ -34,13 +36,19 @@ def create_app(
         title="coconut-ds",
         version=coconut_ds.__version__,
         description="Serves checkpoints that reason in continuous thoughts, with OpenAI's protocol.",
+        # FastAPI's own pages load scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
     )
     for routes in (completions.routes(service), thoughts.routes(service), status.routes(service, metrics)):
         app.include_router(routes)
     add_handlers(app)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
-    for path, mounted in (mounts or {}).items():
+    mounts = mounts or {}
+    add_pages(app, service, mounts)
+    for path, mounted in mounts.items():
         app.mount(path, mounted)
+    app.add_middleware(HeadAsGet, mounts=mounts)
     app.add_middleware(Guards, service=service, limits=service.limits, key=key, counter=metrics.http_requests)
     return app
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Score
+from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
 from serve.api.responses import (
     ChatFormat,
@@ -30,13 +31,13 @@ from serve.errors import ServiceError
 from serve.service import Choice, Delta, Service
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 }
 
 
 def routes(service: Service) -> APIRouter:
     """The two routes."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES, route_class=JsonRoute)
 
     @router.post("/completions", response_model=CompletionResponse, summary="Answers questions")
     async def complete(body: CompletionRequest, request: Request) -> Response:

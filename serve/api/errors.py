@@ -61,8 +61,6 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     # Keeps names of fields and indices of entries, and drops the names of types.
     parts = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in TYPE_NAMES)]
     where = [str(part) for part in parts if part != "body"]
-    if first["type"] == "json_invalid":
-        return JSONResponse(_body(f"body: is not valid JSON ({first['ctx']['error']})", "invalid_request_error"), 400)
     if first["type"] == "extra_forbidden":
         message = f"{'.'.join(where)}: this field is unknown; /docs lists the fields of each route"
     else:
@@ -72,8 +70,13 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = TYPES.get(error.status_code, "invalid_request_error")
-    return JSONResponse(_body(str(error.detail), kind), error.status_code, dict(error.headers or {}))
+    kind, headers = TYPES.get(error.status_code, "invalid_request_error"), dict(error.headers or {})
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"{request.method} {request.url.path}: there is no such route; /docs lists all routes"
+    elif error.status_code == 405:
+        message = f"{request.url.path}: this route does not accept {request.method}; send {headers['Allow']}"
+    return JSONResponse(_body(message, kind), error.status_code, headers)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:

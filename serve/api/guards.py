@@ -96,7 +96,9 @@ class Guards:
             TooSlowError: the body did not arrive in time.
         """
         most = self._limits.body_bytes
-        too_large = TooLargeError(f"the body has more than {most} bytes; send at most {most} bytes")
+        too_large = TooLargeError(
+            f"the body has more than {most} bytes; send at most {most} bytes (the server's option --body-bytes)"
+        )
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > most:
             raise too_large

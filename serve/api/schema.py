@@ -1,16 +1,29 @@
 """Bodies of requests: OpenAI's fields, and further fields about thoughts. Unknown fields are refused.
 
-Types are strict: ``"8"`` is not accepted as a number. ``serve.asking`` checks what depends on limits and on the model.
+Types are strict: ``"8"`` is not accepted as a number, but 8.0 is accepted as an integer. Fields of OpenAI's API that
+have no effect are in ``serve.api.neutral``. ``serve.asking`` checks what depends on limits and on the model.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from serve.api import neutral
+from serve.api.neutral import Neutral
 from serve.asking import Ask, Prompt
 from serve.errors import RequestError
 
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+def _whole(value: Any) -> Any:
+    """Turns 16.0 into 16: JSON has one type for numbers, and some clients write all of them as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+TOP_K = 5
+"""Default number of most likely tokens returned for each thought."""
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 
 def _encodable(text: str) -> str:
@@ -25,30 +38,47 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
-class Body(BaseModel):
-    """Base of all request bodies: refuses unknown fields and does not convert types."""
+def _add_neutral(schema: dict[str, Any], body: type["Body"]) -> None:
+    """Lists the neutral fields of a body in its JSON schema."""
+    schema.setdefault("properties", {}).update(neutral.properties_of(body.neutral_fields))
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+class Body(BaseModel):
+    """Base of all objects in requests: refuses unknown fields and does not convert types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_add_neutral)
+    neutral_fields: ClassVar[Mapping[str, Neutral]] = {}
+    """Further fields, which must have a value that changes nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remove_neutral(cls, values: Any) -> Any:
+        return neutral.without_neutral(values, cls.neutral_fields, cls.__name__) if isinstance(values, dict) else values
 
 
 class StreamOptions(Body):
-    """``stream_options``."""
+    """``stream_options``; without ``stream`` they have no effect."""
 
-    include_usage: bool = False
-    """Whether the stream ends with a chunk that has no choices and reports the usage."""
+    neutral_fields = neutral.STREAM_OPTIONS
+    include_usage: bool | None = Field(
+        None, description="Whether the stream ends with a chunk that has no choices and reports the usage"
+    )
 
 
 class Generation(Body):
     """The fields that both kinds of completion share. ``null`` means the default."""
 
+    neutral_fields = neutral.REQUEST
     model: Text
     n: Count | None = Field(None, description="Continuations per prompt; default 1")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="Sampling temperature; default 0, which is greedy decoding"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
+        None, description="Samples only from this many of the most likely tokens; default, -1 and 0: from all tokens"
+    )
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Text | list[Text] | None = None
     max_tokens: Count | None = Field(
         None, description="Maximum number of generated tokens; default 128, or fewer if there is no room for 128"
@@ -56,7 +86,6 @@ class Generation(Body):
     min_tokens: Count | None = Field(None, description="Minimum number of generated tokens; default 0")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="Ignored")
     n_thoughts: Count | None = Field(
         None, description="Thoughts (or pauses) before the text; default: the checkpoint's number"
     )
@@ -70,19 +99,19 @@ class Generation(Body):
         None, description="Lets the model end thinking by itself, after at most this many thoughts"
     )
     return_thoughts: bool | None = Field(None, description="Whether choices include their decoded thoughts")
-    thought_top_k: Annotated[int, Field(ge=1, le=50)] | None = Field(
-        None, description="Number of most likely tokens returned for each thought; default 5"
+    thought_top_k: Annotated[Whole, Field(ge=1, le=50)] | None = Field(
+        None, description=f"Number of most likely tokens returned for each thought; default {TOP_K}"
     )
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk that reports the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def top_k_of_thoughts(self) -> int:
         """Number of most likely tokens returned for each thought; 0: no thoughts are returned."""
-        return (self.thought_top_k or 5) if self.return_thoughts else 0
+        return (self.thought_top_k or TOP_K) if self.return_thoughts else 0
 
     def ask(self, prompts: tuple[Prompt, ...], num_likeliest: int | None, max_tokens: int | None) -> Ask:
         """The request to the service.
@@ -90,11 +119,6 @@ class Generation(Body):
         Raises:
             RequestError: fields contradict each other.
         """
-        if self.stream_options is not None and not self.stream:
-            raise RequestError(
-                "stream_options: is only allowed with stream=true; set stream=true or omit stream_options",
-                "stream_options",
-            )
         if self.thought_top_k is not None and not self.return_thoughts:
             raise RequestError(
                 "thought_top_k: is only allowed with return_thoughts=true; set return_thoughts=true or omit "
@@ -112,7 +136,7 @@ class Generation(Body):
             max_new_tokens=max_tokens,
             min_new_tokens=self.min_tokens or 0,
             temperature=self.temperature or 0.0,
-            top_k=self.top_k,
+            top_k=self.top_k if self.top_k is not None and self.top_k > 0 else None,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
@@ -124,7 +148,7 @@ class Generation(Body):
 class CompletionRequest(Generation):
     """Body of ``POST /v1/completions``."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(
+    prompt: Text | list[Text] | list[Whole] | list[list[Whole]] = Field(
         description="One question or several, as text or as token ids"
     )
     logprobs: Count | None = Field(
@@ -143,19 +167,34 @@ class CompletionRequest(Generation):
         return tuple(one if isinstance(one, str) else tuple(one) for one in self.prompt if not isinstance(one, int))
 
 
+def _no_tool(role: Any) -> Any:
+    """Refuses the roles of tools with the reason."""
+    if role in ("tool", "function"):
+        raise ValueError(f"{role!r} is not supported: the server cannot call tools; omit this message")
+    return role
+
+
+def _text_only(kind: Any) -> Any:
+    """Refuses parts with other content than text with the reason."""
+    if isinstance(kind, str) and kind != "text":
+        raise ValueError(f"{kind!r} is not supported: the server reads only text; send parts of type 'text'")
+    return kind
+
+
 class TextPart(Body):
     """One text part of a message."""
 
-    type: Literal["text"]
+    neutral_fields = neutral.PART
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: Text
 
 
 class Message(Body):
     """One message of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    neutral_fields = neutral.MESSAGE
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tool)]
     content: Text | list[TextPart]
-    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -174,19 +213,19 @@ class ChatRequest(Generation):
 
     def to_ask(self) -> Ask:
         """See ``Generation.ask``."""
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
+        if None not in (self.max_tokens, most := self.max_completion_tokens) and self.max_tokens != most:
             raise RequestError(
-                "max_tokens: is an alias of max_completion_tokens, and both were sent; send only one", "max_tokens"
+                f"max_tokens: is {self.max_tokens}, but its alias max_completion_tokens is {most}; send only one",
+                "max_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestError(
                 "top_logprobs: is only allowed with logprobs=true; set logprobs=true or omit top_logprobs",
                 "top_logprobs",
             )
         question = "\n".join(message.text for message in self.messages)
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
-        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self.ask((question,), likeliest, most)
+        return self.ask((question,), likeliest, self.max_tokens if most is None else most)
 
 
 class ThoughtsRequest(Body):
@@ -197,11 +236,15 @@ class ThoughtsRequest(Body):
     n_thoughts: Count | None = None
     force_text_after: Count | None = None
     max_tokens: Count | None = None
-    top_k: Annotated[int, Field(ge=1, le=50)] = 5
-    layers: bool = False
-    """Whether the response also has each thought decoded at each layer."""
-    tokens: Annotated[list[Text], Field(max_length=16)] = []
-    """Texts of one token each, whose rank and log probability are reported for each thought."""
+    top_k: Annotated[Whole, Field(ge=1, le=50)] | None = Field(
+        None, description=f"Number of most likely tokens reported for each thought; default {TOP_K}"
+    )
+    layers: bool | None = Field(
+        None, description="Whether the response also has each thought decoded at each layer; default false"
+    )
+    tokens: Annotated[list[Text], Field(max_length=16)] | None = Field(
+        None, description="Texts of one token each, whose rank and log probability are reported for each thought"
+    )
 
     def to_ask(self) -> Ask:
         """The request for the continuation that is traced."""

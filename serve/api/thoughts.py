@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from serve.api.bodies import JsonRoute
 from serve.api.completions import ERROR_RESPONSES
 from serve.api.responses import ResponseModel, Usage, usage_of
-from serve.api.schema import ThoughtsRequest
+from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import while_connected
 from serve.service import Service
 from serve.tracing import trace_request
@@ -40,12 +41,13 @@ class TraceResponse(ResponseModel):
 
 def routes(service: Service) -> APIRouter:
     """The route."""
-    router = APIRouter(prefix="/v1", tags=["thoughts"], responses=ERROR_RESPONSES)
+    router = APIRouter(prefix="/v1", tags=["thoughts"], responses=ERROR_RESPONSES, route_class=JsonRoute)
 
     @router.post("/thoughts", response_model=TraceResponse, summary="Answers a question and decodes its thoughts")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
+        top_k, tokens = body.top_k or TOP_K, body.tokens or []
         found = await while_connected(
-            request, trace_request(service, body.to_ask(), body.top_k, body.tokens, request.state.request_id)
+            request, trace_request(service, body.to_ask(), top_k, tokens, request.state.request_id)
         )
         choice, times = found.choice, found.choice.times
         values = found.trace.as_dict()

@@ -1,0 +1,97 @@
+"""Bodies of requests as clients and scripts send them: what can be read is read, the rest is told what to send."""
+
+import gzip
+import json
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from serve.api.bodies import JsonRoute, parse
+from serve.api.errors import add_handlers
+from serve.errors import MediaTypeError, RequestError
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECT = b'{"question": "2 + 2"}'
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.fixture(scope="module")
+def http():
+    app = FastAPI()
+    app.router.route_class = JsonRoute
+
+    @app.post("/")
+    async def echo(body: dict[str, str]) -> dict[str, str]:
+        return body
+
+    add_handlers(app)
+    with TestClient(app) as one:
+        yield one
+
+
+@given(value=st.dictionaries(st.text(max_size=5), VALUE, max_size=3), encoding=st.sampled_from(["utf-8", "utf-8-sig"]))
+def test_a_json_object_is_read(value, encoding):
+    assert parse(json.dumps(value, ensure_ascii=False).encode(encoding, "surrogatepass")) == value
+    assert parse(json.dumps(value).encode("utf-16")) == value
+
+
+@settings(max_examples=150)
+@given(body=st.binary(max_size=60) | st.text(max_size=30).map(str.encode) | VALUE.map(json.dumps).map(str.encode))
+def test_every_other_body_is_refused_and_nothing_else_happens(body):
+    try:
+        values = json.loads(body)
+    except ValueError:
+        values = None
+    if isinstance(values, dict):
+        assert parse(body) == values
+    else:
+        with pytest.raises((RequestError, MediaTypeError), match=r"send|encode"):
+            parse(body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "says"),
+    [
+        # curl -d without a header, and with no content type at all
+        ({"content-type": FORM}, OBJECT, 415, f"has 'Content-Type: {FORM}'; send"),
+        (
+            {},
+            OBJECT,
+            415,
+            "has no Content-Type; send the request's fields as a JSON object with 'Content-Type: applicat",
+        ),
+        ({"content-type": "text/plain"}, OBJECT, 415, "curl: -H 'Content-Type: application/json'"),
+        ({"content-type": "json"}, OBJECT, 415, "has 'Content-Type: json'"),
+        ({"content-type": JSON, "content-encoding": "gzip"}, gzip.compress(OBJECT), 415, "'Content-Encoding: gzip'"),
+        ({"content-type": JSON, "content-encoding": "br"}, OBJECT, 415, "send it uncompressed"),
+        ({"content-type": JSON}, gzip.compress(OBJECT), 415, "compressed by gzip; send it uncompressed"),
+        ({"content-type": JSON}, '{"question": "é"}'.encode("latin-1"), 400, "byte 14 (0xe9) does not belong"),
+        ({"content-type": JSON}, b'{"question": "\xf0\x9f\x98', 400, "not valid UTF-8"),
+        ({"content-type": JSON}, b"", 400, "is empty; send"),
+        ({"content-type": JSON}, b"{'question': 'a'}", 400, "double quotes at line 1, column 2"),
+        ({"content-type": JSON}, b"question=a", 400, "is not valid JSON"),
+        ({"content-type": JSON}, b"[" * 50_000, 400, "nested too deeply"),
+        ({"content-type": JSON}, b'{"question": ' + b"1" * 5000 + b"}", 400, "thousands of digits"),
+        ({"content-type": JSON}, b'["question"]', 400, "is a list; send a JSON object"),
+        ({"content-type": JSON}, b'"question"', 400, "is a string; send a JSON object"),
+        ({"content-type": JSON}, b"1", 400, "is a number; send"),
+        ({"content-type": JSON}, b"null", 400, "is null; send"),
+        ({"content-type": JSON}, OBJECT, 200, "2 + 2"),
+        ({"content-type": "application/json; charset=utf-8", "content-encoding": "identity"}, OBJECT, 200, "2 + 2"),
+        ({"content-type": "application/vnd.api+json"}, b"\xef\xbb\xbf" + OBJECT, 200, "2 + 2"),
+        ({"content-type": JSON}, OBJECT.decode().encode("utf-16"), 200, "2 + 2"),
+    ],
+)
+def test_the_answer_says_what_to_send(http, headers, content, status, says):
+    answer = http.post("/", content=content, headers=headers)
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text
+    if status != 200:
+        assert answer.json()["error"]["type"] == "invalid_request_error"
