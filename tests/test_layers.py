@@ -23,7 +23,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
     *("distributed.ranks", "distributed.random_states", "distributed.zero", "hub", "model", "generation", "reasoner"),
-    *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
+    *("data.tokens", "data.token_bytes", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),

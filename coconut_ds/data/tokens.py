@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.token_bytes import text_of
 from coconut_ds.errors import ModelError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.hub import load_by_name
@@ -164,16 +165,14 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds) -> str:
-    """The text of generated ids, without markers, up to the first end-of-sequence token."""
+    """The text of generated ids, without markers, up to the first end-of-sequence token; see ``text_of``."""
     eos, hidden, kept = tokenizer.eos_token_id, markers.all(), []
     for token in ids:
         if token == eos:
             break
         if token not in hidden:
             kept.append(token)
-    text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
+    return text_of(tokenizer, kept)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
