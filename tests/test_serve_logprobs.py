@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making_tokenizers import tokenizers
 
-from coconut_ds.data.token_bytes import REPLACEMENT, utf8_decoder
+from coconut_ds.data.token_bytes import REPLACEMENT, Utf8Decoder
 from coconut_ds.data.tokens import add_markers
 from coconut_ds.formats import TEXT
 from coconut_ds.generation.prompter import Prompter
@@ -47,7 +47,7 @@ def place_of(pieces, number):
     """The slow truth: where the character with the first byte of a piece is, in the text of all bytes up to it."""
     before, first = b"".join(pieces[:number]), pieces[number][:1]
     # An incomplete character, which U+FFFD stands for here, counts once there is a byte that does not continue it.
-    return len((before + first).decode(errors="replace")) - 1 if first else len(utf8_decoder().decode(before))
+    return len((before + first).decode(errors="replace")) - 1 if first else len(Utf8Decoder().decode(before))
 
 
 def streamed(prompter, ids, scores, stop):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making_tokenizers import tokenizers
 
-from coconut_ds.data.token_bytes import REPLACEMENT, TokenBytes, is_text, text_of, token_name
+from coconut_ds.data.token_bytes import REPLACEMENT, TokenBytes, Utf8Decoder, is_text, text_of, token_name
 from coconut_ds.errors import DataError
 from coconut_ds.generation.decoding import token_id, token_names
 
@@ -15,6 +15,10 @@ EMOJI = "a😀é 日本👩\u200d👩\u200d👧\u200d👦🏳️\u200d🌈 ‼�
 TEXTS = st.text(
     st.one_of(st.sampled_from([*EMOJI, *"the cat.\n"]), st.characters(exclude_categories=["Cs"])), max_size=30
 )
+
+# Of 64 characters in a row, only the last bytes differ.
+CHARACTERS = [chr(code).encode() for code in range(0x80, 0x110000, 64) if not 0xD800 <= code < 0xE000]
+INCOMPLETE = {character[:count] for character in CHARACTERS for count in range(1, len(character))}
 
 
 @pytest.mark.parametrize("kind", BYTE_KINDS)
@@ -61,6 +65,15 @@ def test_a_part_of_a_character_has_a_name_of_its_own_that_finds_it(kind):
     assert not any(REPLACEMENT in name for name in names.values())
     assert [token_id(tokenizer, names[token]) for token in parts] == parts
     assert token_name(b" \xf0\x9f") == r" \xf0\x9f"
+
+
+@given(st.lists(st.binary(max_size=4), max_size=4))
+def test_bytes_in_pieces_have_the_text_of_all_bytes(pieces):
+    """Checked with the codec that gets everything at once; only what further bytes can complete is held back."""
+    decoder = Utf8Decoder()
+    text, joined = "".join(decoder.decode(piece) for piece in pieces), b"".join(pieces)
+    assert decoder.pending == next((joined[-count:] for count in (3, 2, 1) if joined[-count:] in INCOMPLETE), b"")
+    assert text == joined[: len(joined) - len(decoder.pending)].decode(errors="replace")
 
 
 def test_a_token_that_is_several_is_refused_with_names_that_are_accepted():

@@ -5,7 +5,6 @@ have the same text, and a text that was cut within a character ends in U+FFFD. I
 SentencePiece), an incomplete character even turns complete ones before it into U+FFFD.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Sequence
@@ -20,13 +19,32 @@ MAX_BYTES = 4
 """Maximum length of a character in UTF-8."""
 CONTEXT = 4
 """Number of tokens before a token that may decide its bytes, for example whether a space comes first."""
+INCOMPLETE = re.compile(
+    rb"([\xc2-\xdf]|\xe0[\xa0-\xbf]?|[\xe1-\xec\xee\xef][\x80-\xbf]?|\xed[\x80-\x9f]?"
+    rb"|\xf0([\x90-\xbf][\x80-\xbf]?)?|[\xf1-\xf3]([\x80-\xbf]{1,2})?|\xf4([\x80-\x8f][\x80-\xbf]?)?)\Z"
+)
+"""The first bytes of a character at the end of a text in UTF-8 (table 3-7 of the Unicode Standard)."""
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """A token of one byte in vocabularies of SentencePiece."""
 
 
-def utf8_decoder() -> codecs.IncrementalDecoder:
-    """A decoder that holds an incomplete character at the end back, and replaces bytes that are not UTF-8 by U+FFFD."""
-    return codecs.getincrementaldecoder("utf-8")("replace")
+class Utf8Decoder:
+    """Decodes bytes that come in pieces. Bytes that cannot become a character are replaced by U+FFFD.
+
+    The incremental decoder of ``codecs`` also holds the first two bytes of a surrogate back, which are not valid.
+    """
+
+    def __init__(self) -> None:
+        self.pending = b""
+        """The bytes of an incomplete character at the end."""
+
+    def decode(self, piece: bytes) -> str:
+        """The text that a piece completes."""
+        data = self.pending + piece
+        incomplete = INCOMPLETE.search(data, max(0, len(data) - MAX_BYTES + 1))
+        end = len(data) if incomplete is None else incomplete.start()
+        self.pending = data[end:]
+        return data[:end].decode(errors="replace")
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -35,7 +53,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     The text of the first tokens is always a prefix of the text of all tokens.
     """
     text = _decode(tokenizer, ids)
-    return utf8_decoder().decode(b"".join(TokenBytes(tokenizer).of(ids))) if REPLACEMENT in text else text
+    return Utf8Decoder().decode(b"".join(TokenBytes(tokenizer).of(ids))) if REPLACEMENT in text else text
 
 
 class TokenBytes:

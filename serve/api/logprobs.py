@@ -8,7 +8,7 @@ the same text are named by their ids.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from coconut_ds.data.token_bytes import is_text, token_name, utf8_decoder
+from coconut_ds.data.token_bytes import Utf8Decoder, is_text, token_name
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Score
 
@@ -46,7 +46,7 @@ class ScoredText:
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
         self._tokens: list[int] = []
-        self._decoder = utf8_decoder()
+        self._decoder = Utf8Decoder()
         self._num_characters = 0
         """Number of complete characters of the tokens added so far."""
 
@@ -75,7 +75,7 @@ class ScoredText:
         """Adds the bytes of a token; returns the index of the character in which they begin."""
         self._num_characters += len(self._decoder.decode(piece[:1]))
         # A first byte that completes a character, or replaces an invalid one, belongs to the last character so far.
-        begins = self._num_characters - (bool(piece) and not self._decoder.getstate()[0])
+        begins = self._num_characters - (bool(piece) and not self._decoder.pending)
         self._num_characters += len(self._decoder.decode(piece[1:]))
         return begins
 
