@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import urlsplit
@@ -57,7 +57,7 @@ def proxying(
                 while part := answer.read1(CHUNK):
                     self.wfile.write(part)
                     self.wfile.flush()
-            except OSError:
+            except (OSError, HTTPException):
                 pass
             connection.close()
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from making_app import GRAPH, HOSTILE, SUMS
+from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 
 pytestmark = pytest.mark.slow
@@ -38,6 +40,15 @@ class Visit:
     url: str
     complaints: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+    """Paths of all requests to hosts."""
+
+    def note(self, url: str) -> None:
+        """Records a request."""
+        parts = urlsplit(url)
+        if parts.netloc:
+            self.hosts.add(parts.netloc)
+            self.paths.add(parts.path)
 
     def tab(self, name: str) -> None:
         """Opens a tab; on narrow screens some tabs are behind a button."""
@@ -86,22 +97,30 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
-    """Opens the app; at the end the page must have logged no error and contacted no other host."""
+    """Opens the app; at the end the page must have logged no error and contacted no other host.
+
+    ``at``: address of the app, if it is not that of the server; ``key``: the password that the visitor types.
+    """
 
     @contextmanager
-    def open_it(query: str = "", width: int = 1280, dark: bool = False) -> Iterator[Visit]:
+    def open_it(
+        query: str = "", width: int = 1280, dark: bool = False, at: str = "", key: str | None = None
+    ) -> Iterator[Visit]:
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            http_credentials={"username": "me", "password": key} if key else None,
         )
-        page = context.new_page()
-        made = Visit(page, server.url)
+        page, address = context.new_page(), at or f"{server.url}/app/"
+        made = Visit(page, address)
         page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
         page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        page.on("request", lambda one: made.hosts.add(one.url.split("/")[2]) if "://" in one.url else None)
-        page.goto(f"{server.url}/app/{query}")
+        page.on("request", lambda one: made.note(one.url))
+        page.goto(address + query)
         page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
         yield made
-        assert (made.complaints, made.hosts) == ([], {server.url.split("/")[2]})
+        assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
         context.close()
 
     return open_it
@@ -214,6 +233,45 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
             time.sleep(0.3)
             assert one.page.evaluate("document.documentElement.scrollWidth") <= 400, name
             one.shoot(f"phone-{name.lower().replace(' ', '-')}")
+
+
+def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
+    """Opens a link, which is restored; downloads a file and makes a link, which is restored too."""
+    with visit("?view=think&thoughts=1", at=f"{proxy}{prefix}/app", key=key) as one:
+        one.wait("#think-after .js-plotly-plot")
+        one.tab("Export")
+        one.page.locator("#run-export").click()
+        one.wait("#export-files a")
+        with one.page.expect_download() as download:
+            one.page.get_by_role("link", name="think.json").click()
+        result = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+        assert len(result["trace"]["thoughts"]) == 1
+        link = one.page.locator("#export-link textarea, #export-link input").first.input_value()
+        assert link.startswith(f"{proxy}{prefix}/app/?view=think&")
+        one.shoot(f"prefix-{'key' if key else 'unknown'}")
+        icons = one.page.evaluate(
+            "[...document.querySelectorAll('link[rel=icon], link[rel=manifest]')].map(l => l.href)"
+        )
+        assert icons == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
+        assert [path for path in one.paths if not path.startswith(f"{prefix}/app")] == []
+        one.page.goto(link)
+        one.wait("#think-after .js-plotly-plot")
+
+
+def test_behind_a_proxy_that_says_nothing(visit, server):
+    """The proxy removes the prefix, and the server knows neither it nor the host that the browser sees."""
+    with proxying(server.url, "/a/b", strips=True, keeps_host=False) as proxy:
+        use_under_a_prefix(visit, proxy, "/a/b", None)
+
+
+def test_behind_a_proxy_that_keeps_the_prefix_with_a_password(visit, tmp_path):
+    options = ("--app", "--root-path", "/a/b")
+    with (
+        serving(save_checkpoint(tmp_path / "model"), key="open sesame", options=options) as locked,
+        proxying(locked.url, "/a/b", strips=False) as proxy,
+    ):
+        assert httpx.get(f"{proxy}/a/b/app/", timeout=30).status_code == 401
+        use_under_a_prefix(visit, proxy, "/a/b", "open sesame")
 
 
 def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path):
