@@ -282,8 +282,9 @@ def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path
     with server.client() as client:
         info = client.get("/app/gradio_api/info").json()
         assert (info["named_endpoints"], info["unnamed_endpoints"]) == ({}, {})
-        config = client.get("/app/config").json()
-        assert not config["analytics_enabled"]
+        config = client.get("/app/config", headers={"Host": "example.org", "Origin": "https://other.example.org"})
+        assert not config.json()["analytics_enabled"]
+        assert not any(name.startswith("access-control") for name in config.headers)
         page = client.get("/app/").text
         assert "fonts.googleapis" not in page
         assert client.get(f"/app/gradio_api/file={ROOT / 'pyproject.toml'}").status_code in (403, 404)

@@ -5,7 +5,7 @@ A name identifies a token among those of its position. It is the token's text, w
 the same text are named by their ids.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from coconut_ds.data.token_bytes import Utf8Decoder, is_text, token_name
@@ -58,7 +58,7 @@ class ScoredText:
         possible = tuple(one for one in named[1:] if one.log_probability > float("-inf"))
         return ScoredToken(named[0], possible, offset)
 
-    def _named(self, candidates: Iterable[tuple[int, float]]) -> list[NamedToken]:
+    def _named(self, candidates: Sequence[tuple[int, float]]) -> list[NamedToken]:
         """Tokens of one position, by id and log probability; a token may be among them twice."""
         ids = dict.fromkeys(token for token, _ in candidates)
         names: dict[str, int] = {}
