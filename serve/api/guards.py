@@ -9,22 +9,14 @@ import binascii
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from prometheus_client import Counter
 
 from serve.api.errors import response_of
-from serve.api.prefix import route_of
+from serve.api.prefix import App, Message, Receive, Scope, Send, route_of
 from serve.errors import NotAuthorizedError, ServiceError, TooLargeError, TooSlowError, UnavailableError
 from serve.limits import Limits
 from serve.service import Service
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/health"})
 """Paths that do not require the key."""
