@@ -4,6 +4,7 @@ Needs Chromium (``apt-get install chromium``); skipped without it. Pictures of a
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -236,26 +237,22 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
 
 
 def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
-    """Opens a link, which is restored; downloads a file and makes a link, which is restored too."""
+    """Opens a link, whose view is restored and computed, and makes a link; every request is under the prefix."""
     with visit("?view=think&thoughts=1", at=f"{proxy}{prefix}/app", key=key) as one:
-        one.wait("#think-after .js-plotly-plot")
-        one.tab("Export")
-        one.page.locator("#run-export").click()
-        one.wait("#export-files a")
-        with one.page.expect_download() as download:
-            one.page.get_by_role("link", name="think.json").click()
-        result = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
-        assert len(result["trace"]["thoughts"]) == 1
-        link = one.page.locator("#export-link textarea, #export-link input").first.input_value()
-        assert link.startswith(f"{proxy}{prefix}/app/?view=think&")
+        one.wait("#think-decoded .js-plotly-plot")
+        assert one.page.locator("#think-answer").inner_text().startswith("answer")
         one.shoot(f"prefix-{'key' if key else 'unknown'}")
-        icons = one.page.evaluate(
+        one.tab("Export")
+        one.page.get_by_role("radio", name="Compare").check()
+        one.page.locator("#run-export").click()
+        one.wait("#export-files .empty:has-text('the link works')")
+        link = one.page.locator("#export-link textarea, #export-link input").first
+        playwright.expect(link).to_have_value(re.compile(re.escape(f"{proxy}{prefix}/app/?view=compare&")))
+        links = one.page.evaluate(
             "[...document.querySelectorAll('link[rel=icon], link[rel=manifest]')].map(l => l.href)"
         )
-        assert icons == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
+        assert links == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
         assert [path for path in one.paths if not path.startswith(f"{prefix}/app")] == []
-        one.page.goto(link)
-        one.wait("#think-after .js-plotly-plot")
 
 
 def test_behind_a_proxy_that_says_nothing(visit, server):
