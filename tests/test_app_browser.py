@@ -238,7 +238,7 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
 
 def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
     """Opens a link, whose view is restored and computed, and makes a link; every request is under the prefix."""
-    with visit("?view=think&thoughts=1", at=f"{proxy}{prefix}/app", key=key) as one:
+    with visit("?view=think&thoughts=1&question=hello", at=f"{proxy}{prefix}/app", key=key) as one:
         one.wait("#think-decoded .js-plotly-plot")
         assert one.page.locator("#think-answer").inner_text().startswith("answer")
         one.shoot(f"prefix-{'key' if key else 'unknown'}")
