@@ -64,7 +64,7 @@ def streamed(prompter, ids, scores, stop):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_every_token_has_its_own_key_bytes_and_place(kind, data):
     """For any tokens, also invalid bytes, markers, ids without a token, and texts that are cut at a stop string."""

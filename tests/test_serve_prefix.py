@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import save_checkpoint
 from starlette.testclient import TestClient
@@ -38,6 +38,7 @@ def seen(path, root_path=None, headers=(), below=""):
     return scopes[0]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(PARTS, min_size=1, max_size=4), PATHS, st.booleans())
 def test_the_prefix_is_known_whether_or_not_the_proxy_removes_it(parts, path, strips):
     """The option, the header (in parts, from several proxies), and the server below, such as Ray's, mean the same."""

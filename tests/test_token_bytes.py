@@ -22,7 +22,7 @@ INCOMPLETE = {character[:count] for character in CHARACTERS for count in range(1
 
 
 @pytest.mark.parametrize("kind", BYTE_KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=TEXTS)
 def test_the_bytes_of_all_tokens_are_those_of_the_text(kind, text):
     """Checked against the text itself, whichever tokens it becomes; and each beginning has the text of its bytes."""
@@ -36,7 +36,7 @@ def test_the_bytes_of_all_tokens_are_those_of_the_text(kind, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_tokens_have_the_text_that_the_tokenizer_gives_them(kind, data):
     """Also invalid bytes; only an incomplete character at the end is left out. Texts of more tokens begin the same."""
