@@ -10,6 +10,7 @@ from typing import Any
 
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
+from serve.api.prefix import root_path_of
 from serve.limits import EngineSettings, Limits
 
 KEY_VARIABLE = "COCONUT_API_KEY"
@@ -81,6 +82,12 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=port, help="port to listen on; 0 chooses a free one")
     add(
+        "--root-path",
+        metavar="PATH",
+        help="path under which a reverse proxy offers the server, such as /models; default: what the proxy sends as "
+        "X-Forwarded-Prefix, which '/' makes the server ignore",
+    )
+    add(
         "--data",
         type=Path,
         action="append",
@@ -139,6 +146,8 @@ LIMITS = {
 def _serve(arguments: argparse.Namespace) -> None:
     arguments.checkpoint = arguments.checkpoint or [RUNS]
     settings, limits = settings_of(arguments)
+    if arguments.root_path is not None:
+        arguments.root_path = root_path_of(arguments.root_path)
     key = read_key(arguments.api_key_file)
     check_host(arguments.host, key, arguments.no_key)
     # Imported here so that an invalid command line is refused before torch is loaded.

@@ -42,7 +42,7 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
             # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
     mounts = app_mounts(service, arguments.data) if arguments.app else None
-    run_server(service, metrics, arguments.host, arguments.port, key, mounts)
+    run_server(service, metrics, arguments.host, arguments.port, key, mounts, arguments.root_path)
 
 
 def make_service(

@@ -62,6 +62,7 @@ def run_server(
     port: int,
     key: str | None = None,
     mounts: Mapping[str, ASGIApp] | None = None,
+    root_path: str | None = None,
 ) -> None:
     """Serves until the process gets a signal.
 
@@ -72,8 +73,9 @@ def run_server(
         port: port to listen on; 0 chooses a free one, which the log reports.
         key: API key that clients must send; None: no key is required.
         mounts: further ASGI apps by path.
+        root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
     """
-    app = create_app(service, metrics, key, mounts)
+    app = create_app(service, metrics, key, mounts, root_path)
     config = uvicorn.Config(
         app,
         host=host,

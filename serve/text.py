@@ -1,15 +1,14 @@
 """Streams the text of tokens that arrive one by one, without partial characters, markers or stop strings.
 
-Text that has been sent never changes: a character whose bytes are incomplete, and a suffix that may be the beginning of
-a stop string, are held back until the next tokens decide. All pieces joined are the text of all tokens, cut at the
-first stop string.
+Text that has been sent never changes: a suffix that may be the beginning of a stop string is held back until the next
+tokens decide, and an incomplete character at the end is not part of the text of tokens. All pieces joined are the text
+of all tokens, cut at the first stop string.
 """
 
 from collections.abc import Callable, Sequence
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-MAX_BYTES = 4
-"""Maximum length of a character in UTF-8."""
+from coconut_ds.data.token_bytes import REPLACEMENT
+
 WINDOW = 256
 """Maximum number of tokens that are decoded together. Earlier tokens, whose text is final, are not decoded again."""
 
@@ -20,7 +19,7 @@ class TextStream:
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
         """
         Args:
-            decode: returns the text of tokens, without markers and end of sequence.
+            decode: returns the text of tokens, without markers, end of sequence and an incomplete character at the end.
             stop: strings at which the text is cut; they are not part of it.
         """
         self._decode, self._stop = decode, tuple(stop)
@@ -52,17 +51,12 @@ class TextStream:
         return piece
 
     def _num_undecided(self) -> int:
-        """Number of characters at the end that the next tokens may change or complete to a stop string."""
-        text = self._text
-        broken = 0
-        while broken < min(MAX_BYTES - 1, len(text)) and text[-1 - broken] == REPLACEMENT:
-            broken += 1
-        whole = text[: len(text) - broken]
+        """Number of characters at the end that the next tokens may complete to a stop string."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(whole)), 0, -1):
-            if any(stop.startswith(whole[-length:]) for stop in self._stop):
-                return broken + length
-        return broken
+        for length in range(min(longest, len(self._text)), 0, -1):
+            if any(stop.startswith(self._text[-length:]) for stop in self._stop):
+                return length
+        return 0
 
     def _shorten(self) -> None:
         """Drops the first half of the tokens, if the second half decodes to the same text without it."""

@@ -4,16 +4,19 @@ Needs Chromium (``apt-get install chromium``); skipped without it. Pictures of a
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from making_app import GRAPH, HOSTILE, SUMS
+from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 
 pytestmark = pytest.mark.slow
@@ -38,6 +41,15 @@ class Visit:
     url: str
     complaints: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+    """Paths of all requests to hosts."""
+
+    def note(self, url: str) -> None:
+        """Records a request."""
+        parts = urlsplit(url)
+        if parts.netloc:
+            self.hosts.add(parts.netloc)
+            self.paths.add(parts.path)
 
     def tab(self, name: str) -> None:
         """Opens a tab; on narrow screens some tabs are behind a button."""
@@ -86,22 +98,30 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
-    """Opens the app; at the end the page must have logged no error and contacted no other host."""
+    """Opens the app; at the end the page must have logged no error and contacted no other host.
+
+    ``at``: address of the app, if it is not that of the server; ``key``: the password that the visitor types.
+    """
 
     @contextmanager
-    def open_it(query: str = "", width: int = 1280, dark: bool = False) -> Iterator[Visit]:
+    def open_it(
+        query: str = "", width: int = 1280, dark: bool = False, at: str = "", key: str | None = None
+    ) -> Iterator[Visit]:
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            http_credentials={"username": "me", "password": key} if key else None,
         )
-        page = context.new_page()
-        made = Visit(page, server.url)
+        page, address = context.new_page(), at or f"{server.url}/app/"
+        made = Visit(page, address)
         page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
         page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        page.on("request", lambda one: made.hosts.add(one.url.split("/")[2]) if "://" in one.url else None)
-        page.goto(f"{server.url}/app/{query}")
+        page.on("request", lambda one: made.note(one.url))
+        page.goto(address + query)
         page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
         yield made
-        assert (made.complaints, made.hosts) == ([], {server.url.split("/")[2]})
+        assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
         context.close()
 
     return open_it
@@ -230,6 +250,41 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
             one.shoot(f"phone-{name.lower().replace(' ', '-')}")
 
 
+def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
+    """Opens a link, whose view is restored and computed, and makes a link; every request is under the prefix."""
+    with visit("?view=think&thoughts=1&question=hello", at=f"{proxy}{prefix}/app", key=key) as one:
+        one.wait("#think-decoded .js-plotly-plot")
+        assert one.page.locator("#think-answer").inner_text().startswith("answer")
+        one.shoot(f"prefix-{'key' if key else 'unknown'}")
+        one.tab("Export")
+        one.page.get_by_role("radio", name="Compare").check()
+        one.page.locator("#run-export").click()
+        one.wait("#export-files .empty:has-text('the link works')")
+        link = one.page.locator("#export-link textarea, #export-link input").first
+        playwright.expect(link).to_have_value(re.compile(re.escape(f"{proxy}{prefix}/app/?view=compare&")))
+        links = one.page.evaluate(
+            "[...document.querySelectorAll('link[rel=icon], link[rel=manifest]')].map(l => l.href)"
+        )
+        assert links == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
+        assert [path for path in one.paths if not path.startswith(f"{prefix}/app")] == []
+
+
+def test_behind_a_proxy_that_says_nothing(visit, server):
+    """The proxy removes the prefix, and the server knows neither it nor the host that the browser sees."""
+    with proxying(server.url, "/a/b", strips=True, keeps_host=False) as proxy:
+        use_under_a_prefix(visit, proxy, "/a/b", None)
+
+
+def test_behind_a_proxy_that_keeps_the_prefix_with_a_password(visit, tmp_path):
+    options = ("--app", "--root-path", "/a/b")
+    with (
+        serving(save_checkpoint(tmp_path / "model"), key="open sesame", options=options) as locked,
+        proxying(locked.url, "/a/b", strips=False) as proxy,
+    ):
+        assert httpx.get(f"{proxy}/a/b/app/", timeout=30).status_code == 401
+        use_under_a_prefix(visit, proxy, "/a/b", "open sesame")
+
+
 def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path):
     """Without a key every page is open on loopback, but no API for programs; with a key nothing is open.
 
@@ -238,8 +293,9 @@ def test_a_password_covers_every_path_and_no_endpoint_is_public(server, tmp_path
     with server.client() as client:
         info = client.get("/app/gradio_api/info").json()
         assert (info["named_endpoints"], info["unnamed_endpoints"]) == ({}, {})
-        config = client.get("/app/config").json()
-        assert not config["analytics_enabled"]
+        config = client.get("/app/config", headers={"Host": "example.org", "Origin": "https://other.example.org"})
+        assert not config.json()["analytics_enabled"]
+        assert not any(name.startswith("access-control") for name in config.headers)
         page = client.get("/app/").text
         assert "fonts.googleapis" not in page
         assert client.get(f"/app/gradio_api/file={ROOT / 'pyproject.toml'}").status_code in (403, 404)

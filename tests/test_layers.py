@@ -27,7 +27,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 HEAVY = (
     *(f"distributed.{name}" for name in ("process_group", "ranks", "random_states", "zero")),
     *("hub", "model", "generation", "reasoner", "lm_harness", "probing", "memory"),
-    *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_table", "report")),
+    *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),

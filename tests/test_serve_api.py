@@ -155,6 +155,29 @@ def test_log_probabilities_are_the_engines(client, reasoners):
     assert parts == pytest.approx(completion.log_probabilities, abs=1e-4)
 
 
+def test_parts_of_characters_have_log_probabilities_of_their_own(client):
+    """The random model writes parts of characters: each has its own key and bytes, and no text ends within one."""
+    options = {"model": "coconut", "max_tokens": 20, "temperature": 1.0, "seed": 1, "n": 4}
+    made = client.completions.create(prompt="é€😀", logprobs=5, **options)
+    messages = [{"role": "user", "content": "é€😀"}]
+    chat = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=5, **options)
+    parts: dict[int, list] = {}
+    for chunk in client.completions.create(prompt="é€😀", logprobs=5, stream=True, **options):
+        parts.setdefault(chunk.choices[0].index, []).append(chunk.choices[0].logprobs.model_dump())
+    assert any("bytes:" in token for choice in made.choices for token in choice.logprobs.tokens)
+    for choice, other in zip(made.choices, chat.choices, strict=True):
+        found = choice.logprobs
+        assert {len(top) for top in found.top_logprobs} == {5}
+        for token, value, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+            assert top.get(token, value) == value
+        text = b"".join(bytes(one.bytes) for one in other.logprobs.content).decode(errors="replace")
+        assert text.startswith(choice.text)
+        assert text.removeprefix(choice.text) in ("", "\N{REPLACEMENT CHARACTER}")
+        assert all(len({top.token for top in one.top_logprobs}) == 5 for one in other.logprobs.content)
+        joined = {name: [value for part in parts[choice.index] for value in part[name]] for name in parts[0][0]}
+        assert joined == found.model_dump()
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_traces_are_those_of_probing(http, reasoners, name):
     body = {"model": name, "question": "hello", "max_tokens": 5, "top_k": 3, "layers": True, "tokens": ["a"]}

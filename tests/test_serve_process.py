@@ -89,6 +89,7 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
         (["--checkpoint", tiny, "--api-key-file", str(tmp_path / "empty")], "is empty"),
         (["--checkpoint", tiny, "--max-waiting", "1"], "max_waiting=1"),
         (["--checkpoint", tiny, "--slots", "0"], "slots=0"),
+        (["--checkpoint", tiny, "--root-path", "models"], "--root-path models"),
     ):
         assert main(["api", *arguments]) == 2
         told = capsys.readouterr().err

@@ -1,8 +1,11 @@
 """Streamed text: whole characters, no stop string, and together the text of all tokens."""
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making_tokenizers import tokenizers
 from serving import byte_tokenizer
 
 from coconut_ds.data.tokens import MARKERS, add_markers, build_word_tokenizer, decode
@@ -11,7 +14,12 @@ from serve.text import TextStream, first_place
 
 BYTES = byte_tokenizer()
 WORDS = build_word_tokenizer(["the cat sat. on the mat, 1 + 2 = 3"])
-KNOWN = {name: (tokenizer, add_markers(tokenizer)[0]) for name, tokenizer in (("bytes", BYTES), ("words", WORDS))}
+ALL = {
+    "bytes": BYTES,
+    "words": WORDS,
+    **{name: copy.deepcopy(tokenizers()[name]) for name in ("gpt2", "llama", "gemma")},
+}
+KNOWN = {name: (tokenizer, add_markers(tokenizer)[0]) for name, tokenizer in ALL.items()}
 
 
 def decoder(name):
@@ -45,7 +53,7 @@ def test_no_piece_holds_half_a_character_or_a_stop_string(text, stop, window):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["bytes", "words"]), st.data())
+@given(st.sampled_from(list(ALL)), st.data())
 def test_any_tokens_stream_as_their_text(name, data):
     """Bytes that are not valid text, with markers and end-of-sequence tokens, longer than the window."""
     tokenizer, _ = KNOWN[name]
@@ -70,3 +78,14 @@ def test_what_may_become_a_stop_string_waits():
     ids = BYTES("a##b###c")["input_ids"]
     assert pieces_of("bytes", ids, ["###"]) == ["a", "", "", "##b", "", "", "", "", ""]
     assert pieces_of("bytes", ids[:3], ["###"]) == ["a", "", "", "##"]
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "llama"])
+def test_a_text_that_is_cut_within_a_character_does_not_show_it(name):
+    """Whether it is cut by the number of tokens or by a stop string whose last token begins the next character."""
+    ids = KNOWN[name][0]("é👩\u200d👧b", add_special_tokens=False)["input_ids"]
+    for count in range(len(ids)):
+        text = decoder(name)(ids[:count])
+        assert "é👩\u200d👧b".startswith(text)
+        assert "".join(pieces_of(name, ids[:count])) == text
+        assert "".join(pieces_of(name, ids[:count], ["👩"])) == text.partition("👩")[0]

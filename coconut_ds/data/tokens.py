@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from coconut_ds.data.encoding import added_around, encode, encoding_fault
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.token_bytes import text_of
 from coconut_ds.data.tokenizer_files import read_tokenizer
 from coconut_ds.errors import ModelError
 from coconut_ds.formats import TEXT, Format
@@ -188,13 +189,11 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], markers: MarkerIds, eos_ids: Container[int]) -> str:
-    """The text of generated ids, without markers, up to the first token that ends a text (``eos_ids``)."""
+    """The text of generated ids, without markers, up to the first token that ends a text; see ``text_of``."""
     hidden, kept = markers.all(), []
     for token in ids:
         if token in eos_ids:
             break
         if token not in hidden:
             kept.append(token)
-    text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
+    return text_of(tokenizer, kept)

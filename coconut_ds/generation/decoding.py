@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.token_bytes import REPLACEMENT, TokenBytes, token_name
 from coconut_ds.errors import DataError
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.support import embedding_weight
@@ -120,12 +121,15 @@ def nearest_tokens(
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str]:
-    """The text of each token, spaces included."""
-    return {token: str(tokenizer.decode([token])) for token in ids}
+    r"""The text of each token, spaces included; a part of a character is shown as its bytes, such as ``\xf0\x9f``."""
+    names = {token: str(tokenizer.decode([token])) for token in ids}
+    parts = [token for token, name in names.items() if REPLACEMENT in name]
+    pieces = TokenBytes(tokenizer).of(parts) if parts else []
+    return names | {token: token_name(piece) for token, piece in zip(parts, pieces, strict=True)}
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """The id of the single token that ``text`` is, as given or with a space before it.
+    """The id of the single token that ``text`` is, as given or with a space before it, or named by ``token_names``.
 
     Raises:
         DataError: ``text`` is several tokens, or the tokenizer does not know it.
@@ -135,10 +139,17 @@ def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
         ids = tokenizer.encode(written, add_special_tokens=False)
         if len(ids) == 1 and ids[0] != unknown:
             return int(ids[0])
+    part = TokenBytes(tokenizer).token_of_name(text)
+    if part is not None:
+        return part
     ids = tokenizer.encode(text, add_special_tokens=False)
     if unknown is not None and unknown in ids:
         near = difflib.get_close_matches(text, tokenizer.get_vocab(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise DataError(f"tokens: {text!r} is unknown to the tokenizer{hint}")
-    pieces = ", ".join(repr(str(tokenizer.decode([token]))) for token in ids) or "none"
-    raise DataError(f"tokens: {text!r} is {len(ids)} tokens ({pieces}), expected a single token; give one of them")
+    names = token_names(tokenizer, set(ids))
+    # ``repr`` would double the backslashes of escaped bytes.
+    pieces = ", ".join(f"'{names[token]}'" if names[token].isprintable() else repr(names[token]) for token in ids)
+    raise DataError(
+        f"tokens: {text!r} is {len(ids)} tokens ({pieces or 'none'}), expected a single token; give one of them"
+    )

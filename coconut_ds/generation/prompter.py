@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.token_bytes import CONTEXT, TokenBytes
 from coconut_ds.data.tokens import decode, encode_cue, encode_questions
 from coconut_ds.errors import DataError
 from coconut_ds.formats import Format
@@ -145,6 +147,22 @@ class Prompter:
     def as_trained(self, tokens: Sequence[int]) -> list[int]:
         """The tokens, with any token that ends a text replaced by the one that texts end with in training."""
         return [self.eos_ids[0] if token in self.eos_ids else token for token in tokens]
+
+    def token_bytes(self, tokens: Sequence[int], before: Sequence[int] = ()) -> list[bytes | None]:
+        """The bytes that each token adds to the text of the tokens before it, see ``TokenBytes.of``.
+
+        None for markers and the end of sequence, which are not part of a text.
+        """
+        hidden = {*self.markers.all(), *self.eos_ids}
+        shown = [token for token in tokens if token not in hidden]
+        # More than a tokenizer needs as context, because some of these may be markers.
+        context = [token for token in before[-2 * CONTEXT :] if token not in hidden]
+        found = iter(self._bytes.of(shown, context))
+        return [None if token in hidden else next(found) for token in tokens]
+
+    @cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self.tokenizer)
 
     def cut(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         """The text of generated tokens up to the first stop string, without markers and end of sequence."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from coconut_ds.data.token_bytes import MAX_BYTES, REPLACEMENT
 from coconut_ds.generation.requests import Completion, FinishReason, Request, Score
 
 THOUGHT = -1
@@ -187,6 +188,9 @@ class Row:
         # many tokens as the string has bytes suffice; 8 more, since a decoder may treat the first tokens differently.
         tail = self.tokens[-(max(len(text.encode()) for text in self.request.stop) + 8) :]
         text = self.decode(tail)
+        if len(tail) < len(self.tokens):
+            # The tail may begin within a character, whose remaining bytes are then not valid by themselves.
+            text = text[: MAX_BYTES - 1].lstrip(REPLACEMENT) + text[MAX_BYTES - 1 :]
         return any(stop in text for stop in self.request.stop)
 
     def end(self) -> None:

@@ -143,8 +143,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = read_tokenizer(folder, local_files_only=True)
     except FAULTS as error:
         raise CheckpointError(
-            f"{folder}: its tokenizer cannot be loaded: {first_line(error)}; copy the files of the tokenizer that the model was "
-            "trained with into this folder"
+            f"{folder}: its tokenizer cannot be loaded: {first_line(error)}; copy the files of the tokenizer that the "
+            "model was trained with into this folder"
         ) from error
     check_tokenizer(tokenizer, f"{folder}: its tokenizer", "set eos_token in tokenizer_config.json")
     return tokenizer

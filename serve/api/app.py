@@ -13,6 +13,7 @@ from serve.api.errors import add_handlers
 from serve.api.guards import Guards
 from serve.api.head import HeadAsGet
 from serve.api.pages import add_pages
+from serve.api.prefix import Prefix
 from serve.api.streams import ClientGoneError
 from serve.metrics import Metrics
 from serve.service import Service
@@ -22,7 +23,11 @@ CLIENT_GONE = 499
 
 
 def create_app(
-    service: Service, metrics: Metrics, key: str | None = None, mounts: Mapping[str, ASGIApp] | None = None
+    service: Service,
+    metrics: Metrics,
+    key: str | None = None,
+    mounts: Mapping[str, ASGIApp] | None = None,
+    root_path: str | None = None,
 ) -> FastAPI:
     """Creates the server's ASGI app.
 
@@ -31,6 +36,7 @@ def create_app(
         metrics: shown at ``/metrics``.
         key: API key that clients must send; None: no key is required.
         mounts: further ASGI apps by path, protected by the same key.
+        root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
     """
     app = FastAPI(
         title="coconut-ds",
@@ -50,6 +56,8 @@ def create_app(
         app.mount(path, mounted)
     app.add_middleware(HeadAsGet, mounts=mounts)
     app.add_middleware(Guards, service=service, limits=service.limits, key=key, counter=metrics.http_requests)
+    # Added last, so that it comes first: the guards compare paths without the prefix.
+    app.add_middleware(Prefix, root_path=root_path)
     return app
 
 

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Score
 from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
+from serve.api.logprobs import ScoredText, ScoredToken, within
 from serve.api.responses import (
     ChatFormat,
     ChatResponse,
@@ -81,8 +81,7 @@ class _Exchange:
         thoughts = await self._thoughts(choices)
         shown = []
         for choice, one in zip(choices, thoughts, strict=True):
-            scored = list(zip(choice.completion.tokens, choice.completion.scores, strict=False))
-            logprobs = self._logprobs(prompter, scored, 0) if self._ask.num_likeliest is not None else None
+            logprobs = self._logprobs(prompter, choice) if self._ask.num_likeliest is not None else None
             shown.append({**self._format.choice(choice, logprobs), **({} if one is None else {"thoughts": one})})
         return {**self._head, "choices": shown, "usage": usage_of(choices, self._ask.samples)}
 
@@ -91,7 +90,7 @@ class _Exchange:
 
         If the request fails while it runs, the error is sent as the last event before the end mark.
         """
-        unsent = _Unsent(self._ask.num_likeliest is not None)
+        unsent = _Unsent(prompter if self._ask.num_likeliest is not None else None)
         choices: dict[int, Choice] = {}
         try:
             async for delta in deltas:
@@ -104,8 +103,8 @@ class _Exchange:
                         yield opening
                 if delta.text or delta.choice is not None:
                     reason = None if delta.choice is None else delta.choice.finish_reason
-                    scored, offset = unsent.scores_up_to(delta)
-                    logprobs = self._logprobs(prompter, scored, offset) if unsent.wants_scores else None
+                    scored = unsent.scored_with(delta)
+                    logprobs = None if scored is None else self._format.logprobs(scored)
                     yield self._chunk(self._format.chunk(delta.index, delta.text, logprobs, reason))
                 if delta.choice is not None:
                     choices[delta.index] = delta.choice
@@ -143,22 +142,26 @@ class _Exchange:
             shown.append(thoughts_of(await self._service.decode_thoughts(self._ask.model, thoughts, top_k)))
         return shown
 
-    def _logprobs(self, prompter: Prompter, scored: list[tuple[int, Score]], offset: int) -> dict[str, Any]:
+    def _logprobs(self, prompter: Prompter, choice: Choice) -> dict[str, Any]:
+        tokens = zip(choice.completion.tokens, choice.completion.scores, strict=True)
+        text = ScoredText(prompter)
         # The end-of-sequence token is not part of the text.
-        shown = [(token, score) for token, score in scored if token not in prompter.eos_ids]
-        return self._format.logprobs(prompter, shown, offset)
+        scored = [text.add(token, score) for token, score in tokens if token not in prompter.eos_ids]
+        return self._format.logprobs(within(scored, len(choice.text)))
 
 
 class _Unsent:
     """Thoughts and token scores of a stream that have arrived but have not been sent."""
 
-    def __init__(self, wants_scores: bool) -> None:
-        self.wants_scores = wants_scores
+    def __init__(self, prompter: Prompter | None) -> None:
+        """``prompter``: names the tokens whose scores are sent; None: no scores are sent."""
+        self._prompter = prompter
         self.begun: set[int] = set()
         """Indices of continuations whose first chunks have been sent."""
         self.thoughts: dict[int, list[torch.Tensor]] = {}
         """By index of the continuation: states [D] of its thoughts."""
-        self._scored: dict[int, list[tuple[int, Score]]] = {}
+        self._texts: dict[int, ScoredText] = {}
+        self._scored: dict[int, list[ScoredToken]] = {}
         self._num_sent: dict[int, int] = {}
         """By index of the continuation: number of characters sent."""
 
@@ -166,11 +169,20 @@ class _Unsent:
         """Stores the thought and the score of a delta."""
         if delta.thought is not None:
             self.thoughts.setdefault(delta.index, []).append(delta.thought.state)
-        if delta.score is not None and delta.token is not None:
-            self._scored.setdefault(delta.index, []).append((delta.token, delta.score))
+        if self._prompter is None or delta.score is None or delta.token is None:
+            return
+        # The end-of-sequence token is not part of the text.
+        if delta.token not in self._prompter.eos_ids:
+            text = self._texts.setdefault(delta.index, ScoredText(self._prompter))
+            self._scored.setdefault(delta.index, []).append(text.add(delta.token, delta.score))
 
-    def scores_up_to(self, delta: Delta) -> tuple[list[tuple[int, Score]], int]:
-        """Returns the tokens and scores to send with a delta's text, and the character at which that text begins."""
-        offset = self._num_sent.get(delta.index, 0)
-        self._num_sent[delta.index] = offset + len(delta.text)
-        return self._scored.pop(delta.index, []), offset
+    def scored_with(self, delta: Delta) -> list[ScoredToken] | None:
+        """Returns the tokens that begin in the text of a delta, all remaining ones with the last; None: not wanted."""
+        num_sent = self._num_sent[delta.index] = self._num_sent.get(delta.index, 0) + len(delta.text)
+        if self._prompter is None:
+            return None
+        waiting = self._scored.pop(delta.index, [])
+        if delta.choice is not None:
+            return within(waiting, num_sent)
+        self._scored[delta.index] = [one for one in waiting if one.offset >= num_sent]
+        return [one for one in waiting if one.offset < num_sent]

@@ -28,7 +28,8 @@ def headers_of(error: ServiceError) -> dict[str, str]:
     """The headers of the response to an error."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer, Basic realm="coconut"'
+        # Only the scheme that browsers know: Chromium asks for no password if a header names several.
+        headers["WWW-Authenticate"] = 'Basic realm="coconut"'
     return headers
 
 

@@ -9,21 +9,14 @@ import binascii
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from prometheus_client import Counter
 
 from serve.api.errors import response_of
+from serve.api.prefix import App, Message, Receive, Scope, Send, route_of
 from serve.errors import NotAuthorizedError, ServiceError, TooLargeError, TooSlowError, UnavailableError
 from serve.limits import Limits
 from serve.service import Service
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/health"})
 """Paths that do not require the key."""
@@ -59,10 +52,11 @@ class Guards:
                 self._counter.labels(status=str(message["status"])).inc()
             await send(message)
 
-        counted = scope["path"] not in ALWAYS and HEARTBEAT not in scope["path"]
+        path = route_of(scope)
+        counted = path not in ALWAYS and HEARTBEAT not in path
         self._service.num_requests += counted
         try:
-            if scope["path"] not in OPEN and not self._knows_key(scope):
+            if path not in OPEN and not self._knows_key(scope):
                 raise NotAuthorizedError("the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
             if counted and self._service.draining:
                 raise UnavailableError("the server is stopping", retry_after_s=5)

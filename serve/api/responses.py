@@ -6,8 +6,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from coconut_ds.generation.decoding import DecodedThought
-from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Score
+from serve.api.logprobs import NamedToken, ScoredToken
 from serve.service import Choice
 
 
@@ -159,8 +158,8 @@ class ResponseFormat(Protocol):
         """A part of a continuation in a stream; ``reason``: why it finished, in its last chunk."""
         ...
 
-    def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
-        """Log probabilities of tokens, the first of which begins at character ``offset`` of the continuation."""
+    def logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        """Log probabilities of tokens."""
         ...
 
 
@@ -181,15 +180,17 @@ class CompletionFormat:
         """See ``ResponseFormat``."""
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
-        """See ``ResponseFormat``."""
-        texts = [prompter.text([token]) for token, _ in tokens]
-        offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
+    def logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        """See ``ResponseFormat``. Parts of characters are named as OpenAI names them: ``bytes:`` and the bytes."""
+
+        def name(one: NamedToken) -> str:
+            return f"bytes:{one.name}" if one.is_part else one.name
+
         return {
-            "tokens": texts,
-            "token_logprobs": [score.log_probability for _, score in tokens],
-            "top_logprobs": [dict(likeliest(prompter, score)) for _, score in tokens],
-            "text_offset": offsets,
+            "tokens": [name(one.token) for one in tokens],
+            "token_logprobs": [one.token.log_probability for one in tokens],
+            "top_logprobs": [{name(each): each.log_probability for each in one.likeliest} for one in tokens],
+            "text_offset": [one.offset for one in tokens],
         }
 
 
@@ -218,23 +219,12 @@ class ChatFormat:
         delta = {"content": text} if text or reason is None else {}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
-    def logprobs(self, prompter: Prompter, tokens: Sequence[tuple[int, Score]], offset: int) -> dict[str, Any]:
+    def logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         """See ``ResponseFormat``."""
 
-        def named(text: str, score: float) -> dict[str, Any]:
-            return {"token": text, "logprob": score, "bytes": list(text.encode())}
+        def fields(one: NamedToken) -> dict[str, Any]:
+            own = None if one.bytes is None else list(one.bytes)
+            return {"token": one.name, "logprob": one.log_probability, "bytes": own}
 
-        content = [
-            {
-                **named(prompter.text([token]), score.log_probability),
-                "top_logprobs": [named(*one) for one in likeliest(prompter, score)],
-            }
-            for token, score in tokens
-        ]
+        content = [{**fields(one.token), "top_logprobs": [fields(each) for each in one.likeliest]} for one in tokens]
         return {"content": content, "refusal": None}
-
-
-def likeliest(prompter: Prompter, score: Score) -> list[tuple[str, float]]:
-    """Texts and log probabilities of the most likely tokens, without tokens that are excluded from sampling."""
-    decode = prompter.tokenizer.decode
-    return [(str(decode([token])), value) for token, value in score.likeliest if value > float("-inf")]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.app import compare, dataset, export, intervene, markup, question, search, think
+from serve.app.addresses import ICON, MANIFEST, OwnAddresses
 from serve.app.events import MAX_RUNNING, MAX_WAITING
 from serve.app.studio import Studio
 from serve.app.theme import CSS, theme
@@ -16,8 +16,6 @@ from serve.app.theme import CSS, theme
 PATH = "/app"
 TITLE = "coconut-ds: show, test and compare thoughts"
 HEADING = "Show, test and compare continuous thoughts"
-
-ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="#0072B2"/></svg>'
 
 
 def blocks_of(studio: Studio) -> gr.Blocks:
@@ -45,11 +43,7 @@ def blocks_of(studio: Studio) -> gr.Blocks:
 
 def mounts(studio: Studio) -> dict[str, ASGIApp]:
     """ASGI apps by path: the app, and files that browsers request from the root even if an app is mounted elsewhere."""
-    return {
-        PATH: make_app(studio),
-        "/manifest.json": JSONResponse({"name": "coconut-ds", "start_url": f"{PATH}/", "display": "browser"}),
-        "/favicon.ico": Response(ICON, media_type="image/svg+xml"),
-    }
+    return {PATH: make_app(studio), "/manifest.json": MANIFEST, "/favicon.ico": ICON}
 
 
 def make_app(studio: Studio) -> ASGIApp:
@@ -74,7 +68,7 @@ def make_app(studio: Studio) -> ASGIApp:
         css=CSS,
         head=_preload_plotly(),
     )
-    return _StartsQueue(outer, blocks)
+    return OwnAddresses(_StartsQueue(outer, blocks))
 
 
 def _preload_plotly() -> str:
