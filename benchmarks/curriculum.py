@@ -18,7 +18,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from coconut_ds.studies.harness import launch_run, quoted
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import launch_run
 
 COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {
@@ -37,7 +38,7 @@ RULES = {
 def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
     """Trains one run and stores its result; returns the stored result if there is one with the same overrides."""
     folder = out / task / rule.replace(" ", "_") / f"seed_{seed}"
-    overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}", f"run.save_path={quoted(folder)}"]
+    overrides = [*COMMON, *TASKS[task], *RULES[rule], f"run.seed={seed}", text_override("run.save_path", folder)]
     path = folder / "result.json"
     if path.is_file():
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.files import shell_word
 from coconut_ds.model.card import ModelCard
 from coconut_ds.runs.catalogue import find_attempts, is_attempt, read_attempt
 from serve.errors import UnknownModelError
@@ -44,9 +45,10 @@ class Checkpoints:
         self._by_name: dict[str, ServedCheckpoint] = {}
         for checkpoint in checkpoints:
             if checkpoint.name in self._by_name:
+                other = self._by_name[checkpoint.name].folder
                 raise CheckpointError(
-                    f"--checkpoint {checkpoint.folder}: the name {checkpoint.name} is already taken by "
-                    f"{self._by_name[checkpoint.name].folder}; choose another: --checkpoint NAME={checkpoint.folder}"
+                    f"--checkpoint {checkpoint.folder}: the name {checkpoint.name} is already taken by {other}; choose "
+                    f"another: --checkpoint NAME={shell_word(checkpoint.folder)}"
                 )
             self._by_name[checkpoint.name] = checkpoint
         if not self._by_name:

@@ -14,6 +14,7 @@ from pathlib import Path
 from coconut_ds.cli.parser import Parser
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
+from coconut_ds.files import shell_word
 from coconut_ds.methods import METHODS
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Messages about the tokenizer name the training setting; here it is an option.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
         return 2
-    _show(f"{render_report(report)}\n{options.png}\n")
+    _show(f"{render_report(report)}\n{shell_word(options.png)}\n")
     return 0
 
 

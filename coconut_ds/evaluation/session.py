@@ -26,7 +26,7 @@ from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
@@ -192,7 +192,8 @@ def _predict(job: EvaluationJob, partial: PartialPredictions, stored: dict[Key, 
         def check_interrupts(due: int) -> int:
             if interrupts.requested:
                 raise Interrupted(
-                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in {partial.folder}"
+                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in "
+                    f"{shell_word(partial.folder)}"
                 )
             return due
 
@@ -287,5 +288,5 @@ def _print(job: EvaluationJob, scores: Sequence[dict[str, Any]], run: dict[str, 
     sys.stdout.write(
         f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
         f"{score_table(scores)}\n{note}"
-        f"{run['problems_per_s']:.2f} predictions/s; {where}\n"
+        f"{run['problems_per_s']:.2f} predictions/s; {shell_word(where)}\n"
     )

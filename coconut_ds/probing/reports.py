@@ -11,6 +11,7 @@ from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
+from coconut_ds.files import shell_word
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
@@ -42,7 +43,7 @@ def write_report(config: ProbeConfig) -> Path:
     except OSError as error:
         raise DataError(f"out={out}: cannot be created ({error.strerror}); set out= to another folder") from error
     MODES[config.mode](config, reasoner, out)
-    sys.stdout.write(f"{out}\n")
+    sys.stdout.write(f"{shell_word(out)}\n")
     return out
 
 

@@ -30,6 +30,7 @@ from coconut_ds.settings.overrides import (
     Override,
     TextValues,
     full_key,
+    quoted,
     read_text,
     several_options,
     several_values,
@@ -210,7 +211,7 @@ def compose_values(
     for one in map(Override.read, overrides):
         words = None if one.key in groups else texts.take(one)
         resolved += [_resolved(one, schema, groups)] if words is None else words
-    search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
+    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
     if search:
         resolved.append(f"hydra.searchpath=[{','.join(search)}]")
     try:

@@ -47,11 +47,15 @@ class Override:
 def text_override(key: str, text: object) -> str:
     """The override that sets ``key``, which is of type ``str``, to exactly this text. The inverse of ``read_text``."""
     value = str(text)
-    if value != NULL and _QUOTED.fullmatch(value) is None:
-        return f"{key}={value}"
+    ambiguous = value == NULL or _QUOTED.fullmatch(value) is not None
+    return f"{key}={quoted(value) if ambiguous else value}"
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, which may contain any character, in Hydra's grammar."""
     # Backslashes only need to be doubled before a quote and at the end.
-    inner = re.sub(r"(\\+)\Z", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
-    return f"{key}='{inner}'"
+    inner = re.sub(r"(\\+)\Z", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", text))
+    return f"'{inner}'"
 
 
 def read_text(value: str, nullable: bool) -> str | None:
@@ -63,12 +67,12 @@ def read_text(value: str, nullable: bool) -> str | None:
     """
     if nullable and value == NULL:
         return None
-    quoted = _QUOTED.fullmatch(value)
-    if quoted is None:
+    match = _QUOTED.fullmatch(value)
+    if match is None:
         return value
-    quote = quoted[1]
-    inner = re.sub(rf"(\\*)\\{quote}", lambda match: "\\" * (len(match[1]) // 2) + quote, quoted["inner"])
-    return re.sub(r"\\+\Z", lambda match: "\\" * (len(match[0]) // 2), inner)
+    quote = match[1]
+    inner = re.sub(rf"(\\*)\\{quote}", lambda found: "\\" * (len(found[1]) // 2) + quote, match["inner"])
+    return re.sub(r"\\+\Z", lambda found: "\\" * (len(found[0]) // 2), inner)
 
 
 def text_keys(schema: type[BaseModel]) -> dict[str, bool]:
@@ -174,7 +178,8 @@ def several_values(override: Override, key: str, schema: type[BaseModel]) -> Con
         schema: the configuration that has the key.
     """
     # Keys inside a mapping take any value.
-    expected = expected_values(leaf_field(schema, key).annotation) if key in leaf_keys(schema) else "a value or list"
+    field = leaf_field(schema, key) if key in leaf_keys(schema) else None
+    expected = expected_values(field.annotation, field.metadata) if field is not None else "a value or a list"
     found = f"{override.key}={override.value}: found several values, expected "
     if "list" not in expected and "[" not in expected:
         return ConfigError(f"{found}one ({expected}); start one command for each value")

@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.files import shell_word
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, quoted, score_on_test
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import HarnessError, TrainedRun, data_overrides, launch_run, score_on_test
 
 METHODS = ("coconut", "no_thoughts", "no_cot")
 WITH_CURRICULUM = METHODS[:2]
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    common = [f"run.seed={arguments.seed}", f"run.save_path={quoted(out / 'runs')}", *arguments.overrides]
+    common = [f"run.seed={arguments.seed}", text_override("run.save_path", out / "runs"), *arguments.overrides]
     try:
         runs = train_all(common)
     except HarnessError as error:
@@ -148,7 +150,12 @@ def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
     from coconut_ds.evaluation.session import trace_questions
 
     config = compose_eval_config(
-        [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
+        [
+            text_override("checkpoint", run.checkpoint),
+            "data=permutation_product",
+            f"seed={seed}",
+            *data_overrides(overrides),
+        ]
     )
     sys.stdout.write("\nThoughts of coconut, decoded with the language model head (likeliest token, probability):\n")
     for traced in trace_questions(config, NUM_SHOWN):
@@ -165,7 +172,7 @@ def print_result(summary: dict[str, Any], out: Path) -> None:
     for method in METHODS:
         sys.stdout.write(f"  {method:>11}  {summary[method]:6.1%}\n")
     sys.stdout.write(
-        f"\n{summary['sentence']}\n\nResults: {out / 'summary.json'}, {out / 'accuracy.png'}; "
+        f"\n{summary['sentence']}\n\nResults: {shell_word(out / 'summary.json')}, {shell_word(out / 'accuracy.png')}; "
         f"total time {summary['durations_s']['total']:.0f} s\n"
     )
 

@@ -22,8 +22,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from coconut_ds.files import shell_word
 from coconut_ds.methods import METHODS
-from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, quoted, score_on_test
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, score_on_test
 
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
 
@@ -88,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = render_table(done, options.methods)
     (options.out / "table.md").write_text(table, encoding="utf-8")
     draw_accuracies(done, options.methods, options.out / "accuracy.png")
-    sys.stdout.write(f"\n{table}\n{options.out / 'table.md'}, {options.out / 'accuracy.png'}\n")
+    written = [shell_word(options.out / name) for name in ("table.md", "accuracy.png")]
+    sys.stdout.write(f"\n{table}\n{', '.join(written)}\n")
     for cell, error in failed.items():
         sys.stderr.write(f"error: {cell}: {error}\n")
     return 1 if failed else 0
@@ -133,7 +136,9 @@ def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     folder, overrides = cell.folder(out), cell.overrides(more)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        run = launch_run(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
+        run = launch_run(
+            str(cell), [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False
+        )
     evaluated = time.perf_counter()
     data = [*data_overrides(overrides), f"seed={cell.seed}", "batch_size=500"]
     accuracy = score_on_test(run, data, folder / "evaluation")

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import data_overrides, quoted
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import data_overrides
 from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + measure_cell(cell, Path(result["run"]), data_overrides(result["overrides"]), options)
             )
             write_whole(options.out / TABLES, "\n".join(parts))
-    sys.stdout.write("\n".join(parts) + f"\n{options.out / TABLES}\n")
+    sys.stdout.write("\n".join(parts) + f"\n{shell_word(options.out / TABLES)}\n")
     return 0
 
 
@@ -75,7 +76,7 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
         return (out / TABLES).read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
-    config = compose_eval_config([f"checkpoint={quoted(checkpoint)}", *data, f"seed={cell.seed}"])
+    config = compose_eval_config([text_override("checkpoint", checkpoint), *data, f"seed={cell.seed}"])
     source = open_source(config.data, cell.seed)
     scored = source.test()[: options.problems]
     known = {problem.question for problem in scored}
