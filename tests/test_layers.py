@@ -9,13 +9,13 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
     "cli errors files formats methods",
-    "distributed hub settings",
+    "distributed hub packages settings",
     "data runs",
     "model",
     "generation",
     "reasoner",
-    "evaluation lm_harness",
-    "probing training",
+    "evaluation lm_model",
+    "lm_harness probing training",
     "memory studies train evaluate",
     "plan probe demo compare",
 )
@@ -23,7 +23,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
     *("distributed.ranks", "distributed.random_states", "distributed.zero", "hub", "model", "generation", "reasoner"),
-    *("data.tokens", "data.token_table", "data.report", "lm_harness", "probing", "memory"),
+    *("data.tokens", "data.token_table", "data.report", "lm_model", "probing", "memory"),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
@@ -34,7 +34,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},
-    "lm_eval": {"coconut_ds.lm_harness"},
+    "lm_eval": {"coconut_ds.lm_model.model"},
     "gradio": set(),
     "plotly": set(),
     "serve": set(),
