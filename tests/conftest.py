@@ -54,7 +54,7 @@ COSTLY = (
         "test_package",
     ),
     *("test_resume_stops", "test_resume_damage", "test_serve_process", "test_signals", "test_static"),
-    *("test_kill_matrix", "test_lm_harness", "test_serve_api"),
+    *("test_kill_matrix", "test_serve_api"),
 )
 """Test files that take longest, the longest first."""
 

@@ -36,13 +36,14 @@ def end_with(text: str, writes: bool) -> None:
         text: whole lines.
         writes: whether this rank writes the message; the others write nothing, but let it end first.
     """
+    # torchrun shows what the rank that failed first has left, which may be any rank.
+    _tell_torchrun(text)
     launcher = deepspeed_launcher()
     if not writes:
         if launcher is not None:
             time.sleep(FIRST_RANK_S)
         return
     sys.stderr.flush()
-    _tell_torchrun(text)
     if launcher is None or not _leave_to_a_process(text, launcher):
         sys.stderr.write(text)
 
