@@ -1,9 +1,10 @@
 """The overrides of a command line: the key that each one sets, and the values of keys that hold text.
 
 The value of a key of type ``str`` is everything after the first ``=``, character by character: spaces, quotes, ``=``,
-brackets, ``$`` and ``~`` have no meaning in it, and digits stay as they are written. There are two exceptions. ``null``
-means no value, where the key allows that. And a value that is entirely in quotes loses them, as in Hydra's grammar, so
-``'null'`` is the text null. `compose` passes the values of all other keys to Hydra.
+brackets, backslashes, ``$`` and ``~`` have no meaning in it, and digits stay as they are written. There are two
+exceptions, both as in Hydra's grammar. ``null``, in small or capital letters, means no value, where the key allows
+that. And a value that is entirely in quotes loses them, so ``'null'`` is the text null. `compose` passes the values of
+all other keys to Hydra.
 """
 
 import difflib
@@ -47,7 +48,7 @@ class Override:
 def text_override(key: str, text: object) -> str:
     """The override that sets ``key``, which is of type ``str``, to exactly this text. The inverse of ``read_text``."""
     value = str(text)
-    ambiguous = value == NULL or _QUOTED.fullmatch(value) is not None
+    ambiguous = value.lower() == NULL or _QUOTED.fullmatch(value) is not None
     return f"{key}={quoted(value) if ambiguous else value}"
 
 
@@ -65,7 +66,7 @@ def read_text(value: str, nullable: bool) -> str | None:
         value: what follows the first ``=``.
         nullable: whether the key may be null.
     """
-    if nullable and value == NULL:
+    if nullable and value.lower() == NULL:
         return None
     match = _QUOTED.fullmatch(value)
     if match is None:
