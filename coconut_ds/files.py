@@ -31,7 +31,9 @@ def train_script() -> Path:
 def shell_word(path: str | Path) -> str:
     """A path as one word of a shell command, in quotes where it needs them. Programs print paths like this, so that a
     user can paste them into the next command."""
-    return shlex.quote(str(path))
+    text = str(path)
+    # On a command line of this project these would not be a path: an option, no value, or a text within quotes.
+    return shlex.quote(f"./{text}" if text[:1] in ("-", "'", '"') or text.lower() == "null" else text)
 
 
 def write_whole(path: Path, text: str) -> None:

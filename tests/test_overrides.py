@@ -101,6 +101,8 @@ def test_a_text_is_written_literally_unless_that_would_be_ambiguous(text) -> Non
     assert read_text(override.removeprefix("key="), nullable=False) == text
     quotes = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     assert override == f"key={text}" or quotes or text.lower() == "null"
+    (pasted,) = shlex.split(f"key={shell_word(Path(text))}")
+    assert Path(str(read_text(pasted.removeprefix("key="), nullable=True))) == Path(text)
 
 
 @settings(deadline=None, max_examples=100)
@@ -111,9 +113,10 @@ def test_quotes_mean_what_they_mean_in_hydra(text, quote) -> None:
 
 
 def test_printed_paths_are_pasted_into_bash_unchanged() -> None:
-    words = [shell_word(text) for text in NAMED] + [shell_word(Path("my out=1 (2)", "it's", "checkpoint_2"))]
-    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {' '.join(words)}"], capture_output=True, check=True)
-    assert done.stdout.decode().split("\0")[:-1] == [*NAMED, "my out=1 (2)/it's/checkpoint_2"]
+    paths = [*map(Path, NAMED), Path("my out=1 (2)", "it's", "checkpoint_2")]
+    words = " ".join(map(shell_word, paths))
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True, check=True)
+    assert [Path(word) for word in done.stdout.decode().split("\0")[:-1]] == paths
 
 
 def test_null_and_quotes_are_the_only_exceptions() -> None:

@@ -50,8 +50,10 @@ def end_with(text: str, writes: bool) -> None:
 
 def _leave_to_a_process(text: str, launcher: int) -> bool:
     """Starts a process that writes the text once the launcher has ended; returns whether it started."""
-    # Another rank may have ended already, and the launcher then terminates this one, which has to finish first.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Another rank may have ended already, and the launcher then terminates this one, which has to finish first. The new
+    # process inherits that these signals are ignored, so Ctrl-C and a closed terminal do not end it either.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         descriptor = os.pidfd_open(launcher)
     except (AttributeError, OSError):
@@ -65,7 +67,6 @@ def _leave_to_a_process(text: str, launcher: int) -> bool:
             input=text.encode("utf-8", "backslashreplace"),
             stdout=subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            start_new_session=True,
             check=False,
         )
     except OSError:
