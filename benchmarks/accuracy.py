@@ -21,8 +21,9 @@ from unittest.mock import patch
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from coconut_ds.settings.overrides import text_override
 from coconut_ds.studies.demo import TASK
-from coconut_ds.studies.harness import TrainedRun, launch_run, quoted, score_on_test
+from coconut_ds.studies.harness import TrainedRun, launch_run, score_on_test
 
 PATCHES: dict[str, Callable[[], Any]] = {
     "unchanged": nullcontext,
@@ -72,7 +73,7 @@ def train_here(variant: str, overrides: Sequence[str]) -> int:
 def run(variant: str, seed: int, out: Path) -> TrainedRun:
     """Trains a variant in another process, whose output goes to a file."""
     name = variant.replace(" ", "_").replace("'", "")
-    overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", f"run.save_path={quoted(out)}"]
+    overrides = [*TASK, "method=coconut", f"run.name={name}", f"run.seed={seed}", text_override("run.save_path", out)]
     overrides += OVERRIDES.get(variant, [])
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{name}-seed_{seed}.txt").open("a", encoding="utf-8", buffering=1) as log:

@@ -19,7 +19,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
-from coconut_ds.studies.harness import launch_run, quoted, study_identity
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import launch_run, study_identity
 
 COMMON = ("run=demo", "tokenizer=dataset", "training=demo", "stop_at=0.99")
 TASKS = {
@@ -51,7 +52,7 @@ def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
                 return stored
     folder = results.path
     path = folder / "result.json"
-    overrides.append(f"run.save_path={quoted(folder)}")
+    overrides.append(text_override("run.save_path", folder))
     results.take()
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
         done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)

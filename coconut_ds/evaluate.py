@@ -13,6 +13,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
 from coconut_ds.errors import CoconutError
 from coconut_ds.evaluation.paired import compare_predictions
@@ -42,12 +43,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _run(config)
     except Interrupted as stop:
-        if launched_rank() == 0:
-            sys.stderr.write(f"interrupted ({stop}); run the same command to continue\n")
+        end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == 0)
         return EXIT_CODE
     except CoconutError as error:
-        if is_first_on_machine():
-            sys.stderr.write(f"error: {error}\n")
+        end_with(f"error: {error}\n", is_first_on_machine())
         return 2
     return 0
 

@@ -6,6 +6,7 @@ A *sealed* folder contains a manifest with the size and SHA-256 of each of its o
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ def project_folder(name: str) -> Path:
 def train_script() -> Path:
     """The script that launchers start."""
     return _PACKAGE / "train.py"
+
+
+def shell_word(path: str | Path) -> str:
+    """A path as one word of a shell command, in quotes where it needs them. Programs print paths like this, so that a
+    user can paste them into the next command."""
+    text = str(path)
+    # On a command line of this project these would not be a path: an option, no value, or a text within quotes.
+    return shlex.quote(f"./{text}" if text[:1] in ("-", "'", '"') or text.lower() == "null" else text)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ if __package__ in (None, ""):
 
 from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
 from coconut_ds.errors import CoconutError
 from coconut_ds.settings import Config
@@ -36,13 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         _check_early(config)
         _run(config)
     except Interrupted as stop:
-        if launched_rank() == 0:
-            sys.stderr.write(f"interrupted ({stop}): saved; run the same command to resume\n")
+        end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == 0)
         return EXIT_CODE
     except CoconutError as error:
         # One message per machine: a file may be missing on only one of them.
-        if is_first_on_machine():
-            sys.stderr.write(f"error{f' (rank {launched_rank()})' if launched_rank() else ''}: {error}\n")
+        end_with(f"error{f' (rank {launched_rank()})' if launched_rank() else ''}: {error}\n", is_first_on_machine())
         return 2
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import MAX_TEXT, SEAL, damage
+from coconut_ds.files import MAX_TEXT, SEAL, damage, shell_word
 from coconut_ds.hub import cache_of, cached_name
 from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.folder_files import models_inside
@@ -49,9 +49,10 @@ class Checkpoints:
         self._by_name: dict[str, ServedCheckpoint] = {}
         for checkpoint in checkpoints:
             if checkpoint.name in self._by_name:
+                other = self._by_name[checkpoint.name].folder
                 raise CheckpointError(
-                    f"--checkpoint {checkpoint.folder}: the name {checkpoint.name} is already taken by "
-                    f"{self._by_name[checkpoint.name].folder}; choose another: --checkpoint NAME={checkpoint.folder}"
+                    f"--checkpoint {checkpoint.folder}: the name {checkpoint.name} is already taken by {other}; choose "
+                    f"another: --checkpoint NAME={shell_word(checkpoint.folder)}"
                 )
             self._by_name[checkpoint.name] = checkpoint
         if not self._by_name:

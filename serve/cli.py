@@ -10,6 +10,7 @@ from typing import Any
 
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.packages import needs
 from serve.api.prefix import root_path_of
 from serve.limits import EngineSettings, Limits
 
@@ -151,7 +152,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     key = read_key(arguments.api_key_file)
     check_host(arguments.host, key, arguments.no_key)
     # Imported here so that an invalid command line is refused before torch is loaded.
-    from serve.launch import start
+    with needs("serve"):
+        from serve.launch import start
 
     start(arguments, settings, limits, key)
 

@@ -8,6 +8,7 @@ import torch
 from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.packages import needs
 from serve.checkpoints import find_checkpoints
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
@@ -85,9 +86,10 @@ def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:
         DataError: a file of ``--data`` does not contain problems.
     """
     # Imported here because Gradio is slow to load and the API does not need it.
-    from serve.app.layout import mounts
-    from serve.app.problems import find_files
-    from serve.app.studio import Studio
+    with needs("serve"):
+        from serve.app.layout import mounts
+        from serve.app.problems import find_files
+        from serve.app.studio import Studio
 
     files, file_of = find_files(data, service.models.checkpoints)
     return mounts(Studio(service, files, file_of))

@@ -184,7 +184,7 @@ def test_accumulation_on_the_command_line_replaces_the_global_batch_of_a_preset(
         ("~training.lr", ["~training.lr", "cannot be deleted", "set a value"]),
         ("~data", ["~data", "cannot be deleted"]),
         ("lr", ["lr: cannot be read", "group=option or key=value"]),
-        ("lr=1,2", ["lr=1,2", "[value1,value2]"]),
+        ("lr=1,2", ["lr=1,2", "found several values", "one command for each value"]),
     ],
 )
 def test_an_invalid_override_is_refused_with_valid_ones(override: str, words: list[str]) -> None:

@@ -10,15 +10,15 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 FLOORS = (
     "strict_json",
     "cli errors files formats methods",
-    "distributed hub settings",
+    "distributed hub packages settings",
     "runs",
     "results",
     "data",
     "model",
     "generation",
     "reasoner",
-    "evaluation lm_harness",
-    "probing training",
+    "evaluation lm_model",
+    "lm_harness probing training",
     "memory studies train evaluate",
     "plan probe demo compare",
 )
@@ -26,7 +26,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
     *(f"distributed.{name}" for name in ("process_group", "ranks", "random_states", "zero")),
-    *("hub", "model", "generation", "reasoner", "lm_harness", "probing", "memory"),
+    *("hub", "model", "generation", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
@@ -39,7 +39,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},
-    "lm_eval": {"coconut_ds.lm_harness"},
+    "lm_eval": {"coconut_ds.lm_model.model"},
     "gradio": set(),
     "plotly": set(),
     "serve": set(),

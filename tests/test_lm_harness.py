@@ -1,24 +1,31 @@
-"""lm-evaluation-harness on tiny local tasks: its scores equal those of the reasoner and the slow loop."""
+"""lm-evaluation-harness on tiny local tasks: its scores equal those of the reasoner and the slow loop.
 
+The harness runs in this process. It usually reads its thousands of own tasks first, which takes ten seconds; not here.
+"""
+
+import functools
 import importlib.util
 import json
+import logging
 import os
-import subprocess
+import re
 import sys
+from collections.abc import Callable
 
-import launching
 import pytest
 import torch
 from making import make_backbone, make_card
 from slow_loop import slow_embeddings
 
-from coconut_ds import load_reasoner
+from coconut_ds import lm_harness, load_reasoner
+from coconut_ds.errors import DataError
 from coconut_ds.files import seal
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.checkpoint import save_model
 
 if importlib.util.find_spec("lm_eval") is None:
-    pytest.skip("needs the extra: pip install 'coconut-ds[harness]'", allow_module_level=True)
+    pytest.skip("needs the extra: pip install -e '.[harness]'", allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings("default")
 
 QUESTIONS = ["1 + 2", "3 =", "2 + 2 =", "3 + 3"]
 CHOICES = ["1", "2 3", "+"]
@@ -28,7 +35,7 @@ TASKS = {
         "output_type": "generate_until",
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["2"], "max_gen_toks": LENGTH, "do_sample": False},
+        "generation_kwargs": {"until": ["2"], "max_new_tokens": LENGTH, "do_sample": False, "num_beams": 1},
         "metric_list": [{"metric": "exact_match"}],
     },
     "chosen": {
@@ -53,7 +60,7 @@ LONG = " ".join(["1 + 2 = 3"] * 40)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A checkpoint, and three tasks with the same four problems."""
-    folder = tmp_path_factory.mktemp("harness")
+    folder = tmp_path_factory.mktemp("it's, = (2)")
     backbone = make_backbone("llama", seed=4)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
     # A second end of texts, as instruct models have it.
@@ -70,23 +77,43 @@ def place(tmp_path_factory):
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     for name, task in TASKS.items():
-        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}}}
+        files = {"data_files": {"test": str(folder / "data.jsonl")}, "cache_dir": str(folder / "cache")}
+        data = {"dataset_path": "json", "dataset_kwargs": files}
         (folder / "tasks" / f"{name}.yaml").write_text(json.dumps({"task": name, "test_split": "test", **data, **task}))
     return folder
 
 
-def command(place, *more: str) -> list[str]:
-    words = ["coconut_ds.lm_harness", "run", "--model", "coconut", "--include_path", str(place / "tasks")]
-    return [*words, "--tasks", ",".join(TASKS), "--device", "cpu", *more]
+@pytest.fixture
+def harness(place, monkeypatch: pytest.MonkeyPatch):
+    """Runs the command as documented, on the checkpoint and the tasks of ``place``; returns its exit code."""
+    import lm_eval.tasks
+
+    own_tasks_only = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", own_tasks_only)
+    # The harness sets this variable.
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", os.environ.get("TOKENIZERS_PARALLELISM", "true"))
+
+    def run(tasks: list[str], *more: str, path: object = None) -> int:
+        model = json.dumps({"path": str(path or place / "model"), "n_thoughts": 2})
+        words = ["coconut-lm-eval", "run", "--model", "coconut", "--model_args", model]
+        words += ["--include_path", str(place / "tasks"), "--tasks", ",".join(tasks), *more]
+        monkeypatch.setattr(sys, "argv", words)
+        return lm_harness.main()
+
+    yield run
+    # Its handler writes to the standard error of this test.
+    logging.getLogger("lm_eval").handlers.clear()
+    monkeypatch.setattr(lm_eval.utils, "_LOGGING_CONFIGURED", False)
 
 
 @pytest.mark.slow
-def test_scores_of_a_local_task_are_those_of_the_model(place):
-    home = {**os.environ, "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    model = f"--model_args=path={place / 'model'},n_thoughts=2"
-    words = [sys.executable, "-m", *command(place, model, "--output_path", str(place), "--log_samples")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=home)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_scores_of_a_local_task_are_those_of_the_model(place, harness, capsys):
+    """The command has no --device and no --batch_size, for which the harness passes cuda:0 and 1."""
+    assert harness([*TASKS], "--output_path", str(place), "--log_samples") == 0
+    shown = capsys.readouterr()
+    if not torch.accelerator.is_available():
+        assert "there is no CUDA device: computing on cpu instead of cuda:0" in shown.err
+    assert "batch_size: 1 (32)" in shown.out
     results = json.loads(next(place.rglob("results_*.json")).read_text())["results"]
     assert results["written"]["exact_match,none"] == 3 / 4
 
@@ -131,9 +158,145 @@ def slow_perplexity(reasoner) -> float:
     return float(torch.exp(torch.tensor(-total / len(LONG.split()))))
 
 
-@pytest.mark.slow
-def test_what_a_user_can_mend_is_told(place):
-    done = launching.run(["-m", *command(place, f"--model_args=path={place / 'nowhere'}")], launching.environment())
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: checkpoint=")
-    assert "nowhere: no such folder" in done.stderr
+ERRORS = {
+    "no folder": ([], {"path": "/nowhere"}, "error: checkpoint=/nowhere: no such folder"),
+    "chat": (["--apply_chat_template"], {}, "--apply_chat_template: the tokenizer of .* has no chat template"),
+    "beams": (
+        ["--gen_kwargs", "num_beams=4"],
+        {},
+        r"generation_kwargs: found num_beams=4; expected until, .*num_beams=1",
+    ),
+    "device": (["--device", "tpu:0"], {}, "device=tpu:0: unknown; expected cpu"),
+    "batch": (["--batch_size", "many"], {}, "batch_size=many: expected a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_a_user_can_correct_is_one_error(case, harness, capsys):
+    more, named, words = ERRORS[case]
+    assert harness(["written"], *more, **named) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(words, last), last
+
+
+@pytest.fixture(scope="module")
+def chatting(place):
+    """The harness's model on a checkpoint whose tokenizer has a chat template with special tokens."""
+    from coconut_ds.lm_model.model import CoconutLM
+
+    backbone = make_backbone("llama", seed=4)
+    folder = place / "chatting"
+    eos = backbone.tokenizer.eos_token
+    backbone.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content }}" + eos + "{% endfor %}{% if add_generation_prompt %} = {% endif %}"
+    )
+    save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
+    return CoconutLM.create_from_arg_obj({"path": str(folder), "n_thoughts": 2}, {"device": "cpu", "batch_size": 1})
+
+
+def instance(kind: str, *arguments: object):
+    from lm_eval.api.instance import Instance
+
+    return Instance(kind, {}, arguments, 0)
+
+
+def test_a_chat_template_gives_the_whole_prompt_with_its_special_tokens(chatting):
+    eos = chatting.tokenizer.eos_token_id
+    context = chatting.apply_chat_template([{"role": "user", "content": "1 + 2"}])
+    assert context == f"1 + 2{chatting.tokenizer.eos_token} = "
+    encode = functools.partial(chatting.tokenizer.encode, add_special_tokens=False)
+    ids = [*encode("1 + 2"), eos, *encode(" = ")]
+    prompter = chatting._reasoner.prompter
+    expected = prompter.prompt(ids, Thoughts(2))
+    seen = []
+    chatting._run, run = lambda requests, quiet: seen.extend(requests) or run(requests, quiet), chatting._run
+    chatting.generate_until([instance("generate_until", context, {"until": ["2"], "max_gen_toks": 2})], True)
+    chatting.loglikelihood([instance("loglikelihood", context, "3"), instance("loglikelihood", "1 + 2", "3")], True)
+    assert [request.prompt for request in seen[:2]] == [expected, expected]
+    assert seen[2].prompt == prompter.prompt(prompter.encode(["1 + 2"])[0], Thoughts(2))
+    assert chatting.chat_template(True) == chatting.tokenizer.chat_template
+    with pytest.raises(DataError, match=r"refuses messages of the roles system, user \(no system\)"):
+        chatting.apply_chat_template([{"role": "system", "content": "1"}, {"role": "user", "content": "2"}])
+    with pytest.raises(DataError, match="one chat template, without a name"):
+        chatting.chat_template("other")
+
+
+@pytest.mark.parametrize(
+    ("given", "most", "expected"),
+    [
+        (1, None, 32),
+        (None, None, 32),
+        ("1", None, 1),
+        ("8", None, 8),
+        (16, None, 16),
+        ("auto", None, 32),
+        ("auto:4", 8, 8),
+    ],
+)
+def test_the_batch_size_of_the_command_line_counts_and_the_harness_default_does_not(given, most, expected):
+    from coconut_ds.lm_model.arguments import slots
+
+    assert slots(given, most) == expected
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without an accelerator")
+def test_without_an_accelerator_the_processor_computes(caplog):
+    from coconut_ds.lm_model.arguments import usable_device
+
+    assert [usable_device(name) for name in (None, "cpu", "cuda:0", "cuda:3")] == [torch.device("cpu")] * 4
+    with pytest.raises(DataError, match="device=mps: this machine has no such device; set --device cpu"):
+        usable_device("mps")
+
+
+@pytest.fixture
+def writing() -> Callable[..., object]:
+    """How a task's ``generation_kwargs`` are understood."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from coconut_ds.lm_model.arguments import stated, writing_of
+
+    return lambda **options: writing_of(normalize_gen_kwargs(stated(options), 7), seed=0, index=0)
+
+
+def test_generation_settings_that_change_nothing_are_accepted(writing):
+    plain = writing(until=["a"])
+    assert (plain.max_new_tokens, plain.stop, plain.sampling.temperature) == (7, ("a",), 0)
+    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": 0, "use_cache": False, "length_penalty": 0.6}
+    assert writing(until="a", do_sample=False, temperature=0.0, top_k=None, **neutral) == plain
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        assert writing(until=["a"], **{name: 3}).max_new_tokens == 3
+    assert [writing(until=[], do_sample=True, temperature=1, top_k=k).sampling.top_k for k in (-1, 0, 4)] == [
+        None,
+        None,
+        4,
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"num_beams": 4}, {"repetition_penalty": 1.2}, {"min_new_tokens": 3}, {"unknown": 1}]
+)
+def test_generation_settings_that_would_change_the_text_are_refused(changed, writing):
+    ((key, value),) = changed.items()
+    with pytest.raises(DataError, match=f"generation_kwargs: found {key}={value}; expected until"):
+        writing(until=["a"], **changed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"path": 2024.1}, "path: found the float 2024.1, expected text"),
+        ({"path": "P", "n_thoughts": "two"}, "n_thoughts=two: expected a whole number"),
+        (
+            {"path": "P", "trust_remote_code": True},
+            "model_args: found trust_remote_code; expected path=FOLDER, and any of",
+        ),
+        ({}, "model_args: found no path; expected path=FOLDER"),
+    ],
+)
+def test_wrong_model_arguments_are_refused(arguments, words):
+    from coconut_ds.lm_model.model import CoconutLM
+
+    with pytest.raises(DataError, match=words):
+        CoconutLM.create_from_arg_obj(arguments, {"device": "cpu", "batch_size": 1, "max_batch_size": None})

@@ -18,6 +18,7 @@ from typing import Any
 from coconut_ds.cli.parser import Parser
 from coconut_ds.data.problem import Problem, file_digest, load_problems
 from coconut_ds.errors import CoconutError
+from coconut_ds.files import shell_word
 from coconut_ds.methods import METHODS
 from coconut_ds.results import Identity, picture_metadata, refuse_other_picture
 from coconut_ds.runs.code import code_identity
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Messages about the tokenizer name the training setting; here it is an option.
         sys.stderr.write(f"error: {error}\n".replace("model.tokenizer", "--tokenizer"))
         return 2
-    _show(f"{render_report(report)}\n{png}\n")
+    _show(f"{render_report(report)}\n{shell_word(png)}\n")
     return 0
 
 

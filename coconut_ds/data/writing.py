@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.files import shell_word
 from coconut_ds.runs.identity import differences, flattened
 from coconut_ds.strict_json import read_json
 
@@ -86,7 +87,9 @@ class Outputs:
 
     def summary(self) -> str:
         """One line per file: its path and its number of problems."""
-        return "\n".join(f"{self._folder / file}: {output.count} problems" for file, output in self._outputs.items())
+        return "\n".join(
+            f"{shell_word(self._folder / file)}: {output.count} problems" for file, output in self._outputs.items()
+        )
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)

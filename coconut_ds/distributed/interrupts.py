@@ -4,10 +4,10 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from coconut_ds.distributed.launcher import deepspeed_launcher, process_file
 from coconut_ds.errors import CoconutError
 
 EXIT_CODE = 75
@@ -85,16 +85,8 @@ def launcher_processes() -> list[int]:
     both are watched.
     """
     parent = os.getppid()
-    if b"deepspeed.launcher.launch" not in _proc(parent, "cmdline"):
+    if deepspeed_launcher() is None:
         return [parent]
     # The parent's id is field 4 of the line. Field 2, the name in parentheses, may contain spaces and parentheses.
-    fields = _proc(parent, "stat").rpartition(b")")[2].split()
+    fields = process_file(parent, "stat").rpartition(b")")[2].split()
     return [parent, int(fields[1])] if len(fields) > 1 else [parent]
-
-
-def _proc(process: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{process}/{name}").read_bytes()
-    except OSError:
-        # The process is gone, or the system has no /proc: then only the parent's id is watched.
-        return b""

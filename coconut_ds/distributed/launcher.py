@@ -27,6 +27,20 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
+def deepspeed_launcher() -> int | None:
+    """Id of the process of the ``deepspeed`` launcher that started this rank; None if another one or none did."""
+    parent = os.getppid()
+    return parent if b"deepspeed.launcher.launch" in process_file(parent, "cmdline") else None
+
+
+def process_file(process: int, name: str) -> bytes:
+    """A file of ``/proc/<process>``; empty if the process is gone, or the system has no such folder."""
+    try:
+        return Path(f"/proc/{process}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
 def launcher(ranks: int) -> list[str]:
     """Command that starts ``ranks`` processes on this machine with DeepSpeed; append a script and its arguments."""
     # The script of the environment that runs this Python. Packages installed with ``pip install --target`` have none.

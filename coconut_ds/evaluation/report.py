@@ -11,7 +11,7 @@ from coconut_ds.evaluation.job import PICTURE, PREDICTIONS, SCORES, SWEEP, Evalu
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
 from coconut_ds.strict_json import parse_loosely
 
@@ -119,5 +119,5 @@ def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> N
     sys.stdout.write(
         f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
         f"{score_table(scores)}\n{note}"
-        f"{scores[0]['run']['problems_per_s']:.2f} predictions/s; {where}\n"
+        f"{scores[0]['run']['problems_per_s']:.2f} predictions/s; {shell_word(where)}\n"
     )

@@ -24,6 +24,7 @@ from coconut_ds.evaluation.job import EvaluationJob
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.report import finished_evaluations, write_results
+from coconut_ds.files import shell_word
 from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
@@ -191,7 +192,8 @@ def _predict(
         def check_interrupts(due: int) -> int:
             if interrupts.requested:
                 raise Interrupted(
-                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in {partial.folder}"
+                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in "
+                    f"{shell_word(partial.folder)}"
                 )
             return due
 

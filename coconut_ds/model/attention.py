@@ -14,6 +14,11 @@ from coconut_ds.model.support import WINDOWS
 
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 """Attention kernels that need a package, a CUDA device and half precision, with that package."""
+REMEDIES = {
+    "flash_attn": "pip install --no-build-isolation 'flash-attn>=2.8'",
+    "flash_attn_interface": "build it from the folder hopper of the flash-attention repository",
+}
+"""How each of these packages is installed."""
 BUILT_IN = ("sdpa", "eager")
 """Attention kernels that always work."""
 UNLIMITED = 2**31 - 1
@@ -48,7 +53,7 @@ def check_attention(name: str, dtype: torch.dtype | None = None) -> None:
         )
     missing = []
     if importlib.util.find_spec(PACKAGES[name]) is None:
-        missing.append(f"the package {PACKAGES[name]} (pip install 'coconut-ds[gpu]')")
+        missing.append(f"the package {PACKAGES[name]} ({REMEDIES[PACKAGES[name]]})")
     if not torch.cuda.is_available():
         missing.append("a CUDA device")
     if missing:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from coconut_ds.errors import ModelError
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.marker_rows import add_differences, train_marker_rows
+from coconut_ds.packages import install_line
 from coconut_ds.settings import LoraConfig
 
 ADAPTER = "default"
@@ -37,8 +38,8 @@ def add_adapters(model: PreTrainedModel, markers: MarkerIds, settings: LoraConfi
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
-            f"model.lora.rank={settings.rank}: the package peft is missing; install it with "
-            "pip install 'coconut-ds[lora]', or set model.lora.rank=0"
+            f"model.lora.rank={settings.rank}: the package peft is missing; set model.lora.rank=0, or install it with: "
+            f"{install_line('lora')}"
         )
     from peft import LoraConfig as Adapter
     from peft import inject_adapter_in_model

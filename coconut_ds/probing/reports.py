@@ -16,7 +16,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.identity import problems_identity, reasoner_identity
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
@@ -73,7 +73,7 @@ def write_report(config: ProbeConfig) -> Path:
     with results.replacing() as folder:
         text = MODES[config.mode](config, reasoner, folder)
         write_whole(folder / SUMMARY, text)
-    sys.stdout.write(f"{text}{out}\n")
+    sys.stdout.write(f"{text}{shell_word(out)}\n")
     return out
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
-from coconut_ds.files import damage, remove, remove_folder
+from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
 from coconut_ds.runs.edits import accept, edits_of, how_to_accept
 from coconut_ds.runs.folder import CHECKPOINT
@@ -155,7 +155,7 @@ def _run_folder(root: Path, text: str) -> Path:
         return Path(text)
     folders = sorted({attempt.path.parent for attempt in select(root, text)})
     if len(folders) > 1:
-        raise NotFoundError(f"{text}: matches {len(folders)} runs: {', '.join(map(str, folders))}")
+        raise NotFoundError(f"{text}: matches {len(folders)} runs: {', '.join(map(shell_word, folders))}")
     return folders[0]
 
 
@@ -170,7 +170,7 @@ def _prune(options: argparse.Namespace) -> int:
                     # Keeps launches from starting while checkpoints are being removed.
                     stack.enter_context(RunLock(attempt.path.parent, print))
             except ConfigError:
-                print(f"{attempt.path}: {coloured('running')}, skipped")
+                print(f"{shell_word(attempt.path)}: {coloured('running')}, skipped")
                 continue
             freed += _prune_one(attempt, options)
     print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
@@ -186,7 +186,7 @@ def _prune_one(attempt: Attempt, options: argparse.Namespace) -> int:
         if not options.dry_run:
             _remove(path)
         freed += count
-        print(f"{'would remove' if options.dry_run else 'removed'} {path} ({size(count)})", flush=True)
+        print(f"{'would remove' if options.dry_run else 'removed'} {shell_word(path)} ({size(count)})", flush=True)
     return freed
 
 
@@ -218,7 +218,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for path, problems in damaged.items():
             lines = [*problems, *filter(None, [how_to_accept(Path(path))])]
-            print(f"{coloured('damaged')} {path}", *(f"  {line}" for line in lines), sep="\n")
+            print(f"{coloured('damaged')} {shell_word(path)}", *(f"  {line}" for line in lines), sep="\n")
         state = f"{len(damaged)} damaged" if damaged else "all intact" if found else "nothing to verify"
         print(f"{len(found)} checkpoints, {size(total)}: {state}")
     return 1 if damaged else 0

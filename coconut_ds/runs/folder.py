@@ -11,7 +11,7 @@ from typing import Any
 from coconut_ds.files import damage
 
 RUN_LINE = "run: "
-"""Prefix of the log line that names the directory of the attempt."""
+"""Prefix of the log line that names the directory of the attempt, as one word of a shell command."""
 ENGINE = "engine"
 """Subfolder of a checkpoint that is read only when its own run resumes; it contains pickle files."""
 RESUME_STATE = "resume_state.json"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from coconut_ds.files import shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, last_evaluation, last_update, next_launch
 from coconut_ds.runs.identity import ABSENT, IngredientDifference
 
@@ -114,7 +115,7 @@ def show_text(attempt: Attempt) -> str:
     """The text that ``coconut-runs show`` prints."""
     reason = f" ({attempt.manifest.reason})" if attempt.manifest is not None and attempt.manifest.reason else ""
     parts = [
-        f"{attempt.path}\n{coloured(attempt.status)}{reason}, {size(attempt.bytes)}, "
+        f"{shell_word(attempt.path)}\n{coloured(attempt.status)}{reason}, {size(attempt.bytes)}, "
         f"{age(time.time() - attempt.updated)} ago\n",
         _manifest_text(attempt),
         _launches_text(attempt),

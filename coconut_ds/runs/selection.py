@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from coconut_ds.files import shell_word
 from coconut_ds.runs.catalogue import Attempt, NotFoundError, find_attempts, is_attempt, read_attempt
 
 
@@ -44,7 +45,9 @@ def select_one(root: Path, text: str) -> Attempt:
     """
     found = select(root, text)
     if len(found) > 1:
-        raise NotFoundError(f"{text}: matches {len(found)} attempts: {_some(str(attempt.path) for attempt in found)}")
+        raise NotFoundError(
+            f"{text}: matches {len(found)} attempts: {_some(shell_word(attempt.path) for attempt in found)}"
+        )
     return found[0]
 
 
@@ -61,7 +64,7 @@ def _of_one(text: str, found: list[Attempt]) -> list[Attempt]:
     """Returns ``found`` if it has at most one attempt, or all are of the run whose signature begins with ``text``."""
     folders = {attempt.path.parent for attempt in found}
     if len(found) > 1 and (len(folders) > 1 or not found[0].folder.signature.startswith(text)):
-        raise NotFoundError(f"{text}: is ambiguous; it may be {_some(str(attempt.path) for attempt in found)}")
+        raise NotFoundError(f"{text}: is ambiguous; it may be {_some(shell_word(attempt.path) for attempt in found)}")
     return found
 
 

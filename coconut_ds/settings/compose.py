@@ -2,11 +2,11 @@
 
 Hydra composes the files of ``config/`` and applies overrides in its own syntax (``group=option``, ``group.key=value``).
 In addition, the name of the group may be left out: ``lr=1e-5`` means ``training.lr=1e-5``, because exactly one group
-has this key. ``--local_rank``, which the DeepSpeed launcher adds, is ignored: the rank is read from the environment.
+has this key. Values of keys that hold text are taken literally (see ``overrides``). ``--local_rank``, which the
+DeepSpeed launcher adds, is ignored: the rank is read from the environment.
 """
 
 import argparse
-import difflib
 import sys
 import threading
 from collections.abc import Sequence
@@ -26,8 +26,18 @@ from coconut_ds.files import project_folder
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
+from coconut_ds.settings.overrides import (
+    Override,
+    TextValues,
+    full_key,
+    quoted,
+    read_text,
+    several_options,
+    several_values,
+    text_override,
+)
 from coconut_ds.settings.probing import FREE_TEXT
-from coconut_ds.settings.schema import leaf_keys, subgroups, validated
+from coconut_ds.settings.schema import subgroups, to_yaml, validated
 
 _COMPOSING = threading.Lock()
 """Hydra keeps global state, so only one thread may compose at a time."""
@@ -97,7 +107,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
         ConfigError: an override is malformed, unknown or ambiguous, or the resulting values cannot work together.
     """
     values = compose_values("config", Config, overrides, config_dirs)
-    given = {override.split("=", 1)[0].lstrip("+").rsplit(".", 1)[-1] for override in overrides}
+    given = {Override.read(word).key.rsplit(".", 1)[-1] for word in overrides}
     own = "gradient_accumulation_steps" in given and values["training"].get("gradient_accumulation_steps") is not None
     if own and "global_batch_size" not in given:
         # The user's accumulation overrides the preset's global batch size, which is then computed from it.
@@ -112,9 +122,10 @@ def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = (
         ConfigError: an override is unknown, or the checkpoint or the data is missing.
     """
     _require(overrides, {"checkpoint": CHECKPOINT_EXAMPLE, "data": "prosqa_eval, or data=FILE.json"})
-    swept = [_bracketed(override) for override in overrides]
-    expanded, extra = _split_overrides(swept, ("method",), config_dirs)
-    return validated(EvalConfig, {**compose_values("evaluate", EvalConfig, expanded, config_dirs), **extra})
+    swept = [_bracketed(word) for word in overrides]
+    expanded, data_name = _with_data_file(swept, config_dirs)
+    values = compose_values("evaluate", EvalConfig, expanded, config_dirs)
+    return validated(EvalConfig, {**values, "data_name": data_name})
 
 
 def compose_probe_config(mode: str, overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ProbeConfig:
@@ -129,55 +140,55 @@ def compose_probe_config(mode: str, overrides: Sequence[str], config_dirs: Seque
         ConfigError: an override is unknown, or the checkpoint is missing.
     """
     _require(overrides, {"checkpoint": CHECKPOINT_EXAMPLE})
-    expanded, extra = _split_overrides(overrides, ("method", *FREE_TEXT), config_dirs)
-    tokens = extra.pop("tokens", None)
-    split = {} if tokens is None else {"tokens": tuple(token.strip() for token in tokens.split(","))}
+    given = [Override.read(word) for word in overrides]
+    free: dict[str, Any] = {one.key: one.value for one in given if one.key in FREE_TEXT and one.value is not None}
+    if "tokens" in free:
+        free["tokens"] = tuple(token.strip() for token in free["tokens"].split(","))
+    expanded, data_name = _with_data_file([one.word for one in given if one.key not in free], config_dirs)
     values = compose_values("probe", ProbeConfig, expanded, config_dirs)
-    return validated(ProbeConfig, {**values, **extra, **split, "mode": mode})
+    return validated(ProbeConfig, {**values, **free, "data_name": data_name, "mode": mode})
 
 
 def _require(overrides: Sequence[str], examples: dict[str, str]) -> None:
     """Raises a ``ConfigError`` if a key of ``examples`` is not set; the message shows its example value."""
-    given = {override.split("=", 1)[0] for override in overrides}
+    given = {Override.read(word).key for word in overrides}
     for key, example in examples.items():
         if key not in given:
             raise ConfigError(f"{key}: missing; set {key}={example}")
 
 
-def _bracketed(override: str) -> str:
+def _bracketed(word: str) -> str:
     """Writes several numbers of thoughts (``n_thoughts=0,1,2``) as Hydra's list (``n_thoughts=[0,1,2]``)."""
-    key, _, value = override.partition("=")
-    return f"{key}=[{value}]" if key in SWEPT and "," in value and not value.startswith("[") else override
+    one = Override.read(word)
+    several = one.key in SWEPT and one.value is not None and "," in one.value and not one.value.startswith("[")
+    return f"{one.key}=[{one.value}]" if several and "(" not in word else word
 
 
-def _split_overrides(
-    overrides: Sequence[str], literal: Sequence[str], config_dirs: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
-    """Separates the overrides that Hydra applies from values that it must not parse.
+def _with_data_file(overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[list[str], str]:
+    """Replaces ``data=FILE`` by the keys that describe a file.
 
     Returns:
-        The overrides for Hydra, with ``data=FILE`` replaced by the keys that describe a file; and the values of
-        ``data_name`` and of the keys in ``literal``, exactly as the user wrote them.
+        The overrides, and a name for the data; "" if none is chosen.
     """
     expanded: list[str] = []
-    extra = {"data_name": ""}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in literal:
-            extra[key] = value
+    data_name = ""
+    for word in overrides:
+        one = Override.read(word)
+        if one.key != "data" or one.value is None:
+            expanded.append(word)
             continue
-        if key == "data":
-            extra["data_name"] = Path(value).stem
-            if value not in option_names(config_dirs)["data"]:
-                if not Path(value).is_file():
-                    names = ", ".join(option_names(config_dirs)["data"])
-                    raise ConfigError(
-                        f"data={value}: no such file and no such option; expected a file or one of {names}"
-                    )
-                expanded += ["data.kind=file", f"data.test_path='{value}'"]
-                continue
-        expanded.append(override)
-    return expanded, extra
+        value = read_text(one.value, nullable=False) or ""
+        names = option_names(config_dirs)["data"]
+        data_name = Path(value).stem
+        if value in names:
+            expanded.append(f"data={value}")
+        elif Path(value).is_file():
+            expanded += ["data.kind=file", text_override("data.test_path", value)]
+        else:
+            raise ConfigError(
+                f"data={value}: no such file and no such option; expected a file or one of {', '.join(names)}"
+            )
+    return expanded, data_name
 
 
 def compose_values(
@@ -195,8 +206,12 @@ def compose_values(
         raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
     own_groups = subgroups(schema)
     groups = {group: names for group, names in option_names(config_dirs).items() if group in own_groups}
-    resolved = [_resolved(override, schema, groups) for override in overrides]
-    search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
+    texts = TextValues(schema)
+    resolved: list[str] = []
+    for one in map(Override.read, overrides):
+        words = None if one.key in groups else texts.take(one)
+        resolved += [_resolved(one, schema, groups)] if words is None else words
+    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
     if search:
         resolved.append(f"hydra.searchpath=[{','.join(search)}]")
     try:
@@ -204,7 +219,7 @@ def compose_values(
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return texts.put_back(values)
 
 
 def _composed(root: str, overrides: list[str]) -> Any:
@@ -223,44 +238,29 @@ def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def _resolved(override: str, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
+def _resolved(override: Override, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
     """Translates one override to Hydra's syntax, with the full name of the key."""
+    word, key, value = override.word, override.key, override.value
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        parsed = OverridesParser.create().parse_override(word)
     except HydraException as error:
         raise ConfigError(
-            f"{override}: cannot be read; expected group=option or key=value (quote special characters)"
+            f"{word}: cannot be read; expected group=option or key=value (quote special characters)"
         ) from error
     if parsed.is_delete():
-        raise ConfigError(f"{override}: keys cannot be deleted; set a value instead")
-    key, _, value = override.lstrip("+").partition("=")
+        raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
     if key in groups:
+        if parsed.is_sweep_override():
+            raise several_options(override, groups[key])
         if value not in groups[key]:
             raise ConfigError(f"{key}={value}: no such option; expected one of {', '.join(groups[key])}")
         return f"{key}={value}"
-    return f"++{_full_key(key, value, schema)}={value}"
-
-
-def _full_key(key: str, value: str, schema: type[BaseModel]) -> str:
-    """The key with its group: ``lr`` becomes ``training.lr``."""
-    keys = leaf_keys(schema)
-    # Keys inside a mapping (model.model_config_overrides.n_layer) are not fields of the schema.
-    if key in keys or any(key.startswith(f"{known}.") for known in keys):
-        return key
-    # A nested group (data.size) may be set as a whole.
-    inner = {known.rsplit(".", 1)[0] for known in keys if known.count(".") > 1}
-    if key in inner:
-        return key
-    candidates = [known for known in [*keys, *sorted(inner)] if known.split(".", 1)[-1] == key]
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        raise ConfigError(f"{key}={value}: several groups have this key; set one of {', '.join(candidates)}")
-    near = difflib.get_close_matches(key, [*keys, *(known.split(".")[-1] for known in keys)], n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; --help-all lists all keys"
-    raise ConfigError(f"{key}={value}: no group has this key{hint}")
+    known = full_key(override, schema)
+    if parsed.is_sweep_override():
+        raise several_values(override, known, schema)
+    return f"++{known}={value}"
 
 
 def print_config(config: BaseModel) -> None:
     """Writes the configuration to standard output as YAML."""
-    sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+    sys.stdout.write(to_yaml(config))

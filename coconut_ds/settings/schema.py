@@ -1,7 +1,9 @@
-"""What all configurations share: frozen groups that refuse unknown keys, readable errors, and access by dotted key."""
+"""What all configurations share: frozen groups that refuse unknown keys, readable errors, access by key, and YAML."""
 
+from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -64,3 +66,22 @@ def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
         if groups:
             found[name] = groups[0]
     return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML might take for a number."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        """Quotes ``1e5``, which is text for PyYAML and a number for YAML 1.2 and Hydra."""
+        with suppress(ValueError):
+            float(text.replace("_", ""))
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+        return super().represent_str(text)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The configuration as YAML, which reads back as the same values."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

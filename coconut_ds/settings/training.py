@@ -92,9 +92,8 @@ class TrainingConfig(Group):
     @field_validator("reset_optimizer", mode="before")
     @classmethod
     def _reset_alias(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            return "epoch" if value else "never"
-        return value
+        # A command line gives the words, a file the booleans.
+        return {"true": "epoch", "false": "never"}.get(str(value).lower(), value)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

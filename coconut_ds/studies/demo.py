@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
 from coconut_ds.settings.compose import compose_eval_config
+from coconut_ds.settings.overrides import text_override
 from coconut_ds.studies.harness import (
     HarnessError,
     TrainedRun,
     data_overrides,
     launch_run,
-    quoted,
     score_on_test,
     study_identity,
 )
@@ -86,7 +86,7 @@ def run_demo(seed: int, overrides: Sequence[str], runs_folder: Path, results: Re
         HarnessError: a training run failed.
     """
     started, out = time.perf_counter(), results.path
-    runs = train_all([f"run.seed={seed}", f"run.save_path={quoted(runs_folder)}", *overrides])
+    runs = train_all([f"run.seed={seed}", text_override("run.save_path", runs_folder), *overrides])
     trained_s = time.perf_counter() - started
     results.take()
     data = ["data=permutation_product", f"seed={seed}", "batch_size=500", *data_overrides(overrides)]
@@ -190,7 +190,12 @@ def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
     from coconut_ds.evaluation.session import trace_questions
 
     config = compose_eval_config(
-        [f"checkpoint={quoted(run.checkpoint)}", "data=permutation_product", f"seed={seed}", *data_overrides(overrides)]
+        [
+            text_override("checkpoint", run.checkpoint),
+            "data=permutation_product",
+            f"seed={seed}",
+            *data_overrides(overrides),
+        ]
     )
     sys.stdout.write("\nThoughts of coconut, decoded with the language model head (likeliest token, probability):\n")
     for traced in trace_questions(config, NUM_SHOWN):
@@ -207,7 +212,7 @@ def print_result(summary: dict[str, Any], out: Path) -> None:
     for method in METHODS:
         sys.stdout.write(f"  {method:>11}  {summary[method]:6.1%}\n")
     sys.stdout.write(
-        f"\n{summary['sentence']}\n\nResults: {out / SUMMARY}, {out / 'accuracy.png'}; "
+        f"\n{summary['sentence']}\n\nResults: {shell_word(out / SUMMARY)}, {shell_word(out / 'accuracy.png')}; "
         f"total time {summary['durations_s']['total']:.0f} s\n"
     )
 

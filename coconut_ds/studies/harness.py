@@ -5,6 +5,7 @@ For programs that train several models.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.folder import RUN_LINE
 from coconut_ds.runs.identity import flattened
 from coconut_ds.settings.compose import compose_eval_config
+from coconut_ds.settings.overrides import text_override
 from coconut_ds.training.metrics import read_metrics
 
 
@@ -79,7 +81,7 @@ def launch_run(
         for line in process.stdout:
             show(line)
             if line.startswith(RUN_LINE):
-                folder = Path(line.removeprefix(RUN_LINE).rstrip("\n"))
+                folder = Path(*shlex.split(line.removeprefix(RUN_LINE)))
     if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
         raise HarnessError(f"{label}: the training process failed (exit code {process.returncode}); see its output")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -102,7 +104,7 @@ def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float
     from coconut_ds.evaluation.session import evaluate
 
     config = compose_eval_config(
-        [f"checkpoint={quoted(run.checkpoint)}", f"out={quoted(out)}", "overwrite=true", *overrides]
+        [text_override("checkpoint", run.checkpoint), text_override("out", out), "overwrite=true", *overrides]
     )
     return evaluate(config)[0].accuracy
 
@@ -110,8 +112,3 @@ def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float
 def data_overrides(overrides: Sequence[str]) -> list[str]:
     """Selects the overrides of a training run that determine its problems, to evaluate on the same kind of problems."""
     return [override for override in overrides if override.startswith(("data", "num_terms=", "modulus=", "size."))]
-
-
-def quoted(path: str | Path) -> str:
-    """Quotes a path as a Hydra value, so that it may contain any character."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

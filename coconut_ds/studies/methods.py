@@ -24,15 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.methods import METHODS
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
+from coconut_ds.settings.overrides import text_override
 from coconut_ds.strict_json import JsonError, read_json
 from coconut_ds.studies.harness import (
     HarnessError,
     data_overrides,
     launch_run,
-    quoted,
     score_on_test,
     study_identity,
 )
@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with results.replacing() as out:
         draw_accuracies(done, options.methods, out / PICTURE)
         write_whole(out / TABLE, table)
-    sys.stdout.write(f"\n{table}\n{results.path / TABLE}, {results.path / PICTURE}\n")
+    written = [shell_word(results.path / name) for name in (TABLE, PICTURE)]
+    sys.stdout.write(f"\n{table}\n{', '.join(written)}\n")
     for cell, error in failed.items():
         sys.stderr.write(f"error: {cell}: {error}\n")
     return 1 if failed else 0
@@ -166,7 +167,9 @@ def run_cell(cell: TableCell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     folder = results.path
     results.take()
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        run = launch_run(str(cell), [*overrides, f"run.save_path={quoted(folder)}"], log.write, with_deepspeed=False)
+        run = launch_run(
+            str(cell), [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False
+        )
     evaluated = time.perf_counter()
     data = [*data_overrides(overrides), f"seed={cell.seed}", "batch_size=500"]
     accuracy = score_on_test(run, data, folder / "evaluation")

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coconut_ds.files import write_whole
+from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.studies.harness import data_overrides, quoted, study_identity
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.harness import data_overrides, study_identity
 from coconut_ds.studies.methods import TASKS, TableCell, run_all
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             results.take()
             write_whole(results.path / TABLES, "\n".join(parts))
-    sys.stdout.write("\n".join(parts) + f"\n{results.path / TABLES}\n")
+    sys.stdout.write("\n".join(parts) + f"\n{shell_word(results.path / TABLES)}\n")
     return 0
 
 
@@ -81,7 +82,7 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     for out in places_to_read(results, plain):
         if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
             return (out / TABLES).read_text(encoding="utf-8")
-    config = compose_eval_config([f"checkpoint={quoted(checkpoint)}", *data, f"seed={cell.seed}"])
+    config = compose_eval_config([text_override("checkpoint", checkpoint), *data, f"seed={cell.seed}"])
     source = open_source(config.data, cell.seed)
     scored = source.test()[: options.problems]
     known = {problem.question for problem in scored}

@@ -10,7 +10,7 @@ from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
-from coconut_ds.files import remove, write_whole
+from coconut_ds.files import remove, shell_word, write_whole
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
 from coconut_ds.runs.attempts import SOLVED, Start
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
@@ -59,7 +59,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
                 position = copy.deepcopy(start.resume_state.position)
             else:
                 position = Position(epoch=config.run.resume)
-            progress.line(f"{RUN_LINE}{start.path}\n{_describe(experiment)}")
+            progress.line(f"{RUN_LINE}{shell_word(start.path)}\n{_describe(experiment)}")
             if start.checkpoint is not None:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
             if start.checkpoint is None and ranks.is_first:
@@ -68,9 +68,10 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
             if manifest is not None:
                 _write_summary(start.folder, position, saver, time.perf_counter() - started)
                 manifest.reason = SOLVED if position.solved else None
+    best = start.folder.path / str(saver.scores.best_checkpoint or saver.scores.last_checkpoint)
     progress.line(
         f"done: {saver.scores.best_accuracy:.1%} on validation problems at stage {saver.scores.best_stage}, "
-        f"{start.folder.path / str(saver.scores.best_checkpoint or saver.scores.last_checkpoint)}"
+        f"{shell_word(best)}"
     )
     return start.folder
 

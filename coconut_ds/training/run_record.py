@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.files import remove, write_whole
 from coconut_ds.runs.identity import write_ingredients
 from coconut_ds.runs.manifest import RunManifest, command_line, now, read_manifest, this_launch
+from coconut_ds.settings.schema import to_yaml
 from coconut_ds.training.claim import Claim
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, cut_metrics
@@ -100,7 +99,7 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
         notify(f"metrics of updates after the checkpoint were moved to {lost.name}; these updates are repeated")
     if start.is_new:
         write_ingredients(folder.path.parent, claim.ingredients)
-    write_whole(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(folder.config, to_yaml(config))
     metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify))
     manifest.write(folder.manifest)
     return RunRecord(manifest, metrics)

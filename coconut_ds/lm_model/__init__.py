@@ -1,0 +1,1 @@
+"""The adapter for lm-evaluation-harness: its model ``coconut``, and the arguments that the harness passes."""
