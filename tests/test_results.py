@@ -1,5 +1,6 @@
 """Results belong to what they were made from: no tool replaces a result of something else in silence."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.evaluation.session import evaluation_job
 from coconut_ds.model.checkpoint import save_model
-from coconut_ds.reasoner import Reasoner
+from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.results import (
     FILE,
     Identity,
@@ -157,7 +158,17 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(place, tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+def fast(monkeypatch) -> None:
+    """Leaves out what takes longer than an evaluation of two problems: git, drawing, and loading a checkpoint again."""
+    monkeypatch.setattr("coconut_ds.evaluation.identity.code_identity", lambda: {"version": "1"})
+    monkeypatch.setattr(
+        "coconut_ds.evaluation.report.draw_sweep", lambda points, path, *more: path.write_text(str(points))
+    )
+    monkeypatch.setattr("coconut_ds.evaluation.session.load_reasoner", functools.cache(load_reasoner))
+
+
+@pytest.fixture
+def run(place, tmp_path, fast, monkeypatch, capsys) -> Callable[..., str]:
     """Evaluates in an empty working folder; returns what was printed."""
     monkeypatch.chdir(tmp_path)
 
@@ -262,11 +273,8 @@ OTHER = {
 }
 
 
-def test_every_key_of_an_evaluation_changes_the_signature_or_is_known_not_to(place, monkeypatch):
+def test_every_key_of_an_evaluation_changes_the_signature_or_is_known_not_to(place, fast):
     checkpoint, data = place / "one/a/model", place / "svamp/test.json"
-
-    # Asks git, which takes longer than all the rest.
-    monkeypatch.setattr("coconut_ds.evaluation.identity.code_identity", lambda: {"version": "1"})
 
     def signature_of(*more: str, checkpoint: Path = checkpoint, data: Path | str = data) -> str:
         config = compose_eval_config([f"checkpoint={checkpoint}", f"data={data}", "temperature=0.1", *more])
