@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.prefix import route_of
+
 
 class HeadAsGet:
     """ASGI middleware that answers HEAD like GET, without the body.
@@ -27,5 +29,5 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
     def _is_mounted(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = route_of(scope)
         return path.startswith(tuple(f"{mount}/" for mount in self._mounts)) or path in self._mounts
