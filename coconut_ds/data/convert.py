@@ -95,12 +95,10 @@ class KeyMapping:
                     f"{where}: no key is named like a question; found the keys {_list(keys)}; set --question KEY"
                 )
             question = (context, asked) if context is not None else (asked,)
-        parts = {
-            part: given.get(part) or _first([key for key in free if key not in question], names)
-            for part, names in (("steps", STEPS), ("answer", ANSWERS))
-        }
-        options = {key: value for key, value in given.items() if key in ("split", "mark") and value is not None}
-        return cls(question, **parts, **options)
+        rest = [key for key in free if key not in question]
+        steps: str | None = given.get("steps") or _first(rest, STEPS)
+        answer: str | None = given.get("answer") or _first(rest, ANSWERS)
+        return cls(question, steps, answer, given.get("split") or "auto", given.get("mark") or MARK)
 
     @property
     def used(self) -> tuple[str, ...]:
