@@ -90,7 +90,7 @@ def test_generated_problems_are_written_down(tmp_path: Path) -> None:
 
 def test_validation_problems_that_cannot_be_scored_or_analysed_are_named_before_training(tmp_path: Path) -> None:
     graph = {"idx_to_symbol": ["a", "b"], "edges": None, "root": 0, "target": 1, "neg_target": 1}
-    valid = [*problems(30, 35), Problem("5 + 1 =", ("5",), ""), Problem("6 + 1 =", (), "7", graph)]
+    valid = [*problems(30, 35), Problem("50 + 1 =", ("5",), ""), Problem("60 + 1 =", (), "7", graph)]
     _, lines = opened(config_of(tmp_path, problems(0, 30), valid, None))
     assert [line.partition(";")[0] for line in lines if "warning" in line] == [
         f"warning: {tmp_path / 'valid.json'}: item 6, key 'edges': found null, expected a list of pairs of nodes"

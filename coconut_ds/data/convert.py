@@ -95,10 +95,10 @@ class KeyMapping:
                     f"{where}: no key is named like a question; found the keys {_list(keys)}; set --question KEY"
                 )
             question = (context, asked) if context is not None else (asked,)
-        others = [key for key in free if key not in question]
-        steps, answer = given.get("steps") or _first(others, STEPS), given.get("answer") or _first(others, ANSWERS)
-        options = {key: value for key, value in given.items() if key in ("split", "mark") and value is not None}
-        return cls(question, steps, answer, **options)
+        rest = [key for key in free if key not in question]
+        steps: str | None = given.get("steps") or _first(rest, STEPS)
+        answer: str | None = given.get("answer") or _first(rest, ANSWERS)
+        return cls(question, steps, answer, given.get("split") or "auto", given.get("mark") or MARK)
 
     @property
     def used(self) -> tuple[str, ...]:

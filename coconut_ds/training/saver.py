@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from coconut_ds.errors import CheckpointError, CoconutError
-from coconut_ds.evaluation.prediction import Evaluation, with_category, writes_all_steps
+from coconut_ds.evaluation.prediction import Evaluation, Prediction, with_category, writes_all_steps
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import write_model
@@ -63,11 +63,12 @@ class RunSaver:
 
     def _write_samples(self, epoch: int, stage: int, evaluation: Evaluation) -> None:
         run = self.experiment
-        writes_all = writes_all_steps(run.method, stage, evaluation.num_thoughts + evaluation.num_pauses)
-        samples = [
-            with_category(one, run.problems.valid[one.index], run.config.data.text_format, writes_all)
-            for one in evaluation.predictions[:NUM_SAMPLES]
-        ]
+
+        def analysed(one: Prediction) -> Prediction:
+            writes_all = writes_all_steps(run.method, stage, evaluation.num_thoughts + evaluation.num_pauses)
+            return with_category(one, run.problems.valid[one.index], run.config.data.text_format, writes_all)
+
+        samples = [analysed(one) for one in evaluation.predictions[:NUM_SAMPLES]]
         try:
             self.folder.write_samples(epoch, [one.as_dict() for one in samples])
         except OSError as error:

@@ -64,13 +64,13 @@ class Trainer:
             self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
             began = time.perf_counter()
             self._epoch(position, stage, problems, batches)
-            evaluation, summary = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
-            self._end_epoch(position, stage, evaluation, summary)
+            evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
+            self._end_epoch(position, stage, evaluation)
         self.progress.close()
         return position
 
-    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation, summary: str) -> None:
-        """Updates curriculum and position after an epoch, saves a checkpoint if one is due, then prints ``summary``."""
+    def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
+        """Updates curriculum and position after an epoch, then saves a checkpoint if one is due."""
         curriculum, share = self.experiment.curriculum, evaluation.wholly_right
         position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
         if curriculum.advances(position.epoch, position.stage_switches, share):
@@ -79,7 +79,6 @@ class Trainer:
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
         self.saver.after_epoch(self.engine, position, stage, evaluation, last)
-        self.progress.line(summary)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
     def _epoch(
@@ -151,9 +150,7 @@ class Trainer:
             },
         )
 
-    def _validate_or_save(
-        self, position: Position, stage: int, train_loss: float, train_began: float
-    ) -> tuple[Evaluation, str]:
+    def _validate_or_save(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
         """Validates. If that fails, saves first what the epoch has trained, so that a resume repeats only this."""
         try:
             return self._validate(position, stage, train_loss, train_began)
@@ -172,10 +169,7 @@ class Trainer:
                 )
             raise
 
-    def _validate(
-        self, position: Position, stage: int, train_loss: float, train_began: float
-    ) -> tuple[Evaluation, str]:
-        """Validates and records the result; returns it with a line for the log."""
+    def _validate(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
         run, trained_s = self.experiment, time.perf_counter() - train_began
         began = time.perf_counter()
         self.engine.train(False)
@@ -188,6 +182,14 @@ class Trainer:
             progress=run.ranks.is_first,
             check=lambda: self._stop_if_requested(position, stage, self.saver.is_saved(position)),
         )
+        self.progress.line(
+            f"epoch {position.epoch + 1:>3}  stage {stage}  "
+            + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
+            + f"  "
+            f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
+            f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
+        )
+        # The record comes last: if anything fails before, a resume repeats the validation and records it once.
         self._log(
             position.epoch,
             position.global_step,
@@ -202,14 +204,7 @@ class Trainer:
                 "perf/eval_s": round(time.perf_counter() - began, 3),
             },
         )
-        summary = (
-            f"epoch {position.epoch + 1:>3}  stage {stage}  "
-            + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
-            + f"  "
-            f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
-            f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
-        )
-        return evaluation, summary
+        return evaluation
 
     @torch.no_grad()
     def _validation_loss(self, stage: int) -> float:
