@@ -63,7 +63,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gemma2": ({"head_dim": 8}, r"transforms its logits \(final_logit_softcapping\)"),
     "cohere": ({}, r"transforms its logits \(logit_scale\)"),
     "bert": ({}, "its head is more than one matrix"),
-    "ctrl": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48}, "states differ if positions are given"),
     "diffllama": ({}, "do not each call an attention function once"),
     "mistral": ({"sliding_window": 4}, "some layers attend only to the last 4 positions"),
     "t5": ({"num_layers": 2}, "t5: transformers has no causal language model of this type"),

@@ -60,7 +60,7 @@ class Trial:
     error: str = ""
     """The exception that the pass raised, if any."""
     state_error: float = 0.0
-    """Relative difference of the last hidden states from those without cache, positions and trial attention."""
+    """Relative difference of the last hidden states from those of token ids, without cache and trial attention."""
     logits_error: float = 0.0
     """Relative difference of the logits from the head applied to the last hidden states."""
 
@@ -85,7 +85,7 @@ class Trial:
         if self.own_mask:
             return "it makes attention masks of its own, which the latent loop does not support"
         if self.state_error > TOLERANCE:
-            return "its states differ if positions are given and a cache is used"
+            return "its states differ if embeddings and positions are given and a cache is used"
         if self.logits_error > TOLERANCE:
             return "it transforms its logits, which the latent loop does not support"
         return None
@@ -128,10 +128,11 @@ def _run_trial(model: PreTrainedModel, trial: Trial) -> None:
     embeds = model.get_input_embeddings()(ids)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module)
-    # Not the kernel that the model was loaded for: flash attention would need a CUDA device.
+    # Token ids, since some models compute more from them than the embeddings. Not the kernel that the model was loaded
+    # for, since flash attention would need a CUDA device.
     with AttentionSwitch(model, "eager"):
-        plain = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        logits = model(inputs_embeds=embeds, use_cache=False).logits
+        plain = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=ids, use_cache=False).logits
     trial.logits_error = _relative(logits, head(plain))
     parameters = inspect.signature(model.base_model.forward).parameters.values()
     takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
