@@ -197,26 +197,25 @@ def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
         one.shoot("search")
 
 
+REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is empty"}
+"""For each question that cannot be answered, part of the advice."""
+
+
 @pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        (HOSTILE, "#think-decoded .js-plotly-plot"),
-        ("<img src=x onerror='window.hacked=1'>", "#think-decoded .js-plotly-plot"),
-        ("🥥💭 ñ 你好 \u202e", "#think-decoded .js-plotly-plot"),
-        ("x" * 10_000, "#think-message .notice:has-text('10,000 characters')"),
-        ("x" * 5_000, "#think-message .notice:has-text('room for')"),
-        ("", "#think-message .notice:has-text('is empty')"),
-    ],
-    ids=["script", "image", "emoji", "endless", "beyond the context", "nothing"],
+    "questions",
+    [(HOSTILE,), ("<img src=x onerror='window.hacked=1'>",), ("🥥💭 ñ 你好 \u202e",), tuple(REFUSALS)],
+    ids=["script", "image", "emoji", "endless, beyond the context, nothing"],
 )
-def test_strange_questions(visit, question, expected):
+def test_strange_questions(visit, questions):
     """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
     with visit() as one:
-        one.ask(question)
-        one.wait(expected)
-        assert one.page.evaluate("window.hacked") is None
-        assert "Traceback" not in one.page.content()
-        assert one.page.locator("script:has-text('alert(')").count() == 0
+        for question in questions:
+            one.ask(question)
+            advice = f"#think-message .notice:has-text('{REFUSALS.get(question)}')"
+            one.wait(advice if question in REFUSALS else "#think-decoded .js-plotly-plot")
+            assert one.page.evaluate("window.hacked") is None
+            assert "Traceback" not in one.page.content()
+            assert one.page.locator("script:has-text('alert(')").count() == 0
         if "{{" in question:
             one.tab("Compare")
             one.page.locator("#run-compare").click()

@@ -10,7 +10,9 @@ that a rank holds of a model.
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,19 +51,20 @@ OVERRIDES = [
     "c_thought=1",
     "max_latent_stage=3",
     "epochs_per_stage=2",
-    "num_epochs=6",
-    "size.train=88",
+    "num_epochs=5",
+    "size.train=56",
     "size.valid=17",
     "size.test=10",
     "global_batch_size=32",
     "batch_size_training=8",
     "batch_size_eval=8",
     "pad_latent_to_max=false",
+    "max_new_tokens=8",
 ]
-"""18 updates over stages 0, 1 and 2 with replayed stages. With 32 + 32 + 24 problems per epoch, the second of two ranks
-has no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last
+"""Ten updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
+no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last
 batch."""
-SHORT = ["num_epochs=2", "epochs_per_stage=1", "size.train=40", "size.valid=3", "data.max_new_tokens=8"]
+SHORT = ["num_epochs=2", "epochs_per_stage=1", "size.train=40", "size.valid=3", "max_new_tokens=2"]
 """Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
@@ -89,18 +92,29 @@ def family_overrides(family: str, folder: Path) -> list[str]:
     return [*OVERRIDES, *SHORT, f"load_model_path={folder / family}"]
 
 
-def overrides_of(variant: str, folder: Path) -> list[str]:
-    """The command line of one variant. ``zero3_live0`` variants get an engine file of their own."""
+def config_of(variant: str, folder: Path, place: str, more: Sequence[str]) -> Config:
+    """The configuration of one variant. ``zero3_live0`` variants get an engine file of their own."""
     zero, *rest = variant.replace("_offload", "-offload").split("_")
     family = next((name for name in FAMILIES if name in rest), None)
-    base = family_overrides(family, folder) if family else OVERRIDES
-    choice = [f"deepspeed={zero.replace('-', '_')}"]
+    engine_file = zero.replace("-", "_")
     if "live0" in rest:
         path = folder / f"{variant}.json"
         path.write_text(json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
-        choice = [f"deepspeed.config={path}"]
-    more = [*(["bf16=true"] if "bf16" in rest else []), *(LORA if "lora" in rest else [])]
-    return [*base, *choice, *more, f"save_path={folder / variant}"]
+        engine_file = str(path)
+    base = family_overrides(family, folder) if family else OVERRIDES
+    config = composed(*base, *(["bf16=true"] if "bf16" in rest else []), *(LORA if "lora" in rest else []), *more)
+    run = config.run.model_copy(update={"save_path": str(folder / place)})
+    return with_engine(config.model_copy(update={"run": run}), engine_file)
+
+
+def with_engine(config: Config, engine_file: str) -> Config:
+    """What ``deepspeed=NAME`` or ``deepspeed.config=FILE`` changes, without composing the configuration again."""
+    return config.model_copy(update={"deepspeed": config.deepspeed.model_copy(update={"config": engine_file})})
+
+
+@cache
+def composed(*overrides: str) -> Config:
+    return compose_config(overrides)
 
 
 def write_family(family: str, folder: Path) -> None:
@@ -116,9 +130,9 @@ def write_family(family: str, folder: Path) -> None:
     torch.save(model.state_dict(), folder / f"{family}.pt")
 
 
-def record(variant: str, folder: Path, ranks: Ranks, *more: str) -> dict:
-    """Trains one variant and reads its record."""
-    run = train(compose_config([*overrides_of(variant, folder), *more]), ranks)
+def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, more: Sequence[str] = ()) -> dict:
+    """Trains one variant and reads its record. ``place`` is the folder of its run, by default its name."""
+    run = train(config_of(variant, folder, place or variant, more), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
     summary = json.loads(run.summary.read_text()) if ranks.is_first else {"last_checkpoint": None}
@@ -197,7 +211,7 @@ def some_engine(config: Config, ranks: Ranks) -> Engine:
 
 def spoil(zero: str, what: str, ranks: Ranks) -> dict:
     """Makes one good update, then one whose loss or gradient is not finite on the last rank."""
-    engine = some_engine(compose_config([*OVERRIDES, f"deepspeed={zero}"]), ranks)
+    engine = some_engine(with_engine(composed(*OVERRIDES), zero), ranks)
     share = 1 / (2 * ranks.size)
     good = [collate([LAYOUT], [share], 0, 0)]
     engine.update(good, 1e-3)
@@ -229,7 +243,7 @@ def main() -> None:
     result: dict = {variant: record(variant, folder, ranks) for variant in (*LONG_VARIANTS, *SHORT_VARIANTS)}
     # The same run once more in another folder, with a launch for each of its two epochs.
     for epochs in (1, 2):
-        result["resumed"] = record(RESUMED, folder, ranks, f"num_epochs={epochs}", f"save_path={folder / 'resumed'}")
+        result["resumed"] = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
     result["held"] = held(ranks)
     if ranks.is_first:
