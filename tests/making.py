@@ -1,5 +1,7 @@
 """Small models, backbones and model cards that several test modules share."""
 
+from pathlib import Path
+
 import torch
 from conftest import SHAPES
 
@@ -24,3 +26,8 @@ def make_backbone(family: str = "gpt2", seed: int = 0):
 
 def make_card(backbone) -> ModelCard:
     return ModelCard("coconut", 3, 6, 2, 3, marker_table(backbone.markers), provenance={"epoch": 4})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files in a folder and its subfolders, by their paths within it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

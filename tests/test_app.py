@@ -8,12 +8,9 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from making_app import GRAPH, HOSTILE, SUMS
 from serving import save_checkpoint
 
@@ -32,7 +29,6 @@ from serve.app.measures import (
     run_intervention,
     search_graph,
 )
-from serve.app.permalink import PAGES, View, number_of, query_of, view_of
 from serve.app.problems import ProblemFile, find_files
 from serve.app.results import DataSetResult, InterventionResult, ThinkResult
 from serve.app.studio import MAX_CHARACTERS, CheckedQuestion, Studio, followed_tokens, whole_number
@@ -60,22 +56,6 @@ def studio(tmp_path_factory) -> Iterator[Studio]:
 
 def checked_of(studio: Studio, question: str = SUMS[0].question, file: str = "sums") -> CheckedQuestion:
     return studio.check_question("thinks", file, question, 2)
-
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-
-
-@given(st.builds(View, st.sampled_from(PAGES), *[texts] * 9))
-def test_a_link_holds_the_whole_view(view):
-    query = query_of(view)
-    assert view_of(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))) == view
-    assert query.isascii()
-    assert not set("<>\"' ") & set(query)
-
-
-def test_a_link_that_makes_no_sense_is_but_a_start():
-    assert view_of({"view": "etc", "model": "x" * (MAX_CHARACTERS + 1), "other": "1"}) == View()
-    assert [number_of(text, 1, 8) for text in ("0", "1", "8", "9", "x", "", "²", "9" * 99)] == [None, 1, 8] + [None] * 5
 
 
 @pytest.mark.parametrize(

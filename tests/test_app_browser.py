@@ -9,18 +9,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from making_app import GRAPH, HOSTILE, SUMS
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
+from visiting import PATIENCE_MS, PICTURES, Visit
 
 pytestmark = pytest.mark.slow
-PICTURES = ROOT / "outputs" / "app_pictures"
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -29,51 +27,6 @@ if CHROMIUM is None:
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 
 TABS = ("Think", "Search", "Intervene", "Compare", "Data set", "Export")
-PATIENCE_MS = 60_000
-"""Seconds; the cores may be shared with other tests."""
-
-
-@dataclass
-class Visit:
-    """An open page, and records of what it must not do."""
-
-    page: "playwright.Page"
-    url: str
-    complaints: list[str] = field(default_factory=list)
-    hosts: set[str] = field(default_factory=set)
-    paths: set[str] = field(default_factory=set)
-    """Paths of all requests to hosts."""
-
-    def note(self, url: str) -> None:
-        """Records a request."""
-        parts = urlsplit(url)
-        if parts.netloc:
-            self.hosts.add(parts.netloc)
-            self.paths.add(parts.path)
-
-    def tab(self, name: str) -> None:
-        """Opens a tab; on narrow screens some tabs are behind a button."""
-        tab = self.page.get_by_role("tab", name=name, exact=True)
-        if not tab.is_visible():
-            self.page.locator(".overflow-menu > button").click()
-            tab = self.page.locator(".overflow-dropdown").get_by_text(name, exact=True)
-        tab.click()
-
-    def wait(self, selector: str) -> "playwright.Locator":
-        """Waits until the element is visible."""
-        found = self.page.locator(selector).first
-        found.wait_for(timeout=PATIENCE_MS)
-        return found
-
-    def ask(self, question: str) -> None:
-        """Types a question and waits for its thoughts."""
-        self.page.locator("#question textarea").fill(question)
-        self.page.locator("#run-think").click()
-
-    def shoot(self, name: str) -> None:
-        """Saves a screenshot."""
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
 
 @pytest.fixture(scope="module")

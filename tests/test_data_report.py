@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.__main__ import main
 from coconut_ds.data.problem import Problem
-from coconut_ds.data.report.statistics import Report, lay_out_pieces, make_report, summarize
+from coconut_ds.data.report.contents import Report
+from coconut_ds.data.report.statistics import lay_out_pieces, make_report, summarize
 from coconut_ds.data.report.text import render_report, shorten
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer, tokenize
 from coconut_ds.methods import METHODS

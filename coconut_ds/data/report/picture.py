@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Report, Span
+from coconut_ds.data.report.contents import PARTS, Example, FileStats, Report, Span
 
 FILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 ROLE_COLOURS = {

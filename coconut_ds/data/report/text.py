@@ -6,7 +6,8 @@ from itertools import groupby
 
 import numpy as np
 
-from coconut_ds.data.report.statistics import PARTS, Example, FileStats, Overlap, Report, Span, summarize
+from coconut_ds.data.report.contents import PARTS, Example, FileStats, Overlap, Report, Span
+from coconut_ds.data.report.statistics import summarize
 
 LEGEND = (
     "⟦tokens with loss⟧  ● thought  ○ pause  <start> <end> around thoughts  ⏎ newline  <eos> end of sequence",

@@ -1,0 +1,59 @@
+"""Short runs in this process, for tests of the trainer, and what they have written."""
+
+import json
+
+from torch_engine import TorchEngine, tiny_experiment
+
+from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
+from coconut_ds.runs.resume_state import Position
+from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
+from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.saver import RunSaver, Scores
+from coconut_ds.training.trainer import Trainer
+
+
+class AskedToStop:
+    """Interrupts that come when the trainer looks for the ``at``-th time, counted from 0; None: never."""
+
+    reason = "SIGTERM"
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.num_looks = at, -1
+
+    @property
+    def requested(self) -> bool:
+        self.num_looks += 1
+        return self.at is not None and self.num_looks >= self.at
+
+
+def train(
+    folder: RunFolder, *overrides: str, interrupts: AskedToStop | None = None, engine_class: type = TorchEngine
+) -> tuple[Position, TorchEngine]:
+    """One launch: it continues from the newest checkpoint of the folder, if there is one."""
+    experiment = tiny_experiment(*overrides)
+    engine, position, scores = engine_class(experiment), Position(epoch=experiment.config.run.resume), Scores()
+    newest = folder.checkpoints()[:1]
+    for checkpoint in newest:
+        state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text())
+        engine.load_state(checkpoint / ENGINE)
+        position, scores = Position(**state["position"]), Scores(**state["scores"])
+        cut_metrics(folder.metrics, state["metrics_bytes"])
+    with MetricsLog(folder.metrics) as metrics:
+        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
+        progress = ProgressBar(is_first=False)
+        trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
+        return trainer.fit(position), engine
+
+
+def record(folder: RunFolder) -> list[dict]:
+    """The lines of the record, without what depends on the clock."""
+    lines = read_metrics(folder.metrics)
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
+
+
+def column(folder: RunFolder, name: str) -> list:
+    return [line[name] for line in record(folder) if name in line]
+
+
+def names(folder: RunFolder) -> set[str]:
+    return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}

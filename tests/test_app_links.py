@@ -1,0 +1,24 @@
+"""Links to a view of the app."""
+
+from urllib.parse import parse_qsl
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.app.permalink import PAGES, View, number_of, query_of, view_of
+from serve.app.studio import MAX_CHARACTERS
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(st.builds(View, st.sampled_from(PAGES), *[texts] * 9))
+def test_a_link_holds_the_whole_view(view):
+    query = query_of(view)
+    assert view_of(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))) == view
+    assert query.isascii()
+    assert not set("<>\"' ") & set(query)
+
+
+def test_a_link_that_makes_no_sense_is_but_a_start():
+    assert view_of({"view": "etc", "model": "x" * (MAX_CHARACTERS + 1), "other": "1"}) == View()
+    assert [number_of(text, 1, 8) for text in ("0", "1", "8", "9", "x", "", "²", "9" * 99)] == [None, 1, 8] + [None] * 5

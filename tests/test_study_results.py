@@ -1,0 +1,93 @@
+"""Studies and the demo keep their results: another selection or seed gets a folder of its own."""
+
+import json
+
+import pytest
+from making import contents
+
+from coconut_ds.results import (
+    FILE,
+)
+from coconut_ds.studies import demo, methods
+from coconut_ds.studies.harness import TrainedRun
+
+
+@pytest.fixture
+def trainings(monkeypatch, tmp_path) -> list[list[str]]:
+    """The overrides of each training that a study starts; nothing is trained."""
+    started: list[list[str]] = []
+    summary = {"updates": 1, "stage_switches": [], "last_checkpoint": "x"}
+
+    def launch_run(label, overrides, show, with_deepspeed=True, program=()):
+        started.append(list(overrides))
+        (tmp_path / "metrics.jsonl").write_text(
+            json.dumps(
+                {"eval/accuracy": 0.5, "eval/stage": 1, "eval/num_thoughts": 2, "eval/num_pauses": 0, "global_step": 1}
+            )
+        )
+        return TrainedRun(label, tmp_path, summary, 1.0)
+
+    for study in (methods, demo):
+        monkeypatch.setattr(study, "launch_run", launch_run)
+        monkeypatch.setattr(study, "score_on_test", lambda run, data, out: len(started) / 100)
+    for name in ("show_thoughts", "draw_curves"):
+        monkeypatch.setattr(demo, name, lambda *given: None)
+    return started
+
+
+def test_a_comparison_keeps_runs_and_tables_of_other_selections(trainings, tmp_path, capsys):
+    line = ["--out", str(tmp_path / "out"), "--tasks", "modular_sum", "--methods", "cot", "--lanes", "1"]
+    assert methods.main([*line, "--seeds", "0"]) == 0
+    first = contents(tmp_path / "out")
+    assert {"table.md", "accuracy.png", FILE, "modular_sum/cot/seed_0/result.json"} <= first.keys()
+    assert methods.main([*line, "--seeds", "0", "1"]) == 0
+    assert methods.main([*line, "--seeds", "0", "--set", "lr=1"]) == 0
+    assert [one for one in trainings if "lr=1" in one]
+    assert len(trainings) == 3, "seed 0 was there"
+    assert first.items() <= contents(tmp_path / "out").items()
+    everything = contents(tmp_path / "out")
+    tables = [name for name in everything if name.endswith("table.md")]
+    assert len(tables) == 3
+    results = [name for name in everything if name.endswith("result.json")]
+    assert len(results) == 3
+    capsys.readouterr()
+    assert methods.main([*line, "--seeds", "0", "--set", "lr=1"]) == 0
+    assert capsys.readouterr().out.startswith("1 of 1 runs are already finished\n")
+    assert contents(tmp_path / "out").keys() == everything.keys()
+
+
+def test_a_run_of_an_earlier_version_is_kept_and_used(trainings, tmp_path, capsys):
+    cell = methods.TableCell("modular_sum", "cot", 0)
+    old = cell.folder(tmp_path / "out")
+    old.mkdir(parents=True)
+    result = {"accuracy": 0.25, "stage": 0, "num_thoughts": 0, "num_pauses": 0, "duration_s": 1.0}
+    (old / "result.json").write_text(json.dumps({"overrides": cell.overrides(()), **result}))
+    kept = contents(old)
+    line = ["--out", str(tmp_path / "out"), "--tasks", "modular_sum", "--methods", "cot", "--seeds", "0"]
+    assert methods.main(line) == 0
+    assert "1 of them are of an earlier version" in capsys.readouterr().out
+    assert trainings == []
+    assert methods.main([*line, "--set", "lr=1"]) == 0
+    assert len(trainings) == 1
+    assert contents(old) == kept
+
+
+def test_the_demo_keeps_results_of_another_seed_and_finds_its_own(trainings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert demo.main([]) == 0
+    kept = contents(tmp_path / "outputs")
+    assert demo.main(["--seed", "1"]) == 0
+    assert kept.items() <= contents(tmp_path / "outputs").items()
+    assert len(list(tmp_path.glob("outputs/demo/seed_1-*/summary.json"))) == 1
+    count = len(trainings)
+    capsys.readouterr()
+    assert demo.main([]) == 0
+    assert capsys.readouterr().out.startswith("finished before; these are the stored results")
+    assert len(trainings) == count
+    assert demo.main(["--out", "here"]) == 0
+    here = contents(tmp_path / "here")
+    assert demo.main(["--out", "here", "--seed", "1"]) == 2
+    assert "seed (0 there, 1 now)" in capsys.readouterr().err
+    assert contents(tmp_path / "here") == here
+    assert demo.main(["--out", "here", "--seed", "1", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "here/summary.json").read_text())["seed"] == 1
