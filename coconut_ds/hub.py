@@ -87,6 +87,13 @@ def cached_name(entry: Path) -> str:
     return entry.name.removeprefix(CACHED).replace("--", "/")
 
 
+def short_name(path: Path) -> str:
+    """The last two parts of a model's path, joined by a hyphen; for a snapshot in a cache, the model's name."""
+    resolved = path.resolve()
+    entry = cache_of(resolved)
+    return "-".join(resolved.parts[-2:]) if entry is None else cached_name(entry).replace("/", "-")
+
+
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its type if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,6 +22,7 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
+from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
@@ -261,8 +262,7 @@ def load_reasoner(
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
     computes_on = alone().device if device is None else torch.device(device)
     cast(backbone.model, dtype, computes_on)
-    name = "-".join(place.resolve().parts[-2:])
-    reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(computes_on)
+    reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model)).to(computes_on)
     reasoner.log_notes()
     return reasoner
 

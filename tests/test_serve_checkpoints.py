@@ -94,6 +94,7 @@ def test_a_cached_model_is_served_under_its_name_on_the_hub(checkpoint, tmp_path
     models = Models(find_checkpoints([str(snapshot)]), EngineSettings(slots=2), 8, 10**9)
     with models.holding("org/tiny") as thread:
         thread.run(lambda reasoner: reasoner.generate("a", max_new_tokens=1)).result()
+        assert thread.run(lambda reasoner: reasoner.name).result() == "org-tiny"
     models.close()
     cached(checkpoint, entry, "fedcba9876543210")
     assert find_checkpoints([str(entry)]).names == ["org/tiny@01234567", "org/tiny@fedcba98"]

@@ -29,6 +29,7 @@ from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
+from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.precision import cast, describe
@@ -80,8 +81,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     cast(backbone.model, dtype, ranks.device)
-    path = config.run.load_model_path
-    name = "-".join(Path(path or "model").resolve().parts[-2:])
+    name = short_name(Path(config.run.load_model_path or "model"))
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
     reasoner.log_notes()
     data_path = config.data.test_path if split == "test" else config.data.val_path

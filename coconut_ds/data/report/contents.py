@@ -1,7 +1,8 @@
-"""What a report on problem files contains: plain values, which ``statistics`` computes and ``text`` and ``picture`` show."""
+"""Contents of a report on problem files: plain values that ``statistics`` computes and the other modules show."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
