@@ -9,7 +9,7 @@ expected. Blank steps are left out and counted (``Problem.num_blank_steps``), an
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,15 @@ class Problem:
     """Number of steps in the file that are empty or white space; they are not among ``steps``."""
 
     def __post_init__(self) -> None:
+        # A blank answer is written as it was found, although it counts as none.
+        object.__setattr__(self, "_is_written", self.has_answer or bool(self.steps))
         if not self.answer.strip():
             object.__setattr__(self, "has_answer", False)
 
     def as_dict(self) -> dict[str, Any]:
         """The problem in the file format, including extra keys."""
-        known = self.has_answer or self.steps
-        solution = {"steps": list(self.steps), "answer": self.answer} if known else {}
+        is_written: bool = getattr(self, "_is_written")  # noqa: B009
+        solution = {"steps": list(self.steps), "answer": self.answer} if is_written else {}
         return {"question": self.question, **solution, **self.extra}
 
 
@@ -106,7 +108,7 @@ class _Problems(Iterator[Problem]):
             return _problem(self._path, index, item)
         if "answer" in item:
             return _problem(self._path, index, {"steps": [], **item})
-        return _problem(self._path, index, {**item, "steps": [], "answer": ""})
+        return replace(_problem(self._path, index, {**item, "steps": [], "answer": ""}), has_answer=False)
 
     def __length_hint__(self) -> int:
         return len(self._rest)

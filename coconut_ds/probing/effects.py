@@ -99,7 +99,9 @@ def measure_effects(
     form = reasoner.card.text_format
 
     def is_right(outcome: Outcome, index: int) -> bool:
-        return known is not None and is_correct(outcome.text, known[index], form, answers)
+        answer = "" if known is None else known[index]
+        # An answer may be empty if it is a model's own, as in a comparison with its unchanged texts.
+        return is_correct(outcome.text, answer, form, answers) if form.gold(answer) else outcome.answer == answer
 
     planned = _planned_effects(reasoner, baselines, interventions, seed)
     trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
