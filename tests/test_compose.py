@@ -230,6 +230,20 @@ def test_a_folder_of_own_options_that_is_not_there_is_refused(tmp_path: Path) ->
         compose_config([], [f"{tmp_path}/none"])
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.num_epochs=" + "9" * 5000, "training.num_epochs: cannot be read: .*digits"),
+        ("num_nodes=[1," + "9" * 5000 + "]", "num_nodes: cannot be read: .*digits"),
+        ("lr=1e999", "training.lr: found inf, .*finite number"),
+        ("lr=nan", "training.lr: found nan, .*finite number"),
+    ],
+)
+def test_numbers_that_are_not_numbers_are_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        compose_config([override])
+
+
 def test_what_is_printed_reads_back_as_the_same_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     made = compose_config(["stage_switches=[1,2]", "lr=1e-5"])
     print_config(made)

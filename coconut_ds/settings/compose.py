@@ -247,6 +247,9 @@ def _resolved(override: Override, schema: type[BaseModel], groups: dict[str, lis
         raise ConfigError(
             f"{word}: cannot be read; expected group=option or key=value (quote special characters)"
         ) from error
+    except ValueError as error:
+        # Python refuses to read numbers of thousands of digits.
+        raise ConfigError(f"{key}: cannot be read: {error}") from error
     if parsed.is_delete():
         raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
     if key in groups:

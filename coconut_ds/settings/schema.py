@@ -16,7 +16,12 @@ class Group(BaseModel):
     """Base class of a group of keys. Instances are immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), coerce_numbers_to_str=True
+        allow_inf_nan=False,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
     )
 
 
