@@ -1,4 +1,4 @@
-"""Asks a running server through the clients that people use, and prints what each of them got as JSON.
+"""Asks a running server through the clients that people use. The last line of output is JSON with what each got.
 
     python tests/real_clients.py http://127.0.0.1:8000/v1 KEY MODEL
 
@@ -93,6 +93,9 @@ KNOWN = ("n", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "s
 def ask_litellm(url: str, key: str, model: str) -> Answers:
     """LiteLLM, as OpenAI's provider, as vLLM's, and for the old completions."""
     import litellm
+
+    # It writes advice to standard output after each error.
+    litellm.suppress_debug_info = True
 
     def ask(provider: str, **more: Any) -> Any:
         made = {"messages": MESSAGES, "max_tokens": MAX_TOKENS, "api_base": url, "api_key": key, "num_retries": 0}

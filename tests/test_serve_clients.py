@@ -37,7 +37,7 @@ def told(server):
     command = [sys.executable, str(ROOT / "tests" / "real_clients.py"), f"{server.url}/v1", KEY, "coconut"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", CLIENTS)
