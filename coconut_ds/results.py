@@ -237,4 +237,8 @@ def _other(stored: Identity | None, new: Identity, what: str) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    # Paths often differ only at their ends.
+    ends = (MOST_CHARACTERS - 3) // 2
+    return f"{text[:ends]}...{text[-ends:]}"

@@ -138,6 +138,7 @@ FREE = {"checkpoint", "out", "overwrite", "batch_size", "data_name", "method", "
 FREE |= {"data.test_path", "data.val_path", "data.train_path", "data.kind", "data.format", "data.online"}
 """Keys that change no number, or whose content counts instead of the value."""
 OTHER = {
+    "data.answers": "numbers",
     "n_thoughts": "1",
     "force_text_after": "1",
     "min_thoughts": "1",

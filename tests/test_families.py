@@ -102,7 +102,7 @@ def evaluation(tmp_path_factory) -> EvalConfig:
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_a_folder_of_a_family_loads_evaluates_and_serves(family, tmp_path, monkeypatch, evaluation):
     """The text of evaluation and server is that of a slow loop around the model as transformers loads it."""
-    monkeypatch.setattr("coconut_ds.evaluation.session.draw_sweep", lambda *arguments: None)
+    monkeypatch.setattr("coconut_ds.evaluation.report.draw_sweep", lambda *arguments: None)
     save_as_others_do(tmp_path / "plain", family, SUPPORTED[family])
     places = {"checkpoint": str(tmp_path / "plain"), "out": str(tmp_path / "out")}
     scores = evaluate(evaluation.model_copy(update=places))[0]

@@ -2,6 +2,8 @@
 
 import copy
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from coconut_ds.formats import TEXT
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Score
 from coconut_ds.methods import METHODS
+from coconut_ds.model.backbone import Backbone
 from serve.api.completions import _Unsent
 from serve.api.logprobs import ScoredText, within
 from serve.api.responses import ChatFormat, CompletionFormat
@@ -28,7 +31,9 @@ STOPS = st.lists(st.text(st.sampled_from("the ca.é😀\N{REPLACEMENT CHARACTER}
 @cache
 def prompter_of(kind):
     tokenizer = copy.deepcopy(tokenizers()[kind])
-    return Prompter(tokenizer, add_markers(tokenizer)[0], METHODS["coconut_reversed"], TEXT)
+    # A prompter computes nothing with the model.
+    model: Any = SimpleNamespace()
+    return Prompter(Backbone(model, tokenizer, add_markers(tokenizer)[0]), METHODS["coconut_reversed"], TEXT)
 
 
 def scores_of(data, known, ids):

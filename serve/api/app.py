@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fastapi import FastAPI
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -49,7 +49,8 @@ def create_app(
     for routes in (completions.routes(service), thoughts.routes(service), status.routes(service, metrics)):
         app.include_router(routes)
     add_handlers(app)
-    app.add_exception_handler(ClientGoneError, _on_client_gone)
+    for gone in (ClientGoneError, ClientDisconnect):
+        app.add_exception_handler(gone, _on_client_gone)
     mounts = mounts or {}
     add_pages(app, service, mounts)
     for path, mounted in mounts.items():
