@@ -18,6 +18,8 @@ from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 from visiting import PATIENCE_MS, PICTURES, Visit
 
+from serve.app.dataset import MAX_DRAWS
+
 pytestmark = pytest.mark.slow
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -180,6 +182,8 @@ def test_strange_questions(visit, questions):
 def test_long_work_is_cancelled(visit):
     with visit() as one:
         one.tab("Data set")
+        # With the default of two draws, a quiet machine is done before the click on Cancel.
+        one.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
         one.page.locator("#run-dataset").click()
         one.wait("#dataset-state progress")
         one.page.locator("#cancel-dataset").click()

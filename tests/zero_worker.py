@@ -26,6 +26,7 @@ from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import is_sharded
 from coconut_ds.errors import NonFiniteError
+from coconut_ds.files import write_whole
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.backbone import build_backbone, model_from_scratch
 from coconut_ds.model.collate import collate
@@ -99,7 +100,8 @@ def config_of(variant: str, folder: Path, place: str, more: Sequence[str]) -> Co
     engine_file = zero.replace("-", "_")
     if "live0" in rest:
         path = folder / f"{variant}.json"
-        path.write_text(json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
+        # Every rank writes it, while another may read it.
+        write_whole(path, json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
         engine_file = str(path)
     base = family_overrides(family, folder) if family else OVERRIDES
     config = composed(*base, *(["bf16=true"] if "bf16" in rest else []), *(LORA if "lora" in rest else []), *more)
