@@ -139,3 +139,14 @@ def test_a_model_is_not_saved_over_a_folder_of_something_else(tmp_path):
         with pytest.raises(CheckpointError, match="exists and is not a model folder; save to another folder"):
             reasoner.save(tmp_path / name)
     assert contents(tmp_path / "results") == {"scores.json": b"{}"}
+
+
+def test_long_values_that_differ_only_at_their_ends_are_told_apart(tmp_path):
+    long = "/data/" + "x" * 100
+    one, other = (
+        ResultFolder(tmp_path / "out", Identity({"seed": name}, {"data": f"{long}/{name}.json"}), ("a.txt", "b.txt"))
+        for name in ("one", "other")
+    )
+    write(one, "first")
+    with pytest.raises(ConfigError, match=r"data \('/data/xx.*xx/one\.json' there, '/data/xx.*xx/other\.json' now\)"):
+        other.refuse_other()
