@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SHAPES
 from serving import byte_tokenizer
 from slow_loop import slow_generate, slow_loss
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -25,14 +26,7 @@ from serve.asking import Ask
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-}
+SMALL: dict[str, Any] = SHAPES["llama"]
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 SUPPORTED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},

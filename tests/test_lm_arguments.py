@@ -11,35 +11,6 @@ if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("needs the extra: pip install -e '.[harness]'", allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings("default")
 
-QUESTIONS = ["1 + 2", "3 =", "2 + 2 =", "3 + 3"]
-CHOICES = ["1", "2 3", "+"]
-LENGTH = 5
-TASKS = {
-    "written": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["2"], "max_new_tokens": LENGTH, "do_sample": False, "num_beams": 1},
-        "metric_list": [{"metric": "exact_match"}],
-    },
-    "chosen": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "target_delimiter": "",
-        "doc_to_choice": CHOICES,
-        "doc_to_target": "{{label}}",
-        "metric_list": [{"metric": "acc"}],
-    },
-    "perplexity": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{long}}",
-        "metric_list": [{"metric": "word_perplexity"}],
-    },
-}
-LONG = " ".join(["1 + 2 = 3"] * 40)
-"""200 words, which take three windows of the model's context of 96 tokens."""
-
 
 @pytest.fixture
 def writing() -> Callable[..., object]:

@@ -1,48 +1,24 @@
 """Scripts that convert published data files: no problem is lost, and no unfinished file remains."""
 
 import functools
-import hashlib
-import importlib.util
 import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from making_preprocessing import FIXTURES, ROOT, contents, gsm, prontoqa
 
 from coconut_ds.data.problem import load_problems
 from coconut_ds.errors import DataError
 
-ROOT = Path(__file__).parents[1]
-FIXTURES = ROOT / "tests" / "fixtures"
 REAL = ROOT.parent / "shared" / "data"  # larger samples of the same files, if they were downloaded
 
 
 def source(fixture: str, real: str) -> list[Any]:
     absent = pytest.mark.skipif(not (REAL / real).is_file(), reason="no larger sample here")
     return [FIXTURES / fixture, pytest.param(REAL / real, marks=absent)]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"preprocessing_{name}", ROOT / "preprocessing" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-gsm, prontoqa = script("gsm_icot"), script("prontoqa")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 # GSM8K

@@ -1,39 +1,14 @@
 """The files of a data set are written all or none, with a manifest, and not over files of other content."""
 
-import hashlib
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from making_preprocessing import FIXTURES, contents, gsm, prontoqa, script, sha
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
-
-ROOT = Path(__file__).parents[1]
-FIXTURES = ROOT / "tests" / "fixtures"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"preprocessing_{name}", ROOT / "preprocessing" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-gsm, prontoqa = script("gsm_icot"), script("prontoqa")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def test_the_manifest_lists_the_files_of_the_folder(tmp_path: Path) -> None:

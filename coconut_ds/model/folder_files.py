@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import not_downloaded
+from coconut_ds.files import not_downloaded, shell_word
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names of the weights in one file, and of the list of files if there are several."""
@@ -111,7 +111,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def conversion(folder: Path) -> str:
     """The command that converts a folder's pickled weights."""
-    return f"python -c {shlex.quote(CONVERT)} {shlex.quote(str(folder))}"
+    return f"python -c {shlex.quote(CONVERT)} {shell_word(folder)}"
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:

@@ -14,10 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from coconut_ds.distributed.zero import is_sharded
-from coconut_ds.model.attention import AttentionSwitch
+from coconut_ds.model.attention import AttentionSwitch, fused_attention
 
 NAME = "trial_pass"
 """The name under which transformers knows ``_trial_attention``."""
@@ -103,15 +102,7 @@ def trial_of(model: PreTrainedModel) -> Trial:
         token = _CURRENT.set(trial)
         try:
             _run_trial(model, trial)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            KeyError,
-            IndexError,
-            NotImplementedError,
-        ) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             trial.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         finally:
             trial.cache = DynamicCache()
@@ -178,8 +169,7 @@ def _trial_attention(
     note.shows_cache &= trial is note and note.holds(index, key, value)
     note.own_mask |= attention_mask is not None
     note.options |= {name for name in ATTENTION_OPTIONS if kwargs.get(name) is not None}
-    output, _ = sdpa_attention_forward(module, query, key, value, None, 0.0, scaling, is_causal=True)
-    return output, None
+    return fused_attention(module, query, key, value, None, 0.0, scaling, is_causal=True), None
 
 
 AttentionInterface.register(NAME, _trial_attention)

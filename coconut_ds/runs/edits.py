@@ -7,14 +7,13 @@ the files in ``engine/`` cannot be accepted, because a change of these is never 
 
 import difflib
 import json
-import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import SEAL, damage, fingerprint, seal_of, text_of, write_whole
+from coconut_ds.files import SEAL, damage, fingerprint, seal_of, shell_word, text_of, write_whole
 
 EDITABLE = (".json", ".jinja", ".txt", ".md")
 """Suffixes of the files whose changes can be accepted."""
@@ -96,7 +95,7 @@ def how_to_accept(folder: Path) -> str | None:
         return None
     return (
         f"if you edited {' and '.join(edited)} yourself, accept the changes with: coconut-runs accept "
-        f"{shlex.quote(str(folder))}"
+        f"{shell_word(folder)}"
     )
 
 
