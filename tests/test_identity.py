@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from coconut_ds.data.tokens import add_markers, build_word_tokenizer
+from coconut_ds.data.tokens import add_markers, build_word_tokenizer, digest_tokenizer
 from coconut_ds.errors import ConfigError
-from coconut_ds.model.digest import digest_state, digest_tokenizer
+from coconut_ds.model.digest import digest_state
 from coconut_ds.runs.identity import (
     ABSENT,
     LATER_KEYS,

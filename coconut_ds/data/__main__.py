@@ -7,13 +7,10 @@ with ``--overwrite``.
 """
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from coconut_ds.cli.parser import Parser
 from coconut_ds.data.problem import Problem, file_digest, load_problems
@@ -42,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from coconut_ds.data.report.picture import draw_report
         from coconut_ds.data.report.statistics import make_report
         from coconut_ds.data.report.text import render_report
-        from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer, tokenizer_identity
+        from coconut_ds.data.tokens import build_word_tokenizer, digest_tokenizer, load_tokenizer
 
         if options.tokenizer == "dataset":
             tokenizer = build_word_tokenizer(words(problem for _, problems in files for problem in problems))
         else:
             tokenizer = load_tokenizer(options.tokenizer)
-        identity = report_identity(options, tokenizer_identity(tokenizer))
+        identity = report_identity(options, digest_tokenizer(tokenizer))
         png = options.png or DEFAULT_PNG.with_name(f"{DEFAULT_PNG.stem}-{identity.signature}.png")
         if not options.overwrite:
             refuse_other_picture(png, identity, "--png")
@@ -65,18 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report_identity(options: argparse.Namespace, tokenizer: Any) -> Identity:
+def report_identity(options: argparse.Namespace, tokenizer: str) -> Identity:
     """What a report is made from: the contents of the files, the tokenizer, the options and the code.
 
     Args:
         options: the command line.
-        tokenizer: ``tokenizer_identity`` of the tokenizer.
+        tokenizer: ``digest_tokenizer`` of the tokenizer.
     """
-    digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True, default=str).encode()).hexdigest()
     kept = {key: getattr(options, key) for key in ("method", "c_thought", "max_latent_stage", "examples")}
     files = {"names": file_names(options.files), "contents": [file_digest(path) for path in options.files]}
     asked = {"files": [str(path) for path in options.files], "tokenizer": options.tokenizer}
-    return Identity(flattened({**kept, "files": files, "tokenizer": digest, "code": code_identity()}), asked)
+    return Identity(flattened({**kept, "files": files, "tokenizer": tokenizer, "code": code_identity()}), asked)
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:

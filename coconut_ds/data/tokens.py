@@ -6,6 +6,7 @@ and ``"### " + answer`` followed by the end-of-sequence token. Each marker is on
 removed by id, so text that happens to spell a marker is not taken for one.
 """
 
+import hashlib
 import json
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
@@ -77,6 +78,17 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int | N
         arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
         state = {"vocabulary": tokenizer.get_vocab(), "arguments": arguments}
     return type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.bos_token_id, state
+
+
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase, other_ends: Sequence[int] = ()) -> str:
+    """SHA-256 of everything that maps text to ids and back; names and paths do not count.
+
+    Args:
+        tokenizer: see ``tokenizer_identity``.
+        other_ends: ids of the tokens that end a text, besides the tokenizer's own.
+    """
+    parts = [*tokenizer_identity(tokenizer), *other_ends]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:

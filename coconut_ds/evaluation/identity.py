@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import digest_tokenizer
 from coconut_ds.evaluation.evaluator import ThoughtBudget
 from coconut_ds.generation.prompter import Writing
-from coconut_ds.model.digest import digest_state, digest_tokenizer
+from coconut_ds.model.digest import digest_state
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import Identity
 from coconut_ds.runs.code import code_identity

@@ -1,14 +1,13 @@
-"""Hashes of the content of models and tokenizers, which do not depend on where they were loaded from."""
+"""Hashes of the content of models, which do not depend on where they were loaded from."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from coconut_ds.data.tokens import tokenizer_identity
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole
 
@@ -42,17 +41,6 @@ def digest_parameters(model: PreTrainedModel, ranks: Ranks) -> str | None:
                 yield name, parameter
 
     return digest_state(parameters())
-
-
-def digest_tokenizer(tokenizer: PreTrainedTokenizerBase, other_ends: Sequence[int] = ()) -> str:
-    """SHA-256 of everything that maps text to ids and back; names and paths do not count.
-
-    Args:
-        tokenizer: see ``tokenizer_identity``.
-        other_ends: ids of the tokens that end a text, besides the tokenizer's own.
-    """
-    parts = [*tokenizer_identity(tokenizer), *other_ends]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

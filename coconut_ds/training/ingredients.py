@@ -3,7 +3,7 @@
 from typing import Any
 
 from coconut_ds.data.problem import file_digest
-from coconut_ds.model.digest import digest_tokenizer
+from coconut_ds.data.tokens import digest_tokenizer
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import ingredients
 from coconut_ds.training.engine_file import read_engine_file
