@@ -51,7 +51,7 @@ def browser() -> Iterator["playwright.Browser"]:
         made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
     """Opens the app; at the end the page must have logged no error and contacted no other host.
 
@@ -82,6 +82,19 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
     return open_it
 
 
+@pytest.fixture(scope="module")
+def open_page(visit) -> Iterator[Visit]:
+    with visit() as made:
+        yield made
+
+
+@pytest.fixture
+def desk(open_page) -> Iterator[Visit]:
+    """A page on a wide screen that several tests use, one after the other: to open one takes seconds."""
+    yield open_page
+    assert open_page.complaints == []
+
+
 @pytest.mark.parametrize("path", ["", "docs"])
 def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, path):
     context = browser.new_context(java_script_enabled=False)
@@ -96,48 +109,47 @@ def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, 
     context.close()
 
 
-def test_every_page_works(visit):
+def test_every_page_works(desk):
     """Every page once, from the first click to the exported files; Intervene needs three clicks."""
-    with visit() as one:
-        one.shoot("start")
-        one.page.locator("#run-think").click()
-        one.wait("#think-after .js-plotly-plot")
-        assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
-        one.shoot("think")
+    desk.shoot("start")
+    desk.page.locator("#run-think").click()
+    desk.wait("#think-after .js-plotly-plot")
+    assert desk.page.locator("#think-decoded .heatmaplayer").count() == 1
+    desk.shoot("think")
 
-        one.tab("Intervene")
-        one.page.get_by_role("radio", name="zero").check()
-        one.page.locator("#run-intervene").click()
-        one.wait("#intervene-every .js-plotly-plot")
-        rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
-        assert rows[:2] == ["original run", "thought 1: intervention"]
-        assert {"thought 2", "token before"} <= set(rows)
-        one.shoot("intervene")
+    desk.tab("Intervene")
+    desk.page.get_by_role("radio", name="zero").check()
+    desk.page.locator("#run-intervene").click()
+    desk.wait("#intervene-every .js-plotly-plot")
+    rows = desk.page.locator("#intervene-table tbody tr th").all_inner_texts()
+    assert rows[:2] == ["original run", "thought 1: intervention"]
+    assert {"thought 2", "token before"} <= set(rows)
+    desk.shoot("intervene")
 
-        one.tab("Compare")
-        one.page.locator("#run-compare").click()
-        one.wait("#compare-second-decoded .js-plotly-plot")
-        assert "(pause_as_thought" in one.page.locator("#compare-second").inner_text()
-        one.shoot("compare")
+    desk.tab("Compare")
+    desk.page.locator("#run-compare").click()
+    desk.wait("#compare-second-decoded .js-plotly-plot")
+    assert "(pause_as_thought" in desk.page.locator("#compare-second").inner_text()
+    desk.shoot("compare")
 
-        one.tab("Data set")
-        for name in ("interventions on thoughts", "linear probes"):
-            one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
-        one.page.locator("#run-dataset").click()
-        one.wait("#dataset-state .finding")
-        one.wait("#dataset-probes .js-plotly-plot")
-        assert one.page.locator("#dataset-table tbody tr").count() >= 3 + 6
-        one.shoot("dataset")
+    desk.tab("Data set")
+    for name in ("interventions on thoughts", "linear probes"):
+        desk.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
+    desk.page.locator("#run-dataset").click()
+    desk.wait("#dataset-state .finding")
+    desk.wait("#dataset-probes .js-plotly-plot")
+    assert desk.page.locator("#dataset-table tbody tr").count() >= 3 + 6
+    desk.shoot("dataset")
 
-        one.tab("Export")
-        one.page.locator("#run-export").click()
-        one.wait("#export-files a")
-        with one.page.expect_download() as download:
-            one.page.get_by_role("link", name="think.json").click()
-        assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
-        names = one.page.locator("#export-files a").all_inner_texts()
-        assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
-        one.shoot("export")
+    desk.tab("Export")
+    desk.page.locator("#run-export").click()
+    desk.wait("#export-files a")
+    with desk.page.expect_download() as download:
+        desk.page.get_by_role("link", name="think.json").click()
+    assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
+    names = desk.page.locator("#export-files a").all_inner_texts()
+    assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
+    desk.shoot("export")
 
 
 def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
@@ -161,37 +173,41 @@ REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is 
     [(HOSTILE,), ("<img src=x onerror='window.hacked=1'>",), ("🥥💭 ñ 你好 \u202e",), tuple(REFUSALS)],
     ids=["script", "image", "emoji", "endless, beyond the context, nothing"],
 )
-def test_strange_questions(visit, questions):
+def test_strange_questions(desk, questions):
     """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
-    with visit() as one:
-        for question in questions:
-            one.ask(question)
-            advice = f"#think-message .notice:has-text('{REFUSALS.get(question)}')"
-            one.wait(advice if question in REFUSALS else "#think-decoded .js-plotly-plot")
-            assert one.page.evaluate("window.hacked") is None
-            assert "Traceback" not in one.page.content()
-            assert one.page.locator("script:has-text('alert(')").count() == 0
-        if "{{" in question:
-            one.tab("Compare")
-            one.page.locator("#run-compare").click()
-            one.wait("#compare-first .side-text")
-            # Shown as it was typed: no template of the page interprets it.
-            assert one.page.locator("#compare-first .side-text").inner_text() == question
+    desk.tab("Think")
+    for question in questions:
+        desk.ask(question)
+        if question in REFUSALS:
+            desk.wait(f"#think-message .notice:has-text('{REFUSALS[question]}')")
+        else:
+            desk.wait_for_answer()
+        assert desk.page.evaluate("window.hacked") is None
+        assert "Traceback" not in desk.page.content()
+        assert desk.page.locator("script:has-text('alert(')").count() == 0
+    if "{{" in question:
+        desk.tab("Compare")
+        desk.page.locator("#run-compare").click()
+        # Shown as it was typed: no template of the page interprets it.
+        playwright.expect(desk.page.locator("#compare-first .side-text")).to_have_text(question, timeout=PATIENCE_MS)
 
 
-def test_long_work_is_cancelled(visit):
-    with visit() as one:
-        one.tab("Data set")
-        # With the default of two draws, a quiet machine is done before the click on Cancel.
-        one.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
-        one.page.locator("#run-dataset").click()
-        one.wait("#dataset-state progress")
-        one.page.locator("#cancel-dataset").click()
-        one.wait("#dataset-state .finding:has-text('Cancelled')")
-        # The model is free for the next visitor.
-        one.tab("Think")
-        one.page.locator("#run-think").click()
-        one.wait("#think-decoded .js-plotly-plot")
+def test_long_work_is_cancelled(desk):
+    desk.ask(SUMS[0].question)
+    desk.wait_for_answer()
+    desk.tab("Data set")
+    for name in ("interventions on thoughts", "linear probes"):
+        desk.page.get_by_role("checkbox", name=name).set_checked(name == "interventions on thoughts")
+    # With the default of two draws, a quiet machine is done before the click on Cancel.
+    desk.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
+    desk.page.locator("#run-dataset").click()
+    desk.wait("#dataset-state progress")
+    desk.page.locator("#cancel-dataset").click()
+    desk.wait("#dataset-state .finding:has-text('Cancelled')")
+    # The model is free for the next question.
+    desk.tab("Think")
+    desk.ask(SUMS[1].question)
+    desk.wait_for_answer()
 
 
 def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
