@@ -1,12 +1,11 @@
 """The latent loop in training: forwards and backwards on one device, and without a host sync."""
 
 import pytest
-import strict_device
 import torch
 from making_layouts import MARKERS, make_layout
-from strict_device.batches import batch_of, mixed_batch, on_device
 from torch import nn
 
+import strict_device
 from coconut_ds.methods import METHODS
 from coconut_ds.model import attention, latent_loop, loss
 from coconut_ds.model.last_layer import LastLayer
@@ -16,6 +15,7 @@ from coconut_ds.model.passes import passes_of
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
 from coconut_ds.settings.model import LoraConfig
+from strict_device.batches import batch_of, mixed_batch, on_device
 
 DEVICE = strict_device.device()
 TYPES = [torch.float32, torch.bfloat16]

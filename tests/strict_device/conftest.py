@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 import strict_device
 from strict_device import Syncs
 

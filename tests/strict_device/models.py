@@ -6,10 +6,12 @@ import torch
 from conftest import SHAPES, VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from strict_device.device import device
+from strict_device.registering import device
 
 
-def make_model(family: str, dtype: torch.dtype = torch.float32, dropout: float = 0.1, **changes: Any) -> PreTrainedModel:
+def make_model(
+    family: str, dtype: torch.dtype = torch.float32, dropout: float = 0.1, **changes: Any
+) -> PreTrainedModel:
     """A model of 2 layers on the strict device, with torch's fused attention. Call it within ``strict()``.
 
     Args:

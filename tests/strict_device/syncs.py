@@ -1,10 +1,10 @@
 """Counts or refuses host syncs: operations that make the host wait until the GPU has done all its work so far.
 
-These are values read from a tensor (``.item()``, ``.tolist()``, ``float``, ``bool``, ``.cpu()``), operations whose
-output has a shape that depends on values (``nonzero``, a mask as an index), and copies from the host to the device,
-unless they are made with ``non_blocking=True`` from pinned memory: torch waits for the stream after any other copy. What
-operations on a GPU do inside (for example the checks of ``torch.linalg.solve``) is known only for the operations named
-here.
+These are values read from a tensor (``.item()``, ``.tolist()``, ``float``, ``bool``, ``.cpu()``), the places of true
+values in a tensor (``nonzero``, a mask as an index), and copies from the host to the device, unless they are made with
+``non_blocking=True`` from pinned memory: torch waits for the device after any other copy. Other operations whose output
+has a shape that depends on values (``unique``, ``masked_select``) are refused by torch's ``FakeTensorMode``. What an
+operation on a GPU does inside, for example the checks of ``torch.linalg.solve``, is not known here.
 """
 
 import sys
@@ -19,13 +19,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
-VALUES = {aten.nonzero.default, aten.masked_select.default, aten.repeat_interleave.Tensor, aten.bincount.default}
-"""Operations whose output has a shape that depends on values, beside indices that are masks."""
-VALUES |= {getattr(aten, name).default for name in ("_unique", "_unique2", "unique_dim", "unique_consecutive")}
 
 
 class HostSync(AssertionError):
@@ -130,11 +126,9 @@ class SyncWatch(TorchDispatchMode):
                 self._copy(func, args[1], args[0].device, (*args, False)[2])
         elif func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
             args = (args[0], self._indices(func, *args[:3]), *args[2:])
-        elif func in VALUES:
-            if any(isinstance(each, Tensor) and _on_device(each.device) for each in tree_leaves(args)):
-                self._syncs.report("reads", func)
-            if func is aten.nonzero.default:
-                return args[0].new_zeros(1, args[0].dim(), dtype=torch.long)
+        elif func is aten.nonzero.default and _on_device(args[0].device):
+            self._syncs.report("reads", func)
+            return args[0].new_zeros(1, args[0].dim(), dtype=torch.long)
         result = func(*args, **kwargs)
         return _pinned(result) if kwargs.get("pin_memory") else result
 

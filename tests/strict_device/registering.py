@@ -24,7 +24,7 @@ def device() -> torch.device:
     """The strict device. The first call compiles its library if necessary and registers it, for the whole process.
 
     Raises:
-        RuntimeError: there is no C++ compiler.
+        NoCompiler: see ``building.library``.
     """
     torch.ops.load_library(str(library()))
     torch.utils.rename_privateuse1_backend(NAME)
