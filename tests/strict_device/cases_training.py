@@ -6,12 +6,17 @@ from making_layouts import MARKERS, make_layout
 from torch import nn
 
 import strict_device
+from coconut_ds.data.tokens import build_word_tokenizer
+from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.methods import METHODS
 from coconut_ds.model import attention, latent_loop, loss
+from coconut_ds.model.backbone import add_marker_rows
+from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters, merged_state
 from coconut_ds.model.passes import passes_of
+from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
 from coconut_ds.settings.model import LoraConfig
@@ -123,3 +128,20 @@ def test_two_loops_around_one_model(syncs):
     model = strict_device.make_model("gpt2")
     LastLayer(model)
     run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch())
+
+
+def test_rows_of_new_markers(syncs):
+    model = strict_device.make_model("gpt2")
+    tokenizer = build_word_tokenizer([" ".join(map(str, range(36)))])
+    with torch.device(DEVICE):
+        backbone = add_marker_rows(model, tokenizer)
+    rows = backbone.model.get_input_embeddings().weight
+    assert (rows.device, len(rows)) == (DEVICE, len(tokenizer))
+
+
+def test_weights_are_rounded_and_read_where_they_are(syncs):
+    model = strict_device.make_model("llama")
+    assert digest_parameters(model, ALONE)
+    cast(model, torch.bfloat16, DEVICE)
+    assert {(each.dtype, each.device) for each in model.parameters()} == {(torch.bfloat16, DEVICE)}
+    assert describe(torch.bfloat16, model) == "bfloat16"

@@ -67,7 +67,7 @@ def strict() -> Iterator[Syncs]:
 class _Construction(TorchFunctionMode):
     """Makes tensors from values on the CPU and then moves them, as torch itself does for a GPU.
 
-    ``FakeTensorMode`` supports neither a device in ``torch.tensor`` nor a list of numbers as the index of a tensor there.
+    ``FakeTensorMode`` supports neither a device in ``torch.tensor`` nor a list as the index of a tensor there.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SKIPPED = 77
 
 def main() -> int:
     sys.path[:1] = [str(HERE.parents[1]), str(HERE.parent)]
+    os.environ.pop("PYTEST_ADDOPTS", None)
     import pytest
 
     from strict_device import building
@@ -30,7 +32,7 @@ def main() -> int:
     cases = [str(file) for file in sorted(HERE.glob("cases_*.py"))]
     written = [f"--junitxml={out / 'cases.xml'}"] if out else []
     with Coverage() as coverage:
-        code = pytest.main([*cases, "-q", "-p", "no:cacheprovider", "--durations=10", *written, *options])
+        code = pytest.main([*cases, "-q", "-p", "strict_device.fixtures", "-p", "no:cacheprovider", *written, *options])
     report = coverage.report()
     print(report)
     if out:

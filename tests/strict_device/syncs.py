@@ -117,7 +117,7 @@ class SyncWatch(TorchDispatchMode):
         if func is aten._to_copy.default:
             self._copy(func, args[0], kwargs.get("device"), kwargs.get("non_blocking", False))
             if getattr(args[0], "constant", None) is not None and _on_device(kwargs.get("device")):
-                # A fake tensor made of known values; the fake mode would copy these to the device, which does not exist.
+                # A fake tensor made of known values, which the fake mode would copy to a device that does not exist.
                 dtype = kwargs.get("dtype") or args[0].dtype
                 return torch.empty_strided(args[0].shape, args[0].stride(), dtype=dtype, device=kwargs["device"])
         elif func is aten.copy_.default:

@@ -1,4 +1,4 @@
-"""What the cases on the strict device share."""
+"""The fixture of the cases on the strict device; ``run.py`` gives it to pytest as a plug-in."""
 
 from collections.abc import Iterator
 
