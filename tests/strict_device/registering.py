@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from strict_device.building import library
-from strict_device.syncs import Syncs, SyncWatch
+from strict_device.syncs import Syncs, SyncWatch, number
 
 NAME = "gpu"
 """The type of the device. Not ``cuda``, which a build of torch for CPUs has no guard for."""
@@ -98,7 +98,7 @@ def _tolist(tensor: Tensor) -> Any:
     known = getattr(values, "constant", None)
     if known is not None:
         return known.tolist()
-    return numpy.zeros(tuple(values.shape)).astype(_numpy_type(values.dtype)).tolist()
+    return numpy.full(tuple(values.shape), number(values.dtype, Syncs.value)).tolist()
 
 
 def _numpy(tensor: Tensor) -> Any:

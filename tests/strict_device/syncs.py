@@ -7,6 +7,7 @@ has a shape that depends on values (``unique``, ``masked_select``) are refused b
 operation on a GPU does inside, for example the checks of ``torch.linalg.solve``, is not known here.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ class Counted:
 class Syncs:
     """Where host syncs are reported. They are counted by all open contexts ``counted``."""
 
+    value = 0.0
+    """What is read in place of every number; a number that is not finite only in place of others than integers."""
+
     def __init__(self) -> None:
         self._counting: list[Counted] = []
         self._refused = 0
@@ -74,6 +78,15 @@ class Syncs:
             yield
         finally:
             self._refused -= 1
+
+    @contextmanager
+    def reading(self, value: float) -> Iterator[None]:
+        """Within this context, every number that is read from the device is ``value`` instead of 0."""
+        before, Syncs.value = Syncs.value, value
+        try:
+            yield
+        finally:
+            Syncs.value = before
 
     def report(self, kind: str, operation: Any) -> None:
         """Notes one sync. ``kind``: ``reads`` or ``copies``."""
@@ -146,9 +159,7 @@ class SyncWatch(TorchDispatchMode):
         if func is aten.equal.default:
             return True
         # A fake number on the CPU is a counter, such as the number of steps of an optimizer: never 0.
-        value = 0 if _on_device(tensors[0].device) else 1
-        dtype = tensors[0].dtype
-        return bool(value) if dtype == torch.bool else float(value) if dtype.is_floating_point else value
+        return number(tensors[0].dtype, Syncs.value if _on_device(tensors[0].device) else 1)
 
     def _copy(self, func: Any, source: Tensor, target: Any, non_blocking: bool) -> None:
         if target is None or _on_device(target) == _on_device(source.device):
@@ -175,6 +186,13 @@ class SyncWatch(TorchDispatchMode):
             else:
                 found.append(index)
         return found
+
+
+def number(dtype: torch.dtype, value: float) -> float | int | bool:
+    """``value`` as it would be read from a tensor of this type."""
+    if dtype.is_floating_point:
+        return float(value)
+    return bool(value) if dtype == torch.bool else int(value) if math.isfinite(value) else 0
 
 
 def _on_device(place: torch.device | str | None) -> bool:
