@@ -18,10 +18,12 @@ def make_model(
         family: one of ``conftest.SHAPES``.
         dtype: the type of its weights.
         dropout: of every kind that the family has.
+        layers: number of layers; fake operations take as long as real ones of thousands of numbers.
         changes: further values of its configuration.
     """
     rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop") if family == "gpt2" else ("attention_dropout",)
-    options = {**SHAPES[family], **dict.fromkeys(rates, dropout), **changes}
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    options = {**SHAPES[family], **dict.fromkeys(rates, dropout), depth: layers, **changes}
     config = AutoConfig.for_model(family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **options)
     # Made there, not moved there: a fake parameter cannot change its device in place.
     with torch.device(device()):
