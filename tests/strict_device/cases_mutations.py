@@ -21,10 +21,8 @@ from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.model import latent_attention, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.lora import add_adapters
 from coconut_ds.probing import states
 from coconut_ds.probing.baselines import baselines_of
-from coconut_ds.settings.model import LoraConfig
 from strict_device import HostSync, Syncs, cases_generation
 from strict_device.batches import mixed_batch, on_device
 
@@ -46,9 +44,9 @@ def train_with_jacobi(syncs: Syncs) -> None:
     loop(latent_loop.latent_loss, inputs, targets)
 
 
-def train_with_lora(syncs: Syncs) -> None:
+def train_marker_rows(syncs: Syncs) -> None:
     model = strict_device.make_model("gpt2")
-    add_adapters(model, MARKERS, LoraConfig(rank=2))
+    marker_rows.train_marker_rows(model, MARKERS.all())
     inputs, targets = on_device(mixed_batch())
     LatentLoop(model, defer_gradients=False)(latent_loop.latent_loss, inputs, targets)
 
@@ -116,7 +114,7 @@ MUTATIONS = {
         train_with_jacobi,
     ),
     "marker_ids": Mutation(
-        marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_with_lora
+        marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_marker_rows
     ),
     "rotary_tables": Mutation(tables, "recompute_tables", ".to(table.device)", '.to("cpu")', compute_tables),
     "tokens": Mutation(SlotPasses, "tensor", ", device=self._loop.device", "", generate("greedy")),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import VOCABULARY
 from making_layouts import MARKERS, make_layout
 from torch import nn
 
@@ -134,11 +135,13 @@ def test_two_loops_around_one_model(syncs):
 
 def test_rows_of_new_markers(syncs):
     model = strict_device.make_model("gpt2")
+    # With the end of text and other tokens that every tokenizer has, as many as the embedding has rows.
     tokenizer = build_word_tokenizer([" ".join(map(str, range(36)))])
+    assert len(tokenizer) == VOCABULARY
     with torch.device(DEVICE):
         backbone = add_marker_rows(model, tokenizer)
     rows = backbone.model.get_input_embeddings().weight
-    assert (rows.device, len(rows)) == (DEVICE, len(tokenizer))
+    assert (rows.device, len(rows)) == (DEVICE, VOCABULARY + 3)
 
 
 def test_weights_are_rounded_and_read_where_they_are(syncs):
