@@ -85,7 +85,7 @@ def update_bytes(
     dtype: torch.dtype,
     checkpointing: bool = False,
     iterations: int | None = None,
-    on_cpu: bool = False,
+    defers: bool = False,
 ) -> Counter[str]:
     """Bytes by part at the peak of one micro batch, forward and backward, without weights and their gradients.
 
@@ -97,12 +97,12 @@ def update_bytes(
         dtype: the type that the model computes in.
         checkpointing: whether activation checkpointing is on.
         iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
-        on_cpu: whether weight gradients are deferred, as in training on a CPU (``model/deferred.py``).
+        defers: whether weight gradients are deferred (``model/deferred.py``).
     """
     model = _model(config, rows, lora, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_by_fake_tensors(model)
-        loop = LatentLoop(model, checkpointing, defer_gradients=on_cpu)
+        loop = LatentLoop(model, checkpointing, defer_gradients=defers)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)

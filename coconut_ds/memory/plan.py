@@ -116,7 +116,7 @@ class Planner:
     gpus: int
     """Number of ranks."""
     on_cpu: bool = False
-    """Whether weight gradients are deferred, as in training on a CPU; only for comparisons with CPU measurements."""
+    """Whether the run is on a CPU, where weight gradients are deferred; only for comparisons with CPU measurements."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,7 +152,7 @@ class Planner:
             self.dtype,
             training.activation_checkpointing,
             self.config.method.jacobi_iterations,
-            self.on_cpu,
+            self.on_cpu or bool(training.defer_gradients),
         )
         return {part: found[part] for part in PARTS}
 
