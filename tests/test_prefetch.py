@@ -36,3 +36,18 @@ def test_an_error_is_raised_in_place_of_its_batch():
     assert next(batches).indices == [1]
     with pytest.raises(ValueError, match="broken"):
         next(batches)
+
+
+def test_the_preparing_thread_uses_the_ranks_gpu(monkeypatch):
+    """A new thread would use the first GPU, so its pinned memory would take memory there on behalf of every rank."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((device, threading.get_ident())))
+    threads = []
+
+    def prepare(indices):
+        threads.append(threading.get_ident())
+        return Prepared(list(indices), [], 1)
+
+    assert len(list(prepared_ahead(prepare, [[1], [2]], torch.device("cuda", 3)))) == 2
+    assert used == [(torch.device("cuda", 3), threads[0])]
+    assert len(list(prepared_ahead(prepare, [[1]], CPU))) == len(used)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import Layout
-from coconut_ds.model.collate import collate
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.settings import LoraConfig
@@ -86,6 +86,7 @@ def update_bytes(
     checkpointing: bool = False,
     iterations: int | None = None,
     defers: bool = False,
+    width_multiple: int = 1,
 ) -> Counter[str]:
     """Bytes by part at the peak of one micro batch, forward and backward, without weights and their gradients.
 
@@ -98,6 +99,7 @@ def update_bytes(
         checkpointing: whether activation checkpointing is on.
         iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
         defers: whether weight gradients are deferred (``model/deferred.py``).
+        width_multiple: see ``Collator``.
     """
     model = _model(config, rows, lora, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -107,7 +109,7 @@ def update_bytes(
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         num_thoughts = max(layout.num_thoughts for layout in layouts)
-        batch = collate(layouts, [1.0] * len(layouts), num_thoughts, 0, iterations=iterations)
+        batch = Collator(0, iterations, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
         ledger = LiveBytes()
         _label_passes(model.base_model, ledger, num_thoughts if iterations is None else min(iterations, num_thoughts))
         with ledger:

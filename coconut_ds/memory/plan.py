@@ -31,6 +31,7 @@ import torch
 
 from coconut_ds.memory.passes import PARTS, parameter_counts, update_bytes
 from coconut_ds.methods.layout import Layout
+from coconut_ds.model.collate import CUDA_WIDTHS
 from coconut_ds.settings import Config
 from coconut_ds.training.engine_file import read_engine_file
 
@@ -116,7 +117,8 @@ class Planner:
     gpus: int
     """Number of ranks."""
     on_cpu: bool = False
-    """Whether the run is on a CPU, where weight gradients are deferred; only for comparisons with CPU measurements."""
+    """Whether the run is on a CPU, which defers weight gradients and does not round widths up; only for comparisons with
+    measurements on a CPU."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,6 +155,7 @@ class Planner:
             training.activation_checkpointing,
             self.config.method.jacobi_iterations,
             self.on_cpu or bool(training.defer_gradients),
+            1 if self.on_cpu else CUDA_WIDTHS,
         )
         return {part: found[part] for part in PARTS}
 

@@ -145,8 +145,8 @@ class Collator:
     @classmethod
     def for_device(cls, device: torch.device, pad_id: int, iterations: int | None, max_width: int | None) -> "Collator":
         """The collator of batches for training on ``device``."""
-        is_cuda = device.type == "cuda"
-        return cls(pad_id, iterations, CUDA_WIDTHS if is_cuda else 1, max_width, is_cuda)
+        multiple = CUDA_WIDTHS if device.type == "cuda" else 1
+        return cls(pad_id, iterations, multiple, max_width, pinned=device.type != "cpu")
 
     def __call__(
         self, layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, num_targets: int = 0

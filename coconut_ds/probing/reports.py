@@ -49,7 +49,7 @@ FILES = (
 )
 """The files of all modes."""
 REPLACED = ("checkpoint", "data", "data_name", "model", "method", "pause", "tf32", "out", "overwrite")
-"""Configuration keys that are left out of the identity: paths, which are replaced by hashes of the contents; tf32, which
+"""Configuration keys that are left out of the identity: paths, replaced by hashes of the contents; tf32, which
 is part of the precision in the reasoner's identity; and keys that change no number."""
 
 
