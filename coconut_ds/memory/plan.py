@@ -117,7 +117,7 @@ class Planner:
     gpus: int
     """Number of ranks."""
     on_cpu: bool = False
-    """Whether the run is on a CPU, which defers weight gradients and does not round widths up; only for comparisons with
+    """Whether the run is on a CPU, with deferred weight gradients and widths that are not rounded; for comparisons with
     measurements on a CPU."""
 
     @property
