@@ -76,6 +76,23 @@ def test_replayed_steps_equal_plain_ones(tiny_model, family, small_buckets):
     assert replays > 40
 
 
+def test_logits_of_a_step_are_not_taken_for_those_after_another_pass(tiny_model, small_buckets):
+    """Where the first token follows an encoding or a Jacobi pass, but the slot took part in a step before."""
+    model, ends = tiny_model("gpt2"), Ends()
+    engine = ThinkingEngine(LatentLoop(model), [0], 1, 96, capturer=Recorder())
+    ticket = engine.submit(Request(prompt_of([4, 5, 6], 8), 9), ends)
+    for _ in range(4):
+        engine.step(engine.due())
+    assert engine.cancel(ticket)
+    question = [n % 30 + 1 for n in range(20)]
+    at_once = Request(prompt_of([*question, 3, 4], 3, ()), 5, jacobi=Jacobi(3, LATENT))
+    requests = [Request(prompt_of([7, 8], 0), 5), Request(prompt_of(question, 0), 5), at_once]
+    tickets = [engine.submit(request, ends) for request in requests]
+    engine.run()
+    assert [ends.completions[ticket].tokens for ticket in tickets] == [slow_generate(model, one, 0) for one in requests]
+    assert ends.completions[tickets[2]].num_shared == 20
+
+
 def test_what_cannot_be_captured_runs_without_graphs(tiny_model, small_buckets, caplog):
     """One warning, also if there are several shapes; steps go on where the capture failed."""
     model, recorder, ends = tiny_model("gpt2"), Recorder(fails=True), Ends()

@@ -28,14 +28,18 @@ def uniform(sampling: Sampling, index: int) -> float:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """``logits.argmax(dim=-1)``: [R] the first of the most probable tokens of each row.
+    """``logits.argmax(dim=-1)``: [R] the first of the most probable tokens of each row."""
+    if logits.device.type == "cpu" and logits.shape[1] >= 2 * CHUNK:
+        return _likeliest_by_chunks(logits)
+    return logits.argmax(dim=-1)
 
-    On a CPU, torch vectorises the maximum but not its place, which takes five times as long. So the chunk with the
-    maximum is found first, and then the place within it.
+
+def _likeliest_by_chunks(logits: Tensor) -> Tensor:
+    """Like ``likeliest``: finds the chunk with the maximum first, and then the place within it.
+
+    On a CPU, torch vectorises the maximum but not its place, which takes five times as long.
     """
     vocabulary = logits.shape[1]
-    if logits.device.type != "cpu" or vocabulary < 2 * CHUNK:
-        return logits.argmax(dim=-1)
     end = vocabulary // CHUNK * CHUNK
     parts = [logits[:, :end].unflatten(1, (-1, CHUNK)).amax(dim=-1)]
     if end < vocabulary:

@@ -54,17 +54,22 @@ class PassPlan:
 
 
 def large_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of the type and on the device of ``like``. On Linux's CPUs they are in huge pages where the system has any.
+    """Zeros of the type and on the device of ``like``."""
+    size = math.prod(shape) * like.element_size()
+    if like.device.type == "cpu" and size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        return _in_huge_pages(size, like.dtype).view(*shape)
+    return like.new_zeros(shape)
+
+
+def _in_huge_pages(size: int, dtype: torch.dtype) -> Tensor:
+    """``size`` bytes of zeros, in huge pages where Linux has any.
 
     A step reads the whole cache once, so with pages of 4 KiB it would wait for address translations.
     """
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_zeros(shape)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages: only slower
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype).view(*shape)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -187,10 +192,14 @@ class SlotCache(Cache):
 
 def _copy_rows(stored: Tensor, slots: Tensor, states: Tensor) -> None:
     """Copies states [R, H, Q, E] to the given slots [R] of ``stored`` [S, H, Q, E], in one operation."""
-    if stored.device.type != "cpu":
+    if stored.device.type == "cpu":
+        _row_by_row(stored, slots, states)
+    else:
         stored.index_copy_(0, slots, states)
-        return
-    # A CPU would go element by element; row by row, each head is copied as one block.
+
+
+def _row_by_row(stored: Tensor, slots: Tensor, states: Tensor) -> None:
+    """Like ``_copy_rows``. A CPU would go element by element otherwise; like this each head is copied as one block."""
     for row, slot in enumerate(slots.tolist()):
         stored[slot] = states[row]
 

@@ -65,12 +65,13 @@ class StaticSteps:
         """``passes`` must have encoded a prompt: it then knows the type of states and has allocated the cache."""
         self._passes, self._graphs = passes, StepGraphs(capturer)
         slots, device = passes.slots, passes.last.device
-        self._logits = passes.logits([0]).new_zeros(1).new_zeros(slots, passes.logits([0]).shape[1])
+        example = passes.logits([0])
+        self._logits = example.new_zeros(slots, example.shape[1])
         self._likeliest = torch.zeros(slots, dtype=torch.int64, device=device)
         self._orders = torch.zeros(slots, 2 + FEWEST_BANNED, dtype=torch.int64, device=device)
         """[S, 2 + W] for each slot the input, its position, and the tokens that are banned after it."""
-        self._answered: set[int] = set()
-        """The slots for which ``_logits`` and ``_likeliest`` hold."""
+        self._answered: set[tuple[int, int]] = set()
+        """The tickets of the rows for which ``_logits`` and ``_likeliest`` hold, with their lengths at that time."""
 
     def advance(self, rows: Sequence[Row]) -> None:
         """See ``Steps``."""
@@ -84,13 +85,15 @@ class StaticSteps:
         lists = padded(banned, self._orders.shape[1] - 2, NO_TOKEN)
         fill(self._orders[:count], [[*place, *each] for place, each in zip(places, lists, strict=True)])
         self._graphs.run((count, columns), partial(self._step, count, columns))
-        self._answered = set(range(len(rows)))
+        self._answered = {(row.ticket, row.length + 1) for row in rows}
 
     def choices(self, slots: Sequence[int], rows: Sequence[Row]) -> list[Choice]:
         """See ``Steps``."""
-        self._answer([(slot, row) for slot, row in zip(slots, rows, strict=True) if slot not in self._answered])
-        # A row that does not stop thinking now has other bans at its next token.
-        self._answered.difference_update(slots)
+        answers = [(row.ticket, row.length) for row in rows]
+        pairs = zip(slots, rows, answers, strict=True)
+        self._answer([(slot, row) for slot, row, answer in pairs if answer not in self._answered])
+        # A row that stops thinking now may need a token at the same position, with other bans.
+        self._answered.difference_update(answers)
         if any(row.is_scored or row.sampling.temperature > 0 for row in rows):
             return choices(self._logits[upload(slots, self._logits.device)], rows)
         likeliest = self._likeliest.tolist()
