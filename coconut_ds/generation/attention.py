@@ -42,8 +42,8 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """The attention function of one layer, for transformers' ``AttentionInterface``.
 
-    With one query, the mask is added to the scores and has their type: 0, or -inf for a hidden position. Otherwise it is
-    boolean, or None for causal attention.
+    With one query, the mask is added to the scores and has their type: 0, or -inf for a hidden position. Otherwise it
+    is boolean, or None for causal attention.
 
     Returns the output [R, Q, H, E] for queries [R, H, Q, E], and None for the attention weights.
     """
