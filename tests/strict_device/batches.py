@@ -6,7 +6,7 @@ from conftest import VOCABULARY
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import Batch, collate
-from strict_device.device import device
+from strict_device.registering import device
 
 THOUGHT = VOCABULARY - 1
 SHAPES = ((10, 3, 4), (7, 3, 3), (9, 1, 6), (6, 0, 5))

@@ -14,24 +14,24 @@ BUILDS = Path(__file__).resolve().parents[2] / ".pytest_cache" / "strict_device"
 OPTIONS = ("-std=c++20", "-O0", "-shared", "-fPIC", "-w")
 
 
-def compiler() -> str | None:
-    """The C++ compiler's path; None if there is none."""
-    return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+class NoCompiler(RuntimeError):
+    """There is no C++ compiler."""
 
 
 def library() -> Path:
     """The compiled library, compiled first if necessary.
 
     Raises:
-        RuntimeError: there is no compiler, or it fails; contains its output.
+        NoCompiler: there is none, and the library is not compiled yet.
+        RuntimeError: the compiler fails; contains its output.
     """
     identity = hashlib.sha256("\n".join([torch.__version__, *OPTIONS, SOURCE.read_text()]).encode()).hexdigest()[:16]
     built = BUILDS / f"guard-{identity}.so"
     if built.is_file():
         return built
-    program = compiler()
+    program = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if program is None:
-        raise RuntimeError("the strict device needs a C++ compiler (g++ or clang++), and none was found")
+        raise NoCompiler("the strict device needs a C++ compiler (c++, g++ or clang++), and none was found")
     BUILDS.mkdir(parents=True, exist_ok=True)
     # Renamed when it is complete, so that processes that compile at the same time do not read each other's parts.
     unfinished = built.with_suffix(f".{os.getpid()}")

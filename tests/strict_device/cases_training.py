@@ -1,21 +1,27 @@
 """The latent loop in training: forwards and backwards on one device, and without a host sync."""
 
 import pytest
-import strict_device
 import torch
+from conftest import VOCABULARY
 from making_layouts import MARKERS, make_layout
-from strict_device.batches import batch_of, mixed_batch, on_device
 from torch import nn
 
+import strict_device
+from coconut_ds.data.tokens import build_word_tokenizer
+from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.methods import METHODS
 from coconut_ds.model import attention, latent_loop, loss
+from coconut_ds.model.backbone import add_marker_rows
+from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters, merged_state
 from coconut_ds.model.passes import passes_of
+from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
 from coconut_ds.settings.model import LoraConfig
+from strict_device.batches import batch_of, mixed_batch, on_device
 
 DEVICE = strict_device.device()
 TYPES = [torch.float32, torch.bfloat16]
@@ -37,12 +43,13 @@ def run(syncs, loop, batch) -> None:
     check_gradients(loop)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpointing):
-    model = strict_device.make_model(family, dtype)
+def test_the_loss_and_its_gradients(syncs, family, dtype, iterations):
+    """Half of the combinations with activation checkpointing, so that it meets every other choice."""
+    checkpointing = (family == "gpt2") ^ (dtype == torch.float32) ^ (iterations is None)
+    model = strict_device.make_model(family, dtype, layers=2)
     run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(iterations))
 
 
@@ -53,11 +60,12 @@ def test_deferred_gradients(syncs, family, monkeypatch):
     run(syncs, LatentLoop(strict_device.make_model(family)), mixed_batch())
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method(syncs, method):
-    """Problems at stages 0 to 3 in one micro batch."""
-    layouts = [make_layout(method, stage) for stage in range(4)]
-    run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), batch_of(layouts))
+@pytest.mark.parametrize("thinks", [True, False])
+def test_every_method(syncs, thinks):
+    """Problems at stages 0 to 3, of all methods with thoughts in one micro batch, and of all without in another."""
+    layouts = [make_layout(method, stage) for method in METHODS for stage in range(4)]
+    batch = batch_of([layout for layout in layouts if bool(layout.num_thoughts) == thinks])
+    run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), batch)
 
 
 @pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
@@ -123,3 +131,22 @@ def test_two_loops_around_one_model(syncs):
     model = strict_device.make_model("gpt2")
     LastLayer(model)
     run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch())
+
+
+def test_rows_of_new_markers(syncs):
+    model = strict_device.make_model("gpt2")
+    # With the end of text and other tokens that every tokenizer has, as many as the embedding has rows.
+    tokenizer = build_word_tokenizer([" ".join(map(str, range(36)))])
+    assert len(tokenizer) == VOCABULARY
+    with torch.device(DEVICE):
+        backbone = add_marker_rows(model, tokenizer)
+    rows = backbone.model.get_input_embeddings().weight
+    assert (rows.device, len(rows)) == (DEVICE, VOCABULARY + 3)
+
+
+def test_weights_are_rounded_and_read_where_they_are(syncs):
+    model = strict_device.make_model("llama")
+    assert digest_parameters(model, ALONE)
+    cast(model, torch.bfloat16, DEVICE)
+    assert {(each.dtype, each.device) for each in model.parameters()} == {(torch.bfloat16, DEVICE)}
+    assert describe(torch.bfloat16, model) == "bfloat16"

@@ -1,12 +1,13 @@
 """Counts or refuses host syncs: operations that make the host wait until the GPU has done all its work so far.
 
-These are values read from a tensor (``.item()``, ``.tolist()``, ``float``, ``bool``, ``.cpu()``), operations whose
-output has a shape that depends on values (``nonzero``, a mask as an index), and copies from the host to the device,
-unless they are made with ``non_blocking=True`` from pinned memory: torch waits for the stream after any other copy. What
-operations on a GPU do inside (for example the checks of ``torch.linalg.solve``) is known only for the operations named
-here.
+These are values read from a tensor (``.item()``, ``.tolist()``, ``float``, ``bool``, ``.cpu()``), the places of true
+values in a tensor (``nonzero``, a mask as an index), and copies from the host to the device, unless they are made with
+``non_blocking=True`` from pinned memory: torch waits for the device after any other copy. Other operations whose output
+has a shape that depends on values (``unique``, ``masked_select``) are refused by torch's ``FakeTensorMode``. What an
+operation on a GPU does inside, for example the checks of ``torch.linalg.solve``, is not known here.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,13 +20,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
-VALUES = {aten.nonzero.default, aten.masked_select.default, aten.repeat_interleave.Tensor, aten.bincount.default}
-"""Operations whose output has a shape that depends on values, beside indices that are masks."""
-VALUES |= {getattr(aten, name).default for name in ("_unique", "_unique2", "unique_dim", "unique_consecutive")}
 
 
 class HostSync(AssertionError):
@@ -56,6 +53,9 @@ class Counted:
 class Syncs:
     """Where host syncs are reported. They are counted by all open contexts ``counted``."""
 
+    value = 0.0
+    """What is read in place of every number; a number that is not finite only in place of others than integers."""
+
     def __init__(self) -> None:
         self._counting: list[Counted] = []
         self._refused = 0
@@ -78,6 +78,15 @@ class Syncs:
             yield
         finally:
             self._refused -= 1
+
+    @contextmanager
+    def reading(self, value: float) -> Iterator[None]:
+        """Within this context, every number that is read from the device is ``value`` instead of 0."""
+        before, Syncs.value = Syncs.value, value
+        try:
+            yield
+        finally:
+            Syncs.value = before
 
     def report(self, kind: str, operation: Any) -> None:
         """Notes one sync. ``kind``: ``reads`` or ``copies``."""
@@ -121,7 +130,7 @@ class SyncWatch(TorchDispatchMode):
         if func is aten._to_copy.default:
             self._copy(func, args[0], kwargs.get("device"), kwargs.get("non_blocking", False))
             if getattr(args[0], "constant", None) is not None and _on_device(kwargs.get("device")):
-                # A fake tensor made of known values; the fake mode would copy these to the device, which does not exist.
+                # A fake tensor made of known values, which the fake mode would copy to a device that does not exist.
                 dtype = kwargs.get("dtype") or args[0].dtype
                 return torch.empty_strided(args[0].shape, args[0].stride(), dtype=dtype, device=kwargs["device"])
         elif func is aten.copy_.default:
@@ -130,11 +139,9 @@ class SyncWatch(TorchDispatchMode):
                 self._copy(func, args[1], args[0].device, (*args, False)[2])
         elif func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
             args = (args[0], self._indices(func, *args[:3]), *args[2:])
-        elif func in VALUES:
-            if any(isinstance(each, Tensor) and _on_device(each.device) for each in tree_leaves(args)):
-                self._syncs.report("reads", func)
-            if func is aten.nonzero.default:
-                return args[0].new_zeros(1, args[0].dim(), dtype=torch.long)
+        elif func is aten.nonzero.default and _on_device(args[0].device):
+            self._syncs.report("reads", func)
+            return args[0].new_zeros(1, args[0].dim(), dtype=torch.long)
         result = func(*args, **kwargs)
         return _pinned(result) if kwargs.get("pin_memory") else result
 
@@ -152,9 +159,7 @@ class SyncWatch(TorchDispatchMode):
         if func is aten.equal.default:
             return True
         # A fake number on the CPU is a counter, such as the number of steps of an optimizer: never 0.
-        value = 0 if _on_device(tensors[0].device) else 1
-        dtype = tensors[0].dtype
-        return bool(value) if dtype == torch.bool else float(value) if dtype.is_floating_point else value
+        return number(tensors[0].dtype, Syncs.value if _on_device(tensors[0].device) else 1)
 
     def _copy(self, func: Any, source: Tensor, target: Any, non_blocking: bool) -> None:
         if target is None or _on_device(target) == _on_device(source.device):
@@ -181,6 +186,13 @@ class SyncWatch(TorchDispatchMode):
             else:
                 found.append(index)
         return found
+
+
+def number(dtype: torch.dtype, value: float) -> float | int | bool:
+    """``value`` as it would be read from a tensor of this type."""
+    if dtype.is_floating_point:
+        return float(value)
+    return bool(value) if dtype == torch.bool else int(value) if math.isfinite(value) else 0
 
 
 def _on_device(place: torch.device | str | None) -> bool:

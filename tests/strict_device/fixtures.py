@@ -1,8 +1,9 @@
-"""What the cases on the strict device share."""
+"""The fixture of the cases on the strict device; ``run.py`` gives it to pytest as a plug-in."""
 
 from collections.abc import Iterator
 
 import pytest
+
 import strict_device
 from strict_device import Syncs
 

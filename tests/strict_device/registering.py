@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from strict_device.building import library
-from strict_device.syncs import Syncs, SyncWatch
+from strict_device.syncs import Syncs, SyncWatch, number
 
 NAME = "gpu"
 """The type of the device. Not ``cuda``, which a build of torch for CPUs has no guard for."""
@@ -24,7 +24,7 @@ def device() -> torch.device:
     """The strict device. The first call compiles its library if necessary and registers it, for the whole process.
 
     Raises:
-        RuntimeError: there is no C++ compiler.
+        NoCompiler: see ``building.library``.
     """
     torch.ops.load_library(str(library()))
     torch.utils.rename_privateuse1_backend(NAME)
@@ -67,7 +67,7 @@ def strict() -> Iterator[Syncs]:
 class _Construction(TorchFunctionMode):
     """Makes tensors from values on the CPU and then moves them, as torch itself does for a GPU.
 
-    ``FakeTensorMode`` supports neither a device in ``torch.tensor`` nor a list of numbers as the index of a tensor there.
+    ``FakeTensorMode`` supports neither a device in ``torch.tensor`` nor a list as the index of a tensor there.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,24 +98,16 @@ def _tolist(tensor: Tensor) -> Any:
     known = getattr(values, "constant", None)
     if known is not None:
         return known.tolist()
-    return numpy.zeros(tuple(values.shape)).astype(_numpy_type(values.dtype)).tolist()
+    return numpy.full(tuple(values.shape), number(values.dtype, Syncs.value)).tolist()
 
 
 def _numpy(tensor: Tensor) -> Any:
     """``tensor.numpy()`` for a fake tensor."""
     if tensor.device.type != "cpu":
         raise TypeError(f"can't convert {tensor.device} device type tensor to numpy; use Tensor.cpu() first")
-    return numpy.zeros(tuple(tensor.shape), _numpy_type(tensor.dtype))
+    return numpy.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _data_ptr(tensor: Tensor) -> int:
     """``tensor.data_ptr()`` for a fake tensor: equal for two tensors that would begin at one place in memory."""
     return int(tensor.untyped_storage()._cdata) + tensor.storage_offset() * tensor.element_size()
-
-
-def _numpy_type(dtype: torch.dtype) -> Any:
-    if dtype == torch.bool:
-        return numpy.bool_
-    if dtype.is_floating_point:
-        return numpy.float64 if dtype == torch.float64 else numpy.float32
-    return numpy.int64
