@@ -109,7 +109,7 @@ def test_a_batch_that_has_moved_has_the_same_contents():
 def test_wider_prefixes_change_neither_loss_nor_gradients(family, thoughts):
     """As on CUDA, where widths are multiples of 64; also where all prefixes are equally long, and at the end of the
     context, which the prefix must not exceed."""
-    equal = [Layout([*range(3, 3 + n), 7, 8], [IGNORE] * n + [7, 8], n + 2, 0) for n in (90, 90)]
+    equal = [Layout([*range(3, 33), *range(3, 33), *range(3, 33), 7, 8], [IGNORE] * 90 + [7, 8], 92, 0)] * 2
     thinking = [Layout([*range(3, 13), *[39] * 3, 7, 8], [IGNORE] * 14 + [8], 10, 3)] * 2
     for layouts in (SOME, equal, thinking):
         if thoughts == 0:

@@ -164,18 +164,17 @@ class Collator:
         width = self._width(int(cuts.max()))
         rest = max(int((rows.lengths - cuts).max()) - num_thoughts, 1) if num_thoughts else 0
         size, columns = len(rows), width + num_thoughts + rest
-        # For each token: its row, its position in the row, the length of the row's prefix, and its column.
-        row = np.repeat(np.arange(size), rows.lengths)
-        position = np.arange(len(row)) - rows.starts[row]
-        cut = cuts[row]
-        column = np.where(position < cut, position, position - cut + width)
-        ids = np.full((size, columns), self.pad_id)
-        ids[row, column] = rows.input_ids
-        target = np.flatnonzero(rows.labels != IGNORE)
+        place, cut = np.arange(columns), cuts[:, None]
+        is_token = (place < cut) | ((place >= width) & (place < rows.lengths[:, None] - cut + width))
+        ids, labels = np.full((size, columns), self.pad_id), np.full((size, columns), IGNORE)
+        ids[is_token], labels[is_token] = rows.input_ids, rows.labels
+        row, column = np.nonzero(labels != IGNORE)
+        # The token before a target in its row predicts it.
+        before = np.where(column == width, cuts[row], column) - 1
         is_read = np.zeros((size, width), bool)
         is_read[np.arange(size), cuts - 1] = True
-        in_prefix = target[position[target] <= cut[target]]
-        is_read[row[in_prefix], position[in_prefix] - 1] = True
+        in_prefix = before < width
+        is_read[row[in_prefix], before[in_prefix]] = True
         arrays: dict[str, NDArray[Any]] = {
             "prefix_ids": ids[:, :width],
             "prefix_last": cuts - 1,
@@ -184,17 +183,16 @@ class Collator:
             "rest_ids": ids[:, width + num_thoughts :],
             "position_offset": width - cuts,
             "last_position": rows.lengths - 1,
-            # The token before a target in its row predicts it.
-            "index": row[target] * columns + column[target - 1],
-            "ids": rows.labels[target],
-            "weights": np.asarray(weights, np.float32)[row[target]],
+            "index": row * columns + before,
+            "ids": labels[row, column],
+            "weights": np.asarray(weights, np.float32)[row],
             "is_thought": np.arange(num_thoughts) < rows.num_thoughts[:, None],
         }
         if cuts.min() < width < columns:
-            place = np.arange(columns)
-            arrays["attention_mask"] = ((place < cuts[:, None]) | (place >= width)).astype(np.int64)
+            arrays["attention_mask"] = ((place < cut) | (place >= width)).astype(np.int64)
         buffer, tensors = _packed(arrays, self.pinned)
-        targets = Targets(*(tensors.pop(name) for name in ("index", "ids", "weights")), max(num_targets, len(target)))
+        index, target_ids, shares = (tensors.pop(name) for name in ("index", "ids", "weights"))
+        targets = Targets(index, target_ids, shares, max(num_targets, len(row)))
         mask = tensors.pop("attention_mask", None)
         inputs = LatentInputs(**tensors, attention_mask=mask, iterations=self.iterations)
         return Batch.of(inputs, targets, buffer)
