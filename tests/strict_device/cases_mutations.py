@@ -16,15 +16,13 @@ from making_layouts import MARKERS
 from making_probing import QUESTIONS, make_reasoner
 
 import strict_device
-from coconut_ds.generation import sampling
+from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.model import latent_attention, latent_loop, marker_rows, passes, tables
-from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.lora import add_adapters
 from coconut_ds.probing import states
 from coconut_ds.probing.baselines import baselines_of
-from coconut_ds.settings.model import LoraConfig
 from strict_device import HostSync, Syncs, cases_generation
 from strict_device.batches import mixed_batch, on_device
 
@@ -46,9 +44,9 @@ def train_with_jacobi(syncs: Syncs) -> None:
     loop(latent_loop.latent_loss, inputs, targets)
 
 
-def train_with_lora(syncs: Syncs) -> None:
+def train_marker_rows(syncs: Syncs) -> None:
     model = strict_device.make_model("gpt2")
-    add_adapters(model, MARKERS, LoraConfig(rank=2))
+    marker_rows.train_marker_rows(model, MARKERS.all())
     inputs, targets = on_device(mixed_batch())
     LatentLoop(model, defer_gradients=False)(latent_loop.latent_loss, inputs, targets)
 
@@ -57,6 +55,14 @@ def generate(name: str) -> Callable[[Syncs], None]:
     def run(syncs: Syncs) -> None:
         loop = LatentLoop(strict_device.make_model("gpt2")).eval()
         cases_generation.run(loop, [replace(one, max_new_tokens=2) for one in cases_generation.REQUESTS[name]])
+
+    return run
+
+
+def refusing(scenario: Callable[[Syncs], None]) -> Callable[[Syncs], None]:
+    def run(syncs: Syncs) -> None:
+        with syncs.refused():
+            scenario(syncs)
 
     return run
 
@@ -85,15 +91,14 @@ class Mutation:
 
     def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
         static = inspect.getattr_static(self.owner, self.function)
-        source = textwrap.dedent(inspect.getsource(getattr(static, "__func__", static)))
+        function = getattr(static, "__func__", static)
+        source = textwrap.dedent(inspect.getsource(function))
         assert source.count(self.old) == 1, f"{self.function} has no {self.old!r}; adapt this mutation"
-        module = sys.modules[getattr(self.owner, "__module__", None) or self.owner.__name__]
         made: dict[str, Any] = {}
-        exec(source.replace(self.old, self.new), vars(module), made)
+        exec(source.replace(self.old, self.new), vars(sys.modules[function.__module__]), made)
         monkeypatch.setattr(self.owner, self.function, made[self.function])
 
 
-MOVES = "value.to(device, non_blocking=True) if isinstance(value, Tensor) else value"
 APPEND = "states.append(passes"
 MUTATIONS = {
     "item_in_the_loop": Mutation(
@@ -105,8 +110,7 @@ MUTATIONS = {
     "float_in_the_backward_pass": Mutation(
         latent_attention._PrefixGate, "backward", "if not ctx.stash", "if not float(ctx.stash[0][0].sum())", train, SYNC
     ),
-    "inputs_not_moved": Mutation(LatentInputs, "to", MOVES, "value", train),
-    "targets_not_moved": Mutation(Targets, "to", "tensor.to(device, non_blocking=True)", "tensor", train),
+    "batch_not_moved": Mutation(Batch, "to", "self.buffer.to(device, non_blocking=True)", "self.buffer", train),
     "positions": Mutation(passes, "positions_of", ", device=inputs.position_offset.device", "", train),
     "future": Mutation(
         latent_attention._PartAttention,
@@ -116,14 +120,15 @@ MUTATIONS = {
         train_with_jacobi,
     ),
     "marker_ids": Mutation(
-        marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_with_lora
+        marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_marker_rows
     ),
     "rotary_tables": Mutation(tables, "recompute_tables", ".to(table.device)", '.to("cpu")', compute_tables),
-    "tokens": Mutation(SlotPasses, "tensor", ", device=self._loop.device", "", generate("greedy")),
-    "mask": Mutation(
-        SlotPasses, "extend", "torch.arange(end, device=embeds.device)", "torch.arange(end)", generate("jacobi")
+    "tokens": Mutation(slot_passes, "upload", ".to(device, non_blocking=True)", "", generate("greedy")),
+    "tokens_not_pinned": Mutation(
+        uploads, "_host_tensor", "host.pin_memory()", "host", refusing(generate("greedy")), (HostSync, "uploads.py")
     ),
-    "draws": Mutation(sampling, "_draw", ", dtype=torch.float64, device=logits.device", "", generate("sampled")),
+    "mask": Mutation(SlotPasses, "extend", ", device=self.device", "", generate("jacobi")),
+    "ranks_of_tokens": Mutation(sampling, "_draw", ", device=logits.device", "", generate("sampled")),
     "questions": Mutation(states, "_embedded", "ids.to(reasoner.loop.device)", "ids", probe),
 }
 
