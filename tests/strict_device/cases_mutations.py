@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from making_probing import QUESTIONS, make_reasoner
 import strict_device
 from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
-from coconut_ds.model import latent_attention, latent_loop, marker_rows, passes, tables
+from coconut_ds.model import deferred, latent_attention, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.probing import states
@@ -31,17 +32,11 @@ MIXED = (RuntimeError, "same device")
 SYNC = (HostSync, "the host waits for the device: model/")
 
 
-def train(syncs: Syncs) -> None:
+def train(syncs: Syncs, defer_gradients: bool = False) -> None:
     inputs, targets = on_device(mixed_batch())
-    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False)
+    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=defer_gradients)
     with syncs.refused():
         loop(latent_loop.latent_loss, inputs, targets).backward()
-
-
-def train_with_jacobi(syncs: Syncs) -> None:
-    inputs, targets = on_device(mixed_batch(2))
-    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False)
-    loop(latent_loop.latent_loss, inputs, targets)
 
 
 def train_marker_rows(syncs: Syncs) -> None:
@@ -108,17 +103,15 @@ MUTATIONS = {
         latent_attention, "prefix_attention", "if not layer.later", "if not (query > 0).any()", train, SYNC
     ),
     "float_in_the_backward_pass": Mutation(
-        latent_attention._PrefixGate, "backward", "if not ctx.stash", "if not float(ctx.stash[0][0].sum())", train, SYNC
+        deferred._WeightGate,
+        "backward",
+        "if ctx.stash:",
+        "if ctx.stash and float(ctx.stash[0][1].sum()) >= 0:",
+        partial(train, defer_gradients=True),
+        SYNC,
     ),
     "batch_not_moved": Mutation(Batch, "to", "self.buffer.to(device, non_blocking=True)", "self.buffer", train),
     "positions": Mutation(passes, "positions_of", ", device=inputs.position_offset.device", "", train),
-    "future": Mutation(
-        latent_attention._PartAttention,
-        "forward",
-        "places = torch.arange(later - count, later, device=query.device)",
-        "places = torch.arange(later - count, later)",
-        train_with_jacobi,
-    ),
     "marker_ids": Mutation(
         marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_marker_rows
     ),
