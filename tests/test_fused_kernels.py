@@ -5,14 +5,18 @@ Triton's interpreter runs them on the CPU. CPU builds of torch come without Trit
 """
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import SHAPES, make_model
-from test_latent_loop import LONG, SOME
+from making_layouts import LONG, SOME
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model import fused
@@ -38,9 +42,7 @@ def liger() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("size", [16, 24])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("groups", "size", "padded"), [(1, 16, False), (1, 24, True), (3, 16, True)])
 def test_the_triton_part_attention_equals_the_plain_one(dtype, groups, size, padded):
     """Outputs and all gradients, over three passes of 1, 1 and 30 positions after a prefix of 70 columns, more than a
     block has. Rows of the padded batch have 70, 3 and 66 real columns; groups of query heads share a key head."""
@@ -68,7 +70,7 @@ def test_the_triton_part_attention_equals_the_plain_one(dtype, groups, size, pad
             later = [torch.cat([each[part] for each in passes[: number + 1]], dim=2) for part in (1, 2)]
             outputs.append(attention.apply(query, *gated, *later, pads, stash, size**-0.5, *more))
         gradients = torch.autograd.grad(outputs, leaves, directions)
-        return [each.float() for each in (*outputs, *gradients)]
+        return [each.detach().float() for each in (*outputs, *gradients)]
 
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for fast, slow in zip(computed(TritonPartAttention), computed(PartAttention, 0.0), strict=True):
@@ -103,6 +105,18 @@ def test_a_latent_loop_with_fused_kernels_equals_the_plain_one(family, kernels, 
         fast, slow = (losses_and_gradients(family, chosen, dtype, **options) for chosen in (kernels, PLAIN))
         for one, other in zip(fast, slow, strict=True):
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_triton_kernels_compile_for_an_a100_and_an_h100():
+    """As machine code, whose blocks fit into the shared memory of an A100 (163 KiB)."""
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout.splitlines()[-1])
+    assert len(compiled) == 24
+    assert max(kernel["shared"] for kernel in compiled) <= 163 * 1024
 
 
 @needs_triton
