@@ -166,6 +166,26 @@ def test_layers_that_forget_keep_less(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_looks_up_all_embeddings_at_once(family, monkeypatch):
+    """The loss is that of separate look-ups, bit for bit; gradients are sums in another order."""
+    results = []
+    for at_once in (True, False):
+        model = make_model(family).to(torch.bfloat16)
+        if not at_once:
+            monkeypatch.setattr(type(model), "dtype", torch.float32)
+        calls = []
+        model.get_input_embeddings().register_forward_hook(lambda module, given, made, calls=calls: calls.append(made))
+        loss_value = latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3))
+        loss_value.backward()
+        assert len(calls) == (1 if at_once else 3)
+        results.append((loss_value.item(), [parameter.grad.float() for parameter in model.parameters()]))
+    (one, gradients), (other, others) = results
+    assert one == other
+    for gradient, expected in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_without_thoughts_it_is_the_hugging_face_loss(tiny_model, family):
     model = tiny_model(family)
     generator = torch.Generator().manual_seed(1)
