@@ -106,6 +106,11 @@ class LatentLoop(nn.Module):
         """Number of layers that store keys and values."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
+    @property
+    def _is_fp32(self) -> bool:
+        """Whether the model computes in fp32."""
+        return self.model.dtype == torch.float32
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
@@ -149,7 +154,10 @@ class LatentLoop(nn.Module):
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         # Only on a CPU, where summing the gradients pass by pass takes longer than the one-position passes themselves.
         defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
-        passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention)
+        # ``prefix_read`` holds the end of each row. fp32 runs keep the attention of all columns, whose kernel rounds
+        # otherwise than that of a few.
+        ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
+        passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
         prefix, steps, rest = self._embeddings(inputs)
         parts = [passes.prefix(prefix)]
         if num_thoughts:
@@ -163,7 +171,7 @@ class LatentLoop(nn.Module):
     def _embeddings(self, inputs: LatentInputs) -> list[Tensor]:
         """The embeddings of prefix, steps and rest: [B, P, D], [B, L, D] and [B, R, D]."""
         parts = [inputs.prefix_ids, inputs.step_ids, inputs.rest_ids]
-        if self.model.dtype == torch.float32:
+        if self._is_fp32:
             # Each of these look-ups makes a gradient as large as the embedding. One look-up would add them up in
             # another order, and the numbers of fp32 runs must not depend on the version of this code.
             return [self.embed(ids) for ids in parts]
