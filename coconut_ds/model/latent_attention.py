@@ -136,15 +136,22 @@ def prefix_attention(
     layer, ends = latent_cache.latent_layers[index], latent_cache.ends
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = partial(_part_attention, latent_cache, layer, dropout, scale)
-    if layer.later:
-        return attend(query, layer.later).transpose(1, 2).contiguous(), None
-    if ends is None or index < len(latent_cache.latent_layers) - 1:
+    if not layer.later:
+        if ends is not None and index == len(latent_cache.latent_layers) - 1:
+            return _only_at_ends(attend, query, key, value, ends), None
         return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
+    return attend(query, layer.later).transpose(1, 2).contiguous(), None
+
+
+def _only_at_ends(
+    attend: Callable[[Tensor, Sequence[Tensor]], Tensor], query: Tensor, key: Tensor, value: Tensor, ends: Tensor
+) -> Tensor:
+    """Attention [B, P, H, E] of the prefix to itself at column ``ends`` [B] of each row, and zeros elsewhere."""
     rows = torch.arange(len(ends), device=ends.device)
     none_later = key.detach()[:, :, :0], value.detach()[:, :, :0]
     output = attend(query[rows, :, ends].unsqueeze(2), none_later)
     whole = query.new_zeros(len(query), query.shape[2], *query.shape[1::2])
-    return whole.index_put((rows, ends), output.squeeze(2)), None
+    return whole.index_put((rows, ends), output.squeeze(2))
 
 
 def _part_attention(
