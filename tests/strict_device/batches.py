@@ -10,7 +10,7 @@ from strict_device.registering import device
 
 THOUGHT = VOCABULARY - 1
 SHAPES = ((10, 3, 4), (7, 3, 3), (9, 1, 6), (6, 0, 5))
-"""Question tokens, thoughts and later tokens of each row: unequal prefixes, a row of fewer thoughts, and one of none."""
+"""Question tokens, thoughts and later tokens of each row: unequal prefixes, and rows with fewer thoughts or none."""
 
 
 def layout_of(question: int, thoughts: int, after: int) -> Layout:
