@@ -23,6 +23,8 @@ pytest.register_assert_rewrite("resume_outcomes")
 # Tests must not depend on the files in a user's home, nor use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+# Where Triton is installed, its interpreter runs our kernels on the CPU. Triton reads this when it is first imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 VOCABULARY = 40
 SHAPES = {
@@ -53,6 +55,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
+    "test_strict_device",
     *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
     *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
     *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
