@@ -2,12 +2,13 @@
 
 Real updates of a tiny Llama on CPU processes, through the project's engine; every collective of torch's process groups
 is counted, on rank 0, with its bytes. *Bytes* are those that a rank receives with a ring algorithm, as NCCL uses it on
-large tensors: (w-1)/w of a gathered or scattered tensor for w ranks, and twice that of a tensor that is reduced for all ranks. They
-are also given relative to the bytes of all weights, which is what carries over to other models and numbers of ranks.
+large tensors: (w-1)/w of a gathered or scattered tensor for w ranks, and twice that of a tensor that is reduced for all
+ranks. They are also given relative to the bytes of all weights, which carries over to other models.
 
-For ZeRO-3 the command also says how often a weight is gathered for a micro step, in the forward pass (or before it)
-and in the backward pass, for the weight that is gathered most often: with held weights (``zero3``), and with DeepSpeed's
-own limits, small against the model (``zero3_released``). ``zero3_changing`` are updates with 6, 2, 0, 0, 4, 6 and 6 thoughts in one engine.
+For ZeRO-3 the command also says how often a weight is gathered for a micro step, in the forward pass (or before it) and
+in the backward pass, for the weight that is gathered most often: with held weights (``zero3``), and with DeepSpeed's
+own limits, small against the model (``zero3_released``). ``zero3_changing`` are updates with 6, 2, 0, 0, 4, 6 and 6
+thoughts in one engine, and ``zero3_accumulating`` updates of three micro steps.
 
 Without ``--json`` a table is printed; with it, JSON is the last line.
 """
@@ -178,8 +179,9 @@ def update(engine: Engine, num_thoughts: int, micro_steps: int = 1) -> float:
 
 
 def weight_bytes(engine: Engine) -> int:
-    """Bytes of all weights, in fp32."""
-    return sum(4 * whole_shape(parameter).numel() for parameter in engine._engine.module.parameters())
+    """Bytes of all weights, in the type that the model computes in."""
+    weights = engine._engine.module.parameters()
+    return sum(weight.element_size() * whole_shape(weight).numel() for weight in weights)
 
 
 def measure(engine: Engine, thoughts: Sequence[int], ranks: Ranks, micro_steps: int = 1) -> dict[str, Any]:
@@ -203,12 +205,13 @@ def measure(engine: Engine, thoughts: Sequence[int], ranks: Ranks, micro_steps: 
     return {**phases, "losses": losses, "received": round(received / weights, 3)}
 
 
-def count_all(folder: Path, ranks: Ranks) -> dict[str, Any]:
+def count_all(folder: Path, ranks: Ranks, bf16: bool) -> dict[str, Any]:
     """All counts, by the name of the setting and the number of thoughts."""
     released, held = "deepspeed.hold_weights=false", "deepspeed.hold_weights=true"
+    precision = f"run.bf16={str(bf16).lower()}"
     three = {"stage": 3, **NOTHING_PERSISTENT}
     settings: dict[str, tuple[dict[str, Any], str]] = {
-        **{f"zero{stage}": ({"stage": stage}, held) for stage in range(3)},
+        **{f"zero{stage}": ({"stage": stage}, held) for stage in range(int(bf16), 3)},
         "zero3": (three, held),
         "zero3_released": ({**three, **SMALL_LIMITS}, released),
     }
@@ -216,14 +219,14 @@ def count_all(folder: Path, ranks: Ranks) -> dict[str, Any]:
     for name, (zero, hold) in settings.items():
         found[name] = {}
         for number in THOUGHTS:
-            engine = make_engine(zero, folder, ranks, hold)
+            engine = make_engine(zero, folder, ranks, hold, precision)
             # The first updates also make the optimizer's state, and DeepSpeed learns the order of the modules.
             for _ in range(2):
                 update(engine, number)
             found[name][str(number)] = measure(engine, [number], ranks)
     for name in ("zero3", "zero3_released"):
         zero, hold = settings[name]
-        engine = make_engine(zero, folder, ranks, hold)
+        engine = make_engine(zero, folder, ranks, hold, precision)
         found[f"{name}_changing"] = measure(engine, CHANGING, ranks)
         found[f"{name}_accumulating"] = measure(engine, [6, 6], ranks, micro_steps=3)
         most = found[name][str(max(THOUGHTS))]
@@ -258,16 +261,16 @@ def main() -> None:
     """Runs the benchmark from the command line; the ranks run it too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2, help="number of processes on this machine")
+    parser.add_argument("--bf16", action="store_true", help="compute in bf16, which ZeRO 0 does not support")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if not launched():
-        arguments = ["--json"] if given.json else []
-        command = [*launcher(given.ranks), __file__, *arguments]
+        command = [*launcher(given.ranks), __file__, *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         ranks = start_ranks()
-        found = count_all(Path(folder), ranks)
+        found = count_all(Path(folder), ranks, given.bf16)
         stop_ranks()
     if ranks.is_first:
         sys.stdout.write(json.dumps(found) + "\n" if given.json else table(found))
