@@ -21,7 +21,7 @@ KINDS = {
 }
 """Kinds of torch's operations (``torch.ops.c10d``)."""
 SMALL = 256
-"""Collectives of fewer bytes carry no weights and no gradients, but losses, norms and flags: their bytes are left out."""
+"""Collectives of fewer bytes carry losses, norms and flags; their bytes are left out."""
 
 
 @dataclass
