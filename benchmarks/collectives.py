@@ -151,7 +151,7 @@ def count_all(folder: Path, ranks: Ranks, names: Sequence[str], bf16: bool) -> d
         found[name] = {}
         for number in THOUGHTS:
             # DeepSpeed learns the order of the modules in two updates, if it gathers their weights.
-            for _ in range(0 if holds else 2):
+            for _ in range(2 if zero["stage"] == 3 else 0):
                 update(engine, number)
             found[name][str(number)] = measure(engine, [number], ranks)
         if zero["stage"] == 3:
