@@ -207,7 +207,7 @@ def cache_of(loop: LatentLoop, requests: list[Request]) -> dict[str, float]:
 
 def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) -> dict[str, float]:
     """Time of a pass over one position, also over its lower bound: the time to read weights and cache from memory."""
-    engine = ThinkingEngine(loop, [EOS], SLOTS, max(request.num_positions for request in requests))
+    engine = ThinkingEngine(loop, [EOS], len(requests), max(request.num_positions for request in requests))
     for request in requests:
         engine.submit(request)
     advance, read = [], 0.0

@@ -1,0 +1,141 @@
+"""Section ``mfu``: updates of GPT-2 (fp32, TF32, bf16) and of Llama-1B (bf16) on ProsQA's lengths, with six thoughts.
+
+For each model and type: seconds of an update whose shapes are seen for the first time and of one whose shapes are not,
+MFU relative to the data sheet and to large matrix products on this device, launched kernels, share of time in which
+the GPU is busy, and peak memory.
+"""
+
+import gc
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from evaluation import synchronise
+from training_workload import operations, peak_memory_mb
+
+from gpu.environment import device_name, reached
+from gpu.hardware import card_of, mfu
+from gpu.report import Report
+from gpu.trace_events import count
+from gpu.workload import UPDATE, Options, Update, has_engine, make_model, make_update, micro_batches, traced
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and type."""
+
+    model: str
+    kind: str
+    """fp32, tf32 or bf16."""
+    memory_gib: float
+    """Memory that it takes, estimated; a GPU with less skips it."""
+    lowest: float
+    """MFU below which the check fails: half of the smaller estimate for an A100 or H200 in docs/gpu.md."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.kind}"
+
+
+CASES = (
+    Case("gpt2", "fp32", 12, 0.15),
+    Case("gpt2", "tf32", 12, 0.05),
+    Case("gpt2", "bf16", 10, 0.06),
+    Case("llama_1b", "bf16", 50, 0.14),
+)
+BATCHES, ROUNDS = 4, 3
+"""Different micro batches, and how often each is repeated after its first time."""
+
+
+def run(report: Report, options: Options) -> None:
+    """Fills the report."""
+    ranks = None
+    if has_engine():
+        from coconut_ds.distributed.process_group import start_ranks
+
+        os.environ.setdefault("DS_ACCELERATOR", options.device.type)
+        ranks = start_ranks()
+    report.number(
+        "optimizer", "the project's engine" if ranks else "torch's AdamW, since DeepSpeed or Hydra is missing"
+    )
+    for case in CASES[:1] + CASES[3:] if options.small else CASES:
+        _measure(report, options, case, ranks)
+        gc.collect()
+        if options.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    if options.on_gpu:
+        _compare_kinds(report)
+    if ranks:
+        from coconut_ds.distributed.process_group import stop_ranks
+
+        stop_ranks()
+
+
+def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
+    if options.on_gpu and (has := torch.cuda.get_device_properties(0).total_memory / 2**30) < case.memory_gib:
+        report.skip(case.name, f"needs about {case.memory_gib} GiB of GPU memory, found {has:.0f}")
+        return
+    report.say(case.name)
+    micro = 4 if options.small else 32
+    batches = micro_batches(2 if options.small else BATCHES, micro)
+    model = make_model(case.model, options.small)
+    needed = statistics.mean(operations(model.config, batch) for batch in batches)
+    tokens = statistics.mean(sum(map(len, batch)) for batch in batches)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if case.kind == "tf32" else "highest")
+    try:
+        update = make_update(model, micro, case.kind == "bf16", options, ranks)
+        first, again = _times(update, batches, options)
+        events = traced(lambda: update(batches[0]), options, case.name.replace(" ", "_"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    counts = count(events, UPDATE)
+    seconds = statistics.median(again)
+    peak = reached(options.device, "fp32" if options.small else case.kind)
+    card = card_of(device_name(options))
+    found = {
+        "update_s": round(seconds, 4),
+        "first_update_s": [round(value, 4) for value in first],
+        "tokens_per_s": round(tokens / seconds),
+        "tflop": round(needed / 1e12, 4),
+        "mfu": round(mfu(needed, seconds, card.peak(case.kind)), 4) if card else None,
+        "mfu_of_products": round(mfu(needed, seconds, peak), 4),
+        "launches": counts.launches,
+        "gpu_busy": round(counts.busy, 3),
+        "synchronisations": counts.synchronisations,
+        "peak_memory_gib": round(peak_memory_mb(options.device) * 1e6 / 2**30, 2),
+    }
+    report.number(case.name, found)
+    if options.on_gpu:
+        share = found["mfu"] or found["mfu_of_products"]
+        report.say(f"{case.name}: {seconds * 1e3:.0f} ms an update, MFU {share:.1%}, {counts.launches} launches")
+        report.check(f"MFU of {case.name}", share > case.lowest, f"{share:.1%}", f"more than {case.lowest:.0%}")
+
+
+def _times(update: Update, batches: Any, options: Options) -> tuple[list[float], list[float]]:
+    """Seconds of the first update on each micro batch, and of later ones. The first update of all is not counted."""
+    update(batches[0][:2])
+    rounds: list[list[float]] = []
+    for _ in range(2 if options.small else ROUNDS + 1):
+        took = []
+        for batch in batches:
+            synchronise(options.device)
+            began = time.perf_counter()
+            update(batch)
+            synchronise(options.device)
+            took.append(time.perf_counter() - began)
+        rounds.append(took)
+    return rounds[0], [value for took in rounds[1:] for value in took]
+
+
+def _compare_kinds(report: Report) -> None:
+    numbers = report.numbers
+    fp32, tf32, bf16 = (numbers.get(f"gpt2 {kind}", {}).get("update_s") for kind in ("fp32", "tf32", "bf16"))
+    if fp32 and tf32:
+        report.check("TF32 is faster than fp32", tf32 < fp32, f"{fp32 / tf32:.2f} times", "more than 1")
+    if fp32 and bf16:
+        report.check("bf16 is faster than fp32", bf16 < fp32, f"{fp32 / bf16:.2f} times", "more than 1")
