@@ -20,6 +20,7 @@ from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.precision import cast
 from gpu import zero_stages
 from gpu.report import Report
 from gpu.workload import Options
@@ -39,13 +40,15 @@ def run(report: Report, options: Options) -> None:
     with exact_fp32():
         for family in FAMILIES:
             for way in ("plain", "checkpointing", "jacobi"):
-                report.say(f"{family}, {way}")
-                _compare_fp32(report, options, family, way)
-            _compare_bf16(report, options, family)
-            _compare_tokens(report, options, family)
+                with report.part(f"{family}, {way}"):
+                    _compare_fp32(report, options, family, way)
+            with report.part(f"{family}, bf16"):
+                _compare_bf16(report, options, family)
+            with report.part(f"{family}, tokens"):
+                _compare_tokens(report, options, family)
         if report.can_run("LoRA", "peft", "pydantic", "yaml"):
-            report.say("llama, LoRA")
-            _compare_lora(report, options)
+            with report.part("llama, LoRA"):
+                _compare_lora(report, options)
     zero_stages.run(report, options)
 
 
@@ -98,11 +101,9 @@ def slow_result(model: PreTrainedModel, layouts: Sequence[Layout], iterations: i
     return _result(model, slow_loss(model, list(layouts), _weights(layouts), iterations))
 
 
-def fast_result(
-    model: PreTrainedModel, layouts: Sequence[Layout], way: str, dtype: torch.dtype = torch.float32
-) -> Result:
+def fast_result(model: PreTrainedModel, layouts: Sequence[Layout], way: str) -> Result:
     """Loss and gradients from the latent loop, where the model is."""
-    loop = LatentLoop(model.to(dtype), activation_checkpointing=way == "checkpointing")
+    loop = LatentLoop(model, activation_checkpointing=way == "checkpointing")
     thoughts = max(layout.num_thoughts for layout in layouts)
     iterations = ITERATIONS if way == "jacobi" else None
     inputs, targets = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
@@ -149,9 +150,12 @@ def _check_fp32(report: Report, name: str, found: Result, expected: Result) -> N
 
 def _compare_bf16(report: Report, options: Options, family: str) -> None:
     layouts = mixed_layouts(options.small)
-    # The weights that bf16 can represent, computed with in fp32.
-    expected = slow_result(family_model(family, options.small).to(torch.bfloat16).float(), layouts)
-    found = fast_result(family_model(family, options.small).to(options.device), layouts, "plain", torch.bfloat16)
+    rounded, model = (family_model(family, options.small) for _ in range(2))
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    expected = slow_result(rounded, layouts)
+    cast(model.to(options.device), torch.bfloat16, options.device)
+    found = fast_result(model, layouts, "plain")
     loss, _, gradients = differences(found, expected)
     report.check(f"loss of {family}, bf16", loss < LOSS_BF16, f"{loss:.1e}", f"below {LOSS_BF16}")
     report.check(

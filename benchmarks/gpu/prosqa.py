@@ -1,4 +1,4 @@
-"""Section ``prosqa``: the default experiment in bf16 for 60 updates at stage 6, extrapolated to whole epochs.
+"""Section ``prosqa``: the default experiment in bf16 for 60 updates with six thoughts, extrapolated to whole epochs.
 
 The problems are generated and read with a word-level tokenizer, since nothing can be downloaded; with GPT-2's tokenizer
 they have about twice as many tokens.
@@ -21,7 +21,8 @@ EPOCH = 17_886
 """Problems of ProsQA's training set."""
 UPDATES, BATCH, SKIPPED = 60, 128, 10
 """Updates; problems of each; updates at the beginning that are not counted."""
-STAGE = 6
+METHOD = "coconut_no_curriculum"
+"""Has from its first update on the sequences of ``coconut`` at stage 6: six thoughts and the answer."""
 SMALL = ("model=gpt2_scratch_tiny", "global_batch_size=8", "batch_size_training=4", "bf16=false", "max_new_tokens=2")
 
 
@@ -38,14 +39,13 @@ def run(report: Report, options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_problems(folder, updates * batch, 4 if options.small else 32)
-        overrides = ["tokenizer=dataset", "bf16=true", f"run.resume={5 * STAGE}", f"num_epochs={5 * STAGE + 1}"]
+        overrides = ["tokenizer=dataset", "bf16=true", f"method={METHOD}", "num_epochs=1", "run.wandb=disabled"]
         overrides += [text_override(f"data.{split}_path", path) for split, path in paths.items()]
         overrides += [text_override("run.save_path", folder / "runs"), text_override("data.cache_path", folder)]
         trained = launch_run(
             "ProsQA", [*overrides, *(SMALL if options.small else ())], partial(show, report), with_deepspeed=False
         )
         lines = [line for line in read_metrics(trained.folder / "metrics.jsonl") if "train/loss" in line]
-    stages = {line["train/stage"] for line in lines}
     losses = [line["train/loss"] for line in lines]
     seconds = statistics.median(line["perf/update_s"] for line in lines[skipped:])
     minutes = math.ceil(EPOCH / BATCH) * seconds / 60
@@ -55,7 +55,6 @@ def run(report: Report, options: Options) -> None:
     report.number("hours_for_50_epochs", round(50 * minutes / 60, 2))
     report.number("losses", [round(losses[0], 4), round(losses[-1], 4)])
     report.check("updates", len(lines) == updates, len(lines), str(updates))
-    report.check("stage", stages == {STAGE}, sorted(stages), str(STAGE))
     if not options.small:
         report.check(
             "the loss falls", losses[-1] < 0.5 * losses[0], f"{losses[0]:.3f} to {losses[-1]:.3f}", "below half"

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,19 @@ class Report:
         if missing:
             self.skip(part, f"needs {', '.join(missing)}")
         return not missing
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the section: shows its name, and records an error as a failed check, so that other parts still run.
+
+        The traceback goes to the section's log.
+        """
+        self.say(name)
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.check(f"{name} runs", False, f"{type(error).__name__}: {error}", "no error")
 
     def finish(self) -> None:
         """Marks the section as complete."""

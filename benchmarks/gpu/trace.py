@@ -27,16 +27,11 @@ def run(report: Report, options: Options) -> None:
     (batch,) = micro_batches(1, 4 if options.small else 32)
     for model, dtype in CASES[-1:] if options.small else CASES:
         name = f"{model} {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
-        report.say(f"{name}, training")
-        loop = _loop(model, dtype, options)
-        _trace_training(report, options, name, loop, batch)
-        report.say(f"{name}, generation")
-        _trace_generation(report, options, name, loop)
-
-
-def _loop(name: str, dtype: torch.dtype, options: Options) -> LatentLoop:
-    model = make_model(name, options.small, LAYERS)
-    return LatentLoop(model.to(options.device, dtype))
+        loop = LatentLoop(make_model(model, options, dtype, LAYERS))
+        with report.part(f"{name}, training"):
+            _trace_training(report, options, name, loop, batch)
+        with report.part(f"{name}, generation"):
+            _trace_generation(report, options, name, loop)
 
 
 def _trace_training(report: Report, options: Options, name: str, loop: LatentLoop, batch: Sequence[Layout]) -> None:
@@ -88,7 +83,7 @@ def _record(report: Report, name: str, counts: Counts) -> None:
             "launches": counts.launches,
             "synchronisations": counts.synchronisations,
             "copies": counts.copies,
-            "gpu_busy": round(counts.busy, 3),
+            "gpu_busy_ms": round(counts.busy_s * 1e3, 2),
             "ms": round(counts.seconds * 1e3, 2),
         },
     )

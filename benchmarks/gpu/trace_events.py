@@ -28,7 +28,7 @@ ATTENTION = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash on the CPU",
 }
 """Operators of torch's attention kernels. Their backward operators have longer names and are not counted."""
-LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cuGraphLaunch")
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")
 """How the names of calls that launch kernels begin; a graph counts once."""
 SYNCHRONISE = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cuCtxSynchronize")
 """How the names of calls begin in which the CPU waits for the GPU."""
@@ -51,8 +51,8 @@ class Counts:
     """Calls in which the CPU waited for the GPU."""
     copies: dict[str, int] = field(default_factory=dict)
     """Copies between the CPU and the GPU, by the profiler's name, for example ``HtoD (Pageable -> Device)``."""
-    busy: float = 0.0
-    """Share of ``seconds`` in which at least one kernel or copy ran on the GPU."""
+    busy_s: float = 0.0
+    """Seconds in which at least one kernel or copy ran on the GPU."""
 
 
 def read_trace(path: Path) -> list[Event]:
@@ -94,7 +94,7 @@ def count(events: Iterable[Event], block: str) -> Counts:
         launches=sum(event["name"].startswith(LAUNCHES) for event in calls),
         synchronisations=sum(event["name"].startswith(SYNCHRONISE) for event in calls),
         copies=dict(Counter(name for name in copies if not name.startswith("DtoD"))),
-        busy=_covered(spans) / (end - begin),
+        busy_s=_covered(spans) / 1e6,
     )
 
 

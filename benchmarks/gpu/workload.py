@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.precision import cast
 from gpu.trace_events import Event, read_trace
 
 THOUGHTS, ANSWER, LR = 6, 14, 1e-4
@@ -68,18 +69,24 @@ def micro_batches(number: int, micro: int) -> list[list[Layout]]:
     return [layouts[start : start + micro] for start in range(0, number * micro, micro)]
 
 
-def make_model(name: str, small: bool, layers: int | None = None) -> PreTrainedModel:
-    """A model of ``training_workload.MODELS`` with GPT-2's vocabulary and random weights, in fp32 on the CPU.
+def make_model(
+    name: str, options: Options, dtype: torch.dtype = torch.float32, layers: int | None = None
+) -> PreTrainedModel:
+    """A model of ``training_workload.MODELS`` with GPT-2's vocabulary and random weights, on the device.
 
     ``layers``: how many layers it has; None: as many as in ``MODELS``.
     """
     torch.manual_seed(0)
     config = make_config(name, VOCABULARY)
-    for key, value in (TINY[name] if small else {}).items():
+    for key, value in (TINY[name] if options.small else {}).items():
         setattr(config, key, value)
     if layers is not None:
         config.num_hidden_layers = layers
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # Random numbers for a billion weights take many seconds on a CPU.
+    with options.device:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    cast(model, dtype, options.device)
+    return model
 
 
 def has_engine() -> bool:
@@ -101,8 +108,8 @@ def make_update(model: PreTrainedModel, micro: int, bf16: bool, options: Options
                 return float(engine.update([batch_of(layouts)], LR).loss)
 
         return update
-    model = model.to(options.device, torch.bfloat16 if bf16 else torch.float32).train()
-    loop = LatentLoop(model)
+    cast(model, torch.bfloat16 if bf16 else torch.float32, options.device)
+    loop = LatentLoop(model.train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
 
     def plain_update(layouts: Sequence[Layout]) -> float:
