@@ -99,7 +99,8 @@ def run_section(name: str, options: argparse.Namespace) -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out / f"{name}.json", name)
-    import_module(f"gpu.{name}").run(report, Options(torch.device(options.device), options.small, options.out))
+    with report.guarded(name):
+        import_module(f"gpu.{name}").run(report, Options(torch.device(options.device), options.small, options.out))
     report.finish()
 
 

@@ -5,8 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from imports import ROOT
+
+from coconut_ds.errors import ConfigError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -25,9 +28,9 @@ report.number("before", 1)
 report.say("begun")
 """
 PROGRAMS = {
+    "hangs": "import subprocess; subprocess.run(['sleep', '60'])",
     "well": "report.check('a', True, 1, '1'); report.finish()",
     "crashes": "print('noise'); 1 / 0",
-    "hangs": "import subprocess; subprocess.run(['sleep', '60'])",
     "killed": "import os; os.kill(os.getpid(), 9)",
     "quits": "sys.exit(0)",
     "differs": "report.check('b', False, 2, '1'); report.finish()",
@@ -76,16 +79,14 @@ def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_pa
 
 
 def test_time_that_a_section_did_not_use_goes_to_the_later_ones_and_the_total_is_kept(tmp_path):
-    shown: list[str] = []
-    sections = [Section(name, limit, "content") for name, limit in (("a", 0.4), ("b", 100.0), ("c", 0.2))]
-    command = [sys.executable, "-S", "-c", "import time; time.sleep(20)"]
-    quick = [sys.executable, "-S", "-c", ""]
+    sections = [Section(name, 10.0, "content") for name in "abc"]
+    program = {"a": "", "b": "import time; time.sleep(20)", "c": "import time; time.sleep(20)"}
     results = run_sections(
-        sections, lambda section: quick if section.name == "a" else command, tmp_path, 1.2, shown.append
+        sections, lambda section: [sys.executable, "-S", "-c", program[section.name]], tmp_path, 3.0, lambda line: None
     )
-    assert [found["finished"] for found in results] == [False, False, False]
-    # ``b`` may use all but what ``c`` needs; ``a`` has ended early and left its time.
-    assert results[1]["reason"] == results[2]["reason"].replace("0 s", "1 s") == "stopped after its limit of 1 s"
+    reasons = [found["reason"].removeprefix("stopped after its limit of ") for found in results]
+    # Each may use a third of three seconds; ``a`` ended at once and left its second to ``b``.
+    assert reasons == ["it ended without finishing its report", "2 s", "1 s"]
     assert sum(section.limit_s for section in SECTIONS) == TOTAL_S <= 480
 
 
@@ -106,6 +107,9 @@ def test_wrong_options_are_refused(capsys, tmp_path):
     assert gpu_check.main(["--table", str(tmp_path)]) == 2
     if not torch.cuda.is_available():
         assert gpu_check.main(["--out", str(tmp_path), "--run-section", "trace"]) == 2
+    command = [sys.executable, "-S", "-c", "import sys; print('error: --device'); sys.exit(2)"]
+    with pytest.raises(ConfigError, match=r"^--device$"):
+        run_sections(SECTIONS, lambda section: command, tmp_path, 10, lambda line: None)
     errors = capsys.readouterr().err.splitlines()
     assert all(line.startswith("error: --") for line in errors)
 

@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,14 @@ class Report:
             self.skip(part, f"needs {', '.join(missing)}")
         return not missing
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """A part of the section: shows its name, and records an error as a failed check, so that other parts still run.
-
-        The traceback goes to the section's log.
-        """
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """A part of the section: shows its name. An error in it does not stop the other parts (``guarded``)."""
         self.say(name)
+        return self.guarded(name)
+
+    @contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        """Records an error as a failed check; its traceback goes to the section's log."""
         try:
             yield
         except Exception as error:

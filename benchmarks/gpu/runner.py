@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from gpu.report import PROGRESS, Found
 
+WRONG_OPTION = 2
+"""Exit code of a section that cannot run with the given options."""
 SUMMARY = "summary.json"
 """The file with the results of all sections so far."""
 
@@ -57,11 +60,14 @@ def run_sections(
         sections: in the order in which they run.
         command: starts a section, which writes ``out/NAME.json`` (``report.Report``).
         out: folder of the results; gets ``NAME.json`` and ``NAME.log`` of each section, and a summary.
-        total_s: seconds for all sections together.
+        total_s: seconds for all sections together. A section may also use the time that earlier ones left.
         show: called with each line of progress.
 
     Returns:
         The results of the sections, also of those that did not finish.
+
+    Raises:
+        ConfigError: a section ended with code 2, because an option is wrong for all of them.
     """
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -70,9 +76,11 @@ def run_sections(
     def left() -> float:
         return total_s - (time.monotonic() - began)
 
+    # With less time than the sections want, each gets its share.
+    scale = min(1.0, total_s / sum(section.limit_s for section in sections))
     for number, section in enumerate(sections):
-        later = sum(other.limit_s for other in sections[number + 1 :])
-        limit = min(max(section.limit_s, left() - later), max(left(), 0.0))
+        later = scale * sum(other.limit_s for other in sections[number + 1 :])
+        limit = min(max(scale * section.limit_s, left() - later), max(left(), 0.0))
         show(f"{section.name} ({left():.0f} s left; at most {limit:.0f} s): {section.content}")
         # A result of an earlier check must not be taken for one of this check.
         (out / f"{section.name}.json").unlink(missing_ok=True)
@@ -111,6 +119,8 @@ def _run(command: list[str], log: Path, limit_s: float, show: Callable[[str], ob
                 process.stdout.close()
     if code == 0:
         return None
+    if code == WRONG_OPTION:
+        raise ConfigError(_last_line(log).removeprefix("error: "))
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}: {_last_line(log)}"
 
 
