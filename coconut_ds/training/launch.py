@@ -81,6 +81,9 @@ def _describe(experiment: Experiment) -> str:
     description = experiment.describe()
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
+    kernels = experiment.kernels.describe(experiment.backbone.model)
+    if kernels:
+        description += f"\n{kernels}"
     return description
 
 
