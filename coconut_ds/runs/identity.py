@@ -48,6 +48,8 @@ NOT_A_NUMBER = (
     "training.batch_size_eval",
     # Whether activations are stored or recomputed.
     "training.activation_checkpointing",
+    # How often weights are gathered under ZeRO-3.
+    "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off"}

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from coconut_ds.distributed.held_weights import HeldWeights
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import library, whole, without_compiler
@@ -27,7 +28,7 @@ from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import merged_state
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine_file import engine_values
+from coconut_ds.training.engine_file import engine_values, holds_weights
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
@@ -77,9 +78,12 @@ class Engine:
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
         _move_buffers(loop, ranks.device)
+        self._held = HeldWeights(self._engine) if holds_weights(config) else None
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns ``task(loop, *arguments)``, called through DeepSpeed so that ZeRO's hooks gather the parameters."""
+        """Returns ``task(loop, *arguments)``, called through DeepSpeed, with the parameters gathered under ZeRO-3."""
+        if self._held is not None:
+            self._held.gather()
         return self._engine(task, *arguments)
 
     @property
@@ -107,7 +111,7 @@ class Engine:
         losses = []
         for count, (inputs, targets) in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
-            loss = self._engine(latent_loss, inputs.to(self.device), targets.to(self.device))
+            loss = self(latent_loss, inputs.to(self.device), targets.to(self.device))
             losses.append(loss.detach())
             # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
             # batch, so their gradients must be summed: the factor undoes the division.
