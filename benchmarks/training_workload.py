@@ -20,6 +20,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.fused import PLAIN, Kernels
 from coconut_ds.model.latent_loop import LatentLoop
 
 if TYPE_CHECKING:
@@ -130,7 +131,14 @@ def make_model(name: str, work: Workload, attention: str = "sdpa") -> PreTrained
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
-def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, checkpointing: bool = False) -> "Engine":
+def make_engine(
+    model: PreTrainedModel,
+    ranks: Ranks,
+    micro: int,
+    bf16: bool,
+    checkpointing: bool = False,
+    kernels: Kernels = PLAIN,
+) -> "Engine":
     """The project's training engine around a model; each micro batch is an update."""
     # Imported here and in ``micro_batches``, because the GPU check uses this file where Hydra and pydantic are missing.
     from coconut_ds.settings.compose import compose_config
@@ -140,7 +148,9 @@ def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, ch
     overrides = ["data=permutation_product", f"batch_size_training={micro}", f"global_batch_size={micro}"]
     overrides += [f"bf16={str(bf16).lower()}", f"deepspeed={'zero1' if bf16 else 'zero0'}"]
     config = compose_config(overrides)
-    engine = Engine(LatentLoop(model, checkpointing), config, BatchGeometry(micro, micro, 1, ranks.size), ranks)
+    engine = Engine(
+        LatentLoop(model, checkpointing, kernels=kernels), config, BatchGeometry(micro, micro, 1, ranks.size), ranks
+    )
     engine.train()
     return engine
 

@@ -19,6 +19,7 @@ from coconut_ds.generation.requests import Jacobi, Request, Thinking
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
+from coconut_ds.model.fused import PLAIN, Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.precision import cast
 from gpu import zero_stages
@@ -44,6 +45,13 @@ def run(report: Report, options: Options) -> None:
                     _compare_fp32(report, options, family, way)
             with report.part(f"{family}, bf16"):
                 _compare_bf16(report, options, family)
+            kernels = choose_kernels("auto", options.device)
+            if kernels == PLAIN:
+                report.skip(f"{family}, fused kernels", "needs a CUDA device and triton")
+            else:
+                with report.part(f"{family}, fused kernels"):
+                    _compare_fp32(report, options, family, "fused kernels", kernels)
+                    _compare_bf16(report, options, family, kernels)
             with report.part(f"{family}, tokens"):
                 _compare_tokens(report, options, family)
         if report.can_run("LoRA", "peft", "pydantic", "yaml"):
@@ -101,9 +109,11 @@ def slow_result(model: PreTrainedModel, layouts: Sequence[Layout], iterations: i
     return _result(model, slow_loss(model, list(layouts), _weights(layouts), iterations))
 
 
-def fast_result(model: PreTrainedModel, layouts: Sequence[Layout], way: str) -> Result:
+def fast_result(
+    model: PreTrainedModel, layouts: Sequence[Layout], way: str = "plain", kernels: Kernels = PLAIN
+) -> Result:
     """Loss and gradients from the latent loop, where the model is."""
-    loop = LatentLoop(model, activation_checkpointing=way == "checkpointing")
+    loop = LatentLoop(model, activation_checkpointing=way == "checkpointing", kernels=kernels)
     thoughts = max(layout.num_thoughts for layout in layouts)
     iterations = ITERATIONS if way == "jacobi" else None
     inputs, targets = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
@@ -135,10 +145,10 @@ def differences(found: Result, expected: Result) -> tuple[float, float, float]:
     return loss, each, (squares / sum(float(g.square().sum()) for g in expected[1].values())) ** 0.5
 
 
-def _compare_fp32(report: Report, options: Options, family: str, way: str) -> None:
+def _compare_fp32(report: Report, options: Options, family: str, way: str, kernels: Kernels = PLAIN) -> None:
     layouts = mixed_layouts(options.small)
     expected = slow_result(family_model(family, options.small), layouts, ITERATIONS if way == "jacobi" else None)
-    found = fast_result(family_model(family, options.small).to(options.device), layouts, way)
+    found = fast_result(family_model(family, options.small).to(options.device), layouts, way, kernels)
     _check_fp32(report, f"{family}, {way}", found, expected)
 
 
@@ -148,19 +158,18 @@ def _check_fp32(report: Report, name: str, found: Result, expected: Result) -> N
     report.check(f"gradients of {name}", gradients < GRADIENTS_FP32, f"{gradients:.1e}", f"below {GRADIENTS_FP32}")
 
 
-def _compare_bf16(report: Report, options: Options, family: str) -> None:
+def _compare_bf16(report: Report, options: Options, family: str, kernels: Kernels = PLAIN) -> None:
     layouts = mixed_layouts(options.small)
     rounded, model = (family_model(family, options.small) for _ in range(2))
     for parameter in rounded.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).float()
     expected = slow_result(rounded, layouts)
     cast(model.to(options.device), torch.bfloat16, options.device)
-    found = fast_result(model, layouts, "plain")
+    found = fast_result(model, layouts, kernels=kernels)
     loss, _, gradients = differences(found, expected)
-    report.check(f"loss of {family}, bf16", loss < LOSS_BF16, f"{loss:.1e}", f"below {LOSS_BF16}")
-    report.check(
-        f"gradients of {family}, bf16", gradients < GRADIENTS_BF16, f"{gradients:.3f}", f"below {GRADIENTS_BF16}"
-    )
+    name = f"{family}, bf16{', fused kernels' if kernels != PLAIN else ''}"
+    report.check(f"loss of {name}", loss < LOSS_BF16, f"{loss:.1e}", f"below {LOSS_BF16}")
+    report.check(f"gradients of {name}", gradients < GRADIENTS_BF16, f"{gradients:.3f}", f"below {GRADIENTS_BF16}")
 
 
 def _compare_lora(report: Report, options: Options) -> None:
@@ -178,7 +187,7 @@ def _compare_lora(report: Report, options: Options) -> None:
 
     layouts = mixed_layouts(options.small)
     expected = slow_result(model(), layouts)
-    _check_fp32(report, "llama, LoRA", fast_result(model().to(options.device), layouts, "plain"), expected)
+    _check_fp32(report, "llama, LoRA", fast_result(model().to(options.device), layouts), expected)
 
 
 def _compare_tokens(report: Report, options: Options, family: str) -> None:

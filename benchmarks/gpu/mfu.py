@@ -16,6 +16,7 @@ import torch
 from evaluation import synchronise
 from training_workload import operations, peak_memory_mb
 
+from coconut_ds.model.fused import PLAIN, choose_kernels
 from gpu.environment import device_name, reached
 from gpu.hardware import card_of, mfu
 from gpu.report import Report
@@ -34,10 +35,12 @@ class Case:
     """Memory that it takes, estimated; a GPU with less skips it."""
     lowest: float
     """MFU below which the check fails: half of the smaller estimate for an A100 or H200 in docs/gpu.md."""
+    fused: bool = False
+    """Whether with the fused kernels that ``model.fused_kernels=auto`` chooses."""
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.kind}"
+        return f"{self.model} {self.kind}{' fused' if self.fused else ''}"
 
 
 CASES = (
@@ -45,7 +48,10 @@ CASES = (
     Case("gpt2", "tf32", 12, 0.05),
     Case("gpt2", "bf16", 10, 0.06),
     Case("llama_1b", "bf16", 50, 0.14),
+    Case("llama_1b", "bf16", 50, 0.14, fused=True),
 )
+FASTER = (("gpt2 tf32", "gpt2 fp32"), ("gpt2 bf16", "gpt2 fp32"), ("llama_1b bf16 fused", "llama_1b bf16"))
+"""Cases, each with one that takes longer."""
 WAITS = 3
 """How often an update of the project's engine may wait for the GPU."""
 BATCHES, ROUNDS = 4, 3
@@ -63,7 +69,7 @@ def run(report: Report, options: Options) -> None:
     report.number(
         "optimizer", "the project's engine" if ranks else "torch's AdamW, since DeepSpeed or Hydra is missing"
     )
-    for case in CASES[:1] + CASES[3:] if options.small else CASES:
+    for case in CASES[:1] + CASES[3:4] if options.small else CASES:
         with report.part(case.name):
             _measure(report, options, case, ranks)
         gc.collect()
@@ -82,6 +88,10 @@ def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
     if options.on_gpu and (has := torch.cuda.get_device_properties(0).total_memory / 2**30) < case.memory_gib:
         report.skip(case.name, f"needs about {case.memory_gib} GiB of GPU memory, found {has:.0f}")
         return
+    kernels = choose_kernels("auto", options.device) if case.fused else PLAIN
+    if case.fused and kernels == PLAIN:
+        report.skip(case.name, "needs triton (and liger-kernel)")
+        return
     micro = 4 if options.small else 32
     batches = micro_batches(2 if options.small else BATCHES, micro)
     model = make_model(case.model, options)
@@ -90,7 +100,7 @@ def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if case.kind == "tf32" else "highest")
     try:
-        update = make_update(model, micro, case.kind == "bf16", options, ranks)
+        update = make_update(model, micro, case.kind == "bf16", options, ranks, kernels)
         first, again = _times(update, batches, options)
         events = traced(lambda: update(batches[0]), options, case.name.replace(" ", "_"))
     finally:
@@ -100,6 +110,7 @@ def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
     peak = reached(options.device, "fp32" if options.small else case.kind)
     card = card_of(device_name(options))
     found = {
+        "kernels": kernels.describe(model) or "torch's",
         "update_s": round(seconds, 4),
         "first_update_s": [round(value, 4) for value in first],
         "tokens_per_s": round(tokens / seconds),
@@ -140,9 +151,8 @@ def _times(update: Update, batches: Any, options: Options) -> tuple[list[float],
 
 
 def _compare_kinds(report: Report) -> None:
-    numbers = report.numbers
-    fp32, tf32, bf16 = (numbers.get(f"gpt2 {kind}", {}).get("update_s") for kind in ("fp32", "tf32", "bf16"))
-    if fp32 and tf32:
-        report.check("TF32 is faster than fp32", tf32 < fp32, f"{fp32 / tf32:.2f} times", "more than 1")
-    if fp32 and bf16:
-        report.check("bf16 is faster than fp32", bf16 < fp32, f"{fp32 / bf16:.2f} times", "more than 1")
+    for faster, slower in FASTER:
+        seconds, others = (report.numbers.get(name, {}).get("update_s") for name in (faster, slower))
+        if seconds and others:
+            name, times = f"{faster} is faster than {slower}", f"{others / seconds:.2f} times"
+            report.check(name, seconds < others, times, "more than 1")

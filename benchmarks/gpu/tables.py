@@ -18,7 +18,7 @@ COLUMNS: tuple[tuple[str, Callable[[Numbers], object]], ...] = (
     ("bf16 products, TFLOP/s", lambda n: n["environment"]["matrix_tflops_bf16"]),
     ("launch, µs", lambda n: n["environment"]["launch_us"]),
     ("MFU GPT-2 fp32 / TF32 / bf16", lambda n: " / ".join(_mfu(n, f"gpt2 {k}") for k in ("fp32", "tf32", "bf16"))),
-    ("MFU Llama-1B bf16", lambda n: _mfu(n, "llama_1b bf16")),
+    ("MFU Llama-1B bf16 / fused", lambda n: " / ".join(_mfu(n, f"llama_1b bf16{k}") for k in ("", " fused"))),
     ("GPT-2 bf16, tokens/s", lambda n: f"{n['mfu']['gpt2 bf16']['tokens_per_s']:,}"),
     ("generation, problems/s, 32 / 128 / 256 slots", lambda n: _slots(n, "problems_per_s")),
     ("one position, ms", lambda n: _slots(n, "advance_ms")),

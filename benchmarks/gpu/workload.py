@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import collate
+from coconut_ds.model.fused import PLAIN, Kernels
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.precision import cast
 from gpu.trace_events import Event, read_trace
@@ -98,10 +99,12 @@ Update = Callable[[Sequence[Layout]], float]
 """Makes an update on one micro batch and returns its loss, which waits for the device."""
 
 
-def make_update(model: PreTrainedModel, micro: int, bf16: bool, options: Options, ranks: Any) -> Update:
+def make_update(
+    model: PreTrainedModel, micro: int, bf16: bool, options: Options, ranks: Any, kernels: Kernels = PLAIN
+) -> Update:
     """An update of the project's engine (fp32: ZeRO 0; bf16: ZeRO 1); without ``ranks``, of torch's AdamW."""
     if ranks is not None:
-        engine = make_engine(model, ranks, micro, bf16)
+        engine = make_engine(model, ranks, micro, bf16, kernels=kernels)
 
         def update(layouts: Sequence[Layout]) -> float:
             with record_function(UPDATE):
@@ -109,7 +112,7 @@ def make_update(model: PreTrainedModel, micro: int, bf16: bool, options: Options
 
         return update
     cast(model, torch.bfloat16 if bf16 else torch.float32, options.device)
-    loop = LatentLoop(model.train())
+    loop = LatentLoop(model.train(), kernels=kernels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
 
     def plain_update(layouts: Sequence[Layout]) -> float:
