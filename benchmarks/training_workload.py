@@ -180,11 +180,10 @@ def operations(config: PreTrainedConfig, layouts: Sequence[Layout]) -> float:
     return total
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = ()) -> float:
     """Floating point operations per second of large matrix products: the best of several sizes."""
-    sizes = [1024, 2048] if device.type == "cpu" else [4096, 8192]
     best = 0.0
-    for size in sizes:
+    for size in sizes or ((1024, 2048) if device.type == "cpu" else (4096, 8192)):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         for took in _times(lambda a=a, b=b: a @ b, device, 8):
             best = max(best, 2 * size**3 / took)

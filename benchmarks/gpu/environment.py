@@ -50,13 +50,14 @@ def device_name(options: Options) -> str:
     return torch.cuda.get_device_name() if options.on_gpu else "cpu"
 
 
-def reached(device: torch.device, kind: str) -> float:
+def reached(options: Options, kind: str) -> float:
     """FLOP/s of large matrix products in ``kind``: bf16, tf32 or fp32."""
     # "high" multiplies fp32 matrices in TF32 on devices that have it.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     try:
-        return matrix_peak(device, torch.bfloat16 if kind == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        return matrix_peak(options.device, dtype, (128,) if options.small else ())
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -111,7 +112,7 @@ def _measure_limits(report: Report, options: Options) -> None:
     card = card_of(device_name(options))
     report.number("card", card.name if card else None)
     for kind in ("fp32",) if options.small else ("fp32", "tf32", "bf16"):
-        flops = reached(options.device, kind)
+        flops = reached(options, kind)
         report.number(f"matrix_tflops_{kind}", round(flops / 1e12, 2))
         if card:
             share = flops / card.peak(kind)

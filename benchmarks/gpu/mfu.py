@@ -107,7 +107,7 @@ def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
         torch.set_float32_matmul_precision(before)
     counts = count(events, UPDATE)
     seconds = statistics.median(again)
-    peak = reached(options.device, "fp32" if options.small else case.kind)
+    peak = reached(options, "fp32" if options.small else case.kind)
     card = card_of(device_name(options))
     found = {
         "kernels": kernels.describe(model) or "torch's",
