@@ -23,7 +23,14 @@ def run(report: Report, options: Options) -> None:
     os.environ.setdefault("DS_ACCELERATOR", options.device.type)
     small = SMALL if options.small else ()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [*TASK, *small, "method=coconut", "run.wandb=disabled", text_override("run.save_path", folder)]
+        overrides = [
+            *TASK,
+            *small,
+            "method=coconut",
+            "save_every=50",
+            "run.wandb=disabled",
+            text_override("run.save_path", folder),
+        ]
         trained = launch_run("demo", overrides, partial(show, report), with_deepspeed=False)
         report.number("updates", trained.summary["updates"])
         report.number("stage_switches", trained.summary["stage_switches"])

@@ -95,47 +95,48 @@ def _measure(report: Report, options: Options, case: Case, ranks: Any) -> None:
     micro = 4 if options.small else 32
     batches = micro_batches(2 if options.small else BATCHES, micro)
     model = make_model(case.model, options)
-    needed = statistics.mean(operations(model.config, batch) for batch in batches)
-    tokens = statistics.mean(sum(map(len, batch)) for batch in batches)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if case.kind == "tf32" else "highest")
     try:
         update = make_update(model, micro, case.kind == "bf16", options, ranks, kernels)
         first, again = _times(update, batches, options)
-        events = traced(lambda: update(batches[0]), options, case.name.replace(" ", "_"))
+        events = traced(lambda: update(batches[-1]), options, case.name.replace(" ", "_"))
     finally:
         torch.set_float32_matmul_precision(before)
-    counts = count(events, UPDATE)
-    seconds = statistics.median(again)
-    peak = reached(options, "fp32" if options.small else case.kind)
+    counts, seconds = count(events, UPDATE), sum(again)
+    needed = sum(operations(model.config, batch) for batch in batches)
     card = card_of(device_name(options))
     found = {
         "kernels": kernels.describe(model) or "torch's",
-        "update_s": round(seconds, 4),
-        "first_update_s": [round(value, 4) for value in first],
-        "tokens_per_s": round(tokens / seconds),
-        "tflop": round(needed / 1e12, 4),
+        "update_s": round(seconds / len(batches), 4),
+        "first_update_s": round(sum(first) / len(batches), 4),
+        "tokens_per_s": round(sum(len(layout) for batch in batches for layout in batch) / seconds),
+        "tflop": round(needed / len(batches) / 1e12, 4),
         "mfu": round(mfu(needed, seconds, card.peak(case.kind)), 4) if card else None,
-        "mfu_of_products": round(mfu(needed, seconds, peak), 4),
+        "mfu_of_products": round(mfu(needed, seconds, reached(options, case.kind)), 4),
         "launches": counts.launches,
-        # The profiler slows the launches down, not the kernels.
-        "gpu_busy": round(counts.busy_s / seconds, 3),
+        # Of the time without the profiler, which slows the launches down, but not the kernels.
+        "gpu_busy": round(counts.busy_s / again[-1], 3),
         "synchronisations": counts.synchronisations,
         "copies": counts.copies,
         "peak_memory_gib": round(peak_memory_mb(options.device) * 1e6 / 2**30, 2),
     }
     report.number(case.name, found)
     if options.on_gpu:
-        share = found["mfu"] or found["mfu_of_products"]
-        report.say(f"{case.name}: {seconds * 1e3:.0f} ms an update, MFU {share:.1%}, {counts.launches} launches")
-        if ranks:
-            waits = counts.synchronisations
-            report.check(f"waits of an update of {case.name}", waits <= WAITS, waits, f"at most {WAITS}")
-        report.check(f"MFU of {case.name}", share > case.lowest, f"{share:.1%}", f"more than {case.lowest:.0%}")
+        _check(report, case, found, ranks)
+
+
+def _check(report: Report, case: Case, found: dict[str, Any], ranks: Any) -> None:
+    share, waits = found["mfu"] or found["mfu_of_products"], found["synchronisations"]
+    report.say(f"{case.name}: {found['update_s']} s an update, MFU {share:.1%}, {found['launches']} launches")
+    report.check(f"MFU of {case.name}", share > case.lowest, f"{share:.1%}", f"more than {case.lowest:.0%}")
+    if ranks:
+        report.check(f"waits of an update of {case.name}", waits <= WAITS, waits, f"at most {WAITS}")
 
 
 def _times(update: Update, batches: Any, options: Options) -> tuple[list[float], list[float]]:
-    """Seconds of the first update on each micro batch, and of later ones. The first update of all is not counted."""
+    """For each micro batch, the seconds of its first update, and the median of later ones."""
+    # The first update of all also loads libraries.
     update(batches[0][:2])
     rounds: list[list[float]] = []
     for _ in range(2 if options.small else ROUNDS + 1):
@@ -147,7 +148,7 @@ def _times(update: Update, batches: Any, options: Options) -> tuple[list[float],
             synchronise(options.device)
             took.append(time.perf_counter() - began)
         rounds.append(took)
-    return rounds[0], [value for took in rounds[1:] for value in took]
+    return rounds[0], [statistics.median(times) for times in zip(*rounds[1:], strict=True)]
 
 
 def _compare_kinds(report: Report) -> None:

@@ -35,12 +35,12 @@ class Section:
 
 
 SECTIONS = (
-    Section("environment", 35, "versions, device, speed of products and copies, torch's choice of attention kernels"),
-    Section("correctness", 110, "losses, gradients and tokens against the CPU; ZeRO stages, LoRA, offload, resume"),
-    Section("mfu", 90, "updates of GPT-2 and Llama-1B: seconds, MFU, launches, share of time the GPU is busy"),
-    Section("trace", 40, "which attention kernels run; waits for the GPU and copies per micro batch"),
-    Section("generation", 45, "generation with 32, 128 and 256 slots, against the bandwidth of the memory"),
-    Section("demo", 95, "accuracy of the demo's coconut"),
+    Section("environment", 50, "versions, device, speed of products and copies, torch's choice of attention kernels"),
+    Section("correctness", 105, "losses, gradients and tokens against the CPU; ZeRO stages, LoRA, offload, resume"),
+    Section("mfu", 95, "updates of GPT-2 and Llama-1B: seconds, MFU, launches, share of time the GPU is busy"),
+    Section("trace", 35, "which attention kernels run; waits for the GPU and copies per micro batch"),
+    Section("generation", 40, "generation with 32, 128 and 256 slots, against the bandwidth of the memory"),
+    Section("demo", 90, "accuracy of the demo's coconut"),
     Section("prosqa", 65, "60 updates of ProsQA, extrapolated to epochs per minute"),
 )
 TOTAL_S = 480.0
