@@ -1,18 +1,22 @@
-"""Fused kernels equal the plain code: the Triton part attention, and Liger's layers.
+"""The part attention equals plain attention, and fused kernels equal the plain code: in Triton, and Liger's layers.
 
 Triton's interpreter runs them on the CPU. CPU builds of torch come without Triton; with
 ``pip install triton liger-kernel`` these tests run, otherwise they are skipped.
 """
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import SHAPES, make_model
-from test_latent_loop import LONG, SOME
+from making_layouts import LONG, SOME
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model import fused
@@ -36,16 +40,23 @@ def liger() -> None:
     rms_norm.rsqrt = triton.language.rsqrt
 
 
-@needs_triton
+def obvious_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Attention in fp32 over all columns that are not ``hidden`` [B, Q, columns], with keys repeated for each head."""
+    groups = query.shape[1] // keys.shape[1]
+    query, keys, values = (each.float() for each in (query, keys, values))
+    keys, values = (each.repeat_interleave(groups, dim=1) for each in (keys, values))
+    scores = (query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5).masked_fill(hidden[:, None], -torch.inf)
+    return scores.softmax(dim=-1) @ values
+
+
+@pytest.mark.parametrize("way", ["plain", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("size", [16, 24])
-@pytest.mark.parametrize("padded", [False, True])
-def test_the_triton_part_attention_equals_the_plain_one(dtype, groups, size, padded):
+@pytest.mark.parametrize(("groups", "size", "padded"), [(1, 16, False), (1, 24, True), (3, 16, True)])
+def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups, size, padded):
     """Outputs and all gradients, over three passes of 1, 1 and 30 positions after a prefix of 70 columns, more than a
     block has. Rows of the padded batch have 70, 3 and 66 real columns; groups of query heads share a key head."""
-    from coconut_ds.model.triton_attention import TritonPartAttention
-
     draw = torch.Generator().manual_seed(0)
     rows, kv_heads, width, counts = 3, 2, 70, (1, 1, 30)
 
@@ -56,28 +67,39 @@ def test_the_triton_part_attention_equals_the_plain_one(dtype, groups, size, pad
 
     prefix = random(kv_heads, width), random(kv_heads, width)
     passes = [(random(groups * kv_heads, n), random(kv_heads, n), random(kv_heads, n)) for n in counts]
-    pads = torch.arange(width) >= torch.tensor([70, 3, 66])[:, None] if padded else None
+    lengths = torch.tensor([70, 3, 66] if padded else [70, 70, 70])
+    pads = torch.arange(width) >= lengths[:, None]
     directions = [torch.randn(rows, groups * kv_heads, n, size, generator=draw).to(dtype) for n in counts]
     leaves = [*prefix, *(tensor for each in passes for tensor in each)]
 
-    def computed(attention: type, *more: float) -> list[torch.Tensor]:
-        stash = Stash()
-        gated = PrefixGate.apply(*(each.contiguous() for each in prefix), stash)
-        outputs = []
-        for number, (query, _, _) in enumerate(passes):
-            later = [torch.cat([each[part] for each in passes[: number + 1]], dim=2) for part in (1, 2)]
-            outputs.append(attention.apply(query, *gated, *later, pads, stash, size**-0.5, *more))
-        gradients = torch.autograd.grad(outputs, leaves, directions)
-        return [each.float() for each in (*outputs, *gradients)]
+    def attention(stash: Stash, gated: list[torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
+        shared = (parts[0], *gated, *parts[1:], pads if padded else None, stash, size**-0.5)
+        if way == "plain":
+            return PartAttention.apply(*shared, 0.0)
+        from coconut_ds.model.triton_attention import TritonPartAttention
 
+        return TritonPartAttention.apply(*shared)
+
+    stash = Stash()
+    gated = PrefixGate.apply(*(each.contiguous() for each in prefix), stash)
+    fast, slow = [], []
+    for number, (query, _, _) in enumerate(passes):
+        later = [torch.cat([each[part] for each in passes[: number + 1]], dim=2) for part in (1, 2)]
+        fast.append(attention(stash, gated, query, *later))
+        columns, count = later[0].shape[2], query.shape[2]
+        future = torch.arange(columns) > torch.arange(columns - count, columns)[:, None]
+        hidden = torch.cat([pads[:, None].expand(-1, count, -1), future.expand(rows, -1, -1)], dim=-1)
+        both = (torch.cat(pair, dim=2) for pair in zip(prefix, later, strict=True))
+        slow.append(obvious_attention(query, *both, hidden))
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
-    for fast, slow in zip(computed(TritonPartAttention), computed(PartAttention, 0.0), strict=True):
-        scale = float(slow.abs().max())
-        torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance * scale)
-    if padded:
-        # No row attends to padding.
-        for gradient in computed(TritonPartAttention)[len(counts) : len(counts) + 2]:
-            assert not gradient[1, :, 3:].any()
+    results = zip(
+        [*fast, *torch.autograd.grad(fast, leaves, directions)],
+        [*slow, *torch.autograd.grad(slow, leaves, [each.float() for each in directions])],
+        strict=True,
+    )
+    for one, other in results:
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(one.float(), other.float(), rtol=tolerance, atol=tolerance * scale)
 
 
 def losses_and_gradients(family: str, kernels: Kernels, dtype: torch.dtype, **options: bool) -> list[torch.Tensor]:
@@ -103,6 +125,18 @@ def test_a_latent_loop_with_fused_kernels_equals_the_plain_one(family, kernels, 
         fast, slow = (losses_and_gradients(family, chosen, dtype, **options) for chosen in (kernels, PLAIN))
         for one, other in zip(fast, slow, strict=True):
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_triton_kernels_compile_for_an_a100_and_an_h100():
+    """As machine code, whose blocks fit into the shared memory of an A100 (163 KiB)."""
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout.splitlines()[-1])
+    assert len(compiled) == 24
+    assert max(kernel["shared"] for kernel in compiled) <= 163 * 1024
 
 
 @needs_triton

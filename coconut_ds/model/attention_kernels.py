@@ -14,10 +14,19 @@ its matrix products, which have at least 16 rows, as the hardware's do.
 import triton
 import triton.language as tl
 
-INTERPRETED = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs these kernels, on a CPU; TRITON_INTERPRET=1 sets it before this import."""
 LENGTHS = ["count", "width", "later", "length"]
 """Arguments that differ between batches; Triton must not compile the kernels again for each of their values."""
+
+
+def blocks(n: int, size: int, is_fp32: bool) -> dict[str, int]:
+    """Sizes of the kernels' blocks, powers of two: ROWS of queries, COLUMNS of keys, and SIZE of a head.
+
+    Matrix units multiply at least 16 rows. They do not multiply in fp32: such products take more shared memory and
+    registers, so blocks are smaller.
+    """
+    most, columns = (16, 32) if is_fp32 else (64, 64)
+    rows = min(max(triton.next_power_of_2(n), 16), most)
+    return {"ROWS": rows, "COLUMNS": columns, "SIZE": max(triton.next_power_of_2(size), 16)}
 
 
 @triton.jit

@@ -98,7 +98,7 @@ class PartAttention(torch.autograd.Function):
             each.flatten(0, 1) for each in (prefix_keys, prefix_values, later_keys, later_values)
         )
         scaled = (query * scale).reshape(rows * kv_heads, -1, size)
-        scores = _joined(scaled @ keys.transpose(1, 2), scaled @ own_keys.transpose(1, 2))
+        scores = _joined(_scores(scaled, keys), scaled @ own_keys.transpose(1, 2))
         if pads is not None:
             scores.unflatten(0, (rows, kv_heads))[..., :width].masked_fill_(pads[:, None, None], -math.inf)
         if count > 1:
@@ -122,7 +122,7 @@ class PartAttention(torch.autograd.Function):
         scaled, keys, values, own_keys, own_values, *parts = ctx.saved_tensors
         weights, kept = parts[:2], parts[2:]
         d_output = d_output.reshape(scaled.shape)
-        d_parts = d_output @ values.transpose(1, 2), d_output @ own_values.transpose(1, 2)
+        d_parts = _scores(d_output, values), d_output @ own_values.transpose(1, 2)
         used, own = _products(weights, kept) if kept else weights
         d_weights = _joined(*(_products(d_parts, kept) if kept else d_parts))
         exact = _joined(*weights)
@@ -134,6 +134,15 @@ class PartAttention(torch.autograd.Function):
         d_query = (d_prefix @ keys + d_later @ own_keys).mul_(ctx.scale).view(ctx.shape)
         d_keys, d_values = d_later.transpose(1, 2) @ scaled, own.transpose(1, 2) @ d_output
         return d_query, None, None, d_keys.unflatten(0, shared), d_values.unflatten(0, shared), None, None, None, None
+
+
+def _scores(rows: Tensor, columns: Tensor) -> Tensor:
+    """Products [B·K, n, P] of each of the rows [B·K, n, E] with each of the columns [B·K, P, E]."""
+    if rows.shape[1] > 1 or rows.dtype == torch.float32:
+        return rows @ columns.transpose(1, 2)
+    # oneDNN would first transpose the columns, which takes as long as the product. In fp32 it does not, and the other
+    # order of the factors would round differently.
+    return (columns @ rows.transpose(1, 2)).transpose(1, 2)
 
 
 def _joined(prefix: Tensor, later: Tensor) -> Tensor:

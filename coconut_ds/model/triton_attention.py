@@ -16,15 +16,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from coconut_ds.model.attention_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
+from coconut_ds.model.attention_kernels import blocks, forward_kernel, key_gradient_kernel, query_gradient_kernel
 from coconut_ds.model.part_attention import Stash
-
-COLUMNS = 64
-"""Keys in one block."""
-LARGEST_BLOCK = 64
-"""Rows, that is queries which share a key head, in one block at most."""
-SMALLEST_BLOCK = 16
-"""Rows in one block at least: matrix units multiply no fewer."""
 
 
 class TritonPartAttention(torch.autograd.Function):
@@ -95,12 +88,13 @@ def _key_gradients(
     """Gradients of the keys and values, of later positions or of the prefix, from the factors of one or more passes."""
     d_keys, d_values = torch.empty_like(keys), torch.empty_like(values)
     rows, heads, length, size = keys.shape
-    key_gradient_kernel[(rows * heads, triton.cdiv(length, COLUMNS))](
+    sizes = _blocks(query, keys)
+    key_gradient_kernel[(rows * heads, triton.cdiv(length, sizes["COLUMNS"]))](
         *(query, keys, values, _bytes(pads, query), log_sums, d_output, deltas, d_keys, d_values),
         *(*query.stride()[:3], *d_output.stride()[:3]),
         *(scale, *_heads(query, keys), query.shape[2], length, size),
         *(is_later, pads is not None),
-        **_blocks(query, keys),
+        **sizes,
     )
     return d_keys, d_values
 
@@ -121,10 +115,8 @@ def _heads(query: Tensor, keys: Tensor) -> tuple[int, int]:
 
 
 def _blocks(query: Tensor, keys: Tensor) -> dict[str, int]:
-    """Sizes of the blocks, all powers of two: rows, keys, and entries of a head."""
-    rows = triton.next_power_of_2(_heads(query, keys)[1] * query.shape[2])
-    size = max(SMALLEST_BLOCK, triton.next_power_of_2(query.shape[3]))
-    return {"ROWS": min(max(rows, SMALLEST_BLOCK), LARGEST_BLOCK), "COLUMNS": COLUMNS, "SIZE": size}
+    """See ``attention_kernels.blocks``."""
+    return blocks(_heads(query, keys)[1] * query.shape[2], query.shape[3], query.dtype == torch.float32)
 
 
 def _grid(query: Tensor, keys: Tensor) -> tuple[int, int]:
