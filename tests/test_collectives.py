@@ -31,6 +31,13 @@ def test_held_weights_are_gathered_once_for_an_update(found):
 
 
 @pytest.mark.slow
+def test_a_validation_gathers_once_and_leaves_the_weights_to_the_next_update(found):
+    """Losses and generated texts together; DeepSpeed itself gathers for each pass."""
+    assert found["zero3_validation"] == {"validation": 1, "update": 0}
+    assert found["zero3_released_validation"]["validation"] > 20
+
+
+@pytest.mark.slow
 def test_a_new_number_of_thoughts_changes_neither_gathers_nor_losses(found):
     """Over seven updates in one engine. Losses equal, bit for bit, those of weights that DeepSpeed gathers and releases
     for each module: 8 times in the forward and twice in the backward pass with 6 thoughts."""

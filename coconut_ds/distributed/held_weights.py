@@ -14,9 +14,9 @@ from torch import nn
 
 from coconut_ds.distributed.zero import is_sharded
 
-GROUP = 50_000_000
+GROUP = 8_000_000
 """Largest number of elements of several weights that are gathered by one collective, through one buffer. A larger
-weight is gathered alone, without a copy."""
+weight is gathered alone, without a buffer."""
 
 
 class HeldWeights:
