@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut_ds.data.problem import load_problems
+from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds
 from coconut_ds.methods.layout import Layout, lay_out
-from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.methods.layouts import Layouts
+from coconut_ds.model.collate import Batch, collate
 from coconut_ds.model.fused import PLAIN, Kernels
 from coconut_ds.model.latent_loop import LatentLoop
 
@@ -62,18 +63,12 @@ class Workload:
     @classmethod
     def load(cls, data: str | None, tokenizer: str | None, stage: int) -> "Workload":
         """Problems and tokenizer as given; else the published ones if present, else generated ones."""
-        published = SHARED / "prosqa_valid.json"
-        if data is None and published.is_file():
-            data, tokenizer = str(published), tokenizer or str(SHARED / "gpt2_tokenizer")
-        rng = random.Random(0)
-        problems = load_problems(data) if data else [generate_problem(rng) for _ in range(2 * GLOBAL_BATCH)]
-        texts = [text for one in problems for text in (one.question, *one.steps, one.answer)]
-        loaded = load_tokenizer(tokenizer) if tokenizer else build_word_tokenizer(texts)
+        problems, loaded, source = problems_of(data, tokenizer)
         markers, _ = add_markers(loaded)
         spec = CurriculumSpec(1, max(stage, 1))
         layouts = [lay_out(METHODS["coconut"], one, stage, spec, markers) for one in tokenize(loaded, problems)]
         random.Random(1).shuffle(layouts)
-        return cls(layouts, loaded, markers, Path(data).name if data else "generated")
+        return cls(layouts, loaded, markers, source)
 
     @property
     def pad_id(self) -> int:
@@ -100,11 +95,11 @@ class Workload:
         """Micro batches of ``micro`` problems in their original order."""
         return [self.layouts[start : start + micro] for start in range(0, len(self.layouts) - micro + 1, micro)]
 
-    def collate(self, layouts: Sequence[Layout]) -> tuple[LatentInputs, Targets]:
+    def collate(self, layouts: Sequence[Layout]) -> Batch:
         """The tensors of a micro batch that is a whole update: each target has the same weight."""
-        total = sum(layout.num_targets for layout in layouts)
-        thoughts = max(layout.num_thoughts for layout in layouts)
-        return collate(layouts, [1 / total] * len(layouts), thoughts, self.pad_id)
+        rows = Layouts.of(layouts)
+        weight = 1 / int(rows.num_targets.sum())
+        return collate(rows, [weight] * len(rows), int(rows.num_thoughts.max()), self.pad_id)
 
     def real_share(self, micro: int) -> float:
         """Share of the computed columns that are not padding."""
@@ -114,6 +109,18 @@ class Workload:
             real += sum(map(len, batch))
             columns += sum(ids.numel() for ids in (inputs.prefix_ids, inputs.step_ids, inputs.rest_ids))
         return real / columns
+
+
+def problems_of(data: str | None, tokenizer: str | None) -> tuple[list[Problem], PreTrainedTokenizerBase, str]:
+    """Problems and tokenizer as given, else the published ones if present, else generated ones; and their source."""
+    published = SHARED / "prosqa_valid.json"
+    if data is None and published.is_file():
+        data, tokenizer = str(published), tokenizer or str(SHARED / "gpt2_tokenizer")
+    rng = random.Random(0)
+    problems = load_problems(data) if data else [generate_problem(rng) for _ in range(2 * GLOBAL_BATCH)]
+    texts = [text for one in problems for text in (one.question, *one.steps, one.answer)]
+    loaded = load_tokenizer(tokenizer) if tokenizer else build_word_tokenizer(texts)
+    return problems, loaded, Path(data).name if data else "generated"
 
 
 def make_config(name: str, rows: int) -> PreTrainedConfig:

@@ -116,8 +116,8 @@ def fast_result(
     loop = LatentLoop(model, activation_checkpointing=way == "checkpointing", kernels=kernels)
     thoughts = max(layout.num_thoughts for layout in layouts)
     iterations = ITERATIONS if way == "jacobi" else None
-    inputs, targets = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
-    return _result(model, latent_loss(loop, inputs.to(loop.device), targets.to(loop.device)))
+    batch = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
+    return _result(model, latent_loss(loop, *batch.to(loop.device)))
 
 
 def _weights(layouts: Sequence[Layout]) -> list[float]:

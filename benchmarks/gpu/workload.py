@@ -20,7 +20,7 @@ from training_workload import make_config, make_engine
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model.collate import collate
+from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.fused import PLAIN, Kernels
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.precision import cast
@@ -108,7 +108,7 @@ def make_update(
 
         def update(layouts: Sequence[Layout]) -> float:
             with record_function(UPDATE):
-                return float(engine.update([batch_of(layouts)], LR).loss)
+                return float(engine.update([batch_of(layouts, options.device)], LR).loss)
 
         return update
     cast(model, torch.bfloat16 if bf16 else torch.float32, options.device)
@@ -128,17 +128,18 @@ def make_update(
 
 def loop_pass(loop: LatentLoop, layouts: Sequence[Layout]) -> torch.Tensor:
     """Forward and backward pass of one micro batch. Returns the loss, a scalar on the device."""
-    inputs, targets = (part.to(loop.device) for part in batch_of(layouts))
+    batch = batch_of(layouts, loop.device).to(loop.device)
     with record_function(LOOP):
-        loss = latent_loss(loop, inputs, targets)
+        loss = latent_loss(loop, *batch)
         loss.backward()
     return loss.detach()
 
 
-def batch_of(layouts: Sequence[Layout]) -> tuple[Any, Any]:
-    """The tensors of a micro batch on the CPU; each target has the same weight."""
+def batch_of(layouts: Sequence[Layout], device: torch.device) -> Batch:
+    """The tensors of a micro batch in the memory of the host, as in training on ``device``; all targets weigh the same."""
     total = sum(layout.num_targets for layout in layouts)
-    return collate(layouts, [1 / total] * len(layouts), max(layout.num_thoughts for layout in layouts), EOS)
+    collator = Collator.for_device(device, EOS, iterations=None, max_width=None)
+    return collator(layouts, [1 / total] * len(layouts), max(layout.num_thoughts for layout in layouts))
 
 
 def traced(run: Callable[[], object], options: Options, name: str) -> list[Event]:
