@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import metadata
 
 import torch
-from evaluation import synchronise
+from generation_workload import synchronise
 from torch.nn.attention import SDPBackend
 from training_workload import matrix_peak
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from evaluation import synchronise
+from generation_workload import synchronise
 from training_workload import operations, peak_memory_mb
 
 from coconut_ds.model.fused import PLAIN, choose_kernels

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from evaluation import EOS, NEW_TOKENS, NUM_THOUGHTS, request_of, tokens_of_questions
+from generation_workload import EOS, NEW_TOKENS, NUM_THOUGHTS, request_of, tokens_of_questions
 from torch.profiler import record_function
 
 from coconut_ds.generation.batch import generate

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import END, EOS, START, THOUGHT, VOCABULARY, tokens_of_questions
+from generation_workload import END, EOS, START, THOUGHT, VOCABULARY, tokens_of_questions
 from torch.profiler import ProfilerActivity, profile, record_function
 from training_workload import make_config, make_engine
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -136,7 +136,7 @@ def loop_pass(loop: LatentLoop, layouts: Sequence[Layout]) -> torch.Tensor:
 
 
 def batch_of(layouts: Sequence[Layout], device: torch.device) -> Batch:
-    """The tensors of a micro batch in the memory of the host, as in training on ``device``; all targets weigh the same."""
+    """The tensors of a micro batch on the host, as in training on ``device``; all targets have the same weight."""
     total = sum(layout.num_targets for layout in layouts)
     collator = Collator.for_device(device, EOS, iterations=None, max_width=None)
     return collator(layouts, [1 / total] * len(layouts), max(layout.num_thoughts for layout in layouts))
