@@ -14,7 +14,7 @@ from gpu.workload import Options, make_model
 SLOTS = (32, 128, 256)
 HIGHEST = 20.0
 """Time of a one-position step over its floor above which the check fails. With 32 rows of GPT-2, reading weights and
-cache takes about 0.15 ms on an H200; a CUDA graph of the step takes about 1 ms, single launches 2 to 4 ms (estimated)."""
+cache takes about 0.15 ms on an H200; a CUDA graph of the step takes about 1 ms, single launches 2 to 4 (estimates)."""
 
 
 def run(report: Report, options: Options) -> None:
