@@ -54,7 +54,7 @@ class LatentLoop(nn.Module):
         self,
         model: PreTrainedModel,
         activation_checkpointing: bool = False,
-        defer_gradients: bool = True,
+        defer_gradients: bool | None = None,
         kernels: Kernels = PLAIN,
     ) -> None:
         """Patches ``model`` in place: fused kernels, the shortened last layer, and optionally checkpointing.
@@ -63,8 +63,9 @@ class LatentLoop(nn.Module):
             model: the language model.
             activation_checkpointing: whether each layer drops its activations and recomputes them in the backward
                 pass (see ``checkpointing.py``).
-            defer_gradients: whether, on a CPU, the gradient of each weight is summed over all passes in one product
-                (see ``deferred.py``). Must be False under ZeRO-3, which releases the weights between passes.
+            defer_gradients: whether the gradient of each weight is summed over all passes in one product (see
+                ``deferred.py``); None: on a CPU, where summing it pass by pass takes longer than the one-position
+                passes themselves. Must be False under ZeRO-3, which releases the weights between passes.
             kernels: fused kernels beyond those that are always used (see ``fused.py``).
 
         Raises:
@@ -147,8 +148,8 @@ class LatentLoop(nn.Module):
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        # Only on a CPU, where summing the gradients pass by pass takes longer than the one-position passes themselves.
-        defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
+        wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
+        defers = wanted and torch.is_grad_enabled()
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention)
         prefix, steps, rest = self._embeddings(inputs)
         parts = [passes.prefix(prefix)]

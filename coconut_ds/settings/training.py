@@ -59,6 +59,11 @@ class TrainingConfig(Group):
     activation_checkpointing: bool = False
     """Keep only the input, keys and values of each layer and recompute the rest for the gradient. Needs less memory and
     about a third more computation; the numbers are the same."""
+    defer_gradients: bool | None = None
+    """Add up the gradient of each weight over all passes after the prefix in one product. null: on a CPU, where it is
+    faster, except under ZeRO-3. true: on GPUs too; it saves a gradient of each weight for every thought, and keeps the
+    inputs and gradients of these passes until the end of the backward pass (coconut-plan shows it); needs ZeRO stage 0,
+    1 or 2 and attn_implementation=sdpa. false: never. The numbers are the same up to rounding."""
     batch_size_eval: Positive = 64
     """Number of problems per batch on one rank during validation."""
     save_every: Positive = 1
@@ -117,3 +122,8 @@ class DeepSpeedConfig(Group):
 
     config: str
     """Name of a file in ds_configs/ (zero0 … zero3, zero2_offload, zero3_offload), or path of a JSON file."""
+    hold_weights: bool = True
+    """Under ZeRO-3, gather every weight once per update and keep it whole until the optimizer step, instead of once for
+    each pass of the latent loop; validation and generation gather once too. false: DeepSpeed gathers and releases the
+    weights of each module, within the limits of the file (stage3_max_live_parameters). The numbers are the same.
+    Without effect if the file keeps weights on NVMe (offload_param), or if it quantizes or duplicates them (ZeRO++)."""

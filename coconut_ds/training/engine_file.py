@@ -33,13 +33,16 @@ OWNED_KEYS = (
 )
 """Keys that this project's configuration sets, or that would change the numbers; the file must not contain them."""
 
+QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+"""Keys of ``zero_optimization`` that make ZeRO-3 gather quantized weights (ZeRO++)."""
+
 
 def read_engine_file(config: Config) -> dict[str, Any]:
     """Reads the JSON file of ``deepspeed.config`` and checks it against the configuration.
 
     Raises:
         ConfigError: it is missing, is not valid JSON, contains one of ``OWNED_KEYS``, or has a ZeRO stage that is
-            unknown or does not support ``run.bf16``.
+            unknown or does not support ``run.bf16`` or ``training.defer_gradients``.
     """
     name = config.deepspeed.config
     known = project_folder("ds_configs") / f"{name}.json"
@@ -71,6 +74,11 @@ def read_engine_file(config: Config) -> dict[str, Any]:
             "run.bf16=true with ZeRO stage 0: here DeepSpeed's optimizer does not behave as plain AdamW; "
             "set deepspeed=zero1 (or zero2, zero3), or run.bf16=false"
         )
+    if config.training.defer_gradients and stage == 3:
+        raise ConfigError(
+            "training.defer_gradients=true with ZeRO stage 3, which releases the weights between passes; "
+            "set deepspeed=zero2, or training.defer_gradients=null"
+        )
     return values
 
 
@@ -79,9 +87,21 @@ def zero_stage(config: Config) -> int:
     return int(read_engine_file(config).get("zero_optimization", {}).get("stage", 0))
 
 
+def holds_weights(config: Config) -> bool:
+    """Whether all weights are gathered once per update and stay whole (``deepspeed.hold_weights``, ZeRO-3 only)."""
+    zero = read_engine_file(config).get("zero_optimization", {})
+    # Weights on NVMe pass through a few buffers, which cannot hold all of them; ZeRO++ gathers in ways of its own.
+    on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
+    plus_plus = zero.get("zero_hpz_partition_size", 1) > 1 or any(zero.get(key) for key in QUANTIZED_WEIGHTS)
+    return config.deepspeed.hold_weights and zero.get("stage") == 3 and not on_nvme and not plus_plus
+
+
 def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
     """The complete configuration of the DeepSpeed engine: the file and ``owned_values``."""
-    return {**read_engine_file(config), **owned_values(config, geometry, num_ranks)}
+    file = read_engine_file(config)
+    # By default, DeepSpeed's throughput timer makes the host wait for the GPU before and after each micro batch.
+    timers = {"throughput": {"enabled": False}, **file.get("timers", {})}
+    return {**file, "timers": timers, **owned_values(config, geometry, num_ranks)}
 
 
 def owned_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from conftest import VOCABULARY
 
 from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.collate import Batch, collate
 from strict_device.registering import device
 
 THOUGHT = VOCABULARY - 1
@@ -21,18 +20,17 @@ def layout_of(question: int, thoughts: int, after: int) -> Layout:
     return Layout(ids, labels, question if thoughts else len(ids), thoughts)
 
 
-def batch_of(layouts: Sequence[Layout], iterations: int | None = None) -> tuple[LatentInputs, Targets]:
+def batch_of(layouts: Sequence[Layout], iterations: int | None = None) -> Batch:
     """One micro batch on the CPU."""
     most = max(layout.num_thoughts for layout in layouts)
     return collate(layouts, [0.1] * len(layouts), most, 0, iterations=iterations)
 
 
-def mixed_batch(iterations: int | None = None) -> tuple[LatentInputs, Targets]:
+def mixed_batch(iterations: int | None = None) -> Batch:
     """The rows of ``SHAPES``, on the CPU."""
     return batch_of([layout_of(*shape) for shape in SHAPES], iterations)
 
 
-def on_device(batch: tuple[LatentInputs, Targets]) -> tuple[LatentInputs, Targets]:
+def on_device(batch: Batch) -> Batch:
     """The batch on the strict device."""
-    place: torch.device = device()
-    return batch[0].to(place), batch[1].to(place)
+    return batch.to(device())

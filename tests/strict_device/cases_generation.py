@@ -7,6 +7,7 @@ import torch
 from making_requests import LATENT, Ends, prompt_of
 
 import strict_device
+from coconut_ds.generation import slot_passes, thinking_engine
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -107,19 +108,70 @@ def syncs_a_token(syncs, loop, requests) -> tuple[float, float]:
     """Reads and copies for each token that all rows write together, after prompts and thoughts."""
     found = []
     for count in (4, 12):
+        longer = [replace(request, max_new_tokens=count, min_new_tokens=0, stop=()) for request in requests]
         with syncs.counted() as counted:
-            run(loop, [replace(request, max_new_tokens=count) for request in requests], slots=len(requests))
+            run(loop, longer, slots=len(requests))
         found.append(counted)
     few, many = found
     print(many)
     return (many.reads - few.reads) / 8, (many.copies - few.copies) / 8
 
 
-A_TOKEN = {
-    "greedy": (1, 4),
-    "sampled": (2, 8),
-    "log_probabilities": (9, 5),
-}
+class Refusing:
+    """A capturer whose steps must not wait for the device, and whose replays run the step again."""
+
+    def __init__(self, syncs):
+        self._syncs, self.replays = syncs, 0
+
+    def warm_up(self, step):
+        with self._syncs.refused():
+            step()
+
+    def capture(self, step):
+        with self._syncs.refused():
+            step()
+
+        def replay():
+            self.replays += 1
+            self.warm_up(step)
+
+        return replay
+
+
+@pytest.fixture
+def capturing(syncs, monkeypatch):
+    """Makes engines use steps of fixed shape, as they do on CUDA."""
+    capturer = Refusing(syncs)
+    monkeypatch.setattr(thinking_engine, "capturer_for", lambda loop: capturer)
+    return capturer
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
+    """No step waits for the device, in whatever it is captured. Its buffers stay where they are."""
+    engine, ends = ThinkingEngine(loop, EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
+    for request in REQUESTS[name]:
+        engine.submit(request, ends)
+    places = []
+    while op := engine.due():
+        engine.step(op)
+        if op is Op.ADVANCE:
+            steps, layers = engine._steps, engine.cache.slot_layers
+            buffers = [steps._orders, steps._logits, steps._likeliest, engine._passes.last]
+            buffers += [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+            places.append([buffer.data_ptr() for buffer in buffers])
+    assert all(each == places[0] for each in places)
+    for ticket, request in enumerate(REQUESTS[name]):
+        expected = request.continuation or [0] * request.max_new_tokens
+        assert ends.completions[ticket].tokens == list(expected)
+
+
+def test_wide_passes(loop, monkeypatch):
+    monkeypatch.setattr(slot_passes, "WIDENING", (DEVICE.type,))
+    run(loop, [*REQUESTS["reuse"], *REQUESTS["jacobi"]])
+
+
+A_TOKEN = dict.fromkeys(("greedy", "sampled", "log_probabilities", "bans"), (1, 0))
 """Host syncs for each token: reads and copies, over all rows together."""
 
 
@@ -128,6 +180,12 @@ def test_syncs_of_a_token(syncs, name):
     loop = LatentLoop(strict_device.make_model("gpt2")).eval()
     requests = [request for request in REQUESTS[name] if request.continuation is None]
     assert syncs_a_token(syncs, loop, requests) == A_TOKEN[name]
+
+
+@pytest.mark.parametrize("name", A_TOKEN)
+def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
+    test_syncs_of_a_token(syncs, name)
+    assert capturing.replays > 5
 
 
 def test_the_head_runs_where_the_states_are(syncs):

@@ -18,6 +18,7 @@ MEASURED = ("model", "generation", "training/engine.py")
 CONFIGURATION = "reads configurations, names and token ids, and refuses those that do not fit"
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
 ON_A_CPU = "computes on a CPU only"
+ON_CUDA = "calls functions of torch.cuda"
 NO_TENSORS = {
     "model/attention.py:check_attention": CONFIGURATION,
     "model/attention.py:check_attention_used": CONFIGURATION,
@@ -33,12 +34,19 @@ NO_TENSORS = {
     "model/generation_config.py": CONFIGURATION,
     "model/reference_state.py": FILES,
     "model/starting.py": FILES,
+    "model/head.py:_weight_first": ON_A_CPU,
     "model/support.py:attention_window": CONFIGURATION,
     "model/support.py:context_length": CONFIGURATION,
     "model/support.py:refuse_partial": CONFIGURATION,
     "model/support.py:stored_buffers": CONFIGURATION,
     "model/trial.py:Trial.fault": CONFIGURATION,
     "generation/attention.py:_causal_blocks": ON_A_CPU,
+    "generation/sampling.py:_likeliest_by_chunks": ON_A_CPU,
+    "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
+    "generation/slots.py:_in_huge_pages": ON_A_CPU,
+    "generation/slots.py:_row_by_row": ON_A_CPU,
+    "generation/step_graphs.py:CudaCapturer": ON_CUDA,
+    "generation/pass_size.py:PassSize": ON_CUDA,
     "generation/decoding.py:token_id": CONFIGURATION,
     "generation/decoding.py:token_names": CONFIGURATION,
     "generation/prompter.py": CONFIGURATION,
