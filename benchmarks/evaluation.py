@@ -20,34 +20,38 @@ The last line is JSON:
 * ``ratio_fp32``, ``ratio_bf16``: problems per second over the naive loop's.
 * ``over_transformers``: the engine's time per problem over that of transformers.
 * ``cache_over_shapes``: memory of the cache over what its rows need.
-* ``advance_over_floor``: time of a pass over one position over the time to read weights and cache from memory.
+* ``advance_over_floor`` and what follows it: the one-position step, see ``benchmarks/step.py``.
 """
 
 import argparse
 import json
-import random
-import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import step
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from generation_workload import (
+    END,
+    EOS,
+    NEW_TOKENS,
+    NUM_THOUGHTS,
+    START,
+    THOUGHT,
+    model_of,
+    request_of,
+    synchronise,
+    tokens_of_questions,
+)
+from transformers import PreTrainedModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request
-from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
-from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.generation.thinking_engine import ThinkingEngine
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.precision import cast, multiplies_bf16
+from coconut_ds.model.precision import multiplies_bf16
 
-VOCABULARY, EOS, START, THOUGHT, END = 50260, 50256, 50257, 50258, 50259
-NUM_THOUGHTS, NEW_TOKENS, SLOTS = 6, 16, 32
+SLOTS, STEPS = 32, 16
 
 Variants = dict[str, tuple[int, Callable[[int], object]]]
 """For each variant, the number of problems in a run and the function that runs it, given the number of the round."""
@@ -92,7 +96,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, object]:
         "over_transformers": ratio("plain", "transformers"),
         "over_transformers_bf16": ratio("plain_bf16", "transformers_bf16"),
         **cache_of(loops[torch.float32], thinking),
-        **floor_of(loops[torch.bfloat16], thinking[:SLOTS], device),
+        **step.measure(loops[torch.bfloat16], SLOTS, STEPS),
     }
 
 
@@ -130,34 +134,6 @@ def seconds_per_problem(variants: Variants, rounds: int, device: torch.device) -
             if number:
                 seconds[name].append((time.perf_counter() - began) / count)
     return seconds
-
-
-def tokens_of_questions(count: int) -> list[list[int]]:
-    """Token ids of ``count`` generated questions, cut into pieces as GPT-2's tokenizer does: lempus is lem, p, us."""
-    rng, ids = random.Random(0), dict[str, int]()
-    found = []
-    for _ in range(count):
-        pieces = re.findall(r"[A-Za-z]{1,4}(?=[a-z]*pus)|p(?=us\b)|us\b|\w+|[^\w\s]|\n", generate_problem(rng).question)
-        found.append([ids.setdefault(piece, len(ids)) for piece in [*pieces, "\n"]])
-    return found
-
-
-def request_of(question: list[int], thoughts: int, length: int = NEW_TOKENS) -> Request:
-    """A request with the question, ``thoughts`` between markers, and exactly ``length`` new tokens."""
-    ids = [*question, START, *[THOUGHT] * thoughts, END] if thoughts else question
-    layout = Layout(ids, [IGNORE] * len(ids), len(question) + 1 if thoughts else len(ids), thoughts)
-    return Request(layout, length, min_new_tokens=length, suppress=(START, THOUGHT, END))
-
-
-def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The benchmark's model, with the same random weights in each call."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=512, n_layer=6, n_head=8, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS
-    )
-    model = AutoModelForCausalLM.from_config(config).to(device).eval()
-    cast(model, dtype, device)
-    return model
 
 
 @torch.no_grad()
@@ -203,46 +179,6 @@ def cache_of(loop: LatentLoop, requests: list[Request]) -> dict[str, float]:
     config = loop.model.config
     needed = 2 * config.num_hidden_layers * SLOTS * longest * config.hidden_size * 4
     return {"cache_mb": round(engine.cache.num_bytes / 1e6, 1), "cache_over_shapes": engine.cache.num_bytes / needed}
-
-
-def floor_of(loop: LatentLoop, requests: list[Request], device: torch.device) -> dict[str, float]:
-    """Time of a pass over one position, also over its lower bound: the time to read weights and cache from memory."""
-    engine = ThinkingEngine(loop, [EOS], SLOTS, max(request.num_positions for request in requests))
-    for request in requests:
-        engine.submit(request)
-    advance, read = [], 0.0
-    while op := engine.due():
-        synchronise(device)
-        began = time.perf_counter()
-        engine.step(op)
-        synchronise(device)
-        if op is Op.ADVANCE:
-            advance.append(time.perf_counter() - began)
-    weights = sum(p.numel() * p.element_size() for p in loop.model.base_model.parameters())
-    weights -= loop.model.get_input_embeddings().weight.numel() * 2
-    read = weights + engine.cache.num_bytes
-    source = torch.ones(128 * 2**20, dtype=torch.bfloat16, device=device)
-    target, copies = torch.empty_like(source), []
-    for _ in range(9):
-        synchronise(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        synchronise(device)
-        copies.append(time.perf_counter() - began)
-    bandwidth = 2 * source.numel() * 2 / min(copies)
-    pass_s = statistics.median(advance)
-    return {
-        "advance_ms": round(pass_s * 1e3, 2),
-        "tokens_per_s": round(len(requests) / pass_s, 1),
-        "bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
-        "advance_over_floor": round(pass_s * bandwidth / read, 2),
-    }
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits until the device has finished all work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python benchmarks/serving.py --json                 # 2 CPU cores: about four minutes
     python benchmarks/serving.py --device cuda
 
-The model is the six-layer, 512-wide GPT-2 of ``benchmarks/evaluation.py`` in bf16, with random weights. Prompts are
-sent as token ids, and each is used once, so that none is in the cache. *Long* requests are like those of ProsQA: 360
-prompt tokens, 6 thoughts, 16 new tokens. *Short* requests have 32 prompt tokens, 6 thoughts and 64 new tokens.
+The model is the six-layer, 512-wide GPT-2 of ``benchmarks/generation_workload.py`` in bf16, with random weights.
+Prompts are sent as token ids, and each is used once, so that none is in the cache. *Long* requests are like those of
+ProsQA: 360 prompt tokens, 6 thoughts, 16 new tokens. *Short* requests have 32 prompt tokens, 6 thoughts and 64 new
+tokens.
 
 In this process, while the server is idle, the engine alone is measured: the time to encode the long prompts (the
 *ceiling*, as if thoughts and tokens cost nothing), one request at a time, and eight at a time. The server is measured
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import EOS, NUM_THOUGHTS, model_of, request_of, tokens_of_questions
+from generation_workload import EOS, NUM_THOUGHTS, model_of, request_of, tokens_of_questions
 from server_process import started
 from serving_load import LoadClient, LoadResult
 from tokenizers import Tokenizer, models, pre_tokenizers

@@ -262,7 +262,7 @@ def load_reasoner(
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
     computes_on = alone().device if device is None else torch.device(device)
     cast(backbone.model, dtype, computes_on)
-    reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model)).to(computes_on)
+    reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner
 

@@ -56,6 +56,8 @@ class EngineSettings:
     """Of the parameters: float32, bfloat16 or float16."""
     device: str | None = None
     """None: the accelerator if there is one, else the CPU."""
+    tf32: bool = False
+    """Whether products of fp32 matrices on CUDA are computed in TF32."""
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.max_positions < 2:

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.model.folder_files import weight_files
-from coconut_ds.model.precision import multiplies_bf16
+from coconut_ds.model.precision import multiplies_bf16, use_tf32
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.strict_json import parse_json
 from serve.checkpoints import Checkpoints, ServedCheckpoint
@@ -70,6 +70,9 @@ class Models:
             observer: given a model's name, returns the observer of its requests.
         """
         self.checkpoints, self.settings = checkpoints, settings
+        note = use_tf32("--tf32", settings.tf32, settings.dtype != "float32", device_of(settings))
+        if note is not None:
+            log.info("%s", note)
         self.budget_bytes = default_budget(settings) if budget_bytes is None else budget_bytes
         self._max_waiting, self._observer = max_waiting, observer
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()

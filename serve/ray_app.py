@@ -29,6 +29,7 @@ class Options(BaseModel):
     slots: int = EngineSettings.slots
     max_positions: int = EngineSettings.max_positions
     dtype: str = EngineSettings.dtype
+    tf32: bool = EngineSettings.tf32
     memory_gb: float | None = None
     """Memory per replica for the weights and caches of all its loaded models, in GB (1e9 bytes)."""
     min_replicas: int = 1
@@ -48,7 +49,7 @@ class Replica:
     """One replica: the service and its HTTP layer, without the server process of ``serve.server``."""
 
     def __init__(self, options: Options) -> None:
-        settings = EngineSettings(options.slots, options.max_positions, options.dtype)
+        settings = EngineSettings(options.slots, options.max_positions, options.dtype, tf32=options.tf32)
         budget = None if options.memory_gb is None else int(options.memory_gb * 1e9)
         self.service, self.metrics = make_service(options.checkpoints, settings, Limits(), budget)
         load(self.service, self.service.models.checkpoints.names[0])

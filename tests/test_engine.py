@@ -14,7 +14,8 @@ from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, famil
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.engine_file import holds_weights, read_engine_file
+from coconut_ds.training.batches import BatchGeometry
+from coconut_ds.training.engine_file import engine_values, holds_weights, read_engine_file
 from coconut_ds.training.experiment import Experiment
 
 WORKER = Path(__file__).parent / "zero_worker.py"
@@ -190,6 +191,34 @@ def test_weights_are_held_under_zero_3_unless_the_file_cannot_do_it(tmp_path):
         path.write_text(json.dumps({"zero_optimization": section}))
         assert holds_weights(with_engine(base, str(path))) == holds, section
         assert not holds_weights(with_engine(base, str(path), holds=False))
+
+
+def test_deepspeeds_throughput_timer_is_off_unless_the_file_switches_it_on(tmp_path):
+    """It makes the host wait for the GPU before and after each micro batch."""
+    geometry, path = BatchGeometry(8, 8, 1, 1), tmp_path / "own.json"
+    found = []
+    for timers in (None, {"other": 1}, {"throughput": {"enabled": True}}):
+        path.write_text(json.dumps({} if timers is None else {"timers": timers}))
+        config = compose_config([f"deepspeed.config={path}"])
+        found.append(engine_values(config, geometry, 1)["timers"])
+        assert read_engine_file(config).get("timers") == timers, "the signature has the contents of the file"
+    assert found == [
+        {"throughput": {"enabled": False}},
+        {"throughput": {"enabled": False}, "other": 1},
+        {"throughput": {"enabled": True}},
+    ]
+
+
+def test_deferred_gradients_are_refused_under_zero_3():
+    for stage in range(4):
+        config = compose_config([f"deepspeed=zero{stage}", "training.defer_gradients=true"])
+        if stage < 3:
+            read_engine_file(config)
+        else:
+            with pytest.raises(ConfigError, match=r"defer_gradients=true with ZeRO stage 3.*set deepspeed=zero2"):
+                read_engine_file(config)
+    with pytest.raises(ConfigError, match=r"defer_gradients=true needs model.attn_implementation=sdpa, found eager"):
+        compose_config(["training.defer_gradients=true", "attn_implementation=eager"])
 
 
 def test_engine_files_by_name():

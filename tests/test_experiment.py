@@ -63,7 +63,7 @@ def test_the_sequences_of_a_problem_in_words(method, expected):
     """The first training problem at stages 0 to 3, the last of which removes all steps."""
     experiment = tiny_experiment(f"method={method}")
     problem = experiment.problems.train(0)[0]
-    found = [readable(experiment, experiment.layout(problem, stage)) for stage in range(4)]
+    found = [readable(experiment, experiment.sequences.one(problem, stage)) for stage in range(4)]
     assert found == [f"9 + 2 + 2 + 1 = / {rest}" for rest in expected]
     assert experiment.curriculum.last_stage == (3 if method.startswith("coconut") else 0)
 
@@ -121,13 +121,13 @@ def test_only_a_curriculum_mixes_stages(method):
     problems = experiment.problems.train(0)
     stages = []
     for index, problem in enumerate(problems):
-        layout = experiment.training_layout(5, 2, index, problem)
-        assert layout == experiment.training_layout(5, 2, index, problem)
-        stages.append(next(stage for stage in (2, 1, 0) if experiment.layout(problem, stage) == layout))
+        layout = experiment.sequences.one_for_training(5, 2, index, problem)
+        assert layout == experiment.sequences.one_for_training(5, 2, index, problem)
+        stages.append(next(stage for stage in (2, 1, 0) if experiment.sequences.one(problem, stage) == layout))
     assert set(stages) == ({0, 1, 2} if method == "coconut" else {2})
     unmixed = tiny_experiment(f"method={method}", "replay_prob=0.0")
     for index, problem in enumerate(problems):
-        assert unmixed.training_layout(5, 2, index, problem) == unmixed.layout(problem, 2)
+        assert unmixed.sequences.one_for_training(5, 2, index, problem) == unmixed.sequences.one(problem, 2)
 
 
 @pytest.mark.parametrize("positions", range(16, 24))
@@ -137,7 +137,9 @@ def test_problems_that_do_not_fit_the_context_are_refused_before_anything_is_tra
     override = f"model.model_config_overrides.n_positions={positions}"
     if fits:
         experiment = tiny_experiment(override)
-        lengths = [len(experiment.layout(one, stage)) for one in experiment.problems.train(0) for stage in range(4)]
+        lengths = [
+            len(experiment.sequences.one(one, stage)) for one in experiment.problems.train(0) for stage in range(4)
+        ]
         assert max(lengths) == 20
     else:
         with pytest.raises(DataError, match=f"problem 0 has 20 tokens.*context is {positions}"):

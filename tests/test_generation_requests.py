@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_model
-from making_requests import LATENT, prompt_of
+from making_requests import LATENT, Ends, prompt_of
 from slow_loop import slow_embeddings
 
 from coconut_ds.errors import DataError
@@ -70,6 +70,25 @@ def test_bf16_is_close_to_fp32():
     rough = generate(LatentLoop(make_model("llama", seed=2).to(torch.bfloat16)), requests, [0])
     for one, other in zip(exact, rough, strict=True):
         assert torch.nn.functional.cosine_similarity(one.thoughts, other.thoughts, dim=-1).min() > 0.99
+
+
+def test_in_bf16_on_a_cpu_slots_become_longer_when_a_longer_request_comes():
+    """The request that runs meanwhile keeps its keys and values."""
+    loop = LatentLoop(make_model("llama", seed=2).to(torch.bfloat16))
+    requests = [Request(prompt_of([4, 5, 6, 7], 3), 12), Request(prompt_of([n % 30 + 1 for n in range(60)], 3), 12)]
+    requests = [replace(request, min_new_tokens=12, keep_thoughts=True) for request in requests]
+    alone = [generate(loop, [request], [0])[0] for request in requests]
+    engine, ends = ThinkingEngine(loop, [0], 2, 96), Ends()
+    engine.submit(requests[0], ends)
+    for _ in range(4):
+        engine.step(engine.due())
+    before = engine.cache.num_bytes
+    engine.submit(requests[1], ends)
+    engine.run()
+    assert before * 80 == engine.cache.num_bytes * 32
+    for one, expected in ((ends.completions[0], alone[0]), (ends.completions[1], alone[1])):
+        assert one.tokens == expected.tokens
+        torch.testing.assert_close(one.thoughts, expected.thoughts, rtol=0.05, atol=0.05)
 
 
 def test_requests_that_make_no_sense_are_refused(tiny_model):

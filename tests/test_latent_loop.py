@@ -1,16 +1,19 @@
 """The fast loop equals the slow one: loss and every gradient."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import VOCABULARY, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from making_layouts import LONG, SOME
 from slow_loop import slow_loss
 
 from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts
 from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model import loss
+from coconut_ds.model import deferred, loss
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -68,13 +71,6 @@ def test_loss_and_gradients_equal_the_slow_loop(tiny_model, family, layouts, dat
     compare(tiny_model(family), layouts, weights, extra_passes=data.draw(st.integers(0, 2)))
 
 
-SOME = [
-    Layout([5, 6, 39, 39, 7, 8, 9], [IGNORE] * 5 + [8, 9], 2, 2),
-    Layout([*range(4, 13), 39, 39, 39, 2, 8], [IGNORE] * 13 + [8], 9, 3),
-    Layout([5, 4, 5, 8], [IGNORE, 4, 5, 8], 4, 0),
-]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing", "chunks"])
 def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
@@ -102,13 +98,6 @@ def test_jacobi_thoughts_equal_sequential_ones_after_one_iteration_per_thought(f
     assert abs(fewer - all_of_them) > 1e-3
 
 
-LONG = [
-    Layout([*range(1, 31), 39, 39, 7, 8], [IGNORE] * 33 + [8], 30, 2),
-    Layout([*range(3, 23), 39, 39, 7, 8], [IGNORE] * 19 + [22, IGNORE, IGNORE, IGNORE, 8], 20, 2),
-    Layout([*range(2, 36)], [IGNORE] * 32 + [34, 35], 34, 0),
-]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing"])
 def test_the_last_layer_runs_where_it_is_read(family, way):
@@ -129,6 +118,36 @@ def test_the_last_layer_runs_where_it_is_read(family, way):
     positions.clear()
     LatentLoop(model).encode(inputs)
     assert max(positions) == 90
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "defers"),
+    [("cpu", None, True), ("cuda", None, False), ("cuda", True, True), ("cuda", False, False), ("cpu", False, False)],
+)
+def test_gradients_are_deferred_on_a_cpu_and_elsewhere_on_demand(monkeypatch, device, wanted, defers):
+    """The gradients are the same. The tensors of the test are on the CPU; only the loop takes its device for a GPU."""
+    monkeypatch.setattr(LatentLoop, "device", torch.device(device))
+    gates = []
+    monkeypatch.setattr(deferred._WeightGate, "backward", staticmethod(counted(deferred._WeightGate.backward, gates)))
+    gradients = []
+    for defer in (wanted, not defers):
+        model = make_model("gpt2")
+        latent_loss(LatentLoop(model, defer_gradients=defer), *collate(SOME, [1.0] * 3, 3, pad_id=3)).backward()
+        gradients.append({name: one.grad for name, one in model.named_parameters()})
+        assert bool(gates) == (defers if len(gradients) == 1 else not defers)
+        gates.clear()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def counted(function: Callable, calls: list) -> Callable:
+    """``function``, which notes its calls in ``calls``."""
+
+    def wrapped(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return wrapped
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -179,6 +198,26 @@ def test_layers_that_forget_keep_less(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_looks_up_all_embeddings_at_once(family, monkeypatch):
+    """The loss is that of separate look-ups, bit for bit; gradients are sums in another order."""
+    results = []
+    for at_once in (True, False):
+        model = make_model(family).to(torch.bfloat16)
+        if not at_once:
+            monkeypatch.setattr(type(model), "dtype", torch.float32)
+        calls = []
+        model.get_input_embeddings().register_forward_hook(lambda module, given, made, calls=calls: calls.append(made))
+        loss_value = latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3))
+        loss_value.backward()
+        assert len(calls) == (1 if at_once else 3)
+        results.append((loss_value.item(), [parameter.grad.float() for parameter in model.parameters()]))
+    (one, gradients), (other, others) = results
+    assert one == other
+    for gradient, expected in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_without_thoughts_it_is_the_hugging_face_loss(tiny_model, family):
     model = tiny_model(family)
     generator = torch.Generator().manual_seed(1)
@@ -222,16 +261,18 @@ def test_decoded_thoughts_are_the_heads_probabilities(tiny_model):
     assert decoded[1][2].probabilities[0] == pytest.approx(float(expected[1, 2].max()), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_few_states_meet_the_vocabulary_as_in_the_module_itself(bias, monkeypatch):
-    """Without gradients another library multiplies; with gradients, or if the module is sharded or hooked, the
-    module does."""
-    head, states = torch.nn.Linear(32, VOCABULARY, bias=bias), torch.randn(3, 2, 32)
+def test_few_states_meet_the_vocabulary_as_in_the_module_itself(bias, dtype, monkeypatch):
+    """Without gradients another library multiplies, or in another order; with gradients, or if the module is sharded or
+    hooked, the module does."""
+    head, states = torch.nn.Linear(32, VOCABULARY, bias=bias).to(dtype), torch.randn(3, 2, 32).to(dtype)
     expected = head(states)
     calls = []
     monkeypatch.setattr(head, "forward", lambda given: calls.append(len(given)) or expected)
     with torch.no_grad():
-        torch.testing.assert_close(vocabulary_product(head, states), expected, rtol=1e-5, atol=1e-5)
+        accuracy = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(vocabulary_product(head, states), expected, rtol=accuracy, atol=accuracy)
         assert not calls
         with monkeypatch.context() as sharded:
             sharded.setattr("coconut_ds.model.head.is_sharded", lambda parameter: True)

@@ -36,6 +36,8 @@ HEAVY = (
 ONLY_IN: dict[str, set[str]] = {
     "deepspeed": {"coconut_ds.distributed.zero"},
     "peft": {"coconut_ds.model.lora"},
+    "liger_kernel": {"coconut_ds.model.liger"},
+    "triton": {"coconut_ds.model.attention_kernels", "coconut_ds.model.triton_attention"},
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},

@@ -102,6 +102,17 @@ def test_the_largest_micro_batch_is_the_largest(lines, room):
 
 
 @pytest.mark.slow
+def test_the_plan_shows_what_deferred_gradients_take(capsys):
+    """Fewer gradients of weights at a time, if they are larger than the inputs of all thoughts."""
+    base = ("tokens=40", "targets=4", "batch_size_training=1", "global_batch_size=1", "deepspeed=zero0")
+    totals = {}
+    for choice in ("null", "true", "false"):
+        plan = planned(capsys, *base, "max_latent_stage=6", f"training.defer_gradients={choice}")
+        totals[choice] = sum(plan["passes"].values())
+    assert totals["true"] < totals["null"] == totals["false"]
+
+
+@pytest.mark.slow
 def test_a_plan_as_numbers_and_as_a_table(capsys):
     base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0", "max_latent_stage=1")
     plan = planned(capsys, *base, "gpu_memory_gib=0.06")

@@ -5,7 +5,7 @@ import torch
 
 from coconut_ds.generation import sampling as module
 from coconut_ds.generation.requests import Sampling
-from coconut_ds.generation.sampling import choose, uniform
+from coconut_ds.generation.sampling import CHUNK, choose, likeliest, uniform
 
 
 def expected(logits: list[float], sampling: Sampling) -> dict[int, float]:
@@ -38,7 +38,7 @@ def test_an_even_grid_of_draws_gives_the_distribution(monkeypatch, sampling):
     steps = 4000
     monkeypatch.setattr(module, "uniform", lambda _, index: (index + 0.5) / steps)
     rows = torch.tensor([logits]).expand(steps, -1).clone()
-    tokens = choose(rows, [sampling] * steps, range(steps))
+    tokens = choose(rows, [sampling] * steps, range(steps)).tolist()
     shares = {token: tokens.count(token) / steps for token in set(tokens)}
     wanted = expected(logits, sampling)
     assert shares.keys() == wanted.keys()
@@ -55,8 +55,8 @@ def test_rows_keep_to_their_own_settings():
         Sampling(0.8, top_p=0.5),
         Sampling(9.0),
     ]
-    together = choose(logits.clone(), mixed, [0, 4, 2, 0, 7, 1])
-    alone = [choose(logits[n : n + 1].clone(), [mixed[n]], [index])[0] for n, index in enumerate([0, 4, 2, 0, 7, 1])]
+    together = choose(logits.clone(), mixed, [0, 4, 2, 0, 7, 1]).tolist()
+    alone = [int(choose(logits[n : n + 1].clone(), [mixed[n]], [index])) for n, index in enumerate([0, 4, 2, 0, 7, 1])]
     assert together == alone
     assert together[0] == int(logits[0].argmax())
 
@@ -66,7 +66,7 @@ def test_draws_at_both_ends_choose_a_token_that_may_be_chosen(monkeypatch, draw)
     monkeypatch.setattr(module, "uniform", lambda *_: draw)
     logits = torch.tensor([[float("-inf"), 0.0, 1.0, float("-inf")]])
     for sampling in (Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.9)):
-        assert choose(logits.clone(), [sampling], [0])[0] in (1, 2)
+        assert int(choose(logits.clone(), [sampling], [0])) in (1, 2)
 
 
 def test_draws_are_even_and_their_own():
@@ -79,3 +79,14 @@ def test_draws_are_even_and_their_own():
     assert len(set(draws)) == len(draws)
     assert 0.48 < sum(draws) / len(draws) < 0.52
     assert uniform(Sampling(0.3, seed=5), 2) == uniform(Sampling(0.9, top_k=4, seed=5), 2)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 2 * CHUNK, 5 * CHUNK + 1, 7 * CHUNK - 1])
+def test_the_likeliest_token_is_the_first_of_those_with_the_largest_logit(vocabulary):
+    """Also with many ties, in tensors that are stored by column, and where only the last token may be chosen."""
+    logits = torch.randint(0, 9, (vocabulary, 6), generator=torch.Generator().manual_seed(0)).float().t()
+    logits[0] = float("-inf")
+    logits[1, :-1] = float("-inf")
+    logits[2, -1] = 10.0
+    assert torch.equal(likeliest(logits), logits.argmax(dim=-1))
+    assert torch.equal(likeliest(logits.contiguous()), logits.argmax(dim=-1))

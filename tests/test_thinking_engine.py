@@ -4,8 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-import torch
-from making_requests import FAMILIES, LATENT, Ends, prompt_of
+from making_requests import FAMILIES, LATENT, Ends, draw_request, prompt_of, run_with_arrivals
 from slow_loop import slow_generate
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -15,36 +14,6 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request, Thinking
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.model.latent_loop import LatentLoop
-
-
-def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn.Module, eos: int) -> Request:
-    """0 to 8 thoughts, in the prompt or started by the model; sometimes a question that begins like another."""
-    question = [rng.randrange(1, LATENT) for _ in range(rng.choice([1, 3, 8, 24, 40]))]
-    if questions and rng.random() < 0.5:
-        # Longer than the other by more or fewer tokens than one-position passes take, or equal to it.
-        question = rng.choice(questions) + question[: rng.choice([0, 2, 12])]
-        question = question[: rng.choice([len(question), max(1, len(question) - 3)])]
-    questions.append(question)
-    request = Request(prompt_of(question, rng.randint(0, 8)), rng.randint(1, 7), suppress=(LATENT,))
-    request = replace(request, min_new_tokens=rng.choice([0, 0, 3]))
-    if rng.random() < 0.25:
-        alone = replace(request, prompt=prompt_of(question, 0, ()))
-        start = rng.choice(slow_generate(model, alone, eos))
-        request = replace(alone, thinking=Thinking(start, 3, rng.randint(0, 8)))
-    return request
-
-
-def run_with_arrivals(engine: ThinkingEngine, requests: list[Request], rng: random.Random) -> list[list[int]]:
-    """Submits requests in a random order at random moments; returns the tokens of each."""
-    ends, tickets = Ends(), {}
-    waiting = rng.sample(range(len(requests)), len(requests))
-    while waiting or engine.due():
-        while waiting and (rng.random() < 0.3 or not engine.due()):
-            index = waiting.pop()
-            tickets[index] = engine.submit(requests[index], ends)
-        engine.step(engine.due())
-    assert (engine.num_running, engine.num_waiting) == (0, 0)
-    return [ends.completions[tickets[index]].tokens for index in range(len(requests))]
 
 
 @pytest.mark.slow
@@ -60,7 +29,8 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
         requests = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(1, 7))]
         engine = ThinkingEngine(LatentLoop(model), [eos], rng.randint(1, 4), 96)
         made = run_with_arrivals(engine, requests, rng)
-        assert made == [slow_generate(model, request, eos, 96) for request in requests], case
+        slow = [slow_generate(model, request, eos, 96) for request in requests]
+        assert [one.tokens for one in made] == slow, case
         shared += engine.num_shared
     assert shared > 500
 

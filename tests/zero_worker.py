@@ -9,6 +9,7 @@ that a rank holds of a model.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,8 +17,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from conftest import SHAPES
 from safetensors.torch import load_file
+from tiny_models import SHAPES
 
 import coconut_ds.training.engine as engine_module
 from coconut_ds.data.sources import open_source
@@ -60,7 +61,7 @@ OVERRIDES = [
     "batch_size_training=8",
     "batch_size_eval=8",
     "pad_latent_to_max=false",
-    "max_new_tokens=8",
+    "max_new_tokens=4",
 ]
 """Ten updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
 no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last
@@ -239,6 +240,9 @@ def spoil(zero: str, what: str, ranks: Ranks) -> dict:
 
 def main() -> None:
     """Command line."""
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    # Tensors are tiny, so a second thread costs more time than it saves.
+    torch.set_num_threads(1)
     # The launcher inserts --local_rank before the other arguments.
     out, folder = (Path(argument) for argument in sys.argv[-2:])
     ranks = start_ranks(timeout=timedelta(minutes=2))

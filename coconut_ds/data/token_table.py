@@ -12,15 +12,13 @@ import json
 import os
 import platform
 import sys
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
-from itertools import accumulate, chain, islice, pairwise
+from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem, file_digest, iter_problems
+from coconut_ds.data.token_arrays import ProblemArrays, TokenArrays, arrays_of
 from coconut_ds.data.tokens import tokenize, tokenizer_identity
 from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
@@ -50,18 +49,7 @@ PROBE = Problem("a 1\n", ("b 2", ""), "c")
 Encode = Callable[[Sequence[Problem]], list[TokenizedProblem]]
 
 
-class _Views(NamedTuple):
-    """Memory-mapped arrays of a record batch.
-
-    Row r has the pieces rows[r] to rows[r + 1] - 1; piece p has the ids pieces[p] to pieces[p + 1] - 1.
-    """
-
-    rows: NDArray[np.int32]
-    pieces: NDArray[np.int32]
-    ids: NDArray[np.int32]
-
-
-class TokenTable(Sequence[TokenizedProblem]):
+class TokenTable(ProblemArrays):
     """The problems of a table file, read-only. Ids are memory-mapped: a problem is read only when it is accessed."""
 
     def __init__(self, path: Path) -> None:
@@ -76,46 +64,16 @@ class TokenTable(Sequence[TokenizedProblem]):
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)
-        self._views = [_views(batch.column("pieces")) for batch in batches]
         self._hashes = [batch.column("question_hash").to_numpy() for batch in batches]
-        self._starts = list(accumulate((batch.num_rows for batch in batches), initial=0))
-        self._indices = range(self._starts[-1])
         metadata = reader.schema.metadata or {}
+        super().__init__([_mapped(batch.column("pieces")) for batch in batches], json.loads(metadata[CUE]))
         if metadata.get(ROWS) != str(len(self)).encode():
             raise pa.ArrowInvalid(f"{path}: has {len(self)} problems, expected {metadata.get(ROWS)!r}")
-        self._cue = json.loads(metadata[CUE])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> TokenizedProblem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedProblem]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> TokenizedProblem | list[TokenizedProblem]:
-        # A range handles negative indices, indices out of range and slices.
-        found = self._indices[index]
-        return self._problem(found) if isinstance(found, int) else [self._problem(each) for each in found]
-
-    def __iter__(self) -> Iterator[TokenizedProblem]:
-        return map(self._problem, self._indices)
 
     @cached_property
     def question_hashes(self) -> NDArray[np.uint64]:
         """``hash_question`` of every question."""
         return np.concatenate(self._hashes)
-
-    def _problem(self, index: int) -> TokenizedProblem:
-        number = bisect_right(self._starts, index) - 1
-        rows, pieces, ids = self._views[number]
-        row = index - self._starts[number]
-        first, end = rows[row : row + 2].tolist()
-        bounds = pieces[first : end + 1].tolist()
-        start = bounds[0]
-        # Read the mapped ids once; slicing plain lists is faster than slicing arrays.
-        flat = ids[start : bounds[-1]].tolist()
-        question, *steps, answer = [flat[a - start : b - start] for a, b in pairwise(bounds)]
-        return TokenizedProblem(question, tuple(steps), answer, self._cue)
 
 
 def hash_question(text: str) -> int:
@@ -238,22 +196,16 @@ def _write(path: Path, problems: Iterator[Problem], encode: Encode, chunk: int) 
 
 
 def _record_batch(problems: Sequence[Problem], tokens: Sequence[TokenizedProblem]) -> pa.RecordBatch:
-    pieces = [piece for each in tokens for piece in (each.question, *each.steps, each.answer)]
-    bounds = _bounds(map(len, pieces))
-    ids = np.fromiter(chain.from_iterable(pieces), np.int32, bounds[-1].as_py())
-    rows = _bounds(len(each.steps) + 2 for each in tokens)
-    nested = pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(bounds, ids))
+    rows, pieces, ids = map(pa.array, arrays_of(tokens))
+    nested = pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(pieces, ids))
     hashes = pa.array([hash_question(each.question) for each in problems], pa.uint64())
     return pa.record_batch([nested, hashes], schema=SCHEMA)
 
 
-def _bounds(lengths: Iterator[int]) -> pa.Array:
-    return pa.array(list(accumulate(lengths, initial=0)), pa.int32())
-
-
-def _views(pieces: pa.ListArray) -> _Views:
+def _mapped(pieces: pa.ListArray) -> TokenArrays:
+    """The memory-mapped arrays of a record batch."""
     arrays = (pieces.offsets, pieces.values.offsets, pieces.values.values)
-    return _Views(*(array.to_numpy(zero_copy_only=True) for array in arrays))
+    return TokenArrays(*(array.to_numpy(zero_copy_only=True) for array in arrays))
 
 
 @contextmanager

@@ -45,6 +45,11 @@ class Ranks:
         dist.all_reduce(tensor)
         return float(tensor.item())
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replaces the tensor, on ``device``, by its sum over all ranks. The host does not wait for the result."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
     def every(self, flag: bool) -> bool:
         """Whether the flag is set on all ranks."""
         return self.total(float(flag)) == self.size

@@ -58,6 +58,8 @@ class Evaluator:
     ranks: Ranks = ALONE
     answers: str = "text"
     """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
+    same_passes: bool = False
+    """Whether the ranks make the same forward passes, because each holds only a part of the weights (ZeRO-3)."""
 
     def run(
         self,
@@ -70,19 +72,17 @@ class Evaluator:
     ) -> Evaluation:
         """Predicts all problems and returns all predictions, without categories, on every rank.
 
-        All ranks make the same forward passes, because ZeRO-3 requires it.
-
         Args:
             call: the latent loop, or the engine that wraps it.
             problems: at least one.
             stage: curriculum stage; determines which steps the model is still expected to write.
             thoughts: number of thoughts for each problem.
             progress: show a progress bar on rank 0 (only on a terminal).
-            check: called every ``CHECK_EVERY`` engine operations, on all ranks at the same operation; may raise to
-                interrupt the evaluation.
+            check: called every ``CHECK_EVERY`` engine operations, and equally often on all ranks; may raise, on all of
+                them, to interrupt the evaluation.
         """
         work = [Work(0, index) for index in range(len(problems))]
-        agree = _Agreement(self.ranks, check)
+        agree = (_SamePasses if self.same_passes else _OwnPasses)(self.ranks, check or (lambda: None))
         budgets, mine = [ThoughtBudget(thoughts, stage)], self.share_of(work)
         own = self.predict(call, problems, budgets, mine, progress=progress, agree=agree)
         gathered = [prediction for part in self.ranks.gather([made for _, made in own]) for prediction in part]
@@ -224,14 +224,39 @@ class Evaluator:
         )
 
 
-class _Agreement:
+class _SamePasses:
     """Makes all ranks do the same engine operation, and calls ``check`` on all of them at the same operation."""
 
-    def __init__(self, ranks: Ranks, check: Callable[[], None] | None) -> None:
+    def __init__(self, ranks: Ranks, check: Callable[[], None]) -> None:
         self._ranks, self._check, self._count = ranks, check, 0
 
     def __call__(self, due: int) -> int:
-        if self._check is not None and self._count % CHECK_EVERY == 0:
+        if self._count % CHECK_EVERY == 0:
             self._check()
         self._count += 1
         return self._ranks.largest(due)
+
+
+class _OwnPasses:
+    """Lets each rank do its own engine operations; every ``CHECK_EVERY`` of them, the ranks meet to call ``check``.
+
+    A rank that has ended takes part in these meetings until all have ended, so all ranks call ``check`` equally often.
+    """
+
+    def __init__(self, ranks: Ranks, check: Callable[[], None]) -> None:
+        self._ranks, self._check, self._count = ranks, check, 0
+
+    def __call__(self, due: int) -> int:
+        if due:
+            if self._count % CHECK_EVERY == 0:
+                self._meet(works=True)
+            self._count += 1
+            return due
+        while self._meet(works=False):
+            pass
+        return due
+
+    def _meet(self, works: bool) -> bool:
+        """Calls ``check``. Returns whether any rank still works."""
+        self._check()
+        return self._ranks.any(works)

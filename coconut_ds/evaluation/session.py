@@ -32,7 +32,7 @@ from coconut_ds.generation.requests import Sampling
 from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import CARD, ModelCard
-from coconut_ds.model.precision import cast, describe
+from coconut_ds.model.precision import cast, describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
@@ -80,9 +80,10 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
             method, stage, training.curriculum_spec, config.data.format, {}, iterations=config.method.jacobi_iterations
         )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
+    _tell(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
     cast(backbone.model, dtype, ranks.device)
     name = short_name(Path(config.run.load_model_path or "model"))
-    reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model)).to(ranks.device)
+    reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model, ranks.device)).to(ranks.device)
     reasoner.log_notes()
     data_path = config.data.test_path if split == "test" else config.data.val_path
     data_name = Path(data_path).stem if config.data.kind == "file" and data_path else config.data.kind
@@ -212,6 +213,11 @@ def _predict(
     return made
 
 
+def _tell(note: str | None, ranks: Ranks) -> None:
+    if note is not None and ranks.is_first:
+        sys.stderr.write(f"{note}\n")
+
+
 def _suffix(config: EvalConfig) -> str:
     """The settings in the name of the results' folder, for people; the signature tells all evaluations apart."""
     parts = [
@@ -220,12 +226,14 @@ def _suffix(config: EvalConfig) -> str:
         f"-temperature_{config.temperature:g}" if config.temperature else "",
         f"-seed_{config.seed}" if config.seed else "",
         "-bf16" if config.bf16 else "",
+        "-tf32" if config.tf32 else "",
     ]
     return "".join(parts)
 
 
 def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
     numbers = config.n_thoughts
+    _tell(use_tf32("tf32=true", config.tf32, config.bf16, ranks.device), ranks)
     # A checkpoint without a card needs a number of thoughts to be loaded. Which number does not matter here, because
     # each budget sets its own.
     has_card = (Path(config.checkpoint) / CARD).is_file()

@@ -148,14 +148,6 @@ class Score(NamedTuple):
     likeliest: tuple[tuple[int, float], ...]
     """The ``Request.num_likeliest`` most probable tokens with their log probabilities, most probable first."""
 
-    @classmethod
-    def of(cls, token: int, log_probabilities: Tensor, num_likeliest: int) -> "Score":
-        """The score of ``token`` in a distribution with log probabilities [V]."""
-        values, ids = log_probabilities.topk(max(num_likeliest, 1))
-        likeliest = list(zip(ids.tolist(), values.tolist(), strict=True))
-        is_greedy = token == int(log_probabilities.argmax())
-        return cls(float(log_probabilities[token]), is_greedy, tuple(likeliest[:num_likeliest]))
-
 
 class Completion(NamedTuple):
     """The result of a request. A tuple and not a dataclass, since ZeRO's hooks search return values for tensors."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coconut_ds.data.token_bytes import MAX_BYTES, REPLACEMENT
-from coconut_ds.generation.requests import Completion, FinishReason, Request, Score
+from coconut_ds.generation.requests import Completion, FinishReason, Request, Sampling, Score
 
 THOUGHT = -1
 """An input that is a thought, that is the previous hidden state; all other inputs are token ids."""
@@ -64,8 +64,9 @@ class Row:
     """Number of thoughts so far."""
     finish_reason: FinishReason | None = None
     """Why the request has ended; None while it runs."""
+    kept_thoughts: list[Tensor] = field(default_factory=list)
+    """The thoughts [D] so far, on the model's device, if the request wants them."""
     _scores: list[Score] = field(default_factory=list)
-    _thoughts: list[Tensor] = field(default_factory=list)
     _began_thinking: bool = False
     _started: float = 0.0
 
@@ -116,10 +117,29 @@ class Row:
 
     @property
     def banned(self) -> list[int]:
-        """Ids of tokens that may not be chosen now, in addition to ``Request.suppress``."""
+        """Ids of tokens that may not be chosen now; none if the row only asks whether to stop thinking."""
+        if self.script:
+            return []
         ends = list(self.eos_ids) if len(self.tokens) < self.request.min_new_tokens else []
         # A sequence may start thinking only once.
-        return [*ends, self.request.thinking.start] if self.request.thinking and self._began_thinking else ends
+        starts = [self.request.thinking.start] if self.request.thinking and self._began_thinking else []
+        return [*self.request.suppress, *ends, *starts]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the next token is chosen; greedily if the row only asks whether to stop thinking."""
+        return Sampling() if self.script else self.request.sampling
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the next token needs a score."""
+        return not self.script and (self.request.log_probabilities or self.request.continuation is not None)
+
+    @property
+    def next_given(self) -> int | None:
+        """The next token of the continuation to be scored; None if the row generates its tokens."""
+        given = None if self.script else self.request.continuation
+        return None if given is None else given[len(self.tokens)]
 
     def follow_script(self, state: Tensor) -> None:
         """Takes the next input from the script.
@@ -136,7 +156,7 @@ class Row:
     def _record_thought(self, state: Tensor) -> None:
         """Counts, keeps and reports the thought [D] that is fed back."""
         if self.request.keep_thoughts:
-            self._thoughts.append(state.float().cpu().clone())
+            self.kept_thoughts.append(state.clone())
         self.listener.on_thought(self.ticket, self.num_thoughts, state)
         self.num_thoughts += 1
 
@@ -145,11 +165,6 @@ class Row:
         if likeliest == self.request.end_thinking:
             while self.script and self.script[0] == THOUGHT:
                 self.script.popleft()
-
-    @property
-    def next_given(self) -> int | None:
-        """The next token of the continuation to be scored; None if the request generates its tokens."""
-        return None if self.request.continuation is None else self.request.continuation[len(self.tokens)]
 
     def write(self, token: int, score: Score | None, capacity: int) -> None:
         """Appends a token, and sets ``finish_reason`` if the request ends with it.
@@ -193,17 +208,33 @@ class Row:
             text = text[: MAX_BYTES - 1].lstrip(REPLACEMENT) + text[MAX_BYTES - 1 :]
         return any(stop in text for stop in self.request.stop)
 
-    def end(self) -> None:
-        """Reports the completion to the listener."""
+    @property
+    def next_input(self) -> int:
+        """``input``, once it is decided."""
+        assert self.input is not None
+        return self.input
+
+    def end(self, thoughts: Tensor | None) -> None:
+        """Reports the completion to the listener. ``thoughts``: see ``Completion``."""
         assert self.finish_reason is not None
-        kept = self.request.keep_thoughts
         completion = Completion(
             self.tokens,
             self.finish_reason,
             self._scores,
             self.num_thoughts,
-            (torch.stack(self._thoughts) if self._thoughts else torch.zeros(0)) if kept else None,
+            thoughts,
             self.num_shared,
             time.perf_counter() - self._started,
         )
         self.listener.on_done(self.ticket, completion)
+
+
+def thoughts_on_host(rows: Sequence[Row]) -> list[Tensor | None]:
+    """For each row, its thoughts as in ``Completion``; all together are copied to the host at once."""
+    found = [state for row in rows for state in row.kept_thoughts]
+    copied = torch.stack(found).float().cpu() if found else torch.zeros(0)
+    parts = copied.split([len(row.kept_thoughts) for row in rows]) if found else [copied] * len(rows)
+    return [
+        (part.clone() if len(part) else torch.zeros(0)) if row.request.keep_thoughts else None
+        for row, part in zip(rows, parts, strict=True)
+    ]

@@ -1,9 +1,12 @@
 """The forward passes of the thinking engine over the slots of its cache.
 
 ``SlotPasses`` turns lists of tokens and positions into tensors and runs the model; it knows nothing of requests.
-``encode``, ``extend`` and ``advance`` each run one forward pass that writes keys and values into the cache. ``idle``
-and ``idle_head`` have no effect: under ZeRO-3 every rank must run the same modules, so a rank with nothing to do runs
-these while others work.
+``encode``, ``extend`` and ``advance`` each run one forward pass that writes keys and values into the cache, and the
+state at the last position of each slot into ``last``. ``idle`` and ``idle_head`` have no effect: under ZeRO-3 every
+rank must run the same modules, so a rank with nothing to do runs these while others work.
+
+On CUDA, passes over several positions are widened to a multiple of ``WIDTH_UNIT`` positions, because libraries plan
+each new shape first. What is computed there is not read.
 
 Shapes:
     S  slots
@@ -18,85 +21,144 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from coconut_ds.generation.rows import THOUGHT
 from coconut_ds.generation.slots import PassPlan, SlotCache
+from coconut_ds.generation.uploads import padded, upload
 from coconut_ds.model.latent_loop import LatentLoop
+
+WIDTH_UNIT = 64
+"""Number of positions."""
+WIDENING = ("cuda",)
+"""Types of devices on which passes are widened."""
 
 
 class SlotPasses:
     """Runs a model over a cache of ``slots`` rows with ``capacity`` positions each."""
 
     def __init__(self, loop: LatentLoop, slots: int, capacity: int) -> None:
-        self._loop, self._capacity = loop, capacity
+        self._loop, self.slots, self.capacity = loop, slots, capacity
         self.cache = SlotCache(loop.num_layers, slots, capacity)
+        self._last: Tensor | None = None
 
-    def encode(self, prefixes: Sequence[Sequence[int]], slots: Sequence[int]) -> Tensor:
-        """Encodes whole prefixes, each into a slot of its own. Returns the states [R, D] at their ends.
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self._loop.device
+
+    @property
+    def last(self) -> Tensor:
+        """[S, D] the hidden state at the last position of each slot. There is none before the first pass."""
+        assert self._last is not None, "no pass has been made"
+        return self._last
+
+    def encode(self, prefixes: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
+        """Encodes whole prefixes, each into a slot of its own.
 
         Padding is on the right, so causal attention keeps real positions from attending to it.
         """
         lengths = [len(prefix) for prefix in prefixes]
-        width = max(lengths)
-        embeds = self.embed([[*prefix, *[0] * (width - len(prefix))] for prefix in prefixes])
-        self.cache.set_plan(PassPlan(fresh=list(slots)))
-        places = torch.arange(width, device=embeds.device).unsqueeze(0)
-        ends = self.tensor([row * width + length - 1 for row, length in enumerate(lengths)])
-        states = self._loop.states(embeds, self.cache, None, places, read=ends)
-        return states.flatten(0, 1)[ends]
+        width = self._widened(max(lengths))
+        ends = [row * width + length - 1 for row, length in enumerate(lengths)]
+        table = [[*ids, end, slot] for ids, end, slot in zip(padded(prefixes, width, 0), ends, slots, strict=True)]
+        ids, read, where = upload(table, self.device).split([width, 1, 1], dim=1)
+        read, where = read.flatten(), where.flatten()
+        self.cache.set_plan(PassPlan(fresh=where, columns=max(lengths)))
+        # Padding beyond the capacity could leave the model's context.
+        places = torch.arange(width, device=self.device).clamp(max=self.capacity - 1).unsqueeze(0)
+        states = self._loop.states(self._loop.embed(ids), self.cache, None, places, read=read)
+        self._store(states.flatten(0, 1)[read], where)
 
     def extend(self, slot: int, start: int, embeds: Tensor) -> Tensor:
         """Appends Q positions to one slot, from position ``start`` on.
 
-        Returns states [1, Q, D] for input embeddings [1, Q, D].
+        Returns states [Q, D] for input embeddings [Q, D].
         """
-        end = start + embeds.shape[1]
-        self.cache.set_plan(PassPlan(extended=(slot, start, end)))
-        places = torch.arange(start, end, device=embeds.device)
-        mask = torch.arange(end, device=embeds.device) <= places[:, None]
-        return self._loop.states(embeds, self.cache, mask[None, None], places.unsqueeze(0))
+        count = len(embeds)
+        width = min(self._widened(count), self.capacity - start)
+        columns = min(self._widened(start + width), self.capacity)
+        self.cache.set_plan(PassPlan(extended=(slot, start, start + width), columns=columns))
+        places = torch.arange(start, start + width, device=self.device)
+        mask = _mask(places.unsqueeze(0), columns)
+        embeds = pad(embeds, (0, 0, 0, width - count)).unsqueeze(0)
+        states = self._loop.states(embeds, self.cache, mask, places.unsqueeze(0))[0, :count]
+        self._store(states[-1], slot)
+        return states
 
-    def advance(self, inputs: Sequence[int | None], lengths: Sequence[int], last: Tensor | None) -> Tensor:
-        """Appends one position to each of the first R slots. Returns states [R, D].
+    def advance(self, orders: Sequence[tuple[int, int]]) -> None:
+        """Appends one position to each of the first R slots.
 
         Args:
-            inputs: for each slot a token id, or ``THOUGHT``.
-            lengths: for each slot, the positions in the cache; the new position has this index.
-            last: [S, D] the state at the last position of each slot, which is the input where that is ``THOUGHT``.
+            orders: for each slot the input, a token id or ``THOUGHT``, and the position that it gets.
         """
-        embeds = self.embed([0 if token == THOUGHT else token for token in inputs])
-        if THOUGHT in inputs:
-            assert last is not None
-            thinks = self.tensor([token == THOUGHT for token in inputs])
-            embeds = torch.where(thinks[:, None], last[: len(inputs)], embeds)
-        places = self.tensor(lengths)
-        columns = max(lengths) + 1
-        if embeds.dtype == torch.bfloat16 and 3 * columns > 2 * self._capacity:
-            # Whole slots are contiguous in memory. For bf16 products on a CPU, torch would first copy a part of each.
-            columns = self._capacity
-        self.cache.set_plan(PassPlan(places=places, columns=columns))
-        mask = torch.arange(columns, device=places.device) <= places[:, None]
-        return self._loop.states(embeds.unsqueeze(1), self.cache, mask[:, None, None], places.unsqueeze(1))[:, 0]
+        inputs, places = upload(orders, self.device).unbind(dim=1)
+        thinks = any(token == THOUGHT for token, _ in orders)
+        self.step(inputs, places, max(place for _, place in orders) + 1, thinks)
 
-    def idle(self) -> None:
-        """One pass over a single position, of which nothing is kept."""
-        self.cache.set_plan(PassPlan())
-        self._loop.states(self.embed([[0]]), self.cache, None, self.tensor([[0]]))
+    def step(self, inputs: Tensor, places: Tensor, columns: int, thinks: bool = True) -> None:
+        """Like ``advance``, for tensors. Reads nothing back from the device.
+
+        Args:
+            inputs: [R] token ids or ``THOUGHT``.
+            places: [R] the positions that the slots get.
+            columns: number of columns of the cache to read; more than any position.
+            thinks: whether an input may be ``THOUGHT``.
+        """
+        if thinks:
+            embeds = self._loop.embed(inputs.clamp(min=0))
+            embeds = torch.where((inputs == THOUGHT)[:, None], self.last[: len(inputs)], embeds)
+        else:
+            embeds = self._loop.embed(inputs)
+        columns = self.cache.readable(columns)
+        self.cache.set_plan(PassPlan(places=places, columns=columns))
+        places = places.unsqueeze(1)
+        states = self._loop.states(embeds.unsqueeze(1), self.cache, _mask(places, columns), places)[:, 0]
+        self._store(states, slice(len(inputs)))
+
+    def move(self, source: int, target: int) -> None:
+        """Copies the last state of one slot to another."""
+        self.last[target] = self.last[source]
+
+    def logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [R, V] after the last positions of ``slots``, in fp32."""
+        return self.head(self.last[upload(slots, self.device)])
 
     def head(self, states: Tensor) -> Tensor:
         """Logits [R, V] for states [R, D], in fp32."""
         return self._loop.head(states)
 
+    def idle(self) -> None:
+        """One pass over a single position, of which nothing is kept."""
+        self.cache.set_plan(PassPlan())
+        zero = upload([[0]], self.device)
+        self._loop.states(self._loop.embed(zero), self.cache, None, zero)
+
     def idle_head(self) -> None:
         """Runs the head on one state of zeros."""
         weight = next(self._loop.model.base_model.parameters())
-        self._loop.head(torch.zeros(1, self._loop.width, dtype=weight.dtype, device=self._loop.device))
+        self.head(torch.zeros(1, self._loop.width, dtype=weight.dtype, device=self.device))
 
-    def embed(self, ids: Sequence[object]) -> Tensor:
-        """Input embeddings [..., D] of (nested) lists of token ids [...]."""
-        # An empty list would become a tensor of floats.
-        return self._loop.embed(self.tensor(ids).long())
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Input embeddings [Q, D] of token ids."""
+        return self._loop.embed(upload(ids, self.device))
 
-    def tensor(self, values: Sequence[object]) -> Tensor:
-        """A tensor on the model's device."""
-        return torch.tensor(values, device=self._loop.device)
+    def _store(self, states: Tensor, where: int | slice | Tensor) -> None:
+        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``."""
+        if self._last is None:
+            self._last = states.new_zeros(self.slots, states.shape[-1])
+        self._last[where] = states
+
+    def _widened(self, width: int) -> int:
+        """The width of a pass over ``width`` positions."""
+        unit = WIDTH_UNIT if self.device.type in WIDENING else 1
+        return -(-width // unit) * unit
+
+
+def _mask(places: Tensor, columns: int) -> Tensor:
+    """The mask [R, 1, Q, columns] of positions ``places`` [R, Q], each of which sees itself and all before it.
+
+    With Q = 1 it is in the form that ``attention.slot_attention`` adds to scores, made once for all layers.
+    """
+    seen = (torch.arange(columns, device=places.device) <= places.unsqueeze(-1)).unsqueeze(1)
+    return torch.where(seen, 0.0, float("-inf")) if places.shape[1] == 1 else seen

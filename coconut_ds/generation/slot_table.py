@@ -113,6 +113,7 @@ class SlotTable:
         Returns whether the rest of its prompt must be encoded in a pass of its own.
         """
         row.start()
+        self._cache.reserve(row.request.num_positions)
         self._rows[slot] = row
         row.length = row.num_shared = shared
         self.num_shared += shared

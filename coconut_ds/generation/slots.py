@@ -13,6 +13,10 @@ Shapes:
     E  size of a head
 """
 
+import math
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +24,11 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+HUGE_PAGE = 2 * 2**20
+"""Bytes."""
+COLUMN_UNIT = 16
+"""Columns are reserved in multiples of this number."""
 
 
 @dataclass
@@ -29,14 +38,14 @@ class PassPlan:
     At most one of ``fresh``, ``extended`` and ``places`` is set. If none is, the pass stores nothing.
     """
 
-    fresh: list[int] | None = None
-    """Slots that are encoded from position 0 on; their rows attend only to the positions of this pass."""
+    fresh: Tensor | None = None
+    """[R] slots that are encoded from position 0 on; their rows attend only to the positions of this pass."""
     extended: tuple[int, int, int] | None = None
     """A slot that gets several more positions: the slot, the first new position, and the end of the new positions."""
     places: Tensor | None = None
     """[R] the new position of each of the first R slots, which get one more position each."""
     columns: int = 0
-    """With ``places``: number of columns of the cache to return for reading."""
+    """With ``fresh``: number of columns to store; else number of columns of the cache to return for reading."""
 
     @property
     def is_empty(self) -> bool:
@@ -44,8 +53,31 @@ class PassPlan:
         return self.fresh is None and self.extended is None and self.places is None
 
 
+def large_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of the type and on the device of ``like``."""
+    size = math.prod(shape) * like.element_size()
+    if like.device.type == "cpu" and size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        return _in_huge_pages(size, like.dtype).view(*shape)
+    return like.new_zeros(shape)
+
+
+def _in_huge_pages(size: int, dtype: torch.dtype) -> Tensor:
+    """``size`` bytes of zeros, in huge pages where Linux has any.
+
+    A step reads the whole cache once, so with pages of 4 KiB it would wait for address translations.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages: only slower
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
+
+
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, [S, H, C, E] each; allocated in the first pass, which determines H and E."""
+    """Keys and values of one layer, [S, H, C, E] each; allocated in the first pass, which determines H and E.
+
+    In bf16 on a CPU, only as many columns are allocated as requests can need, and more when a longer request comes
+    (``reserve``): products read whole slots there, because torch would first copy a part of each.
+    """
 
     is_sliding = False
     keys: Tensor
@@ -54,6 +86,18 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, plan: PassPlan, slots: int, capacity: int) -> None:
         super().__init__()
         self._plan, self._slots, self._capacity = plan, slots, capacity
+        self._reserved = 0
+
+    def reserve(self, columns: int) -> None:
+        """Makes sure that the first ``columns`` columns exist."""
+        if columns <= self._reserved:
+            return
+        self._reserved = min(-(-columns // COLUMN_UNIT) * COLUMN_UNIT, self._capacity)
+        if self.is_initialized and self._reserved > self.keys.shape[2]:
+            keys, values = self.keys, self.values
+            self.lazy_initialization(keys, values)
+            for old, new in ((keys, self.keys), (values, self.values)):
+                new[:, :, : old.shape[2]] = old
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the cache, filled with zeros.
@@ -62,7 +106,8 @@ class SlotLayer(CacheLayerMixin):
         """
 
         def zeros(states: Tensor) -> Tensor:
-            return states.new_zeros(self._slots, states.shape[1], self._capacity, states.shape[3])
+            columns = self._reserved if _copies_parts(states) else self._capacity
+            return large_zeros(states, (self._slots, states.shape[1], columns, states.shape[3]))
 
         self.keys, self.values = zeros(key_states), zeros(value_states)
         self.is_initialized = True
@@ -81,13 +126,11 @@ class SlotLayer(CacheLayerMixin):
     def _store(self, stored: Tensor, states: Tensor) -> Tensor:
         plan = self._plan
         if plan.fresh is not None:
-            # Row by row, each head is copied as one block; an indexed copy would go element by element.
-            for row, slot in enumerate(plan.fresh):
-                stored[slot, :, : states.shape[2]] = states[row]
+            _copy_rows(stored[:, :, : plan.columns], plan.fresh, states[:, :, : plan.columns])
         elif plan.extended is not None:
             slot, start, end = plan.extended
             stored[slot, :, start:end] = states[0]
-            return stored[slot : slot + 1, :, :end]
+            return stored[slot : slot + 1, :, : plan.columns]
         elif plan.places is not None:
             count = len(plan.places)
             stored[torch.arange(count, device=stored.device), :, plan.places] = states[:, :, 0]
@@ -130,8 +173,37 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.copy_row(source, target, columns)
 
+    def reserve(self, columns: int) -> None:
+        """Makes sure that the first ``columns`` columns exist, up to the capacity; see ``SlotLayer``."""
+        for layer in self.slot_layers:
+            layer.reserve(columns)
+
+    def readable(self, columns: int) -> int:
+        """The number of columns that a one-position pass should read, if it needs ``columns``."""
+        keys = self.slot_layers[0].keys
+        return keys.shape[2] if _copies_parts(keys) and 3 * columns > 2 * keys.shape[2] else columns
+
     @property
     def num_bytes(self) -> int:
         """Bytes that keys and values take; 0 before the first pass."""
         tensors = [t for layer in self.slot_layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _copy_rows(stored: Tensor, slots: Tensor, states: Tensor) -> None:
+    """Copies states [R, H, Q, E] to the given slots [R] of ``stored`` [S, H, Q, E], in one operation."""
+    if stored.device.type == "cpu":
+        _row_by_row(stored, slots, states)
+    else:
+        stored.index_copy_(0, slots, states)
+
+
+def _row_by_row(stored: Tensor, slots: Tensor, states: Tensor) -> None:
+    """Like ``_copy_rows``. A CPU would go element by element otherwise; like this each head is copied as one block."""
+    for row, slot in enumerate(slots.tolist()):
+        stored[slot] = states[row]
+
+
+def _copies_parts(states: Tensor) -> bool:
+    """Whether products with a part of the columns of each slot copy that part first, as torch does in bf16 on a CPU."""
+    return states.dtype == torch.bfloat16 and states.device.type == "cpu"

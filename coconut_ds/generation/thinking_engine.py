@@ -20,31 +20,32 @@ If a prompt begins like one whose keys and values are still in the cache, these 
 pays off for several samples of a prompt, several numbers of thoughts, and a long common introduction.
 
 Shapes:
-    S  slots
-    R  rows (slots) in one pass
+    n  thoughts that are computed together
     D  hidden size
-    V  vocabulary size
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.generation.attention import switch_for
-from coconut_ds.generation.requests import Request, Score
-from coconut_ds.generation.rows import Listener, Row
-from coconut_ds.generation.sampling import choose
+from coconut_ds.generation.pass_size import PassSize
+from coconut_ds.generation.requests import Request
+from coconut_ds.generation.rows import Listener, Row, thoughts_on_host
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.generation.slots import SlotCache
+from coconut_ds.generation.step_graphs import Capturer, capturer_for
+from coconut_ds.generation.steps import EagerSteps, StaticSteps, Steps
 from coconut_ds.model.latent_loop import LatentLoop
 
 PASS_POSITIONS = 2048
-"""Largest number of positions, padding included, in one pass over several prompts. A longer prompt is encoded alone."""
+"""Number of positions, padding included, that one pass over several prompts may always have; on CUDA it may have more
+(``pass_size.py``). A longer prompt is encoded alone."""
 
 
 class Op(IntEnum):
@@ -67,6 +68,7 @@ class ThinkingEngine:
         slots: int,
         capacity: int,
         decode: Callable[[Sequence[int]], str] | None = None,
+        capturer: Capturer | None = None,
     ) -> None:
         """
         Args:
@@ -75,6 +77,7 @@ class ThinkingEngine:
             slots: how many requests run at a time.
             capacity: positions in a slot; a sequence that reaches it ends there.
             decode: turns tokens into text; needed only for stop strings.
+            capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
@@ -85,9 +88,9 @@ class ThinkingEngine:
         self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
         self._table = SlotTable(self.cache, slots)
-        self._last: Tensor | None = None
-        """[S, D] the hidden state at the last position of each slot; None before the first pass."""
-        self._banned: dict[tuple[int, ...], Tensor] = {}
+        self._pass_size = PassSize(loop, self.cache)
+        self._capturer = capturer or capturer_for(loop)
+        self._steps_made: Steps | None = None
 
     @property
     def cache(self) -> SlotCache:
@@ -148,9 +151,9 @@ class ThinkingEngine:
     def due(self) -> Op:
         """The next operation. Also ends requests that are finished and gives their slots to waiting ones."""
         table = self._table
-        for slot in table.running:
-            if table[slot].finish_reason is not None:
-                table.free(slot).end()
+        ended = [table.free(slot) for slot in table.running if table[slot].finish_reason is not None]
+        for row, thoughts in zip(ended, thoughts_on_host(ended), strict=True):
+            row.end(thoughts)
         table.admit()
         if table.to_encode:
             return Op.ENCODE
@@ -176,24 +179,30 @@ class ThinkingEngine:
             elif op is Op.ADVANCE:
                 self._advance()
 
+    @property
+    def _steps(self) -> Steps:
+        """The one-position steps; made after the first pass, which they need."""
+        if self._steps_made is None:
+            make = EagerSteps if self._capturer is None else partial(StaticSteps, capturer=self._capturer)
+            self._steps_made = make(self._passes)
+        return self._steps_made
+
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
         table = self._table
         slots = [table.to_encode[0]]
         row = table[slots[0]]
         if row.length:
-            rest = self._passes.embed([row.prefix[row.length :]])
-            states = self._passes.extend(slots[0], row.length, rest)[:, -1]
+            self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
         else:
             # Shortest first: prompts of similar length share a pass, which keeps the padding small.
             lengths = {slot: len(table[slot].prefix) for slot in table.to_encode if not table[slot].length}
-            fresh = sorted(lengths, key=lengths.__getitem__)
-            slots = [slot for i, slot in enumerate(fresh) if i == 0 or lengths[slot] * (i + 1) <= PASS_POSITIONS]
-            states = self._passes.encode([table[slot].prefix for slot in slots], slots)
-        for slot, state in zip(slots, states, strict=True):
+            fresh, most = sorted(lengths, key=lengths.__getitem__), self._pass_size.positions(PASS_POSITIONS)
+            slots = [slot for i, slot in enumerate(fresh) if i == 0 or lengths[slot] * (i + 1) <= most]
+            self._passes.encode([table[slot].prefix for slot in slots], slots)
+        for slot in slots:
             table.to_encode.remove(slot)
             table[slot].length = len(table[slot].prefix)
-            self._store_last(state, slot)
             self._set_next_input(slot)
 
     def _iterate(self) -> None:
@@ -203,52 +212,32 @@ class ThinkingEngine:
         inputs, jacobi = row.jacobi_inputs, row.request.jacobi
         assert inputs is not None
         assert jacobi is not None
-        states = self._passes.extend(slot, row.length, inputs.unsqueeze(0))[0]
+        states = self._passes.extend(slot, row.length, inputs)
         row.jacobi_passes += 1
         if row.jacobi_passes < min(jacobi.iterations, len(states)):
             row.jacobi_inputs = row.with_edits(torch.cat([inputs[:1], states[:-1]]))
             return
         row.finish_jacobi(inputs)
-        self._store_last(states[-1], slot)
         self._set_next_input(slot)
 
     def _choose(self) -> None:
         """Chooses the tokens of all requests that write, and whether those that may stop thinking do so."""
         slots = [slot for slot in self._table.running if self._table[slot].input is None]
         rows = [self._table[slot] for slot in slots]
-        assert self._last is not None
-        logits = self._passes.head(self._last[self._passes.tensor(slots)])
-        writing = [index for index, row in enumerate(rows) if not row.script]
-        for index in set(range(len(rows))) - set(writing):
-            rows[index].stop_thinking_if_end(int(logits[index].argmax()))
-            if rows[index].script:
-                rows[index].follow_script(self._last[slots[index]])
-        if writing:
-            self._write([rows[index] for index in writing], logits[writing] if len(writing) < len(rows) else logits)
-
-    def _write(self, rows: list[Row], logits: Tensor) -> None:
-        """Chooses a token for each row from logits [R, V], which are changed in place."""
-        for index, row in enumerate(rows):
-            banned = (*row.request.suppress, *row.banned)
-            if banned not in self._banned:
-                self._banned[banned] = self._passes.tensor(banned).long()
-            logits[index, self._banned[banned]] = float("-inf")
-        tokens = choose(logits, [row.request.sampling for row in rows], [len(row.tokens) for row in rows])
-        scored = [i for i, row in enumerate(rows) if row.request.log_probabilities or row.next_given is not None]
-        scores = dict(zip(scored, logits[scored].log_softmax(dim=-1), strict=True)) if scored else {}
-        for index, row in enumerate(rows):
-            token = tokens[index] if row.next_given is None else row.next_given
-            score = Score.of(token, scores[index], row.request.num_likeliest) if index in scores else None
-            row.write(token, score, self.capacity)
+        for slot, row, choice in zip(slots, rows, self._steps.choices(slots, rows), strict=True):
+            if not row.script:
+                row.write(choice.token, choice.score, self.capacity)
+                continue
+            row.stop_thinking_if_end(choice.token)
+            if row.script:
+                row.follow_script(self._passes.last[slot])
 
     def _advance(self) -> None:
         """One pass that appends one position to every running request."""
         for source, target in self._table.close_gaps():
-            assert self._last is not None
-            self._last[target] = self._last[source]
+            self._passes.move(source, target)
         rows = [self._table[slot] for slot in self._table.running]
-        states = self._passes.advance([row.input for row in rows], [row.length for row in rows], self._last)
-        self._store_last(states, slice(len(rows)))
+        self._steps.advance(rows)
         for slot, row in enumerate(rows):
             row.length += 1
             self._set_next_input(slot)
@@ -260,16 +249,9 @@ class ThinkingEngine:
         else:
             self._passes.idle()
 
-    def _store_last(self, states: Tensor, where: int | slice) -> None:
-        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``."""
-        if self._last is None:
-            self._last = states.new_zeros(len(self._table), states.shape[-1])
-        self._last[where] = states
-
     def _set_next_input(self, slot: int) -> None:
         """Decides the input of a row's next position, unless that takes logits; it then stays None until *choose*."""
         row = self._table[slot]
-        assert self._last is not None
         row.input = None
         if row.length + (row.num_next_thoughts if row.starts_jacobi else 1) > self.capacity:
             row.finish_reason = "length"
@@ -277,7 +259,7 @@ class ThinkingEngine:
             jacobi, count = row.request.jacobi, row.num_next_thoughts
             assert jacobi is not None
             guess = self._passes.embed([jacobi.guess] * (count - 1))
-            row.jacobi_inputs = row.with_edits(torch.cat([self._last[slot : slot + 1], guess]))
+            row.jacobi_inputs = row.with_edits(torch.cat([self._passes.last[slot : slot + 1], guess]))
             row.jacobi_passes = 0
         elif not row.needs_logits:
-            row.follow_script(self._last[slot])
+            row.follow_script(self._passes.last[slot])

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import Layout
-from coconut_ds.model.collate import collate
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.settings import LoraConfig
@@ -85,7 +85,8 @@ def update_bytes(
     dtype: torch.dtype,
     checkpointing: bool = False,
     iterations: int | None = None,
-    on_cpu: bool = False,
+    defers: bool = False,
+    width_multiple: int = 1,
 ) -> Counter[str]:
     """Bytes by part at the peak of one micro batch, forward and backward, without weights and their gradients.
 
@@ -97,17 +98,18 @@ def update_bytes(
         dtype: the type that the model computes in.
         checkpointing: whether activation checkpointing is on.
         iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
-        on_cpu: whether weight gradients are deferred, as in training on a CPU (``model/deferred.py``).
+        defers: whether weight gradients are deferred (``model/deferred.py``).
+        width_multiple: see ``Collator``.
     """
     model = _model(config, rows, lora, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_by_fake_tensors(model)
-        loop = LatentLoop(model, checkpointing, defer_gradients=on_cpu)
+        loop = LatentLoop(model, checkpointing, defer_gradients=defers)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         num_thoughts = max(layout.num_thoughts for layout in layouts)
-        batch = collate(layouts, [1.0] * len(layouts), num_thoughts, 0, iterations=iterations)
+        batch = Collator(0, iterations, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
         ledger = LiveBytes()
         _label_passes(model.base_model, ledger, num_thoughts if iterations is None else min(iterations, num_thoughts))
         with ledger:

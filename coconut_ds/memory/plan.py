@@ -36,6 +36,7 @@ import torch
 from coconut_ds.memory.passes import PARTS, parameter_counts, update_bytes
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.layout import Layout
+from coconut_ds.model.collate import CUDA_WIDTHS
 from coconut_ds.settings import Config
 from coconut_ds.training.engine_file import holds_weights, read_engine_file, zero_stage
 
@@ -127,7 +128,8 @@ class Planner:
     gpus: int
     """Number of ranks."""
     on_cpu: bool = False
-    """Whether weight gradients are deferred, as in training on a CPU; only for comparisons with CPU measurements."""
+    """Whether the run is on a CPU, with deferred weight gradients and widths that are not rounded; for comparisons with
+    measurements on a CPU."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -166,7 +168,8 @@ class Planner:
             self.dtype,
             training.activation_checkpointing,
             self.config.method.jacobi_iterations,
-            self.on_cpu,
+            self.on_cpu or bool(training.defer_gradients),
+            1 if self.on_cpu else CUDA_WIDTHS,
         )
         return {part: found[part] for part in PARTS}
 

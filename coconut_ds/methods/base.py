@@ -13,7 +13,7 @@ Training proceeds in stages (arXiv 2412.06769, section 3 and appendix). In this 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 Ids = Sequence[int]
 
@@ -98,6 +98,11 @@ class Method:
     """Whether the model writes all steps at every stage."""
     epochs_per_stage: ClassVar[int | None] = None
     """Number of epochs per stage under ``advance=epochs``; None uses ``training.epochs_per_stage``."""
+    unit: ClassVar[Literal["step", "token"]] = "step"
+    """The part of a solution that this method keeps or removes whole, whatever its tokens are, so that the sequences of
+    a batch can be made together (``templates.py``). step: a step. token: a token; nothing depends on where steps end,
+    or on their number. A subclass that overrides ``num_stages``, ``written`` or ``segments`` must state its unit too;
+    otherwise its sequences are made one by one, which is slower."""
 
     def num_stages(self, problem: TokenizedProblem, spec: CurriculumSpec) -> int:
         """The first stage at which none of this problem's steps is left, ignoring M."""

@@ -1,6 +1,6 @@
 """``coconut``: k·c thoughts between two markers replace the first k steps (arXiv 2412.06769, section 3)."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, Segment, padded_groups
 
@@ -11,6 +11,7 @@ class Coconut(Method):
     name: ClassVar[str] = "coconut"
     has_curriculum: ClassVar[bool] = True
     has_latents: ClassVar[bool] = True
+    unit: ClassVar[Literal["step", "token"]] = "step"
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
         """min(k, M)·c; without ``pad_latent_to_max`` at most c for each step of the problem."""

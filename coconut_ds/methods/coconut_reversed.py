@@ -4,7 +4,7 @@ The model writes the first steps, then generates ``<|start-latent|>``, thinks, a
 training target, and the prompt at inference is only the question.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Segment, TokenizedProblem, join
 from coconut_ds.methods.coconut import Coconut
@@ -16,6 +16,7 @@ class CoconutReversed(Coconut):
 
     name: ClassVar[str] = "coconut_reversed"
     starts_thinking: ClassVar[bool] = True
+    unit: ClassVar[Literal["step", "token"]] = "step"
 
     def written(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> list[int]:
         """All steps except the last k."""

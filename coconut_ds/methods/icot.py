@@ -4,7 +4,7 @@ The authors also smooth the number of removed tokens at random. This is not impl
 stages instead.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem, join
 
@@ -15,6 +15,7 @@ class Icot(Method):
     name: ClassVar[str] = "icot"
     has_curriculum: ClassVar[bool] = True
     epochs_per_stage: ClassVar[int | None] = 1
+    unit: ClassVar[Literal["step", "token"]] = "token"
 
     def num_stages(self, problem: TokenizedProblem, spec: CurriculumSpec) -> int:
         """Number of stages until the last step token is removed."""

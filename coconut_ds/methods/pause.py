@@ -3,7 +3,7 @@
 After Goyal et al. 2023 (arXiv 2310.02226), who also pretrain with pause tokens; here they are used in fine-tuning only.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Segment
 from coconut_ds.methods.no_cot import NoCot
@@ -15,6 +15,7 @@ class Pause(NoCot):
     name: ClassVar[str] = "pause"
     pauses: ClassVar[bool] = True
     has_latents: ClassVar[bool] = True
+    unit: ClassVar[Literal["step", "token"]] = "step"
 
     def num_latents(self, stage: int, num_steps: int | None, spec: CurriculumSpec) -> int:
         """M·c for every problem."""

@@ -4,7 +4,7 @@ No hidden state is fed back, so one forward pass computes the whole sequence. Th
 the effect of additional positions from the effect of the feedback.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from coconut_ds.methods.base import Ids, MarkerIds, Segment
 from coconut_ds.methods.coconut import Coconut
@@ -15,6 +15,7 @@ class PauseAsThought(Coconut):
 
     name: ClassVar[str] = "pause_as_thought"
     pauses: ClassVar[bool] = True
+    unit: ClassVar[Literal["step", "token"]] = "step"
 
     def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
         """The segments of ``coconut``, with pause tokens in place of the thoughts."""

@@ -24,14 +24,24 @@ Shapes:
     N  targets in the batch
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.layouts import Layouts
+
+Part = TypeVar("Part", "LatentInputs", "Targets")
+
+ALIGNMENT = 64
+"""Bytes between two possible beginnings of a tensor in the buffer of a batch."""
+CUDA_WIDTHS = 64
+"""On CUDA, the number of columns of the prefix is a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,6 @@ class LatentInputs:
     iterations: int | None = None
     """Number of Jacobi passes over all steps at once; None: one pass for each step."""
 
-    def to(self, device: torch.device) -> "LatentInputs":
-        """A copy on ``device``."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            values[name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        return LatentInputs(**values)
-
 
 @dataclass(frozen=True)
 class Targets:
@@ -82,10 +85,124 @@ class Targets:
     max_targets: int
     """The largest N of any rank in this micro step."""
 
-    def to(self, device: torch.device) -> "Targets":
-        """A copy on ``device``."""
-        index, ids, weights = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.ids, self.weights))
-        return Targets(index, ids, weights, self.max_targets)
+
+class _Pair(NamedTuple):
+    inputs: LatentInputs
+    targets: Targets
+
+
+class Batch(_Pair):
+    """A micro batch: the pair (inputs, targets). All their tensors are views of one buffer, which moves in one copy.
+
+    Nothing may write to the buffer: the copy to a GPU may still be running when ``to`` returns. torch's allocator of
+    pinned memory gives the memory of a buffer to a later one only when the copies from it are complete.
+    """
+
+    buffer: Tensor
+    """[bytes] uint8, pinned if the batch was collated for CUDA."""
+
+    @classmethod
+    def of(cls, inputs: LatentInputs, targets: Targets, buffer: Tensor) -> "Batch":
+        """The batch whose tensors are views of ``buffer``."""
+        batch = cls(inputs, targets)
+        batch.buffer = buffer
+        return batch
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on ``device``: itself if it is there, otherwise a copy, for which the host does not wait."""
+        if self.buffer.device == device:
+            return self
+        buffer = self.buffer.to(device, non_blocking=True)
+        return Batch.of(_viewed(self.inputs, buffer), _viewed(self.targets, buffer), buffer)
+
+
+def _viewed(part: Part, buffer: Tensor) -> Part:
+    """``part`` with its tensors replaced by those at the same places of another buffer."""
+    values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            start = value.storage_offset() * value.itemsize
+            values[name] = buffer[start : start + value.nbytes].view(value.dtype).view(value.shape)
+    return type(part)(**values)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Builds the tensors of micro batches, in the memory of the host."""
+
+    pad_id: int
+    """Any token id; padding never affects the results."""
+    iterations: int | None = None
+    """See ``LatentInputs``."""
+    width_multiple: int = 1
+    """P is rounded up to a multiple of this. On an H100, cuDNN's attention makes a plan for each new shape, which takes
+    tens of milliseconds, so there should be few different shapes."""
+    max_width: int | None = None
+    """The largest P to round up to, the model's context length."""
+    pinned: bool = False
+    """Whether the tensors are in pinned memory, from which they are copied to a GPU while the host does other work."""
+
+    @classmethod
+    def for_device(cls, device: torch.device, pad_id: int, iterations: int | None, max_width: int | None) -> "Collator":
+        """The collator of batches for training on ``device``."""
+        multiple = CUDA_WIDTHS if device.type == "cuda" else 1
+        return cls(pad_id, iterations, multiple, max_width, pinned=device.type != "cpu")
+
+    def __call__(
+        self, layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, num_targets: int = 0
+    ) -> Batch:
+        """The tensors of one micro batch.
+
+        Args:
+            layouts: B sequences; each has at least one token before its first target.
+            weights: [B] for each row, the weight of each of its targets in the loss.
+            num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
+            num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
+        """
+        rows = Layouts.of(layouts)
+        cuts = _cuts(rows, num_thoughts)
+        width = self._width(int(cuts.max()))
+        rest = max(int((rows.lengths - cuts).max()) - num_thoughts, 1) if num_thoughts else 0
+        size, columns = len(rows), width + num_thoughts + rest
+        # For each token: its row, its position in the row, the length of the row's prefix, and its column.
+        row = np.repeat(np.arange(size), rows.lengths)
+        position = np.arange(len(row)) - rows.starts[row]
+        cut = cuts[row]
+        column = np.where(position < cut, position, position - cut + width)
+        ids = np.full((size, columns), self.pad_id)
+        ids[row, column] = rows.input_ids
+        target = np.flatnonzero(rows.labels != IGNORE)
+        is_read = np.zeros((size, width), bool)
+        is_read[np.arange(size), cuts - 1] = True
+        in_prefix = target[position[target] <= cut[target]]
+        is_read[row[in_prefix], position[in_prefix] - 1] = True
+        arrays: dict[str, NDArray[Any]] = {
+            "prefix_ids": ids[:, :width],
+            "prefix_last": cuts - 1,
+            "prefix_read": np.flatnonzero(is_read),
+            "step_ids": ids[:, width : width + num_thoughts],
+            "rest_ids": ids[:, width + num_thoughts :],
+            "position_offset": width - cuts,
+            "last_position": rows.lengths - 1,
+            # The token before a target in its row predicts it.
+            "index": row[target] * columns + column[target - 1],
+            "ids": rows.labels[target],
+            "weights": np.asarray(weights, np.float32)[row[target]],
+            "is_thought": np.arange(num_thoughts) < rows.num_thoughts[:, None],
+        }
+        if cuts.min() < width < columns:
+            place = np.arange(columns)
+            arrays["attention_mask"] = ((place < cuts[:, None]) | (place >= width)).astype(np.int64)
+        buffer, tensors = _packed(arrays, self.pinned)
+        targets = Targets(*(tensors.pop(name) for name in ("index", "ids", "weights")), max(num_targets, len(target)))
+        mask = tensors.pop("attention_mask", None)
+        inputs = LatentInputs(**tensors, attention_mask=mask, iterations=self.iterations)
+        return Batch.of(inputs, targets, buffer)
+
+    def _width(self, longest: int) -> int:
+        """The number of columns of the prefix, at least ``longest``."""
+        rounded = -(-longest // self.width_multiple) * self.width_multiple
+        return rounded if self.max_width is None else max(longest, min(rounded, self.max_width))
 
 
 def collate(
@@ -95,87 +212,36 @@ def collate(
     pad_id: int,
     num_targets: int = 0,
     iterations: int | None = None,
-) -> tuple[LatentInputs, Targets]:
-    """Builds the tensors of one micro batch, on the CPU.
-
-    Args:
-        layouts: B sequences; each has at least one token before its first target.
-        weights: [B] for each row, the weight of each of its targets in the loss.
-        num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
-        pad_id: any token id; padding never affects the results.
-        num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
-        iterations: see ``LatentInputs``.
-    """
-    cuts = _cuts(layouts, num_thoughts)
-    width = max(cuts)
-    rest_width = max((len(layout) - cut - num_thoughts for layout, cut in zip(layouts, cuts, strict=True)), default=0)
-    rest_width = max(rest_width, 1) if num_thoughts else 0
-    prefix, steps, rest, thoughts = [], [], [], []
-    index, ids, target_weights, read = [], [], [], []
-    for row, (layout, cut, weight) in enumerate(zip(layouts, cuts, weights, strict=True)):
-        tokens = layout.input_ids
-        prefix.append(_padded(tokens[:cut], width, pad_id))
-        steps.append(_padded(tokens[cut : cut + num_thoughts], num_thoughts, pad_id))
-        rest.append(_padded(tokens[cut + num_thoughts :], rest_width, pad_id))
-        thoughts.append([column < layout.num_thoughts for column in range(num_thoughts)])
-        start = row * (width + num_thoughts + rest_width)
-        in_prefix = {cut - 1}
-        for position, label in enumerate(layout.labels):
-            if label != IGNORE:
-                before = position - 1
-                if before < cut:
-                    in_prefix.add(before)
-                index.append(start + (before if before < cut else before - cut + width))
-                ids.append(label)
-                target_weights.append(weight)
-        read += [row * width + position for position in sorted(in_prefix)]
-    inputs = _inputs(prefix, cuts, read, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
-    shares = torch.tensor(target_weights, dtype=torch.float32)
-    return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))
+) -> Batch:
+    """The tensors of one micro batch, on the CPU; see ``Collator``."""
+    return Collator(pad_id, iterations)(layouts, weights, num_thoughts, num_targets)
 
 
-def _cuts(layouts: Sequence[Layout], num_thoughts: int) -> list[int]:
+def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:
     """The length of each row's prefix.
 
     It ends before the row's first thought. A row without thoughts puts as many of its tokens into the prefix as the
     prefixes of the other rows make room for.
     """
     if num_thoughts == 0:
-        return [len(layout) for layout in layouts]
-    width = max((layout.first_thought for layout in layouts if layout.num_thoughts), default=1)
-    return [layout.first_thought if layout.num_thoughts else min(len(layout), width) for layout in layouts]
+        return rows.lengths
+    thinks = rows.num_thoughts > 0
+    width = rows.first_thought[thinks].max() if thinks.any() else 1
+    return np.where(thinks, rows.first_thought, np.minimum(rows.lengths, width))
 
 
-def _inputs(
-    prefix: list[list[int]],
-    cuts: list[int],
-    read: list[int],
-    steps: list[list[int]],
-    thoughts: list[list[bool]],
-    rest: list[list[int]],
-    lengths: list[int],
-    iterations: int | None,
-) -> LatentInputs:
-    width, columns = len(prefix[0]), len(prefix[0]) + len(steps[0]) + len(rest[0])
-    ends = torch.tensor(cuts)
-    mask = None
-    if min(cuts) < width and columns > width:
-        place = torch.arange(columns)
-        mask = ((place < ends[:, None]) | (place >= width)).long()
-    size = len(prefix)
-    return LatentInputs(
-        prefix_ids=torch.tensor(prefix),
-        prefix_last=ends - 1,
-        prefix_read=torch.tensor(read),
-        step_ids=torch.tensor(steps, dtype=torch.long).reshape(size, -1),
-        is_thought=torch.tensor(thoughts, dtype=torch.bool).reshape(size, -1),
-        rest_ids=torch.tensor(rest, dtype=torch.long).reshape(size, -1),
-        attention_mask=mask,
-        position_offset=width - ends,
-        last_position=torch.tensor(lengths) - 1,
-        iterations=iterations,
-    )
-
-
-def _padded(tokens: Sequence[int], width: int, pad_id: int) -> list[int]:
-    return [*tokens, *[pad_id] * (width - len(tokens))]
+def _packed(arrays: Mapping[str, NDArray[Any]], pinned: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Copies arrays into one buffer. Returns it, and for each array the tensor that is its copy there."""
+    starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values())]).tolist()
+    if pinned:
+        buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+        memory = buffer.numpy()
+    else:
+        memory = np.empty(starts[-1], np.uint8)
+        buffer = torch.from_numpy(memory)
+    tensors = {}
+    for start, (name, array) in zip(starts, arrays.items(), strict=False):
+        end = start + array.nbytes
+        memory[start:end].view(array.dtype).reshape(array.shape)[...] = array
+        tensors[name] = buffer[start:end].view(getattr(torch, str(array.dtype))).view(array.shape)
+    return buffer, tensors

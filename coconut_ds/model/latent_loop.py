@@ -33,9 +33,10 @@ from transformers import Cache, PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
-from coconut_ds.model.fused import fuse_activations
+from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.last_layer import LastLayer
+from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import Passes, last_hidden_states, passes_of
 
@@ -50,26 +51,34 @@ class LatentLoop(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, activation_checkpointing: bool = False, defer_gradients: bool = True
+        self,
+        model: PreTrainedModel,
+        activation_checkpointing: bool = False,
+        defer_gradients: bool | None = None,
+        kernels: Kernels = PLAIN,
     ) -> None:
-        """Patches ``model`` in place: fused activations, the shortened last layer, and optionally checkpointing.
+        """Patches ``model`` in place: fused kernels, the shortened last layer, and optionally checkpointing.
 
         Args:
             model: the language model.
             activation_checkpointing: whether each layer drops its activations and recomputes them in the backward
                 pass (see ``checkpointing.py``).
-            defer_gradients: whether, on a CPU, the gradient of each weight is summed over all passes in one product
-                (see ``deferred.py``). Must be False under ZeRO-3, which releases the weights between passes.
+            defer_gradients: whether the gradient of each weight is summed over all passes in one product (see
+                ``deferred.py``); None: on a CPU, where summing it pass by pass takes longer than the one-position
+                passes themselves. Must be False under ZeRO-3, which releases the weights between passes.
+            kernels: fused kernels beyond those that are always used (see ``fused.py``).
 
         Raises:
             ModelError: transformers' own gradient checkpointing is on, or the layers to checkpoint are not found.
         """
         super().__init__()
-        self.model, self._defer_gradients = model, defer_gradients
+        self.model, self._defer_gradients, self._kernels = model, defer_gradients, kernels
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing silently disables the cache: thoughts would not attend to the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
         fuse_activations(model)
+        if kernels.layers:
+            fuse_layers(model)
         self.last_layer = LastLayer(model)
         if activation_checkpointing:
             checkpoint_layers(model)
@@ -139,40 +148,53 @@ class LatentLoop(nn.Module):
         """
         width, num_thoughts = inputs.prefix_ids.shape[1], inputs.step_ids.shape[1]
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
-        # Only on a CPU, where summing the gradients pass by pass takes longer than the one-position passes themselves.
-        defers = self._defer_gradients and torch.is_grad_enabled() and self.device.type == "cpu"
-        passes = passes_of(self.model, inputs, self.num_layers, reading, defers)
-        parts = [passes.prefix(self.embed(inputs.prefix_ids))]
+        wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
+        defers = wanted and torch.is_grad_enabled()
+        passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention)
+        prefix, steps, rest = self._embeddings(inputs)
+        parts = [passes.prefix(prefix)]
         if num_thoughts:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
             think = self._sequential_steps if inputs.iterations is None else self._jacobi_steps
-            parts += think(inputs, passes, state)
-            parts.append(passes.later(self.embed(inputs.rest_ids), width + num_thoughts))
+            parts += think(inputs, passes, steps, state)
+            parts.append(passes.later(rest, width + num_thoughts))
         return torch.cat(parts, dim=1)
 
-    def _sequential_steps(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+    def _embeddings(self, inputs: LatentInputs) -> list[Tensor]:
+        """The embeddings of prefix, steps and rest: [B, P, D], [B, L, D] and [B, R, D]."""
+        parts = [inputs.prefix_ids, inputs.step_ids, inputs.rest_ids]
+        if self.model.dtype == torch.float32:
+            # Each of these look-ups makes a gradient as large as the embedding. One look-up would add them up in
+            # another order, and the numbers of fp32 runs must not depend on the version of this code.
+            return [self.embed(ids) for ids in parts]
+        flat = self.embed(torch.cat([ids.flatten() for ids in parts]))
+        embedded = flat.split([ids.numel() for ids in parts])
+        return [each.unflatten(0, ids.shape) for each, ids in zip(embedded, parts, strict=True)]
+
+    def _sequential_steps(self, inputs: LatentInputs, passes: Passes, embedded: Tensor, state: Tensor) -> list[Tensor]:
         """Runs one pass for each of the L step columns. Returns L states [B, 1, D].
 
-        ``state`` [B, 1, D] is each row's last state in the prefix, that is its first thought.
+        ``embedded`` [B, L, D] are the columns' tokens; ``state`` [B, 1, D] is each row's last state in the prefix, that
+        is its first thought.
         """
-        embedded, states = self.embed(inputs.step_ids), [state]
+        states = [state]
         for step in range(embedded.shape[1]):
             thought = inputs.is_thought[:, step, None, None]
             embeds = torch.where(thought, states[-1], embedded[:, step : step + 1])
             states.append(passes.later(embeds, inputs.prefix_ids.shape[1] + step))
         return states[1:]
 
-    def _jacobi_steps(self, inputs: LatentInputs, passes: Passes, state: Tensor) -> list[Tensor]:
+    def _jacobi_steps(self, inputs: LatentInputs, passes: Passes, embedded: Tensor, state: Tensor) -> list[Tensor]:
         """Computes all L step columns together by Jacobi iteration (PCCoT, arXiv 2506.18582). Returns [[B, L, D]].
 
-        The first thought is ``state`` [B, 1, D]; the initial guess for the others is the embedding of the thought
-        marker. Each pass computes all L positions; its states, shifted by one position, are the thoughts that the next
-        pass reads. After t passes, the first t states are those that ``_sequential_steps`` would compute.
+        ``embedded`` [B, L, D] are the columns' tokens. The first thought is ``state`` [B, 1, D]; the initial guess for
+        the others is the embedding of the thought marker. Each pass computes all L positions; its states, shifted by
+        one position, are the thoughts that the next pass reads. After t passes, the first t states are those that
+        ``_sequential_steps`` would compute.
         """
         assert inputs.iterations is not None
-        embedded, thought = self.embed(inputs.step_ids), inputs.is_thought.unsqueeze(-1)
-        count = embedded.shape[1]
+        thought, count = inputs.is_thought.unsqueeze(-1), embedded.shape[1]
         embeds = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
         for _ in range(min(inputs.iterations, count)):
             states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)

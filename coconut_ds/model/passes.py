@@ -52,7 +52,12 @@ class Passes(Protocol):
 
 
 def passes_of(
-    model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool = False
+    model: PreTrainedModel,
+    inputs: LatentInputs,
+    num_layers: int,
+    reading: Reading,
+    defer_gradients: bool = False,
+    fused_attention: bool = False,
 ) -> Passes:
     """The fast passes where the model supports them, else the plain ones.
 
@@ -62,9 +67,10 @@ def passes_of(
         num_layers: number of layers of the model.
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
+        fused_attention: whether ``LatentPasses`` computes the attention of later passes with Triton kernels.
     """
     if takes_attention(model) and model.config._attn_implementation == "sdpa" and not hides_cache(model):
-        return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
+        return LatentPasses(model, inputs, num_layers, reading, defer_gradients, fused_attention)
     return PlainPasses(model, inputs, reading)
 
 
@@ -72,7 +78,13 @@ class LatentPasses:
     """Passes for training, which copy and mask as little as possible (see the module's docstring)."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool
+        self,
+        model: PreTrainedModel,
+        inputs: LatentInputs,
+        num_layers: int,
+        reading: Reading,
+        defer_gradients: bool,
+        fused_attention: bool,
     ) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
@@ -81,7 +93,8 @@ class LatentPasses:
         # A partial, not a bound method: a reference cycle would keep the batch's tensors alive until Python's garbage
         # collector runs.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
-        self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
+        layers = [LatentLayer() for _ in range(num_layers)]
+        self._cache = LatentCache(layers, pads, self._computing, fused_attention)
 
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""

@@ -14,9 +14,11 @@ from coconut_ds.data.checks import graph_warnings, is_scored
 from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
+from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.identity import problems_identity, reasoner_identity
 from coconut_ds.files import shell_word, write_whole
+from coconut_ds.model.precision import use_tf32
 from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
@@ -46,9 +48,9 @@ FILES = (
     SUMMARY,
 )
 """The files of all modes."""
-REPLACED = ("checkpoint", "data", "data_name", "model", "method", "pause", "out", "overwrite")
-"""Configuration keys that are left out of the identity: paths, which are replaced by hashes of the contents, and keys
-that change no number."""
+REPLACED = ("checkpoint", "data", "data_name", "model", "method", "pause", "tf32", "out", "overwrite")
+"""Configuration keys that are left out of the identity: paths, replaced by hashes of the contents; tf32, which
+is part of the precision in the reasoner's identity; and keys that change no number."""
 
 
 def write_report(config: ProbeConfig) -> Path:
@@ -58,6 +60,9 @@ def write_report(config: ProbeConfig) -> Path:
         DataError: the folder cannot be created, or the question or the data do not fit the mode.
     """
     dtype = torch.bfloat16 if config.bf16 else torch.float32
+    note = use_tf32("tf32=true", config.tf32, config.bf16, alone().device)
+    if note is not None:
+        sys.stderr.write(f"{note}\n")
     reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
     results = _results(config, reasoner)
     results.refuse_other()

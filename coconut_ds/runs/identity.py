@@ -46,13 +46,14 @@ NOT_A_NUMBER = (
     "training.batch_size_training",
     "training.gradient_accumulation_steps",
     "training.batch_size_eval",
-    # Whether activations are stored or recomputed.
+    # Whether activations are stored or recomputed, and in which order gradients are added up.
     "training.activation_checkpointing",
+    "training.defer_gradients",
     # How often weights are gathered under ZeRO-3.
     "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {"data.answers": "text"}
+LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")

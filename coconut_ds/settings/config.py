@@ -59,6 +59,11 @@ class Config(Group):
                 f"model.attn_implementation={self.model.attn_implementation} computes in half precision; "
                 "set run.bf16=true, or model.attn_implementation=sdpa"
             )
+        if self.training.defer_gradients and self.model.attn_implementation != "sdpa":
+            problems.append(
+                "training.defer_gradients=true needs model.attn_implementation=sdpa, found "
+                f"{self.model.attn_implementation}; set one of them to another value"
+            )
         if self.run.resume and self.run.load_model_path is None:
             problems.append(
                 f"run.resume={self.run.resume} skips epochs that a loaded checkpoint has been trained for, but "

@@ -44,6 +44,8 @@ class EvalConfig(Group):
     """Number of problems in one batch."""
     bf16: bool = False
     """Compute in bfloat16 (required by flash attention)."""
+    tf32: bool = False
+    """On CUDA, multiply fp32 matrices in TF32 (see run.tf32)."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2 or flash_attention_3."""
     seed: Annotated[int, Field(strict=True)] = 0

@@ -73,6 +73,8 @@ class ProbeConfig(Group):
     """Number of problems on which linear probes are fitted (effects)."""
     bf16: bool = False
     """Compute in bfloat16."""
+    tf32: bool = False
+    """On CUDA, multiply fp32 matrices in TF32 (see run.tf32)."""
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of generated problems and of random draws."""
     out: str | None = None

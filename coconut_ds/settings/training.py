@@ -59,6 +59,11 @@ class TrainingConfig(Group):
     activation_checkpointing: bool = False
     """Keep only the input, keys and values of each layer and recompute the rest for the gradient. Needs less memory and
     about a third more computation; the numbers are the same."""
+    defer_gradients: bool | None = None
+    """Add up the gradient of each weight over all passes after the prefix in one product. null: on a CPU, where it is
+    faster, except under ZeRO-3. true: on GPUs too; it saves a gradient of each weight for every thought, and keeps the
+    inputs and gradients of these passes until the end of the backward pass (coconut-plan shows it); needs ZeRO stage 0,
+    1 or 2 and attn_implementation=sdpa. false: never. The numbers are the same up to rounding."""
     batch_size_eval: Positive = 64
     """Number of problems per batch on one rank during validation."""
     save_every: Positive = 1

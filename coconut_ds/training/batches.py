@@ -10,8 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods.layout import Layout
+from coconut_ds.methods.layouts import Layouts
 from coconut_ds.settings import TrainingConfig
 
 
@@ -91,7 +94,7 @@ class MicroBatch:
     passes.
     """
 
-    layouts: Sequence[Layout]
+    layouts: Layouts
     weights: Sequence[float]
     """For each row, the weight that each of its targets has in the loss of the update."""
     num_thoughts: int
@@ -115,29 +118,29 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
         loss_reduction: ``token`` or ``reference``.
     """
     assert layouts, "a global batch holds at least one problem"
+    layouts = Layouts.of(layouts)
+    order = np.arange(len(layouts))
     if loss_reduction == "token":
         # Sequences with similar numbers of thoughts and tokens need less padding. Under ``reference``, sorting would
         # change the loss: a mean of means depends on which sequences share a micro batch.
-        layouts = sorted(layouts, key=lambda layout: (layout.num_thoughts, len(layout)))
+        order = np.lexsort((layouts.lengths, layouts.num_thoughts))
     micro, world = geometry.micro_batch_size, geometry.world_size
     num_steps = math.ceil(len(layouts) / (micro * world))
-    chunks = {
-        (step, other): layouts[(step * world + other) * micro : (step * world + other + 1) * micro]
-        for step in range(num_steps)
-        for other in range(world)
-    }
-    total = sum(layout.num_targets for layout in layouts)
-    filled = sum(bool(chunk) for chunk in chunks.values())
+    # Chunk c holds the problems of rank c % world in micro step c // world; the last chunks may be empty.
+    starts = range(0, len(layouts), micro)
+    targets = np.zeros(num_steps * world, np.int64)
+    targets[: len(starts)] = np.add.reduceat(layouts.num_targets[order], starts)
+    thoughts = np.zeros(num_steps * world, np.int64)
+    thoughts[: len(starts)] = np.maximum.reduceat(layouts.num_thoughts[order], starts)
     plan = []
     for step in range(num_steps):
-        mine = chunks[step, rank]
+        chunk, ranks = step * world + rank, slice(step * world, (step + 1) * world)
+        mine = order[chunk * micro : (chunk + 1) * micro]
         if loss_reduction == "token":
-            weight = 1 / total
+            weight = 1 / int(targets.sum())
         else:
-            weight = 1 / (filled * sum(layout.num_targets for layout in mine)) if mine else 0.0
-        others = [chunks[step, other] for other in range(world)]
-        num_thoughts = max(layout.num_thoughts for chunk in others for layout in chunk)
-        num_targets = max(sum(layout.num_targets for layout in chunk) for chunk in others)
-        rows = list(mine) or [chunks[step, 0][0]]
-        plan.append(MicroBatch(rows, [weight if mine else 0.0] * len(rows), num_thoughts, num_targets))
+            weight = 1 / (len(starts) * int(targets[chunk])) if len(mine) else 0.0
+        rows = mine if len(mine) else order[step * world * micro :][:1]
+        weights = [weight if len(mine) else 0.0] * len(rows)
+        plan.append(MicroBatch(layouts.take(rows), weights, int(thoughts[ranks].max()), int(targets[ranks].max())))
     return plan

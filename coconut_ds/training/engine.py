@@ -6,6 +6,7 @@ works around.
 """
 
 import io
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +24,13 @@ from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import library, whole, without_compiler
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
-from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import merged_state
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values, holds_weights
+from coconut_ds.training.step_numbers import StepNumbers
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
@@ -43,6 +45,8 @@ class UpdateResult:
     """Loss over the global batch, before the update."""
     grad_norm: float
     """Norm of the gradient over all parameters, before clipping."""
+    stops: bool
+    """Whether any rank had been asked to stop; the same on all ranks."""
 
 
 class Engine:
@@ -79,6 +83,7 @@ class Engine:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
         _move_buffers(loop, ranks.device)
         self._held = HeldWeights(self._engine) if holds_weights(config) else None
+        self._numbers = StepNumbers(self._engine.optimizer, self.zero_stage, ranks)
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
         """Returns ``task(loop, *arguments)``, called through DeepSpeed, with the parameters gathered under ZeRO-3."""
@@ -95,13 +100,16 @@ class Engine:
         """Switches to training mode (with dropout), or with False to evaluation mode."""
         self._engine.train(training)
 
-    def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> UpdateResult:
+    def update(
+        self, batches: Sequence[Batch], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> UpdateResult:
         """Makes one optimizer update on a global batch.
 
         Args:
             batches: this rank's micro batches, the same number on every rank. The weights in the targets make the sum
                 of the losses over micro batches and ranks the loss of the global batch.
             lr: learning rate.
+            asked_to_stop: whether this rank has been asked to stop; called after the last backward pass.
 
         Raises:
             NonFiniteError: loss or gradient norm is not finite. Raised on all ranks, before any weight changes.
@@ -109,31 +117,35 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         losses = []
-        for count, (inputs, targets) in enumerate(batches, start=1):
+        for count, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
-            loss = self(latent_loss, inputs.to(self.device), targets.to(self.device))
+            loss = self(latent_loss, *batch.to(self.device))
             losses.append(loss.detach())
             # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
             # batch, so their gradients must be summed: the factor undoes the division.
             self._engine.backward(loss * self._ranks.size, scale_wrt_gas=False)
-        total = self._ranks.total(float(torch.stack(losses).sum().item()))
-        grad_norm = self._step(total)
-        return UpdateResult(total, grad_norm)
+        self._numbers.begin(losses, asked_to_stop())
+        grad_norm = self._step()
+        return UpdateResult(self._numbers.loss, grad_norm, self._numbers.stops)
 
-    def _step(self, loss: float) -> float:
+    def _step(self) -> float:
         """Makes the optimizer step and returns the gradient norm."""
-        # If a gradient is not finite, DeepSpeed's stage 0 makes the step all the same; other stages silently skip it.
-        _refuse_non_finite("loss", loss)
+        numbers = self._numbers
         if self.zero_stage == 0:
-            grad_norm = _norm(p.grad for p in self._engine.module.parameters() if p.grad is not None)
+            # If a gradient is not finite, DeepSpeed's stage 0 makes the step all the same.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            grad_norm = float(numbers.read([_norm(gradients)])[0])
+            _refuse_non_finite("loss", numbers.loss)
             _refuse_non_finite("gradient norm", grad_norm)
             self._engine.step()
             return grad_norm
         self._engine.step()
+        numbers.read_the_rest()
+        _refuse_non_finite("loss", numbers.loss)
+        # DeepSpeed skips a step whose gradient norm is not finite.
         grad_norm = float(self._engine.get_global_grad_norm())
         if not self._engine.was_step_applied():
             raise NonFiniteError(f"gradient norm is {grad_norm}, not finite")
-        _refuse_non_finite("gradient norm", grad_norm)
         return grad_norm
 
     @torch.no_grad()
@@ -249,10 +261,10 @@ def convert_state(folder: Path, out: Path) -> None:
         raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")
 
 
-def _norm(gradients: Any) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])).item())
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients]))
 
 
 def _refuse_non_finite(what: str, value: float) -> None:
-    if not torch.isfinite(torch.tensor(value)):
+    if not math.isfinite(value):
         raise NonFiniteError(f"{what} is {value}, not finite")

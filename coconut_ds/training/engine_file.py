@@ -42,7 +42,7 @@ def read_engine_file(config: Config) -> dict[str, Any]:
 
     Raises:
         ConfigError: it is missing, is not valid JSON, contains one of ``OWNED_KEYS``, or has a ZeRO stage that is
-            unknown or does not support ``run.bf16``.
+            unknown or does not support ``run.bf16`` or ``training.defer_gradients``.
     """
     name = config.deepspeed.config
     known = project_folder("ds_configs") / f"{name}.json"
@@ -74,6 +74,11 @@ def read_engine_file(config: Config) -> dict[str, Any]:
             "run.bf16=true with ZeRO stage 0: here DeepSpeed's optimizer does not behave as plain AdamW; "
             "set deepspeed=zero1 (or zero2, zero3), or run.bf16=false"
         )
+    if config.training.defer_gradients and stage == 3:
+        raise ConfigError(
+            "training.defer_gradients=true with ZeRO stage 3, which releases the weights between passes; "
+            "set deepspeed=zero2, or training.defer_gradients=null"
+        )
     return values
 
 
@@ -93,7 +98,10 @@ def holds_weights(config: Config) -> bool:
 
 def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:
     """The complete configuration of the DeepSpeed engine: the file and ``owned_values``."""
-    return {**read_engine_file(config), **owned_values(config, geometry, num_ranks)}
+    file = read_engine_file(config)
+    # By default, DeepSpeed's throughput timer makes the host wait for the GPU before and after each micro batch.
+    timers = {"throughput": {"enabled": False}, **file.get("timers", {})}
+    return {**file, "timers": timers, **owned_values(config, geometry, num_ranks)}
 
 
 def owned_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:

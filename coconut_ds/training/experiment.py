@@ -4,7 +4,7 @@ Building it writes one thing: the tokens of a training file, to the cache in ``d
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from coconut_ds.data.sources import open_source
@@ -14,20 +14,21 @@ from coconut_ds.distributed.zero import whole_shape
 from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec, Method, TokenizedProblem
-from coconut_ds.methods.layout import Layout, lay_out
+from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.collate import LatentInputs, Targets, collate
+from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.digest import digest_parameters
+from coconut_ds.model.fused import Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.starting import starting_backbone
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry, MicroBatch
-from coconut_ds.training.curriculum import Curriculum, mixed_stage
+from coconut_ds.training.curriculum import Curriculum
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.problems import Notify, RunProblems, check_lengths
+from coconut_ds.training.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Experiment:
     weights: str | None
     """Hash of the initial weights, on rank 0; None if they are random, and on other ranks."""
     problems: RunProblems
+    kernels: Kernels
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -58,6 +60,7 @@ class Experiment:
             CoconutError: configuration, data and model do not fit together, or one of them cannot be used.
         """
         training = config.training
+        kernels = choose_kernels(config.model.fused_kernels, ranks.device)
         geometry = BatchGeometry.derive(training, ranks.size)
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
@@ -78,7 +81,7 @@ class Experiment:
         context = context_length(backbone.model)
         if context is not None:
             problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
-        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems)
+        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems, kernels)
 
     @property
     def pad_id(self) -> int:
@@ -88,27 +91,22 @@ class Experiment:
     def loop(self) -> LatentLoop:
         """The model in a latent loop, as the engine trains it."""
         checkpointing = self.config.training.activation_checkpointing
-        return LatentLoop(self.backbone.model, checkpointing, defer_gradients=zero_stage(self.config) < 3)
+        defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
+        return LatentLoop(self.backbone.model, checkpointing, defers, self.kernels)
 
-    def layout(self, problem: TokenizedProblem, stage: int) -> Layout:
-        """The sequence that ``problem`` becomes at ``stage``."""
-        return lay_out(self.method, problem, stage, self.spec, self.backbone.markers)
+    @cached_property
+    def sequences(self) -> Sequences:
+        """Makes the sequences of the run's problems."""
+        return Sequences(self.config.training, self.config.run.seed, self.method, self.spec, self.backbone.markers)
 
-    def training_layout(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> Layout:
-        """The sequence that ``problem`` becomes in an epoch of ``stage``; with stage mixing if there is a curriculum.
+    def collate(self, batch: MicroBatch) -> Batch:
+        """The tensors of a micro batch, in the memory of the host."""
+        return self._collator(batch.layouts, batch.weights, batch.num_thoughts, batch.num_targets)
 
-        ``index`` is the index of the problem in the epoch's training set.
-        """
-        if self.method.has_curriculum:
-            training, seed = self.config.training, self.config.run.seed
-            stages = self.method.num_stages(problem, self.spec)
-            stage = mixed_stage(training, seed, epoch, index, stage, stages)
-        return self.layout(problem, stage)
-
-    def collate(self, batch: MicroBatch) -> tuple[LatentInputs, Targets]:
-        """The tensors of a micro batch."""
-        iterations = self.config.method.jacobi_iterations
-        return collate(batch.layouts, batch.weights, batch.num_thoughts, self.pad_id, batch.num_targets, iterations)
+    @cached_property
+    def _collator(self) -> Collator:
+        context = context_length(self.backbone.model)
+        return Collator.for_device(self.ranks.device, self.pad_id, self.config.method.jacobi_iterations, context)
 
     def evaluator(self) -> Evaluator:
         """Generates and scores the answers to validation problems."""
@@ -122,6 +120,7 @@ class Experiment:
             context_length(self.backbone.model),
             self.ranks,
             data.answers,
+            same_passes=zero_stage(self.config) == 3,
         )
 
     def describe(self) -> str:

@@ -11,7 +11,7 @@ from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.files import remove, shell_word, write_whole
-from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16
+from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
 from coconut_ds.runs.resume_state import Position
@@ -40,6 +40,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     started = time.perf_counter()
     progress = ProgressBar(ranks.is_first)
     read_engine_file(config)
+    tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
@@ -59,7 +60,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
                 position = copy.deepcopy(start.resume_state.position)
             else:
                 position = Position(epoch=config.run.resume)
-            progress.line(f"{RUN_LINE}{shell_word(start.path)}\n{_describe(experiment)}")
+            progress.line(f"{RUN_LINE}{shell_word(start.path)}\n{_describe(experiment, tf32)}")
             if start.checkpoint is not None:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
             if start.checkpoint is None and ranks.is_first:
@@ -76,12 +77,13 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     return start.folder
 
 
-def _describe(experiment: Experiment) -> str:
-    """What is trained, for the log."""
+def _describe(experiment: Experiment, tf32: str | None) -> str:
+    """What is trained, and how precisely, for the log."""
     description = experiment.describe()
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
-    return description
+    kernels = experiment.kernels.describe(experiment.backbone.model)
+    return "\n".join([description, *([kernels] if kernels else []), *([tf32] if tf32 is not None else [])])
 
 
 def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engine:

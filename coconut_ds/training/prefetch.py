@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from coconut_ds.model.collate import LatentInputs, Targets
+import torch
+
+from coconut_ds.model.collate import Batch
 
 
 @dataclass(frozen=True)
@@ -16,21 +18,27 @@ class Prepared:
 
     indices: list[int]
     """Indices of all problems of the global batch (of every rank), in the epoch's training set."""
-    micro_batches: list[tuple[LatentInputs, Targets]]
+    micro_batches: list[Batch]
+    """In the memory of the host."""
     num_tokens: int
     """Number of tokens in the global batch, without padding."""
 
 
 def prepared_ahead(
-    prepare: Callable[[Sequence[int]], Prepared], batches: Sequence[Sequence[int]]
+    prepare: Callable[[Sequence[int]], Prepared], batches: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[Prepared]:
     """Yields the batches in order, each prepared while the caller uses the one before.
 
     An error raised by ``prepare`` is raised when its batch is due.
+
+    Args:
+        prepare: prepares the batch with these indices.
+        batches: the indices of each batch.
+        device: where the caller computes.
     """
     if not batches:
         return
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1, initializer=_use, initargs=(device,)) as pool:
         coming = [pool.submit(prepare, indices) for indices in batches[:1]]
         for following in (*batches[1:], None):
             current = coming.pop()
@@ -38,3 +46,9 @@ def prepared_ahead(
             if following is not None:
                 coming.append(pool.submit(prepare, following))
             yield prepared
+
+
+def _use(device: torch.device) -> None:
+    """Makes a GPU the current one of this thread, which otherwise allocates pinned memory by way of the first GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

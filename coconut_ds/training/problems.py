@@ -1,7 +1,6 @@
 """The problems of a run as tokens: read from the token cache or tokenized, and checked against model and each other."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -10,8 +9,9 @@ from coconut_ds.data.checks import is_scored, name_of, warnings_about
 from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, check_splits, training_file
+from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.token_table import cached_tokens, hash_question
-from coconut_ds.data.tokens import tokenize
+from coconut_ds.data.tokens import encode_cue, tokenize
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
@@ -41,7 +41,7 @@ class RunProblems:
             DataError: a file cannot be used, or no validation problem can be scored.
         """
         self._source = source
-        self._tokenize = partial(tokenize, tokenizer, format=data.text_format)
+        self._tokenizer, self._format = tokenizer, data.text_format
         self.valid = source.valid()
         where = name_of(data, "validation")
         for line in warnings_about(self.valid, data.text_format, where):
@@ -51,18 +51,21 @@ class RunProblems:
                 f"{where}: no problem has an answer that scoring can read, and the best checkpoint is chosen by the "
                 "accuracy on these problems; set data.val_path to a file with answers"
             )
-        self.valid_tokens: Sequence[TokenizedProblem] = self._tokenize(self.valid)
+        self.valid_tokens = self._tokenize(self.valid)
         self._check_words(tokenizer, notify)
         self._epoch = -1
         self._texts: list[Problem] = []
-        self._tokens: Sequence[TokenizedProblem] = []
+        self._tokens = ProblemArrays([], ())
         self._check: Check = lambda split, problems: None
         path = training_file(source)
         self._is_file = path is not None
         if path is not None:
-            table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)
-            self._tokens = table
+            self._tokens = table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)
             check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
+
+    def _tokenize(self, problems: Sequence[Problem]) -> ProblemArrays:
+        tokens = tokenize(self._tokenizer, problems, self._format)
+        return ProblemArrays([arrays_of(tokens)], encode_cue(self._tokenizer, self._format))
 
     def _check_words(self, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
         share = unknown_share(tokenizer, [problem.question for problem in self.valid_tokens])
@@ -78,7 +81,7 @@ class RunProblems:
         check("validation", self.valid_tokens)
         check("training", self._tokens)
 
-    def train(self, epoch: int) -> Sequence[TokenizedProblem]:
+    def train(self, epoch: int) -> ProblemArrays:
         """The training problems of an epoch, counted from 0."""
         if self._is_file or epoch == self._epoch:
             return self._tokens

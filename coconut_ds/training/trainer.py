@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
 from coconut_ds.errors import CheckpointError, CoconutError, NonFiniteError
 from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
-from coconut_ds.methods.base import TokenizedProblem
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
@@ -81,14 +81,12 @@ class Trainer:
         self.saver.after_epoch(self.engine, position, stage, evaluation, last)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
-    def _epoch(
-        self, position: Position, stage: int, problems: Sequence[TokenizedProblem], batches: list[list[int]]
-    ) -> None:
+    def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
         self.engine.train()
         every = self.experiment.config.training.save_every_steps
         prepare = partial(self._prepare, position.epoch, stage, problems)
-        for prepared in prepared_ahead(prepare, batches[position.batch :]):
+        for prepared in prepared_ahead(prepare, batches[position.batch :], self.experiment.ranks.device):
             began = time.perf_counter()
             lr = learning_rate(self.experiment.config.training, position.updates_since_reset)
             update = self._update(position, prepared, lr)
@@ -100,31 +98,35 @@ class Trainer:
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
-            self._stop_if_requested(position, stage, saved=saves)
+            if update.stops:
+                self._stop(position, stage, saved=saves)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether this rank has been asked to stop."""
+        return self.interrupts.requested or self.saver.lock_lost
 
     def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
-        """Raises ``Interrupted`` on all ranks if any of them was asked to stop; saves first unless ``saved``.
+        """Stops if any rank was asked to stop. All ranks call it after the same update."""
+        if self.experiment.ranks.any(self._asked_to_stop()):
+            self._stop(position, stage, saved)
 
-        Called by all ranks after the same update, so that the checkpoint is the same for all.
-        """
-        if self.experiment.ranks.any(self.interrupts.requested or self.saver.lock_lost):
-            self.progress.close()
-            self.saver.check_lock()
-            if not saved:
-                self.saver.save(self.engine, position, stage)
-            raise Interrupted(self.interrupts.reason)
+    def _stop(self, position: Position, stage: int, saved: bool) -> None:
+        """Raises ``Interrupted``, on all ranks; saves first unless ``saved``."""
+        self.progress.close()
+        self.saver.check_lock()
+        if not saved:
+            self.saver.save(self.engine, position, stage)
+        raise Interrupted(self.interrupts.reason)
 
-    def _prepare(
-        self, epoch: int, stage: int, problems: Sequence[TokenizedProblem], indices: Sequence[int]
-    ) -> Prepared:
+    def _prepare(self, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]) -> Prepared:
         run = self.experiment
-        layouts = [run.training_layout(epoch, stage, index, problems[index]) for index in indices]
+        layouts = run.sequences.for_training(epoch, stage, problems, indices)
         plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
-        return Prepared(sorted(indices), [run.collate(batch) for batch in plan], sum(map(len, layouts)))
+        return Prepared(sorted(indices), [run.collate(batch) for batch in plan], len(layouts.input_ids))
 
     def _update(self, position: Position, prepared: Prepared, lr: float) -> UpdateResult:
         try:
-            return self.engine.update(prepared.micro_batches, lr)
+            return self.engine.update(prepared.micro_batches, lr, self._asked_to_stop)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; the weights are unchanged. "
@@ -210,14 +212,11 @@ class Trainer:
     def _validation_loss(self, stage: int) -> float:
         """Mean cross entropy per target token over all validation problems at ``stage``, without stage mixing."""
         run = self.experiment
-        layouts = [run.layout(problem, stage) for problem in run.problems.valid_tokens]
+        layouts = run.sequences.at_stage(run.problems.valid_tokens, stage)
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
-        mine = 0.0
-        for batch in plan_update(layouts, geometry, run.ranks.rank, "token"):
-            inputs, targets = run.collate(batch)
-            loss = self.engine(latent_loss, inputs.to(self.engine.device), targets.to(self.engine.device))
-            mine += float(loss.item())
-        return run.ranks.total(mine)
+        plan = plan_update(layouts, geometry, run.ranks.rank, "token")
+        losses = [self.engine(latent_loss, *run.collate(batch).to(self.engine.device)) for batch in plan]
+        return run.ranks.total(sum(torch.stack(losses).tolist()))
 
     def _log(self, epoch: int, global_step: int, values: dict[str, Any]) -> None:
         if self.metrics is not None:

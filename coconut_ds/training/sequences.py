@@ -1,0 +1,76 @@
+"""Makes the sequences of a run's problems: at the stage of an epoch, with stage mixing, many at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from coconut_ds.data.token_arrays import ProblemArrays
+from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
+from coconut_ds.methods.layout import Layout, lay_out
+from coconut_ds.methods.layouts import Layouts
+from coconut_ds.methods.templates import Pieces, Templates
+from coconut_ds.settings import TrainingConfig
+from coconut_ds.training.curriculum import mixed_stage
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Makes sequences under one method and curriculum."""
+
+    training: TrainingConfig
+    seed: int
+    """``run.seed``."""
+    method: Method
+    spec: CurriculumSpec
+    markers: MarkerIds
+
+    def one(self, problem: TokenizedProblem, stage: int) -> Layout:
+        """The sequence that ``problem`` becomes at ``stage``."""
+        return lay_out(self.method, problem, stage, self.spec, self.markers)
+
+    def one_for_training(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> Layout:
+        """The sequence that ``problem`` becomes in an epoch of ``stage``; with stage mixing if there is a curriculum.
+
+        ``index`` is the index of the problem in the epoch's training set.
+        """
+        if self._mixes:
+            stages = self.method.num_stages(problem, self.spec)
+            stage = mixed_stage(self.training, self.seed, epoch, index, stage, stages)
+        return self.one(problem, stage)
+
+    def at_stage(self, problems: ProblemArrays, stage: int) -> Layouts:
+        """The sequences that all problems become at ``stage``; equal to those of ``one``."""
+        pieces = self._pieces(problems, range(len(problems)))
+        if pieces is None:
+            return Layouts.of([self.one(problem, stage) for problem in problems])
+        return self._templates.lay_out(pieces, np.full(len(problems), stage))
+
+    def for_training(self, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]) -> Layouts:
+        """The sequences that the problems with these indices become; equal to those of ``one_for_training``.
+
+        A problem at a time only where the method does not state its ``unit``, or a step has no tokens.
+        """
+        pieces = self._pieces(problems, indices)
+        if pieces is None:
+            return Layouts.of([self.one_for_training(epoch, stage, index, problems[index]) for index in indices])
+        stages = [stage] * len(indices)
+        if self._mixes:
+            nums = zip(indices, self._templates.num_stages(pieces), strict=True)
+            stages = [mixed_stage(self.training, self.seed, epoch, index, stage, num) for index, num in nums]
+        return self._templates.lay_out(pieces, np.array(stages))
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether problems may be at another stage than their epoch."""
+        return self.method.has_curriculum and bool(self.training.uniform_prob or self.training.replay_prob)
+
+    @cached_property
+    def _templates(self) -> Templates:
+        return Templates(self.method, self.spec, self.markers)
+
+    def _pieces(self, problems: ProblemArrays, indices: Sequence[int]) -> Pieces | None:
+        """The tokens of problems as arrays; None if their sequences have to be made one by one."""
+        pieces = problems.pieces(indices)
+        return pieces if self._templates.cover(pieces) else None

@@ -1,0 +1,69 @@
+"""Reads the numbers of an update from the device: loss, gradient norm, and whether a rank has been asked to stop.
+
+The host waits for the device once for all of them, after the backward passes and before the optimizer changes a weight.
+DeepSpeed 0.19 would read the gradient norm several times in a step, once for each of its own decisions. ``StepNumbers``
+therefore takes the place of its functions that compute the norm and look for overflow, and returns the norm in the
+host's memory. If a number is not finite, DeepSpeed receives an infinite norm and skips the step.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coconut_ds.distributed.ranks import Ranks
+
+
+class StepNumbers:
+    """The numbers of one update after the other."""
+
+    def __init__(self, optimizer: Any, zero_stage: int, ranks: Ranks) -> None:
+        """
+        Args:
+            optimizer: DeepSpeed's optimizer, whose functions are replaced under ZeRO 1 to 3.
+            zero_stage: the ZeRO stage.
+            ranks: all processes of the run.
+        """
+        self._ranks = ranks
+        self._pair: Tensor | None = None
+        self.loss = math.nan
+        """Loss of the update, over all ranks."""
+        self.stops = False
+        """Whether any rank has been asked to stop."""
+        if zero_stage in (1, 2):
+            norm_of_all = optimizer.scaled_global_norm
+            optimizer.scaled_global_norm = lambda *arguments: self._checked([norm_of_all(*arguments)])[0]
+            if not optimizer.cpu_offload:
+                # It would look at every gradient and wait for the result; a gradient that is not finite shows in the
+                # norm. With offloading, DeepSpeed looks at gradients one by one as they arrive at the host.
+                optimizer.check_overflow = lambda *arguments, **options: None
+        elif zero_stage == 3:
+            norms_of_groups = optimizer._get_norm_groups
+            optimizer._get_norm_groups = lambda: self._checked(norms_of_groups())
+
+    def begin(self, losses: Sequence[Tensor], asked_to_stop: bool) -> None:
+        """Adds up the losses of this rank's micro batches, and both numbers over all ranks; waits for nothing."""
+        total = torch.stack(list(losses)).sum().double()
+        self._pair = torch.stack([total, torch.full_like(total, float(asked_to_stop))])
+        self._ranks.add_up(self._pair)
+
+    def read(self, norms: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Reads what ``begin`` has added up, and ``norms``, scalars in fp32 or fp64. Returns these on the CPU."""
+        assert self._pair is not None
+        pair, self._pair = self._pair, None
+        # fp32 numbers are exact in fp64.
+        loss, stops, *found = torch.cat([pair, *(norm.reshape(1).to(pair) for norm in norms)]).tolist()
+        self.loss, self.stops = loss, stops > 0
+        return [torch.tensor(value, dtype=norm.dtype) for value, norm in zip(found, norms, strict=True)]
+
+    def read_the_rest(self) -> None:
+        """Reads what ``begin`` has added up if DeepSpeed has skipped the step before it computed the norm."""
+        if self._pair is not None:
+            self.read()
+
+    def _checked(self, norms: Sequence[Tensor]) -> list[Tensor]:
+        """The norms on the CPU; infinite ones, which make DeepSpeed skip the step, if the loss is not finite."""
+        found = self.read(norms)
+        return found if math.isfinite(self.loss) else [torch.full_like(norm, math.inf) for norm in found]

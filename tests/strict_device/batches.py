@@ -1,0 +1,36 @@
+"""Micro batches for the cases on the strict device."""
+
+from collections.abc import Sequence
+
+from conftest import VOCABULARY
+
+from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.model.collate import Batch, collate
+from strict_device.registering import device
+
+THOUGHT = VOCABULARY - 1
+SHAPES = ((10, 3, 4), (7, 3, 3), (9, 1, 6), (6, 0, 5))
+"""Question tokens, thoughts and later tokens of each row: unequal prefixes, and rows with fewer thoughts or none."""
+
+
+def layout_of(question: int, thoughts: int, after: int) -> Layout:
+    """A sequence whose later tokens are the targets of the loss."""
+    ids = [*range(3, 3 + question), *[THOUGHT] * thoughts, *range(5, 5 + after)]
+    labels = [IGNORE] * (question + thoughts) + ids[question + thoughts :]
+    return Layout(ids, labels, question if thoughts else len(ids), thoughts)
+
+
+def batch_of(layouts: Sequence[Layout], iterations: int | None = None) -> Batch:
+    """One micro batch on the CPU."""
+    most = max(layout.num_thoughts for layout in layouts)
+    return collate(layouts, [0.1] * len(layouts), most, 0, iterations=iterations)
+
+
+def mixed_batch(iterations: int | None = None) -> Batch:
+    """The rows of ``SHAPES``, on the CPU."""
+    return batch_of([layout_of(*shape) for shape in SHAPES], iterations)
+
+
+def on_device(batch: Batch) -> Batch:
+    """The batch on the strict device."""
+    return batch.to(device())

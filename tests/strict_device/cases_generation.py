@@ -1,0 +1,196 @@
+"""The thinking engine: all operations on one device, and the host syncs of each generated token."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from making_requests import LATENT, Ends, prompt_of
+
+import strict_device
+from coconut_ds.generation import slot_passes, thinking_engine
+from coconut_ds.generation.batch import generate
+from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
+from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
+from coconut_ds.model import head
+from coconut_ds.model.latent_loop import LatentLoop
+
+DEVICE = strict_device.device()
+EOS = (9,)
+"""Values that are read from the device are 0, so the model always writes token 0 and never ends by itself."""
+LONG = list(range(3, 23))
+"""A question that is long enough to be copied from another request."""
+PLAIN = Request(prompt_of([3, 4, 5, 6], 2), 4)
+SHORT = Request(prompt_of([7], 0, ()), 4)
+
+
+def other_vector(index, state):
+    return torch.ones_like(state) * index
+
+
+REQUESTS = {
+    "greedy": [PLAIN, SHORT, replace(PLAIN, prompt=prompt_of([3, 4], 3, (2, 5)), max_new_tokens=2)],
+    "sampled": [
+        replace(PLAIN, sampling=Sampling(0.7)),
+        replace(PLAIN, sampling=Sampling(0.7, top_k=5, top_p=0.9)),
+        replace(PLAIN, sampling=Sampling(1.0, top_p=0.5)),
+        PLAIN,
+    ],
+    "log_probabilities": [
+        replace(PLAIN, log_probabilities=True, num_likeliest=3),
+        replace(PLAIN, continuation=(5, 6, 7)),
+        replace(SHORT, log_probabilities=True),
+        PLAIN,
+    ],
+    "bans": [replace(PLAIN, suppress=(LATENT, 2)), replace(SHORT, min_new_tokens=3), replace(SHORT, stop=("x",))],
+    "jacobi": [
+        replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(3, LATENT), keep_thoughts=True),
+        replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(2, LATENT), edit_thought=other_vector),
+        SHORT,
+    ],
+    "thoughts": [
+        replace(PLAIN, edit_thought=other_vector, keep_thoughts=True),
+        replace(SHORT, keep_thoughts=True),
+        replace(PLAIN, prompt=prompt_of([3, 4], 5), min_thoughts=2, end_thinking=0),
+        replace(PLAIN, prompt=prompt_of([3, 4], 4), min_thoughts=1, end_thinking=1),
+        replace(SHORT, thinking=Thinking(0, 2, 3), max_new_tokens=6),
+    ],
+    "reuse": [
+        replace(PLAIN, prompt=prompt_of(LONG, 1)),
+        replace(PLAIN, prompt=prompt_of([*LONG, 30, 31], 2), max_new_tokens=2),
+        replace(PLAIN, prompt=prompt_of([*LONG, *range(24, 34)], 2)),
+        *replace(PLAIN, prompt=prompt_of(LONG, 2), sampling=Sampling(1.0)).samples(2),
+    ],
+}
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def loop(syncs, request) -> LatentLoop:
+    return LatentLoop(strict_device.make_model(request.param)).eval()
+
+
+def run(loop, requests, slots=3):
+    return generate(loop, requests, EOS, slots, decode=lambda tokens: " ".join(map(str, tokens)))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_all_kinds_of_requests(loop, name):
+    """Three slots for up to five requests, so that slots are freed, filled again, and moved."""
+    requests = REQUESTS[name]
+    made = run(loop, requests)
+    for request, completion in zip(requests, made, strict=True):
+        expected = request.continuation or [0] * request.max_new_tokens
+        assert completion.tokens == list(expected)
+        thoughts = completion.thoughts
+        assert thoughts is None or thoughts.device.type == "cpu"
+
+
+def test_bf16(syncs):
+    loop = LatentLoop(strict_device.make_model("llama", torch.bfloat16)).eval()
+    run(loop, [*REQUESTS["greedy"], *REQUESTS["sampled"], *REQUESTS["jacobi"]], slots=5)
+
+
+def test_operations_of_other_ranks(loop):
+    """Under ZeRO-3, a rank without work makes the passes of the others."""
+    engine = ThinkingEngine(loop, EOS, 2, 16)
+    for op in (Op.ENCODE, Op.ITERATE, Op.CHOOSE, Op.ADVANCE):
+        engine.step(op)
+    ends = Ends()
+    ticket, _ = (engine.submit(request, ends) for request in (PLAIN, SHORT))
+    engine.step(engine.due())
+    assert engine.cancel(ticket)
+    engine.run()
+    assert list(ends.completions) == [1]
+    assert (engine.num_running, engine.num_waiting, engine.num_held, engine.num_shared) == (0, 0, 0, 0)
+    assert engine.cache.num_bytes
+
+
+def syncs_a_token(syncs, loop, requests) -> tuple[float, float]:
+    """Reads and copies for each token that all rows write together, after prompts and thoughts."""
+    found = []
+    for count in (4, 12):
+        longer = [replace(request, max_new_tokens=count, min_new_tokens=0, stop=()) for request in requests]
+        with syncs.counted() as counted:
+            run(loop, longer, slots=len(requests))
+        found.append(counted)
+    few, many = found
+    print(many)
+    return (many.reads - few.reads) / 8, (many.copies - few.copies) / 8
+
+
+class Refusing:
+    """A capturer whose steps must not wait for the device, and whose replays run the step again."""
+
+    def __init__(self, syncs):
+        self._syncs, self.replays = syncs, 0
+
+    def warm_up(self, step):
+        with self._syncs.refused():
+            step()
+
+    def capture(self, step):
+        with self._syncs.refused():
+            step()
+
+        def replay():
+            self.replays += 1
+            self.warm_up(step)
+
+        return replay
+
+
+@pytest.fixture
+def capturing(syncs, monkeypatch):
+    """Makes engines use steps of fixed shape, as they do on CUDA."""
+    capturer = Refusing(syncs)
+    monkeypatch.setattr(thinking_engine, "capturer_for", lambda loop: capturer)
+    return capturer
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
+    """No step waits for the device, in whatever it is captured. Its buffers stay where they are."""
+    engine, ends = ThinkingEngine(loop, EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
+    for request in REQUESTS[name]:
+        engine.submit(request, ends)
+    places = []
+    while op := engine.due():
+        engine.step(op)
+        if op is Op.ADVANCE:
+            steps, layers = engine._steps, engine.cache.slot_layers
+            buffers = [steps._orders, steps._logits, steps._likeliest, engine._passes.last]
+            buffers += [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+            places.append([buffer.data_ptr() for buffer in buffers])
+    assert all(each == places[0] for each in places)
+    for ticket, request in enumerate(REQUESTS[name]):
+        expected = request.continuation or [0] * request.max_new_tokens
+        assert ends.completions[ticket].tokens == list(expected)
+
+
+def test_wide_passes(loop, monkeypatch):
+    monkeypatch.setattr(slot_passes, "WIDENING", (DEVICE.type,))
+    run(loop, [*REQUESTS["reuse"], *REQUESTS["jacobi"]])
+
+
+A_TOKEN = dict.fromkeys(("greedy", "sampled", "log_probabilities", "bans"), (1, 0))
+"""Host syncs for each token: reads and copies, over all rows together."""
+
+
+@pytest.mark.parametrize("name", A_TOKEN)
+def test_syncs_of_a_token(syncs, name):
+    loop = LatentLoop(strict_device.make_model("gpt2")).eval()
+    requests = [request for request in REQUESTS[name] if request.continuation is None]
+    assert syncs_a_token(syncs, loop, requests) == A_TOKEN[name]
+
+
+@pytest.mark.parametrize("name", A_TOKEN)
+def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
+    test_syncs_of_a_token(syncs, name)
+    assert capturing.replays > 5
+
+
+def test_the_head_runs_where_the_states_are(syncs):
+    loop = LatentLoop(strict_device.make_model("gpt2")).eval()
+    with torch.no_grad():
+        states = torch.zeros(2, loop.width, device=DEVICE)
+        assert not head._is_plain(loop.model.lm_head, dict(loop.model.lm_head.named_parameters()), states)
+        assert loop.head(states).device == DEVICE

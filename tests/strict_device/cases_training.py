@@ -1,0 +1,149 @@
+"""The latent loop in training: forwards and backwards on one device, and without a host sync."""
+
+import pytest
+import torch
+from making_layouts import MARKERS, make_layout
+from torch import nn
+
+import strict_device
+from coconut_ds.data.tokens import build_word_tokenizer
+from coconut_ds.distributed.ranks import ALONE
+from coconut_ds.methods import METHODS
+from coconut_ds.model import attention, latent_loop, loss
+from coconut_ds.model.backbone import add_marker_rows
+from coconut_ds.model.digest import digest_parameters
+from coconut_ds.model.last_layer import LastLayer
+from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.lora import add_adapters, merged_state
+from coconut_ds.model.passes import passes_of
+from coconut_ds.model.precision import cast, describe
+from coconut_ds.model.tables import recompute_tables
+from coconut_ds.model.trial import trial_of
+from coconut_ds.settings.model import LoraConfig
+from strict_device.batches import batch_of, mixed_batch, on_device
+
+DEVICE = strict_device.device()
+TYPES = [torch.float32, torch.bfloat16]
+
+
+def check_gradients(loop: nn.Module) -> None:
+    for name, parameter in loop.named_parameters():
+        found = None if parameter.grad is None else (parameter.grad.device, parameter.grad.dtype)
+        assert found == ((DEVICE, parameter.dtype) if parameter.requires_grad else None), name
+
+
+def run(syncs, loop, batch) -> None:
+    """Forwards and backwards over one micro batch, without a host sync."""
+    inputs, targets = on_device(batch)
+    with syncs.refused():
+        made = loop.train()(latent_loss, inputs, targets)
+        made.backward()
+    assert (made.device, made.dtype, made.shape) == (DEVICE, torch.float32, ())
+    check_gradients(loop)
+
+
+@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_loss_and_its_gradients(syncs, family, dtype, iterations):
+    """Half of the combinations with activation checkpointing, so that it meets every other choice."""
+    checkpointing = (family == "gpt2") ^ (dtype == torch.float32) ^ (iterations is None)
+    model = strict_device.make_model(family, dtype, layers=2)
+    run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(iterations))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_deferred_gradients(syncs, family, monkeypatch):
+    """They are used on a CPU; here the loop is made to use them."""
+    monkeypatch.setattr(latent_loop, "passes_of", lambda *arguments: passes_of(*arguments[:-1], True))
+    run(syncs, LatentLoop(strict_device.make_model(family)), mixed_batch())
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_every_method(syncs, thinks):
+    """Problems at stages 0 to 3, of all methods with thoughts in one micro batch, and of all without in another."""
+    layouts = [make_layout(method, stage) for method in METHODS for stage in range(4)]
+    batch = batch_of([layout for layout in layouts if bool(layout.num_thoughts) == thinks])
+    run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), batch)
+
+
+@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
+def test_transformers_own_cache_and_attention(syncs, iterations):
+    """With other kernels than ``sdpa`` the loop uses ``PlainPasses``."""
+    model = strict_device.make_model("llama", sliding_window=8)
+    model.set_attn_implementation("eager")
+    run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch(iterations))
+
+
+def test_no_thoughts_and_no_padding(syncs):
+    layouts = [make_layout("no_cot", 0)] * 2
+    run(syncs, LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False), batch_of(layouts))
+
+
+def test_grouped_keys_are_repeated_in_fp32(syncs, monkeypatch):
+    monkeypatch.setattr(attention, "NO_SHARED_KEYS", (DEVICE.type,))
+    run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), mixed_batch())
+
+
+def test_the_loss_in_chunks(syncs, monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 40 * 7)
+    inputs, targets = mixed_batch()
+    run(syncs, LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False), (inputs, targets))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", False)])
+def test_lora_and_the_rows_of_the_markers(syncs, family, tied, dtype):
+    model = strict_device.make_model(family, dtype, tie_word_embeddings=tied)
+    with torch.device(DEVICE):
+        add_adapters(model, MARKERS, LoraConfig(rank=2, alpha=4.0, dropout=0.1))
+    run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch())
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    merged = merged_state(model, state)
+    assert {value.device.type for value in merged.values()} == {"cpu"}
+    assert not [name for name in merged if "lora" in name or "difference" in name]
+
+
+def test_all_states_without_gradients(syncs):
+    loop = LatentLoop(strict_device.make_model("gpt2")).eval()
+    inputs, _ = on_device(mixed_batch())
+    with syncs.refused(), torch.no_grad():
+        states = loop.encode(inputs)
+        logits = loop.head(states)
+    assert (states.device, logits.device, logits.dtype) == (DEVICE, DEVICE, torch.float32)
+
+
+def test_tables_are_recomputed_where_they_are(syncs):
+    model = strict_device.make_model("llama")
+    recompute_tables(model)
+    assert {buffer.device for buffer in model.buffers()} == {DEVICE}
+
+
+def test_the_trial_pass(syncs):
+    """It reads a few numbers, once for each model."""
+    model = strict_device.make_model("llama")
+    trial = trial_of(model)
+    assert trial.fault(model) is None
+
+
+def test_two_loops_around_one_model(syncs):
+    model = strict_device.make_model("gpt2")
+    LastLayer(model)
+    run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch())
+
+
+def test_rows_of_new_markers(syncs):
+    model = strict_device.make_model("gpt2")
+    tokenizer = build_word_tokenizer([" ".join(map(str, range(36)))])
+    with torch.device(DEVICE):
+        backbone = add_marker_rows(model, tokenizer)
+    rows = backbone.model.get_input_embeddings().weight
+    assert (rows.device, len(rows)) == (DEVICE, len(tokenizer))
+
+
+def test_weights_are_rounded_and_read_where_they_are(syncs):
+    model = strict_device.make_model("llama")
+    assert digest_parameters(model, ALONE)
+    cast(model, torch.bfloat16, DEVICE)
+    assert {(each.dtype, each.device) for each in model.parameters()} == {(torch.bfloat16, DEVICE)}
+    assert describe(torch.bfloat16, model) == "bfloat16"

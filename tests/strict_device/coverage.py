@@ -1,0 +1,196 @@
+"""Which lines that touch tensors the cases execute: those of ``model/``, ``generation/`` and ``training/engine.py``.
+
+A line is a statement in a function; definitions and docstrings do not count. It touches tensors unless its function is
+in ``NO_TENSORS``, where each entry says why. A statement over several lines counts as one.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
+MEASURED = ("model", "generation", "training/engine.py")
+"""Folders and files of the package."""
+CONFIGURATION = "reads configurations, names and token ids, and refuses those that do not fit"
+FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
+ON_A_CPU = "computes on a CPU only"
+ON_CUDA = "calls functions of torch.cuda"
+NO_TENSORS = {
+    "model/attention.py:check_attention": CONFIGURATION,
+    "model/attention.py:check_attention_used": CONFIGURATION,
+    "model/backbone.py:Backbone": CONFIGURATION,
+    "model/backbone.py:_check_rows": CONFIGURATION,
+    "model/backbone.py:_num_rows": CONFIGURATION,
+    "model/backbone.py:architecture": CONFIGURATION,
+    "model/backbone.py:build_backbone": FILES,
+    "model/card.py": FILES,
+    "model/checkpoint.py": FILES,
+    "model/compatibility.py": CONFIGURATION,
+    "model/folder_files.py": FILES,
+    "model/generation_config.py": CONFIGURATION,
+    "model/reference_state.py": FILES,
+    "model/starting.py": FILES,
+    "model/head.py:_weight_first": ON_A_CPU,
+    "model/support.py:attention_window": CONFIGURATION,
+    "model/support.py:context_length": CONFIGURATION,
+    "model/support.py:refuse_partial": CONFIGURATION,
+    "model/support.py:stored_buffers": CONFIGURATION,
+    "model/trial.py:Trial.fault": CONFIGURATION,
+    "generation/attention.py:_causal_blocks": ON_A_CPU,
+    "generation/sampling.py:_likeliest_by_chunks": ON_A_CPU,
+    "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
+    "generation/slots.py:_in_huge_pages": ON_A_CPU,
+    "generation/slots.py:_row_by_row": ON_A_CPU,
+    "generation/step_graphs.py:CudaCapturer": ON_CUDA,
+    "generation/pass_size.py:PassSize": ON_CUDA,
+    "generation/decoding.py:token_id": CONFIGURATION,
+    "generation/decoding.py:token_names": CONFIGURATION,
+    "generation/prompter.py": CONFIGURATION,
+    "generation/requests.py:Request.__post_init__": CONFIGURATION,
+    "generation/requests.py:Sampling.__post_init__": CONFIGURATION,
+    "generation/requests.py:check_prompts": CONFIGURATION,
+    "training/engine.py:Engine.load_state": FILES,
+    "training/engine.py:Engine.save_state": FILES,
+    "training/engine.py:_errors_at_the_end": FILES,
+    "training/engine.py:convert_state": FILES,
+    "training/engine.py:random_file": FILES,
+}
+"""Files, and functions or classes in them, whose lines are not counted, with the reason. A line in one of them that
+touches a tensor on the device belongs elsewhere."""
+
+
+def files() -> list[Path]:
+    """The files whose lines are counted."""
+    found: list[Path] = []
+    for name in MEASURED:
+        place = PACKAGE / name
+        found += [place] if place.is_file() else sorted(place.rglob("*.py"))
+    return found
+
+
+def statements(file: Path) -> dict[str, set[tuple[int, int]]]:
+    """For each function of a file, by its qualified name: the first and last line of each of its statements."""
+    found: dict[str, set[tuple[int, int]]] = {}
+    for name, function in _functions(ast.parse(file.read_text())):
+        spans = {span for statement in function.body for span in _spans(statement)}
+        if ast.get_docstring(function) is not None:
+            first = function.body[0]
+            spans.discard((first.lineno, first.end_lineno or first.lineno))
+        if spans:
+            found[name] = spans
+    return found
+
+
+def _functions(
+    node: ast.AST, outer: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            path = (*outer, child.name)
+            if not isinstance(child, ast.ClassDef):
+                yield ".".join(path), child
+            yield from _functions(child, path)
+        else:
+            yield from _functions(child, outer)
+
+
+def _spans(statement: ast.stmt) -> Iterator[tuple[int, int]]:
+    """The lines of a statement and of those inside it; of a compound statement itself, only those before its body."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Global | ast.Nonlocal):
+        return
+    inner = [child for child in ast.walk(statement) if isinstance(child, ast.stmt) and child is not statement]
+    if isinstance(statement, ast.Try):
+        # Nothing is executed at ``try`` itself.
+        pass
+    elif inner:
+        yield statement.lineno, max(statement.lineno, min(child.lineno for child in inner) - 1)
+    else:
+        yield statement.lineno, statement.end_lineno or statement.lineno
+    for field in ("body", "orelse", "finalbody"):
+        for child in getattr(statement, field, []):
+            yield from _spans(child)
+    for handler in getattr(statement, "handlers", []):
+        for child in handler.body:
+            yield from _spans(child)
+    for case in getattr(statement, "cases", []):
+        for child in case.body:
+            yield from _spans(child)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The statements that touch tensors, and those of them that were not executed, by file."""
+
+    total: dict[str, int]
+    missing: dict[str, list[int]]
+
+    @property
+    def share(self) -> float:
+        """The share of statements that were executed."""
+        return 1 - sum(map(len, self.missing.values())) / sum(self.total.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {"share": self.share, "total": self.total, "missing": self.missing}
+
+    def __str__(self) -> str:
+        lines = [f"{'file':<36}{'lines':>6}{'run':>6}{'share':>8}  not run"]
+        for name, total in self.total.items():
+            missing = self.missing[name]
+            run = total - len(missing)
+            lines.append(f"{name:<36}{total:>6}{run:>6}{run / total:>8.1%}  {', '.join(map(str, missing))}".rstrip())
+        total, missing_count = sum(self.total.values()), sum(map(len, self.missing.values()))
+        lines.append(f"{'all':<36}{total:>6}{total - missing_count:>6}{self.share:>8.1%}")
+        return "\n".join(lines)
+
+
+class Coverage:
+    """Within ``with Coverage() as coverage:``, notes which lines of the measured files run in this thread."""
+
+    def __init__(self) -> None:
+        self._files = {str(file): set[int]() for file in files()}
+
+    def __enter__(self) -> "Coverage":
+        sys.settrace(self._on_call)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        lines = self._files.get(frame.f_code.co_filename)
+        if lines is None:
+            return None
+        # One function for each file, which does as little as possible: it is called for every line.
+
+        def on_line(frame: FrameType, event: str, argument: Any) -> Any:
+            lines.add(frame.f_lineno)
+            return on_line
+
+        return on_line
+
+    def report(self) -> Report:
+        """What has run so far."""
+        total: dict[str, int] = {}
+        missing: dict[str, list[int]] = {}
+        known = set[str]()
+        for file, run in self._files.items():
+            name = str(Path(file).relative_to(PACKAGE))
+            spans: set[tuple[int, int]] = set()
+            for function, own in statements(Path(file)).items():
+                entries = {name, *(f"{name}:{'.'.join(function.split('.')[:n])}" for n in range(1, 9))} & set(
+                    NO_TENSORS
+                )
+                known |= entries
+                if not entries:
+                    spans |= own
+            if spans:
+                total[name] = len(spans)
+                missing[name] = sorted(a for a, b in spans if not run.intersection(range(a, b + 1)))
+        stale = set(NO_TENSORS) - known
+        assert not stale, f"NO_TENSORS names what does not exist: {sorted(stale)}"
+        return Report(total, missing)

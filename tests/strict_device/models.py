@@ -1,0 +1,31 @@
+"""Tiny models on the strict device."""
+
+from typing import Any
+
+import torch
+from conftest import SHAPES, VOCABULARY
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from strict_device.registering import device
+
+
+def make_model(
+    family: str, dtype: torch.dtype = torch.float32, dropout: float = 0.1, layers: int = 1, **changes: Any
+) -> PreTrainedModel:
+    """A model on the strict device, with torch's fused attention. Call it within ``strict()``.
+
+    Args:
+        family: one of ``conftest.SHAPES``.
+        dtype: the type of its weights.
+        dropout: of every kind that the family has.
+        layers: number of layers; fake operations take as long as real ones of thousands of numbers.
+        changes: further values of its configuration.
+    """
+    rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop") if family == "gpt2" else ("attention_dropout",)
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    options = {**SHAPES[family], **dict.fromkeys(rates, dropout), depth: layers, **changes}
+    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **options)
+    # Made there, not moved there: a fake parameter cannot change its device in place.
+    with torch.device(device()):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model
