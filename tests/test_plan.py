@@ -105,11 +105,11 @@ def test_the_largest_micro_batch_is_the_largest(lines, room):
 def test_the_plan_shows_what_deferred_gradients_take(capsys):
     """Fewer gradients of weights at a time, if they are larger than the inputs of all thoughts."""
     base = ("tokens=40", "targets=4", "batch_size_training=1", "global_batch_size=1", "deepspeed=zero0")
-    totals = {}
-    for choice in ("null", "true", "false"):
-        plan = planned(capsys, *base, "max_latent_stage=6", f"training.defer_gradients={choice}")
-        totals[choice] = sum(plan["passes"].values())
-    assert totals["true"] < totals["null"] == totals["false"]
+    deferred, plain = (
+        planned(capsys, *base, "max_latent_stage=3", f"training.defer_gradients={choice}")
+        for choice in ("true", "null")
+    )
+    assert sum(deferred["passes"].values()) < sum(plain["passes"].values())
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_plan_as_numbers_and_as_a_table(capsys):
 
 @pytest.mark.slow
 def test_sequences_come_from_the_data_by_default(capsys):
-    """The larger of the first and the last stage counts."""
+    """The larger of the first and the last stage counts. Widths are multiples of 64, so the longer ones exceed 64."""
     data = [
         "data=modular_sum",
         "size.train=20",
@@ -141,7 +141,7 @@ def test_sequences_come_from_the_data_by_default(capsys):
         "batch_size_training=2",
         "deepspeed=zero2",
     ]
-    short, long = (planned(capsys, *data, f"num_terms={terms}") for terms in (3, 8))
+    short, long = (planned(capsys, *data, f"num_terms={terms}") for terms in (3, 20))
     assert 0 < sum(short["passes"].values()) < sum(long["passes"].values())
 
 

@@ -52,7 +52,7 @@ def problems(cue: Ids, least: int) -> st.SearchStrategy[list[TokenizedProblem]]:
     return st.lists(one, min_size=1, max_size=10)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     data=st.data(),
     name=st.sampled_from(sorted(ALL)),
@@ -80,7 +80,6 @@ def assert_equal(found: Layouts, expected: list) -> None:
     slow = Layouts.of(expected)
     for name in ("input_ids", "labels", "starts", "first_thought", "num_thoughts", "lengths", "num_targets"):
         assert np.array_equal(getattr(found, name), getattr(slow, name)), name
-    assert found.num_targets.tolist() == [layout.num_targets for layout in expected]
     rows = np.arange(len(expected))[::-2]
     assert list(found.take(rows)) == [expected[row] for row in rows]
 
