@@ -1,0 +1,91 @@
+"""Part of the section ``correctness``: training under every ZeRO stage, on one rank, with the project's own launch.
+
+Runs variants of ``tests/zero_worker.py``. One rank holds the only shard, so this shows that the engine's code works on
+CUDA, and says nothing about communication between ranks.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gpu.report import Report
+from gpu.workload import TRAINING, Options
+
+REFERENCE = "zero0"
+SAME = ("zero1", "zero2", "zero3", "zero3_live0")
+"""Variants with the losses of ``REFERENCE``."""
+SHORT = ("zero0_llama_lora", "zero3_held0_llama_lora", "zero2_offload_qwen3", "zero3_offload_qwen3", "zero0_qwen3")
+"""Variants of fewer updates, from weights that are loaded (under ZeRO-3 in shards)."""
+PAIRS = (
+    ("zero3_held0_llama_lora", "zero0_llama_lora"),
+    ("zero2_offload_qwen3", "zero0_qwen3"),
+    ("zero3_offload_qwen3", "zero0_qwen3"),
+)
+"""Variants that must have the same losses."""
+LOSS, LOSS_BF16 = 1e-3, 0.05
+"""Largest difference of any loss of a run: in fp32, and of bf16 from fp32."""
+
+
+def run(report: Report, options: Options) -> None:
+    """Fills the report; skips where the packages for training are missing."""
+    if not report.can_run("ZeRO stages", *TRAINING, "safetensors"):
+        return
+    os.environ.setdefault("DS_ACCELERATOR", options.device.type)
+    os.environ["WANDB_MODE"] = "disabled"
+    from zero_worker import FAMILIES, write_family
+
+    from coconut_ds.distributed.process_group import start_ranks, stop_ranks
+
+    ranks = start_ranks()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for family in FAMILIES:
+            write_family(family, folder)
+        if options.small:
+            _compare(report, folder, ranks, ("zero0_qwen3", "zero2_qwen3"), (("zero2_qwen3", "zero0_qwen3"),))
+        else:
+            _compare(report, folder, ranks, (REFERENCE, *SAME, *SHORT), (*((one, REFERENCE) for one in SAME), *PAIRS))
+            _compare_bf16(report, folder, ranks)
+            _resume(report, folder, ranks)
+    stop_ranks()
+
+
+def _compare(report: Report, folder: Path, ranks: Any, variants: tuple[str, ...], pairs: Any) -> None:
+    """Trains the variants, and compares the losses of each pair."""
+    losses = {variant: _losses(report, variant, folder, ranks) for variant in variants}
+    report.number("zero_losses", {variant: [round(loss, 6) for loss in values] for variant, values in losses.items()})
+    for variant, other in pairs:
+        _check(report, f"losses of {variant}", losses[variant], losses[other], LOSS)
+
+
+def _compare_bf16(report: Report, folder: Path, ranks: Any) -> None:
+    found = _losses(report, "zero2_bf16", folder, ranks)
+    _check(report, "losses of zero2_bf16", found, _losses(report, REFERENCE, folder, ranks, "again"), LOSS_BF16)
+
+
+def _resume(report: Report, folder: Path, ranks: Any) -> None:
+    """A run in two launches has the losses of the run in one."""
+    from zero_worker import RESUMED, record
+
+    with report.part(f"{RESUMED}, resumed"):
+        whole = record(RESUMED, folder, ranks, "whole")["losses"]
+        for epochs in (1, 2):
+            resumed = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])["losses"]
+        _check(report, "losses after a resume", resumed, whole, LOSS)
+
+
+def _losses(report: Report, variant: str, folder: Path, ranks: Any, place: str | None = None) -> list[float]:
+    from zero_worker import record
+
+    losses: list[float] = []
+    with report.part(variant):
+        losses = record(variant, folder, ranks, place)["losses"]
+    return losses
+
+
+def _check(report: Report, name: str, found: list[float], expected: list[float], bound: float) -> None:
+    # Without losses, the variant itself has failed.
+    same = len(found) == len(expected) > 0
+    most = max(abs(a - b) for a, b in zip(found, expected, strict=True)) if same else float("inf")
+    report.check(name, most < bound, f"{most:.1e}", f"a difference below {bound}")
