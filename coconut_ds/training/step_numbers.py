@@ -60,8 +60,8 @@ class StepNumbers:
         return [torch.tensor(value, dtype=norm.dtype) for value, norm in zip(found, norms, strict=True)]
 
     def read_the_rest(self) -> None:
-        """Reads what ``begin`` has added up, if nothing has read it during DeepSpeed's step: it ended before the norm, or
-        its optimizer computes the norm in another way."""
+        """Reads what ``begin`` has added up, if nothing has read it in DeepSpeed's step, which ended before the norm or
+        computes the norm in another way."""
         if self._pair is not None:
             self.read()
 
