@@ -76,7 +76,8 @@ def family_model(family: str, small: bool) -> PreTrainedModel:
     """A random model with heads of 64 (``small``: 8) elements, on the CPU, the same in each call."""
     size = 8 if small else 64
     torch.manual_seed(0)
-    values: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.08, "bos_token_id": EOS}
+    # Large enough for every path to matter, small enough for bf16 not to lose the gradient through the thoughts.
+    values: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.4 / size**0.5, "bos_token_id": EOS}
     if family == "gpt2":
         values |= {"n_embd": 4 * size, "n_layer": 2, "n_head": 4, "n_positions": 512}
         values |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
