@@ -31,6 +31,7 @@ HEAVY = (
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
+    "training.step_numbers",
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {

@@ -42,8 +42,8 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """The attention function of one layer, for transformers' ``AttentionInterface``.
 
-    With one query, the mask is in fp32 and is added to the scores: 0, or -inf for a hidden position. Otherwise it is
-    boolean, or None for causal attention.
+    With one query, the mask is added to the scores and has their type: 0, or -inf for a hidden position. Otherwise it
+    is boolean, or None for causal attention.
 
     Returns the output [R, Q, H, E] for queries [R, H, Q, E], and None for the attention weights.
     """
@@ -57,6 +57,7 @@ def slot_attention(
     scaled = (query * scale).reshape(rows * kv_heads, heads // kv_heads, size)
     # Keys first: in bf16, a matrix times a vector is three times as fast as a vector times a matrix.
     scores = torch.bmm(key.flatten(0, 1), scaled.transpose(1, 2)).transpose(1, 2).unflatten(0, (rows, kv_heads))
+    # In bf16, too, the kernel of the softmax computes in fp32 and rounds its result.
     weights = (scores + attention_mask).softmax(dim=-1)
     output = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1))
     return output.view(rows, 1, heads, -1), None

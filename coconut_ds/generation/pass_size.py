@@ -42,7 +42,7 @@ class PassSize:
 
 
 def positions_within(free: int, each: int, least: int) -> int:
-    """The number of positions, ``each`` of which takes so many bytes, for ``free`` bytes of memory."""
+    """The number of positions for ``free`` bytes of memory, of which a position takes ``each``; at least ``least``."""
     return max(least, min(MOST, int(free * SHARE) // each))
 
 

@@ -80,7 +80,7 @@ class SlotPasses:
         columns = min(self._widened(start + width), self.capacity)
         self.cache.set_plan(PassPlan(extended=(slot, start, start + width), columns=columns))
         places = torch.arange(start, start + width, device=self.device)
-        mask = _mask(places.unsqueeze(0), columns)
+        mask = _mask(places.unsqueeze(0), columns, embeds.dtype)
         embeds = pad(embeds, (0, 0, 0, width - count)).unsqueeze(0)
         states = self._loop.states(embeds, self.cache, mask, places.unsqueeze(0))[0, :count]
         self._store(states[-1], slot)
@@ -111,9 +111,11 @@ class SlotPasses:
         else:
             embeds = self._loop.embed(inputs)
         columns = self.cache.readable(columns)
-        self.cache.set_plan(PassPlan(places=places, columns=columns))
+        slots = torch.arange(len(places), device=places.device)
+        self.cache.set_plan(PassPlan(places=(slots, places), columns=columns))
         places = places.unsqueeze(1)
-        states = self._loop.states(embeds.unsqueeze(1), self.cache, _mask(places, columns), places)[:, 0]
+        mask = _mask(places, columns, embeds.dtype)
+        states = self._loop.states(embeds.unsqueeze(1), self.cache, mask, places)[:, 0]
         self._store(states, slice(len(inputs)))
 
     def move(self, source: int, target: int) -> None:
@@ -155,10 +157,11 @@ class SlotPasses:
         return -(-width // unit) * unit
 
 
-def _mask(places: Tensor, columns: int) -> Tensor:
+def _mask(places: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """The mask [R, 1, Q, columns] of positions ``places`` [R, Q], each of which sees itself and all before it.
 
-    With Q = 1 it is in the form that ``attention.slot_attention`` adds to scores, made once for all layers.
+    With Q = 1 it is in the form that ``attention.slot_attention`` adds to scores of type ``dtype``, made once for all
+    layers.
     """
     seen = (torch.arange(columns, device=places.device) <= places.unsqueeze(-1)).unsqueeze(1)
-    return torch.where(seen, 0.0, float("-inf")) if places.shape[1] == 1 else seen
+    return torch.where(seen, 0.0, float("-inf")).to(dtype) if places.shape[1] == 1 else seen

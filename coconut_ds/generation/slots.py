@@ -42,8 +42,8 @@ class PassPlan:
     """[R] slots that are encoded from position 0 on; their rows attend only to the positions of this pass."""
     extended: tuple[int, int, int] | None = None
     """A slot that gets several more positions: the slot, the first new position, and the end of the new positions."""
-    places: Tensor | None = None
-    """[R] the new position of each of the first R slots, which get one more position each."""
+    places: tuple[Tensor, Tensor] | None = None
+    """The first R slots get one more position each: [R] the slots 0, 1, … R - 1, and [R] their new positions."""
     columns: int = 0
     """With ``fresh``: number of columns to store; else number of columns of the cache to return for reading."""
 
@@ -132,9 +132,9 @@ class SlotLayer(CacheLayerMixin):
             stored[slot, :, start:end] = states[0]
             return stored[slot : slot + 1, :, : plan.columns]
         elif plan.places is not None:
-            count = len(plan.places)
-            stored[torch.arange(count, device=stored.device), :, plan.places] = states[:, :, 0]
-            return stored[:count, :, : plan.columns]
+            slots, places = plan.places
+            stored[slots, :, places] = states[:, :, 0]
+            return stored[: len(slots), :, : plan.columns]
         return states
 
     def copy_row(self, source: int, target: int, columns: int) -> None:

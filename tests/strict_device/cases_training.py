@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import VOCABULARY
 from making_layouts import MARKERS, make_layout
 from torch import nn
 
@@ -9,13 +10,12 @@ import strict_device
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.methods import METHODS
-from coconut_ds.model import attention, latent_loop, loss
+from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters, merged_state
-from coconut_ds.model.passes import passes_of
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
@@ -53,10 +53,8 @@ def test_the_loss_and_its_gradients(syncs, family, dtype, iterations):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_deferred_gradients(syncs, family, monkeypatch):
-    """They are used on a CPU; here the loop is made to use them."""
-    monkeypatch.setattr(latent_loop, "passes_of", lambda *arguments: passes_of(*arguments[:-1], True))
-    run(syncs, LatentLoop(strict_device.make_model(family)), mixed_batch())
+def test_deferred_gradients(syncs, family):
+    run(syncs, LatentLoop(strict_device.make_model(family), defer_gradients=True), mixed_batch())
 
 
 @pytest.mark.parametrize("thinks", [True, False])
@@ -87,8 +85,7 @@ def test_grouped_keys_are_repeated_in_fp32(syncs, monkeypatch):
 
 def test_the_loss_in_chunks(syncs, monkeypatch):
     monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 40 * 7)
-    inputs, targets = mixed_batch()
-    run(syncs, LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False), (inputs, targets))
+    run(syncs, LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False), mixed_batch())
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -134,11 +131,13 @@ def test_two_loops_around_one_model(syncs):
 
 def test_rows_of_new_markers(syncs):
     model = strict_device.make_model("gpt2")
+    # With the end of text and other tokens that every tokenizer has, as many as the embedding has rows.
     tokenizer = build_word_tokenizer([" ".join(map(str, range(36)))])
+    assert len(tokenizer) == VOCABULARY
     with torch.device(DEVICE):
         backbone = add_marker_rows(model, tokenizer)
     rows = backbone.model.get_input_embeddings().weight
-    assert (rows.device, len(rows)) == (DEVICE, len(tokenizer))
+    assert (rows.device, len(rows)) == (DEVICE, VOCABULARY + 3)
 
 
 def test_weights_are_rounded_and_read_where_they_are(syncs):
@@ -146,4 +145,4 @@ def test_weights_are_rounded_and_read_where_they_are(syncs):
     assert digest_parameters(model, ALONE)
     cast(model, torch.bfloat16, DEVICE)
     assert {(each.dtype, each.device) for each in model.parameters()} == {(torch.bfloat16, DEVICE)}
-    assert describe(torch.bfloat16, model) == "bfloat16"
+    assert describe(torch.bfloat16, model, DEVICE) == "bfloat16"

@@ -1,4 +1,5 @@
-"""Which lines that touch tensors the cases execute: those of ``model/``, ``generation/`` and ``training/engine.py``.
+"""Which lines that touch tensors the cases execute: those of ``model/``, ``generation/`` and the engine of
+training.
 
 A line is a statement in a function; definitions and docstrings do not count. It touches tensors unless its function is
 in ``NO_TENSORS``, where each entry says why. A statement over several lines counts as one.
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
-MEASURED = ("model", "generation", "training/engine.py")
+MEASURED = ("model", "generation", "training/engine.py", "training/step_numbers.py")
 """Folders and files of the package."""
 CONFIGURATION = "reads configurations, names and token ids, and refuses those that do not fit"
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
@@ -32,6 +33,9 @@ NO_TENSORS = {
     "model/compatibility.py": CONFIGURATION,
     "model/folder_files.py": FILES,
     "model/generation_config.py": CONFIGURATION,
+    "model/precision.py:capability_of": CONFIGURATION,
+    "model/precision.py:tf32_note": CONFIGURATION,
+    "model/precision.py:use_tf32": CONFIGURATION,
     "model/reference_state.py": FILES,
     "model/starting.py": FILES,
     "model/head.py:_weight_first": ON_A_CPU,

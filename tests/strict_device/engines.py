@@ -1,13 +1,12 @@
-"""A stand-in for DeepSpeed's engine on the strict device, with torch's AdamW and the calls that ``Engine`` makes.
+"""A stand-in for DeepSpeed's engine, which does not run on the strict device.
 
-It has no processes and no shards. Like DeepSpeed's optimizers for ZeRO 1 to 3, its step looks for overflow, computes
-the norm of the gradients, decides by it whether to make the step, and reads it once more to clip. DeepSpeed's own
-functions are not tested here.
+``ZeroOptimizer`` and ``StandIn`` make the decisions of DeepSpeed 0.19 that read from the device, with the same
+operations (``runtime/zero/stage_1_and_2.py``, ``runtime/zero/stage3.py``, ``runtime/utils.py`` and
+``runtime/engine.py``), for one rank and without shards. Everything else in an update is the project's own code.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,111 +24,127 @@ from strict_device.registering import device
 from strict_device.syncs import Syncs
 
 
-class ShardedOptimizer:
-    """The part of DeepSpeed's optimizers for ZeRO 1 to 3 that ``Engine`` uses, for one rank."""
+class _Optimizer:
+    """Wraps torch's AdamW."""
 
-    cpu_offload = False
-
-    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        self.optimizer, self.max_norm = optimizer, max_norm
-        self.overflow, self.norm = False, math.nan
-        self.is_applied = False
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.optimizer, self.clip, self.param_groups = optimizer, clip, optimizer.param_groups
+        self.overflow = False
+        self.norm: Tensor | float | None = None
 
     @property
     def gradients(self) -> list[Tensor]:
-        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        found = (parameter.grad for group in self.param_groups for parameter in group["params"])
+        return [gradient for gradient in found if gradient is not None]
 
-    def check_overflow(self, **options: Any) -> None:
-        invalid = torch.stack([~g.isfinite().all() for g in self.gradients]).any()
-        self.overflow = bool(invalid)
 
-    def _get_norm_groups(self) -> list[Tensor]:
-        return [torch.stack([g.float().norm() for g in self.gradients]).norm()]
+class PlainOptimizer(_Optimizer):
+    """The optimizer under ZeRO 0, with the engine's own clipping, which copies two constants to the device."""
 
-    def scaled_global_norm(self) -> Tensor:
-        return self._get_norm_groups()[0]
-
-    def step(self, norms: Callable[[], Tensor]) -> None:
-        self.overflow = False
-        self.check_overflow(partition_gradients=True)
-        norm = norms()
-        self.overflow = self.overflow or not math.isfinite(float(norm))
-        self.is_applied = not self.overflow
-        if self.overflow:
-            return
-        self.norm = norm
-        # DeepSpeed checks the norm again before it clips.
-        assert math.isfinite(float(norm))
-        factor = torch.clamp((norm + 1e-6) / self.max_norm, min=1.0)
-        for gradient in self.gradients:
-            gradient.mul_(1.0 / factor)
+    def step(self) -> None:
+        if self.clip:
+            norm = torch.stack([g.norm(2) for g in self.gradients]).pow(2).sum().pow(0.5)
+            most, one = (torch.tensor([number], device=norm.device) for number in (self.clip, 1.0))
+            for gradient in self.gradients:
+                gradient.mul_(torch.min(one, most / (norm + 1e-6)))
         self.optimizer.step()
 
 
+class ZeroOptimizer(_Optimizer):
+    """The optimizer under ZeRO 1 to 3: what it reads to decide whether and how far it steps."""
+
+    cpu_offload = False
+
+    def __init__(self, optimizer: torch.optim.Optimizer, stage: int, clip: float) -> None:
+        super().__init__(optimizer, clip)
+        self.stage = stage
+
+    def _get_norm_groups(self) -> list[Tensor]:
+        norm = torch.stack([torch.linalg.vector_norm(g.float()) for g in self.gradients]).pow(2).sum().pow(0.5)
+        # mask_nan_or_inf_with_val_inplace: a constant that is copied to the device.
+        return [torch.where(norm.isinf() | norm.isnan(), torch.tensor(-1.0, device=norm.device), norm)]
+
+    def scaled_global_norm(self) -> Tensor:
+        return self._combined(self._get_norm_groups())
+
+    def check_overflow(self, partition_gradients: bool = True) -> None:
+        self.overflow = bool(torch.stack([(~torch.isfinite(g)).any() for g in self.gradients]).any().byte().item())
+
+    def step(self) -> None:
+        self.overflow = False
+        if self.stage < 3:
+            self.check_overflow(partition_gradients=True)
+            norm = None if self.overflow else self.scaled_global_norm()
+        else:
+            norm = self._combined(self._get_norm_groups())
+        if norm is None or self._is_invalid(norm):
+            self.overflow, self.norm = True, float("inf")
+            return
+        self.norm = norm / 1.0
+        if self.clip:
+            if self.stage < 3 and self._is_invalid(norm):
+                norm = torch.tensor(float("inf"), device=norm.device)
+            scale = torch.clamp((norm + 1e-6) / self.clip, min=1.0)
+            for gradient in self.gradients:
+                gradient.mul_(1.0 / scale)
+        self.optimizer.step()
+
+    @staticmethod
+    def _combined(norms: list[Tensor]) -> Tensor:
+        stacked = torch.stack(norms)
+        combined = torch.linalg.vector_norm(stacked)
+        invalid = (~torch.isfinite(stacked) | (stacked < 0)).any()
+        return torch.where(invalid, torch.full_like(combined, math.inf), combined)
+
+    @staticmethod
+    def _is_invalid(norm: Tensor) -> bool:
+        return bool((~torch.isfinite(norm) | (norm < 0)).any())
+
+
 class StandIn:
-    """What ``deepspeed.initialize`` gives: refuses host syncs in forward and backward passes."""
+    """What ``deepspeed.initialize`` gives. Refuses host syncs in the passes of training, forwards and backwards."""
 
     def __init__(self, model: nn.Module, parameters: list[nn.Parameter], values: dict[str, Any], syncs: Syncs) -> None:
         self.module, self._syncs = model, syncs
         options = {key: value for key, value in values["optimizer"]["params"].items() if key != "torch_adam"}
-        self._stage = values.get("zero_optimization", {}).get("stage", 0)
-        self._max_norm = values["gradient_clipping"]
-        self._adam = torch.optim.AdamW(parameters, **options)
-        self.optimizer: Any = ShardedOptimizer(self._adam, self._max_norm) if self._stage else self._adam
-        self._is_boundary = True
+        adam, clip = torch.optim.AdamW(parameters, **options), values["gradient_clipping"]
+        stage = values.get("zero_optimization", {}).get("stage", 0)
+        self.optimizer = ZeroOptimizer(adam, stage, clip) if stage else PlainOptimizer(adam, clip)
 
     def __call__(self, *arguments: Any) -> Any:
-        with self._syncs.refused() if self.module.training else _nothing():
+        with self._syncs.refused() if self.module.training else nullcontext():
             return self.module(*arguments)
 
     def train(self, training: bool = True) -> None:
         self.module.train(training)
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
-        self._is_boundary = is_boundary
+        """DeepSpeed then reduces gradients over ranks; there is one here."""
 
     def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
-        assert not scale_wrt_gas
         with self._syncs.refused():
             loss.backward()
 
     def step(self) -> None:
-        assert self._is_boundary
-        if self._stage == 0:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
-            self._adam.step()
-        elif self._stage == 3:
-            self.optimizer.step(lambda: torch.stack(self.optimizer._get_norm_groups()).norm())
-        else:
-            self.optimizer.step(lambda: self.optimizer.scaled_global_norm())
-        self._adam.zero_grad()
+        self.optimizer.step()
+        self.optimizer.optimizer.zero_grad()
 
-    def was_step_applied(self) -> bool:
-        return self.optimizer.is_applied
-
-    def get_global_grad_norm(self) -> Tensor | float:
+    def get_global_grad_norm(self) -> Tensor | float | None:
         return self.optimizer.norm
 
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    def was_step_applied(self) -> bool:
+        return not self.optimizer.overflow
 
 
 def make_engine(monkeypatch: pytest.MonkeyPatch, syncs: Syncs, loop: LatentLoop, config: Config) -> Engine:
-    """The project's engine over a stand-in for DeepSpeed's."""
+    """The project's engine, for training, over a stand-in for DeepSpeed's."""
 
-    def initialize(
-        *, model: nn.Module, model_parameters: list[nn.Parameter], config: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        return StandIn(model, model_parameters, config, syncs), None, None, None
+    def initialize(*, model: nn.Module, model_parameters: list[nn.Parameter], config: dict[str, Any]) -> list[Any]:
+        return [StandIn(model, model_parameters, config, syncs), None, None, None]
 
     error = type("DeepSpeedConfigError", (Exception,), {})
     runtime = SimpleNamespace(config=SimpleNamespace(DeepSpeedConfigError=error))
-    deepspeed = SimpleNamespace(initialize=initialize, runtime=runtime)
-    monkeypatch.setattr(engine_module, "library", lambda: deepspeed)
-    return Engine(loop, config, BatchGeometry.derive(config.training, 1), Ranks(device=device()))
+    monkeypatch.setattr(engine_module, "library", lambda: SimpleNamespace(initialize=initialize, runtime=runtime))
+    engine = Engine(loop, config, BatchGeometry.derive(config.training, 1), Ranks(device=device()))
+    engine.train()
+    return engine

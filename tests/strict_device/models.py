@@ -10,9 +10,9 @@ from strict_device.registering import device
 
 
 def make_model(
-    family: str, dtype: torch.dtype = torch.float32, dropout: float = 0.1, **changes: Any
+    family: str, dtype: torch.dtype = torch.float32, dropout: float = 0.1, layers: int = 1, **changes: Any
 ) -> PreTrainedModel:
-    """A model of 2 layers on the strict device, with torch's fused attention. Call it within ``strict()``.
+    """A model on the strict device, with torch's fused attention. Call it within ``strict()``.
 
     Args:
         family: one of ``conftest.SHAPES``.

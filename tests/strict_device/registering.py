@@ -105,17 +105,9 @@ def _numpy(tensor: Tensor) -> Any:
     """``tensor.numpy()`` for a fake tensor."""
     if tensor.device.type != "cpu":
         raise TypeError(f"can't convert {tensor.device} device type tensor to numpy; use Tensor.cpu() first")
-    return numpy.zeros(tuple(tensor.shape), _numpy_type(tensor.dtype))
+    return numpy.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _data_ptr(tensor: Tensor) -> int:
     """``tensor.data_ptr()`` for a fake tensor: equal for two tensors that would begin at one place in memory."""
     return int(tensor.untyped_storage()._cdata) + tensor.storage_offset() * tensor.element_size()
-
-
-def _numpy_type(dtype: torch.dtype) -> Any:
-    if dtype == torch.bool:
-        return numpy.bool_
-    if dtype.is_floating_point:
-        return numpy.float64 if dtype == torch.float64 else numpy.float32
-    return numpy.int64
