@@ -7,8 +7,8 @@ ranks. They are also given relative to the bytes of all weights, which carries o
 
 For ZeRO-3 the command also says how often a weight is gathered for a micro step, in the forward pass (or before it) and
 in the backward pass, for the weight that is gathered most often: with held weights (``zero3``), and with DeepSpeed's
-own limits, small against the model (``zero3_released``). ``zero3_changing`` are updates with 6, 2, 0, 0, 4, 6 and 6
-thoughts in one engine, ``zero3_accumulating`` updates of three micro steps, and ``zero3_validation`` two losses and two
+own limits, small against the model (``zero3_released``). ``zero3_changing`` are updates with 6, 2, 0, 4 and 6 thoughts
+in one engine, ``zero3_accumulating`` an update of two micro steps, and ``zero3_validation`` two losses and two
 generated texts, followed by an update.
 
 Without ``--json`` a table is printed; with it, JSON is the last line.
@@ -45,7 +45,7 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine import Engine
 
 LLAMA = (
-    "model.model_config_overrides={hidden_size:32,intermediate_size:48,num_hidden_layers:2,num_attention_heads:4,"
+    "model.model_config_overrides={hidden_size:32,intermediate_size:48,num_hidden_layers:1,num_attention_heads:4,"
     "num_key_value_heads:2}"
 )
 BASE = ("data=modular_sum", "model=gpt2_pretrained", "model_id=llama", "model_init=scratch", "tokenizer=dataset", LLAMA)
@@ -53,8 +53,14 @@ NOTHING_PERSISTENT = {"stage3_param_persistence_threshold": 0}
 """DeepSpeed never releases a weight below this size: by default, every weight of this model."""
 SMALL_LIMITS = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
 """What DeepSpeed's limits mean for a model that is much larger than they are."""
+SETTINGS: dict[str, tuple[dict[str, int], bool]] = {
+    **{f"zero{stage}": ({"stage": stage}, True) for stage in range(3)},
+    "zero3": ({"stage": 3, **NOTHING_PERSISTENT}, True),
+    "zero3_released": ({"stage": 3, **NOTHING_PERSISTENT, **SMALL_LIMITS}, False),
+}
+"""For each setting, the section ``zero_optimization`` of the engine's file, and ``deepspeed.hold_weights``."""
 THOUGHTS = (0, 6)
-CHANGING = (6, 2, 0, 0, 4, 6, 6)
+CHANGING = (6, 2, 0, 4, 6)
 
 
 def layout(num_thoughts: int) -> Layout:
@@ -133,27 +139,24 @@ def measure_validation(engine: Engine, num_thoughts: int) -> dict[str, float]:
     return found
 
 
-def count_all(folder: Path, ranks: Ranks, bf16: bool) -> dict[str, Any]:
+def count_all(folder: Path, ranks: Ranks, names: Sequence[str], bf16: bool) -> dict[str, Any]:
     """All counts, by the name of the setting and the number of thoughts."""
     config = compose_config([*BASE, "deepspeed=zero3", f"run.bf16={str(bf16).lower()}"])
-    three = {"stage": 3, **NOTHING_PERSISTENT}
-    settings: dict[str, tuple[dict[str, Any], bool]] = {
-        **{f"zero{stage}": ({"stage": stage}, True) for stage in range(int(bf16), 3)},
-        "zero3": (three, True),
-        "zero3_released": ({**three, **SMALL_LIMITS}, False),
-    }
     found: dict[str, Any] = {"ranks": ranks.size}
-    for name, (zero, holds) in settings.items():
+    for name in names:
+        if name == "zero0" and bf16:
+            continue
+        zero, holds = SETTINGS[name]
         engine = make_engine(zero, config, holds, folder, ranks)
         found[name] = {}
         for number in THOUGHTS:
-            # In these two updates DeepSpeed learns the order of the modules, if it gathers their weights.
-            for _ in range(2):
+            # DeepSpeed learns the order of the modules in two updates, if it gathers their weights.
+            for _ in range(2 if zero["stage"] == 3 else 0):
                 update(engine, number)
             found[name][str(number)] = measure(engine, [number], ranks)
         if zero["stage"] == 3:
             found[f"{name}_changing"] = measure(engine, CHANGING, ranks)
-            found[f"{name}_accumulating"] = measure(engine, [6, 6], ranks, micro_steps=3)
+            found[f"{name}_accumulating"] = measure(engine, [6], ranks, micro_steps=2)
             found[f"{name}_validation"] = measure_validation(engine, 6)
             most = found[name][str(max(THOUGHTS))]
             found |= {f"{name}_gathers_{phase}": most[phase]["gathers"] for phase in (FORWARD, BACKWARD)}
@@ -176,6 +179,8 @@ def table(found: Mapping[str, Any]) -> str:
                 columns = "".join(f"{share:10.3f}" for share in (*shares, counts["received"]))
                 lines.append(f"{name:<18}{number:>9}{columns}{calls:7.0f}")
     for name in ("zero3", "zero3_released"):
+        if name not in found:
+            continue
         forward, backward = (found[f"{name}_gathers_{phase}"] for phase in (FORWARD, BACKWARD))
         lines.append(
             f"{name}: a weight is gathered {forward:g} times in the forward, {backward:g} in the backward pass"
@@ -187,6 +192,7 @@ def main() -> None:
     """Runs the benchmark from the command line; the ranks run it too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2, help="number of processes on this machine")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--bf16", action="store_true", help="compute in bf16, which ZeRO 0 does not support")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
@@ -196,7 +202,7 @@ def main() -> None:
         raise SystemExit(subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         ranks = start_ranks()
-        found = count_all(Path(folder), ranks, given.bf16)
+        found = count_all(Path(folder), ranks, given.settings, given.bf16)
         stop_ranks()
     if ranks.is_first:
         sys.stdout.write(json.dumps(found) + "\n" if given.json else table(found))

@@ -37,9 +37,9 @@ from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import zero_stage
 
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
-GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"
+GPT2 = f"model.model_config_overrides={{n_layer:2,n_head:4,n_embd:128,{NO_DROPOUT}}}"
 LLAMA = (
-    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:6,num_attention_heads:4,"
+    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:3,num_attention_heads:4,"
     "num_key_value_heads:2}"
 )
 

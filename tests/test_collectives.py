@@ -9,44 +9,55 @@ from launching import environment, run
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "collectives.py"
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def found(request) -> dict:
-    """The counts of the benchmark, on 2 and on 4 ranks."""
-    done = run([BENCHMARK, "--json"], environment(), request.param)
+def counted(ranks: int, *arguments: str) -> dict:
+    """The counts of the benchmark."""
+    done = run([BENCHMARK, "--json", *arguments], environment(), ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["ranks"] == request.param
+    assert counts["ranks"] == ranks
     return counts
+
+
+@pytest.fixture(scope="module")
+def on_two() -> dict:
+    """All counts, on two ranks."""
+    return counted(2)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(request, on_two) -> dict:
+    """The counts on two ranks and on four; without those of weights that DeepSpeed gathers, which take longest."""
+    return on_two if request.param == 2 else counted(4, "--settings", "zero2", "zero3")
 
 
 @pytest.mark.slow
 def test_held_weights_are_gathered_once_for_an_update(found):
-    """Before the forward pass; with and without thoughts; for three micro steps together, a third of a gather each."""
+    """Before the forward pass; with and without thoughts; for two micro steps together, half a gather each."""
     assert (found["zero3_gathers_forward"], found["zero3_gathers_backward"]) == (1, 0)
     for counts in found["zero3"].values():
         for what in ("gathers", "gathered"):
             assert [counts[phase][what] for phase in ("forward", "backward", "step")] == [1, 0, 0]
     accumulating = found["zero3_accumulating"]
-    assert [accumulating[phase]["gathers"] for phase in ("forward", "backward")] == [0.333, 0]
+    assert [accumulating[phase]["gathers"] for phase in ("forward", "backward")] == [0.5, 0]
 
 
 @pytest.mark.slow
-def test_a_validation_gathers_once_and_leaves_the_weights_to_the_next_update(found):
+def test_a_validation_gathers_once_and_leaves_the_weights_to_the_next_update(on_two):
     """Losses and generated texts together; DeepSpeed itself gathers for each pass."""
-    assert found["zero3_validation"] == {"validation": 1, "update": 0}
-    assert found["zero3_released_validation"]["validation"] > 20
+    assert on_two["zero3_validation"] == {"validation": 1, "update": 0}
+    assert on_two["zero3_released_validation"]["validation"] > 20
 
 
 @pytest.mark.slow
-def test_a_new_number_of_thoughts_changes_neither_gathers_nor_losses(found):
-    """Over seven updates in one engine. Losses equal, bit for bit, those of weights that DeepSpeed gathers and releases
-    for each module: 8 times in the forward and twice in the backward pass with 6 thoughts."""
-    held, released = found["zero3_changing"], found["zero3_released_changing"]
+def test_a_new_number_of_thoughts_changes_neither_gathers_nor_losses(on_two):
+    """Over five updates in one engine. Losses equal, bit for bit, those of weights that DeepSpeed gathers and releases
+    for each module: with 6 thoughts 8 times in the forward and twice in the backward pass."""
+    assert (on_two["zero3_released_gathers_forward"], on_two["zero3_released_gathers_backward"]) == (8, 2)
+    held, released = on_two["zero3_changing"], on_two["zero3_released_changing"]
     assert [held[phase]["gathers"] for phase in ("forward", "backward")] == [1, 0]
     assert held["losses"] == released["losses"]
-    assert len(set(held["losses"])) == len(held["losses"]) == 7
-    assert found["zero3_accumulating"]["losses"] == found["zero3_released_accumulating"]["losses"]
-    assert (found["zero3_released_gathers_forward"], found["zero3_released_gathers_backward"]) == (8, 2)
+    assert len(set(held["losses"])) == 5
+    assert on_two["zero3_accumulating"]["losses"] == on_two["zero3_released_accumulating"]["losses"]
 
 
 @pytest.mark.slow
@@ -56,5 +67,7 @@ def test_thoughts_add_no_traffic(found):
     weights that are gathered."""
     share = (found["ranks"] - 1) / found["ranks"]
     for name, expected in (("zero0", 2), ("zero1", 3), ("zero2", 3), ("zero3", 2)):
+        if name not in found:
+            continue
         without, with_thoughts = (found[name][number]["received"] for number in ("0", "6"))
         assert without == with_thoughts == pytest.approx(expected * share, abs=0.01), name

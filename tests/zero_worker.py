@@ -61,7 +61,7 @@ OVERRIDES = [
     "batch_size_training=8",
     "batch_size_eval=8",
     "pad_latent_to_max=false",
-    "max_new_tokens=8",
+    "max_new_tokens=4",
 ]
 """Ten updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
 no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last

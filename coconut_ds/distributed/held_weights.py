@@ -27,16 +27,21 @@ class HeldWeights:
     """
 
     def __init__(self, engine: Any) -> None:
-        """Removes the hooks by which DeepSpeed gathers and releases the weights of each module.
+        """Stops DeepSpeed from gathering and releasing the weights of each module.
 
         Args:
             engine: the DeepSpeed engine, with ZeRO stage 3.
         """
         module: nn.Module = engine.module
         self._parameters: list[Any] = [parameter for parameter in module.parameters() if is_sharded(parameter)]
-        # With every weight whole, the hooks would only cost time: they look through the list of all modules to be
+        offload = engine.optimizer.parameter_offload
+        # With every weight whole, these hooks would only cost time: they look through the list of all modules to be
         # called at each call of a module, and exchange that list between the ranks whenever it changes.
-        engine.optimizer.parameter_offload.destroy()
+        for hook in (*offload.forward_hooks, offload.fwd_pre_hook):
+            hook.remove()
+        # The hooks for the backward pass stay, and do nothing. They put nodes into the autograd graph; without these,
+        # some gradients would be summed in another order.
+        offload.pre_sub_module_backward_function = offload.post_sub_module_backward_function = _do_nothing
 
     def gather(self) -> None:
         """Makes all weights whole. Does nothing if they are whole already. Must be called before the model computes."""
@@ -45,6 +50,10 @@ class HeldWeights:
         started = [group[0].all_gather_coalesced(group) for group in _groups(missing)]
         for transfer in started:
             transfer.wait()
+
+
+def _do_nothing(module: nn.Module) -> None:
+    pass
 
 
 def _groups(parameters: Iterable[Any]) -> Iterator[list[Any]]:
