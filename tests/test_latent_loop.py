@@ -13,7 +13,7 @@ from slow_loop import slow_loss
 from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts
 from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model import deferred, loss
+from coconut_ds.model import deferred, latent_attention, loss
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -195,6 +195,39 @@ def test_layers_that_forget_keep_less(monkeypatch):
         return sum(seen.values())
 
     assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_bf16_computes_otherwise_equals_the_slow_loop(family, checkpointing, monkeypatch):
+    """One look-up of all embeddings, and attention of the last layer at the ends of the questions, here in fp32."""
+    attended = []
+    fused = latent_attention.fused_attention
+    monkeypatch.setattr(LatentLoop, "_is_fp32", False)
+    monkeypatch.setattr(
+        latent_attention,
+        "fused_attention",
+        lambda module, *arguments, **options: attended.append(module.layer_idx) or fused(module, *arguments, **options),
+    )
+    for layouts, iterations in ((SOME[:2], None), (SOME[:1], None), (SOME[:2], 2)):
+        attended.clear()
+        given = [0.5, 1.0][: len(layouts)]
+        compare(make_model(family), layouts, given, checkpointing=checkpointing, iterations=(iterations, iterations))
+        assert set(attended) == {0}
+    # A target within a question, or a row without thoughts: more is read than the ends.
+    compare(make_model(family), LONG, [1.0, 0.5, 0.25], checkpointing=checkpointing)
+    assert set(attended) == {0, 1}
+
+
+@pytest.mark.parametrize("defer", [False, True])
+def test_bf16_is_close_to_fp32(defer):
+    """Gradients differ by a few of the 2**-8 that a number of bf16 is rounded by."""
+    exact, rounded = make_model("gpt2"), make_model("gpt2").to(torch.bfloat16)
+    for model in (exact, rounded):
+        loop = LatentLoop(model, defer_gradients=defer)
+        latent_loss(loop, *collate(SOME[:2], [0.5, 1.0], 3, pad_id=3)).backward()
+    for one, other in zip(rounded.parameters(), exact.parameters(), strict=True):
+        assert float((one.grad.float() - other.grad).norm()) <= 0.1 * float(other.grad.norm())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
