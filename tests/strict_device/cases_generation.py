@@ -108,9 +108,8 @@ def syncs_a_token(syncs, loop, requests) -> tuple[float, float]:
     """Reads and copies for each token that all rows write together, after prompts and thoughts."""
     found = []
     for count in (4, 12):
-        longer = [replace(request, max_new_tokens=count, min_new_tokens=0, stop=()) for request in requests]
         with syncs.counted() as counted:
-            run(loop, longer, slots=len(requests))
+            run(loop, [replace(request, max_new_tokens=count) for request in requests], slots=len(requests))
         found.append(counted)
     few, many = found
     print(many)
@@ -148,7 +147,7 @@ def capturing(syncs, monkeypatch):
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
-    """No step waits for the device, in whatever it is captured. Its buffers stay where they are."""
+    """No step waits for the device, and all its buffers stay where they are."""
     engine, ends = ThinkingEngine(loop, EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
     for request in REQUESTS[name]:
         engine.submit(request, ends)
