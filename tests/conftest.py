@@ -35,6 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
+    "test_strict_device",
     *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
     *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
     *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
