@@ -23,6 +23,8 @@ pytest.register_assert_rewrite("resume_outcomes")
 # Tests must not depend on the files in a user's home, nor use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+# Where Triton is installed, its interpreter runs our kernels on the CPU. Triton reads this when it is first imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 VOCABULARY = 40
 SHAPES = {

@@ -1,4 +1,4 @@
-"""Layouts written as short words, so that a test can state the whole sequence of a problem."""
+"""Layouts: written as short words, so that a test can state the whole sequence of a problem, and batches of numbers."""
 
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
@@ -29,3 +29,17 @@ def readable(layout: Layout) -> str:
     if labels == [IGNORE] * cut + ids[cut:]:
         return f"{' '.join(inputs[:cut])} | {' '.join(inputs[cut:])}"
     return f"{' '.join(inputs)} // {' '.join('.' if label == IGNORE else WORDS[label] for label in labels)}"
+
+
+SOME = [
+    Layout([5, 6, 39, 39, 7, 8, 9], [IGNORE] * 5 + [8, 9], 2, 2),
+    Layout([*range(4, 13), 39, 39, 39, 2, 8], [IGNORE] * 13 + [8], 9, 3),
+    Layout([5, 4, 5, 8], [IGNORE, 4, 5, 8], 4, 0),
+]
+"""Three rows for the tiny models, with two, three and no thoughts."""
+LONG = [
+    Layout([*range(1, 31), 39, 39, 7, 8], [IGNORE] * 33 + [8], 30, 2),
+    Layout([*range(3, 23), 39, 39, 7, 8], [IGNORE] * 19 + [22, IGNORE, IGNORE, IGNORE, 8], 20, 2),
+    Layout([*range(2, 36)], [IGNORE] * 32 + [34, 35], 34, 0),
+]
+"""Three rows with long questions, of which few states are read: a target is within the second question."""

@@ -45,7 +45,7 @@ FREE = {
     *(f"run.{name}" for name in ("resume_mode", "resume_attempt_id", "allow_mismatch", "signature_ignore_keys")),
     *(f"training.{name}" for name in ("num_epochs", "save_every", "save_every_steps", "keep_last", "keep_best")),
     *(f"training.{name}" for name in ("batch_size_training", "batch_size_eval", "gradient_accumulation_steps")),
-    "training.activation_checkpointing",
+    *("training.activation_checkpointing", "training.defer_gradients"),
     *(f"data.{name}" for name in ("cache_path", "made_by", "test_path")),
 }
 """Every key that may differ between two launches of one run."""
@@ -58,6 +58,7 @@ OTHER_VALUES: dict[str, Any] = {
     "run.allow_mismatch": ("training.lr",),
     "run.signature_ignore_keys": ("data.made_by",),
     "run.wandb_entity": "me",
+    "training.defer_gradients": True,
     "run.wandb": "offline",
     "data.kind": "permutation_product",
     "data.train_path": "elsewhere",

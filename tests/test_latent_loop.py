@@ -7,12 +7,13 @@ import torch
 from conftest import VOCABULARY, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from making_layouts import LONG, SOME
 from slow_loop import slow_loss
 
 from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts
 from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model import deferred, loss
+from coconut_ds.model import deferred, latent_attention, loss
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -70,13 +71,6 @@ def test_loss_and_gradients_equal_the_slow_loop(tiny_model, family, layouts, dat
     compare(tiny_model(family), layouts, weights, extra_passes=data.draw(st.integers(0, 2)))
 
 
-SOME = [
-    Layout([5, 6, 39, 39, 7, 8, 9], [IGNORE] * 5 + [8, 9], 2, 2),
-    Layout([*range(4, 13), 39, 39, 39, 2, 8], [IGNORE] * 13 + [8], 9, 3),
-    Layout([5, 4, 5, 8], [IGNORE, 4, 5, 8], 4, 0),
-]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["sdpa", "eager", "checkpointing", "chunks"])
 def test_every_way_to_compute_it_equals_the_slow_loop(family, way, monkeypatch):
@@ -102,13 +96,6 @@ def test_jacobi_thoughts_equal_sequential_ones_after_one_iteration_per_thought(f
         latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, iterations=n)).item() for n in (1, 3)
     )
     assert abs(fewer - all_of_them) > 1e-3
-
-
-LONG = [
-    Layout([*range(1, 31), 39, 39, 7, 8], [IGNORE] * 33 + [8], 30, 2),
-    Layout([*range(3, 23), 39, 39, 7, 8], [IGNORE] * 19 + [22, IGNORE, IGNORE, IGNORE, 8], 20, 2),
-    Layout([*range(2, 36)], [IGNORE] * 32 + [34, 35], 34, 0),
-]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -208,6 +195,59 @@ def test_layers_that_forget_keep_less(monkeypatch):
         return sum(seen.values())
 
     assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_bf16_computes_otherwise_equals_the_slow_loop(family, checkpointing, monkeypatch):
+    """One look-up of all embeddings, and attention of the last layer at the ends of the questions, here in fp32."""
+    attended = []
+    fused = latent_attention.fused_attention
+    monkeypatch.setattr(LatentLoop, "_is_fp32", False)
+    monkeypatch.setattr(
+        latent_attention,
+        "fused_attention",
+        lambda module, *arguments, **options: attended.append(module.layer_idx) or fused(module, *arguments, **options),
+    )
+    for layouts, iterations in ((SOME[:2], None), (SOME[:1], None), (SOME[:2], 2)):
+        attended.clear()
+        given = [0.5, 1.0][: len(layouts)]
+        compare(make_model(family), layouts, given, checkpointing=checkpointing, iterations=(iterations, iterations))
+        assert set(attended) == {0}
+    # A target within a question, or a row without thoughts: more is read than the ends.
+    compare(make_model(family), LONG, [1.0, 0.5, 0.25], checkpointing=checkpointing)
+    assert set(attended) == {0, 1}
+
+
+@pytest.mark.parametrize("defer", [False, True])
+def test_bf16_is_close_to_fp32(defer):
+    """Gradients differ by a few of the 2**-8 that a number of bf16 is rounded by."""
+    exact, rounded = make_model("gpt2"), make_model("gpt2").to(torch.bfloat16)
+    for model in (exact, rounded):
+        loop = LatentLoop(model, defer_gradients=defer)
+        latent_loss(loop, *collate(SOME[:2], [0.5, 1.0], 3, pad_id=3)).backward()
+    for one, other in zip(rounded.parameters(), exact.parameters(), strict=True):
+        assert float((one.grad.float() - other.grad).norm()) <= 0.1 * float(other.grad.norm())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_looks_up_all_embeddings_at_once(family, monkeypatch):
+    """The loss is that of separate look-ups, bit for bit; gradients are sums in another order."""
+    results = []
+    for at_once in (True, False):
+        model = make_model(family).to(torch.bfloat16)
+        if not at_once:
+            monkeypatch.setattr(type(model), "dtype", torch.float32)
+        calls = []
+        model.get_input_embeddings().register_forward_hook(lambda module, given, made, calls=calls: calls.append(made))
+        loss_value = latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3))
+        loss_value.backward()
+        assert len(calls) == (1 if at_once else 3)
+        results.append((loss_value.item(), [parameter.grad.float() for parameter in model.parameters()]))
+    (one, gradients), (other, others) = results
+    assert one == other
+    for gradient, expected in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

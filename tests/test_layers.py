@@ -31,11 +31,14 @@ HEAVY = (
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
+    "training.step_numbers",
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {
     "deepspeed": {"coconut_ds.distributed.zero"},
     "peft": {"coconut_ds.model.lora"},
+    "liger_kernel": {"coconut_ds.model.liger"},
+    "triton": {"coconut_ds.model.attention_kernels", "coconut_ds.model.triton_attention"},
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},

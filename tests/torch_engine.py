@@ -16,7 +16,7 @@ from torch import Tensor
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.settings import Config
@@ -73,7 +73,9 @@ class TorchEngine:
     def train(self, training: bool = True) -> None:
         self.loop.train(training)
 
-    def update(self, batches: Sequence[tuple[LatentInputs, Targets]], lr: float) -> UpdateResult:
+    def update(
+        self, batches: Sequence[Batch], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> UpdateResult:
         assert self.loop.training, "an update without dropout"
         self.optimizer.zero_grad()
         total = 0.0
@@ -87,7 +89,7 @@ class TorchEngine:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.rates.append(lr)
-        return UpdateResult(total, norm)
+        return UpdateResult(total, norm, asked_to_stop())
 
     def reset_optimizer(self) -> None:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)

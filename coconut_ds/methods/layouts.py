@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.layout import Layout
 
 Integers = NDArray[np.int64]
 
@@ -31,6 +31,8 @@ class Layouts(Sequence[Layout]):
     """[B] position of the first thought within its sequence, or the length of the sequence if it has none."""
     num_thoughts: Integers
     """[B] number of thoughts."""
+    num_targets: Integers
+    """[B] number of positions with loss."""
 
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> "Layouts":
@@ -44,6 +46,7 @@ class Layouts(Sequence[Layout]):
             starts,
             np.array([layout.first_thought for layout in layouts], np.int64),
             np.array([layout.num_thoughts for layout in layouts], np.int64),
+            np.array([layout.num_targets for layout in layouts], np.int64),
         )
 
     @cached_property
@@ -51,19 +54,18 @@ class Layouts(Sequence[Layout]):
         """[B] number of tokens of each sequence."""
         return np.diff(self.starts)
 
-    @cached_property
-    def num_targets(self) -> Integers:
-        """[B] number of positions with loss of each sequence."""
-        before = np.concatenate([[0], np.cumsum(self.labels != IGNORE)])
-        return before[self.starts[1:]] - before[self.starts[:-1]]
-
     def take(self, rows: Integers) -> "Layouts":
         """The sequences with these indices, in this order."""
         lengths = self.lengths[rows]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         tokens = spans(self.starts[rows], lengths)
         return Layouts(
-            self.input_ids[tokens], self.labels[tokens], starts, self.first_thought[rows], self.num_thoughts[rows]
+            self.input_ids[tokens],
+            self.labels[tokens],
+            starts,
+            self.first_thought[rows],
+            self.num_thoughts[rows],
+            self.num_targets[rows],
         )
 
     def __len__(self) -> int:

@@ -114,7 +114,7 @@ class Templates:
         pieces, units = self._in_units(pieces)
         base = int(units.max()) + 1
         keys, which = np.unique(stages * base + units, return_inverse=True)
-        used = [self._template(*divmod(key, base), pieces.cue) for key in keys.tolist()]
+        used = [self._template(key // base, key % base, pieces.cue) for key in keys.tolist()]
         table = np.zeros((len(used), max(len(template.runs) for template in used), 5), np.int64)
         for row, template in zip(table, used, strict=True):
             row[: len(template.runs)] = [(*run.first, *run.end, run.has_loss) for run in template.runs]
@@ -134,6 +134,7 @@ class Templates:
             np.concatenate([[0], ends[:, -1].cumsum()]),
             np.where(num_thoughts > 0, begin, ends[:, -1]),
             num_thoughts,
+            (lengths * runs[..., 4]).sum(axis=1),
         )
 
     def _in_units(self, pieces: Pieces) -> tuple[Pieces, Integers]:

@@ -38,8 +38,8 @@ from coconut_ds.methods.layouts import Layouts
 
 Part = TypeVar("Part", "LatentInputs", "Targets")
 
-ALIGNMENT = 64
-"""Bytes between two possible beginnings of a tensor in the buffer of a batch."""
+TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, np.dtype(np.bool_): torch.bool}
+"""torch's names of the types of the tensors."""
 CUDA_WIDTHS = 64
 """On CUDA, the number of columns of the prefix is a multiple of this."""
 
@@ -164,18 +164,20 @@ class Collator:
         width = self._width(int(cuts.max()))
         rest = max(int((rows.lengths - cuts).max()) - num_thoughts, 1) if num_thoughts else 0
         size, columns = len(rows), width + num_thoughts + rest
-        # For each token: its row, its position in the row, the length of the row's prefix, and its column.
-        row = np.repeat(np.arange(size), rows.lengths)
-        position = np.arange(len(row)) - rows.starts[row]
-        cut = cuts[row]
-        column = np.where(position < cut, position, position - cut + width)
+        place, cut = np.arange(columns), cuts[:, None]
+        is_after, is_prefix = place >= width, place < cut
+        is_token = is_prefix | (is_after & (place < rows.lengths[:, None] - cut + width))
         ids = np.full((size, columns), self.pad_id)
-        ids[row, column] = rows.input_ids
+        ids[is_token] = rows.input_ids
+        # Rows of the targets, and the columns of the tokens before them, which predict them.
         target = np.flatnonzero(rows.labels != IGNORE)
+        row = np.searchsorted(rows.starts, target, side="right") - 1
+        before = target - rows.starts[row] - 1
+        in_prefix = before < cuts[row]
+        column = np.where(in_prefix, before, before - cuts[row] + width)
         is_read = np.zeros((size, width), bool)
         is_read[np.arange(size), cuts - 1] = True
-        in_prefix = target[position[target] <= cut[target]]
-        is_read[row[in_prefix], position[in_prefix] - 1] = True
+        is_read[row[in_prefix], before[in_prefix]] = True
         arrays: dict[str, NDArray[Any]] = {
             "prefix_ids": ids[:, :width],
             "prefix_last": cuts - 1,
@@ -184,17 +186,21 @@ class Collator:
             "rest_ids": ids[:, width + num_thoughts :],
             "position_offset": width - cuts,
             "last_position": rows.lengths - 1,
-            # The token before a target in its row predicts it.
-            "index": row[target] * columns + column[target - 1],
+            "index": row * columns + column,
             "ids": rows.labels[target],
-            "weights": np.asarray(weights, np.float32)[row[target]],
-            "is_thought": np.arange(num_thoughts) < rows.num_thoughts[:, None],
         }
         if cuts.min() < width < columns:
-            place = np.arange(columns)
-            arrays["attention_mask"] = ((place < cuts[:, None]) | (place >= width)).astype(np.int64)
-        buffer, tensors = _packed(arrays, self.pinned)
-        targets = Targets(*(tensors.pop(name) for name in ("index", "ids", "weights")), max(num_targets, len(target)))
+            arrays["attention_mask"] = is_prefix | is_after
+        buffer, tensors = _packed(
+            {
+                np.dtype(np.int64): arrays,
+                np.dtype(np.float32): {"weights": np.asarray(weights, np.float32)[row]},
+                np.dtype(np.bool_): {"is_thought": np.arange(num_thoughts) < rows.num_thoughts[:, None]},
+            },
+            self.pinned,
+        )
+        index, target_ids, shares = (tensors.pop(name) for name in ("index", "ids", "weights"))
+        targets = Targets(index, target_ids, shares, max(num_targets, len(row)))
         mask = tensors.pop("attention_mask", None)
         inputs = LatentInputs(**tensors, attention_mask=mask, iterations=self.iterations)
         return Batch.of(inputs, targets, buffer)
@@ -230,18 +236,28 @@ def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:
     return np.where(thinks, rows.first_thought, np.minimum(rows.lengths, width))
 
 
-def _packed(arrays: Mapping[str, NDArray[Any]], pinned: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Copies arrays into one buffer. Returns it, and for each array the tensor that is its copy there."""
-    starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values())]).tolist()
+def _packed(
+    arrays: Mapping[np.dtype[Any], Mapping[str, NDArray[Any]]], pinned: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Copies arrays into one buffer. Returns it, and for each array the tensor that is its copy there.
+
+    Args:
+        arrays: for each type, the largest first so that all are aligned, the arrays to store as that type.
+        pinned: see ``Collator``.
+    """
+    size = sum(dtype.itemsize * sum(each.size for each in group.values()) for dtype, group in arrays.items())
     if pinned:
-        buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         memory = buffer.numpy()
     else:
-        memory = np.empty(starts[-1], np.uint8)
+        memory = np.empty(size, np.uint8)
         buffer = torch.from_numpy(memory)
-    tensors = {}
-    for start, (name, array) in zip(starts, arrays.items(), strict=False):
-        end = start + array.nbytes
-        memory[start:end].view(array.dtype).reshape(array.shape)[...] = array
-        tensors[name] = buffer[start:end].view(getattr(torch, str(array.dtype))).view(array.shape)
+    tensors, start = {}, 0
+    for dtype, group in arrays.items():
+        sizes = [each.size for each in group.values()]
+        end = start + dtype.itemsize * sum(sizes)
+        np.concatenate([each.ravel() for each in group.values()], out=memory[start:end].view(dtype))
+        parts = buffer[start:end].view(TYPES[dtype]).split(sizes)
+        tensors |= {name: part.view(each.shape) for part, (name, each) in zip(parts, group.items(), strict=True)}
+        start = end
     return buffer, tensors

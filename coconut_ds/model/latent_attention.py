@@ -3,41 +3,27 @@
 A cache that grows by ``torch.cat`` keeps every version of itself in the autograd graph: with L thoughts, the keys and
 values of the prefix would be stored L + 2 times, be copied as many times, and accumulate their gradients in L + 1 sums.
 Here the prefix is one tensor that never changes. Each pass after it multiplies its queries with the prefix and with the
-few later positions separately. In the backward pass, a pass does not compute its contribution to the gradient of the
-prefix; it stores the two small factors of that product. When all passes have stored theirs, one product over all of
-them gives the gradient (``_PrefixGate``).
+few later positions separately (``part_attention.py``, or ``triton_attention.py``).
 
-Shapes:
-    B  rows (sequences) in the batch
-    H  query heads
-    K  key/value heads
-    Q  positions in one pass
-    P  columns of the prefix
-    S  positions after the prefix so far, including those of the current pass
-    E  size of a head
-    n  H / K · Q, the queries of one pass that share a key/value head
+Shapes: see ``part_attention.py``.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model.attention import fused_attention
+from coconut_ds.model.part_attention import PartAttention, PrefixGate, Stash
 
 NAME = "latent_loop"
 """The name under which transformers knows ``prefix_attention``."""
-
-Stash = list[tuple[Tensor, Tensor, Tensor, Tensor]]
-"""For each pass after the prefix, in the order of their backward passes: gradients of the scores [B, K, n, P], scaled
-queries [B, K, n, E], attention weights [B, K, n, P], gradients of the outputs [B, K, n, E]."""
 
 
 class LatentLayer(CacheLayerMixin):
@@ -48,7 +34,7 @@ class LatentLayer(CacheLayerMixin):
     def __init__(self, prefix: Sequence[Tensor] = (), later: Sequence[Tensor] = (), stash: Stash | None = None) -> None:
         super().__init__()
         self.prefix, self.later = tuple(prefix), tuple(later)
-        self.stash: Stash = [] if stash is None else stash
+        self.stash = Stash() if stash is None else stash
         self.new: tuple[Tensor, Tensor] | None = None
         """Keys and values of the latest pass."""
 
@@ -62,7 +48,7 @@ class LatentLayer(CacheLayerMixin):
         """
         if not self.prefix:
             self.new = key_states.contiguous(), value_states.contiguous()
-            self.prefix = _PrefixGate.apply(*self.new, self.stash)
+            self.prefix = PrefixGate.apply(*self.new, self.stash)
         else:
             self.new = key_states, value_states
             pairs = zip(self.later, self.new, strict=True)
@@ -90,6 +76,8 @@ class LatentCache(Cache):
         layers: Sequence[LatentLayer],
         pads: Tensor | None,
         pass_context: Callable[[bool], AbstractContextManager[Any]],
+        fused: bool = False,
+        ends: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -97,8 +85,12 @@ class LatentCache(Cache):
             pads: [B, P] true where the prefix is padding; None if it has no padding.
             pass_context: makes the context that a pass runs in, given whether it comes after the prefix. Activation
                 checkpointing enters it again when it recomputes a layer.
+            fused: whether the Triton kernels compute the attention of later passes.
+            ends: [B] each row's last real column of the prefix, if these are the only columns of the prefix whose
+                states after the last layer are read; else None.
         """
-        self.latent_layers, self.pads, self.pass_context = list(layers), pads, pass_context
+        self.latent_layers, self.pads, self.ends = list(layers), pads, ends
+        self.pass_context, self.fused = pass_context, fused
         super().__init__(layers=list(self.latent_layers))
 
     def with_layer(self, index: int, parts: Sequence[Tensor]) -> "LatentCache":
@@ -108,7 +100,7 @@ class LatentCache(Cache):
         """
         layers = list(self.latent_layers)
         layers[index] = LatentLayer(parts[:2], parts[2:], layers[index].stash)
-        return LatentCache(layers, self.pads, self.pass_context)
+        return LatentCache(layers, self.pads, self.pass_context, self.fused, self.ends)
 
     def forget_later(self) -> None:
         """Drops all positions after the prefix."""
@@ -130,7 +122,8 @@ def prefix_attention(
     """The attention function of one layer, for transformers' ``AttentionInterface``.
 
     The pass over the prefix uses torch's fused kernel with causal attention; it needs no mask, since the padding is on
-    the right. Later passes attend to all real columns of the prefix and, causally, to the later positions.
+    the right. Later passes attend to all real columns of the prefix and, causally, to the later positions. So does the
+    end of each row in the last layer of the prefix, if no other state is read there (``LatentCache.ends``).
 
     Returns the output [B, Q, H, E] for queries [B, H, Q, E], and None for the attention weights.
     """
@@ -139,95 +132,43 @@ def prefix_attention(
             f"{type(module).__name__}: its model does not pass keyword arguments on to its layers; set "
             "model.attn_implementation=eager"
         )
-    layer = latent_cache.latent_layers[module.layer_idx]  # type: ignore[index]
-    if not layer.later:
-        return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
+    index: int = module.layer_idx  # type: ignore[assignment]
+    layer, ends = latent_cache.latent_layers[index], latent_cache.ends
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _PartAttention.apply(query, *layer.prefix, *layer.later, latent_cache.pads, layer.stash, scale, dropout)
-    return output.transpose(1, 2).contiguous(), None
+    attend = partial(_part_attention, latent_cache, layer, dropout, scale)
+    if not layer.later:
+        if ends is not None and index == len(latent_cache.latent_layers) - 1:
+            return _only_at_ends(attend, query, key, value, ends), None
+        return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
+    return attend(query, layer.later).transpose(1, 2).contiguous(), None
+
+
+def _only_at_ends(
+    attend: Callable[[Tensor, Sequence[Tensor]], Tensor], query: Tensor, key: Tensor, value: Tensor, ends: Tensor
+) -> Tensor:
+    """Attention [B, P, H, E] of the prefix to itself at column ``ends`` [B] of each row, and zeros elsewhere."""
+    rows = torch.arange(len(ends), device=ends.device)
+    none_later = key.detach()[:, :, :0], value.detach()[:, :, :0]
+    output = attend(query[rows, :, ends].unsqueeze(2), none_later)
+    whole = query.new_zeros(len(query), query.shape[2], *query.shape[1::2])
+    return whole.index_put((rows, ends), output.squeeze(2))
+
+
+def _part_attention(
+    cache: LatentCache, layer: LatentLayer, dropout: float, scale: float, query: Tensor, later: Sequence[Tensor]
+) -> Tensor:
+    """Attention [B, H, Q, E] of queries [B, H, Q, E] to the prefix of a layer and to keys and values after it."""
+    parts = query, *layer.prefix, *later, cache.pads, layer.stash, scale
+    if cache.fused and not dropout:
+        # Imports Triton, which is there only on machines with CUDA.
+        from coconut_ds.model.triton_attention import TritonPartAttention
+
+        fused: Tensor = TritonPartAttention.apply(*parts)
+        return fused
+    plain: Tensor = PartAttention.apply(*parts, dropout)
+    return plain
 
 
 AttentionInterface.register(NAME, prefix_attention)
 # transformers builds no mask for this attention: the cache knows the padding.
 AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
-
-
-class _PrefixGate(torch.autograd.Function):
-    """The identity on the keys and values of the prefix; its backward computes their gradients from ``stash``.
-
-    The passes after the prefix read the outputs of this function, so autograd calls its ``backward`` after the
-    ``backward`` of all of them. By then each has added its factors to ``stash``, in any order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor, values: Tensor, stash: Stash) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.stash = stash
-        return keys.view_as(keys), values.view_as(values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_keys: Tensor | None, d_values: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-        # Only ``_PartAttention`` reads the outputs, and it returns no gradient for them, but adds to the stash.
-        assert (d_keys, d_values) == (None, None)
-        if not ctx.stash:
-            return None, None, None
-        d_scores, queries, weights, d_outputs = (torch.cat(parts, dim=2) for parts in zip(*ctx.stash, strict=True))
-        ctx.stash.clear()
-        return d_scores.transpose(2, 3) @ queries, weights.transpose(2, 3) @ d_outputs, None
-
-
-class _PartAttention(torch.autograd.Function):
-    """Attention of Q positions to the prefix and to the S later positions, the last Q of which are these positions."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        prefix_keys: Tensor,
-        prefix_values: Tensor,
-        later_keys: Tensor,
-        later_values: Tensor,
-        pads: Tensor | None,
-        stash: Stash,
-        scale: float,
-        dropout: float,
-    ) -> Tensor:
-        rows, heads, count, size = query.shape
-        kv_heads, width, later = prefix_keys.shape[1], prefix_keys.shape[2], later_keys.shape[2]
-        # [B, K, n, E]: the queries that share a key/value head form one matrix.
-        scaled = (query * scale).reshape(rows, kv_heads, -1, size)
-        scores = torch.cat([scaled @ prefix_keys.transpose(2, 3), scaled @ later_keys.transpose(2, 3)], dim=-1).float()
-        if pads is not None:
-            scores[..., :width].masked_fill_(pads[:, None, None], -math.inf)
-        if count > 1:
-            places = torch.arange(later - count, later, device=query.device)
-            future = torch.arange(later, device=query.device) > places[:, None]
-            scores[..., width:].masked_fill_(future.repeat(heads // kv_heads, 1), -math.inf)
-        weights = scores.softmax(dim=-1).to(query.dtype)
-        kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-        used = weights if kept is None else weights * kept
-        output = used[..., :width] @ prefix_values + used[..., width:] @ later_values
-        ctx.save_for_backward(scaled, prefix_keys, prefix_values, later_keys, later_values, weights, kept)
-        ctx.stash, ctx.scale, ctx.shape = stash, scale, query.shape
-        return output.view(query.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, prefix_keys, prefix_values, later_keys, later_values, weights, kept = ctx.saved_tensors
-        width = prefix_keys.shape[2]
-        d_output = d_output.reshape(scaled.shape)
-        used = weights if kept is None else weights * kept
-        parts = [d_output @ prefix_values.transpose(2, 3), d_output @ later_values.transpose(2, 3)]
-        d_weights = torch.cat(parts, dim=-1)
-        if kept is not None:
-            d_weights = d_weights * kept
-        exact = weights.float()
-        d_scores = exact * (d_weights.float() - (d_weights * exact).sum(dim=-1, keepdim=True))
-        d_scores = d_scores.to(scaled.dtype)
-        d_prefix, d_later = d_scores[..., :width], d_scores[..., width:]
-        ctx.stash.append((d_prefix, scaled, used[..., :width], d_output))
-        d_query = (d_prefix @ prefix_keys + d_later @ later_keys).mul_(ctx.scale).view(ctx.shape)
-        d_keys, d_values = d_later.transpose(2, 3) @ scaled, used[..., width:].transpose(2, 3) @ d_output
-        return d_query, None, None, d_keys, d_values, None, None, None, None

@@ -52,7 +52,13 @@ class Passes(Protocol):
 
 
 def passes_of(
-    model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool = False
+    model: PreTrainedModel,
+    inputs: LatentInputs,
+    num_layers: int,
+    reading: Reading,
+    defer_gradients: bool = False,
+    fused_attention: bool = False,
+    only_ends: bool = False,
 ) -> Passes:
     """The fast passes where the model supports them, else the plain ones.
 
@@ -62,9 +68,12 @@ def passes_of(
         num_layers: number of layers of the model.
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
+        fused_attention: whether ``LatentPasses`` computes the attention of later passes with Triton kernels.
+        only_ends: whether each row's last state is the only one of the prefix that is read; then ``LatentPasses``
+            attends in the last layer for these only.
     """
     if takes_attention(model) and model.config._attn_implementation == "sdpa" and not hides_cache(model):
-        return LatentPasses(model, inputs, num_layers, reading, defer_gradients)
+        return LatentPasses(model, inputs, num_layers, reading, defer_gradients, fused_attention, only_ends)
     return PlainPasses(model, inputs, reading)
 
 
@@ -72,7 +81,14 @@ class LatentPasses:
     """Passes for training, which copy and mask as little as possible (see the module's docstring)."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: LatentInputs, num_layers: int, reading: Reading, defer_gradients: bool
+        self,
+        model: PreTrainedModel,
+        inputs: LatentInputs,
+        num_layers: int,
+        reading: Reading,
+        defer_gradients: bool,
+        fused_attention: bool,
+        only_ends: bool,
     ) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
@@ -81,7 +97,9 @@ class LatentPasses:
         # A partial, not a bound method: a reference cycle would keep the batch's tensors alive until Python's garbage
         # collector runs.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
-        self._cache = LatentCache([LatentLayer() for _ in range(num_layers)], pads, self._computing)
+        layers = [LatentLayer() for _ in range(num_layers)]
+        ends = inputs.prefix_last if only_ends else None
+        self._cache = LatentCache(layers, pads, self._computing, fused_attention, ends)
 
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""

@@ -51,7 +51,7 @@ NOT_A_NUMBER = (
     "training.defer_gradients",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {"data.answers": "text", "run.tf32": False}
+LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")

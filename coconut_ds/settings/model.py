@@ -55,6 +55,10 @@ class ModelConfig(Group):
     model_id."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2 or flash_attention_3."""
+    fused_kernels: Literal["off", "auto", "on"] = "off"
+    """Kernels for CUDA: Liger's RMSNorm, SwiGLU and rotary embeddings (Llama, Mistral, Qwen2, Qwen3), and attention of
+    the latent loop's later passes in Triton (attn_implementation=sdpa, no dropout of attention weights). off: none.
+    auto: those whose packages are installed. on: all, or an error that says what is missing. They change rounding."""
     lora: LoraConfig = Field(default_factory=LoraConfig)
     """Low-rank adapters."""
 

@@ -115,7 +115,7 @@ class Engine:
         losses = []
         for count, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
-            loss = self._engine(latent_loss, *batch.to(self.device))
+            loss = self(latent_loss, *batch.to(self.device))
             losses.append(loss.detach())
             # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
             # batch, so their gradients must be summed: the factor undoes the division.

@@ -18,6 +18,7 @@ from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.digest import digest_parameters
+from coconut_ds.model.fused import Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.starting import starting_backbone
@@ -44,6 +45,7 @@ class Experiment:
     weights: str | None
     """Hash of the initial weights, on rank 0; None if they are random, and on other ranks."""
     problems: RunProblems
+    kernels: Kernels
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -58,6 +60,7 @@ class Experiment:
             CoconutError: configuration, data and model do not fit together, or one of them cannot be used.
         """
         training = config.training
+        kernels = choose_kernels(config.model.fused_kernels, ranks.device)
         geometry = BatchGeometry.derive(training, ranks.size)
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
@@ -78,7 +81,7 @@ class Experiment:
         context = context_length(backbone.model)
         if context is not None:
             problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
-        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems)
+        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems, kernels)
 
     @property
     def pad_id(self) -> int:
@@ -89,7 +92,7 @@ class Experiment:
         """The model in a latent loop, as the engine trains it."""
         checkpointing = self.config.training.activation_checkpointing
         defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
-        return LatentLoop(self.backbone.model, checkpointing, defers)
+        return LatentLoop(self.backbone.model, checkpointing, defers, self.kernels)
 
     @cached_property
     def sequences(self) -> Sequences:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from making_probing import QUESTIONS, make_reasoner
 import strict_device
 from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
-from coconut_ds.model import latent_attention, latent_loop, marker_rows, passes, tables
+from coconut_ds.model import deferred, latent_attention, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.probing import states
@@ -31,17 +32,11 @@ MIXED = (RuntimeError, "same device")
 SYNC = (HostSync, "the host waits for the device: model/")
 
 
-def train(syncs: Syncs) -> None:
+def train(syncs: Syncs, defer_gradients: bool = False) -> None:
     inputs, targets = on_device(mixed_batch())
-    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False)
+    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=defer_gradients)
     with syncs.refused():
         loop(latent_loop.latent_loss, inputs, targets).backward()
-
-
-def train_with_jacobi(syncs: Syncs) -> None:
-    inputs, targets = on_device(mixed_batch(2))
-    loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False)
-    loop(latent_loop.latent_loss, inputs, targets)
 
 
 def train_marker_rows(syncs: Syncs) -> None:
@@ -70,7 +65,10 @@ def refusing(scenario: Callable[[Syncs], None]) -> Callable[[Syncs], None]:
 def compute_tables(syncs: Syncs) -> None:
     model = strict_device.make_model("llama")
     tables.recompute_tables(model)
-    latent_loop.LatentLoop(model).model(torch.zeros(1, 2, dtype=torch.long, device=DEVICE))
+    ids = torch.zeros(1, 2, dtype=torch.long, device=DEVICE)
+    # transformers moves the tables to where they are needed, in each pass.
+    with syncs.refused(), torch.no_grad():
+        model(ids)
 
 
 def probe(syncs: Syncs) -> None:
@@ -99,30 +97,30 @@ class Mutation:
         monkeypatch.setattr(self.owner, self.function, made[self.function])
 
 
-APPEND = "states.append(passes"
+WHERE = "embeds = torch.where("
 MUTATIONS = {
     "item_in_the_loop": Mutation(
-        LatentLoop, "_sequential_steps", APPEND, f"states[-1].sum().item(); {APPEND}", train, SYNC
+        LatentLoop, "_sequential_steps", WHERE, f"states[-1].sum().item(); {WHERE}", train, SYNC
     ),
     "bool_in_the_attention": Mutation(
         latent_attention, "prefix_attention", "if not layer.later", "if not (query > 0).any()", train, SYNC
     ),
     "float_in_the_backward_pass": Mutation(
-        latent_attention._PrefixGate, "backward", "if not ctx.stash", "if not float(ctx.stash[0][0].sum())", train, SYNC
+        deferred._WeightGate,
+        "backward",
+        "if ctx.stash:",
+        "if ctx.stash and float(ctx.stash[0][1].sum()) >= 0:",
+        partial(train, defer_gradients=True),
+        SYNC,
     ),
     "batch_not_moved": Mutation(Batch, "to", "self.buffer.to(device, non_blocking=True)", "self.buffer", train),
     "positions": Mutation(passes, "positions_of", ", device=inputs.position_offset.device", "", train),
-    "future": Mutation(
-        latent_attention._PartAttention,
-        "forward",
-        "places = torch.arange(later - count, later, device=query.device)",
-        "places = torch.arange(later - count, later)",
-        train_with_jacobi,
-    ),
     "marker_ids": Mutation(
         marker_rows, "train_marker_rows", ", device=embedding_weight(embedding).device", "", train_marker_rows
     ),
-    "rotary_tables": Mutation(tables, "recompute_tables", ".to(table.device)", '.to("cpu")', compute_tables),
+    "rotary_tables": Mutation(
+        tables, "recompute_tables", ".to(table.device)", '.to("cpu")', compute_tables, (HostSync, "copies")
+    ),
     "tokens": Mutation(slot_passes, "upload", ".to(device, non_blocking=True)", "", generate("greedy")),
     "tokens_not_pinned": Mutation(
         uploads, "_host_tensor", "host.pin_memory()", "host", refusing(generate("greedy")), (HostSync, "uploads.py")

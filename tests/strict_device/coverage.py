@@ -20,6 +20,8 @@ CONFIGURATION = "reads configurations, names and token ids, and refuses those th
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
 ON_A_CPU = "computes on a CPU only"
 ON_CUDA = "calls functions of torch.cuda"
+CUDA_ONLY = ("import triton", "from liger_kernel")
+"""Files with one of these imports are not counted: their kernels run only on CUDA, or in an interpreter."""
 NO_TENSORS = {
     "model/attention.py:check_attention": CONFIGURATION,
     "model/attention.py:check_attention_used": CONFIGURATION,
@@ -73,7 +75,7 @@ def files() -> list[Path]:
     for name in MEASURED:
         place = PACKAGE / name
         found += [place] if place.is_file() else sorted(place.rglob("*.py"))
-    return found
+    return [file for file in found if not any(name in file.read_text() for name in CUDA_ONLY)]
 
 
 def statements(file: Path) -> dict[str, set[tuple[int, int]]]:
