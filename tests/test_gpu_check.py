@@ -40,8 +40,6 @@ PROGRAMS = {
 
 def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_path):
     lines: list[str] = []
-    # What an earlier check left must not count.
-    (tmp_path / "killed.json").write_text('{"finished": true}')
     results = run_sections(
         [Section(name, 3.0 if name == "hangs" else 20.0, "content") for name in PROGRAMS],
         lambda section: [sys.executable, "-c", WRITE + PROGRAMS[section.name], section.name, str(tmp_path)],
@@ -83,6 +81,8 @@ def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_pa
 
 
 def test_time_that_a_section_did_not_use_goes_to_the_later_ones_and_the_total_is_kept(tmp_path):
+    # What an earlier check left must not count.
+    (tmp_path / "a.json").write_text('{"finished": true}')
     sections = [Section(name, 10.0, "content") for name in "abc"]
     program = {"a": "", "b": "import time; time.sleep(20)", "c": "import time; time.sleep(20)"}
     results = run_sections(

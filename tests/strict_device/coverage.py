@@ -52,7 +52,7 @@ NO_TENSORS = {
     "generation/slots.py:_in_huge_pages": ON_A_CPU,
     "generation/slots.py:_row_by_row": ON_A_CPU,
     "generation/step_graphs.py:CudaCapturer": ON_CUDA,
-    "generation/pass_size.py:PassSize": ON_CUDA,
+    "generation/pass_size.py": ON_CUDA,
     "generation/decoding.py:token_id": CONFIGURATION,
     "generation/decoding.py:token_names": CONFIGURATION,
     "generation/prompter.py": CONFIGURATION,
