@@ -1,5 +1,6 @@
 """The thinking engine: all operations on one device, and the host syncs of each generated token."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -67,23 +68,32 @@ REQUESTS = {
 }
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def loop(syncs, request) -> LatentLoop:
-    return LatentLoop(strict_device.make_model(request.param)).eval()
+@pytest.fixture
+def loop(syncs) -> LatentLoop:
+    return loop_of("gpt2")
+
+
+def loop_of(family: str) -> LatentLoop:
+    return LatentLoop(strict_device.make_model(family)).eval()
 
 
 def run(loop, requests, slots=3):
     return generate(loop, requests, EOS, slots, decode=lambda tokens: " ".join(map(str, tokens)))
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_all_kinds_of_requests(loop, name):
+def in_turns(*families: str) -> list[tuple[str, str]]:
+    """Each kind of request with one of the families."""
+    return list(zip(REQUESTS, itertools.cycle(families), strict=False))
+
+
+@pytest.mark.parametrize(("name", "family"), in_turns("gpt2", "llama"))
+def test_all_kinds_of_requests(syncs, name, family):
     """Three slots for up to five requests, so that slots are freed, filled again, and moved."""
     requests = REQUESTS[name]
-    made = run(loop, requests)
+    made = run(loop_of(family), requests)
     for request, completion in zip(requests, made, strict=True):
-        expected = request.continuation or [0] * request.max_new_tokens
-        assert completion.tokens == list(expected)
+        # Those of a continuation are read from the device too.
+        assert completion.tokens == [0] * request.num_new
         thoughts = completion.thoughts
         assert thoughts is None or thoughts.device.type == "cpu"
 
@@ -111,13 +121,13 @@ def test_operations_of_other_ranks(loop):
 def syncs_a_token(syncs, loop, requests) -> tuple[float, float]:
     """Reads and copies for each token that all rows write together, after prompts and thoughts."""
     found = []
-    for count in (4, 12):
+    for count in (3, 7):
         with syncs.counted() as counted:
             run(loop, [replace(request, max_new_tokens=count) for request in requests], slots=len(requests))
         found.append(counted)
     few, many = found
     print(many)
-    return (many.reads - few.reads) / 8, (many.copies - few.copies) / 8
+    return (many.reads - few.reads) / 4, (many.copies - few.copies) / 4
 
 
 class Refusing:
@@ -151,10 +161,10 @@ def capturing(syncs, monkeypatch):
     return capturer
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
+@pytest.mark.parametrize(("name", "family"), in_turns("llama", "gpt2"))
+def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, capturing):
     """No step waits for the device, and all its buffers stay where they are."""
-    engine, ends = ThinkingEngine(loop, EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
+    engine, ends = ThinkingEngine(loop_of(family), EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
     for request in REQUESTS[name]:
         engine.submit(request, ends)
     places = []
@@ -167,8 +177,7 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
             places.append([buffer.data_ptr() for buffer in buffers])
     assert all(each == places[0] for each in places)
     for ticket, request in enumerate(REQUESTS[name]):
-        expected = request.continuation or [0] * request.max_new_tokens
-        assert ends.completions[ticket].tokens == list(expected)
+        assert ends.completions[ticket].tokens == [0] * request.num_new
 
 
 def test_steps_that_cannot_be_captured(loop, capturing):
@@ -196,7 +205,7 @@ def test_syncs_of_a_token(syncs, name):
 @pytest.mark.parametrize("name", A_TOKEN)
 def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
     test_syncs_of_a_token(syncs, name)
-    assert capturing.replays > 5
+    assert capturing.replays > 4
 
 
 def test_the_head_runs_where_the_states_are(syncs):
