@@ -91,6 +91,7 @@ def open_page(visit) -> Iterator[Visit]:
 @pytest.fixture
 def desk(open_page) -> Iterator[Visit]:
     """A page on a wide screen that several tests use, one after the other: to open one takes seconds."""
+    open_page.complaints.clear()
     yield open_page
     assert open_page.complaints == []
 
@@ -109,47 +110,48 @@ def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, 
     context.close()
 
 
-def test_every_page_works(desk):
+def test_every_page_works(visit):
     """Every page once, from the first click to the exported files; Intervene needs three clicks."""
-    desk.shoot("start")
-    desk.page.locator("#run-think").click()
-    desk.wait("#think-after .js-plotly-plot")
-    assert desk.page.locator("#think-decoded .heatmaplayer").count() == 1
-    desk.shoot("think")
+    with visit() as one:
+        one.shoot("start")
+        one.page.locator("#run-think").click()
+        one.wait("#think-after .js-plotly-plot")
+        assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
+        one.shoot("think")
 
-    desk.tab("Intervene")
-    desk.page.get_by_role("radio", name="zero").check()
-    desk.page.locator("#run-intervene").click()
-    desk.wait("#intervene-every .js-plotly-plot")
-    rows = desk.page.locator("#intervene-table tbody tr th").all_inner_texts()
-    assert rows[:2] == ["original run", "thought 1: intervention"]
-    assert {"thought 2", "token before"} <= set(rows)
-    desk.shoot("intervene")
+        one.tab("Intervene")
+        one.page.get_by_role("radio", name="zero").check()
+        one.page.locator("#run-intervene").click()
+        one.wait("#intervene-every .js-plotly-plot")
+        rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
+        assert rows[:2] == ["original run", "thought 1: intervention"]
+        assert {"thought 2", "token before"} <= set(rows)
+        one.shoot("intervene")
 
-    desk.tab("Compare")
-    desk.page.locator("#run-compare").click()
-    desk.wait("#compare-second-decoded .js-plotly-plot")
-    assert "(pause_as_thought" in desk.page.locator("#compare-second").inner_text()
-    desk.shoot("compare")
+        one.tab("Compare")
+        one.page.locator("#run-compare").click()
+        one.wait("#compare-second-decoded .js-plotly-plot")
+        assert "(pause_as_thought" in one.page.locator("#compare-second").inner_text()
+        one.shoot("compare")
 
-    desk.tab("Data set")
-    for name in ("interventions on thoughts", "linear probes"):
-        desk.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
-    desk.page.locator("#run-dataset").click()
-    desk.wait("#dataset-state .finding")
-    desk.wait("#dataset-probes .js-plotly-plot")
-    assert desk.page.locator("#dataset-table tbody tr").count() >= 3 + 6
-    desk.shoot("dataset")
+        one.tab("Data set")
+        for name in ("interventions on thoughts", "linear probes"):
+            one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
+        one.page.locator("#run-dataset").click()
+        one.wait("#dataset-state .finding")
+        one.wait("#dataset-probes .js-plotly-plot")
+        assert one.page.locator("#dataset-table tbody tr").count() >= 3 + 6
+        one.shoot("dataset")
 
-    desk.tab("Export")
-    desk.page.locator("#run-export").click()
-    desk.wait("#export-files a")
-    with desk.page.expect_download() as download:
-        desk.page.get_by_role("link", name="think.json").click()
-    assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
-    names = desk.page.locator("#export-files a").all_inner_texts()
-    assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
-    desk.shoot("export")
+        one.tab("Export")
+        one.page.locator("#run-export").click()
+        one.wait("#export-files a")
+        with one.page.expect_download() as download:
+            one.page.get_by_role("link", name="think.json").click()
+        assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
+        names = one.page.locator("#export-files a").all_inner_texts()
+        assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
+        one.shoot("export")
 
 
 def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
