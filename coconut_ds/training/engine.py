@@ -139,9 +139,6 @@ class Engine:
             _refuse_non_finite("gradient norm", grad_norm)
             self._engine.step()
             return grad_norm
-        if not numbers.in_step:
-            numbers.read()
-            _refuse_non_finite("loss", numbers.loss)
         self._engine.step()
         numbers.read_the_rest()
         _refuse_non_finite("loss", numbers.loss)

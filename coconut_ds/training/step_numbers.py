@@ -32,13 +32,6 @@ class StepNumbers:
         """Loss of the update, over all ranks."""
         self.stops = False
         """Whether any rank has been asked to stop."""
-        # DeepSpeed has an optimizer of its own for bf16 under ZeRO-1, which has no such functions.
-        self.in_step = zero_stage > 0 and hasattr(
-            optimizer, "scaled_global_norm" if zero_stage < 3 else "_get_norm_groups"
-        )
-        """Whether the optimizer step reads the numbers; otherwise ``read`` must be called before it."""
-        if not self.in_step:
-            return
         if zero_stage in (1, 2):
             norm_of_all = optimizer.scaled_global_norm
             optimizer.scaled_global_norm = lambda *arguments: self._checked([norm_of_all(*arguments)])[0]
@@ -46,7 +39,7 @@ class StepNumbers:
                 # It would look at every gradient and wait for the result; a gradient that is not finite shows in the
                 # norm. With offloading, DeepSpeed looks at gradients one by one as they arrive at the host.
                 optimizer.check_overflow = lambda *arguments, **options: None
-        else:
+        elif zero_stage == 3:
             norms_of_groups = optimizer._get_norm_groups
             optimizer._get_norm_groups = lambda: self._checked(norms_of_groups())
 
