@@ -2,8 +2,8 @@
 
     python tests/compile_kernels.py
 
-Prints one line of JSON: a list of kernel, compute capability, type, number of queries that share a key head, size of a
-head, and the bytes of shared memory that a block of the machine code takes.
+Prints one line of JSON for each kernel: its name, compute capability, type, number of queries that share a key head,
+size of a head, and the bytes of shared memory that a block of the machine code takes.
 """
 
 import json
@@ -27,6 +27,9 @@ POINTERS = {"query", "output", "d_output", "d_query", "keys", "values", "d_keys"
 }
 """Arguments that are tensors of the model's type; all others are integers."""
 
+CASES = ((80, "bf16", 80, 128), (80, "fp32", 80, 128), (90, "bf16", 1, 64))
+"""Compute capability (of an A100 and of an H100), type, number of queries that share a key head, and size of a head."""
+
 
 def compiled(kernel: Any, capability: int, dtype: str, n: int, size: int) -> dict[str, Any]:
     """Compiles one kernel for padded batches with n queries that share a key head, and describes the result."""
@@ -40,11 +43,6 @@ def compiled(kernel: Any, capability: int, dtype: str, n: int, size: int) -> dic
 
 
 if __name__ == "__main__":
-    made = [
-        compiled(kernel, capability, dtype, n, size)
-        for kernel in (kernels.forward_kernel, kernels.query_gradient_kernel, kernels.key_gradient_kernel)
-        for capability in (80, 90)
-        for dtype in ("bf16", "fp32")
-        for n, size in ((1, 64), (80, 128))
-    ]
-    print(json.dumps(made))
+    for kernel in (kernels.forward_kernel, kernels.query_gradient_kernel, kernels.key_gradient_kernel):
+        for capability, dtype, n, size in CASES:
+            print(json.dumps(compiled(kernel, capability, dtype, n, size)), flush=True)

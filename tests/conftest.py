@@ -3,7 +3,9 @@
 import gc
 import os
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ __all__ = ["SHAPES", "VOCABULARY", "make_model"]
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
 
+# For the tests of benchmarks; last, since some modules there have the names of modules here.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
 # Tests must not depend on the files in a user's home, nor use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
@@ -35,9 +40,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
+    "test_strict_device",
     *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
     *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
-    *("test_kill_matrix", "test_study_methods", "test_resume_damage", "test_package", "test_probe", "test_serve_api"),
+    *("test_collectives", "test_kill_matrix", "test_gpu_sections", "test_study_methods", "test_resume_damage"),
+    *("test_two_machines", "test_package", "test_probe", "test_serve_api"),
     *("test_serve_clients",),
 )
 """Test files that take longest, the longest first."""

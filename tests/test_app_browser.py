@@ -51,7 +51,7 @@ def browser() -> Iterator["playwright.Browser"]:
         made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
     """Opens the app; at the end the page must have logged no error and contacted no other host.
 
@@ -80,6 +80,20 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
         context.close()
 
     return open_it
+
+
+@pytest.fixture(scope="module")
+def open_page(visit) -> Iterator[Visit]:
+    with visit() as made:
+        yield made
+
+
+@pytest.fixture
+def desk(open_page) -> Iterator[Visit]:
+    """A page on a wide screen that several tests use, one after the other: to open one takes seconds."""
+    open_page.complaints.clear()
+    yield open_page
+    assert open_page.complaints == []
 
 
 @pytest.mark.parametrize("path", ["", "docs"])
@@ -161,37 +175,41 @@ REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is 
     [(HOSTILE,), ("<img src=x onerror='window.hacked=1'>",), ("🥥💭 ñ 你好 \u202e",), tuple(REFUSALS)],
     ids=["script", "image", "emoji", "endless, beyond the context, nothing"],
 )
-def test_strange_questions(visit, questions):
+def test_strange_questions(desk, questions):
     """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
-    with visit() as one:
-        for question in questions:
-            one.ask(question)
-            advice = f"#think-message .notice:has-text('{REFUSALS.get(question)}')"
-            one.wait(advice if question in REFUSALS else "#think-decoded .js-plotly-plot")
-            assert one.page.evaluate("window.hacked") is None
-            assert "Traceback" not in one.page.content()
-            assert one.page.locator("script:has-text('alert(')").count() == 0
-        if "{{" in question:
-            one.tab("Compare")
-            one.page.locator("#run-compare").click()
-            one.wait("#compare-first .side-text")
-            # Shown as it was typed: no template of the page interprets it.
-            assert one.page.locator("#compare-first .side-text").inner_text() == question
+    desk.tab("Think")
+    for question in questions:
+        desk.ask(question)
+        if question in REFUSALS:
+            desk.wait(f"#think-message .notice:has-text('{REFUSALS[question]}')")
+        else:
+            desk.wait_for_answer()
+        assert desk.page.evaluate("window.hacked") is None
+        assert "Traceback" not in desk.page.content()
+        assert desk.page.locator("script:has-text('alert(')").count() == 0
+    if "{{" in question:
+        desk.tab("Compare")
+        desk.page.locator("#run-compare").click()
+        # Shown as it was typed: no template of the page interprets it.
+        playwright.expect(desk.page.locator("#compare-first .side-text")).to_have_text(question, timeout=PATIENCE_MS)
 
 
-def test_long_work_is_cancelled(visit):
-    with visit() as one:
-        one.tab("Data set")
-        # With the default of two draws, a quiet machine is done before the click on Cancel.
-        one.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
-        one.page.locator("#run-dataset").click()
-        one.wait("#dataset-state progress")
-        one.page.locator("#cancel-dataset").click()
-        one.wait("#dataset-state .finding:has-text('Cancelled')")
-        # The model is free for the next visitor.
-        one.tab("Think")
-        one.page.locator("#run-think").click()
-        one.wait("#think-decoded .js-plotly-plot")
+def test_long_work_is_cancelled(desk):
+    desk.ask(SUMS[0].question)
+    desk.wait_for_answer()
+    desk.tab("Data set")
+    for name in ("interventions on thoughts", "linear probes"):
+        desk.page.get_by_role("checkbox", name=name).set_checked(name == "interventions on thoughts")
+    # With the default of two draws, a quiet machine is done before the click on Cancel.
+    desk.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
+    desk.page.locator("#run-dataset").click()
+    desk.wait("#dataset-state progress")
+    desk.page.locator("#cancel-dataset").click()
+    desk.wait("#dataset-state .finding:has-text('Cancelled')")
+    # The model is free for the next question.
+    desk.tab("Think")
+    desk.ask(SUMS[1].question)
+    desk.wait_for_answer()
 
 
 def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):

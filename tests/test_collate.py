@@ -8,6 +8,7 @@ import torch
 from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making_layouts import SOME
 from slow_batches import slow_collate, slow_plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,13 +67,6 @@ class Copies(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         self.count += function is torch.ops.aten._to_copy.default
         return function(*arguments, **(options or {}))
-
-
-SOME = [
-    Layout([5, 6, 39, 39, 7, 8, 9], [IGNORE] * 5 + [8, 9], 2, 2),
-    Layout([*range(4, 13), 39, 39, 39, 2, 8], [IGNORE] * 13 + [8], 9, 3),
-    Layout([5, 4, 5, 8], [IGNORE, 4, 5, 8], 4, 0),
-]
 
 
 def test_all_tensors_move_in_one_copy_and_those_on_the_cpu_in_none():

@@ -3,20 +3,20 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import gpu_check
 import pytest
 import torch
+from gpu import runner
+from gpu.report import Report, outcome, verdict
+from gpu.runner import SECTIONS, TOTAL_S, Section, run_sections
+from gpu.tables import card_table, section_table
 from imports import ROOT
 
 from coconut_ds.distributed.launcher import process_file
 from coconut_ds.errors import ConfigError
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import gpu_check
-from gpu.report import Report, outcome, verdict
-from gpu.runner import SECTIONS, TOTAL_S, Section, run_sections
-from gpu.tables import card_table, section_table
 
 WRITE = f"""
 import subprocess, sys; sys.path[:0] = [{str(ROOT / "benchmarks")!r}, {str(ROOT)!r}]
@@ -40,13 +40,11 @@ PROGRAMS = {
 
 def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_path):
     lines: list[str] = []
-    # What an earlier check left must not count.
-    (tmp_path / "killed.json").write_text('{"finished": true}')
     results = run_sections(
-        [Section(name, 3.0 if name == "hangs" else 20.0, "content") for name in PROGRAMS],
+        [Section(name, 8.0 if name == "hangs" else 60.0, "content") for name in PROGRAMS],
         lambda section: [sys.executable, "-c", WRITE + PROGRAMS[section.name], section.name, str(tmp_path)],
         tmp_path,
-        total_s=123.0,
+        total_s=368.0,
         show=lines.append,
     )
     assert {found["section"]: outcome(found) for found in results} == {
@@ -60,7 +58,7 @@ def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_pa
     }
     reasons = {found["section"]: found.get("reason") for found in results}
     assert reasons["crashes"] == "exit code 1: ZeroDivisionError: division by zero"
-    assert reasons["hangs"] == "stopped after its limit of 3 s"
+    assert reasons["hangs"] == "stopped after its limit of 8 s"
     # Its own child has ended with it; the system may not have removed it yet.
     state = process_file(results[0]["numbers"].pop("child"), "stat").rpartition(b") ")[2][:1]
     assert state in (b"", b"Z", b"X")
@@ -82,15 +80,25 @@ def test_a_section_that_fails_hangs_or_is_killed_does_not_stop_the_others(tmp_pa
     assert table.endswith("verdict: failed (1 of 7 sections skipped something)")
 
 
-def test_time_that_a_section_did_not_use_goes_to_the_later_ones_and_the_total_is_kept(tmp_path):
+def test_time_that_a_section_did_not_use_goes_to_the_later_ones_and_the_total_is_kept(tmp_path, monkeypatch):
+    # What an earlier check left must not count.
+    (tmp_path / "a.json").write_text('{"finished": true}')
+    now, limits = 0.0, []
+
+    def run(command: list[str], log: Path, limit_s: float, show: Any) -> str | None:
+        nonlocal now
+        limits.append(limit_s)
+        # The first section ends at once; the others use all their time.
+        now += 0.0 if command == ["a"] else limit_s
+        return None if command == ["a"] else "stopped"
+
+    monkeypatch.setattr(runner, "_run", run)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now))
     sections = [Section(name, 10.0, "content") for name in "abc"]
-    program = {"a": "", "b": "import time; time.sleep(20)", "c": "import time; time.sleep(20)"}
-    results = run_sections(
-        sections, lambda section: [sys.executable, "-S", "-c", program[section.name]], tmp_path, 3.0, lambda line: None
-    )
-    reasons = [found["reason"].removeprefix("stopped after its limit of ") for found in results]
-    # Each may use a third of three seconds; ``a`` ended at once and left its second to ``b``.
-    assert reasons == ["it ended without finishing its report", "2 s", "1 s"]
+    results = run_sections(sections, lambda section: [section.name], tmp_path, 3.0, lambda line: None)
+    # Each may use a third of three seconds; ``a`` left its second to ``b``.
+    assert limits == pytest.approx([1.0, 2.0, 1.0])
+    assert [found["reason"] for found in results] == ["it ended without finishing its report", "stopped", "stopped"]
     assert sum(section.limit_s for section in SECTIONS) == TOTAL_S <= 480
 
 

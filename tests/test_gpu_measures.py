@@ -2,18 +2,13 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-from coconut_ds.methods.layout import Layout
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 from gpu.hardware import CARDS, card_of, mfu
 from gpu.trace_events import count, read_trace
 from training_workload import make_config, operations
+
+from coconut_ds.methods.layout import Layout
 
 
 @pytest.mark.parametrize("name", ["gpt2_small", "llama_1b"])

@@ -23,7 +23,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = launching.run([FOLDER / "run.py", out], launching.environment(), timeout=600)
     if done.returncode == SKIPPED:
         pytest.skip(done.stderr.strip())
-    assert (out / "coverage.json").is_file(), done.stdout + done.stderr
+    # 1: cases failed, which the tests below report one by one.
+    assert done.returncode in (0, 1), done.stdout + done.stderr
     return out
 
 

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from launching import TRAIN, environment, run, start
+from launching import TRAIN, Process, environment, run, start
 from two_machines import INTERFACE, OVERRIDES, PORT, Unavailable, losses, two_machines
 
 IN_NAMESPACE = Path(__file__).with_name("in_namespace.py")
@@ -21,14 +21,16 @@ def test_two_machines_give_the_losses_of_one(tmp_path):
             pytest.skip(f"two machines need network namespaces: {reason}")
         shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": INTERFACE}
         shared |= {"MASTER_ADDR": machines[0].address, "MASTER_PORT": PORT}
-        ranks = [
-            start(
-                [IN_NAMESPACE, machine.name, TRAIN, *arguments, f"save_path={tmp_path / 'two'}"],
-                environment(RANK=str(rank), **shared),
-            )
-            for rank, machine in enumerate(machines)
-        ]
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+        command = [IN_NAMESPACE, "", TRAIN, *arguments, f"save_path={tmp_path / 'two'}"]
+        ranks: list[Process] = []
+        try:
+            for rank, machine in enumerate(machines):
+                command[1] = machine.name
+                ranks.append(start(command, environment(RANK=str(rank), **shared)))
+            assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+        finally:
+            for process in ranks:
+                process.kill()
     done = run([TRAIN, *arguments, f"save_path={tmp_path / 'one'}"], environment(), ranks=2)
     assert done.returncode == 0, done.stderr
     found = losses(tmp_path / "two")

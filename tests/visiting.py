@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 PICTURES = ROOT / "outputs" / "app_pictures"
 PATIENCE_MS = 60_000
 """Milliseconds; the cores may be shared with other tests."""
+ANSWER = "#think-answer .answer, #think-after-table table"
+"""The first and the last part of an answer that the page *Think* shows."""
 
 
 @dataclass
@@ -47,9 +49,16 @@ class Visit:
         return found
 
     def ask(self, question: str) -> None:
-        """Types a question and waits for its thoughts."""
+        """Types a question and presses *Think*."""
         self.page.locator("#question textarea").fill(question)
+        self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
         self.page.locator("#run-think").click()
+
+    def wait_for_answer(self) -> None:
+        """Waits until everything about the last question is shown. It must differ from the question before."""
+        for part in ANSWER.split(", "):
+            self.wait(f"{part}:not([data-before])")
+        self.wait("#think-decoded .js-plotly-plot")
 
     def shoot(self, name: str) -> None:
         """Saves a screenshot."""

@@ -84,8 +84,9 @@ def run_sections(
         show(f"{section.name} ({left():.0f} s left; at most {limit:.0f} s): {section.content}")
         # A result of an earlier check must not be taken for one of this check.
         (out / f"{section.name}.json").unlink(missing_ok=True)
+        started = time.monotonic()
         reason = _run(command(section), out / f"{section.name}.log", limit, lambda text: show(f"{left():4.0f}  {text}"))
-        results.append(_result(section.name, out, reason))
+        results.append(_result(section.name, out, reason, time.monotonic() - started))
         write_whole(out / SUMMARY, json.dumps({"sections": results}, indent=1) + "\n")
     return results
 
@@ -149,13 +150,14 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "no output"
 
 
-def _result(name: str, out: Path, reason: str | None) -> Found:
-    """What a section has written; with the reason if it ended early."""
+def _result(name: str, out: Path, reason: str | None, seconds: float) -> Found:
+    """What a section has written, with the time of its whole process, and with the reason if it ended early."""
     path = out / f"{name}.json"
     found: Found = {"section": name, "finished": False, "seconds": 0.0, "numbers": {}, "checks": [], "skipped": {}}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
     if reason is not None or not found["finished"]:
         found |= {"finished": False, "reason": reason or "it ended without finishing its report"}
-        write_whole(path, json.dumps(found, indent=1) + "\n")
+    found["seconds"] = round(seconds, 1)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
     return found

@@ -12,17 +12,15 @@ from typing import Any
 from gpu.report import Report
 from gpu.workload import TRAINING, Options
 
-REFERENCE = "zero0"
-SAME = ("zero1", "zero2", "zero3", "zero3_live0")
-"""Variants with the losses of ``REFERENCE``."""
-SHORT = ("zero0_llama_lora", "zero3_held0_llama_lora", "zero2_offload_qwen3", "zero3_offload_qwen3", "zero0_qwen3")
-"""Variants of fewer updates, from weights that are loaded (under ZeRO-3 in shards)."""
-PAIRS = (
-    ("zero3_held0_llama_lora", "zero0_llama_lora"),
-    ("zero2_offload_qwen3", "zero0_qwen3"),
-    ("zero3_offload_qwen3", "zero0_qwen3"),
-)
-"""Variants that must have the same losses."""
+SAME = {
+    **dict.fromkeys(("zero1", "zero2", "zero3", "zero3_live0"), "zero0"),
+    "zero2_offload_qwen3": "zero0_qwen3",
+    "zero3_offload_qwen3": "zero0_qwen3",
+}
+"""Variants, each with one that must have the same losses. Those of a family train from weights that are loaded, under
+ZeRO-3 in shards."""
+SAME_LORA = {"zero3_held0_llama_lora": "zero0_llama_lora"}
+"""The same with adapters."""
 LOSS, LOSS_BF16 = 1e-3, 0.05
 """Largest difference of any loss of a run: in fp32, and of bf16 from fp32."""
 
@@ -43,44 +41,44 @@ def run(report: Report, options: Options) -> None:
         for family in FAMILIES:
             write_family(family, folder)
         if options.small:
-            _compare(report, folder, ranks, ("zero0_qwen3", "zero2_qwen3"), (("zero2_qwen3", "zero0_qwen3"),))
+            _compare(report, folder, ranks, {"zero2_qwen3": "zero0_qwen3"})
         else:
-            _compare(report, folder, ranks, (REFERENCE, *SAME, *SHORT), (*((one, REFERENCE) for one in SAME), *PAIRS))
-            _compare_bf16(report, folder, ranks)
-            _resume(report, folder, ranks)
+            losses = _compare(report, folder, ranks, SAME)
+            bf16 = _losses(report, "zero2_bf16", folder, ranks)
+            _check(report, "losses of zero2_bf16", bf16, losses["zero0"], LOSS_BF16)
+            if report.can_run("ZeRO stages with LoRA", "peft"):
+                _resume(report, folder, ranks, _compare(report, folder, ranks, SAME_LORA))
     stop_ranks()
 
 
-def _compare(report: Report, folder: Path, ranks: Any, variants: tuple[str, ...], pairs: Any) -> None:
-    """Trains the variants, and compares the losses of each pair."""
-    losses = {variant: _losses(report, variant, folder, ranks) for variant in variants}
-    report.number("zero_losses", {variant: [round(loss, 6) for loss in values] for variant, values in losses.items()})
-    for variant, other in pairs:
+def _compare(report: Report, folder: Path, ranks: Any, same: dict[str, str]) -> dict[str, list[float]]:
+    """Trains the variants, and compares the losses of those that must be the same. Returns the losses of each."""
+    losses: dict[str, list[float]] = {}
+    for variant, other in same.items():
+        for each in (other, variant):
+            if each not in losses:
+                losses[each] = _losses(report, each, folder, ranks)
         _check(report, f"losses of {variant}", losses[variant], losses[other], LOSS)
+    return losses
 
 
-def _compare_bf16(report: Report, folder: Path, ranks: Any) -> None:
-    found = _losses(report, "zero2_bf16", folder, ranks)
-    _check(report, "losses of zero2_bf16", found, _losses(report, REFERENCE, folder, ranks, "again"), LOSS_BF16)
-
-
-def _resume(report: Report, folder: Path, ranks: Any) -> None:
+def _resume(report: Report, folder: Path, ranks: Any, losses: dict[str, list[float]]) -> None:
     """A run in two launches has the losses of the run in one."""
     from zero_worker import RESUMED, record
 
     with report.part(f"{RESUMED}, resumed"):
-        whole = record(RESUMED, folder, ranks, "whole")["losses"]
         for epochs in (1, 2):
             resumed = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])["losses"]
-        _check(report, "losses after a resume", resumed, whole, LOSS)
+        _check(report, "losses after a resume", resumed, losses[RESUMED], LOSS)
 
 
-def _losses(report: Report, variant: str, folder: Path, ranks: Any, place: str | None = None) -> list[float]:
+def _losses(report: Report, variant: str, folder: Path, ranks: Any) -> list[float]:
     from zero_worker import record
 
     losses: list[float] = []
     with report.part(variant):
-        losses = record(variant, folder, ranks, place)["losses"]
+        losses = record(variant, folder, ranks)["losses"]
+        report.number(f"losses of {variant}", [round(loss, 6) for loss in losses])
     return losses
 
 

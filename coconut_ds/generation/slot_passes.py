@@ -59,7 +59,7 @@ class SlotPasses:
         Padding is on the right, so causal attention keeps real positions from attending to it.
         """
         lengths = [len(prefix) for prefix in prefixes]
-        width = self._widened(max(lengths))
+        width = self.widened(max(lengths))
         ends = [row * width + length - 1 for row, length in enumerate(lengths)]
         table = [[*ids, end, slot] for ids, end, slot in zip(padded(prefixes, width, 0), ends, slots, strict=True)]
         ids, read, where = upload(table, self.device).split([width, 1, 1], dim=1)
@@ -76,8 +76,8 @@ class SlotPasses:
         Returns states [Q, D] for input embeddings [Q, D].
         """
         count = len(embeds)
-        width = min(self._widened(count), self.capacity - start)
-        columns = min(self._widened(start + width), self.capacity)
+        width = min(self.widened(count), self.capacity - start)
+        columns = min(self.widened(start + width), self.capacity)
         self.cache.set_plan(PassPlan(extended=(slot, start, start + width), columns=columns))
         places = torch.arange(start, start + width, device=self.device)
         mask = _mask(places.unsqueeze(0), columns, embeds.dtype)
@@ -130,6 +130,11 @@ class SlotPasses:
         """Logits [R, V] for states [R, D], in fp32."""
         return self._loop.head(states)
 
+    def widened(self, width: int) -> int:
+        """The width that a pass over ``width`` positions of each row has."""
+        unit = WIDTH_UNIT if self.device.type in WIDENING else 1
+        return -(-width // unit) * unit
+
     def idle(self) -> None:
         """One pass over a single position, of which nothing is kept."""
         self.cache.set_plan(PassPlan())
@@ -150,11 +155,6 @@ class SlotPasses:
         if self._last is None:
             self._last = states.new_zeros(self.slots, states.shape[-1])
         self._last[where] = states
-
-    def _widened(self, width: int) -> int:
-        """The width of a pass over ``width`` positions."""
-        unit = WIDTH_UNIT if self.device.type in WIDENING else 1
-        return -(-width // unit) * unit
 
 
 def _mask(places: Tensor, columns: int, dtype: torch.dtype) -> Tensor:

@@ -196,9 +196,13 @@ class ThinkingEngine:
             self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
         else:
             # Shortest first: prompts of similar length share a pass, which keeps the padding small.
-            lengths = {slot: len(table[slot].prefix) for slot in table.to_encode if not table[slot].length}
-            fresh, most = sorted(lengths, key=lengths.__getitem__), self._pass_size.positions(PASS_POSITIONS)
-            slots = [slot for i, slot in enumerate(fresh) if i == 0 or lengths[slot] * (i + 1) <= most]
+            fresh = sorted(
+                (self._passes.widened(len(table[slot].prefix)), slot)
+                for slot in table.to_encode
+                if not table[slot].length
+            )
+            most = self._pass_size.positions(PASS_POSITIONS)
+            slots = [slot for i, (width, slot) in enumerate(fresh) if i == 0 or width * (i + 1) <= most]
             self._passes.encode([table[slot].prefix for slot in slots], slots)
         for slot in slots:
             table.to_encode.remove(slot)

@@ -111,7 +111,9 @@ def update_bytes(
         num_thoughts = max(layout.num_thoughts for layout in layouts)
         batch = Collator(0, iterations, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
         ledger = LiveBytes()
-        _label_passes(model.base_model, ledger, num_thoughts if iterations is None else min(iterations, num_thoughts))
+        # In half precision, the last thought and the rest share a pass.
+        sequential = num_thoughts if dtype == torch.float32 else max(num_thoughts - 1, 0)
+        _label_passes(model.base_model, ledger, sequential if iterations is None else min(iterations, num_thoughts))
         with ledger:
             loss = latent_loss(loop, *batch)
             ledger.part = BACKWARD

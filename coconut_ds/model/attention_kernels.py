@@ -79,7 +79,7 @@ def _attend(query, keys, values, visible, scale, highest, total, output):
 def _score_gradients(query, keys, values, d_output, visible, log_sum, delta, scale):
     """The attention weights of some columns, and the gradients of their scores before scaling."""
     scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-    weights = tl.where(visible, tl.exp(scores - log_sum[:, None]), 0.0)
+    weights = tl.exp(tl.where(visible, scores, float("-inf")) - log_sum[:, None])
     d_weights = tl.dot(d_output, tl.trans(values), input_precision="ieee")
     return weights, weights * (d_weights - delta[:, None])
 

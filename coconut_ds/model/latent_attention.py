@@ -10,6 +10,7 @@ Shapes: see ``part_attention.py``.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class LatentCache(Cache):
         pads: Tensor | None,
         pass_context: Callable[[bool], AbstractContextManager[Any]],
         fused: bool = False,
+        ends: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -84,8 +86,10 @@ class LatentCache(Cache):
             pass_context: makes the context that a pass runs in, given whether it comes after the prefix. Activation
                 checkpointing enters it again when it recomputes a layer.
             fused: whether the Triton kernels compute the attention of later passes.
+            ends: [B] each row's last real column of the prefix, if these are the only columns of the prefix whose
+                states after the last layer are read; else None.
         """
-        self.latent_layers, self.pads = list(layers), pads
+        self.latent_layers, self.pads, self.ends = list(layers), pads, ends
         self.pass_context, self.fused = pass_context, fused
         super().__init__(layers=list(self.latent_layers))
 
@@ -96,7 +100,7 @@ class LatentCache(Cache):
         """
         layers = list(self.latent_layers)
         layers[index] = LatentLayer(parts[:2], parts[2:], layers[index].stash)
-        return LatentCache(layers, self.pads, self.pass_context, self.fused)
+        return LatentCache(layers, self.pads, self.pass_context, self.fused, self.ends)
 
     def forget_later(self) -> None:
         """Drops all positions after the prefix."""
@@ -118,7 +122,8 @@ def prefix_attention(
     """The attention function of one layer, for transformers' ``AttentionInterface``.
 
     The pass over the prefix uses torch's fused kernel with causal attention; it needs no mask, since the padding is on
-    the right. Later passes attend to all real columns of the prefix and, causally, to the later positions.
+    the right. Later passes attend to all real columns of the prefix and, causally, to the later positions. So does the
+    end of each row in the last layer of the prefix, if no other state is read there (``LatentCache.ends``).
 
     Returns the output [B, Q, H, E] for queries [B, H, Q, E], and None for the attention weights.
     """
@@ -127,19 +132,41 @@ def prefix_attention(
             f"{type(module).__name__}: its model does not pass keyword arguments on to its layers; set "
             "model.attn_implementation=eager"
         )
-    layer = latent_cache.latent_layers[module.layer_idx]  # type: ignore[index]
-    if not layer.later:
-        return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
+    index: int = module.layer_idx  # type: ignore[assignment]
+    layer, ends = latent_cache.latent_layers[index], latent_cache.ends
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = query, *layer.prefix, *layer.later, latent_cache.pads, layer.stash, scale
-    if latent_cache.fused and not dropout:
+    attend = partial(_part_attention, latent_cache, layer, dropout, scale)
+    if not layer.later:
+        if ends is not None and index == len(latent_cache.latent_layers) - 1:
+            return _only_at_ends(attend, query, key, value, ends), None
+        return fused_attention(module, query, key, value, None, dropout, scaling, is_causal=True), None
+    return attend(query, layer.later).transpose(1, 2).contiguous(), None
+
+
+def _only_at_ends(
+    attend: Callable[[Tensor, Sequence[Tensor]], Tensor], query: Tensor, key: Tensor, value: Tensor, ends: Tensor
+) -> Tensor:
+    """Attention [B, P, H, E] of the prefix to itself at column ``ends`` [B] of each row, and zeros elsewhere."""
+    rows = torch.arange(len(ends), device=ends.device)
+    none_later = key.detach()[:, :, :0], value.detach()[:, :, :0]
+    output = attend(query[rows, :, ends].unsqueeze(2), none_later)
+    whole = query.new_zeros(len(query), query.shape[2], *query.shape[1::2])
+    return whole.index_put((rows, ends), output.squeeze(2))
+
+
+def _part_attention(
+    cache: LatentCache, layer: LatentLayer, dropout: float, scale: float, query: Tensor, later: Sequence[Tensor]
+) -> Tensor:
+    """Attention [B, H, Q, E] of queries [B, H, Q, E] to the prefix of a layer and to keys and values after it."""
+    parts = query, *layer.prefix, *later, cache.pads, layer.stash, scale
+    if cache.fused and not dropout:
         # Imports Triton, which is there only on machines with CUDA.
         from coconut_ds.model.triton_attention import TritonPartAttention
 
-        output = TritonPartAttention.apply(*parts)
-    else:
-        output = PartAttention.apply(*parts, dropout)
-    return output.transpose(1, 2).contiguous(), None
+        fused: Tensor = TritonPartAttention.apply(*parts)
+        return fused
+    plain: Tensor = PartAttention.apply(*parts, dropout)
+    return plain
 
 
 AttentionInterface.register(NAME, prefix_attention)

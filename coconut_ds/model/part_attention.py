@@ -98,7 +98,7 @@ class PartAttention(torch.autograd.Function):
             each.flatten(0, 1) for each in (prefix_keys, prefix_values, later_keys, later_values)
         )
         scaled = (query * scale).reshape(rows * kv_heads, -1, size)
-        scores = _joined(_scores(scaled, keys), scaled @ own_keys.transpose(1, 2))
+        scores = _joined(_scores(scaled, keys), torch.bmm(scaled, own_keys.transpose(1, 2)))
         if pads is not None:
             scores.unflatten(0, (rows, kv_heads))[..., :width].masked_fill_(pads[:, None, None], -math.inf)
         if count > 1:
@@ -111,7 +111,7 @@ class PartAttention(torch.autograd.Function):
             drawn = torch.empty_like(scores).bernoulli_(1 - dropout).div_(1 - dropout)
             kept = _parts(drawn, width, query.dtype)
         used, own = weights if kept is None else _products(weights, kept)
-        output = used @ values + own @ own_values
+        output = torch.bmm(used, values) + torch.bmm(own, own_values)
         ctx.save_for_backward(scaled, keys, values, own_keys, own_values, *weights, *(kept or ()))
         ctx.stash, ctx.scale, ctx.shape = stash, scale, query.shape
         return output.view(query.shape)
@@ -122,7 +122,7 @@ class PartAttention(torch.autograd.Function):
         scaled, keys, values, own_keys, own_values, *parts = ctx.saved_tensors
         weights, kept = parts[:2], parts[2:]
         d_output = d_output.reshape(scaled.shape)
-        d_parts = _scores(d_output, values), d_output @ own_values.transpose(1, 2)
+        d_parts = _scores(d_output, values), torch.bmm(d_output, own_values.transpose(1, 2))
         used, own = _products(weights, kept) if kept else weights
         d_weights = _joined(*(_products(d_parts, kept) if kept else d_parts))
         exact = _joined(*weights)
@@ -131,18 +131,18 @@ class PartAttention(torch.autograd.Function):
         shared = ctx.shape[0], -1
         factors = tuple(each.unflatten(0, shared) for each in (d_prefix, scaled, used, d_output))
         ctx.stash.add(_prefix_gradients, factors)
-        d_query = (d_prefix @ keys + d_later @ own_keys).mul_(ctx.scale).view(ctx.shape)
-        d_keys, d_values = d_later.transpose(1, 2) @ scaled, own.transpose(1, 2) @ d_output
+        d_query = (torch.bmm(d_prefix, keys) + torch.bmm(d_later, own_keys)).mul_(ctx.scale).view(ctx.shape)
+        d_keys, d_values = torch.bmm(d_later.transpose(1, 2), scaled), torch.bmm(own.transpose(1, 2), d_output)
         return d_query, None, None, d_keys.unflatten(0, shared), d_values.unflatten(0, shared), None, None, None, None
 
 
 def _scores(rows: Tensor, columns: Tensor) -> Tensor:
     """Products [B·K, n, P] of each of the rows [B·K, n, E] with each of the columns [B·K, P, E]."""
     if rows.shape[1] > 1 or rows.dtype == torch.float32:
-        return rows @ columns.transpose(1, 2)
+        return torch.bmm(rows, columns.transpose(1, 2))
     # oneDNN would first transpose the columns, which takes as long as the product. In fp32 it does not, and the other
     # order of the factors would round differently.
-    return (columns @ rows.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(columns, rows.transpose(1, 2)).transpose(1, 2)
 
 
 def _joined(prefix: Tensor, later: Tensor) -> Tensor:

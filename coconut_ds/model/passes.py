@@ -58,6 +58,7 @@ def passes_of(
     reading: Reading,
     defer_gradients: bool = False,
     fused_attention: bool = False,
+    only_ends: bool = False,
 ) -> Passes:
     """The fast passes where the model supports them, else the plain ones.
 
@@ -68,9 +69,11 @@ def passes_of(
         reading: makes the context of the pass over the prefix.
         defer_gradients: whether to defer the gradients of weights; ``PlainPasses`` never does.
         fused_attention: whether ``LatentPasses`` computes the attention of later passes with Triton kernels.
+        only_ends: whether each row's last state is the only one of the prefix that is read; then ``LatentPasses``
+            attends in the last layer for these only.
     """
     if takes_attention(model) and model.config._attn_implementation == "sdpa" and not hides_cache(model):
-        return LatentPasses(model, inputs, num_layers, reading, defer_gradients, fused_attention)
+        return LatentPasses(model, inputs, num_layers, reading, defer_gradients, fused_attention, only_ends)
     return PlainPasses(model, inputs, reading)
 
 
@@ -85,6 +88,7 @@ class LatentPasses:
         reading: Reading,
         defer_gradients: bool,
         fused_attention: bool,
+        only_ends: bool,
     ) -> None:
         self._model, self._inputs = model, inputs
         mask, width = inputs.attention_mask, inputs.prefix_ids.shape[1]
@@ -94,7 +98,8 @@ class LatentPasses:
         # collector runs.
         self._computing = partial(_computing, AttentionSwitch(model, NAME), weights, reading)
         layers = [LatentLayer() for _ in range(num_layers)]
-        self._cache = LatentCache(layers, pads, self._computing, fused_attention)
+        ends = inputs.prefix_last if only_ends else None
+        self._cache = LatentCache(layers, pads, self._computing, fused_attention, ends)
 
     def prefix(self, embeds: Tensor) -> Tensor:
         """See ``Passes``."""

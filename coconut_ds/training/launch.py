@@ -82,8 +82,8 @@ def _describe(experiment: Experiment, tf32: str | None) -> str:
     description = experiment.describe()
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
-    kernels = experiment.kernels.describe(experiment.backbone.model)
-    return "\n".join([description, *([kernels] if kernels else []), *([tf32] if tf32 is not None else [])])
+    notes = [experiment.kernels.describe(experiment.backbone.model), tf32]
+    return "\n".join([description, *(note for note in notes if note)])
 
 
 def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engine:

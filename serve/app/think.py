@@ -84,7 +84,7 @@ def _components() -> ThinkPage:
         gr.HTML(markup.hint(AFTER))
         with gr.Row():
             after = gr.Plot(label="Answer after k thoughts", min_width=WIDTH, elem_id="think-after")
-            after_table = gr.HTML(min_width=WIDTH)
+            after_table = gr.HTML(min_width=WIDTH, elem_id="think-after-table")
         with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
     kept = gr.State(time_to_live=3600)

@@ -1,5 +1,6 @@
 """The thinking engine: all operations on one device, and the host syncs of each generated token."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -41,7 +42,11 @@ REQUESTS = {
         replace(SHORT, log_probabilities=True),
         PLAIN,
     ],
-    "bans": [replace(PLAIN, suppress=(LATENT, 2)), replace(SHORT, min_new_tokens=3), replace(SHORT, stop=("x",))],
+    "bans": [
+        replace(PLAIN, suppress=(LATENT, *range(2, 14))),
+        replace(SHORT, min_new_tokens=3),
+        replace(SHORT, stop=("x",)),
+    ],
     "jacobi": [
         replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(3, LATENT), keep_thoughts=True),
         replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(2, LATENT), edit_thought=other_vector),
@@ -63,23 +68,32 @@ REQUESTS = {
 }
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def loop(syncs, request) -> LatentLoop:
-    return LatentLoop(strict_device.make_model(request.param)).eval()
+@pytest.fixture
+def loop(syncs) -> LatentLoop:
+    return loop_of("gpt2")
+
+
+def loop_of(family: str) -> LatentLoop:
+    return LatentLoop(strict_device.make_model(family)).eval()
 
 
 def run(loop, requests, slots=3):
     return generate(loop, requests, EOS, slots, decode=lambda tokens: " ".join(map(str, tokens)))
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_all_kinds_of_requests(loop, name):
+def in_turns(*families: str) -> list[tuple[str, str]]:
+    """Each kind of request with one of the families."""
+    return list(zip(REQUESTS, itertools.cycle(families), strict=False))
+
+
+@pytest.mark.parametrize(("name", "family"), in_turns("gpt2", "llama"))
+def test_all_kinds_of_requests(syncs, name, family):
     """Three slots for up to five requests, so that slots are freed, filled again, and moved."""
     requests = REQUESTS[name]
-    made = run(loop, requests)
+    made = run(loop_of(family), requests)
     for request, completion in zip(requests, made, strict=True):
-        expected = request.continuation or [0] * request.max_new_tokens
-        assert completion.tokens == list(expected)
+        # Those of a continuation are read from the device too.
+        assert completion.tokens == [0] * request.num_new
         thoughts = completion.thoughts
         assert thoughts is None or thoughts.device.type == "cpu"
 
@@ -107,27 +121,28 @@ def test_operations_of_other_ranks(loop):
 def syncs_a_token(syncs, loop, requests) -> tuple[float, float]:
     """Reads and copies for each token that all rows write together, after prompts and thoughts."""
     found = []
-    for count in (4, 12):
-        longer = [replace(request, max_new_tokens=count, min_new_tokens=0, stop=()) for request in requests]
+    for count in (3, 7):
         with syncs.counted() as counted:
-            run(loop, longer, slots=len(requests))
+            run(loop, [replace(request, max_new_tokens=count) for request in requests], slots=len(requests))
         found.append(counted)
     few, many = found
     print(many)
-    return (many.reads - few.reads) / 8, (many.copies - few.copies) / 8
+    return (many.reads - few.reads) / 4, (many.copies - few.copies) / 4
 
 
 class Refusing:
     """A capturer whose steps must not wait for the device, and whose replays run the step again."""
 
     def __init__(self, syncs):
-        self._syncs, self.replays = syncs, 0
+        self._syncs, self.replays, self.fails = syncs, 0, False
 
     def warm_up(self, step):
         with self._syncs.refused():
             step()
 
     def capture(self, step):
+        if self.fails:
+            raise RuntimeError("not now")
         with self._syncs.refused():
             step()
 
@@ -146,10 +161,10 @@ def capturing(syncs, monkeypatch):
     return capturer
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
-    """No step waits for the device, in whatever it is captured. Its buffers stay where they are."""
-    engine, ends = ThinkingEngine(loop, EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
+@pytest.mark.parametrize(("name", "family"), in_turns("llama", "gpt2"))
+def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, capturing):
+    """No step waits for the device, and all its buffers stay where they are."""
+    engine, ends = ThinkingEngine(loop_of(family), EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
     for request in REQUESTS[name]:
         engine.submit(request, ends)
     places = []
@@ -162,8 +177,13 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(loop, name, capturing):
             places.append([buffer.data_ptr() for buffer in buffers])
     assert all(each == places[0] for each in places)
     for ticket, request in enumerate(REQUESTS[name]):
-        expected = request.continuation or [0] * request.max_new_tokens
-        assert ends.completions[ticket].tokens == list(expected)
+        assert ends.completions[ticket].tokens == [0] * request.num_new
+
+
+def test_steps_that_cannot_be_captured(loop, capturing):
+    capturing.fails = True
+    run(loop, [replace(PLAIN, max_new_tokens=8)])
+    assert capturing.replays == 0
 
 
 def test_wide_passes(loop, monkeypatch):
@@ -185,7 +205,7 @@ def test_syncs_of_a_token(syncs, name):
 @pytest.mark.parametrize("name", A_TOKEN)
 def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
     test_syncs_of_a_token(syncs, name)
-    assert capturing.replays > 5
+    assert capturing.replays > 4
 
 
 def test_the_head_runs_where_the_states_are(syncs):

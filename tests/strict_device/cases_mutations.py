@@ -97,10 +97,10 @@ class Mutation:
         monkeypatch.setattr(self.owner, self.function, made[self.function])
 
 
-APPEND = "states.append(passes"
+WHERE = "embeds = torch.where("
 MUTATIONS = {
     "item_in_the_loop": Mutation(
-        LatentLoop, "_sequential_steps", APPEND, f"states[-1].sum().item(); {APPEND}", train, SYNC
+        LatentLoop, "_sequential_steps", WHERE, f"states[-1].sum().item(); {WHERE}", train, SYNC
     ),
     "bool_in_the_attention": Mutation(
         latent_attention, "prefix_attention", "if not layer.later", "if not (query > 0).any()", train, SYNC

@@ -64,22 +64,21 @@ def test_a_trace_of_an_answer(reasoner):
 INTERVENTIONS = [
     Intervention(Kind.ZERO, 2),
     Intervention(Kind.MEAN, 1),
-    Intervention(Kind.PATCH, 3),
+    Intervention(Kind.PATCH, 3, donor=REFERENCES[1]),
     Intervention(Kind.TOKEN, 2, token="3"),
     Intervention(Kind.SCALE, 1, strength=-0.5),
     Intervention(Kind.NOISE, 1, draws=2),
     Intervention(Kind.SWAP, 1, other=3),
     Intervention(Kind.DROP, 1),
     Intervention(Kind.REPEAT, 2),
-    Intervention(Kind.PATCH, 2, later="kept"),
+    Intervention(Kind.PATCH, 2, donor=REFERENCES[0], later="kept"),
 ]
 
 
 @pytest.mark.parametrize("what", INTERVENTIONS, ids=lambda one: f"{one.kind}_{one.later}")
 def test_interventions(syncs, what):
-    reasoner = there(make_reasoner, "llama")
-    made = intervene(reasoner, QUESTION, what, references=REFERENCES[:2], max_new_tokens=3)
-    assert made
+    reasoner, pause = there(make_reasoner, "llama"), there(make_reasoner, "llama", "pause")
+    assert intervene(reasoner, QUESTION, what, references=REFERENCES[:2], pause=pause, max_new_tokens=3)
 
 
 def test_mean_effects(syncs):
@@ -98,6 +97,7 @@ def test_graphs(syncs, monkeypatch):
     problems = problems_of("text", 2)
     reasoner = there(make_graph_reasoner, "text", problems)
     assert superposition(reasoner, problems)
-    # Only problems that are answered correctly are changed and asked again.
+    # Only problems that are answered correctly are changed and asked again. Token 1 is the end of the text.
     monkeypatch.setattr(counterfactuals_module, "is_correct", lambda *arguments: True)
-    assert counterfactuals(reasoner, problems).num_right == 2
+    with syncs.reading(1.0):
+        assert counterfactuals(reasoner, problems).num_right == 2

@@ -20,6 +20,8 @@ CONFIGURATION = "reads configurations, names and token ids, and refuses those th
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
 ON_A_CPU = "computes on a CPU only"
 ON_CUDA = "calls functions of torch.cuda"
+CUDA_ONLY = ("import triton", "from liger_kernel")
+"""Files with one of these imports are not counted: their kernels run only on CUDA, or in an interpreter."""
 NO_TENSORS = {
     "model/attention.py:check_attention": CONFIGURATION,
     "model/attention.py:check_attention_used": CONFIGURATION,
@@ -45,12 +47,11 @@ NO_TENSORS = {
     "model/support.py:stored_buffers": CONFIGURATION,
     "model/trial.py:Trial.fault": CONFIGURATION,
     "generation/attention.py:_causal_blocks": ON_A_CPU,
-    "generation/sampling.py:_likeliest_by_chunks": ON_A_CPU,
     "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
     "generation/slots.py:_in_huge_pages": ON_A_CPU,
     "generation/slots.py:_row_by_row": ON_A_CPU,
     "generation/step_graphs.py:CudaCapturer": ON_CUDA,
-    "generation/pass_size.py:PassSize": ON_CUDA,
+    "generation/pass_size.py": ON_CUDA,
     "generation/decoding.py:token_id": CONFIGURATION,
     "generation/decoding.py:token_names": CONFIGURATION,
     "generation/prompter.py": CONFIGURATION,
@@ -73,7 +74,7 @@ def files() -> list[Path]:
     for name in MEASURED:
         place = PACKAGE / name
         found += [place] if place.is_file() else sorted(place.rglob("*.py"))
-    return found
+    return [file for file in found if not any(name in file.read_text() for name in CUDA_ONLY)]
 
 
 def statements(file: Path) -> dict[str, set[tuple[int, int]]]:

@@ -1,14 +1,14 @@
 """Registers the strict device with torch, and makes the context in which tensors on it are fake."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
@@ -40,6 +40,7 @@ def device() -> torch.device:
     }
     vars(module).update(functions)
     torch._register_device_module(NAME, module)
+    nn.Module._apply = _apply
     FakeTensor.tolist = _tolist
     FakeTensor.numpy = _numpy
     FakeTensor.data_ptr = _data_ptr
@@ -90,6 +91,22 @@ def _with_tensors(index: Any) -> Any:
         with torch.device("cpu"):
             return torch.tensor(index)
     return index
+
+
+def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """``module._apply``, behind ``module.to``: torch's own cannot change fake parameters.
+
+    It changes their type, but cannot move them to another device.
+    """
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            with torch.no_grad():
+                parameter.data = change(parameter)
+    for name, buffer in module._buffers.items():
+        module._buffers[name] = None if buffer is None else change(buffer)
+    return module
 
 
 def _tolist(tensor: Tensor) -> Any:

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 aten = torch.ops.aten
 PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
+OWN = [Path(__file__).resolve().with_name(name) for name in ("syncs.py", "registering.py")]
+"""Files that are not the cause of a sync."""
 
 
 class HostSync(AssertionError):
@@ -106,7 +108,7 @@ def _place() -> str:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(PACKAGE):
             return f"{file.relative_to(PACKAGE)}:{frame.f_lineno}"
-        if outside is None and file.parent != Path(__file__).parent and "torch" not in file.parts:
+        if outside is None and file not in OWN and "torch" not in file.parts:
             outside = f"{file.name}:{frame.f_lineno}"
         frame = frame.f_back
     return str(outside)
