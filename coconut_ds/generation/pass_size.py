@@ -7,8 +7,12 @@ Shapes:
     D  hidden size
 """
 
-import torch
+import math
 
+import torch
+from torch import Tensor
+
+from coconut_ds.distributed.zero import whole_shape
 from coconut_ds.generation.slots import SlotCache
 from coconut_ds.model.latent_loop import LatentLoop
 
@@ -22,8 +26,7 @@ class PassSize:
     """The limit for the passes of one engine."""
 
     def __init__(self, loop: LatentLoop, cache: SlotCache) -> None:
-        self._loop, self._cache = loop, cache
-        self._found: int | None = None
+        self._loop, self._cache, self._each = loop, cache, position_bytes(loop)
 
     def positions(self, least: int) -> int:
         """The largest number of positions in one pass, at least ``least``.
@@ -33,12 +36,11 @@ class PassSize:
         device = self._loop.device
         if device.type != "cuda" or not self._cache.num_bytes:
             return least
-        if self._found is None:
-            free, _ = torch.cuda.mem_get_info(device)
-            # Memory that torch holds but does not use.
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self._found = positions_within(free, position_bytes(self._loop), least)
-        return max(self._found, least)
+        # Measured for each pass: other models of this process may have been loaded in the meantime.
+        free, _ = torch.cuda.mem_get_info(device)
+        # Memory that torch holds but does not use.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return positions_within(free, self._each, least)
 
 
 def positions_within(free: int, each: int, least: int) -> int:
@@ -53,6 +55,11 @@ def position_bytes(loop: LatentLoop) -> int:
     twice as many are alive at a time.
     """
     parameters = list(loop.model.base_model.parameters())
-    embeddings = sum(p.numel() for p in loop.model.get_input_embeddings().parameters())
-    weights = sum(p.numel() for p in parameters) - embeddings
+    embeddings = sum(map(_count, loop.model.get_input_embeddings().parameters()))
+    weights = sum(map(_count, parameters)) - embeddings
     return max(1, 2 * weights // (loop.num_layers * loop.width) * parameters[0].element_size())
+
+
+def _count(parameter: Tensor) -> int:
+    """Numbers in a parameter, whether or not ZeRO-3 has divided it."""
+    return math.prod(whole_shape(parameter))

@@ -63,17 +63,28 @@ class CudaCapturer:
         graph = torch.cuda.CUDAGraph()
         # Threads of other models go on meanwhile, so only this thread's calls count.
         mode: dict[str, Any] = {"stream": self._stream, "pool": self._pool, "capture_error_mode": "thread_local"}
-        with CAPTURING, torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
-            step()
+        current = torch.cuda.current_stream(self._device)
+        try:
+            with CAPTURING, torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
+                step()
+        except RuntimeError:
+            # If ending a capture fails, torch.cuda.graph leaves this thread on the stream of the capture.
+            torch.cuda.set_stream(current)
+            raise
         return graph.replay
 
 
 def capturer_for(loop: LatentLoop) -> Capturer | None:
     """The capturer for a model's device; None where steps are run without graphs.
 
-    That is everywhere but on CUDA, and under ZeRO-3, whose hooks gather the weights in Python.
+    That is everywhere but on CUDA, under ZeRO-3, whose hooks gather the weights in Python, and for models whose rotary
+    embedding depends on the largest position of a pass: the host reads it, and free slots would change it.
     """
-    if loop.device.type != "cuda" or any(is_sharded(parameter) for parameter in loop.model.parameters()):
+    rope: dict[str, Any] = getattr(loop.model.config.get_text_config(), "rope_parameters", None) or {}
+    # Some families have one for each type of layer.
+    kinds = {each.get("rope_type") for each in (rope, *rope.values()) if isinstance(each, dict)}
+    reads_positions = not kinds.isdisjoint(("dynamic", "longrope"))
+    if loop.device.type != "cuda" or reads_positions or any(map(is_sharded, loop.model.parameters())):
         return None
     return CudaCapturer(loop.device)
 

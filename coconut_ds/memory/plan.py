@@ -195,14 +195,14 @@ def kept_bytes(config: Config, parameters: int, trained: int, ranks: int, stage:
     bucket = int(values.get("reduce_bucket_size", DEFAULT_BUCKET))
     share = math.ceil(trained / ranks)
     weights = size * (math.ceil(parameters / ranks) if stage == 3 else parameters)
-    offloads_weights = stage == 3 and _offloads(values, "offload_param")
+    offloads_weights = stage == 3 and offloads(values, "offload_param")
     gathered = size * _gathered(config, values, parameters) if stage == 3 and (ranks > 1 or offloads_weights) else 0
     gradients = {0: size * trained, 1: (4 if size == 4 else 6) * trained}.get(stage, 4 * share)
     optimizer = 12 * share if stage else 8 * trained
     # Stage 3 reduces in fp32, the type in which it accumulates gradients here; stage 1 has no bucket in bf16.
     buckets = bucket * {0: 0, 1: 0 if size == 2 else 4, 2: size, 3: 4}[stage]
     host = 0
-    if _offloads(values, "offload_optimizer"):
+    if offloads(values, "offload_optimizer"):
         host, optimizer, gradients = optimizer + gradients, 0, 0
     if offloads_weights:
         host, weights = host + weights, 0
@@ -217,7 +217,9 @@ def _gathered(config: Config, zero: Mapping[str, Any], parameters: int) -> int:
     return min(parameters, int(zero.get("stage3_max_live_parameters", DEFAULT_LIVE)))
 
 
-def _offloads(values: Mapping[str, Any], key: str) -> bool:
+def offloads(values: Mapping[str, Any], key: str) -> bool:
+    """Whether the section ``zero_optimization`` of an engine's file offloads what ``key`` names, for example
+    ``offload_optimizer``."""
     return values.get(key, {}).get("device", "none") != "none"
 
 

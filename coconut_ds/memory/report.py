@@ -10,7 +10,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import add_markers, tokenize
 from coconut_ds.errors import ConfigError
-from coconut_ds.memory.plan import GIB, MemoryPlan, Planner
+from coconut_ds.memory.plan import GIB, MemoryPlan, Planner, offloads
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout, lay_out
@@ -153,8 +153,8 @@ def _zero2_advice(plan: MemoryPlan, config: Config, gpu_memory_gib: float | None
     """For a plan under ZeRO-3: what ZeRO-2 needs, and whether to take it; no lines for other plans."""
     if plan.total_zero2 is None:
         return []
-    offloads = "offload_optimizer" in read_engine_file(config).get("zero_optimization", {})
-    option = "zero2_offload" if offloads else "zero2"
+    zero = read_engine_file(config)["zero_optimization"]
+    option = "zero2_offload" if offloads(zero, "offload_optimizer") else "zero2"
     needs = plan.total_zero2 / GIB
     if plan.total_zero2 > plan.total:
         return [f"deepspeed={option} needs more: {needs:.2f} GiB at the peak"]

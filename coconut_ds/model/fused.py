@@ -32,9 +32,12 @@ class Kernels:
     """The Triton kernels of the attention to prefix and later positions (``triton_attention.py``)."""
 
     def describe(self, model: PreTrainedModel) -> str:
-        """The kernels that ``model`` computes with, as text for the log; "" if there are none."""
+        """The kernels that ``model`` is trained with, as text for the log; "" if there are none."""
+        config = model.config.get_text_config()
+        # The plain way is taken where attention weights are dropped.
+        drops = any(getattr(config, name, 0) for name in ("attn_pdrop", "attention_dropout"))
         names = ["Liger's RMSNorm, SwiGLU and rotary embeddings"] if self.layers and has_fused_layers(model) else []
-        has_attention = self.attention and model.config._attn_implementation == "sdpa"
+        has_attention = self.attention and model.config._attn_implementation == "sdpa" and not drops
         names += ["part attention in Triton"] if has_attention else []
         return f"fused kernels: {', '.join(names)}" if names else ""
 

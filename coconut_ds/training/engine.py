@@ -139,6 +139,9 @@ class Engine:
             _refuse_non_finite("gradient norm", grad_norm)
             self._engine.step()
             return grad_norm
+        if not numbers.reads_in_step:
+            numbers.read_the_rest()
+            _refuse_non_finite("loss", numbers.loss)
         self._engine.step()
         numbers.read_the_rest()
         _refuse_non_finite("loss", numbers.loss)

@@ -11,6 +11,7 @@ from coconut_ds.data.sources import open_source
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
+from coconut_ds.errors import ModelError
 from coconut_ds.evaluation.evaluator import Evaluator
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods import METHODS
@@ -66,6 +67,11 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
         backbone = starting_backbone(config, source, values)
+        if config.model.fused_kernels == "on" and not kernels.describe(backbone.model):
+            raise ModelError(
+                f"model.fused_kernels=on: there are none for {type(backbone.model).__name__} with these settings (those "
+                "of attention need sdpa without dropout of attention weights); set model.fused_kernels=auto or off"
+            )
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = digest_parameters(backbone.model, ranks) if loaded else None

@@ -32,7 +32,8 @@ class StepNumbers:
         """Loss of the update, over all ranks."""
         self.stops = False
         """Whether any rank has been asked to stop."""
-        # bf16 under stage 1 has an optimizer that computes the norm within its step; ``read_the_rest`` reads then.
+        self.reads_in_step = True
+        """Whether DeepSpeed's step reads the numbers, before it changes a weight."""
         if zero_stage in (1, 2) and hasattr(optimizer, "scaled_global_norm"):
             norm_of_all = optimizer.scaled_global_norm
             optimizer.scaled_global_norm = lambda *arguments: self._checked([norm_of_all(*arguments)])[0]
@@ -43,6 +44,9 @@ class StepNumbers:
         elif zero_stage == 3:
             norms_of_groups = optimizer._get_norm_groups
             optimizer._get_norm_groups = lambda: self._checked(norms_of_groups())
+        else:
+            # Stage 0 has no optimizer of DeepSpeed's; that of bf16 under stage 1 computes the norm in another way.
+            self.reads_in_step = False
 
     def begin(self, losses: Sequence[Tensor], asked_to_stop: bool) -> None:
         """Adds up the losses of this rank's micro batches, and both numbers over all ranks; waits for nothing."""
@@ -60,8 +64,8 @@ class StepNumbers:
         return [torch.tensor(value, dtype=norm.dtype) for value, norm in zip(found, norms, strict=True)]
 
     def read_the_rest(self) -> None:
-        """Reads what ``begin`` has added up, if nothing has read it in DeepSpeed's step, which ended before the norm or
-        computes the norm in another way."""
+        """Reads what ``begin`` has added up, if nothing has read it yet. DeepSpeed's step does not reach the norm if it
+        has found an overflow before."""
         if self._pair is not None:
             self.read()
 
