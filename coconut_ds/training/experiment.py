@@ -69,8 +69,8 @@ class Experiment:
         backbone = starting_backbone(config, source, values)
         if config.model.fused_kernels == "on" and not kernels.describe(backbone.model):
             raise ModelError(
-                f"model.fused_kernels=on: there are none for {type(backbone.model).__name__} with these settings (those "
-                "of attention need sdpa without dropout of attention weights); set model.fused_kernels=auto or off"
+                f"model.fused_kernels=on: there are none for {type(backbone.model).__name__} with these settings; "
+                "that of attention needs sdpa without dropout of attention weights; set model.fused_kernels=auto or off"
             )
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"

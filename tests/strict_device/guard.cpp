@@ -1,7 +1,7 @@
 // The part of the strict device that torch wants in C++: one device of the type PrivateUse1, without kernels or memory of
 // its own. Tensors on it are fake: torch's FakeTensorMode computes only their shapes, types and devices.
 //
-// Only these headers: torch/extension.h and pybind11 take four times as long to compile. Loading the library registers
+// Only these headers: torch/extension.h and pybind11 take many times as long to compile. Loading the library registers
 // everything. Methods have no `override`, because older versions of torch lack some of them.
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
