@@ -48,7 +48,6 @@ NO_TENSORS = {
     "model/trial.py:Trial.fault": CONFIGURATION,
     "generation/attention.py:_causal_blocks": ON_A_CPU,
     "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
-    "generation/slots.py:_in_huge_pages": ON_A_CPU,
     "generation/slots.py:_row_by_row": ON_A_CPU,
     "generation/step_graphs.py:CudaCapturer": ON_CUDA,
     "generation/pass_size.py": ON_CUDA,
