@@ -193,7 +193,7 @@ def test_syncs_of_a_token(syncs, name):
 @pytest.mark.parametrize("name", A_TOKEN)
 def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
     test_syncs_of_a_token(syncs, name)
-    assert capturing.replays > 4
+    assert capturing.replays >= 3
 
 
 def test_the_head_runs_where_the_states_are(syncs):

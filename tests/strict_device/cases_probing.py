@@ -48,7 +48,7 @@ def test_states_and_attention(reasoner):
     assert type(final_norm(reasoner.loop)).__name__ in ("LayerNorm", "LlamaRMSNorm")
 
 
-@pytest.mark.parametrize("method", ["coconut", "pause", "no_cot"])
+@pytest.mark.parametrize("method", ["coconut", "pause"])
 def test_traces(syncs, method):
     reasoner = there(make_reasoner, "llama", method)
     traces = trace_thoughts(reasoner, QUESTIONS[:2], top_k=3, tokens=["1", "3"], max_new_tokens=3)

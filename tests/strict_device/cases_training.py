@@ -8,7 +8,7 @@ from torch import nn
 
 import strict_device
 from coconut_ds.data.tokens import build_word_tokenizer
-from coconut_ds.distributed.ranks import ALONE
+from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.methods import METHODS
 from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
@@ -143,6 +143,7 @@ def test_rows_of_new_markers(syncs):
 def test_weights_are_rounded_and_read_where_they_are(syncs):
     model = strict_device.make_model("llama")
     assert digest_parameters(model, ALONE)
+    assert digest_parameters(model, Ranks(1, 2)) is None
     cast(model, torch.bfloat16, DEVICE)
     assert {(each.dtype, each.device) for each in model.parameters()} == {(torch.bfloat16, DEVICE)}
     assert describe(torch.bfloat16, model, DEVICE) == "bfloat16"
