@@ -20,7 +20,7 @@ from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
 from coconut_ds.settings.model import LoraConfig
-from strict_device.batches import batch_of, mixed_batch, on_device
+from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
 
 DEVICE = strict_device.device()
 TYPES = [torch.float32, torch.bfloat16]
@@ -71,6 +71,14 @@ def test_transformers_own_cache_and_attention(syncs, iterations):
     model = strict_device.make_model("llama", sliding_window=8)
     model.set_attn_implementation("eager")
     run(syncs, LatentLoop(model, defer_gradients=False), mixed_batch(iterations))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_only_the_ends_of_the_prefix_are_read(syncs, family):
+    """In bf16, where every row thinks, the last layer computes the attention of the prefix only at its ends."""
+    layouts = [layout_of(*shape) for shape in SHAPES if shape[1]]
+    model = strict_device.make_model(family, torch.bfloat16)
+    run(syncs, LatentLoop(model, defer_gradients=False), batch_of(layouts))
 
 
 def test_no_thoughts_and_no_padding(syncs):
