@@ -43,6 +43,7 @@ NO_TENSORS = {
     "model/reference_state.py": FILES,
     "model/starting.py": FILES,
     "model/head.py:_weight_first": ON_A_CPU,
+    "model/head.py:vocabulary_product": ON_A_CPU,
     "model/support.py:attention_window": CONFIGURATION,
     "model/support.py:context_length": CONFIGURATION,
     "model/support.py:refuse_partial": CONFIGURATION,
