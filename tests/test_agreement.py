@@ -13,7 +13,7 @@ class Threads:
 
     def __init__(self, size: int) -> None:
         self.size, self.values, self.collectives = size, [0] * size, [0] * size
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier = threading.Barrier(size, timeout=10)
 
     def of(self, rank: int) -> "Rank":
         return Rank(self, rank)

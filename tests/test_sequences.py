@@ -52,7 +52,7 @@ def problems(cue: Ids, least: int) -> st.SearchStrategy[list[TokenizedProblem]]:
     return st.lists(one, min_size=1, max_size=10)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     data=st.data(),
     name=st.sampled_from(sorted(ALL)),

@@ -181,10 +181,10 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_problems_and_ends_the_ru
     """Problems are counted in the epoch's training set, so that a user can look at them."""
 
     class Spoiled(TorchEngine):
-        def update(self, batches, lr):
+        def update(self, *arguments):
             if len(self.rates) == 4:
                 raise NonFiniteError("loss is nan, not finite")
-            return super().update(batches, lr)
+            return super().update(*arguments)
 
     folder = run_folder(tmp_path)
     with pytest.raises(NonFiniteError, match=r"update 5 \(epoch 2\).*loss is nan, not finite") as caught:

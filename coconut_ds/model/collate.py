@@ -252,7 +252,8 @@ def _packed(
     else:
         memory = np.empty(size, np.uint8)
         buffer = torch.from_numpy(memory)
-    tensors, start = {}, 0
+    tensors: dict[str, Tensor] = {}
+    start = 0
     for dtype, group in arrays.items():
         sizes = [each.size for each in group.values()]
         end = start + dtype.itemsize * sum(sizes)
