@@ -1,6 +1,7 @@
 """Compares the memory that ``coconut-plan`` plans with what training allocates: ``python benchmarks/memory.py``.
 
-Runs on the CPU, each case in a process of its own: two updates of two micro batches each, with the project's engine.
+Runs on the CPU, each case in a process of its own, or in several ranks, of which the first one is measured: two updates
+of two micro batches each, with the project's engine.
 Only the last micro batch is large. The others have four tokens, enough to make the gradients and the optimizer's state
 that exist at its peak.
 The measured number is the peak of all memory that torch's allocator has given out, from the first weight on, as torch's
@@ -13,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer
+from coconut_ds.distributed.launcher import launcher
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.memory.report import planner_of
@@ -35,45 +37,52 @@ from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import zero_stage
 
 NO_DROPOUT = "resid_pdrop:0.0,embd_pdrop:0.0,attn_pdrop:0.0"
-GPT2 = f"model.model_config_overrides={{n_layer:4,n_head:4,n_embd:128,{NO_DROPOUT}}}"
+GPT2 = f"model.model_config_overrides={{n_layer:2,n_head:4,n_embd:128,{NO_DROPOUT}}}"
 LLAMA = (
-    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:6,num_attention_heads:4,"
+    "model.model_config_overrides={hidden_size:128,intermediate_size:384,num_hidden_layers:3,num_attention_heads:4,"
     "num_key_value_heads:2}"
 )
-CASES: dict[str, tuple[int, list[str]]] = {
-    "GPT-2, 6 thoughts, ZeRO 0": (0, [GPT2]),
-    "GPT-2, no thoughts, ZeRO 1": (1, [GPT2, "method=cot"]),
-    "Llama, 6 thoughts, ZeRO 2": (2, [LLAMA, "model_id=llama"]),
-    "Llama, 6 thoughts, checkpointing, ZeRO 3": (3, [LLAMA, "model_id=llama", "activation_checkpointing=true"]),
-    "Llama, 6 thoughts, LoRA, ZeRO 3": (3, [LLAMA, "model_id=llama", "lora.rank=8"]),
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the engine that trains it."""
+
+    stage: int
+    """The ZeRO stage."""
+    overrides: tuple[str, ...]
+    """Of the configuration."""
+    ranks: int = 1
+
+
+CASES = {
+    "GPT-2, 6 thoughts, ZeRO 0": Case(0, (GPT2,)),
+    "GPT-2, no thoughts, ZeRO 1": Case(1, (GPT2, "method=cot")),
+    "Llama, 6 thoughts, ZeRO 2": Case(2, (LLAMA, "model_id=llama")),
+    "Llama, 6 thoughts, checkpointing, ZeRO 3": Case(3, (LLAMA, "model_id=llama", "activation_checkpointing=true")),
+    "Llama, 6 thoughts, LoRA, ZeRO 3": Case(3, (LLAMA, "model_id=llama", "lora.rank=8")),
+    "Llama, 6 thoughts, ZeRO 3, two ranks": Case(3, (LLAMA, "model_id=llama", "activation_checkpointing=true"), 2),
 }
-"""For each case, the ZeRO stage and the overrides of the configuration."""
 MICRO_BATCH, TOKENS = 8, 120
 VOCABULARY = 4000
-ENGINE = {
-    "reduce_bucket_size": 1_000_000,
-    "stage3_param_persistence_threshold": 0,
-    "stage3_max_reuse_distance": 3_000_000,
-}
-"""DeepSpeed's default buckets of 2 GB would hide everything else. The reuse distance, in parameters, is more than one
-pass over any of the models: a larger one changes nothing, but at each release DeepSpeed looks that far ahead."""
+ENGINE = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 0}
+"""DeepSpeed's default buckets of 2 GB would hide everything else."""
 
 
 def case(name: str, folder: Path) -> Config:
     """The configuration of a case."""
-    stage, more = CASES[name]
     path = folder / "engine.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage, **ENGINE}}))
-    size = [f"batch_size_training={MICRO_BATCH}", f"global_batch_size={2 * MICRO_BATCH}"]
+    path.write_text(json.dumps({"zero_optimization": {"stage": CASES[name].stage, **ENGINE}}))
+    size = [f"batch_size_training={MICRO_BATCH}", f"global_batch_size={2 * MICRO_BATCH * CASES[name].ranks}"]
     base = ["data=modular_sum", "model=gpt2_pretrained", "model_id=gpt2", "model_init=scratch", "tokenizer=dataset"]
-    return compose_config([*base, *size, f"deepspeed.config={path}", *more])
+    return compose_config([*base, *size, f"deepspeed.config={path}", *CASES[name].overrides])
 
 
 def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
     """Planned and measured bytes at the peak."""
     tokenizer = build_word_tokenizer(map(str, range(VOCABULARY)))
     markers, _ = add_markers(tokenizer)
-    planner = planner_of(config, 1, TOKENS, TOKENS // 4, on_cpu=True)
+    planner = planner_of(config, ranks.size, TOKENS, TOKENS // 4, on_cpu=True)
     (layout,) = planner.shapes.values()
     planned = replace(planner, rows=len(tokenizer)).plan(MICRO_BATCH).total
     batch = collate([layout] * MICRO_BATCH, [1e-3] * MICRO_BATCH, layout.num_thoughts, 0)
@@ -86,7 +95,7 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
             add_adapters(model, markers, config.model.lora)
         defers = zero_stage(config) < 3
         loop = LatentLoop(model, config.training.activation_checkpointing, defer_gradients=defers)
-        engine = Engine(loop, config, BatchGeometry.derive(config.training, 1), ranks)
+        engine = Engine(loop, config, BatchGeometry.derive(config.training, ranks.size), ranks)
         engine.update([small, small], 1e-4)
         engine.update([small, batch], 1e-4)
     return planned, peak(profiler)
@@ -107,6 +116,7 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES), help="measure only this case, in this process")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case is None:
         # A process for each case: memory left over from one would be freed while the next is measured.
@@ -117,14 +127,17 @@ def main() -> None:
         sys.stdout.write(json.dumps({name: planned / measured for name, (planned, measured) in found.items()}) + "\n")
         return
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        result = measure(case(given.case, Path(folder)), start_ranks())
+        ranks = start_ranks()
+        result = measure(case(given.case, Path(folder)), ranks)
         stop_ranks()
-    sys.stdout.write(json.dumps(result) + "\n")
+    if ranks.is_first:
+        sys.stdout.write(json.dumps(result) + "\n")
 
 
 def measure_in_a_process(name: str) -> tuple[int, int]:
-    """``measure`` of a case, in a process of its own."""
-    command = [sys.executable, __file__, "--case", name]
+    """``measure`` of a case, in processes of its own."""
+    ranks = CASES[name].ranks
+    command = [*([sys.executable] if ranks == 1 else launcher(ranks)), __file__, "--case", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

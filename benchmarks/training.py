@@ -47,6 +47,7 @@ from training_workload import (
     DTYPES,
     MODELS,
     Workload,
+    make_config,
     make_engine,
     make_model,
     matrix_peak,
@@ -154,11 +155,11 @@ class Bench:
             names = [name for name in names if not name.endswith("bf16")]
         apart = self.device.type == "cuda" if self.arguments.apart is None else self.arguments.apart
         seconds = self._rounds_in_processes(names) if apart else self.rounds(names)
-        batches = {
-            name: [self._batch(name, number) for number in range(1, self.arguments.rounds + 1)] for name in names
-        }
+        numbers = range(1, self.arguments.rounds + 1)
+        batches = {name: [self._batch(name, number) for number in numbers] for name in names}
         tokens = {name: [sum(map(len, batch)) for batch in batches[name]] for name in names}
-        work = {name: [operations(self.arguments.model, self.work, batch) for batch in batches[name]] for name in names}
+        config = make_config(self.arguments.model, len(self.work.tokenizer))
+        work = {name: [operations(config, batch) for batch in batches[name]] for name in names}
         return self._result(seconds, tokens, work)
 
     def rounds(self, names: Sequence[str]) -> dict[str, list[float]]:
@@ -210,10 +211,9 @@ class Bench:
         def mfu(name: str, kind: str) -> float:
             return round(median_ratio(work[name], seconds[name]) / peaks[kind], 3)
 
+        on_gpu = self.device.type == "cuda"
         result: dict[str, object] = {
-            "device": torch.cuda.get_device_name()
-            if self.device.type == "cuda"
-            else f"{torch.get_num_threads()} threads",
+            "device": torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "model": self.arguments.model,
             "problems": self.work.source,

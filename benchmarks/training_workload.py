@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from coconut_ds.methods.base import CurriculumSpec, MarkerIds
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.collate import Batch, collate
+from coconut_ds.model.fused import PLAIN, Kernels
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.batches import BatchGeometry, plan_update
-from coconut_ds.training.engine import Engine
+
+if TYPE_CHECKING:
+    from coconut_ds.training.engine import Engine
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 """Published problems and GPT-2's tokenizer, if they are present next to the checkout."""
@@ -80,6 +82,8 @@ class Workload:
 
     def micro_batches(self, micro: int) -> list[Sequence[Layout]]:
         """Micro batches of ``micro`` problems, cut from global batches as in training."""
+        from coconut_ds.training.batches import BatchGeometry, plan_update
+
         geometry = BatchGeometry(GLOBAL_BATCH, micro, GLOBAL_BATCH // micro, 1)
         return [
             batch.layouts
@@ -134,31 +138,45 @@ def make_model(name: str, work: Workload, attention: str = "sdpa") -> PreTrained
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
-def make_engine(model: PreTrainedModel, ranks: Ranks, micro: int, bf16: bool, checkpointing: bool = False) -> Engine:
+def make_engine(
+    model: PreTrainedModel,
+    ranks: Ranks,
+    micro: int,
+    bf16: bool,
+    checkpointing: bool = False,
+    kernels: Kernels = PLAIN,
+) -> "Engine":
     """The project's training engine around a model; each micro batch is an update."""
+    # Imported here and in ``micro_batches``, because the GPU check uses this file where Hydra and pydantic are missing.
+    from coconut_ds.settings.compose import compose_config
+    from coconut_ds.training.batches import BatchGeometry
+    from coconut_ds.training.engine import Engine
+
     overrides = ["data=permutation_product", f"batch_size_training={micro}", f"global_batch_size={micro}"]
     overrides += [f"bf16={str(bf16).lower()}", f"deepspeed={'zero1' if bf16 else 'zero0'}"]
     config = compose_config(overrides)
-    engine = Engine(LatentLoop(model, checkpointing), config, BatchGeometry(micro, micro, 1, ranks.size), ranks)
+    engine = Engine(
+        LatentLoop(model, checkpointing, kernels=kernels), config, BatchGeometry(micro, micro, 1, ranks.size), ranks
+    )
     engine.train()
     return engine
 
 
-def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
-    """Floating point operations that an update needs for its real tokens.
+def operations(config: PreTrainedConfig, layouts: Sequence[Layout]) -> float:
+    """Floating point operations that an update of a model with this configuration needs for its real tokens.
 
     Each weight takes two operations for each token in the forward pass and four in the backward pass. Attention is
     counted from each position to itself and all positions before it; the head only at targets. The modules after the
     attention of the last layer are not counted at the question's positions whose states are not used.
     """
-    config = make_config(name, len(work.tokenizer)).get_text_config()
+    config = config.get_text_config()
     layers, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * width
     size = getattr(config, "head_dim", None) or width // heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     gated = 3 if config.model_type == "llama" else 2
     weights = layers * (width * size * (2 * heads + 2 * shared) + gated * width * inner)
-    head = width * len(work.tokenizer)
+    head = width * config.vocab_size
     behind_attention = width * (size * heads + gated * inner)
     total = 0.0
     for layout in layouts:
@@ -169,11 +187,10 @@ def operations(name: str, work: Workload, layouts: Sequence[Layout]) -> float:
     return total
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = ()) -> float:
     """Floating point operations per second of large matrix products: the best of several sizes."""
-    sizes = [1024, 2048] if device.type == "cpu" else [4096, 8192]
     best = 0.0
-    for size in sizes:
+    for size in sizes or ((1024, 2048) if device.type == "cpu" else (4096, 8192)):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         for took in _times(lambda a=a, b=b: a @ b, device, 8):
             best = max(best, 2 * size**3 / took)

@@ -1,4 +1,4 @@
-"""Settings of all tests, and tiny models that several test files share; nothing is downloaded."""
+"""Settings of all tests, and the fixtures that several test files share; nothing is downloaded."""
 
 import gc
 import os
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import launching
 import pytest
 import torch
+from tiny_models import SHAPES, VOCABULARY, make_model
 
 from coconut_ds.files import train_script
 from coconut_ds.studies import harness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+__all__ = ["SHAPES", "VOCABULARY", "make_model"]
 
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
@@ -25,29 +28,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 # Where Triton is installed, its interpreter runs our kernels on the CPU. Triton reads this when it is first imported.
 os.environ["TRITON_INTERPRET"] = "1"
-
-VOCABULARY = 40
-SHAPES = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
-    "llama": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 96,
-    },
-    "qwen3": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 96,
-        "tie_word_embeddings": True,
-    },
-}
 
 # Tensors are tiny, so a second thread costs more time than it saves, above all with several processes at once.
 torch.set_num_threads(1)
@@ -93,25 +73,6 @@ def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(harness, "subprocess", replacement)
-
-
-def make_model(family: str, seed: int = 0) -> "PreTrainedModel":
-    """A random model whose weights are large enough for every path through it to change the output."""
-    # Imported here, because the process that distributes the tests to workers makes no model.
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=VOCABULARY,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-        **SHAPES[family],
-        **no_dropout,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from launching import environment, run
 from safetensors.torch import load_file
 from slow_training import slow_training
 from transformers import AutoModelForCausalLM
-from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, write_family
+from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, with_engine, write_family
 
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine_file import engine_values, read_engine_file
+from coconut_ds.training.engine_file import engine_values, holds_weights, read_engine_file
 from coconut_ds.training.experiment import Experiment
 
 WORKER = Path(__file__).parent / "zero_worker.py"
@@ -173,6 +173,24 @@ def test_an_engine_file_that_cannot_be_is_refused(tmp_path, content, words):
     path.write_text(content)
     with pytest.raises(ConfigError, match=words):
         read_engine_file(compose_config([f"deepspeed.config={path}"]))
+
+
+def test_weights_are_held_under_zero_3_unless_the_file_cannot_do_it(tmp_path):
+    """Not on NVMe, and not with the quantized or duplicated weights of ZeRO++."""
+    base = compose_config(["deepspeed=zero3"])
+    path = tmp_path / "own.json"
+    for section, holds in (
+        ({"stage": 3}, True),
+        ({"stage": 3, "offload_param": {"device": "cpu"}, "zero_hpz_partition_size": 1}, True),
+        ({"stage": 2}, False),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, False),
+        ({"stage": 3, "zero_hpz_partition_size": 8}, False),
+        ({"stage": 3, "zero_quantized_weights": True}, False),
+        ({"stage": 3, "zero_quantized_nontrainable_weights": True}, False),
+    ):
+        path.write_text(json.dumps({"zero_optimization": section}))
+        assert holds_weights(with_engine(base, str(path))) == holds, section
+        assert not holds_weights(with_engine(base, str(path), holds=False))
 
 
 def test_deepspeeds_throughput_timer_is_off_unless_the_file_switches_it_on(tmp_path):

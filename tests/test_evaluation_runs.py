@@ -19,7 +19,7 @@ from coconut_ds.reasoner import Reasoner
 
 PROBLEMS = 1319
 """The number of test problems of GSM8K. Of the numbers of ranks used here, only 1 divides it."""
-SWEEP = ["n_thoughts=0,2", "batch_size=8"]
+SWEEP = ["n_thoughts=0,2", "batch_size=16"]
 
 
 @pytest.fixture(scope="module")

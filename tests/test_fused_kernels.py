@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHAPES, make_model
-from making_layouts import LONG, SOME
+from making_layouts import SOME
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model import fused
@@ -27,27 +27,53 @@ from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.part_attention import PartAttention, PrefixGate, Stash
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install triton liger-kernel")
+MISSING = "fused kernels are tested after: pip install triton liger-kernel"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=MISSING)
 
 
 @pytest.fixture
-def liger(monkeypatch: pytest.MonkeyPatch) -> None:
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Triton's interpreter. It computes with numpy, which has no bf16, so that type is computed with in fp32 here."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason=MISSING)
+    import triton.language as tl
+
+    builder = interpreter.InterpreterBuilder
+    multiply, combine = builder.create_dot, builder.binary_op
+
+    def exact(self: Any, value: Any) -> Any:
+        return self.cast_impl(value, tl.float32) if value.dtype.scalar == tl.bfloat16 else value
+
+    def create_dot(self: Any, one: Any, other: Any, *more: Any) -> Any:
+        return multiply(self, exact(self, one), exact(self, other), *more)
+
+    def binary_op(self: Any, one: Any, other: Any, operation: Any) -> Any:
+        made = combine(self, exact(self, one), exact(self, other), operation)
+        is_bf16 = one.dtype.scalar == tl.bfloat16 and made.dtype.scalar == tl.float32
+        return self.cast_impl(made, tl.bfloat16) if is_bf16 else made
+
+    monkeypatch.setattr(builder, "create_dot", create_dot)
+    monkeypatch.setattr(builder, "binary_op", binary_op)
+    return interpreter
+
+
+@pytest.fixture
+def liger(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips where Liger is missing. Its kernels need two things that the interpreter lacks: a function of CUDA's
     library, and arguments of type float that are tensors, as they are on a GPU."""
-    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed: pip install triton liger-kernel")
+    pytest.importorskip("liger_kernel", reason=MISSING)
     import triton.language as tl
     from liger_kernel.ops import rms_norm
-    from triton.runtime import interpreter
+
+    convert = interpreter._implicit_cvt
 
     def converted(value: Any) -> Any:
         if not isinstance(value, float):
             return convert(value)
         return tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
 
-    convert = interpreter._implicit_cvt
     monkeypatch.setattr(interpreter, "_implicit_cvt", converted)
-    monkeypatch.setattr(rms_norm, "rsqrt", tl.rsqrt)
+    # The interpreter replaces the functions of ``tl`` while it runs a kernel.
+    monkeypatch.setattr(rms_norm, "rsqrt", lambda value: tl.rsqrt(value))
 
 
 def obvious_attention(
@@ -64,7 +90,7 @@ def obvious_attention(
 @pytest.mark.parametrize("way", ["plain", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("groups", "size", "padded"), [(1, 16, False), (1, 24, True), (3, 16, True)])
-def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups, size, padded):
+def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups, size, padded, request):
     """Outputs and all gradients, over three passes of 1, 1 and 30 positions after a prefix of 70 columns, more than a
     block has. Rows of the padded batch have 70, 3 and 66 real columns; groups of query heads share a key head."""
     draw = torch.Generator().manual_seed(0)
@@ -86,6 +112,7 @@ def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups
         shared = (parts[0], *gated, *parts[1:], pads if padded else None, stash, size**-0.5)
         if way == "plain":
             return PartAttention.apply(*shared, 0.0)
+        request.getfixturevalue("interpreter")
         from coconut_ds.model.triton_attention import TritonPartAttention
 
         return TritonPartAttention.apply(*shared)
@@ -112,29 +139,35 @@ def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups
         torch.testing.assert_close(one.float(), other.float(), rtol=tolerance, atol=tolerance * scale)
 
 
-def losses_and_gradients(family: str, kernels: Kernels, dtype: torch.dtype, **options: bool) -> list[torch.Tensor]:
-    """Loss and every gradient of batches with pads and without, sequential and Jacobi thoughts."""
-    found = []
-    for layouts, iterations in ((SOME, None), (LONG, None), (SOME, 2)):
-        model = make_model(family).to(dtype)
-        loop = LatentLoop(model, kernels=kernels, **options)
-        loss = latent_loss(loop, *collate(layouts, [0.5, 1.0, 0.25], 3, pad_id=3, iterations=iterations))
-        loss.backward()
-        found += [loss.detach(), *(parameter.grad.float() for parameter in model.parameters())]
-    return found
+def losses_and_gradients(
+    family: str, kernels: Kernels, dtype: torch.dtype, checkpointing: bool, iterations: int | None
+) -> list[torch.Tensor]:
+    """Loss and every gradient of a padded batch."""
+    model = make_model(family).to(dtype)
+    loop = LatentLoop(model, checkpointing, defer_gradients=checkpointing, kernels=kernels)
+    loss = latent_loss(loop, *collate(SOME, [0.5, 1.0, 0.25], 3, pad_id=3, iterations=iterations))
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.float() for parameter in model.parameters())]
 
 
 @needs_triton
-@pytest.mark.parametrize(("family", "kernels"), [("gpt2", Kernels(attention=True)), ("qwen3", Kernels(True, True))])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_latent_loop_with_fused_kernels_equals_the_plain_one(family, kernels, checkpointing, liger):
-    """Loss and every gradient, in fp32 and bf16; also with layers that are computed again, and with deferred gradients
-    of weights or without."""
-    options = {"activation_checkpointing": checkpointing, "defer_gradients": checkpointing}
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
-        fast, slow = (losses_and_gradients(family, chosen, dtype, **options) for chosen in (kernels, PLAIN))
-        for one, other in zip(fast, slow, strict=True):
-            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kernels", "dtype", "checkpointing", "iterations"),
+    [
+        ("gpt2", Kernels(attention=True), torch.float32, False, None),
+        ("qwen3", Kernels(layers=True, attention=True), torch.float32, True, None),
+        ("qwen3", Kernels(layers=True, attention=True), torch.float32, False, 2),
+        ("qwen3", Kernels(layers=True, attention=True), torch.bfloat16, True, None),
+    ],
+)
+def test_a_loop_with_fused_kernels_equals_the_plain_one(family, kernels, dtype, checkpointing, iterations, liger):
+    """Loss and every gradient; also with layers that are computed again, deferred gradients of weights, and Jacobi."""
+    chosen = family, kernels, dtype, checkpointing, iterations
+    fast, slow = losses_and_gradients(*chosen), losses_and_gradients(family, PLAIN, *chosen[2:])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
 
 @needs_triton

@@ -110,3 +110,23 @@ def test_requests_that_make_no_sense_are_refused(tiny_model):
         generate(loop, [Request(prompt, 1), Request(prompt_of([4] * 95, 1), 1)], [0])
     with pytest.raises(DataError, match="prompt: has 12 positions, thoughts included; there is room for 12"):
         ThinkingEngine(loop, [0], 1, 12).submit(Request(prompt_of([4] * 10, 1), 1))
+
+
+def test_scores_of_a_row_do_not_depend_on_the_others(tiny_model):
+    """Rows that want scores, rows that do not, and rows whose tokens are given share each choice."""
+    loop = LatentLoop(tiny_model("gpt2"))
+    plain = Request(prompt_of([4, 5, 6], 2), 5, min_new_tokens=5)
+    requests = [
+        plain,
+        replace(plain, log_probabilities=True, num_likeliest=3),
+        replace(plain, prompt=prompt_of([9, 8], 1), sampling=Sampling(1.0)),
+        replace(plain, continuation=(9, 11, 0, 3, 4)),
+        replace(plain, prompt=prompt_of([9, 8], 1), log_probabilities=True, num_likeliest=1),
+    ]
+    for one, request in zip(generate(loop, requests, [0]), requests, strict=True):
+        alone = generate(loop, [request], [0])[0]
+        assert (one.tokens, one.is_greedy) == (alone.tokens, alone.is_greedy)
+        assert one.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-5)
+        likeliest = [[token for token, _ in score.likeliest] for score in one.scores]
+        assert likeliest == [[token for token, _ in score.likeliest] for score in alone.scores]
+        assert all(len(each) == request.num_likeliest for each in likeliest)

@@ -45,7 +45,7 @@ FREE = {
     *(f"run.{name}" for name in ("resume_mode", "resume_attempt_id", "allow_mismatch", "signature_ignore_keys")),
     *(f"training.{name}" for name in ("num_epochs", "save_every", "save_every_steps", "keep_last", "keep_best")),
     *(f"training.{name}" for name in ("batch_size_training", "batch_size_eval", "gradient_accumulation_steps")),
-    *("training.activation_checkpointing", "training.defer_gradients"),
+    *("training.activation_checkpointing", "training.defer_gradients", "deepspeed.hold_weights"),
     *(f"data.{name}" for name in ("cache_path", "made_by", "test_path")),
 }
 """Every key that may differ between two launches of one run."""

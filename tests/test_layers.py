@@ -25,7 +25,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *(f"distributed.{name}" for name in ("process_group", "ranks", "random_states", "zero")),
+    *(f"distributed.{name}" for name in ("held_weights", "process_group", "ranks", "random_states", "zero")),
     *("hub", "model", "generation", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),

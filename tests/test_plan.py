@@ -28,10 +28,10 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 @pytest.mark.slow
 def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
     """Two updates with the engine, for several families, ZeRO stages, adapters and activation checkpointing."""
-    names = list(runpy.run_path(str(BENCHMARK))["CASES"])
-    assert len(names) == 5
-    for name in names:
-        done = run([BENCHMARK, "--case", name], environment(), cwd=ROOT)
+    cases = runpy.run_path(str(BENCHMARK))["CASES"]
+    assert len(cases) == 6
+    for name, case in cases.items():
+        done = run([BENCHMARK, "--case", name], environment(), case.ranks, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         planned, measured = json.loads(done.stdout.splitlines()[-1])
         assert 0.85 < planned / measured < 1.15, (name, planned, measured)
@@ -49,6 +49,8 @@ def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
         (["deepspeed=zero3", "bf16=true"], (0.5, 2, 1, 3, 0)),
         (["deepspeed=zero2_offload"], (4, 0, 0, 0, 4)),
         (["deepspeed=zero3_offload", "bf16=true"], (0, 2, 0, 0, 4.5)),
+        # With thoughts, DeepSpeed keeps all weights after the first use in the backward pass.
+        (["deepspeed=zero3", "hold_weights=false"], (1, 4, 1, 3, 0)),
     ],
 )
 def test_memory_kept_between_passes_depends_on_the_zero_stage(overrides, kept):
@@ -59,6 +61,32 @@ def test_memory_kept_between_passes_depends_on_the_zero_stage(overrides, kept):
     frozen = kept_bytes(config, count, count // 10, 4)
     assert (frozen.weights, frozen.gathered) == (found.weights, found.gathered)
     assert frozen.gradients == found.gradients / 10
+
+
+def test_weights_that_are_released_count_up_to_the_limit_if_there_are_no_thoughts(tmp_path):
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1_000_000}}))
+    base = [f"deepspeed.config={path}", "hold_weights=false"]
+    for method, gathered in (("cot", 1_000_000), ("pause", 1_000_000), ("coconut", 4_000_000)):
+        assert kept_bytes(compose_config([*base, f"method={method}"]), 4_000_000, 4_000_000, 4).gathered == 4 * gathered
+
+
+def test_offloaded_weights_are_whole_on_the_device_even_on_one_rank():
+    config = compose_config(["deepspeed=zero3_offload"])
+    kept = kept_bytes(config, 4_000_000, 4_000_000, 1)
+    assert (kept.weights, kept.gathered) == (0, 16_000_000)
+    # ZeRO-2 keeps the weights on the device, and offloads only the optimizer.
+    assert kept_bytes(config, 4_000_000, 4_000_000, 1, stage=2).weights == 16_000_000
+
+
+def test_a_plan_for_zero_3_recommends_zero_2_where_it_needs_less(capsys):
+    base = ("tokens=40", "batch_size_training=4", "max_latent_stage=1", "gpus=4")
+    two, three = (planned(capsys, *base, f"deepspeed=zero{stage}") for stage in (2, 3))
+    assert three["total_zero2"] == two["total"] < three["total"]
+    assert two["total_zero2"] is None
+    for memory, words in (([], "deepspeed=zero2 needs less"), (["gpu_memory_gib=1"], "does not fit either")):
+        assert main([*SMALL, *base, "deepspeed=zero3", *memory]) == 0
+        assert words in capsys.readouterr().out
 
 
 @settings(deadline=None)

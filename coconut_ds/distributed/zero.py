@@ -1,8 +1,8 @@
 """The only module that imports deepspeed: the library itself, and parameters that ZeRO-3 divides into shards.
 
-Under ZeRO-3 each rank holds one shard of every parameter. A model built within ``in_shards`` never exists whole on any
-rank: transformers partitions each parameter as soon as it is created, and reads files on rank 0 only. To read or write
-such a parameter, all ranks must enter ``whole`` together.
+Under ZeRO-3 each rank holds one shard of every parameter. A model is never whole on any rank while it is built within
+``in_shards``: transformers partitions each parameter as soon as it is created, and reads files on rank 0 only. To read
+or write such a parameter, all ranks must enter ``whole`` together.
 """
 
 import logging

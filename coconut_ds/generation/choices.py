@@ -55,14 +55,16 @@ def choices(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
         rows: [R] the rows that need a token now.
     """
     tokens = choose(logits, [row.sampling for row in rows], [len(row.tokens) for row in rows])
-    given = [NO_TOKEN if row.next_given is None else row.next_given for row in rows]
-    if max(given) != NO_TOKEN:
-        wanted = upload(given, logits.device)
-        tokens = torch.where(wanted == NO_TOKEN, tokens, wanted)
     scored = [index for index, row in enumerate(rows) if row.is_scored]
     if not scored:
         return [Choice(token, None) for token in tokens.tolist()]
-    return _scored_choices(logits, tokens, rows, scored)
+    given = [row.next_given for row in rows]
+    if any(token is not None for token in given):
+        wanted = upload([NO_TOKEN if token is None else token for token in given], logits.device)
+        tokens = torch.where(wanted == NO_TOKEN, tokens, wanted)
+    made = _scored_choices(logits, tokens, rows, scored)
+    pairs = zip(made, given, strict=True)
+    return [one if token is None else one._replace(token=token) for one, token in pairs]
 
 
 def _scored_choices(logits: Tensor, tokens: Tensor, rows: Sequence[Row], scored: list[int]) -> list[Choice]:

@@ -18,9 +18,6 @@ from torch import Tensor
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.generation.uploads import upload
 
-CHUNK = 512
-"""Number of tokens."""
-
 
 def uniform(sampling: Sampling, index: int) -> float:
     """The random number in [0, 1) for token ``index`` of a request."""
@@ -29,24 +26,8 @@ def uniform(sampling: Sampling, index: int) -> float:
 
 def likeliest(logits: Tensor) -> Tensor:
     """``logits.argmax(dim=-1)``: [R] the first of the most probable tokens of each row."""
-    if logits.device.type == "cpu" and logits.shape[1] >= 2 * CHUNK:
-        return _likeliest_by_chunks(logits)
-    return logits.argmax(dim=-1)
-
-
-def _likeliest_by_chunks(logits: Tensor) -> Tensor:
-    """Like ``likeliest``: finds the chunk with the maximum first, and then the place within it.
-
-    On a CPU, torch vectorises the maximum but not its place, which takes five times as long.
-    """
-    vocabulary = logits.shape[1]
-    end = vocabulary // CHUNK * CHUNK
-    parts = [logits[:, :end].unflatten(1, (-1, CHUNK)).amax(dim=-1)]
-    if end < vocabulary:
-        parts.append(logits[:, end:].amax(dim=-1, keepdim=True))
-    first = torch.cat(parts, dim=1).argmax(dim=-1, keepdim=True) * CHUNK
-    places = (first + torch.arange(CHUNK)).clamp(max=vocabulary - 1)
-    return places.gather(1, logits.gather(1, places).argmax(dim=-1, keepdim=True)).squeeze(1)
+    # On a CPU, torch finds the largest value with its place in half the time that it takes to find the place alone.
+    return logits.max(dim=-1).indices if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
 def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> Tensor:

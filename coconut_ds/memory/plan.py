@@ -18,7 +18,11 @@ stage  weights         gradients                              optimizer
 
 Adam stores two numbers for each trained parameter; stages 1 to 3 also store an fp32 copy of it. Stage 1 reduces the
 gradients only after the last micro batch, so each rank holds all of them until then. In the optimizer step, stages 1 to
-3 copy the rank's share of the gradients once more.
+3 copy the rank's share of the gradients once more. Stage 3 also gathers weights from the other ranks: all of them
+(``b·N``), because the engine holds them for the update (``deepspeed.hold_weights``), or because DeepSpeed does not
+release modules that were called more than once. Only a method without thoughts, without held weights, stays below that:
+within ``stage3_max_live_parameters``. So stage 2 needs less memory than stage 3 for the same update, except in the
+optimizer step.
 """
 
 import math
@@ -30,14 +34,17 @@ from typing import Any
 import torch
 
 from coconut_ds.memory.passes import PARTS, parameter_counts, update_bytes
+from coconut_ds.methods import METHODS
 from coconut_ds.methods.layout import Layout
 from coconut_ds.model.collate import CUDA_WIDTHS
 from coconut_ds.settings import Config
-from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.engine_file import holds_weights, read_engine_file, zero_stage
 
 GIB = 2**30
 DEFAULT_BUCKET = 500_000_000
 """DeepSpeed's default for ``reduce_bucket_size``, in numbers."""
+DEFAULT_LIVE = 1_000_000_000
+"""DeepSpeed's default for ``stage3_max_live_parameters``, in numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class KeptBytes:
     weights: int
     """This rank's weights."""
     gathered: int
-    """Weights gathered from other ranks at the end of a backward pass (ZeRO-3); an upper bound."""
+    """Whole weights, gathered from other ranks or from the host's memory (ZeRO-3)."""
     gradients: int
     """This rank's gradients."""
     optimizer: int
@@ -63,6 +70,10 @@ class KeptBytes:
     def total(self) -> int:
         """Bytes on the device during a backward pass, without those of the passes."""
         return self.weights + self.gathered + self.gradients + self.optimizer + self.buckets
+
+    def peak(self, passes: int) -> int:
+        """Bytes at the peak, which is in a backward pass, with ``passes`` more bytes, or in the optimizer step."""
+        return max(self.total + passes, self.weights + self.gradients + self.optimizer + self.at_step)
 
 
 @dataclass(frozen=True)
@@ -86,13 +97,13 @@ class MemoryPlan:
     largest_micro_batch: int | None = None
     """The largest micro batch that fits into the given memory: 0 if not even one problem fits, None if no memory was
     given."""
+    total_zero2: int | None = None
+    """For ZeRO-3: bytes at the peak of the same run under ZeRO-2. None for other stages."""
 
     @property
     def total(self) -> int:
         """Bytes at the peak, which is in a backward pass or in the optimizer step."""
-        kept = self.kept
-        step = kept.weights + kept.gradients + kept.optimizer + kept.at_step
-        return max(kept.total + sum(self.passes.values()), step)
+        return self.kept.peak(sum(self.passes.values()))
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and the total as plain values, for JSON."""
@@ -141,7 +152,10 @@ class Planner:
         if limit is not None:
             peak = cache(lambda size: sum(self._passes(stage, size).values()))
             largest = largest_that_fits(peak, limit - kept.total)
-        return MemoryPlan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest)
+        zero2 = None
+        if zero_stage(self.config) == 3:
+            zero2 = kept_bytes(self.config, parameters, trained, self.gpus, stage=2).peak(sum(found[stage].values()))
+        return MemoryPlan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest, zero2)
 
     def _passes(self, stage: int, micro_batch: int) -> dict[str, int]:
         training = self.config.training
@@ -166,14 +180,23 @@ class Planner:
         return int(2 * text.num_hidden_layers * heads * size * length * self.dtype.itemsize)
 
 
-def kept_bytes(config: Config, parameters: int, trained: int, ranks: int) -> KeptBytes:
-    """The bytes that stay allocated on each rank: the table at the top of this file, with offloading applied."""
+def kept_bytes(config: Config, parameters: int, trained: int, ranks: int, stage: int | None = None) -> KeptBytes:
+    """The bytes that stay allocated on each rank: the table at the top of this file, with offloading applied.
+
+    Args:
+        config: of the run.
+        parameters: number of parameters.
+        trained: how many of them are trained.
+        ranks: number of ranks.
+        stage: a ZeRO stage instead of that of the engine's file.
+    """
     values = read_engine_file(config).get("zero_optimization", {})
-    stage, size = int(values.get("stage", 0)), 2 if config.run.bf16 else 4
+    stage, size = int(values.get("stage", 0)) if stage is None else stage, 2 if config.run.bf16 else 4
     bucket = int(values.get("reduce_bucket_size", DEFAULT_BUCKET))
     share = math.ceil(trained / ranks)
     weights = size * (math.ceil(parameters / ranks) if stage == 3 else parameters)
-    gathered = size * parameters if stage == 3 and ranks > 1 else 0
+    offloads_weights = stage == 3 and _offloads(values, "offload_param")
+    gathered = size * _gathered(config, values, parameters) if stage == 3 and (ranks > 1 or offloads_weights) else 0
     gradients = {0: size * trained, 1: (4 if size == 4 else 6) * trained}.get(stage, 4 * share)
     optimizer = 12 * share if stage else 8 * trained
     # Stage 3 reduces in fp32, the type in which it accumulates gradients here; stage 1 has no bucket in bf16.
@@ -181,9 +204,17 @@ def kept_bytes(config: Config, parameters: int, trained: int, ranks: int) -> Kep
     host = 0
     if _offloads(values, "offload_optimizer"):
         host, optimizer, gradients = optimizer + gradients, 0, 0
-    if _offloads(values, "offload_param"):
+    if offloads_weights:
         host, weights = host + weights, 0
     return KeptBytes(weights, gathered, gradients, optimizer, buckets, 4 * share if stage and optimizer else 0, host)
+
+
+def _gathered(config: Config, zero: Mapping[str, Any], parameters: int) -> int:
+    """How many parameters are whole at the peak under ZeRO-3; ``zero`` is the section of the engine's file."""
+    method = METHODS[config.method.kind]
+    if holds_weights(config) or (method.has_latents and not method.pauses):
+        return parameters
+    return min(parameters, int(zero.get("stage3_max_live_parameters", DEFAULT_LIVE)))
 
 
 def _offloads(values: Mapping[str, Any], key: str) -> bool:

@@ -19,6 +19,7 @@ from coconut_ds.model.starting import starting_tokenizer
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
+from coconut_ds.training.engine_file import read_engine_file
 
 NUM_LONGEST = 64
 """Only this many problems, those with the most characters, are tokenized to find the longest sequences."""
@@ -123,7 +124,7 @@ def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: floa
             f"{name:<36}{size / GIB:9.2f}"
             for name, size in (
                 ("weights", kept.weights),
-                ("gathered weights, at most", kept.gathered),
+                ("whole weights, gathered", kept.gathered),
                 ("gradients", kept.gradients),
                 ("optimizer states", kept.optimizer),
                 ("gradient buckets", kept.buckets),
@@ -143,5 +144,23 @@ def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: floa
     if plan.largest_micro_batch is not None:
         fits = f"largest micro batch: {plan.largest_micro_batch}" if plan.largest_micro_batch else "nothing fits"
         lines.append(f"in {gpu_memory_gib:g} GiB: {fits}")
+    lines += _zero2_advice(plan, config, gpu_memory_gib)
     lines.append("Not included: the device's context (about 1 GiB), the workspace of kernels, fragmentation.")
     return "\n".join(lines) + "\n"
+
+
+def _zero2_advice(plan: MemoryPlan, config: Config, gpu_memory_gib: float | None) -> list[str]:
+    """For a plan under ZeRO-3: what ZeRO-2 needs, and whether to take it; no lines for other plans."""
+    if plan.total_zero2 is None:
+        return []
+    offloads = "offload_optimizer" in read_engine_file(config).get("zero_optimization", {})
+    option = "zero2_offload" if offloads else "zero2"
+    needs = plan.total_zero2 / GIB
+    if plan.total_zero2 > plan.total:
+        return [f"deepspeed={option} needs more: {needs:.2f} GiB at the peak"]
+    if gpu_memory_gib is not None and needs > gpu_memory_gib:
+        return [f"deepspeed={option} needs {needs:.2f} GiB at the peak, which does not fit either"]
+    return [
+        f"deepspeed={option} needs less: {needs:.2f} GiB at the peak. Under ZeRO-3 each GPU has all weights while it "
+        "computes, and its share of them in addition (docs/scaling.md)"
+    ]

@@ -30,10 +30,10 @@ def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
 
 
 def _weight_first(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    """Logits [R, V] of states [R, D], as a view of a tensor [V, R]."""
+    """Logits [R, V] of states [R, D]."""
     if bias is None:
-        return torch.mm(weight, states.t()).t()
-    return torch.addmm(bias.unsqueeze(1), weight, states.t()).t()
+        return torch.mm(weight, states.t()).t().contiguous()
+    return torch.addmm(bias.unsqueeze(1), weight, states.t()).t().contiguous()
 
 
 def _is_plain(head: nn.Module, parameters: Mapping[str, nn.Parameter], states: Tensor) -> bool:

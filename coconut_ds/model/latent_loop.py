@@ -159,7 +159,7 @@ class LatentLoop(nn.Module):
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
         prefix, steps, rest = self._embeddings(inputs)
-        parts = [passes.prefix(prefix)]
+        parts = [passes.prefix(prefix())]
         if inputs.step_ids.shape[1]:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
@@ -167,47 +167,58 @@ class LatentLoop(nn.Module):
             parts += think(inputs, passes, steps, rest, state)
         return torch.cat(parts, dim=1)
 
-    def _embeddings(self, inputs: LatentInputs) -> list[Tensor]:
-        """The embeddings of prefix, steps and rest: [B, P, D], [B, L, D] and [B, R, D]."""
+    def _embeddings(self, inputs: LatentInputs) -> list[Callable[[], Tensor]]:
+        """Functions that return the embeddings of prefix, steps and rest: [B, P, D], [B, L, D] and [B, R, D]."""
         parts = [inputs.prefix_ids, inputs.step_ids, inputs.rest_ids]
         if self._is_fp32:
             # Each of these look-ups makes a gradient as large as the embedding. One look-up would add them up in
             # another order, and the numbers of fp32 runs must not depend on the version of this code.
-            return [self.embed(ids) for ids in parts]
+            return [partial(self.embed, ids) for ids in parts]
         flat = self.embed(torch.cat([ids.flatten() for ids in parts]))
         embedded = flat.split([ids.numel() for ids in parts])
-        return [each.unflatten(0, ids.shape) for each, ids in zip(embedded, parts, strict=True)]
+        return [partial(each.unflatten, 0, ids.shape) for each, ids in zip(embedded, parts, strict=True)]
 
     def _sequential_steps(
-        self, inputs: LatentInputs, passes: Passes, embedded: Tensor, rest: Tensor, state: Tensor
+        self,
+        inputs: LatentInputs,
+        passes: Passes,
+        steps: Callable[[], Tensor],
+        rest: Callable[[], Tensor],
+        state: Tensor,
     ) -> list[Tensor]:
         """Runs one pass for each of the L step columns, and one for the rest.
 
         Args:
             inputs: the batch.
             passes: they have encoded the prefix.
-            embedded: [B, L, D] embeddings of the step columns.
-            rest: [B, R, D] embeddings of the rest.
+            steps: returns the embeddings [B, L, D] of the step columns.
+            rest: returns the embeddings [B, R, D] of the rest.
             state: [B, 1, D] each row's last state in the prefix, that is its first thought.
 
         Returns:
             The states of all these columns, in parts of dimension 1.
         """
-        states, start, count = [state], inputs.prefix_ids.shape[1], embedded.shape[1]
+        embedded, states = steps(), [state]
+        start, count = inputs.prefix_ids.shape[1], embedded.shape[1]
         for step in range(count):
             thought = inputs.is_thought[:, step, None, None]
             embeds = torch.where(thought, states[-1], embedded[:, step : step + 1])
             if step == count - 1 and not self._is_fp32:
                 # No thought depends on the state of the last step, so the rest joins its pass. fp32 runs keep a pass
                 # for each, since products of other sizes may round otherwise.
-                embeds = torch.cat([embeds, rest], dim=1)
+                embeds = torch.cat([embeds, rest()], dim=1)
             states.append(passes.later(embeds, start + step))
         if self._is_fp32:
-            states.append(passes.later(rest, start + count))
+            states.append(passes.later(rest(), start + count))
         return states[1:]
 
     def _jacobi_steps(
-        self, inputs: LatentInputs, passes: Passes, embedded: Tensor, rest: Tensor, state: Tensor
+        self,
+        inputs: LatentInputs,
+        passes: Passes,
+        steps: Callable[[], Tensor],
+        rest: Callable[[], Tensor],
+        state: Tensor,
     ) -> list[Tensor]:
         """Computes all L step columns together by Jacobi iteration (PCCoT, arXiv 2506.18582), and then the rest.
 
@@ -217,12 +228,13 @@ class LatentLoop(nn.Module):
         as there.
         """
         assert inputs.iterations is not None
-        thought, count = inputs.is_thought.unsqueeze(-1), embedded.shape[1]
+        embedded, thought = steps(), inputs.is_thought.unsqueeze(-1)
+        count = embedded.shape[1]
         embeds = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
         for _ in range(min(inputs.iterations, count)):
             states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
             embeds = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
-        return [states, passes.later(rest, inputs.prefix_ids.shape[1] + count)]
+        return [states, passes.later(rest(), inputs.prefix_ids.shape[1] + count)]
 
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:

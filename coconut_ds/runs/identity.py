@@ -49,6 +49,8 @@ NOT_A_NUMBER = (
     # Whether activations are stored or recomputed, and in which order gradients are added up.
     "training.activation_checkpointing",
     "training.defer_gradients",
+    # How often weights are gathered under ZeRO-3.
+    "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False}

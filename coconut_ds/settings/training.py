@@ -122,3 +122,8 @@ class DeepSpeedConfig(Group):
 
     config: str
     """Name of a file in ds_configs/ (zero0 … zero3, zero2_offload, zero3_offload), or path of a JSON file."""
+    hold_weights: bool = True
+    """Under ZeRO-3, gather every weight once per update and keep it whole until the optimizer step, instead of once for
+    each pass of the latent loop; validation and generation gather once too. false: DeepSpeed gathers and releases the
+    weights of each module, within the limits of the file (stage3_max_live_parameters). The numbers are the same.
+    Without effect if the file keeps weights on NVMe (offload_param), or if it quantizes or duplicates them (ZeRO++)."""

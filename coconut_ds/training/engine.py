@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from coconut_ds.distributed.held_weights import HeldWeights
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import library, whole, without_compiler
@@ -28,7 +29,7 @@ from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import merged_state
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine_file import engine_values
+from coconut_ds.training.engine_file import engine_values, holds_weights
 from coconut_ds.training.step_numbers import StepNumbers
 
 STATE = "state"
@@ -81,10 +82,13 @@ class Engine:
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
         _move_buffers(loop, ranks.device)
+        self._held = HeldWeights(self._engine) if holds_weights(config) else None
         self._numbers = StepNumbers(self._engine.optimizer, self.zero_stage, ranks)
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns ``task(loop, *arguments)``, called through DeepSpeed so that ZeRO's hooks gather the parameters."""
+        """Returns ``task(loop, *arguments)``, called through DeepSpeed, with the parameters gathered under ZeRO-3."""
+        if self._held is not None:
+            self._held.gather()
         return self._engine(task, *arguments)
 
     @property

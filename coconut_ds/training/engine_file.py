@@ -33,6 +33,9 @@ OWNED_KEYS = (
 )
 """Keys that this project's configuration sets, or that would change the numbers; the file must not contain them."""
 
+QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+"""Keys of ``zero_optimization`` that make ZeRO-3 gather quantized weights (ZeRO++)."""
+
 
 def read_engine_file(config: Config) -> dict[str, Any]:
     """Reads the JSON file of ``deepspeed.config`` and checks it against the configuration.
@@ -82,6 +85,15 @@ def read_engine_file(config: Config) -> dict[str, Any]:
 def zero_stage(config: Config) -> int:
     """The ZeRO stage of ``deepspeed.config``: 0 to 3."""
     return int(read_engine_file(config).get("zero_optimization", {}).get("stage", 0))
+
+
+def holds_weights(config: Config) -> bool:
+    """Whether all weights are gathered once per update and stay whole (``deepspeed.hold_weights``, ZeRO-3 only)."""
+    zero = read_engine_file(config).get("zero_optimization", {})
+    # Weights on NVMe pass through a few buffers, which cannot hold all of them; ZeRO++ gathers in ways of its own.
+    on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
+    plus_plus = zero.get("zero_hpz_partition_size", 1) > 1 or any(zero.get(key) for key in QUANTIZED_WEIGHTS)
+    return config.deepspeed.hold_weights and zero.get("stage") == 3 and not on_nvme and not plus_plus
 
 
 def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:

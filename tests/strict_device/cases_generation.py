@@ -42,7 +42,11 @@ REQUESTS = {
         replace(SHORT, log_probabilities=True),
         PLAIN,
     ],
-    "bans": [replace(PLAIN, suppress=(LATENT, 2)), replace(SHORT, min_new_tokens=3), replace(SHORT, stop=("x",))],
+    "bans": [
+        replace(PLAIN, suppress=(LATENT, *range(2, 14))),
+        replace(SHORT, min_new_tokens=3),
+        replace(SHORT, stop=("x",)),
+    ],
     "jacobi": [
         replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(3, LATENT), keep_thoughts=True),
         replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(2, LATENT), edit_thought=other_vector),
@@ -133,13 +137,15 @@ class Refusing:
     """A capturer whose steps must not wait for the device, and whose replays run the step again."""
 
     def __init__(self, syncs):
-        self._syncs, self.replays = syncs, 0
+        self._syncs, self.replays, self.fails = syncs, 0, False
 
     def warm_up(self, step):
         with self._syncs.refused():
             step()
 
     def capture(self, step):
+        if self.fails:
+            raise RuntimeError("not now")
         with self._syncs.refused():
             step()
 
@@ -175,6 +181,12 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, ca
     assert all(each == places[0] for each in places)
     for ticket, request in enumerate(REQUESTS[name]):
         assert ends.completions[ticket].tokens == [0] * request.num_new
+
+
+def test_steps_that_cannot_be_captured(loop, capturing):
+    capturing.fails = True
+    run(loop, [replace(PLAIN, max_new_tokens=8)])
+    assert capturing.replays == 0
 
 
 def test_wide_passes(loop, monkeypatch):

@@ -50,7 +50,6 @@ NO_TENSORS = {
     "model/support.py:stored_buffers": CONFIGURATION,
     "model/trial.py:Trial.fault": CONFIGURATION,
     "generation/attention.py:_causal_blocks": ON_A_CPU,
-    "generation/sampling.py:_likeliest_by_chunks": ON_A_CPU,
     "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
     "generation/slots.py:_in_huge_pages": ON_A_CPU,
     "generation/slots.py:_row_by_row": ON_A_CPU,
