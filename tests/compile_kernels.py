@@ -27,7 +27,7 @@ POINTERS = {"query", "output", "d_output", "d_query", "keys", "values", "d_keys"
 }
 """Arguments that are tensors of the model's type; all others are integers."""
 
-CASES = ((80, "bf16", 80, 128), (80, "fp32", 1, 64), (80, "fp32", 80, 128), (90, "bf16", 1, 64), (90, "bf16", 80, 128))
+CASES = ((80, "bf16", 80, 128), (80, "fp32", 80, 128), (90, "bf16", 1, 64))
 """Compute capability (of an A100 and of an H100), type, number of queries that share a key head, and size of a head."""
 
 

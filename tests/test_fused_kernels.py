@@ -178,7 +178,7 @@ def test_the_triton_kernels_compile_for_an_a100_and_an_h100():
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(compiled) == 15
+    assert len(compiled) == 9
     assert max(kernel["shared"] for kernel in compiled) <= 163 * 1024
 
 

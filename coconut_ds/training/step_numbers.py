@@ -32,7 +32,8 @@ class StepNumbers:
         """Loss of the update, over all ranks."""
         self.stops = False
         """Whether any rank has been asked to stop."""
-        if zero_stage in (1, 2):
+        # bf16 under stage 1 has an optimizer that computes the norm within its step; ``read_the_rest`` reads then.
+        if zero_stage in (1, 2) and hasattr(optimizer, "scaled_global_norm"):
             norm_of_all = optimizer.scaled_global_norm
             optimizer.scaled_global_norm = lambda *arguments: self._checked([norm_of_all(*arguments)])[0]
             if not optimizer.cpu_offload:
@@ -59,7 +60,8 @@ class StepNumbers:
         return [torch.tensor(value, dtype=norm.dtype) for value, norm in zip(found, norms, strict=True)]
 
     def read_the_rest(self) -> None:
-        """Reads what ``begin`` has added up if DeepSpeed has skipped the step before it computed the norm."""
+        """Reads what ``begin`` has added up, if nothing has read it in DeepSpeed's step, which ended before the norm or
+        computes the norm in another way."""
         if self._pair is not None:
             self.read()
 

@@ -109,9 +109,12 @@ def test_operations_of_other_ranks(loop):
     for op in (Op.ENCODE, Op.ITERATE, Op.CHOOSE, Op.ADVANCE):
         engine.step(op)
     ends = Ends()
-    ticket, _ = (engine.submit(request, ends) for request in (PLAIN, SHORT))
+    running, _, waiting = (engine.submit(request, ends) for request in (PLAIN, SHORT, PLAIN))
     engine.step(engine.due())
-    assert engine.cancel(ticket)
+    assert (engine.num_running, engine.num_waiting) == (2, 1)
+    assert engine.cancel(waiting)
+    assert engine.cancel(running)
+    assert not engine.cancel(running)
     engine.run()
     assert list(ends.completions) == [1]
     assert (engine.num_running, engine.num_waiting, engine.num_held, engine.num_shared) == (0, 0, 0, 0)
@@ -205,7 +208,7 @@ def test_syncs_of_a_token(syncs, name):
 @pytest.mark.parametrize("name", A_TOKEN)
 def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
     test_syncs_of_a_token(syncs, name)
-    assert capturing.replays > 4
+    assert capturing.replays >= 3
 
 
 def test_the_head_runs_where_the_states_are(syncs):
