@@ -42,7 +42,6 @@ NO_TENSORS = {
     "model/precision.py:use_tf32": CONFIGURATION,
     "model/reference_state.py": FILES,
     "model/starting.py": FILES,
-    "model/head.py:_weight_first": ON_A_CPU,
     "model/head.py:vocabulary_product": ON_A_CPU,
     "model/support.py:attention_window": CONFIGURATION,
     "model/support.py:context_length": CONFIGURATION,
