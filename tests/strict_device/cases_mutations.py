@@ -86,11 +86,12 @@ class Mutation:
 
     def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
         static = inspect.getattr_static(self.owner, self.function)
-        function = getattr(static, "__func__", static)
+        function = inspect.unwrap(getattr(static, "__func__", static))
         source = textwrap.dedent(inspect.getsource(function))
         assert source.count(self.old) == 1, f"{self.function} has no {self.old!r}; adapt this mutation"
         made: dict[str, Any] = {}
-        changed = compile(source.replace(self.old, self.new), function.__code__.co_filename, "exec")
+        # The file's name, for the place in the message.
+        changed = compile(source.replace(self.old, self.new), str(inspect.getsourcefile(function)), "exec")
         exec(changed, vars(sys.modules[function.__module__]), made)
         monkeypatch.setattr(self.owner, self.function, made[self.function])
 
