@@ -13,10 +13,6 @@ Shapes:
     E  size of a head
 """
 
-import math
-import mmap
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +21,6 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-HUGE_PAGE = 2 * 2**20
-"""Bytes."""
 COLUMN_UNIT = 16
 """Columns are reserved in multiples of this number."""
 
@@ -51,25 +45,6 @@ class PassPlan:
     def is_empty(self) -> bool:
         """Whether the pass stores nothing."""
         return self.fresh is None and self.extended is None and self.places is None
-
-
-def large_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of the type and on the device of ``like``."""
-    size = math.prod(shape) * like.element_size()
-    if like.device.type == "cpu" and size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        return _in_huge_pages(size, like.dtype).view(*shape)
-    return like.new_zeros(shape)
-
-
-def _in_huge_pages(size: int, dtype: torch.dtype) -> Tensor:
-    """``size`` bytes of zeros, in huge pages where Linux has any.
-
-    A step reads the whole cache once, so with pages of 4 KiB it would wait for address translations.
-    """
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages: only slower
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -107,7 +82,7 @@ class SlotLayer(CacheLayerMixin):
 
         def zeros(states: Tensor) -> Tensor:
             columns = self._reserved if _copies_parts(states) else self._capacity
-            return large_zeros(states, (self._slots, states.shape[1], columns, states.shape[3]))
+            return states.new_zeros(self._slots, states.shape[1], columns, states.shape[3])
 
         self.keys, self.values = zeros(key_states), zeros(value_states)
         self.is_initialized = True

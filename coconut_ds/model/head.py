@@ -1,10 +1,8 @@
-"""The language model head (the product of states with the output embedding), in the fastest way.
+"""The language model head (the product of states with the output embedding), by the fastest library.
 
 On a CPU, torch gives fp32 products to MKL, which repacks the whole weight in each call. In a generation step, which has
 only a few states, repacking takes most of the time. oneDNN reads the weight in place and takes half the time for 8 to
 64 states and a vocabulary of 50,260 tokens (``benchmarks/head.py``).
-
-bf16 products are oneDNN's in any case. It repacks the second factor, so the weight must be the first.
 """
 
 from collections.abc import Mapping
@@ -21,29 +19,20 @@ def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
     parameters = dict(head.named_parameters(recurse=False))
     if _is_plain(head, parameters, states):
         weight, bias = parameters["weight"], parameters.get("bias")
-        if states.dtype == torch.bfloat16:
-            return _weight_first(weight, bias, states.flatten(0, -2)).unflatten(0, states.shape[:-1])
         product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
         return product
     logits: Tensor = head(states)
     return logits
 
 
-def _weight_first(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    """Logits [R, V] of states [R, D]."""
-    if bias is None:
-        return torch.mm(weight, states.t()).t().contiguous()
-    return torch.addmm(bias.unsqueeze(1), weight, states.t()).t().contiguous()
-
-
 def _is_plain(head: nn.Module, parameters: Mapping[str, nn.Parameter], states: Tensor) -> bool:
-    """Whether it is a product on a CPU of a few states, without gradient, adapter or a weight sharded by ZeRO-3."""
+    """Whether oneDNN can do it: an fp32 product on a CPU without gradient, adapter or a weight sharded by ZeRO-3."""
     return (
         type(head) is nn.Linear
         and not torch.is_grad_enabled()
         and states.device.type == "cpu"
-        and states.dtype in (torch.float32, torch.bfloat16)
-        and all(one.dtype == states.dtype and not is_sharded(one) for one in parameters.values())
+        and all(one.dtype == torch.float32 and not is_sharded(one) for one in parameters.values())
+        and states.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and states.numel() > 0
     )

@@ -46,7 +46,6 @@ NO_SYNCS = {
     "slice": lambda t: t[1:].add_(t[0]),
     "number": lambda t: t.__setitem__(0, 2.0),
     "masked_fill": lambda t: t.masked_fill_(t > 0, 1.0),
-    "filled": lambda t: t.__setitem__(t > 0, 2.0),
     "pinned": lambda t: torch.zeros(3).pin_memory().to(t.device, non_blocking=True),
     "made_pinned": lambda t: torch.empty(3, pin_memory=True).to(t.device, non_blocking=True),
     "on_the_cpu": lambda t: torch.zeros(3).tolist(),

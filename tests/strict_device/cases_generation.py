@@ -81,6 +81,11 @@ def run(loop, requests, slots=3):
     return generate(loop, requests, EOS, slots, decode=lambda tokens: " ".join(map(str, tokens)))
 
 
+def written(request: Request) -> list[int]:
+    """The tokens of a completion: those that are given, or zeros, which are read from the device."""
+    return list(request.continuation or [0] * request.num_new)
+
+
 def in_turns(*families: str) -> list[tuple[str, str]]:
     """Each kind of request with one of the families."""
     return list(zip(REQUESTS, itertools.cycle(families), strict=False))
@@ -92,8 +97,7 @@ def test_all_kinds_of_requests(syncs, name, family):
     requests = REQUESTS[name]
     made = run(loop_of(family), requests)
     for request, completion in zip(requests, made, strict=True):
-        # Those of a continuation are read from the device too.
-        assert completion.tokens == [0] * request.num_new
+        assert completion.tokens == written(request)
         thoughts = completion.thoughts
         assert thoughts is None or thoughts.device.type == "cpu"
 
@@ -109,9 +113,12 @@ def test_operations_of_other_ranks(loop):
     for op in (Op.ENCODE, Op.ITERATE, Op.CHOOSE, Op.ADVANCE):
         engine.step(op)
     ends = Ends()
-    ticket, _ = (engine.submit(request, ends) for request in (PLAIN, SHORT))
+    running, _, waiting = (engine.submit(request, ends) for request in (PLAIN, SHORT, PLAIN))
     engine.step(engine.due())
-    assert engine.cancel(ticket)
+    assert (engine.num_running, engine.num_waiting) == (2, 1)
+    assert engine.cancel(waiting)
+    assert engine.cancel(running)
+    assert not engine.cancel(running)
     engine.run()
     assert list(ends.completions) == [1]
     assert (engine.num_running, engine.num_waiting, engine.num_held, engine.num_shared) == (0, 0, 0, 0)
@@ -163,21 +170,23 @@ def capturing(syncs, monkeypatch):
 
 @pytest.mark.parametrize(("name", "family"), in_turns("llama", "gpt2"))
 def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, capturing):
-    """No step waits for the device, and all its buffers stay where they are."""
+    """No step waits for the device, and its buffers stay where they are, unless a request bans more tokens."""
     engine, ends = ThinkingEngine(loop_of(family), EOS, 3, 64, decode=lambda tokens: " ".join(map(str, tokens))), Ends()
     for request in REQUESTS[name]:
         engine.submit(request, ends)
-    places = []
+    places, orders = [], {}
     while op := engine.due():
         engine.step(op)
         if op is Op.ADVANCE:
             steps, layers = engine._steps, engine.cache.slot_layers
-            buffers = [steps._orders, steps._logits, steps._likeliest, engine._passes.last]
+            orders.setdefault(steps._orders.shape, set()).add(steps._orders.data_ptr())
+            buffers = [steps._logits, steps._likeliest, engine._passes.last]
             buffers += [tensor for layer in layers for tensor in (layer.keys, layer.values)]
             places.append([buffer.data_ptr() for buffer in buffers])
     assert all(each == places[0] for each in places)
+    assert {len(each) for each in orders.values()} == {1}
     for ticket, request in enumerate(REQUESTS[name]):
-        assert ends.completions[ticket].tokens == [0] * request.num_new
+        assert ends.completions[ticket].tokens == written(request)
 
 
 def test_steps_that_cannot_be_captured(loop, capturing):
@@ -205,7 +214,7 @@ def test_syncs_of_a_token(syncs, name):
 @pytest.mark.parametrize("name", A_TOKEN)
 def test_syncs_of_a_token_with_steps_of_fixed_shape(syncs, name, capturing):
     test_syncs_of_a_token(syncs, name)
-    assert capturing.replays > 4
+    assert capturing.replays >= 1
 
 
 def test_the_head_runs_where_the_states_are(syncs):

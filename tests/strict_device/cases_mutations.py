@@ -19,7 +19,7 @@ from making_probing import QUESTIONS, make_reasoner
 import strict_device
 from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
-from coconut_ds.model import deferred, latent_attention, latent_loop, marker_rows, passes, tables
+from coconut_ds.model import deferred, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.probing import states
@@ -54,12 +54,9 @@ def generate(name: str) -> Callable[[Syncs], None]:
     return run
 
 
-def refusing(scenario: Callable[[Syncs], None]) -> Callable[[Syncs], None]:
-    def run(syncs: Syncs) -> None:
-        with syncs.refused():
-            scenario(syncs)
-
-    return run
+def upload_tokens(syncs: Syncs) -> None:
+    with syncs.refused():
+        uploads.upload([1], DEVICE)
 
 
 def compute_tables(syncs: Syncs) -> None:
@@ -89,11 +86,13 @@ class Mutation:
 
     def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
         static = inspect.getattr_static(self.owner, self.function)
-        function = getattr(static, "__func__", static)
+        function = inspect.unwrap(getattr(static, "__func__", static))
         source = textwrap.dedent(inspect.getsource(function))
         assert source.count(self.old) == 1, f"{self.function} has no {self.old!r}; adapt this mutation"
         made: dict[str, Any] = {}
-        exec(source.replace(self.old, self.new), vars(sys.modules[function.__module__]), made)
+        # The file's name, for the place in the message.
+        changed = compile(source.replace(self.old, self.new), str(inspect.getsourcefile(function)), "exec")
+        exec(changed, vars(sys.modules[function.__module__]), made)
         monkeypatch.setattr(self.owner, self.function, made[self.function])
 
 
@@ -101,9 +100,6 @@ WHERE = "embeds = torch.where("
 MUTATIONS = {
     "item_in_the_loop": Mutation(
         LatentLoop, "_sequential_steps", WHERE, f"states[-1].sum().item(); {WHERE}", train, SYNC
-    ),
-    "bool_in_the_attention": Mutation(
-        latent_attention, "prefix_attention", "if not layer.later", "if not (query > 0).any()", train, SYNC
     ),
     "float_in_the_backward_pass": Mutation(
         deferred._WeightGate,
@@ -123,7 +119,7 @@ MUTATIONS = {
     ),
     "tokens": Mutation(slot_passes, "upload", ".to(device, non_blocking=True)", "", generate("greedy")),
     "tokens_not_pinned": Mutation(
-        uploads, "_host_tensor", "host.pin_memory()", "host", refusing(generate("greedy")), (HostSync, "uploads.py")
+        uploads, "_host_tensor", "host.pin_memory()", "host", upload_tokens, (HostSync, "uploads.py")
     ),
     "mask": Mutation(SlotPasses, "extend", ", device=self.device", "", generate("jacobi")),
     "ranks_of_tokens": Mutation(sampling, "_draw", ", device=logits.device", "", generate("sampled")),

@@ -58,6 +58,8 @@ class ZeroOptimizer(_Optimizer):
     def __init__(self, optimizer: torch.optim.Optimizer, stage: int, clip: float) -> None:
         super().__init__(optimizer, clip)
         self.stage = stage
+        # No parameter is divided, so nothing is gathered by hooks or released.
+        self.parameter_offload = SimpleNamespace(forward_hooks=[], fwd_pre_hook=SimpleNamespace(remove=lambda: None))
 
     def _get_norm_groups(self) -> list[Tensor]:
         norm = torch.stack([torch.linalg.vector_norm(g.float()) for g in self.gradients]).pow(2).sum().pow(0.5)

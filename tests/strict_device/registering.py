@@ -89,7 +89,7 @@ def _with_tensors(index: Any) -> Any:
         return tuple(_with_tensors(each) for each in index)
     if isinstance(index, list | numpy.ndarray):
         with torch.device("cpu"):
-            return torch.tensor(index)
+            return torch.tensor(index, dtype=None if len(index) else torch.long)
     return index
 
 

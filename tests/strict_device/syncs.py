@@ -131,8 +131,9 @@ class SyncWatch(TorchDispatchMode):
             return _pinned(args[0].clone())
         if func is aten._to_copy.default:
             self._copy(func, args[0], kwargs.get("device"), kwargs.get("non_blocking", False))
-            if getattr(args[0], "constant", None) is not None and _on_device(kwargs.get("device")):
-                # A fake tensor made of known values, which the fake mode would copy to a device that does not exist.
+            is_known = not isinstance(args[0], FakeTensor) or args[0].constant is not None
+            if is_known and _on_device(kwargs.get("device")):
+                # Known values, which the fake mode would copy to a device that does not exist.
                 dtype = kwargs.get("dtype") or args[0].dtype
                 return torch.empty_strided(args[0].shape, args[0].stride(), dtype=dtype, device=kwargs["device"])
         elif func is aten.copy_.default:
@@ -164,7 +165,7 @@ class SyncWatch(TorchDispatchMode):
         return number(tensors[0].dtype, Syncs.value if _on_device(tensors[0].device) else 1)
 
     def _copy(self, func: Any, source: Tensor, target: Any, non_blocking: bool) -> None:
-        if target is None or _on_device(target) == _on_device(source.device):
+        if target is None or _on_device(target) == _on_device(source.device) or not source.numel():
             return
         if not _on_device(target):
             self._syncs.report("reads", func)
