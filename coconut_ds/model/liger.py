@@ -9,7 +9,9 @@ replace functions of transformers for every model of the process. Other families
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
@@ -67,8 +69,28 @@ def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     """``apply_rotary_pos_emb``. Overwrites the storage of ``q`` and ``k``, which only the rotation reads."""
     from liger_kernel.ops import LigerRopeFunction
 
-    queries, keys = LigerRopeFunction.apply(q, k, cos, sin)
+    queries, keys = (_WithRows.apply(each) for each in LigerRopeFunction.apply(q, k, cos, sin))
     return queries, keys
+
+
+class _WithRows(torch.autograd.Function):
+    """The identity on [B, H, Q, E]; its gradient has the strides of a contiguous [B, Q, H, E].
+
+    The backward of Liger's rotation reads the distance of two positions from the strides. If Q is 1, torch regards a
+    tensor with any such stride as contiguous, and the kernel would read and write other numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_tensor: Tensor) -> Tensor:
+        rows = d_tensor.transpose(1, 2)
+        if rows.stride(1) != rows.shape[2] * rows.shape[3]:
+            rows = rows.clone(memory_format=torch.contiguous_format)
+        return rows.transpose(1, 2)
 
 
 def _with_rotation(forward: Any) -> FunctionType:
