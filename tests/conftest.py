@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import launching
 import pytest
 import torch
-from tiny_models import SHAPES, VOCABULARY, make_model
+from tiny_models import make_model
 
 from coconut_ds.files import train_script
 from coconut_ds.studies import harness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["SHAPES", "VOCABULARY", "make_model"]
 
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from conftest import SHAPES
+from tiny_models import SHAPES
 
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.model.backbone import build_backbone

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from conftest import SHAPES
+from tiny_models import SHAPES
 
 from coconut_ds.data.graphs import Graph
 from coconut_ds.data.layered import LayeredGraphs

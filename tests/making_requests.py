@@ -4,8 +4,8 @@ import random
 from dataclasses import replace
 
 import torch
-from conftest import VOCABULARY
 from slow_loop import slow_generate
+from tiny_models import VOCABULARY
 
 from coconut_ds.generation.requests import Completion, Request, Thinking
 from coconut_ds.generation.rows import Listener

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHAPES
 from making import make_backbone, make_card, settings_of
 from safetensors.torch import load_file, save_file
+from tiny_models import SHAPES
 from transformers import AutoModelForCausalLM
 
 from coconut_ds.data.tokens import build_word_tokenizer

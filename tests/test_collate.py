@@ -5,11 +5,11 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making_layouts import SOME
 from slow_batches import slow_collate, slow_plan
+from tiny_models import make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coconut_ds.methods.layout import IGNORE, Layout

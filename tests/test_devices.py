@@ -1,7 +1,7 @@
 """Tensors that DeepSpeed does not move to the GPU by itself."""
 
 import torch
-from conftest import VOCABULARY, make_model
+from tiny_models import VOCABULARY, make_model
 
 from coconut_ds.model.marker_rows import MarkerEmbedding, MarkerHead, train_marker_rows
 from coconut_ds.training.engine import _move_buffers

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPES
 from serving import byte_tokenizer
 from slow_loop import slow_generate, slow_loss
+from tiny_models import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from coconut_ds.errors import CoconutError, DataError

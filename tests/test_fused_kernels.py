@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPES, make_model
 from making_layouts import SOME
+from tiny_models import SHAPES, make_model
 
 from coconut_ds.errors import ModelError
 from coconut_ds.model import fused

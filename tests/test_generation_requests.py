@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model
 from making_requests import LATENT, Ends, prompt_of
 from slow_loop import slow_embeddings
+from tiny_models import make_model
 
 from coconut_ds.errors import DataError
 from coconut_ds.generation.batch import generate

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model
 from making_requests import FAMILIES, LATENT, Ends, draw_request, prompt_of, run_with_arrivals
 from recording import Recorder
 from slow_loop import slow_generate
+from tiny_models import make_model
 
 from coconut_ds.generation import slot_passes, step_graphs, steps
 from coconut_ds.generation.batch import generate

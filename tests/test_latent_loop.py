@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making_layouts import LONG, SOME
 from slow_loop import slow_loss
+from tiny_models import VOCABULARY, make_model
 
 from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_loop import slow_embeddings
+from tiny_models import VOCABULARY, make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -5,10 +5,10 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conftest import SHAPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import environment, run
+from tiny_models import SHAPES
 
 from coconut_ds.memory.plan import GIB, kept_bytes, largest_that_fits
 from coconut_ds.plan import main

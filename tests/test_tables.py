@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import SHAPES
+from tiny_models import SHAPES
 
 from coconut_ds.data.sources import open_source
 from coconut_ds.model import starting, tables

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPES
 from making import make_backbone, make_card
+from tiny_models import SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from conftest import VOCABULARY
+from tiny_models import VOCABULARY
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.model.collate import Batch, collate

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY
 from making_layouts import MARKERS, make_layout
+from tiny_models import VOCABULARY
 from torch import nn
 
 import strict_device

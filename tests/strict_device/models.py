@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from conftest import SHAPES, VOCABULARY
+from tiny_models import SHAPES, VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from strict_device.registering import device
