@@ -143,8 +143,8 @@ def test_the_part_attention_equals_attention_over_all_columns(way, dtype, groups
 def losses_and_gradients(
     family: str, kernels: Kernels, dtype: torch.dtype, checkpointing: bool, iterations: int | None
 ) -> list[torch.Tensor]:
-    """Loss and every gradient of a padded batch."""
-    model = make_model(family).to(dtype)
+    """Loss and every gradient of a padded batch. The weights are numbers of bf16 in each ``dtype``."""
+    model = make_model(family).to(torch.bfloat16).to(dtype)
     loop = LatentLoop(model, checkpointing, defer_gradients=checkpointing, kernels=kernels)
     loss = latent_loss(loop, *collate(SOME, [0.5, 1.0, 0.25], 3, pad_id=3, iterations=iterations))
     loss.backward()
@@ -163,12 +163,16 @@ def losses_and_gradients(
     ],
 )
 def test_a_loop_with_fused_kernels_equals_the_plain_one(family, kernels, dtype, checkpointing, iterations, liger):
-    """Loss and every gradient; also with layers that are computed again, deferred gradients of weights, and Jacobi."""
-    chosen = family, kernels, dtype, checkpointing, iterations
-    fast, slow = losses_and_gradients(*chosen), losses_and_gradients(family, PLAIN, *chosen[2:])
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+    """Loss and every gradient; also with layers that are computed again, deferred gradients of weights, and Jacobi. In
+    bf16, they are as far from those of fp32 as the plain ones are, or nearer, up to a factor of 2."""
+    chosen = dtype, checkpointing, iterations
+    fast, slow = losses_and_gradients(family, kernels, *chosen), losses_and_gradients(family, PLAIN, *chosen)
+    exact = losses_and_gradients(family, PLAIN, torch.float32, *chosen[1:])
+    for one, other, true in zip(fast, slow, exact, strict=True):
+        if dtype == torch.float32:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+        else:
+            assert float((one - true).norm()) <= 2 * float((other - true).norm()) + 0.01 * float(true.norm())
 
 
 @needs_triton
