@@ -15,7 +15,7 @@ def make_model(
     """A model on the strict device, with torch's fused attention. Call it within ``strict()``.
 
     Args:
-        family: one of ``conftest.SHAPES``.
+        family: one of ``tiny_models.SHAPES``.
         dtype: the type of its weights.
         dropout: of every kind that the family has.
         layers: number of layers; fake operations take as long as real ones of thousands of numbers.
