@@ -2,7 +2,7 @@
 
 Text that has been sent never changes: a suffix that may be the beginning of a stop string is held back until the next
 tokens decide, and an incomplete character at the end is not part of the text of tokens. All pieces joined are the text
-of all tokens, cut at the first stop string.
+of all tokens, cut at the stop string that is complete first.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,6 +68,9 @@ class TextStream:
 
 
 def first_place(text: str, stop: Sequence[str]) -> int | None:
-    """Index of the earliest occurrence of any stop string in ``text``; None if there is none."""
-    places = [text.find(one) for one in stop if one in text]
-    return min(places) if places else None
+    """Where the stop string begins that is complete first, the longest if several are; None if there is none.
+
+    What follows it does not matter, so the result is the same however the text is divided into tokens.
+    """
+    found = [(place + len(one), place) for one in stop if (place := text.find(one)) >= 0]
+    return min(found)[1] if found else None

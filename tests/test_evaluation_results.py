@@ -135,7 +135,7 @@ def test_two_evaluations_are_compared_without_typing_their_signatures(run, tmp_p
 
 
 FREE = {"checkpoint", "out", "overwrite", "batch_size", "data_name", "method", "data.made_by", "data.cache_path"}
-FREE |= {"data.test_path", "data.val_path", "data.train_path", "data.kind", "data.format", "data.online"}
+FREE |= {"data.test_path", "data.val_path", "data.train_path", "data.kind", "data.format", "data.online", "tf32"}
 """Keys that change no number, or whose content counts instead of the value."""
 OTHER = {
     "data.answers": "numbers",

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from making_tokenizers import tokenizers
 from serving import byte_tokenizer
@@ -39,6 +39,7 @@ def cut(text, stop):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.integers(8, 300))
+@example("0¦0", ["¦", "0¦0"], 8)
 def test_no_piece_holds_half_a_character_or_a_stop_string(text, stop, window):
     """For any text and stop strings: pieces hold whole characters, and together the text up to the first stop."""
     ids = BYTES(text, split_special_tokens=True)["input_ids"]

@@ -98,7 +98,8 @@ class Trainer:
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
-            if update.stops:
+            # A request since the update has read its numbers: several ranks agree on it with those of the next update.
+            if update.stops or (self.experiment.ranks.size == 1 and self._asked_to_stop()):
                 self._stop(position, stage, saved=saves)
 
     def _asked_to_stop(self) -> bool:

@@ -9,7 +9,7 @@ from coconut_ds.model.collate import Batch, collate
 from strict_device.registering import device
 
 THOUGHT = VOCABULARY - 1
-SHAPES = ((10, 3, 4), (7, 3, 3), (9, 1, 6), (6, 0, 5))
+SHAPES = ((10, 2, 4), (7, 2, 3), (9, 1, 6), (6, 0, 5))
 """Question tokens, thoughts and later tokens of each row: unequal prefixes, and rows with fewer thoughts or none."""
 
 

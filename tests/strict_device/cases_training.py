@@ -53,7 +53,7 @@ def run(syncs, loop, batch) -> None:
 )
 def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpointing):
     """Any two of family, type and way of thinking meet; half of the cases with activation checkpointing."""
-    model = strict_device.make_model(family, dtype, layers=2)
+    model = strict_device.make_model(family, dtype, layers=1 + checkpointing)
     run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(iterations))
 
 

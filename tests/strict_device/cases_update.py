@@ -85,7 +85,7 @@ def test_the_numbers_are_read_once_whatever_deepspeed_asks(syncs, engine_of):
     assert counted.reads == 3, counted
 
 
-@pytest.mark.parametrize("stage", AN_UPDATE)
+@pytest.mark.parametrize("stage", [0, 2])
 def test_an_update_whose_numbers_are_not_finite_is_refused_before_the_step(syncs, engine_of, stage, monkeypatch):
     engine, stepped = engine_of(stage), []
     monkeypatch.setattr(engine._engine.optimizer.optimizer, "step", lambda: stepped.append(1))
