@@ -98,9 +98,13 @@ class Trainer:
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
-            # A request since the update has read its numbers: several ranks agree on it with those of the next update.
-            if update.stops or (self.experiment.ranks.size == 1 and self._asked_to_stop()):
+            # Several ranks have agreed on it within the update, so that it needs no exchange of its own.
+            if update.stops or (self._is_alone and self._asked_to_stop()):
                 self._stop(position, stage, saved=saves)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.experiment.ranks.size == 1
 
     def _asked_to_stop(self) -> bool:
         """Whether this rank has been asked to stop."""
@@ -127,7 +131,8 @@ class Trainer:
 
     def _update(self, position: Position, prepared: Prepared, lr: float) -> UpdateResult:
         try:
-            return self.engine.update(prepared.micro_batches, lr, self._asked_to_stop)
+            asked_to_stop = (lambda: False) if self._is_alone else self._asked_to_stop
+            return self.engine.update(prepared.micro_batches, lr, asked_to_stop)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; the weights are unchanged. "
