@@ -104,6 +104,8 @@ def _run(command: list[str], log: Path, limit_s: float, show: Callable[[str], ob
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # Otherwise lines that were printed before an error would follow its traceback.
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         assert process.stdout is not None
