@@ -104,7 +104,9 @@ def test_all_kinds_of_requests(syncs, name, family):
 
 def test_bf16(syncs):
     loop = LatentLoop(strict_device.make_model("llama", torch.bfloat16)).eval()
-    run(loop, [*REQUESTS["greedy"], *REQUESTS["sampled"], *REQUESTS["jacobi"]], slots=5)
+    requests = [*REQUESTS["greedy"], *REQUESTS["sampled"], *REQUESTS["jacobi"]]
+    made = run(loop, requests, slots=5)
+    assert [completion.tokens for completion in made] == list(map(written, requests))
 
 
 def test_operations_of_other_ranks(loop):
@@ -141,13 +143,14 @@ class Refusing:
     """A capturer whose steps must not wait for the device, and whose replays run the step again."""
 
     def __init__(self, syncs):
-        self._syncs, self.replays, self.fails = syncs, 0, False
+        self._syncs, self.captures, self.replays, self.fails = syncs, 0, 0, False
 
     def warm_up(self, step):
         with self._syncs.refused():
             step()
 
     def capture(self, step):
+        self.captures += 1
         if self.fails:
             raise RuntimeError("not now")
         with self._syncs.refused():
@@ -183,6 +186,7 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, ca
             buffers = [steps._logits, steps._likeliest, engine._passes.last]
             buffers += [tensor for layer in layers for tensor in (layer.keys, layer.values)]
             places.append([buffer.data_ptr() for buffer in buffers])
+    assert len(places) > 1
     assert all(each == places[0] for each in places)
     assert {len(each) for each in orders.values()} == {1}
     for ticket, request in enumerate(REQUESTS[name]):
@@ -192,12 +196,13 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, ca
 def test_steps_that_cannot_be_captured(loop, capturing):
     capturing.fails = True
     run(loop, [replace(PLAIN, max_new_tokens=8)])
-    assert capturing.replays == 0
+    assert (capturing.captures, capturing.replays) == (1, 0)
 
 
 def test_wide_passes(loop, monkeypatch):
     monkeypatch.setattr(slot_passes, "WIDENING", (DEVICE.type,))
-    run(loop, [*REQUESTS["reuse"], *REQUESTS["jacobi"]])
+    requests = [*REQUESTS["reuse"], *REQUESTS["jacobi"]]
+    assert [completion.tokens for completion in run(loop, requests)] == list(map(written, requests))
 
 
 A_TOKEN = dict.fromkeys(("greedy", "sampled", "log_probabilities", "bans"), (1, 0))
