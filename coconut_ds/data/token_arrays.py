@@ -5,14 +5,15 @@ of a batch of problems without a loop over tokens.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
-from typing import NamedTuple, SupportsIndex, overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coconut_ds.methods.base import Ids, TokenizedProblem
+from coconut_ds.methods.lazy_sequence import LazySequence
 from coconut_ds.methods.templates import Pieces
 
 
@@ -35,7 +36,7 @@ def arrays_of(problems: Sequence[TokenizedProblem]) -> TokenArrays:
     return TokenArrays(rows, bounds, np.fromiter(chain.from_iterable(pieces), np.int32, bounds[-1]))
 
 
-class ProblemArrays(Sequence[TokenizedProblem]):
+class ProblemArrays(LazySequence[TokenizedProblem]):
     """Tokenized problems in one or several ``TokenArrays``; a problem's lists are made when it is accessed."""
 
     def __init__(self, parts: Sequence[TokenArrays], cue: Ids) -> None:
@@ -46,22 +47,9 @@ class ProblemArrays(Sequence[TokenizedProblem]):
         """
         self._parts, self._cue = parts, cue
         self._starts = list(accumulate((len(part.rows) - 1 for part in parts), initial=0))
-        self._indices = range(self._starts[-1])
 
     def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> TokenizedProblem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedProblem]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> TokenizedProblem | list[TokenizedProblem]:
-        # A range handles negative indices, indices out of range and slices.
-        found = self._indices[index]
-        return self._problem(found) if isinstance(found, int) else [self._problem(each) for each in found]
-
-    def __iter__(self) -> Iterator[TokenizedProblem]:
-        return map(self._problem, self._indices)
+        return self._starts[-1]
 
     def pieces(self, indices: Sequence[int]) -> Pieces:
         """The pieces of the problems with these indices (at least one), in this order, copied."""
@@ -80,7 +68,7 @@ class ProblemArrays(Sequence[TokenizedProblem]):
             self._cue,
         )
 
-    def _problem(self, index: int) -> TokenizedProblem:
+    def _item(self, index: int) -> TokenizedProblem:
         bounds, part = self._located(index)
         places = bounds.tolist()
         start = places[0]

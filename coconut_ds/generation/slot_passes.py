@@ -5,8 +5,8 @@
 state at the last position of each slot into ``last``. ``idle`` and ``idle_head`` have no effect: under ZeRO-3 every
 rank must run the same modules, so a rank with nothing to do runs these while others work.
 
-On CUDA, passes over several positions are widened to a multiple of ``WIDTH_UNIT`` positions, because libraries plan
-each new shape first. What is computed there is not read.
+On CUDA, passes over several positions are widened to a multiple of ``CUDA_WIDTHS`` positions. What is computed there is
+not read.
 
 Shapes:
     S  slots
@@ -27,9 +27,8 @@ from coconut_ds.generation.rows import THOUGHT
 from coconut_ds.generation.slots import PassPlan, SlotCache
 from coconut_ds.generation.uploads import padded, upload
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
-WIDTH_UNIT = 64
-"""Number of positions."""
 WIDENING = ("cuda",)
 """Types of devices on which passes are widened."""
 
@@ -132,8 +131,7 @@ class SlotPasses:
 
     def widened(self, width: int) -> int:
         """The width that a pass over ``width`` positions of each row has."""
-        unit = WIDTH_UNIT if self.device.type in WIDENING else 1
-        return -(-width // unit) * unit
+        return rounded_up(width, CUDA_WIDTHS if self.device.type in WIDENING else 1)
 
     def idle(self) -> None:
         """One pass over a single position, of which nothing is kept."""

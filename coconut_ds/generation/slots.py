@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from coconut_ds.model.widths import rounded_up
+
 COLUMN_UNIT = 16
 """Columns are reserved in multiples of this number."""
 
@@ -67,7 +69,7 @@ class SlotLayer(CacheLayerMixin):
         """Makes sure that the first ``columns`` columns exist."""
         if columns <= self._reserved:
             return
-        self._reserved = min(-(-columns // COLUMN_UNIT) * COLUMN_UNIT, self._capacity)
+        self._reserved = min(rounded_up(columns, COLUMN_UNIT), self._capacity)
         if self.is_initialized and self._reserved > self.keys.shape[2]:
             keys, values = self.keys, self.values
             self.lazy_initialization(keys, values)

@@ -24,6 +24,7 @@ from coconut_ds.generation.rows import Row
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.step_graphs import Capturer, StepGraphs
 from coconut_ds.generation.uploads import fill, padded, upload
+from coconut_ds.model.widths import rounded_up
 
 FEWEST_BANNED = 8
 """The initial W."""
@@ -138,5 +139,5 @@ def row_bucket(count: int, slots: int) -> int:
 
 def column_bucket(columns: int, capacity: int) -> int:
     """``columns`` rounded up to a multiple of an eighth of ``capacity``, but to at most ``capacity``."""
-    unit = max(FEWEST_COLUMNS, -(-capacity // (8 * FEWEST_COLUMNS)) * FEWEST_COLUMNS)
-    return min(-(-columns // unit) * unit, capacity)
+    unit = max(FEWEST_COLUMNS, rounded_up(capacity, 8 * FEWEST_COLUMNS) // 8)
+    return min(rounded_up(columns, unit), capacity)

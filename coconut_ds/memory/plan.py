@@ -36,7 +36,7 @@ import torch
 from coconut_ds.memory.passes import PARTS, parameter_counts, update_bytes
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.layout import Layout
-from coconut_ds.model.collate import CUDA_WIDTHS
+from coconut_ds.model.widths import CUDA_WIDTHS
 from coconut_ds.settings import Config
 from coconut_ds.training.engine_file import holds_weights, read_engine_file, zero_stage
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coconut_ds.methods.layout import Layout
+from coconut_ds.methods.lazy_sequence import LazySequence
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Layouts(Sequence[Layout]):
+class Layouts(LazySequence[Layout]):
     """B sequences with N tokens in total, one after the other. As a sequence, it holds B values of ``Layout``."""
 
     input_ids: Integers
@@ -71,19 +71,10 @@ class Layouts(Sequence[Layout]):
     def __len__(self) -> int:
         return len(self.num_thoughts)
 
-    @overload
-    def __getitem__(self, index: int) -> Layout: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Layout]: ...
-    def __getitem__(self, index: int | slice) -> Layout | list[Layout]:
-        # A range handles negative indices, indices out of range and slices.
-        found = range(len(self))[index]
-        return self._layout(found) if isinstance(found, int) else [self._layout(each) for each in found]
-
-    def _layout(self, row: int) -> Layout:
-        start, end = self.starts[row : row + 2].tolist()
+    def _item(self, index: int) -> Layout:
+        start, end = self.starts[index : index + 2].tolist()
         ids, labels = self.input_ids[start:end].tolist(), self.labels[start:end].tolist()
-        return Layout(ids, labels, int(self.first_thought[row]), int(self.num_thoughts[row]))
+        return Layout(ids, labels, int(self.first_thought[index]), int(self.num_thoughts[index]))
 
 
 def spans(starts: Integers, lengths: Integers) -> Integers:

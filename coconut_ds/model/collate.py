@@ -35,13 +35,12 @@ from torch import Tensor
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.methods.layouts import Layouts
+from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
 Part = TypeVar("Part", "LatentInputs", "Targets")
 
 TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, np.dtype(np.bool_): torch.bool}
 """torch's names of the types of the tensors."""
-CUDA_WIDTHS = 64
-"""On CUDA, the number of columns of the prefix is a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,7 @@ class Collator:
     iterations: int | None = None
     """See ``LatentInputs``."""
     width_multiple: int = 1
-    """P is rounded up to a multiple of this. On an H100, cuDNN's attention makes a plan for each new shape, which takes
-    tens of milliseconds, so there should be few different shapes."""
+    """P is rounded up to a multiple of this (see ``widths.py``)."""
     max_width: int | None = None
     """The largest P to round up to, the model's context length."""
     pinned: bool = False
@@ -207,7 +205,7 @@ class Collator:
 
     def _width(self, longest: int) -> int:
         """The number of columns of the prefix, at least ``longest``."""
-        rounded = -(-longest // self.width_multiple) * self.width_multiple
+        rounded = rounded_up(longest, self.width_multiple)
         return rounded if self.max_width is None else max(longest, min(rounded, self.max_width))
 
 
