@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.training_workload import GLOBAL_BATCH, problems_of
+from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import add_markers, tokenize
 from coconut_ds.methods import METHODS
@@ -32,7 +33,6 @@ from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.collate import Collator
 from coconut_ds.settings import TrainingConfig
 from coconut_ds.training.batches import BatchGeometry, plan_update
-from coconut_ds.training.sequences import Sequences
 
 STAGE, MICRO_BATCH = 3, 32
 MIXES = {"together": 0.0, "mixed": 0.5}

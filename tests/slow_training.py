@@ -3,9 +3,10 @@
 import torch
 from slow_loop import slow_loss
 
+from coconut_ds.data.sequences import mixed_stage
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.training.batches import epoch_batches
-from coconut_ds.training.curriculum import learning_rate, mixed_stage
+from coconut_ds.training.curriculum import learning_rate
 from coconut_ds.training.experiment import Experiment
 
 

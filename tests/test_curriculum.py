@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coconut_ds.data.sequences import mixed_stage
 from coconut_ds.methods import METHODS
 from coconut_ds.settings import TrainingConfig
-from coconut_ds.training.curriculum import Curriculum, learning_rate, mixed_stage, resets_optimizer
+from coconut_ds.training.curriculum import Curriculum, learning_rate, resets_optimizer
 
 
 def curriculum(method: str = "coconut", longest: int = 9, **training: Any) -> Curriculum:

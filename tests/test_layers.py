@@ -15,7 +15,7 @@ FLOORS = (
     "results",
     "data",
     "model",
-    "generation",
+    "generation objectives",
     "reasoner",
     "evaluation lm_model",
     "lm_harness probing training",
@@ -26,7 +26,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
     *(f"distributed.{name}" for name in ("held_weights", "process_group", "ranks", "random_states", "zero")),
-    *("hub", "model", "generation", "reasoner", "lm_model", "probing", "memory"),
+    *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),

@@ -6,12 +6,12 @@ from multiprocessing import get_context
 import pytest
 from making_layouts import ID, MARKERS, make_problem, readable
 
+from coconut_ds.data.sequences import mixed_stage
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.settings import TrainingConfig
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
-from coconut_ds.training.curriculum import mixed_stage
 
 MIXES = {"uniform": TrainingConfig(uniform_prob=0.5), "replay": TrainingConfig(replay_prob=0.5)}
 NUM_STEPS = (3, 1, 3, 2, 3, 3, 1, 3)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.methods import METHODS, templates
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, TokenizedProblem
@@ -14,7 +15,6 @@ from coconut_ds.methods.coconut import Coconut
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.methods.templates import Templates, unit_of
 from coconut_ds.settings import TrainingConfig
-from coconut_ds.training.sequences import Sequences
 
 MARKERS = MarkerIds(100, 101, 102, 103)
 CUE = [98, 99]

@@ -16,8 +16,7 @@ from torch import Tensor
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.errors import NonFiniteError
-from coconut_ds.model.collate import Batch
-from coconut_ds.model.latent_loop import latent_loss
+from coconut_ds.objectives.base import Tensors
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
@@ -58,6 +57,7 @@ class TorchEngine:
     def __init__(self, experiment: Experiment) -> None:
         training = experiment.config.training
         self.loop, self.device, self.max_norm = experiment.loop(), torch.device("cpu"), training.max_grad_norm
+        self.objective = experiment.objective
         self.parameters = [parameter for parameter in self.loop.parameters() if parameter.requires_grad]
         self.options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
         self.rates: list[float] = []
@@ -74,22 +74,23 @@ class TorchEngine:
         self.loop.train(training)
 
     def update(
-        self, batches: Sequence[Batch], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
+        self, batches: Sequence[Tensors], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> UpdateResult:
         assert self.loop.training, "an update without dropout"
         self.optimizer.zero_grad()
-        total = 0.0
-        for inputs, targets in batches:
-            loss = self.loop(latent_loss, inputs, targets)
-            loss.backward()
-            total += loss.item()
+        losses = torch.zeros(len(self.objective.parts), dtype=torch.float64)
+        for batch in batches:
+            parts = self.loop(self.objective.loss, batch)
+            parts.sum().backward()
+            losses += parts.detach()
+        total = float(losses.sum())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
         if not torch.isfinite(torch.tensor([total, norm])).all():
             raise NonFiniteError(f"loss is {total}, not finite")
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.rates.append(lr)
-        return UpdateResult(total, norm, asked_to_stop())
+        return UpdateResult(dict(zip(self.objective.parts, losses.tolist(), strict=True)), norm, asked_to_stop())
 
     def reset_optimizer(self) -> None:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import SHAPES
 
-import coconut_ds.training.engine as engine_module
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
@@ -34,6 +33,7 @@ from coconut_ds.model.collate import collate
 from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.starting import starting_backbone
+from coconut_ds.objectives import likelihood
 from coconut_ds.settings import Config, ModelConfig
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
@@ -226,14 +226,14 @@ def spoil(zero: str, what: str, ranks: Ranks) -> dict:
     last = ranks.rank == ranks.size - 1
     batch = [collate([LAYOUT], [float("inf") if last and what == "loss" else share], 0, 0)]
     if what == "gradient" and last:
-        engine_module.latent_loss = lambda *arguments: NotANumberBackwards.apply(latent_loss(*arguments))
+        likelihood.latent_loss = lambda *arguments: NotANumberBackwards.apply(latent_loss(*arguments))
     try:
         engine.update(batch, 1e-3)
         error = "no error"
     except NonFiniteError as found:
         error = str(found)
     finally:
-        engine_module.latent_loss = latent_loss
+        likelihood.latent_loss = latent_loss
     after = engine.model_state()
     return {"error": error, "moved": any(not torch.equal(before[name], after[name]) for name in before)}
 

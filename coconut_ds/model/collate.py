@@ -35,6 +35,7 @@ from torch import Tensor
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.methods.layouts import Layouts
+from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
 Part = TypeVar("Part", "LatentInputs", "Targets")
@@ -202,6 +203,10 @@ class Collator:
         mask = tensors.pop("attention_mask", None)
         inputs = LatentInputs(**tensors, attention_mask=mask, iterations=self.iterations)
         return Batch.of(inputs, targets, buffer)
+
+    def collate(self, batch: MicroBatch) -> Batch:
+        """The tensors of a planned micro batch."""
+        return self(batch.layouts, batch.weights, batch.num_thoughts, batch.num_targets)
 
     def _width(self, longest: int) -> int:
         """The number of columns of the prefix, at least ``longest``."""

@@ -22,8 +22,9 @@ Shapes:
     N  targets in the batch
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +57,7 @@ class LatentLoop(nn.Module):
         activation_checkpointing: bool = False,
         defer_gradients: bool | None = None,
         kernels: Kernels = PLAIN,
+        auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         """Patches ``model`` in place: fused kernels, the shortened last layer, and optionally checkpointing.
 
@@ -67,6 +69,7 @@ class LatentLoop(nn.Module):
                 ``deferred.py``); None: on a CPU, where summing it pass by pass takes longer than the one-position
                 passes themselves. Must be False under ZeRO-3, which releases the weights between passes.
             kernels: fused kernels beyond those that are always used (see ``fused.py``).
+            auxiliary: what an objective trains beside the model (``objectives.base``).
 
         Raises:
             ModelError: transformers' own gradient checkpointing is on, or the layers to checkpoint are not found.
@@ -80,6 +83,7 @@ class LatentLoop(nn.Module):
         if kernels.layers:
             fuse_layers(model)
         self.last_layer = LastLayer(model)
+        self.auxiliary = nn.ModuleDict(auxiliary)
         if activation_checkpointing:
             checkpoint_layers(model)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
-from coconut_ds.settings import Config
+from coconut_ds.settings import Config, ObjectiveConfig
 from coconut_ds.settings.schema import leaf_keys
 from coconut_ds.strict_json import JsonError, read_json
 
@@ -53,7 +53,9 @@ NOT_A_NUMBER = (
     "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False}
+LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
+    f"objective.{key}": value for key, value in ObjectiveConfig().model_dump(mode="json").items()
+}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")

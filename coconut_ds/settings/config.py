@@ -2,11 +2,12 @@
 
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig, ModelConfig
+from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.schema import Group, leaf_keys, validated
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
@@ -18,6 +19,7 @@ class Config(Group):
     run: RunConfig
     data: DataConfig
     method: MethodConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     model: ModelConfig
     training: TrainingConfig
     deepspeed: DeepSpeedConfig

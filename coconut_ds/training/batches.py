@@ -15,6 +15,7 @@ import numpy as np
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods.layout import Layout
 from coconut_ds.methods.layouts import Layouts
+from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.settings import TrainingConfig
 
 
@@ -86,25 +87,13 @@ def epoch_batches(seed: int, epoch: int, num_problems: int, global_batch_size: i
     return [order[start : start + global_batch_size] for start in range(0, num_problems, global_batch_size)]
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """The sequences of one rank in one forward pass.
-
-    A rank with no problems left gets a copy of another rank's problem with weight 0, so that all ranks make the same
-    passes.
-    """
-
-    layouts: Layouts
-    weights: Sequence[float]
-    """For each row, the weight that each of its targets has in the loss of the update."""
-    num_thoughts: int
-    """Maximum number of thoughts in this micro step over all ranks: every rank makes this many one-position passes."""
-    num_targets: int
-    """Maximum number of targets in this micro step over all ranks: every rank computes logits in the same number of
-    parts."""
-
-
-def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, loss_reduction: str) -> list[MicroBatch]:
+def plan_update(
+    layouts: Sequence[Layout],
+    geometry: BatchGeometry,
+    rank: int,
+    loss_reduction: str,
+    like: Sequence[Layout] | None = None,
+) -> list[MicroBatch]:
     """The micro batches of ``rank`` for one global batch.
 
     The loss of an update is the sum of weight × cross entropy over all targets of all ranks and micro batches.
@@ -116,14 +105,16 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
         geometry: how the batch is divided.
         rank: the rank to plan for.
         loss_reduction: ``token`` or ``reference``.
+        like: the same problems in another view, whose plan also divides ``layouts``; None: ``layouts`` itself.
     """
     assert layouts, "a global batch holds at least one problem"
     layouts = Layouts.of(layouts)
+    like = layouts if like is None else Layouts.of(like)
     order = np.arange(len(layouts))
     if loss_reduction == "token":
         # Sequences with similar numbers of thoughts and tokens need less padding. Under ``reference``, sorting would
         # change the loss: a mean of means depends on which sequences share a micro batch.
-        order = np.lexsort((layouts.lengths, layouts.num_thoughts))
+        order = np.lexsort((like.lengths, like.num_thoughts))
     micro, world = geometry.micro_batch_size, geometry.world_size
     num_steps = math.ceil(len(layouts) / (micro * world))
     # Chunk c holds the problems of rank c % world in micro step c // world; the last chunks may be empty.
@@ -136,11 +127,12 @@ def plan_update(layouts: Sequence[Layout], geometry: BatchGeometry, rank: int, l
     for step in range(num_steps):
         chunk, ranks = step * world + rank, slice(step * world, (step + 1) * world)
         mine = order[chunk * micro : (chunk + 1) * micro]
-        if loss_reduction == "token":
-            weight = 1 / int(targets.sum())
-        else:
-            weight = 1 / (len(starts) * int(targets[chunk])) if len(mine) else 0.0
         rows = mine if len(mine) else order[step * world * micro :][:1]
-        weights = [weight if len(mine) else 0.0] * len(rows)
-        plan.append(MicroBatch(layouts.take(rows), weights, int(thoughts[ranks].max()), int(targets[ranks].max())))
+        weight = share = 0.0
+        if len(mine) and loss_reduction == "token":
+            weight, share = 1 / int(targets.sum()), 1 / len(layouts)
+        elif len(mine):
+            weight, share = 1 / (len(starts) * int(targets[chunk])), 1 / (len(starts) * len(mine))
+        most = int(thoughts[ranks].max()), int(targets[ranks].max())
+        plan.append(MicroBatch(layouts.take(rows), [weight] * len(rows), *most, rows, share))
     return plan

@@ -1,9 +1,8 @@
-"""The schedule of a run: the stage of each epoch, stage mixing, the learning rate. Pure functions of numbers.
+"""The schedule of a run: the stage of each epoch, the learning rate. Pure functions of numbers.
 
 Nothing here keeps state: everything follows from the counts and the stage switches that a checkpoint records.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,31 +60,6 @@ class Curriculum:
         """Whether the run may stop after ``epoch``: it is at the last stage and has reached ``training.stop_at``."""
         wanted = self.training.stop_at
         return wanted is not None and accuracy >= wanted and self.stage(epoch, switches) == self.last_stage
-
-
-def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_stages: int) -> int:
-    """The stage at which one problem is trained in one epoch of ``stage``.
-
-    With probability ``training.uniform_prob`` it is drawn uniformly from 0..num_stages, all stages of the problem
-    including later ones (the reference implementation's mixing); with probability ``training.replay_prob`` from
-    0..stage ("Reasoning by Superposition", arXiv 2505.12514). The draw depends only on (seed, epoch, problem), not on
-    ranks, threads or order.
-
-    Args:
-        training: holds the two probabilities.
-        seed: ``run.seed``.
-        epoch: counted from 0.
-        problem: index of the problem in the epoch's training set.
-        stage: stage of the epoch.
-        num_stages: number of stages of the problem (``Method.num_stages``).
-    """
-    probability = training.uniform_prob or training.replay_prob
-    if not probability:
-        return stage
-    draw = random.Random(f"stage/{seed}/{epoch}/{problem}")
-    if draw.random() >= probability:
-        return stage
-    return draw.randint(0, num_stages if training.uniform_prob else stage)
 
 
 def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:

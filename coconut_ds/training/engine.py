@@ -24,9 +24,10 @@ from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import library, whole, without_compiler
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
-from coconut_ds.model.collate import Batch
-from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import merged_state
+from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.base import Tensors
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values, holds_weights
@@ -41,12 +42,22 @@ SHARED = "run.save_path must be on a file system that all nodes share"
 class UpdateResult:
     """The outcome of one optimizer update."""
 
-    loss: float
-    """Loss over the global batch, before the update."""
+    losses: dict[str, float]
+    """Each part of the loss over the global batch, by name, before the update."""
     grad_norm: float
     """Norm of the gradient over all parameters, before clipping."""
     stops: bool
     """Whether any rank had been asked to stop; the same on all ranks."""
+
+    @property
+    def loss(self) -> float:
+        """Loss over the global batch, before the update."""
+        return sum(self.losses.values())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the loss if there are several, else nothing."""
+        return self.losses if len(self.losses) > 1 else {}
 
 
 class Engine:
@@ -82,6 +93,7 @@ class Engine:
         except (deepspeed.runtime.config.DeepSpeedConfigError, ValidationError) as error:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
         _move_buffers(loop, ranks.device)
+        self._objective = objective_of(config)
         self._held = HeldWeights(self._engine) if holds_weights(config) else None
         self._numbers = StepNumbers(self._engine.optimizer, self.zero_stage, ranks)
 
@@ -101,13 +113,13 @@ class Engine:
         self._engine.train(training)
 
     def update(
-        self, batches: Sequence[Batch], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
+        self, batches: Sequence[Tensors], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> UpdateResult:
         """Makes one optimizer update on a global batch.
 
         Args:
-            batches: this rank's micro batches, the same number on every rank. The weights in the targets make the sum
-                of the losses over micro batches and ranks the loss of the global batch.
+            batches: this rank's micro batches, as the objective collates them, the same number on every rank. Their
+                weights make the sum of the losses over micro batches and ranks the loss of the global batch.
             lr: learning rate.
             asked_to_stop: whether this rank has been asked to stop; called after the last backward pass.
 
@@ -119,14 +131,15 @@ class Engine:
         losses = []
         for count, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
-            loss = self(latent_loss, *batch.to(self.device))
-            losses.append(loss.detach())
+            parts = self(self._objective.loss, batch.to(self.device))
+            losses.append(parts.detach())
             # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
             # batch, so their gradients must be summed: the factor undoes the division.
-            self._engine.backward(loss * self._ranks.size, scale_wrt_gas=False)
+            self._engine.backward(parts.sum() * self._ranks.size, scale_wrt_gas=False)
         self._numbers.begin(losses, asked_to_stop())
         grad_norm = self._step()
-        return UpdateResult(self._numbers.loss, grad_norm, self._numbers.stops)
+        losses_by_name = dict(zip(self._objective.parts, self._numbers.losses, strict=True))
+        return UpdateResult(losses_by_name, grad_norm, self._numbers.stops)
 
     def _step(self) -> float:
         """Makes the optimizer step and returns the gradient norm."""

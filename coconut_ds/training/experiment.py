@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from torch import nn
+
+from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -17,19 +20,20 @@ from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.collate import Batch, Collator
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.fused import Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.starting import starting_backbone
 from coconut_ds.model.support import context_length
+from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.base import Objective
 from coconut_ds.settings import Config
-from coconut_ds.training.batches import BatchGeometry, MicroBatch
+from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.problems import Notify, RunProblems, check_lengths
-from coconut_ds.training.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Experiment:
     """Hash of the initial weights, on rank 0; None if they are random, and on other ranks."""
     problems: RunProblems
     kernels: Kernels
+    objective: Objective
+    auxiliary: dict[str, nn.Module]
+    """What the objective trains beside the model."""
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -79,6 +86,9 @@ class Experiment:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
+        objective = objective_of(config)
+        seed_generators(config.run.seed)
+        auxiliary = objective.auxiliary(backbone)
         method = METHODS[config.method.kind]
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
@@ -87,7 +97,20 @@ class Experiment:
         context = context_length(backbone.model)
         if context is not None:
             problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
-        return cls(config, ranks, geometry, method, spec, curriculum, backbone, weights, problems, kernels)
+        return cls(
+            config,
+            ranks,
+            geometry,
+            method,
+            spec,
+            curriculum,
+            backbone,
+            weights,
+            problems,
+            kernels,
+            objective,
+            auxiliary,
+        )
 
     @property
     def pad_id(self) -> int:
@@ -98,19 +121,16 @@ class Experiment:
         """The model in a latent loop, as the engine trains it."""
         checkpointing = self.config.training.activation_checkpointing
         defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
-        return LatentLoop(self.backbone.model, checkpointing, defers, self.kernels)
+        return LatentLoop(self.backbone.model, checkpointing, defers, self.kernels, self.auxiliary)
 
     @cached_property
     def sequences(self) -> Sequences:
         """Makes the sequences of the run's problems."""
         return Sequences(self.config.training, self.config.run.seed, self.method, self.spec, self.backbone.markers)
 
-    def collate(self, batch: MicroBatch) -> Batch:
-        """The tensors of a micro batch, in the memory of the host."""
-        return self._collator(batch.layouts, batch.weights, batch.num_thoughts, batch.num_targets)
-
     @cached_property
-    def _collator(self) -> Collator:
+    def collator(self) -> Collator:
+        """Makes the tensors of micro batches."""
         context = context_length(self.backbone.model)
         return Collator.for_device(self.ranks.device, self.pad_id, self.config.method.jacobi_iterations, context)
 

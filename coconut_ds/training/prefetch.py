@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coconut_ds.model.collate import Batch
+from coconut_ds.objectives.base import Tensors
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Prepared:
 
     indices: list[int]
     """Indices of all problems of the global batch (of every rank), in the epoch's training set."""
-    micro_batches: list[Batch]
+    micro_batches: list[Tensors]
     """In the memory of the host."""
     num_tokens: int
     """Number of tokens in the global batch, without padding."""

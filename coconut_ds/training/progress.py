@@ -1,6 +1,7 @@
 """Progress output of a run, on rank 0 only: plain lines and, on a terminal, a progress bar."""
 
 import sys
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -32,10 +33,12 @@ class ProgressBar:
                 dynamic_ncols=True,
             )
 
-    def update(self, stage: int, loss: float, tokens_per_s: float) -> None:
-        """Advances the bar by one update."""
+    def update(self, stage: int, loss: float, tokens_per_s: float, parts: Mapping[str, float]) -> None:
+        """Advances the bar by one update. ``parts``: the parts of the loss, by name."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"stage {stage}, loss {loss:.4f}, {tokens_per_s:,.0f} tokens/s", refresh=False)
+            split = f" ({', '.join(f'{name} {value:.4f}' for name, value in parts.items())})" if parts else ""
+            text = f"stage {stage}, loss {loss:.4f}{split}, {tokens_per_s:,.0f} tokens/s"
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
 
     def close(self) -> None:

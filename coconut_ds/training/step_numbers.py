@@ -27,9 +27,9 @@ class StepNumbers:
             ranks: all processes of the run.
         """
         self._ranks = ranks
-        self._pair: Tensor | None = None
-        self.loss = math.nan
-        """Loss of the update, over all ranks."""
+        self._sums: Tensor | None = None
+        self.losses = [math.nan]
+        """The parts of the loss of the update, over all ranks."""
         self.stops = False
         """Whether any rank has been asked to stop."""
         self.reads_in_step = True
@@ -48,25 +48,34 @@ class StepNumbers:
             # Stage 0 has no optimizer of DeepSpeed's; that of bf16 under stage 1 computes the norm in another way.
             self.reads_in_step = False
 
+    @property
+    def loss(self) -> float:
+        """Loss of the update, over all ranks."""
+        return sum(self.losses)
+
     def begin(self, losses: Sequence[Tensor], asked_to_stop: bool) -> None:
-        """Adds up the losses of this rank's micro batches, and both numbers over all ranks; waits for nothing."""
-        total = torch.stack(list(losses)).sum().double()
-        self._pair = torch.stack([total, torch.full_like(total, float(asked_to_stop))])
-        self._ranks.add_up(self._pair)
+        """Adds up the losses of this rank's micro batches, part by part, and all numbers over all ranks.
+
+        Waits for nothing. ``losses`` has the parts [K] of the loss of each micro batch.
+        """
+        totals = [torch.stack(part).sum().double() for part in zip(*(each.unbind() for each in losses), strict=True)]
+        self._sums = torch.stack([*totals, torch.full_like(totals[0], float(asked_to_stop))])
+        self._ranks.add_up(self._sums)
 
     def read(self, norms: Sequence[Tensor] = ()) -> list[Tensor]:
         """Reads what ``begin`` has added up, and ``norms``, scalars in fp32 or fp64. Returns these on the CPU."""
-        assert self._pair is not None
-        pair, self._pair = self._pair, None
+        assert self._sums is not None
+        sums, self._sums = self._sums, None
         # fp32 numbers are exact in fp64.
-        loss, stops, *found = torch.cat([pair, *(norm.reshape(1).to(pair) for norm in norms)]).tolist()
-        self.loss, self.stops = loss, stops > 0
+        numbers = torch.cat([sums, *(norm.reshape(1).to(sums) for norm in norms)]).tolist()
+        (*self.losses, stops), found = numbers[: len(sums)], numbers[len(sums) :]
+        self.stops = stops > 0
         return [torch.tensor(value, dtype=norm.dtype) for value, norm in zip(found, norms, strict=True)]
 
     def read_the_rest(self) -> None:
         """Reads what ``begin`` has added up, if nothing has read it yet. DeepSpeed's step does not reach the norm if it
         has found an overflow before."""
-        if self._pair is not None:
+        if self._sums is not None:
             self.read()
 
     def _checked(self, norms: Sequence[Tensor]) -> list[Tensor]:

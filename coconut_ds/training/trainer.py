@@ -125,9 +125,11 @@ class Trainer:
 
     def _prepare(self, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]) -> Prepared:
         run = self.experiment
-        layouts = run.sequences.for_training(epoch, stage, problems, indices)
-        plan = plan_update(layouts, run.geometry, run.ranks.rank, run.config.training.loss_reduction)
-        return Prepared(sorted(indices), [run.collate(batch) for batch in plan], len(layouts.input_ids))
+        examples = run.objective.examples(run.sequences, epoch, stage, problems, indices)
+        reduction, like = run.config.training.loss_reduction, examples.views[0]
+        plans = [plan_update(view, run.geometry, run.ranks.rank, reduction, like) for view in examples.views]
+        batches = [run.objective.collate(run.collator, examples, views) for views in zip(*plans, strict=True)]
+        return Prepared(sorted(indices), batches, examples.num_tokens)
 
     def _update(self, position: Position, prepared: Prepared, lr: float) -> UpdateResult:
         try:
@@ -144,13 +146,14 @@ class Trainer:
         self, position: Position, stage: int, num_tokens: int, update: UpdateResult, lr: float, seconds: float
     ) -> None:
         tokens_per_s = num_tokens / seconds
-        self.progress.update(stage, update.loss, tokens_per_s)
+        self.progress.update(stage, update.loss, tokens_per_s, update.parts)
         self._log(
             position.epoch,
             position.global_step,
             {
                 "train/stage": stage,
                 "train/loss": update.loss,
+                **{f"train/loss_{name}": value for name, value in update.parts.items()},
                 "train/grad_norm": update.grad_norm,
                 "train/lr": lr,
                 "perf/tokens_per_s": round(tokens_per_s, 1),
@@ -221,7 +224,7 @@ class Trainer:
         layouts = run.sequences.at_stage(run.problems.valid_tokens, stage)
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
         plan = plan_update(layouts, geometry, run.ranks.rank, "token")
-        losses = [self.engine(latent_loss, *run.collate(batch).to(self.engine.device)) for batch in plan]
+        losses = [self.engine(latent_loss, *run.collator.collate(batch).to(self.engine.device)) for batch in plan]
         return run.ranks.total(sum(torch.stack(losses).tolist()))
 
     def _log(self, epoch: int, global_step: int, values: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Makes the sequences of a run's problems: at the stage of an epoch, with stage mixing, many at a time."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,6 @@ from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.methods.templates import Pieces, Templates
 from coconut_ds.settings import TrainingConfig
-from coconut_ds.training.curriculum import mixed_stage
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,28 @@ class Sequences:
         """The tokens of problems as arrays; None if their sequences have to be made one by one."""
         pieces = problems.pieces(indices)
         return pieces if self._templates.cover(pieces) else None
+
+
+def mixed_stage(training: TrainingConfig, seed: int, epoch: int, problem: int, stage: int, num_stages: int) -> int:
+    """The stage at which one problem is trained in one epoch of ``stage``.
+
+    With probability ``training.uniform_prob`` it is drawn uniformly from 0..num_stages, all stages of the problem
+    including later ones (the reference implementation's mixing); with probability ``training.replay_prob`` from
+    0..stage ("Reasoning by Superposition", arXiv 2505.12514). The draw depends only on (seed, epoch, problem), not on
+    ranks, threads or order.
+
+    Args:
+        training: holds the two probabilities.
+        seed: ``run.seed``.
+        epoch: counted from 0.
+        problem: index of the problem in the epoch's training set.
+        stage: stage of the epoch.
+        num_stages: number of stages of the problem (``Method.num_stages``).
+    """
+    probability = training.uniform_prob or training.replay_prob
+    if not probability:
+        return stage
+    draw = random.Random(f"stage/{seed}/{epoch}/{problem}")
+    if draw.random() >= probability:
+        return stage
+    return draw.randint(0, num_stages if training.uniform_prob else stage)
