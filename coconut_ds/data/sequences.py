@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method, TokenizedProblem
+from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, TokenizedProblem
 from coconut_ds.methods.layout import Layout, lay_out
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.methods.templates import Pieces, Templates
@@ -35,10 +35,19 @@ class Sequences:
 
         ``index`` is the index of the problem in the epoch's training set.
         """
-        if self._mixes:
-            stages = self.method.num_stages(problem, self.spec)
-            stage = mixed_stage(self.training, self.seed, epoch, index, stage, stages)
-        return self.one(problem, stage)
+        return self.one(problem, self.stage_of(epoch, stage, index, problem))
+
+    def stage_of(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> int:
+        """The stage at which a problem is trained in an epoch of ``stage``; arguments as for ``one_for_training``."""
+        if not self._mixes:
+            return stage
+        stages = self.method.num_stages(problem, self.spec)
+        return mixed_stage(self.training, self.seed, epoch, index, stage, stages)
+
+    def replaced_steps(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> tuple[Ids, ...]:
+        """The steps that a problem's latents replace; arguments as for ``one_for_training``."""
+        stage = self.stage_of(epoch, stage, index, problem)
+        return problem.steps[: self.method.num_removed(stage, len(problem.steps), self.spec)]
 
     def at_stage(self, problems: ProblemArrays, stage: int) -> Layouts:
         """The sequences that all problems become at ``stage``; equal to those of ``one``."""
