@@ -35,8 +35,10 @@ from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.compatibility import check_config, check_model_type, check_supported
+from coconut_ds.model.feed import Feed
 from coconut_ds.model.folder_files import check_folder_files, read_object
 from coconut_ds.model.generation_config import check_generation_config, stated_ends
+from coconut_ds.model.precision import cast
 from coconut_ds.model.support import CONSTRUCTION, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
@@ -53,11 +55,19 @@ class Backbone:
     markers: MarkerIds
     without_rows: tuple[str, ...] = ()
     """Special tokens of the tokenizer that the weights had no embedding row for."""
+    feed: Feed | None = None
+    """What a thought goes through before it is fed back; None: it is fed back as it is."""
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a text: the one that training puts there, then those of the generation config."""
         return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *stated_ends(self.model)]))
+
+    def cast(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Rounds all weights to ``dtype`` in place; see ``precision.cast``."""
+        for part in (self.model, self.feed):
+            if part is not None:
+                cast(part, dtype, device)
 
     @property
     def notes(self) -> list[str]:
