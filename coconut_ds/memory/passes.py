@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters
@@ -84,7 +85,7 @@ def update_bytes(
     layouts: Sequence[Layout],
     dtype: torch.dtype,
     checkpointing: bool = False,
-    iterations: int | None = None,
+    parallel: Parallel | None = None,
     defers: bool = False,
     width_multiple: int = 1,
 ) -> Counter[str]:
@@ -97,7 +98,7 @@ def update_bytes(
         layouts: the sequences of the micro batch.
         dtype: the type that the model computes in.
         checkpointing: whether activation checkpointing is on.
-        iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
+        parallel: how all thoughts are computed at once; None: they are computed one after another.
         defers: whether weight gradients are deferred (``model/deferred.py``).
         width_multiple: see ``Collator``.
     """
@@ -109,11 +110,11 @@ def update_bytes(
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         num_thoughts = max(layout.num_thoughts for layout in layouts)
-        batch = Collator(0, iterations, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
+        batch = Collator(0, parallel, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
         ledger = LiveBytes()
         # In half precision, the last thought and the rest share a pass.
         sequential = num_thoughts if dtype == torch.float32 else max(num_thoughts - 1, 0)
-        _label_passes(model.base_model, ledger, sequential if iterations is None else min(iterations, num_thoughts))
+        _label_passes(model.base_model, ledger, parallel.num_passes(num_thoughts) if parallel else sequential)
         with ledger:
             loss = latent_loss(loop, *batch)
             ledger.part = BACKWARD

@@ -167,7 +167,7 @@ class Planner:
             layouts,
             self.dtype,
             training.activation_checkpointing,
-            self.config.method.jacobi_iterations,
+            self.config.parallel,
             self.on_cpu or bool(training.defer_gradients),
             1 if self.on_cpu else CUDA_WIDTHS,
         )

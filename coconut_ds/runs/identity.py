@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +56,8 @@ NOT_A_NUMBER = (
 )
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
-    f"objective.{key}": value for key, value in ObjectiveConfig().model_dump(mode="json").items()
+    f"objective.{key}": reduce(getitem, key.split("."), ObjectiveConfig().model_dump(mode="json"))
+    for key in leaf_keys(ObjectiveConfig)
 }
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""

@@ -5,7 +5,9 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.settings.data import DataConfig
+from coconut_ds.settings.lotus import lotus_problems
 from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.run import RunConfig
@@ -27,6 +29,8 @@ class Config(Group):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
+        if self.objective.kind == "lotus":
+            problems += lotus_problems(self.objective.lotus, self.method, self.training)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -93,6 +97,14 @@ class Config(Group):
                 "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs"
             )
         return problems
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """How all thoughts are computed at once; None if they are computed one after the other."""
+        method = self.method
+        if method.thinking == "sequential":
+            return None
+        return Parallel(method.thinking, method.iterations, max(self.training.c_thought, 1))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
