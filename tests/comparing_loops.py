@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from making_layouts import jacobi
 from slow_loop import slow_loss
 
 from coconut_ds.methods.layout import Layout
@@ -31,7 +32,7 @@ def compare(
     thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
     results = []
     for compute in (
-        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, iterations=iterations[0])),
+        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, parallel=jacobi(iterations[0]))),
         lambda: slow_loss(model, layouts, weights, iterations[1]),
     ):
         model.zero_grad()

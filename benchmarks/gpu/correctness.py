@@ -19,6 +19,7 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Jacobi, Request, Thinking
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import collate
 from coconut_ds.model.fused import PLAIN, Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -126,8 +127,8 @@ def fast_result(
     """Loss and gradients from the latent loop, where the model is."""
     loop = LatentLoop(model, activation_checkpointing=way == "checkpointing", kernels=kernels)
     thoughts = max(layout.num_thoughts for layout in layouts)
-    iterations = ITERATIONS if way == "jacobi" else None
-    batch = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
+    parallel = Parallel("jacobi", ITERATIONS) if way == "jacobi" else None
+    batch = collate(layouts, _weights(layouts), thoughts, EOS, parallel=parallel)
     return _result(model, latent_loss(loop, *batch.to(loop.device)))
 
 
