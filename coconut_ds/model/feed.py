@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from coconut_ds.distributed.zero import whole
 
+FEED_PREFIX = "latent/feed"
+"""Begins the names of a feed's weights where they are listed together with those of the model."""
+
 
 @dataclass(frozen=True)
 class FeedSpec:
@@ -29,6 +32,9 @@ class FeedSpec:
     """A name in ``FEEDS``."""
     width: int
     """P, the size of its hidden layer."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} of width {self.width}"
 
     def fault(self) -> str | None:
         """What is wrong with these values; None if a feed can be built from them."""
