@@ -55,8 +55,9 @@ class Setting:
     def slow_parts(self, model: torch.nn.Module) -> torch.Tensor:
         """One row after another; each has as many loops as blocks, or the number that the configuration states."""
         lotus, block, rows = self.config.objective.lotus, self.config.training.c_thought, self.rows()
-        # Steps that are removed after stage M have no block.
-        rows = [row if lotus.flat else row._replace(steps=row.steps[: row.row.num_thoughts // block]) for row in rows]
+        if not lotus.flat:
+            # Steps that are removed after stage M have no block, and some blocks have no step.
+            rows = [row._replace(steps=[*row.steps, *[()] * 6][: row.row.num_thoughts // block]) for row in rows]
         lengths = [[len(step) if lotus.flat else min(len(step), block) for step in row.steps] for row in rows]
         num_steps = sum(min(sum(own), row.row.num_thoughts) for own, row in zip(lengths, rows, strict=True))
         num_answers = sum(row.row.num_targets for row in rows)
@@ -98,7 +99,7 @@ LOTUS = ("objective=lotus", "c_thought=3", "lotus.step_factor=0.5")
         ("qwen3", "checkpointing", 3, ("lotus.in_loop=true",)),
         ("gpt2", "each pass", 3, ("lotus.flat=true",)),
         ("llama", "sdpa", 2, ("pad_latent_to_max=false", "lotus.in_loop=true")),
-        ("gpt2", "eager", 1, ("uniform_prob=0.7", "lotus.in_loop=true")),
+        ("gpt2", "eager", 1, ("uniform_prob=0.7", "replay_prob=0", "lotus.in_loop=true")),
         ("qwen3", "sdpa", 2, ("iterations=3",)),
         ("llama", "chunks", 2, ("iterations=1",)),
         ("gpt2", "sdpa", 0, ()),

@@ -7,15 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, Final
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from coconut_ds.settings import Config, ObjectiveConfig
-from coconut_ds.settings.schema import leaf_keys
+from coconut_ds.settings.schema import leaf_keys, value_of
 from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
@@ -56,8 +54,7 @@ NOT_A_NUMBER = (
 )
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
-    f"objective.{key}": reduce(getitem, key.split("."), ObjectiveConfig().model_dump(mode="json"))
-    for key in leaf_keys(ObjectiveConfig)
+    f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)
 }
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
@@ -182,10 +179,7 @@ def _keys(config: Config) -> Iterator[tuple[str, Any]]:
     """Each key that a user can set, with its value."""
     values = config.model_dump(mode="json")
     for key in leaf_keys(Config):
-        value = values
-        for part in key.split("."):
-            value = value[part]
-        yield key, value
+        yield key, value_of(values, key)
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

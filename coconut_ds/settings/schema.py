@@ -1,5 +1,6 @@
 """What all configurations share: frozen groups that refuse unknown keys, readable errors, access by key, and YAML."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
@@ -60,6 +61,12 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     for name in schema.model_fields:
         keys += leaf_keys(groups[name], f"{prefix}{name}.") if name in groups else [f"{prefix}{name}"]
     return keys
+
+
+def value_of(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    first, _, rest = key.partition(".")
+    return value_of(values[first], rest) if rest else values[first]
 
 
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:

@@ -23,6 +23,7 @@ LONG = list(range(3, 23))
 """A question that is long enough to be copied from another request."""
 PLAIN = Request(prompt_of([3, 4, 5, 6], 2), 4)
 SHORT = Request(prompt_of([7], 0, ()), 4)
+FOUR = replace(PLAIN, prompt=prompt_of([3, 4], 4))
 
 
 def other_vector(index, state):
@@ -49,10 +50,13 @@ REQUESTS = {
         replace(SHORT, stop=("x",)),
     ],
     "jacobi": [
-        replace(PLAIN, prompt=prompt_of([3, 4], 4), at_once=AtOnce(Parallel("jacobi", 3), LATENT), keep_thoughts=True),
-        replace(
-            PLAIN, prompt=prompt_of([3, 4], 4), at_once=AtOnce(Parallel("jacobi", 2), LATENT), edit_thought=other_vector
-        ),
+        replace(FOUR, at_once=AtOnce(Parallel("jacobi", 3), LATENT), keep_thoughts=True),
+        replace(FOUR, at_once=AtOnce(Parallel("jacobi", 2), LATENT), edit_thought=other_vector),
+        SHORT,
+    ],
+    "looped": [
+        replace(FOUR, at_once=AtOnce(Parallel("looped", None, 2), LATENT), keep_thoughts=True),
+        replace(FOUR, at_once=AtOnce(Parallel("looped", 1), LATENT), edit_thought=other_vector),
         SHORT,
     ],
     "thoughts": [
