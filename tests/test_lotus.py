@@ -55,16 +55,17 @@ class Setting:
     def slow_parts(self, model: torch.nn.Module) -> torch.Tensor:
         """One row after another; each has as many loops as blocks, or the number that the configuration states."""
         lotus, block, rows = self.config.objective.lotus, self.config.training.c_thought, self.rows()
+        # Some blocks have no step. Steps that are removed after stage M have no block.
+        rows = [row._replace(steps=[*row.steps, (), ()]) for row in rows]
         if not lotus.flat:
-            # Steps that are removed after stage M have no block, and some blocks have no step.
-            rows = [row._replace(steps=[*row.steps, *[()] * 6][: row.row.num_thoughts // block]) for row in rows]
+            rows = [row._replace(steps=row.steps[: row.row.num_thoughts // block]) for row in rows]
         lengths = [[len(step) if lotus.flat else min(len(step), block) for step in row.steps] for row in rows]
         num_steps = sum(min(sum(own), row.row.num_thoughts) for own, row in zip(lengths, rows, strict=True))
         num_answers = sum(row.row.num_targets for row in rows)
         found = torch.zeros(2)
         for row in rows:
             loops = self.config.method.iterations or row.row.num_thoughts // block
-            options = LotusOptions(block, loops, lotus.step_factor, in_loop=lotus.in_loop, flat=lotus.flat)
+            options = LotusOptions(block, loops, lotus.step_weight, in_loop=lotus.in_loop, flat=lotus.flat)
             parts = slow_lotus(model, [row], options, [1 / num_answers], [1 / max(1, num_steps)])
             found = found + torch.stack([parts["answer"], parts["step"]])
         return found
@@ -88,7 +89,7 @@ def gradients_of(model: torch.nn.Module, part: torch.Tensor) -> dict[str, torch.
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-LOTUS = ("objective=lotus", "c_thought=3", "lotus.step_factor=0.5")
+LOTUS = ("objective=lotus", "c_thought=3", "lotus.step_weight=0.5")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ the state before each thought, and must give the token of the step at that place
 k·c + j. A step includes its newline and is cut to c tokens; thoughts without a token are not trained. So the state
 before the first thought, at ``<|start-latent|>``, predicts the first token of the first step. The loss is
 
-    cross entropy of what is written + step_factor · cross entropy of the steps' tokens,
+    cross entropy of what is written + step_weight · cross entropy of the steps' tokens,
 
 each a mean over its own targets of the global batch. Under ``thinking=looped``, on which LOTUS is built, the states are
 those of the last round, or with ``in_loop`` those of round k for block k.
@@ -78,7 +78,7 @@ class Lotus(Objective):
         answer = self._cross_entropy(loop, states, written)
         if rounds:
             states = _each_block_after_its_round(states, rounds, inputs, self.config.training.c_thought)
-        return torch.stack([answer, lotus.step_factor * self._cross_entropy(loop, states, steps)])
+        return torch.stack([answer, lotus.step_weight * self._cross_entropy(loop, states, steps)])
 
     def _cross_entropy(self, loop: LatentLoop, states: Tensor, targets: Targets) -> Tensor:
         """Weighted sum of the cross entropies of targets, whose index is that of a state in ``states`` [B, T, D]."""

@@ -13,8 +13,8 @@ from coconut_ds.settings.training import TrainingConfig
 class LotusConfig(Group):
     """How thoughts learn the tokens of the steps that they replace (objective=lotus)."""
 
-    step_factor: Annotated[float, Field(ge=0, strict=True)] = 0.05
-    """Factor of the cross entropy of the steps' tokens (the paper's λ)."""
+    step_weight: Annotated[float, Field(ge=0, strict=True)] = 0.05
+    """Weight of the cross entropy of the steps' tokens (the paper's λ)."""
     in_loop: bool = False
     """false: all blocks of thoughts are read after the last pass. true: block k (from 1) is read after pass k."""
     flat: bool = False
