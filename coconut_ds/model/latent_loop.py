@@ -37,6 +37,7 @@ from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.last_layer import LastLayer
+from coconut_ds.model.layer_states import LayerStates
 from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import Passes, last_hidden_states, passes_of
@@ -149,11 +150,12 @@ class LatentLoop(nn.Module):
         with self.last_layer.only(read):
             return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
-    def encode(self, inputs: LatentInputs, all_states: bool = True) -> Tensor:
+    def encode(self, inputs: LatentInputs, all_states: bool = True, layers: LayerStates | None = None) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
         With ``all_states=False`` a state within the prefix is valid only if it is the first thought or predicts a
-        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
+        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper. ``layers`` receives
+        the states of all layers at the columns that it asks for.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -162,6 +164,8 @@ class LatentLoop(nn.Module):
         # otherwise than that of a few.
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
+        if layers is not None:
+            passes = layers.over(passes)
         prefix, steps, rest = self._embeddings(inputs)
         parts = [passes.prefix(prefix())]
         if inputs.step_ids.shape[1]:

@@ -62,6 +62,18 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+def leaf_values(group: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """The value of each key that a user can set, as plain values, by dotted key. ``prefix`` is put before each key."""
+    values = group.model_dump(mode="json")
+    found = {}
+    for key in leaf_keys(type(group)):
+        value = values
+        for part in key.split("."):
+            value = value[part]
+        found[f"{prefix}{key}"] = value
+    return found
+
+
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The fields that hold a group, or may hold one (``ModelConfig | None``), each with the group's class."""
     found = {}

@@ -11,6 +11,7 @@ from torch import nn
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
+from coconut_ds.data.tokens import encode_announcements
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
@@ -126,7 +127,9 @@ class Experiment:
     @cached_property
     def sequences(self) -> Sequences:
         """Makes the sequences of the run's problems."""
-        return Sequences(self.config.training, self.config.run.seed, self.method, self.spec, self.backbone.markers)
+        config, backbone = self.config, self.backbone
+        announcements = encode_announcements(backbone.tokenizer, config.data.text_format)
+        return Sequences(config.training, config.run.seed, self.method, self.spec, backbone.markers, announcements)
 
     @cached_property
     def collator(self) -> Collator:
