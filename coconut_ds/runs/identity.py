@@ -57,6 +57,7 @@ LATER_KEYS = {
     "data.answers": "text",
     "model.fused_kernels": "off",
     "run.tf32": False,
+    "training.lr_schedule": "constant",
     **leaf_values(ObjectiveConfig(), "objective."),
 }
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
@@ -122,6 +123,9 @@ def ingredients(
     _replace_model_paths(owned, config, weights)
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
+    if config.training.lr_schedule != "constant":
+        # The schedule ends with the run.
+        owned["training.num_epochs"] = {"training.num_epochs": config.training.num_epochs}
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}

@@ -26,7 +26,8 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [*self._file_problems(), *self._run_problems(), *self._format_problems(), *self._codi_problems()]
+        problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
+        problems += [*self._feed_problems(), *self._codi_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -93,6 +94,15 @@ class Config(Group):
                 "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs"
             )
         return problems
+
+    def _feed_problems(self) -> list[str]:
+        method = METHODS[self.method.kind]
+        if self.objective.feed == "identity" or (method.has_latents and not method.pauses):
+            return []
+        return [
+            f"objective.feed={self.objective.feed}: method.kind={method.name} feeds no hidden state back; set "
+            "objective.feed=identity, or a method with thoughts such as method=coconut"
+        ]
 
     def _codi_problems(self) -> list[str]:
         if self.objective.kind != "codi":
