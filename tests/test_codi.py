@@ -1,5 +1,6 @@
 """The objective ``codi`` equals a slow twin in all parts and gradients, and trains, resumes and is refused properly."""
 
+import math
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -8,14 +9,19 @@ from typing import NamedTuple
 import pytest
 import torch
 from making_tokenizers import tokenizers
+from making_training import AskedToStop, column, record, train
+from safetensors.torch import load_file
 from slow_codi import CodiOptions, CodiRow, CodiWeights, slow_codi
 from slow_thoughts import unchanged
 from tiny_models import make_model
+from torch_engine import DROPOUT, run_folder, tiny_experiment
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import encode_announcements, tokenize
+from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.errors import ConfigError
 from coconut_ds.formats import TEXT
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
@@ -170,3 +176,35 @@ def test_the_value_begins_after_the_announcement_whatever_the_tokenizer(kind):
         # Word-level tokenizers keep no spaces.
         assert tokenizer.decode(before).strip() == "###", (answer, before)
         assert tokenizer.decode(value).strip() == tokenizer.decode(tokenizer.encode(answer)).strip(), (answer, value)
+
+
+RUN = ("objective=codi", "feed_width=8", "codi.gamma=2", "lr_schedule=cosine", "warmup_steps=2", DROPOUT)
+
+
+def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
+    """With dropout, a falling learning rate, a curriculum whose first stage has no thoughts, and a learned feed."""
+    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
+    train(whole, *RUN)
+    for at in (4, 3):
+        with pytest.raises(Interrupted):
+            train(stopped, *RUN, interrupts=AskedToStop(at))
+    train(stopped, *RUN)
+    assert record(stopped) == record(whole)
+    parts = [column(whole, f"train/loss_{name}") for name in Codi.parts]
+    assert [sum(values) for values in zip(*parts, strict=True)] == pytest.approx(column(whole, "train/loss"))
+    assert all(value > 0 for values in parts for value in values)
+    cosine = [1.0, *((1 + math.cos(math.pi * done / 7)) / 2 for done in range(7))]
+    assert column(whole, "train/lr") == pytest.approx([1e-3, *(2e-3 * factor for factor in cosine)])
+    ends = [one.checkpoint(3) for one in (whole, stopped)]
+    for part in ("model.safetensors", "coconut.json", "latent/feed.safetensors"):
+        here, there = ((end / part).read_bytes() for end in ends)
+        assert here == there, part
+
+    # A run from this checkpoint trains its feed further, with any objective, and refuses to start from another one.
+    start = f"load_model_path={ends[0]}"
+    trained = load_file(ends[0] / "latent" / "feed.safetensors")
+    for overrides in (("objective=likelihood",), RUN):
+        feed = tiny_experiment(*overrides, start).backbone.feed
+        assert all(torch.equal(value, trained[name]) for name, value in feed.state_dict().items())
+    with pytest.raises(ConfigError, match=r"run.load_model_path: the feed of this checkpoint .*width=8.*width=16"):
+        tiny_experiment("objective=codi", "feed_width=16", start)
