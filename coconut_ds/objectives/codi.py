@@ -111,14 +111,19 @@ class Codi(Objective):
         return CodiBatch(student, teacher, views[0].share)
 
     def loss(self, loop: LatentLoop, batch: CodiBatch) -> Tensor:
-        """The three parts, [3].
+        """The three parts, [3]."""
+        return self.parts_and_states(loop, batch)[0]
+
+    def parts_and_states(self, loop: LatentLoop, batch: CodiBatch) -> tuple[Tensor, Tensor]:
+        """The three parts, [3], and the student's states [B, T, D] (``LatentLoop.encode``), for objectives that add to
+        this one.
 
         The teacher's pass serves its cross entropy and the distance. The public code makes two passes, which are equal
         without dropout.
         """
         settings = self.config.objective.codi
-        student, own = _passed(loop, batch.student)
-        teacher, aim = _passed(loop, batch.teacher, detached=True)
+        student, states, own = _passed(loop, batch.student)
+        teacher, _, aim = _passed(loop, batch.teacher, detached=True)
         distances = distance(own.float(), aim.float(), settings.distance, settings.divide_by_std)
         return torch.stack([student, settings.teacher_weight * teacher, settings.gamma * batch.share * distances.sum()])
 

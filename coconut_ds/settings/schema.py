@@ -1,5 +1,6 @@
 """What all configurations share: frozen groups that refuse unknown keys, readable errors, access by key, and YAML."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
@@ -62,16 +63,10 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def leaf_values(group: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """The value of each key that a user can set, as plain values, by dotted key. ``prefix`` is put before each key."""
-    values = group.model_dump(mode="json")
-    found = {}
-    for key in leaf_keys(type(group)):
-        value = values
-        for part in key.split("."):
-            value = value[part]
-        found[f"{prefix}{key}"] = value
-    return found
+def value_of(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    first, _, rest = key.partition(".")
+    return value_of(values[first], rest) if rest else values[first]
 
 
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
