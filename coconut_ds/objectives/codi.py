@@ -10,6 +10,7 @@ s and t are the states of student and teacher; no gradient flows into t.
 
 Shapes:
     B  rows of a micro batch
+    T  columns of a collated view
     D  hidden size
     L  layers of the model
 """
@@ -125,7 +126,8 @@ class Codi(Objective):
         student, states, own = _passed(loop, batch.student)
         teacher, _, aim = _passed(loop, batch.teacher, detached=True)
         distances = distance(own.float(), aim.float(), settings.distance, settings.divide_by_std)
-        return torch.stack([student, settings.teacher_weight * teacher, settings.gamma * batch.share * distances.sum()])
+        distillation = settings.gamma * batch.share * distances.sum()
+        return torch.stack([student, settings.teacher_weight * teacher, distillation]), states
 
 
 def view_of(collator: Collator, view: MicroBatch, value_starts: Integers) -> CodiView:
@@ -150,12 +152,13 @@ def _places(layouts: Layouts, value_starts: Integers) -> Tensor:
     return torch.from_numpy(np.searchsorted(targets, layouts.starts[:-1] + value_starts))
 
 
-def _passed(loop: LatentLoop, view: CodiView, detached: bool = False) -> tuple[Tensor, Tensor]:
-    """The cross entropy of a view, and its states [L + 1, B, D] in all layers at the columns that it reads."""
+def _passed(loop: LatentLoop, view: CodiView, detached: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross entropy of a view, its states [B, T, D], and those [L + 1, B, D] of all layers at the read columns."""
     inputs, targets = view.batch
     layers = LayerStates(loop.model, view.reads, detached)
-    states = loop.encode(inputs, all_states=False, layers=layers).flatten(0, 1)
-    return target_loss(loop.head, loop.vocabulary, states[targets.index], targets), layers.states
+    states = loop.encode(inputs, all_states=False, layers=layers)
+    loss = target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
+    return loss, states, layers.states
 
 
 def distance(own: Tensor, aim: Tensor, kind: str, divides_by_std: bool) -> Tensor:
