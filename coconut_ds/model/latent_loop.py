@@ -40,6 +40,7 @@ from coconut_ds.model.feed import Feed
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.last_layer import LastLayer
+from coconut_ds.model.layer_states import LayerStates
 from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import last_hidden_states, passes_of
@@ -163,15 +164,21 @@ class LatentLoop(nn.Module):
         with self.last_layer.only(read):
             return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
-    def encode(self, inputs: LatentInputs, all_states: bool = True, each_round: list[Tensor] | None = None) -> Tensor:
+    def encode(
+        self,
+        inputs: LatentInputs,
+        all_states: bool = True,
+        layers: LayerStates | None = None,
+        rounds: list[Tensor] | None = None,
+    ) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
         Args:
             inputs: the batch.
             all_states: False: a state within the prefix is valid only if it is the first thought or predicts a target
                 (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
-            each_round: if given, receives the states [B, L, D] of the step columns in each of the passes 1 to R of
-                ``thinking=looped``.
+            layers: receives the states of all layers at the columns that it asks for.
+            rounds: receives the states [B, L, D] of the step columns after each of the R rounds of ``thinking=looped``.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -180,12 +187,14 @@ class LatentLoop(nn.Module):
         # otherwise than that of a few.
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
+        if layers is not None:
+            passes = layers.over(passes)
         prefix, steps, rest = self._embeddings(inputs)
         parts = [passes.prefix(prefix())]
         if inputs.step_ids.shape[1]:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            parts += StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32).states(state, each_round)
+            parts += StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32).states(state, rounds)
         elif self.feed is not None and torch.is_grad_enabled():
             # ZeRO 1 and 2 expect a gradient of every parameter. Without thoughts, those of the feed are 0.
             parts[0] = parts[0] + 0 * self.feed(parts[0].new_zeros(1, self.width)).sum()

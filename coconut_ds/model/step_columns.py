@@ -40,17 +40,17 @@ class StepColumns:
         """The first step column."""
         return self.inputs.prefix_ids.shape[1]
 
-    def states(self, state: Tensor, each_round: list[Tensor] | None = None) -> list[Tensor]:
+    def states(self, state: Tensor, rounds: list[Tensor] | None = None) -> list[Tensor]:
         """The states of all these columns, in parts of dimension 1.
 
         Args:
             state: [B, 1, D] each row's last state in the prefix, that is its first thought.
-            each_round: see ``LatentLoop.encode``.
+            rounds: see ``LatentLoop.encode``.
         """
         parallel = self.inputs.parallel
         if parallel is None:
             return self._sequential(state)
-        return self._jacobi(parallel, state) if parallel.kind == "jacobi" else self._looped(parallel, each_round)
+        return self._jacobi(parallel, state) if parallel.kind == "jacobi" else self._looped(parallel, rounds)
 
     def _sequential(self, state: Tensor) -> list[Tensor]:
         """Runs one pass for each of the L step columns, and one for the rest."""
@@ -84,7 +84,7 @@ class StepColumns:
             states = self.passes.later(embeds, self.start, again=True)
         return [states, self.passes.later(self.rest(), self.start + count)]
 
-    def _looped(self, parallel: Parallel, each_round: list[Tensor] | None) -> list[Tensor]:
+    def _looped(self, parallel: Parallel, rounds: list[Tensor] | None) -> list[Tensor]:
         """Computes all L step columns together, once and then in each round again (LOTUS, arXiv 2606.31779).
 
         The input of a thought is the embedding e of its marker at first, and e plus the thought's own state of the pass
@@ -93,13 +93,13 @@ class StepColumns:
         does not depend on the other rows.
         """
         embedded, thought = self.steps(), self.inputs.is_thought.unsqueeze(-1)
-        count, rounds = embedded.shape[1], parallel.rounds(embedded.shape[1])
+        count, number = embedded.shape[1], parallel.rounds(embedded.shape[1])
         own, block = thought.sum(dim=1, keepdim=True), parallel.block if parallel.iterations is None else 0
         embeds, states = embedded, self.passes.later(embedded, self.start, again=True)
-        for done in range(rounds):
+        for done in range(number):
             embeds = torch.where(thought & (own > done * block), embedded + self.fed(states), embeds)
-            columns = torch.cat([embeds, self.rest()], dim=1) if done == rounds - 1 else embeds
+            columns = torch.cat([embeds, self.rest()], dim=1) if done == number - 1 else embeds
             states = self.passes.later(columns, self.start, again=True)
-            if each_round is not None:
-                each_round.append(states[:, :count])
+            if rounds is not None:
+                rounds.append(states[:, :count])
         return [states]

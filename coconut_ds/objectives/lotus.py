@@ -74,7 +74,7 @@ class Lotus(Objective):
         (inputs, written), steps = batch.written, batch.steps.targets
         lotus = self.config.objective.lotus
         rounds: list[Tensor] | None = [] if lotus.in_loop else None
-        states = loop.encode(inputs, all_states=False, each_round=rounds)
+        states = loop.encode(inputs, all_states=False, rounds=rounds)
         answer = self._cross_entropy(loop, states, written)
         if rounds:
             states = _each_block_after_its_round(states, rounds, inputs, self.config.training.c_thought)

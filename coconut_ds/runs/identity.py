@@ -53,9 +53,12 @@ NOT_A_NUMBER = (
     "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
-    f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)
-}
+LATER_KEYS = {
+    "data.answers": "text",
+    "model.fused_kernels": "off",
+    "run.tf32": False,
+    "training.lr_schedule": "constant",
+} | {f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")
@@ -119,6 +122,9 @@ def ingredients(
     _replace_model_paths(owned, config, weights)
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
+    if config.training.lr_schedule != "constant":
+        # The schedule ends with the run.
+        owned["training.num_epochs"] = {"training.num_epochs": config.training.num_epochs}
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}
