@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from comparing_objectives import Implementation, compare_all
 from recorded_codi import RecordedCodi
+from recorded_lotus import RecordedLotus
 from recorded_objectives import SOURCES, Recording
 from recorded_twins import Twins
 from safetensors.torch import load_file
@@ -33,7 +34,11 @@ from coconut_ds.model.collate import collate
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 
 TOLERANCE = 1e-4
-CHECKED: dict[str, Implementation] = {**dict.fromkeys(SOURCES.values(), Twins()), "codi": RecordedCodi()}
+CHECKED: dict[str, Implementation] = {
+    **dict.fromkeys(SOURCES.values(), Twins()),
+    "codi": RecordedCodi(),
+    "lotus": RecordedLotus(),
+}
 """For each objective, the implementation that is compared."""
 
 
