@@ -4,18 +4,25 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from making_training import AskedToStop, column, record, train
+from slow_loop import slow_generate
 from slow_lotus import LotusOptions, LotusRow, slow_lotus
 from tiny_models import make_model
-from torch_engine import tiny_config
+from torch_engine import DROPOUT, run_folder, tiny_config, tiny_experiment
 
+from coconut_ds import load_reasoner
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
+from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.generation.prompter import Writing
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds, TokenizedProblem
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import loss
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.objectives import objective_of
+from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry, plan_update
 
@@ -127,3 +134,37 @@ def test_parts_and_gradients_equal_the_slow_twin(family, way, stage, overrides, 
                 for name, found in gradients_of(model, part).items():
                     scale = max(1.0, float(gradients[name].abs().max()))
                     torch.testing.assert_close(found, gradients[name], rtol=1e-3, atol=2e-5 * scale, msg=name)
+
+
+RUN = ("objective=lotus", "c_thought=2", DROPOUT)
+
+
+def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
+    """With dropout; the first stage has no thoughts. Its checkpoint thinks as it was trained, with no option given."""
+    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
+    train(whole, *RUN)
+    for at in (4, 3):
+        with pytest.raises(Interrupted):
+            train(stopped, *RUN, interrupts=AskedToStop(at))
+    train(stopped, *RUN)
+    assert record(stopped) == record(whole)
+    answers, steps = (column(whole, f"train/loss_{part}") for part in ("answer", "step"))
+    assert [a + b for a, b in zip(answers, steps, strict=True)] == pytest.approx(column(whole, "train/loss"))
+    assert [value > 0 for value in steps] == [False] * 3 + [True] * 6
+    ends = [one.checkpoint(3) for one in (whole, stopped)]
+    for part in ("model.safetensors", "coconut.json"):
+        here, there = ((end / part).read_bytes() for end in ends)
+        assert here == there, part
+    experiment = tiny_experiment(*RUN)
+    reasoner = load_reasoner(ends[0])
+    assert reasoner.prompter.parallel == experiment.config.parallel == Parallel("looped", None, 2)
+    problems = [problem.question for problem in experiment.problems.valid]
+    made = reasoner.generate(problems, keep_thoughts=True, max_new_tokens=4)
+    model = reasoner.backbone.model
+    for question, answer in zip(problems, made, strict=True):
+        request = reasoner.prompter.request(reasoner.prompter.encode([question])[0], reasoner.thoughts(), Writing(4))
+        assert answer.completion.tokens == slow_generate(model, request, reasoner.prompter.eos_ids[0])
+        assert len(reasoner.decode_thoughts(answer)) == 4
+    traced = trace_thoughts(reasoner, problems[:1], max_new_tokens=4)[0]
+    decoded = reasoner.decode_thoughts(made[0])
+    assert [one.decoded.tokens for one in traced.thoughts] == [one.tokens for one in decoded]
