@@ -34,7 +34,7 @@ LOSS_FP32, GRADIENTS_FP32 = 1e-5, 1e-3
 """Largest difference of the loss, relative to it, and of any gradient, relative to its largest element, in fp32."""
 LOSS_BF16, GRADIENTS_BF16 = 0.02, 0.1
 """The same in bf16: of the loss, and of all gradients together, as the norm of the difference over the norm."""
-PARALLEL = {"jacobi": Parallel("jacobi", 3), "looped": Parallel("looped", None, block=2)}
+PARALLEL = {"jacobi": Parallel("jacobi", 2), "looped": Parallel("looped", None, block=2)}
 """Ways to compute all thoughts at once."""
 
 

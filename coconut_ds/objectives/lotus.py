@@ -100,14 +100,11 @@ def with_step_labels(layouts: Layouts, steps: Sequence[Sequence[Ids]], block: in
     labels, counts = np.full(len(layouts.labels), IGNORE), np.zeros(len(layouts), np.int64)
     starts = layouts.starts[:-1] + layouts.first_thought
     for row, (own, start, room) in enumerate(zip(steps, starts.tolist(), layouts.num_thoughts.tolist(), strict=True)):
-        if flat:
-            places = [join(own)[:room]]
-        else:
-            places = [step[:block] for step in own[: room // block]]
-        for number, tokens in enumerate(places):
+        placed: list[Ids] = [join(own)[:room]] if flat else [step[:block] for step in own[: room // block]]
+        for number, tokens in enumerate(placed):
             first = start + number * block
             labels[first : first + len(tokens)] = tokens
-        counts[row] = sum(map(len, places))
+        counts[row] = sum(map(len, placed))
     return replace(layouts, labels=labels, num_targets=counts)
 
 
