@@ -8,8 +8,10 @@ from recorded_cases import Case, trusted_cases
 from recorded_objectives import Prompt, Recording
 from torch import Tensor, nn
 
-TOLERANCES = {"loss": 1e-4, "gradient norms": 1e-3, "greedy tokens": 0.0}
-"""The largest relative difference of losses and of norms of gradients; the largest number of tokens that differ."""
+TOLERANCES = {"loss": 1e-4, "gradient norms": 1e-4, "greedy tokens": 0.0}
+"""The largest relative difference of losses and of norms of gradients, and the largest number of tokens that differ.
+
+The approximate GELU in CODI's projection changes norms of gradients by 2e-4 to 5e-4, and rounding by less than 1e-5."""
 SMALL = 1e-6
 """Differences are relative to the recorded number, or to this if it is smaller."""
 
