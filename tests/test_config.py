@@ -70,7 +70,7 @@ from coconut_ds.settings.schema import leaf_keys
         ),
         (
             {"method.thinking": "jacobi", "method.iterations": None},
-            ["iterations=null", "thinking=jacobi", "set method.iterations to a number"],
+            ["iterations=null", "found jacobi", "set method.iterations to a number"],
         ),
         *(
             (
