@@ -178,7 +178,10 @@ def test_the_value_begins_after_the_announcement_whatever_the_tokenizer(kind):
         assert tokenizer.decode(value).strip() == tokenizer.decode(tokenizer.encode(answer)).strip(), (answer, value)
 
 
-RUN = ("objective=codi", "feed_width=8", "codi.gamma=2", "lr_schedule=cosine", "warmup_steps=2", DROPOUT)
+RUN = (
+    *("objective=codi", "feed_width=8", "codi.gamma=2"),
+    *("lr_schedule=cosine", "warmup_steps=2", "reset_optimizer=never", DROPOUT),
+)
 
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):

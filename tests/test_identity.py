@@ -69,7 +69,6 @@ OTHER_VALUES: dict[str, Any] = {
     "method.kind": "cot",
     "objective.kind": "codi",
     "objective.feed": "projection",
-    "objective.feed_width": 9,
     "objective.codi.distance": "l2",
     "model.model_init": "pretrained",
     "model.model_config_overrides": {"n_layer": 99},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut_ds.data.sources import Source
 from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
@@ -62,6 +62,14 @@ def card_of(config: Config) -> ModelCard | None:
     """The card of the checkpoint in ``run.load_model_path``; None if there is no checkpoint or it has no card."""
     path = config.run.load_model_path
     return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
+
+
+def wanted_feed(config: Config, model: PreTrainedModel) -> FeedSpec | None:
+    """The feed that the configuration group ``objective`` asks for; None: it asks for none."""
+    objective = config.objective
+    if objective.feed == "identity":
+        return None
+    return FeedSpec(objective.feed, objective.feed_width or int(model.config.get_text_config().hidden_size))
 
 
 def starting_feed(backbone: Backbone, wanted: FeedSpec | None, method: Method, seed: int) -> Feed | None:

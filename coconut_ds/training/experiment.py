@@ -23,11 +23,10 @@ from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.digest import digest_parameters
-from coconut_ds.model.feed import FeedSpec
 from coconut_ds.model.fused import Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
-from coconut_ds.model.starting import starting_backbone, starting_feed
+from coconut_ds.model.starting import starting_backbone, starting_feed, wanted_feed
 from coconut_ds.model.support import context_length
 from coconut_ds.objectives import objective_of
 from coconut_ds.objectives.base import Objective
@@ -85,7 +84,7 @@ class Experiment:
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = digest_parameters(backbone.model, ranks, backbone.feed) if loaded else None
         method = METHODS[config.method.kind]
-        backbone.feed = starting_feed(backbone, _wanted_feed(config, backbone), method, config.run.seed)
+        backbone.feed = starting_feed(backbone, wanted_feed(config, backbone.model), method, config.run.seed)
         if config.model.lora.rank:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
@@ -169,11 +168,3 @@ class Experiment:
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
         )
-
-
-def _wanted_feed(config: Config, backbone: Backbone) -> FeedSpec | None:
-    """The feed that the objective needs."""
-    objective = config.objective
-    if objective.feed == "identity":
-        return None
-    return FeedSpec(objective.feed, objective.feed_width or int(backbone.model.config.get_text_config().hidden_size))
