@@ -154,7 +154,7 @@ def whole_micro_batch(examples: Examples) -> list[MicroBatch]:
 
 
 def _thought_passes(view: MicroBatch, parallel: Parallel | None, joins_rest: bool) -> int:
-    """Number of passes over thoughts alone; ``joins_rest``: the last one of several thoughts shares a pass with the rest.
+    """Number of passes over thoughts alone; ``joins_rest``: the last thought shares a pass with the rest.
 
     With ``thinking=looped`` the last pass over all thoughts includes the rest.
     """
