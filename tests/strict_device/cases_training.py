@@ -10,9 +10,11 @@ import strict_device
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.layouts import Layouts
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.feed import feed_state
 from coconut_ds.model.last_layer import LastLayer
@@ -21,6 +23,8 @@ from coconut_ds.model.lora import add_adapters, merged_state
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
+from coconut_ds.objectives.lotus import Lotus, LotusBatch, with_step_labels
+from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.model import LoraConfig
 from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
 
@@ -104,6 +108,22 @@ def test_only_the_ends_of_the_prefix_are_read(syncs, family):
     layouts = [layout_of(*shape) for shape in SHAPES if shape[1]]
     model = strict_device.make_model(family, torch.bfloat16)
     run(syncs, LatentLoop(model, defer_gradients=False), batch_of(layouts))
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_lotus(syncs, in_loop):
+    """Rows with two, one and no blocks of one thought, some of them without a step."""
+    config = compose_config(["objective=lotus", "c_thought=1", f"lotus.in_loop={in_loop}"])
+    written = Layouts.of([layout_of(*shape) for shape in SHAPES])
+    steps = with_step_labels(written, [[(5,), (6,)], [(7,)], [(8,)], []], block=1)
+    collator = Collator(0, config.parallel)
+    batch = LotusBatch(*(collator(view, [0.1] * len(view), 2) for view in (written, steps))).to(DEVICE)
+    loop = LatentLoop(strict_device.make_model("llama"), defer_gradients=False).train()
+    with syncs.refused():
+        made = loop(Lotus(config).loss, batch)
+        made.sum().backward()
+    assert (made.device, made.dtype, made.shape) == (DEVICE, torch.float32, (2,))
+    check_gradients(loop)
 
 
 def test_no_thoughts_and_no_padding(syncs):
