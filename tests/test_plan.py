@@ -122,6 +122,16 @@ def test_a_plan_counts_all_views_and_the_feed_of_an_objective(capsys):
     assert 1.5 < sum(codi["passes"].values()) / sum(plain["passes"].values()) < 2.5
 
 
+def test_a_plan_counts_each_round_and_a_sequence_with_two_kinds_of_targets_once(capsys):
+    base = ["tokens=60", "targets=10", "batch_size_training=4", "c_thought=4", "max_latent_stage=4"]
+    plain = planned(capsys, *base)
+    once, often = (planned(capsys, *base, "objective=lotus", f"iterations={rounds}") for rounds in (1, 5))
+    assert once["keys_and_values"] == often["keys_and_values"] == plain["keys_and_values"]
+    # The last round is one with the rest.
+    assert 4 < often["passes"]["thoughts"] / once["passes"]["thoughts"] < 6
+    assert often["passes"]["rest"] == pytest.approx(once["passes"]["rest"], rel=0.2)
+
+
 @pytest.mark.slow
 def test_a_plan_as_numbers_and_as_a_table(capsys):
     base = ("tokens=40", "batch_size_training=4", "deepspeed=zero0", "max_latent_stage=1")
