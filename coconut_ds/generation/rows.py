@@ -22,7 +22,7 @@ class Listener:
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
         """Thought ``index`` (from 0) is about to be fed back.
 
-        ``state``: [D] on the model's device, before the feed; without a feed, after any edit.
+        ``state``: [D] on the model's device, the thought as in ``Completion.thoughts``.
         """
 
     def on_token(self, ticket: int, token: int, score: Score | None) -> None:
