@@ -109,12 +109,11 @@ def test_all_kinds_of_requests(syncs, name, family):
         assert thoughts is None or thoughts.device.type == "cpu"
 
 
-@pytest.mark.parametrize("name", ["jacobi", "thoughts", "reuse"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_thoughts_that_go_through_a_feed(syncs, name, dtype):
+def test_thoughts_that_go_through_a_feed(syncs):
+    dtype, requests = torch.bfloat16, [*REQUESTS["jacobi"], *REQUESTS["thoughts"]]
     loop = LatentLoop(strict_device.make_model("llama", dtype), feed=strict_device.make_feed(dtype)).eval()
-    made = run(loop, REQUESTS[name])
-    assert [completion.tokens for completion in made] == list(map(written, REQUESTS[name]))
+    made = run(loop, requests)
+    assert [completion.tokens for completion in made] == list(map(written, requests))
     kept = [tensor for one in made if one.thoughts is not None for tensor in (one.thoughts, one.fed)]
     assert {tensor.device.type for tensor in kept} <= {"cpu"}
 
