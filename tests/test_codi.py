@@ -178,6 +178,16 @@ def test_the_value_begins_after_the_announcement_whatever_the_tokenizer(kind):
         assert tokenizer.decode(value).strip() == tokenizer.decode(tokenizer.encode(answer)).strip(), (answer, value)
 
 
+def test_in_formats_with_a_cue_its_last_token_predicts_the_value():
+    problems = [replace(problem, cue=[33, 34]) for problem in PROBLEMS]
+    maker = replace(sequences(CASES["eager"]), announcements=())
+    arrays = ProblemArrays([arrays_of(problems)], [33, 34])
+    examples = Codi(config_of("coconut_no_curriculum")).examples(maker, 0, 0, arrays, range(len(problems)))
+    for view, starts in zip(examples.views, examples.value_starts, strict=True):
+        found = [layout.input_ids[start - 2 : start + 1] for layout, start in zip(view, starts.tolist(), strict=True)]
+        assert found == [[33, 34, problem.answer[0]] for problem in problems]
+
+
 RUN = (
     *("objective=codi", "feed_width=8", "codi.gamma=2"),
     *("lr_schedule=cosine", "warmup_steps=2", "reset_optimizer=never", DROPOUT),
@@ -209,5 +219,5 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     for overrides in (("objective=likelihood",), RUN):
         feed = tiny_experiment(*overrides, start).backbone.feed
         assert all(torch.equal(value, trained[name]) for name, value in feed.state_dict().items())
-    with pytest.raises(ConfigError, match=r"run.load_model_path: the feed of this checkpoint .*width=8.*width=16"):
+    with pytest.raises(ConfigError, match=r"run.load_model_path: the feed of this checkpoint  is projection of width 8, .* width 16"):
         tiny_experiment("objective=codi", "feed_width=16", start)
