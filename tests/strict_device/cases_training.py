@@ -17,7 +17,7 @@ from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.digest import digest_parameters
-from coconut_ds.model.feed import Projection
+from coconut_ds.model.feed import Projection, feed_state
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters, merged_state
@@ -66,6 +66,18 @@ def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpoint
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_deferred_gradients(syncs, family):
     run(syncs, LatentLoop(strict_device.make_model(family), defer_gradients=True), mixed_batch())
+
+
+@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
+def test_a_feed(syncs, iterations):
+    """Rows with and without thoughts; then only rows without, for which its gradients are zeros."""
+    feed = strict_device.make_feed()
+    loop = LatentLoop(strict_device.make_model("llama"), defer_gradients=True, feed=feed)
+    run(syncs, loop, mixed_batch(iterations))
+    loop.zero_grad()
+    run(syncs, loop, batch_of([make_layout("no_cot", 0)] * 2))
+    assert digest_parameters(loop.model, ALONE, feed) != digest_parameters(loop.model, ALONE)
+    assert {value.device.type for value in feed_state(feed, is_first=True).values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("thinks", [True, False])
