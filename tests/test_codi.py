@@ -4,12 +4,17 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from comparing_objectives import compare, compare_answers
 from making_tokenizers import tokenizers
 from making_training import AskedToStop, column, record, train
+from recorded_cases import trusted_cases
+from recorded_codi import RecordedCodi
+from recorded_objectives import Recording
 from safetensors.torch import load_file
 from slow_codi import CodiOptions, CodiRow, CodiWeights, slow_codi
 from slow_thoughts import unchanged
@@ -144,6 +149,16 @@ def test_parts_and_gradients_are_those_of_the_slow_twin(name):
         )
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_recorded_numbers_are_reproduced(family):
+    """Each loss, the norm of the gradient of each parameter, and greedy answers of the public code, to 1e-4."""
+    recording = Recording(Path(__file__).parent / "parity_data" / "objectives" / "codi" / family)
+    found = compare(RecordedCodi(), trusted_cases(recording), each_part=False)
+    found.add(compare_answers(RecordedCodi(), recording))
+    factor, worst = found.excess()
+    assert factor <= 1, worst
+
+
 def test_half_precision_reads_the_same_states():
     """Its passes are others: the rest joins the last thought, and the last layer attends only where it is read."""
     case = CASES["ragged"]
@@ -219,5 +234,7 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     for overrides in (("objective=likelihood",), RUN):
         feed = tiny_experiment(*overrides, start).backbone.feed
         assert all(torch.equal(value, trained[name]) for name, value in feed.state_dict().items())
-    with pytest.raises(ConfigError, match=r"run.load_model_path: the feed of this checkpoint  is projection of width 8, .* width 16"):
+    with pytest.raises(
+        ConfigError, match=r"run.load_model_path: the feed of this checkpoint  is projection of width 8, .* width 16"
+    ):
         tiny_experiment("objective=codi", "feed_width=16", start)
