@@ -39,3 +39,13 @@ class ObjectiveConfig(Group):
     """Width between the two linear maps (feed=projection); null: the hidden size."""
     codi: CodiConfig = Field(default_factory=CodiConfig)
     """Self-distillation."""
+
+    @property
+    def uses_codi(self) -> bool:
+        """Whether the loss contains that of kind=codi."""
+        return self.kind == "codi"
+
+    @property
+    def mixes_micro_batch(self) -> bool:
+        """Whether the loss of a problem depends on the others of its micro batch."""
+        return self.uses_codi and self.codi.divide_by_std
