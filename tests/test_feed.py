@@ -199,7 +199,7 @@ def test_ranks_call_the_feed_equally_often_whatever_they_have_to_do():
     engines = [ThinkingEngine(loop, [0], 2, 96) for loop in loops]
     for count in (0, 2, 3):
         engines[0].submit(Request(prompt_of([count + 1, 3, 4], count), 3))
-    engines[0].submit(Request(prompt_of([4, 5, 6], 4), 3, jacobi=Jacobi(3, LATENT)))
+    engines[0].submit(Request(prompt_of([4, 5, 6], 4), 3, at_once=AtOnce(Parallel("jacobi", 3), LATENT)))
     while op := max(engine.due() for engine in engines):
         for engine in engines:
             engine.step(op)

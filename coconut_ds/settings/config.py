@@ -106,7 +106,7 @@ class Config(Group):
         ]
 
     def _codi_problems(self) -> list[str]:
-        if self.objective.kind != "codi":
+        if not self.objective.uses_codi:
             return []
         method = METHODS[self.method.kind]
         if not method.has_latents:

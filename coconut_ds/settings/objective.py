@@ -53,3 +53,13 @@ class ObjectiveConfig(Group):
     """Self-distillation."""
     lotus: LotusConfig = Field(default_factory=LotusConfig)
     """Thoughts that predict steps."""
+
+    @property
+    def uses_codi(self) -> bool:
+        """Whether the loss contains that of kind=codi."""
+        return self.kind == "codi"
+
+    @property
+    def mixes_micro_batch(self) -> bool:
+        """Whether the loss of a problem depends on the others of its micro batch."""
+        return self.uses_codi and self.codi.divide_by_std
