@@ -13,7 +13,7 @@ from typing import Any, Final
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from coconut_ds.settings import Config, ObjectiveConfig
-from coconut_ds.settings.schema import leaf_keys
+from coconut_ds.settings.schema import keyed_values
 from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
@@ -54,7 +54,7 @@ NOT_A_NUMBER = (
 )
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
-    f"objective.{key}": value for key, value in ObjectiveConfig().model_dump(mode="json").items()
+    f"objective.{key}": value for key, value in keyed_values(ObjectiveConfig()).items()
 }
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
@@ -109,7 +109,7 @@ def ingredients(
     """
     owned = {
         key: dict(_leaves(value, key))
-        for key, value in _keys(config)
+        for key, value in keyed_values(config).items()
         if key not in NOT_A_NUMBER and (key not in LATER_KEYS or value != LATER_KEYS[key])
     }
     for split in ("train", "val"):
@@ -173,16 +173,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Ingre
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested mappings by dotted key, as a table."""
     return {name: inner for key, value in values.items() for name, inner in _leaves(value, key)}
-
-
-def _keys(config: Config) -> Iterator[tuple[str, Any]]:
-    """Each key that a user can set, with its value."""
-    values = config.model_dump(mode="json")
-    for key in leaf_keys(Config):
-        value = values
-        for part in key.split("."):
-            value = value[part]
-        yield key, value
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

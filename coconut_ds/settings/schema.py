@@ -62,6 +62,17 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+def keyed_values(config: BaseModel) -> dict[str, Any]:
+    """The value of each dotted key of ``leaf_keys``, as plain values."""
+    values, found = config.model_dump(mode="json"), {}
+    for key in leaf_keys(type(config)):
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
+    return found
+
+
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The fields that hold a group, or may hold one (``ModelConfig | None``), each with the group's class."""
     found = {}
