@@ -20,16 +20,21 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.distributed.launcher import launcher
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.memory.passes import whole_micro_batch
 from coconut_ds.memory.report import planner_of
-from coconut_ds.methods.layout import Layout
-from coconut_ds.model.backbone import model_from_scratch
-from coconut_ds.model.collate import collate
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import TokenizedProblem
+from coconut_ds.model.backbone import Backbone, model_from_scratch
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
+from coconut_ds.model.starting import starting_feed, wanted_feed
+from coconut_ds.objectives import objective_of
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
@@ -59,6 +64,7 @@ CASES = {
     "GPT-2, 6 thoughts, ZeRO 0": Case(0, (GPT2,)),
     "GPT-2, no thoughts, ZeRO 1": Case(1, (GPT2, "method=cot")),
     "Llama, 6 thoughts, ZeRO 2": Case(2, (LLAMA, "model_id=llama")),
+    "GPT-2, 6 thoughts, CODI, ZeRO 1": Case(1, (GPT2, "objective=codi")),
     "Llama, 6 thoughts, checkpointing, ZeRO 3": Case(3, (LLAMA, "model_id=llama", "activation_checkpointing=true")),
     "Llama, 6 thoughts, LoRA, ZeRO 3": Case(3, (LLAMA, "model_id=llama", "lora.rank=8")),
     "Llama, 6 thoughts, ZeRO 3, two ranks": Case(3, (LLAMA, "model_id=llama", "activation_checkpointing=true"), 2),
@@ -83,18 +89,26 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
     tokenizer = build_word_tokenizer(map(str, range(VOCABULARY)))
     markers, _ = add_markers(tokenizer)
     planner = planner_of(config, ranks.size, TOKENS, TOKENS // 4, on_cpu=True)
-    (layout,) = planner.shapes.values()
+    (stage,) = planner.workload.longest
     planned = replace(planner, rows=len(tokenizer)).plan(MICRO_BATCH).total
-    batch = collate([layout] * MICRO_BATCH, [1e-3] * MICRO_BATCH, layout.num_thoughts, 0)
+    objective = objective_of(config)
     # Enough to make gradients and the optimizer's state.
-    small = collate([Layout([0] * 4, [0] * 4, 4, 0)], [1e-3], 0, 0)
+    tiny = ProblemArrays([arrays_of([TokenizedProblem([0], ([0],), [0, 0])])], ())
+    few = objective.examples(planner.workload.sequences, 0, 0, tiny, [0])
+    small, batch = (
+        objective.collate(Collator(0, config.method.jacobi_iterations), examples, whole_micro_batch(examples))
+        for examples in (few, planner.examples(stage, MICRO_BATCH))
+    )
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         torch.manual_seed(0)
         model = model_from_scratch(config.model, tokenizer, len(tokenizer))
         if config.model.lora.rank:
             add_adapters(model, markers, config.model.lora)
         defers = zero_stage(config) < 3
-        loop = LatentLoop(model, config.training.activation_checkpointing, defer_gradients=defers)
+        backbone = Backbone(model, tokenizer, markers)
+        backbone.feed = starting_feed(backbone, wanted_feed(config, model), METHODS[config.method.kind], 0)
+        checkpointing, auxiliary = config.training.activation_checkpointing, objective.auxiliary(backbone)
+        loop = LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=backbone.feed)
         engine = Engine(loop, config, BatchGeometry.derive(config.training, ranks.size), ranks)
         engine.update([small, small], 1e-4)
         engine.update([small, batch], 1e-4)

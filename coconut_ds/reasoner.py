@@ -30,7 +30,7 @@ from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.precision import cast, describe
+from coconut_ds.model.precision import describe
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
@@ -53,7 +53,7 @@ class Answer:
 
     @property
     def thoughts(self) -> torch.Tensor | None:
-        """[L, D] the hidden states of the L thoughts; None without ``keep_thoughts``."""
+        """[L, D] the hidden states of the L thoughts, before any feed; None without ``keep_thoughts``."""
         return self.completion.thoughts
 
 
@@ -73,7 +73,7 @@ class Reasoner:
     @cached_property
     def loop(self) -> LatentLoop:
         """The latent loop around the model, in evaluation mode."""
-        return LatentLoop(self.backbone.model).eval()
+        return LatentLoop(self.backbone.model, feed=self.backbone.feed).eval()
 
     @property
     def prompter(self) -> Prompter:
@@ -192,7 +192,8 @@ class Reasoner:
         if place.exists() and not (place / CARD).is_file() and (not place.is_dir() or any(place.iterdir())):
             raise CheckpointError(f"{place}: exists and is not a model folder; save to another folder, or remove it")
         card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
-        save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card)
+        feed = None if self.backbone.feed is None else self.backbone.feed.state_dict()
+        save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card, feed)
 
     def log_notes(self) -> None:
         """Logs what the user should know about how this model treats text (``Backbone.notes``)."""
@@ -261,7 +262,7 @@ def load_reasoner(
     else:
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
     computes_on = alone().device if device is None else torch.device(device)
-    cast(backbone.model, dtype, computes_on)
+    backbone.cast(dtype, computes_on)
     reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner

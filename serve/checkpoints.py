@@ -12,6 +12,7 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.files import MAX_TEXT, SEAL, damage, shell_word
 from coconut_ds.hub import cache_of, cached_name
 from coconut_ds.model.card import CARD, ModelCard
+from coconut_ds.model.feed_file import check_feed_file
 from coconut_ds.model.folder_files import models_inside
 from coconut_ds.runs.catalogue import find_attempts, is_attempt, read_attempt
 from coconut_ds.runs.edits import advice_on_damage
@@ -177,4 +178,5 @@ def _checked(name: str, folder: Path, root: Path) -> ServedCheckpoint:
         raise CheckpointError(f"{folder}: is damaged: {'; '.join(found[:3])}; {advice_on_damage(folder)}")
     card = ModelCard.read(folder)
     assert card is not None, "check_folder requires coconut.json"
+    check_feed_file(folder, card.feed)
     return ServedCheckpoint(name, folder, root, card)

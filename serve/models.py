@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.model.feed_file import FEED_FILE
 from coconut_ds.model.folder_files import weight_files
 from coconut_ds.model.precision import multiplies_bf16, use_tf32
 from coconut_ds.reasoner import Reasoner, load_reasoner
@@ -230,7 +231,8 @@ def needed_bytes(folder: Path, settings: EngineSettings) -> int:
     if dtype == torch.bfloat16 and not multiplies_bf16(device_of(settings)):
         dtype = torch.float32
     size = torch.empty(0, dtype=dtype).element_size()
-    weights = sum(numel for path in weight_files(folder) for numel in _numels(path)) * size
+    files = [*weight_files(folder), *(path for path in [folder / FEED_FILE] if path.is_file())]
+    weights = sum(numel for path in files for numel in _numels(path)) * size
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

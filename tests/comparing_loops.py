@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from slow_loop import slow_loss
+from slow_loop import slow_loss, unchanged
 
 from coconut_ds.methods.layout import Layout
 from coconut_ds.model.collate import collate
+from coconut_ds.model.feed import Feed
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 
 
@@ -16,6 +17,7 @@ def compare(
     extra_passes: int = 0,
     checkpointing: bool = False,
     iterations: tuple[int | None, int | None] = (None, None),
+    feed: Feed | None = None,
 ) -> None:
     """Both loops give the same loss and the same gradients.
 
@@ -26,18 +28,20 @@ def compare(
         extra_passes: passes over thoughts that no row needs.
         checkpointing: activation checkpointing in the latent loop.
         iterations: Jacobi iterations of the latent loop and of the slow one; None: sequential thoughts.
+        feed: what thoughts go through; its gradients are compared too.
     """
-    loop = LatentLoop(model, checkpointing)
+    loop = LatentLoop(model, checkpointing, feed=feed)
     thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
     results = []
     for compute in (
         lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, iterations=iterations[0])),
-        lambda: slow_loss(model, layouts, weights, iterations[1]),
+        lambda: slow_loss(model, layouts, weights, iterations[1], feed or unchanged),
     ):
-        model.zero_grad()
+        # To zero, not to None: without thoughts, a feed has no gradient in the slow loop.
+        loop.zero_grad(set_to_none=False)
         value = compute()
         value.backward()
-        results.append((value.item(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+        results.append((value.item(), {name: p.grad.clone() for name, p in loop.named_parameters()}))
     (fast, fast_grads), (slow, slow_grads) = results
     assert fast == pytest.approx(slow, rel=1e-5, abs=1e-6)
     for name, gradient in slow_grads.items():

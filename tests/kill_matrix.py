@@ -3,8 +3,9 @@
 ``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1`` kills the run at each of the named points, then at random
 moments, and starts the same command again until the run is complete. It compares the last checkpoint's weights,
 optimizer state, random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line
-of output is one JSON object. ``--signal TERM`` asks the run to stop instead of killing it; then no update may be made
-twice. ``REAL_PROCESSES=1`` in the environment starts each launch as a fresh process (see ``launching.py``).
+of output is one JSON object. More overrides may follow, such as ``objective=codi deepspeed=zero3``. ``--signal TERM``
+asks the run to stop instead of killing it; then no update may be made twice. ``REAL_PROCESSES=1`` in the environment
+starts each launch as a fresh process (see ``launching.py``).
 """
 
 import argparse

@@ -3,7 +3,7 @@
 from functools import cache
 
 from imports import ROOT
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from coconut_ds.data.tokens import build_word_tokenizer
@@ -21,7 +21,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerBase]:
     """One tokenizer of each kind, by the name of the kind."""
     words = build_word_tokenizer(["the cat sat. on the mat, 1 + 2 = 3", "é 日本 😀\nthe"])
     made = {"gpt2": _gpt2(), "llama": _with_bytes(strip=True), "gemma": _with_bytes(strip=False), "words": words}
-    return {**made, "wordpiece": _wordpiece(), "metaspace": _metaspace()}
+    return {**made, "wordpiece": _wordpiece(), "metaspace": _metaspace(), "lone_spaces": _lone_spaces()}
 
 
 def _gpt2() -> PreTrainedTokenizerBase:
@@ -32,6 +32,17 @@ def _gpt2() -> PreTrainedTokenizerBase:
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges), END]
     tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _fast(tokenizer)
+
+
+def _lone_spaces() -> PreTrainedTokenizerBase:
+    """Like that of Llama 3, it never joins a space to digits, but does join it to signs."""
+    merges = [("#", "#"), ("##", "#"), ("Ġ", "-"), ("1", "4")]
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges), END]
+    tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, merges))
+    split = pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     return _fast(tokenizer)
 

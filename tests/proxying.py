@@ -1,5 +1,6 @@
 """A reverse proxy in this process, which offers a server under a prefix, as nginx, Traefik or JupyterHub do."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
@@ -12,7 +13,13 @@ CHUNK = 65536
 
 @contextmanager
 def proxying(
-    target: str, prefix: str, *, strips: bool, sends: str | None = None, keeps_host: bool = True
+    target: str,
+    prefix: str,
+    *,
+    strips: bool,
+    sends: str | None = None,
+    keeps_host: bool = True,
+    stream_pause_s: float = 0,
 ) -> Iterator[str]:
     """Yields the address of the proxy, without the prefix. Everything outside of the prefix is 404.
 
@@ -22,6 +29,7 @@ def proxying(
         strips: whether the proxy removes the prefix from paths.
         sends: value of ``X-Forwarded-Prefix``; None: the header is not sent.
         keeps_host: whether the server gets the ``Host`` that the browser sent, or its own.
+        stream_pause_s: seconds that the proxy waits before it forwards the next part of an event stream.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,8 +61,10 @@ def proxying(
             # The end of the body is the end of the connection, so that streams pass unchanged.
             self.send_header("Connection", "close")
             self.end_headers()
+            pause_s = stream_pause_s if answer.getheader("Content-Type", "").startswith("text/event-stream") else 0
             try:
                 while part := answer.read1(CHUNK):
+                    time.sleep(pause_s)
                     self.wfile.write(part)
                     self.wfile.flush()
             except (OSError, HTTPException):

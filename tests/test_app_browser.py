@@ -244,8 +244,11 @@ def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str
 
 
 def test_behind_a_proxy_that_says_nothing(visit, server):
-    """The proxy removes the prefix, and the server knows neither it nor the host that the browser sees."""
-    with proxying(server.url, "/a/b", strips=True, keeps_host=False) as proxy:
+    """The proxy removes the prefix, and the server knows neither it nor the host that the browser sees.
+
+    It also forwards events slowly: a page that learns late that its stream has ended must not wait for further events.
+    """
+    with proxying(server.url, "/a/b", strips=True, keeps_host=False, stream_pause_s=0.1) as proxy:
         use_under_a_prefix(visit, proxy, "/a/b", None)
 
 

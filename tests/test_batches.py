@@ -165,6 +165,29 @@ def test_the_weighted_sum_is_the_mean_that_the_reduction_names(
     assert math.isclose(found["reference"], mean([mean(batch) for batch in micro_batches]))
 
 
+@many
+@given(update=updates(), reduction=st.sampled_from(["token", "reference"]))
+def test_all_views_of_a_problem_are_at_the_same_row_of_the_same_micro_batch(
+    update: tuple[list[Layout], BatchGeometry], reduction: str
+) -> None:
+    """And the rows' shares make a mean over the problems (``token``), or over the micro batches' means."""
+    layouts, geometry = update
+    others = [Layout([row, 7, 7], [-100, 7, 7], 3, 0) for row in reversed(range(len(layouts)))]
+    total, shares = 0.0, {}
+    for rank in range(geometry.world_size):
+        first = plan_update(layouts, geometry, rank, reduction)
+        second = plan_update(others, geometry, rank, reduction, like=layouts)
+        for one, other in zip(first, second, strict=True):
+            assert one.rows.tolist() == other.rows.tolist() == [item.input_ids[0] for item in one.layouts]
+            assert [item.input_ids[0] for item in other.layouts] == [len(layouts) - 1 - row for row in one.rows]
+            assert (one.share, one.num_thoughts >= 0, other.num_thoughts) == (other.share, True, 0)
+            total += one.share * len(one.rows)
+            shares |= dict.fromkeys(one.rows.tolist(), one.share) if one.share else {}
+    assert abs(total - 1) < 1e-9
+    assert set(shares) == set(range(len(layouts)))
+    assert reduction == "reference" or set(shares.values()) == {1 / len(layouts)}
+
+
 def test_the_problems_of_an_update_do_not_depend_on_the_number_of_ranks() -> None:
     layouts = [layout(name, 1 + name % 3, name % 2) for name in range(12)]
     found = []

@@ -55,6 +55,18 @@ from coconut_ds.settings.schema import leaf_keys
         ({"data.train_path": None}, ["data.train_path: found null", "set data.train_path=FILE"]),
         ({"data.val_path": None}, ["data.val_path: found null", "set data.val_path=FILE"]),
         ({"run.resume": 50}, ["run.resume=50", "training.num_epochs=50", "below 50", "above 50"]),
+        (
+            {"objective.kind": "codi", "method.kind": "cot"},
+            ["objective.kind=codi", "method.kind=cot", "set method=coconut_no_curriculum", "objective=likelihood"],
+        ),
+        (
+            {"objective.kind": "codi", "data.format": "symbolic", "training.advance": "epochs"},
+            ["objective.kind=codi", "data.format=symbolic", "method.kind=coconut", "set method=coconut_no_curriculum"],
+        ),
+        (
+            {"objective.feed": "projection", "method.kind": "pause_as_thought"},
+            ["objective.feed=projection", "method.kind=pause_as_thought", "set objective.feed=identity"],
+        ),
         ({"model.model_init": "pretrained"}, ["model_config_overrides", "model.model_init=scratch"]),
         (
             {"model.model_init": "pretrained", "model.model_config_overrides": {}, "model.tokenizer": "dataset"},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coconut_ds.data.sequences import mixed_stage
 from coconut_ds.methods import METHODS
 from coconut_ds.settings import TrainingConfig
-from coconut_ds.training.curriculum import Curriculum, learning_rate, resets_optimizer
+from coconut_ds.training.curriculum import Curriculum, learning_rate, resets_optimizer, schedule_factor
 
 
 def curriculum(method: str = "coconut", longest: int = 9, **training: Any) -> Curriculum:
@@ -161,6 +161,17 @@ def test_the_learning_rate_rises_linearly_then_stays() -> None:
     training = TrainingConfig(lr=2e-3, warmup_steps=4)
     assert [learning_rate(training, done) for done in range(6)] == pytest.approx([5e-4, 1e-3, 1.5e-3, 2e-3, 2e-3, 2e-3])
     assert learning_rate(TrainingConfig(lr=2e-3), 0) == 2e-3
+
+
+def test_a_schedule_falls_to_nothing_at_the_end_of_the_run_after_the_warm_up() -> None:
+    def factors(schedule: str, warmup: int = 2) -> list[float]:
+        training = TrainingConfig(lr_schedule=schedule, warmup_steps=warmup)
+        return [schedule_factor(training, done, 6) for done in range(7)]
+
+    assert factors("constant") == [1.0] * 7
+    assert factors("linear") == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert factors("cosine") == pytest.approx([1, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
+    assert factors("cosine", warmup=9) == [1.0] * 7
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,19 @@ def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results,
 
 
 @pytest.mark.slow
+def test_self_distillation_is_the_same_under_every_zero_stage(results):
+    """Two passes over each micro batch, a feed that has no gradient in the first updates, and a rank that repeats a
+    problem of the other one."""
+    reference = results[1]["zero0_llama_codi"]
+    assert len(set(reference["losses"])) == 4
+    for ranks in (1, 2):
+        for zero in ZERO:
+            record = results[ranks][f"{zero}_llama_codi"]
+            assert record["losses"] == pytest.approx(reference["losses"], rel=1e-5), (ranks, zero)
+            assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4), (ranks, zero)
+
+
+@pytest.mark.slow
 def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapters_add(results, weights):
     """Exported matrices differ from the source by a matrix of rank 2, the embedding in the rows of the markers; nothing
     else differs."""

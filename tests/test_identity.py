@@ -52,6 +52,7 @@ FREE = {
 REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
 """Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
+    "objective.feed_width": 96,
     "run.load_model_path": "elsewhere",
     "run.resume_mode": "never",
     "run.resume_attempt_id": "20250101-000000-abcd",
@@ -67,6 +68,9 @@ OTHER_VALUES: dict[str, Any] = {
     "data.made_by": "hand",
     "data.format": "symbolic",
     "method.kind": "cot",
+    "objective.kind": "codi",
+    "objective.feed": "projection",
+    "objective.codi.distance": "l2",
     "model.model_init": "pretrained",
     "model.model_config_overrides": {"n_layer": 99},
     "model.tokenizer": "elsewhere",
@@ -76,6 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "training.stop_at": 0.5,
     "training.stage_switches": (1, 2),
     "training.reset_optimizer": "never",
+    "training.lr_schedule": "cosine",
     "training.loss_reduction": "reference",
     "training.gradient_accumulation_steps": 3,
     "training.save_every_steps": 9,
@@ -172,6 +177,12 @@ def test_the_files_behind_the_configuration_count(
     one, two = table(base, **left), table(base, **right)
     assert [each.key for each in differences(one, two)] == expected
     assert (signature(one) == signature(two)) == (expected == [])
+
+
+def test_the_length_of_a_run_counts_if_its_learning_rate_ends_with_it() -> None:
+    for schedule, counts in (("constant", False), ("cosine", True), ("linear", True)):
+        one, two = (config(training__lr_schedule=schedule, training__num_epochs=number) for number in (3, 4))
+        assert (signature(table(one)) != signature(table(two))) == counts
 
 
 def test_the_table_has_contents_for_paths_and_all_the_rest() -> None:

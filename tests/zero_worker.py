@@ -72,6 +72,7 @@ FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
 LORA = ["lora.rank=2", "lora.alpha=8"]
+CODI = ["objective=codi", "feed_width=16"]
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
@@ -80,6 +81,7 @@ OFFLOAD = ("zero2_offload", "zero3_offload")
 SHORT_VARIANTS = (
     *(f"{zero}_{family}" for family in FAMILIES for zero in ZERO),
     *(f"{zero}_llama_lora" for zero in (*ZERO, "zero3_live0")),
+    *(f"{zero}_llama_codi" for zero in ZERO),
     *(f"{zero}_qwen3" for zero in OFFLOAD),
 )
 RESUMED = "zero3_held0_llama_lora"
@@ -108,7 +110,8 @@ def config_of(variant: str, folder: Path, place: str, more: Sequence[str]) -> Co
         write_whole(path, json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
         engine_file = str(path)
     base = family_overrides(family, folder) if family else OVERRIDES
-    config = composed(*base, *(["bf16=true"] if "bf16" in rest else []), *(LORA if "lora" in rest else []), *more)
+    parts = (("bf16", ["bf16=true"]), ("lora", LORA), ("codi", CODI))
+    config = composed(*base, *(word for name, words in parts if name in rest for word in words), *more)
     run = config.run.model_copy(update={"save_path": str(folder / place)})
     return with_engine(config.model_copy(update={"run": run}), engine_file, holds)
 

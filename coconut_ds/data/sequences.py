@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.methods.base import CurriculumSpec, Ids, MarkerIds, Method, TokenizedProblem
 from coconut_ds.methods.layout import Layout, lay_out
-from coconut_ds.methods.layouts import Layouts
+from coconut_ds.methods.layouts import Integers, Layouts
 from coconut_ds.methods.templates import Pieces, Templates
 from coconut_ds.settings import TrainingConfig
 
@@ -25,6 +25,16 @@ class Sequences:
     method: Method
     spec: CurriculumSpec
     markers: MarkerIds
+    announcements: tuple[Ids, ...] = ()
+    """See ``tokens.encode_announcements``."""
+
+    def under(self, method: Method) -> "Sequences":
+        """Makes the sequences of the same problems under another method."""
+        if method is self.method:
+            return self
+        if method not in self._others:
+            self._others[method] = replace(self, method=method)
+        return self._others[method]
 
     def one(self, problem: TokenizedProblem, stage: int) -> Layout:
         """The sequence that ``problem`` becomes at ``stage``."""
@@ -69,10 +79,28 @@ class Sequences:
             stages = [mixed_stage(self.training, self.seed, epoch, index, stage, num) for index, num in nums]
         return self._templates.lay_out(pieces, np.array(stages))
 
+    def value_starts(self, layouts: Layouts) -> Integers:
+        """[B] where the value of each answer begins, after what announces it; all sequences contain their answers."""
+        begins, rooms = layouts.starts[:-1] + layouts.answer_start, layouts.lengths - layouts.answer_start
+        found = np.zeros(len(layouts), np.int64)
+        for announcement in self.announcements:
+            equal, count = np.ones(len(layouts), bool), np.zeros(len(layouts), np.int64)
+            for place, token in enumerate(announcement):
+                # At least the last token of the answer, which ends the text, counts as its value.
+                equal &= place < rooms - 1
+                equal &= layouts.input_ids[np.where(equal, begins + place, 0)] == token
+                count += equal
+            found = np.maximum(found, count)
+        return layouts.answer_start + found
+
     @property
     def _mixes(self) -> bool:
         """Whether problems may be at another stage than their epoch."""
         return self.method.has_curriculum and bool(self.training.uniform_prob or self.training.replay_prob)
+
+    @cached_property
+    def _others(self) -> dict[Method, "Sequences"]:
+        return {}
 
     @cached_property
     def _templates(self) -> Templates:

@@ -21,7 +21,7 @@ from coconut_ds.data.tokenizer_files import read_tokenizer
 from coconut_ds.errors import ModelError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.hub import load_by_name
-from coconut_ds.methods.base import MarkerIds, TokenizedProblem
+from coconut_ds.methods.base import Ids, MarkerIds, TokenizedProblem
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 """The markers, in the order in which the reference implementation adds them, so that its state dicts fit."""
@@ -175,6 +175,17 @@ def encode_questions(
 def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:
     """The tokens that announce the answer (``TokenizedProblem.cue``); empty in formats without such a cue."""
     return encode(tokenizer, [format.answer_start])[0] if format.one_token else []
+
+
+def encode_announcements(tokenizer: PreTrainedTokenizerBase, format: Format) -> tuple[Ids, ...]:
+    """The tokens with which an answer may begin before its value, with and without the space before the value.
+
+    The space is a token of its own or belongs to the value's first token, depending on tokenizer and value. Empty in
+    formats with a cue, which is not part of the answer.
+    """
+    if format.one_token:
+        return ()
+    return tuple(encode(tokenizer, [format.answer_start, format.answer_start.rstrip()]))
 
 
 def encode_answers(

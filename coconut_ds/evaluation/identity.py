@@ -48,13 +48,13 @@ def evaluation_identity(
 
 def reasoner_identity(reasoner: Reasoner, key: str = "checkpoint") -> dict[str, Any]:
     """Contents of a checkpoint (weights, architecture, tokenizer, card), and how it computes."""
-    backbone, card = reasoner.backbone, asdict(reasoner.card)
+    backbone, card = reasoner.backbone, reasoner.card.as_dict()
     model = backbone.model
     # Where a checkpoint comes from changes no number.
     del card["provenance"]
     architecture = {name: value for name, value in model.config.to_dict().items() if name not in VOLATILE}
     parts = {
-        "weights": digest_state(model.state_dict().items()),
+        "weights": digest_state(backbone.weights()),
         "architecture": _digest(architecture),
         "tokenizer": digest_tokenizer(backbone.tokenizer, backbone.eos_ids[1:]),
         "eos_ids": sorted(reasoner.prompter.eos_ids),

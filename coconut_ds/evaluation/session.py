@@ -32,7 +32,7 @@ from coconut_ds.generation.requests import Sampling
 from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import CARD, ModelCard
-from coconut_ds.model.precision import cast, describe, use_tf32
+from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
@@ -81,7 +81,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     _tell(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
-    cast(backbone.model, dtype, ranks.device)
+    backbone.cast(dtype, ranks.device)
     name = short_name(Path(config.run.load_model_path or "model"))
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model, ranks.device)).to(ranks.device)
     reasoner.log_notes()

@@ -15,7 +15,8 @@ the context; ``continuation`` the end of a continuation to be scored."""
 
 
 EditThought = Callable[[int, Tensor], Tensor]
-"""Called with the index of a thought (from 0) and its state [D]; returns the vector [D] to feed back instead."""
+"""Called with the index of a thought (from 0) and the vector [D] that is about to be fed back, which is what the feed
+makes of the thought; returns the vector [D] to feed back instead."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Request:
     keep_thoughts: bool = False
     """Whether to return the thoughts (``Completion.thoughts``)."""
     edit_thought: EditThought | None = None
-    """Replaces thoughts before they are fed back; later thoughts are computed from the replaced ones. With ``jacobi``
-    it is called for every thought in every pass."""
+    """Replaces the vectors that are fed back; later thoughts are computed from the replaced ones. With ``jacobi`` it is
+    called for every thought in every pass."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -161,11 +162,16 @@ class Completion(NamedTuple):
     num_thoughts: int
     """Number of thoughts that were fed back."""
     thoughts: Tensor | None
-    """[num_thoughts, D] the vectors that were fed back, on the CPU in fp32; None unless requested."""
+    """[num_thoughts, D] the thoughts, on the CPU in fp32; None unless requested. The head decodes them. Without a feed
+    they are the vectors in ``fed``; with one, the states before the feed and before any edit."""
     num_shared: int
     """Positions of the prompt whose keys and values were copied from another request with the same beginning."""
     seconds: float
     """Time from when the request got a slot until it ended; does not include waiting in the queue."""
+    fed: Tensor | None = None
+    """[num_thoughts, D] the input embeddings at the positions of the thoughts, after the feed and after any edit, on
+    the CPU in fp32; None unless thoughts were requested. Feeding them again (``Request.edit_thought``) changes no bit
+    of the result."""
 
     @property
     def log_probabilities(self) -> list[float]:

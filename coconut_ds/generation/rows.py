@@ -19,7 +19,10 @@ class Listener:
     """Callbacks that report the progress of a request. These do nothing; override those that you need."""
 
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        """Thought ``index`` (from 0) is about to be fed back. ``state``: [D], on the model's device."""
+        """Thought ``index`` (from 0) is about to be fed back.
+
+        ``state``: [D] on the model's device, before the feed; without a feed, after any edit.
+        """
 
     def on_token(self, ticket: int, token: int, score: Score | None) -> None:
         """A token was generated or, in a continuation, scored. ``score``: None unless requested."""
@@ -55,7 +58,9 @@ class Row:
     num_shared: int = 0
     """Number of positions that were copied from another slot instead of encoded."""
     jacobi_inputs: Tensor | None = None
-    """[n, D] inputs of all thoughts in the next Jacobi pass; None when no such passes are due."""
+    """[n, D] input embeddings of all thoughts in the next Jacobi pass; None when no such passes are due."""
+    jacobi_thoughts: Tensor | None = None
+    """[n, D] the thoughts that the feed makes these inputs of; None without a feed."""
     jacobi_passes: int = 0
     """Number of Jacobi passes made over the current thoughts."""
     tokens: list[int] = field(default_factory=list)
@@ -66,6 +71,8 @@ class Row:
     """Why the request has ended; None while it runs."""
     kept_thoughts: list[Tensor] = field(default_factory=list)
     """The thoughts [D] so far, on the model's device, if the request wants them."""
+    kept_fed: list[Tensor] = field(default_factory=list)
+    """With a feed, the vectors [D] that were fed back; without one they are the thoughts, and this stays empty."""
     _scores: list[Score] = field(default_factory=list)
     _began_thinking: bool = False
     _started: float = 0.0
@@ -90,20 +97,24 @@ class Row:
         """Number of thoughts at the front of the script."""
         return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
 
-    def finish_jacobi(self, thoughts: Tensor) -> None:
-        """Records the final thoughts [n, D], whose positions are now in the cache."""
-        for state in thoughts:
-            self.script.popleft()
-            self._record_thought(state)
-            self.length += 1
-        self.jacobi_inputs = None
+    def prepare_jacobi(self, fed: Tensor, thoughts: Tensor | None) -> None:
+        """Sets the inputs of the next Jacobi pass.
 
-    def with_edits(self, thoughts: Tensor) -> Tensor:
-        """The next thoughts [n, D] after the request's ``edit_thought``."""
-        edit = self.request.edit_thought
-        if edit is None:
-            return thoughts
-        return torch.stack([edit(self.num_thoughts + i, state).to(thoughts) for i, state in enumerate(thoughts)])
+        Args:
+            fed: [n, D] the input embeddings of all thoughts; the request's ``edit_thought`` may replace some.
+            thoughts: [n, D] the states that the feed makes them of; None without a feed.
+        """
+        if (edit := self.request.edit_thought) is not None:
+            fed = torch.stack([edit(self.num_thoughts + i, vector).to(fed) for i, vector in enumerate(fed)])
+        self.jacobi_inputs, self.jacobi_thoughts = fed, thoughts
+
+    def finish_jacobi(self, fed: Tensor) -> None:
+        """Records the final thoughts, whose positions are now in the cache; ``fed`` [n, D] are their inputs."""
+        for index, vector in enumerate(fed):
+            self.script.popleft()
+            self._record_thought(vector if self.jacobi_thoughts is None else self.jacobi_thoughts[index], vector)
+            self.length += 1
+        self.jacobi_inputs = self.jacobi_thoughts = None
 
     @property
     def needs_logits(self) -> bool:
@@ -141,22 +152,26 @@ class Row:
         given = None if self.script else self.request.continuation
         return None if given is None else given[len(self.tokens)]
 
-    def follow_script(self, state: Tensor) -> None:
+    def follow_script(self, state: Tensor, fed: Tensor) -> None:
         """Takes the next input from the script.
 
-        ``state`` [D] is the state at the last position. If the input is a thought, it is what will be fed back; the
-        request's ``edit_thought`` changes it in place.
+        Args:
+            state: [D] the state at the last position; a thought, if the input is one.
+            fed: [D] what will then be fed back; the same tensor as ``state`` without a feed. The request's
+                ``edit_thought`` changes it in place.
         """
         self.input = self.script.popleft()
         if self.input == THOUGHT:
             if self.request.edit_thought is not None:
-                state.copy_(self.request.edit_thought(self.num_thoughts, state.clone()))
-            self._record_thought(state)
+                fed.copy_(self.request.edit_thought(self.num_thoughts, fed.clone()))
+            self._record_thought(state, fed)
 
-    def _record_thought(self, state: Tensor) -> None:
-        """Counts, keeps and reports the thought [D] that is fed back."""
+    def _record_thought(self, state: Tensor, fed: Tensor) -> None:
+        """Counts, keeps and reports a thought [D]; ``fed`` [D] is fed back for it, the same tensor without a feed."""
         if self.request.keep_thoughts:
             self.kept_thoughts.append(state.clone())
+            if fed is not state:
+                self.kept_fed.append(fed.clone())
         self.listener.on_thought(self.ticket, self.num_thoughts, state)
         self.num_thoughts += 1
 
@@ -214,8 +229,8 @@ class Row:
         assert self.input is not None
         return self.input
 
-    def end(self, thoughts: Tensor | None) -> None:
-        """Reports the completion to the listener. ``thoughts``: see ``Completion``."""
+    def end(self, thoughts: Tensor | None, fed: Tensor | None) -> None:
+        """Reports the completion to the listener. For the arguments see ``Completion``."""
         assert self.finish_reason is not None
         completion = Completion(
             self.tokens,
@@ -225,16 +240,21 @@ class Row:
             thoughts,
             self.num_shared,
             time.perf_counter() - self._started,
+            fed,
         )
         self.listener.on_done(self.ticket, completion)
 
 
-def thoughts_on_host(rows: Sequence[Row]) -> list[Tensor | None]:
-    """For each row, its thoughts as in ``Completion``; all together are copied to the host at once."""
-    found = [state for row in rows for state in row.kept_thoughts]
+def thoughts_on_host(rows: Sequence[Row]) -> list[tuple[Tensor | None, Tensor | None]]:
+    """For each row, ``thoughts`` and ``fed`` of its ``Completion``; all together are copied to the host at once."""
+    found = [state for row in rows for state in (*row.kept_thoughts, *row.kept_fed)]
     copied = torch.stack(found).float().cpu() if found else torch.zeros(0)
-    parts = copied.split([len(row.kept_thoughts) for row in rows]) if found else [copied] * len(rows)
-    return [
-        (part.clone() if len(part) else torch.zeros(0)) if row.request.keep_thoughts else None
-        for row, part in zip(rows, parts, strict=True)
-    ]
+    made: list[tuple[Tensor | None, Tensor | None]] = []
+    for row in rows:
+        count = len(row.kept_thoughts)
+        thoughts = copied[:count].clone() if count else torch.zeros(0)
+        copied = copied[count:]
+        fed = copied[:count].clone() if row.kept_fed else thoughts
+        copied = copied[len(row.kept_fed) :]
+        made.append((thoughts, fed) if row.request.keep_thoughts else (None, None))
+    return made

@@ -1,9 +1,10 @@
 """The forward passes of the thinking engine over the slots of its cache.
 
 ``SlotPasses`` turns lists of tokens and positions into tensors and runs the model; it knows nothing of requests.
-``encode``, ``extend`` and ``advance`` each run one forward pass that writes keys and values into the cache, and the
-state at the last position of each slot into ``last``. ``idle`` and ``idle_head`` have no effect: under ZeRO-3 every
-rank must run the same modules, so a rank with nothing to do runs these while others work.
+``encode``, ``extend`` and ``advance`` each run one forward pass that writes keys and values into the cache, the state
+at the last position of each slot into ``last``, and what the feed makes of it into ``fed``. ``idle`` and ``idle_head``
+have no effect: under ZeRO-3 every rank must run the same modules, so a rank with nothing to do runs these while others
+work. For the same reason the feed runs once in every pass, whether or not a thought follows.
 
 On CUDA, passes over several positions are widened to a multiple of ``CUDA_WIDTHS`` positions. What is computed there is
 not read.
@@ -40,6 +41,7 @@ class SlotPasses:
         self._loop, self.slots, self.capacity = loop, slots, capacity
         self.cache = SlotCache(loop.num_layers, slots, capacity)
         self._last: Tensor | None = None
+        self._fed: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +53,22 @@ class SlotPasses:
         """[S, D] the hidden state at the last position of each slot. There is none before the first pass."""
         assert self._last is not None, "no pass has been made"
         return self._last
+
+    @property
+    def fed(self) -> Tensor:
+        """[S, D] the input embedding of the next position of each slot if it is a thought; ``last`` without a feed."""
+        assert self._fed is not None, "no pass has been made"
+        return self._fed
+
+    @property
+    def has_feed(self) -> bool:
+        """Whether thoughts go through a feed before they are fed back."""
+        return self._loop.feed is not None
+
+    def thought(self, slot: int) -> tuple[Tensor, Tensor]:
+        """``last`` and ``fed`` [D] of a slot, to be read or changed in place; without a feed the same tensor twice."""
+        state = self.last[slot]
+        return state, self.fed[slot] if self.has_feed else state
 
     def encode(self, prefixes: Sequence[Sequence[int]], slots: Sequence[int]) -> None:
         """Encodes whole prefixes, each into a slot of its own.
@@ -67,12 +85,13 @@ class SlotPasses:
         # Padding beyond the capacity could leave the model's context.
         places = torch.arange(width, device=self.device).clamp(max=self.capacity - 1).unsqueeze(0)
         states = self._loop.states(self._loop.embed(ids), self.cache, None, places, read=read)
-        self._store(states.flatten(0, 1)[read], where)
+        states = states.flatten(0, 1)[read]
+        self._store(states, self._loop.fed(states), where)
 
-    def extend(self, slot: int, start: int, embeds: Tensor) -> Tensor:
+    def extend(self, slot: int, start: int, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Appends Q positions to one slot, from position ``start`` on.
 
-        Returns states [Q, D] for input embeddings [Q, D].
+        Returns states [Q, D] for input embeddings [Q, D], and what the feed makes of the states.
         """
         count = len(embeds)
         width = min(self.widened(count), self.capacity - start)
@@ -82,8 +101,9 @@ class SlotPasses:
         mask = _mask(places.unsqueeze(0), columns, embeds.dtype)
         embeds = pad(embeds, (0, 0, 0, width - count)).unsqueeze(0)
         states = self._loop.states(embeds, self.cache, mask, places.unsqueeze(0))[0, :count]
-        self._store(states[-1], slot)
-        return states
+        fed = self._loop.fed(states)
+        self._store(states[-1], fed[-1], slot)
+        return states, fed
 
     def advance(self, orders: Sequence[tuple[int, int]]) -> None:
         """Appends one position to each of the first R slots.
@@ -106,7 +126,7 @@ class SlotPasses:
         """
         if thinks:
             embeds = self._loop.embed(inputs.clamp(min=0))
-            embeds = torch.where((inputs == THOUGHT)[:, None], self.last[: len(inputs)], embeds)
+            embeds = torch.where((inputs == THOUGHT)[:, None], self.fed[: len(inputs)], embeds)
         else:
             embeds = self._loop.embed(inputs)
         columns = self.cache.readable(columns)
@@ -115,11 +135,13 @@ class SlotPasses:
         places = places.unsqueeze(1)
         mask = _mask(places, columns, embeds.dtype)
         states = self._loop.states(embeds.unsqueeze(1), self.cache, mask, places)[:, 0]
-        self._store(states, slice(len(inputs)))
+        self._store(states, self._loop.fed(states), slice(len(inputs)))
 
     def move(self, source: int, target: int) -> None:
-        """Copies the last state of one slot to another."""
+        """Copies the last state of one slot to another, and what the feed makes of it."""
         self.last[target] = self.last[source]
+        if self.has_feed:
+            self.fed[target] = self.fed[source]
 
     def logits(self, slots: Sequence[int]) -> Tensor:
         """Logits [R, V] after the last positions of ``slots``, in fp32."""
@@ -137,7 +159,7 @@ class SlotPasses:
         """One pass over a single position, of which nothing is kept."""
         self.cache.set_plan(PassPlan())
         zero = upload([[0]], self.device)
-        self._loop.states(self._loop.embed(zero), self.cache, None, zero)
+        self._loop.fed(self._loop.states(self._loop.embed(zero), self.cache, None, zero))
 
     def idle_head(self) -> None:
         """Runs the head on one state of zeros."""
@@ -148,11 +170,14 @@ class SlotPasses:
         """Input embeddings [Q, D] of token ids."""
         return self._loop.embed(upload(ids, self.device))
 
-    def _store(self, states: Tensor, where: int | slice | Tensor) -> None:
-        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``."""
+    def _store(self, states: Tensor, fed: Tensor, where: int | slice | Tensor) -> None:
+        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``, and what they feed."""
         if self._last is None:
             self._last = states.new_zeros(self.slots, states.shape[-1])
+            self._fed = torch.zeros_like(self._last) if self.has_feed else self._last
         self._last[where] = states
+        if self.has_feed:
+            self.fed[where] = fed
 
 
 def _mask(places: Tensor, columns: int, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,9 @@
 
 Each running request holds a *slot*, which is one row of the cache. Its prompt is encoded up to its first thought. After
 that, producing a thought and producing a token are the same kind of forward pass over one position, which differ only
-in the input embedding: the previous hidden state, or a token's embedding. So requests that think and requests that
-write share each pass. A request that has ended frees its slot at once, and a waiting one gets it.
+in the input embedding: the previous hidden state (or what the feed makes of it), or a token's embedding. So requests
+that think and requests that write share each pass. A request that has ended frees its slot at once, and a waiting one
+gets it.
 
 The engine does one operation at a time (``Op``):
 
@@ -152,8 +153,8 @@ class ThinkingEngine:
         """The next operation. Also ends requests that are finished and gives their slots to waiting ones."""
         table = self._table
         ended = [table.free(slot) for slot in table.running if table[slot].finish_reason is not None]
-        for row, thoughts in zip(ended, thoughts_on_host(ended), strict=True):
-            row.end(thoughts)
+        for row, kept in zip(ended, thoughts_on_host(ended), strict=True):
+            row.end(*kept)
         table.admit()
         if table.to_encode:
             return Op.ENCODE
@@ -216,10 +217,12 @@ class ThinkingEngine:
         inputs, jacobi = row.jacobi_inputs, row.request.jacobi
         assert inputs is not None
         assert jacobi is not None
-        states = self._passes.extend(slot, row.length, inputs)
+        states, fed = self._passes.extend(slot, row.length, inputs)
         row.jacobi_passes += 1
         if row.jacobi_passes < min(jacobi.iterations, len(states)):
-            row.jacobi_inputs = row.with_edits(torch.cat([inputs[:1], states[:-1]]))
+            before = row.jacobi_thoughts
+            thoughts = None if before is None else torch.cat([before[:1], states[:-1]])
+            row.prepare_jacobi(torch.cat([inputs[:1], fed[:-1]]), thoughts)
             return
         row.finish_jacobi(inputs)
         self._set_next_input(slot)
@@ -234,7 +237,7 @@ class ThinkingEngine:
                 continue
             row.stop_thinking_if_end(choice.token)
             if row.script:
-                row.follow_script(self._passes.last[slot])
+                row.follow_script(*self._passes.thought(slot))
 
     def _advance(self) -> None:
         """One pass that appends one position to every running request."""
@@ -263,7 +266,9 @@ class ThinkingEngine:
             jacobi, count = row.request.jacobi, row.num_next_thoughts
             assert jacobi is not None
             guess = self._passes.embed([jacobi.guess] * (count - 1))
-            row.jacobi_inputs = row.with_edits(torch.cat([self._passes.last[slot : slot + 1], guess]))
+            state, fed = self._passes.thought(slot)
+            thoughts = None if fed is state else torch.cat([state.unsqueeze(0), guess])
+            row.prepare_jacobi(torch.cat([fed.unsqueeze(0), guess]), thoughts)
             row.jacobi_passes = 0
         elif not row.needs_logits:
-            row.follow_script(self._passes.last[slot])
+            row.follow_script(*self._passes.thought(slot))

@@ -7,9 +7,10 @@ pass, the growing key/value cache and short-lived temporaries, but not the works
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,16 +19,22 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coconut_ds.methods.base import MarkerIds
-from coconut_ds.methods.layout import Layout
+from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
-from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.feed import FEEDS, FeedSpec
+from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
-from coconut_ds.settings import LoraConfig
+from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.starting import wanted_feed
+from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.base import Examples
+from coconut_ds.settings import Config
 
 PREFIX, THOUGHTS, REST, LOSS, BACKWARD = "prefix", "thoughts", "rest", "loss", "backward"
 PARTS = (PREFIX, THOUGHTS, REST, LOSS, BACKWARD)
-"""The part of the computation that allocated a storage: the passes over prefix, thoughts and rest (with their keys and
-values); embeddings, head and loss (``loss``); or the backward pass."""
+"""The part of the computation that allocated a storage: the passes over prefix, thoughts and rest of all views (with
+their keys and values); embeddings, head, the objective's own modules, and loss (``loss``); or the backward pass."""
+ANY_MARKERS = MarkerIds(0, 1, 2, 3)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -71,73 +78,94 @@ class LiveBytes(TorchDispatchMode):
         self.now[part] -= size
 
 
-def parameter_counts(config: PreTrainedConfig, rows: int, lora: LoraConfig) -> tuple[int, int]:
-    """Numbers of parameters of a model whose embedding has ``rows`` rows: in total, and trained."""
-    sizes = [(each.numel(), each.requires_grad) for each in _model(config, rows, lora, torch.float32).parameters()]
+def build_loop(
+    config: Config,
+    architecture: PreTrainedConfig,
+    rows: int,
+    feed: FeedSpec | None,
+    dtype: torch.dtype = torch.float32,
+    defers: bool = False,
+) -> LatentLoop:
+    """The loop that a run trains, on the meta device.
+
+    Args:
+        config: of the run.
+        architecture: the Hugging Face configuration of the model.
+        rows: number of rows of the embedding.
+        feed: the feed of the checkpoint that the run starts from, if it has one.
+        dtype: the type that the model computes in.
+        defers: whether weight gradients are deferred (``model/deferred.py``).
+    """
+    sized = type(architecture).from_dict({**architecture.to_dict(), "vocab_size": rows, "pad_token_id": None})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(sized, dtype=dtype, attn_implementation="sdpa")
+        if config.model.lora.rank:
+            add_adapters(model, ANY_MARKERS, config.model.lora)
+        spec = feed or wanted_feed(config, model)
+        built = None if spec is None else FEEDS[spec.kind](sized.get_text_config().hidden_size, spec.width)
+        # A plan for sequences of a given length has no tokenizer.
+        auxiliary = objective_of(config).auxiliary(Backbone(model, cast(Any, None), ANY_MARKERS, feed=built))
+    checkpointing = config.training.activation_checkpointing
+    loop = LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=built)
+    return loop.to(dtype).train()
+
+
+def parameter_counts(loop: LatentLoop) -> tuple[int, int]:
+    """Numbers of parameters: in total, and trained."""
+    sizes = [(each.numel(), each.requires_grad) for each in loop.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
-def update_bytes(
-    config: PreTrainedConfig,
-    rows: int,
-    lora: LoraConfig,
-    layouts: Sequence[Layout],
-    dtype: torch.dtype,
-    checkpointing: bool = False,
-    iterations: int | None = None,
-    defers: bool = False,
-    width_multiple: int = 1,
-) -> Counter[str]:
+def update_bytes(config: Config, loop: LatentLoop, examples: Examples, width_multiple: int = 1) -> Counter[str]:
     """Bytes by part at the peak of one micro batch, forward and backward, without weights and their gradients.
 
     Args:
-        config: the Hugging Face configuration of the model.
-        rows: number of rows of the embedding.
-        lora: the adapters.
-        layouts: the sequences of the micro batch.
-        dtype: the type that the model computes in.
-        checkpointing: whether activation checkpointing is on.
-        iterations: number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another.
-        defers: whether weight gradients are deferred (``model/deferred.py``).
+        config: of the run.
+        loop: the result of ``build_loop``, which is changed.
+        examples: the problems of the micro batch.
         width_multiple: see ``Collator``.
     """
-    model = _model(config, rows, lora, dtype)
+    objective, iterations = objective_of(config), config.method.jacobi_iterations
+    views = whole_micro_batch(examples)
+    batch = objective.collate(Collator(0, iterations, width_multiple), examples, views)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _replace_by_fake_tensors(model)
-        loop = LatentLoop(model, checkpointing, defer_gradients=defers)
-        for parameter in model.parameters():
+        _replace_by_fake_tensors(loop)
+        for parameter in loop.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        num_thoughts = max(layout.num_thoughts for layout in layouts)
-        batch = Collator(0, iterations, width_multiple)(layouts, [1.0] * len(layouts), num_thoughts)
         ledger = LiveBytes()
-        # In half precision, the last thought and the rest share a pass.
-        sequential = num_thoughts if dtype == torch.float32 else max(num_thoughts - 1, 0)
-        _label_passes(model.base_model, ledger, sequential if iterations is None else min(iterations, num_thoughts))
+        joins_rest = loop.model.dtype != torch.float32
+        _label_passes(loop.model.base_model, ledger, [_thought_passes(view, iterations, joins_rest) for view in views])
         with ledger:
-            loss = latent_loss(loop, *batch)
+            loss = objective.loss(loop, batch).sum()
             ledger.part = BACKWARD
             torch.autograd.backward(loss)
         return ledger.peak
 
 
-def _model(config: PreTrainedConfig, rows: int, lora: LoraConfig, dtype: torch.dtype) -> Any:
-    """The model on the meta device, with its adapters."""
-    config = type(config).from_dict({**config.to_dict(), "vocab_size": rows, "pad_token_id": None})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        if lora.rank:
-            add_adapters(model, MarkerIds(0, 1, 2), lora)
-    return model.train()
+def whole_micro_batch(examples: Examples) -> list[MicroBatch]:
+    """All problems as one micro batch, in each view."""
+    found = []
+    for layouts in examples.views:
+        size, most = len(layouts), (int(layouts.num_thoughts.max()), int(layouts.num_targets.sum()))
+        found.append(MicroBatch(layouts, [1.0] * size, *most, np.arange(size), 1 / size))
+    return found
 
 
-def _replace_by_fake_tensors(model: nn.Module) -> None:
-    """Replaces all meta tensors of the model by fake tensors on the CPU, in place. Tied parameters stay tied.
+def _thought_passes(view: MicroBatch, iterations: int | None, joins_rest: bool) -> int:
+    """Number of passes over thoughts; ``joins_rest``: the last thought shares a pass with the rest."""
+    if iterations is not None:
+        return min(iterations, view.num_thoughts)
+    return max(view.num_thoughts - 1, 0) if joins_rest else view.num_thoughts
+
+
+def _replace_by_fake_tensors(loop: nn.Module) -> None:
+    """Replaces all meta tensors of the loop by fake tensors on the CPU, in place. Tied parameters stay tied.
 
     Must be called within a ``FakeTensorMode``.
     """
     replaced: dict[int, Tensor] = {}
-    for module in model.modules():
+    for module in loop.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 new = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
@@ -147,17 +175,26 @@ def _replace_by_fake_tensors(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-def _label_passes(body: nn.Module, ledger: LiveBytes, thought_passes: int) -> None:
-    """Adds hooks that set ``ledger.part`` in each pass: first the prefix, then the thoughts, then the rest."""
-    passes = 0
+def _label_passes(body: nn.Module, ledger: LiveBytes, thought_passes: list[int]) -> None:
+    """Adds hooks that set ``ledger.part`` in each pass: first the prefix of a view, then its thoughts, then its rest.
 
-    def begins(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        nonlocal passes
-        passes += 1
-        ledger.part = PREFIX if passes == 1 else THOUGHTS if passes <= 1 + thought_passes else REST
+    Args:
+        body: the model without its head.
+        ledger: see ``LiveBytes``.
+        thought_passes: for each view, in the order of their passes, the number of passes over thoughts.
+    """
+    passes, views = 0, iter(thought_passes)
+    thoughts = 0
+
+    def begins(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        nonlocal passes, thoughts
+        is_prefix = options["position_ids"] is None
+        passes = 0 if is_prefix else passes + 1
+        thoughts = next(views, 0) if is_prefix else thoughts
+        ledger.part = PREFIX if is_prefix else THOUGHTS if passes <= thoughts else REST
 
     def ends(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
         ledger.part = LOSS
 
-    body.register_forward_pre_hook(begins)
+    body.register_forward_pre_hook(begins, with_kwargs=True)
     body.register_forward_hook(ends)

@@ -33,10 +33,15 @@ from typing import Any
 
 import torch
 
-from coconut_ds.memory.passes import PARTS, parameter_counts, update_bytes
+from coconut_ds.data.sequences import Sequences
+from coconut_ds.data.token_arrays import ProblemArrays
+from coconut_ds.memory.passes import PARTS, build_loop, parameter_counts, update_bytes
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.layout import Layout
+from coconut_ds.model.feed import FeedSpec
+from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.widths import CUDA_WIDTHS
+from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.base import Examples
 from coconut_ds.settings import Config
 from coconut_ds.training.engine_file import holds_weights, read_engine_file, zero_stage
 
@@ -81,7 +86,7 @@ class MemoryPlan:
     """The memory of one rank, in bytes."""
 
     parameters: int
-    """Number of parameters of the model."""
+    """Number of parameters of the model, its feed, and what the objective trains beside it."""
     trained: int
     """Number of trained parameters."""
     micro_batch: int
@@ -91,9 +96,9 @@ class MemoryPlan:
     passes: dict[str, int]
     """Bytes by part (``passes.PARTS``) at the peak of a micro batch, at the curriculum stage that takes most."""
     stage: int
-    """That stage; in a plan for sequences of a given length, their number of thoughts."""
+    """That stage."""
     keys_and_values: int
-    """Bytes of the key/value cache of a micro batch; included in ``passes``."""
+    """Bytes of the key/value caches of a micro batch; included in ``passes``."""
     largest_micro_batch: int | None = None
     """The largest micro batch that fits into the given memory: 0 if not even one problem fits, None if no memory was
     given."""
@@ -110,8 +115,14 @@ class MemoryPlan:
         return {**asdict(self), "total": self.total}
 
 
-Shapes = Mapping[int, Layout]
-"""The sequences to plan for, by curriculum stage; a sequence of a given length, by its number of thoughts."""
+@dataclass(frozen=True)
+class Workload:
+    """The problems to plan for."""
+
+    sequences: Sequences
+    problems: ProblemArrays
+    longest: Mapping[int, int]
+    """By curriculum stage: index of the problem with the longest sequences."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +135,11 @@ class Planner:
     """The Hugging Face configuration of the model."""
     rows: int
     """Number of rows of the embedding."""
-    shapes: Shapes
+    workload: Workload
     gpus: int
     """Number of ranks."""
+    feed: FeedSpec | None = None
+    """The feed of the checkpoint that the run starts from; None: it has none."""
     on_cpu: bool = False
     """Whether the run is on a CPU, with deferred weight gradients and widths that are not rounded; for comparisons with
     measurements on a CPU."""
@@ -143,11 +156,11 @@ class Planner:
             micro_batch: problems in a micro batch.
             limit: bytes on the device, to also search for the largest micro batch that fits; None: no search.
         """
-        parameters, trained = parameter_counts(self.architecture, self.rows, self.config.model.lora)
+        parameters, trained = parameter_counts(self._loop())
         kept = kept_bytes(self.config, parameters, trained, self.gpus)
-        found = {stage: self._passes(stage, micro_batch) for stage in self.shapes}
+        found = {stage: self._passes(stage, micro_batch) for stage in self.workload.longest}
         stage = max(found, key=lambda stage: sum(found[stage].values()))
-        keys_and_values = self._cache_bytes(len(self.shapes[stage])) * micro_batch
+        keys_and_values = self._cache_bytes(self.examples(stage, 1).num_tokens) * micro_batch
         largest = None
         if limit is not None:
             peak = cache(lambda size: sum(self._passes(stage, size).values()))
@@ -157,20 +170,19 @@ class Planner:
             zero2 = kept_bytes(self.config, parameters, trained, self.gpus, stage=2).peak(sum(found[stage].values()))
         return MemoryPlan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest, zero2)
 
+    def examples(self, stage: int, count: int) -> Examples:
+        """The views of ``count`` copies of the longest problem of a stage."""
+        work = self.workload
+        indices = [work.longest[stage]] * count
+        return objective_of(self.config).examples(work.sequences, 0, stage, work.problems, indices)
+
+    def _loop(self) -> LatentLoop:
+        defers = self.on_cpu or bool(self.config.training.defer_gradients)
+        return build_loop(self.config, self.architecture, self.rows, self.feed, self.dtype, defers)
+
     def _passes(self, stage: int, micro_batch: int) -> dict[str, int]:
-        training = self.config.training
-        layouts = [self.shapes[stage]] * micro_batch
-        found = update_bytes(
-            self.architecture,
-            self.rows,
-            self.config.model.lora,
-            layouts,
-            self.dtype,
-            training.activation_checkpointing,
-            self.config.method.jacobi_iterations,
-            self.on_cpu or bool(training.defer_gradients),
-            1 if self.on_cpu else CUDA_WIDTHS,
-        )
+        widths = 1 if self.on_cpu else CUDA_WIDTHS
+        found = update_bytes(self.config, self._loop(), self.examples(stage, micro_batch), widths)
         return {part: found[part] for part in PARTS}
 
     def _cache_bytes(self, length: int) -> int:

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
-from coconut_ds.data.tokens import add_markers, tokenize
+from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
+from coconut_ds.data.tokens import add_markers, encode_announcements, tokenize
 from coconut_ds.errors import ConfigError
-from coconut_ds.memory.plan import GIB, MemoryPlan, Planner, offloads
+from coconut_ds.memory.passes import ANY_MARKERS
+from coconut_ds.memory.plan import GIB, MemoryPlan, Planner, Workload, offloads
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import MarkerIds
-from coconut_ds.methods.layout import IGNORE, Layout, lay_out
+from coconut_ds.methods.base import Ids, TokenizedProblem
+from coconut_ds.methods.layout import lay_out
 from coconut_ds.model.backbone import architecture
-from coconut_ds.model.starting import starting_tokenizer
+from coconut_ds.model.starting import card_of, starting_tokenizer
+from coconut_ds.objectives import objective_of
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
@@ -34,7 +39,8 @@ def plan_of(
         config: the configuration of the run.
         gpus: number of ranks.
         gpu_memory_gib: memory of each GPU in GiB, to search for the largest micro batch that fits; None: no search.
-        tokens: length of all sequences, thoughts and markers included; None: the longest ones of the training data.
+        tokens: length of all sequences with thoughts, which thoughts and markers are part of; None: the longest ones of
+            the training data. Steps that thoughts replace are taken to have together as many tokens as targets.
         targets: how many of the ``tokens`` are targets of the loss; None: a quarter.
 
     Raises:
@@ -52,7 +58,8 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
     Raises:
         CoconutError: see ``plan_of``.
     """
-    start = config.run.load_model_path
+    start, card = config.run.load_model_path, card_of(config)
+    feed = None if card is None else card.feed
     if start is not None and Path(start).is_dir():
         named: dict[str, Any] = {
             "model_id": start,
@@ -63,51 +70,59 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
         config = config.model_copy(update={"model": config.model.model_copy(update=named)})
     model = architecture(config.model)
     if tokens is not None:
-        shape = synthetic_layout(config, tokens, tokens // 4 if targets is None else targets)
-        rows = model.get_text_config().vocab_size
-        shapes = {shape.num_thoughts: shape}
-        return Planner(config, model, rows, shapes, gpus, on_cpu)
+        work = synthetic_workload(config, tokens, tokens // 4 if targets is None else targets)
+        return Planner(config, model, model.get_text_config().vocab_size, work, gpus, feed, on_cpu)
     source = open_source(config.data, config.run.seed, config.run.debug)
     tokenizer = starting_tokenizer(config, source)
     add_markers(tokenizer, METHODS[config.method.kind].pauses)
     from_scratch = config.model.model_init == "scratch"
     rows = len(tokenizer) if from_scratch else max(len(tokenizer), model.get_text_config().vocab_size)
     problems = sorted(source.train(config.run.resume), key=lambda one: -len(one.question + "".join(one.steps)))
-    return Planner(config, model, rows, longest_layouts(config, problems[:NUM_LONGEST], tokenizer), gpus, on_cpu)
+    return Planner(config, model, rows, longest_of(config, problems[:NUM_LONGEST], tokenizer), gpus, feed, on_cpu)
 
 
-def longest_layouts(
-    config: Config, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase
-) -> dict[int, Layout]:
-    """The longest sequence at the first and at the last curriculum stage, by stage."""
+def longest_of(config: Config, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Workload:
+    """The problems, and those with the longest sequences at the first and at the last curriculum stage."""
     method, spec = METHODS[config.method.kind], config.training.curriculum_spec
     tokenized = tokenize(tokenizer, problems, config.data.text_format)
     stages = max(method.num_stages(problem, spec) for problem in tokenized)
     last = Curriculum.of(config.training, method, stages).last_stage
-    any_ids = MarkerIds(0, 0, 0, 0)
-    return {
-        stage: max((lay_out(method, problem, stage, spec, any_ids) for problem in tokenized), key=len)
-        for stage in sorted({0, last})
-    }
+    sequences = _sequences(config, encode_announcements(tokenizer, config.data.text_format))
+    arrays = ProblemArrays([arrays_of(tokenized)], tokenized[0].cue)
+    longest = {}
+    for stage in sorted({0, last}):
+        views = objective_of(config).examples(sequences, 0, stage, arrays, range(len(arrays))).views
+        longest[stage] = int(np.argmax(sum(view.lengths for view in views)))
+    return Workload(sequences, arrays, longest)
 
 
-def synthetic_layout(config: Config, tokens: int, targets: int) -> Layout:
-    """A sequence of ``tokens`` positions, which ends with ``targets`` targets after the last stage's thoughts.
+def synthetic_workload(config: Config, tokens: int, targets: int) -> Workload:
+    """One problem, whose sequence at the last stage has ``tokens`` positions and ends with ``targets`` targets.
 
     Raises:
         ConfigError: ``tokens`` is too small for targets, thoughts and a question.
     """
     method, spec = METHODS[config.method.kind], config.training.curriculum_spec
-    latents = method.num_latents(spec.max_latent_stage, None, spec)
-    thoughts = 0 if method.pauses else latents
-    first = tokens - targets - thoughts
-    if first < 1 or targets < 1:
+    stage = spec.max_latent_stage if method.has_curriculum else 0
+    # Steps that are written out are targets. Where thoughts replace all of them, only other views contain them.
+    count = spec.max_latent_stage if method.has_latents else 0
+    steps = tuple([0] * (targets * (number + 1) // count - targets * number // count) for number in range(count))
+    frame = lay_out(method, TokenizedProblem([], steps, []), stage, spec, ANY_MARKERS)
+    question = tokens - targets - len(frame)
+    if question < 1 or targets < 1:
         raise ConfigError(
-            f"tokens={tokens}: {targets} targets and {thoughts} thoughts leave no question; set tokens above "
-            f"{targets + thoughts}, or set targets"
+            f"tokens={tokens}: {targets} targets and {len(frame)} thoughts, pauses and markers leave no question; set "
+            f"tokens above {targets + len(frame)}, or set targets"
         )
-    labels = [IGNORE] * (tokens - targets) + [0] * targets
-    return Layout([0] * tokens, labels, first if thoughts else tokens, thoughts)
+    problem = TokenizedProblem([0] * question, steps, [0] * targets)
+    return Workload(_sequences(config), ProblemArrays([arrays_of([problem])], ()), {stage: 0})
+
+
+def _sequences(config: Config, announcements: tuple[Ids, ...] = ()) -> Sequences:
+    """Makes the sequences of the run, without mixing of stages."""
+    training = config.training.model_copy(update={"uniform_prob": 0.0, "replay_prob": 0.0})
+    method, spec = METHODS[config.method.kind], training.curriculum_spec
+    return Sequences(training, config.run.seed, method, spec, ANY_MARKERS, announcements)
 
 
 def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: float | None) -> str:

@@ -142,7 +142,9 @@ class Method:
         return 0
 
     def segments(self, question: Ids, written: Ids, answer: Ids, num_latents: int, markers: MarkerIds) -> list[Segment]:
-        """The parts of the sequence, in order. At inference, the prompt is every segment before the first with loss.
+        """The parts of the sequence, in order. The answer is the end of the last one.
+
+        At inference, the prompt is every segment before the first with loss.
 
         Args:
             question: tokens of the question.

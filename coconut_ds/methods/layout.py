@@ -27,6 +27,9 @@ class Layout:
     """Position of the first thought, or T if there are none."""
     num_thoughts: int
     """Number of thoughts; they occupy consecutive positions."""
+    answer_start: int = -1
+    """Position of the answer's first token (``TokenizedProblem.answer``, without the cue); -1 if the answer is not in
+    the sequence."""
 
     @property
     def targets(self) -> list[int]:
@@ -47,9 +50,12 @@ def lay_out(method: Method, problem: TokenizedProblem, stage: int, spec: Curricu
     written = method.written(problem, stage, spec)
     num_latents = method.num_latents(stage, len(problem.steps), spec)
     segments = method.segments(problem.question, written, [*problem.cue, *problem.answer], num_latents, markers)
+    num_answer = len(problem.answer)
     if problem.cue:
         segments = [*_bare_prompt(segments), *_one_target(method, problem, written)]
-    return _joined(segments)
+        if not method.writes_steps:
+            num_answer = 0 if written else 1
+    return _joined(segments, num_answer)
 
 
 def lay_out_prompt(
@@ -97,8 +103,8 @@ def _one_target(method: Method, problem: TokenizedProblem, written: Ids) -> list
     return [Segment(problem.cue), Segment(problem.answer[:1], loss=True)]
 
 
-def _joined(segments: Iterable[Segment]) -> Layout:
-    """Concatenates segments to one sequence."""
+def _joined(segments: Iterable[Segment], num_answer: int = 0) -> Layout:
+    """Concatenates segments to one sequence, whose last ``num_answer`` tokens are those of the answer."""
     input_ids: list[int] = []
     labels: list[int] = []
     first_thought, num_thoughts = -1, 0
@@ -108,4 +114,6 @@ def _joined(segments: Iterable[Segment]) -> Layout:
             first_thought, num_thoughts = len(input_ids), len(segment.ids)
         input_ids += segment.ids
         labels += segment.ids if segment.loss else [IGNORE] * len(segment.ids)
-    return Layout(input_ids, labels, first_thought if num_thoughts else len(input_ids), num_thoughts)
+    length = len(input_ids)
+    answer_start = length - num_answer if num_answer else -1
+    return Layout(input_ids, labels, first_thought if num_thoughts else length, num_thoughts, answer_start)

@@ -33,6 +33,8 @@ class Layouts(LazySequence[Layout]):
     """[B] number of thoughts."""
     num_targets: Integers
     """[B] number of positions with loss."""
+    answer_start: Integers
+    """[B] position of the answer's first token within its sequence, or -1 (``Layout.answer_start``)."""
 
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> "Layouts":
@@ -47,6 +49,7 @@ class Layouts(LazySequence[Layout]):
             np.array([layout.first_thought for layout in layouts], np.int64),
             np.array([layout.num_thoughts for layout in layouts], np.int64),
             np.array([layout.num_targets for layout in layouts], np.int64),
+            np.array([layout.answer_start for layout in layouts], np.int64),
         )
 
     @cached_property
@@ -66,6 +69,7 @@ class Layouts(LazySequence[Layout]):
             self.first_thought[rows],
             self.num_thoughts[rows],
             self.num_targets[rows],
+            self.answer_start[rows],
         )
 
     def __len__(self) -> int:
@@ -74,7 +78,8 @@ class Layouts(LazySequence[Layout]):
     def _item(self, index: int) -> Layout:
         start, end = self.starts[index : index + 2].tolist()
         ids, labels = self.input_ids[start:end].tolist(), self.labels[start:end].tolist()
-        return Layout(ids, labels, int(self.first_thought[index]), int(self.num_thoughts[index]))
+        numbers = (int(each[index]) for each in (self.first_thought, self.num_thoughts, self.answer_start))
+        return Layout(ids, labels, *numbers)
 
 
 def spans(starts: Integers, lengths: Integers) -> Integers:

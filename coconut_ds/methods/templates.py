@@ -74,6 +74,8 @@ class _Template:
     thoughts: int
     """Index of the run of thoughts; 0 if there are none."""
     num_thoughts: int
+    num_answer: int
+    """Number of placeholders of the answer at the end: 0; 1, its first token alone; or 2, the whole answer."""
 
 
 def unit_of(method: Method) -> str | None:
@@ -128,6 +130,9 @@ class Templates:
         num_thoughts = np.array([template.num_thoughts for template in used], np.int64)[which]
         thoughts = np.array([template.thoughts for template in used], np.int64)[which]
         begin = (ends - lengths)[np.arange(len(ends)), thoughts]
+        last = pieces.starts[1:] - 1
+        num_answer = np.array([template.num_answer for template in used], np.int64)[which]
+        tokens = np.where(num_answer == 2, pieces.bounds[last] - pieces.bounds[last - 1], num_answer)
         return Layouts(
             input_ids,
             np.where(has_loss, input_ids, IGNORE),
@@ -135,6 +140,7 @@ class Templates:
             np.where(num_thoughts > 0, begin, ends[:, -1]),
             num_thoughts,
             (lengths * runs[..., 4]).sum(axis=1),
+            np.where(num_answer > 0, ends[:, -1] - tokens, -1),
         )
 
     def _in_units(self, pieces: Pieces) -> tuple[Pieces, Integers]:
@@ -168,7 +174,8 @@ class Templates:
                     runs[-1] = runs[-1]._replace(end=end)
                 else:
                     runs.append(_Run(first, end, label != IGNORE))
-            self._known[key] = _Template(runs, thoughts, layout.num_thoughts)
+            num_answer = len(layout) - layout.answer_start if layout.answer_start >= 0 else 0
+            self._known[key] = _Template(runs, thoughts, layout.num_thoughts, num_answer)
         return self._known[key]
 
     def _literal(self, token: int) -> tuple[tuple[int, int], tuple[int, int]]:

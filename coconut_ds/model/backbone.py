@@ -12,6 +12,7 @@ A special token that was added to the tokenizer but not to the weights, such as 
 pretrained rows: its logit is then the mean of theirs, so greedy decoding never chooses it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,12 +32,16 @@ from coconut_ds.data.encoding import describe_added, token_names
 from coconut_ds.data.tokens import MARKERS, PAUSE, add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
+from coconut_ds.files import shell_word
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.compatibility import check_config, check_model_type, check_supported
+from coconut_ds.model.feed import FEED_PREFIX, Feed
+from coconut_ds.model.feed_file import FEED_FILE
 from coconut_ds.model.folder_files import check_folder_files, read_object
 from coconut_ds.model.generation_config import check_generation_config, stated_ends
+from coconut_ds.model.precision import cast
 from coconut_ds.model.support import CONSTRUCTION, embedding_weight, refuse_partial
 from coconut_ds.settings import ModelConfig
 
@@ -53,11 +58,25 @@ class Backbone:
     markers: MarkerIds
     without_rows: tuple[str, ...] = ()
     """Special tokens of the tokenizer that the weights had no embedding row for."""
+    feed: Feed | None = None
+    """What a thought goes through before it is fed back; None: it is fed back as it is."""
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a text: the one that training puts there, then those of the generation config."""
         return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *stated_ends(self.model)]))
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights and buffers by name: those of the model, then those of the feed."""
+        yield from self.model.state_dict().items()
+        if self.feed is not None:
+            yield from self.feed.state_dict(prefix=f"{FEED_PREFIX}.").items()
+
+    def cast(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Rounds all weights to ``dtype`` in place; see ``precision.cast``."""
+        for part in (self.model, self.feed):
+            if part is not None:
+                cast(part, dtype, device)
 
     @property
     def notes(self) -> list[str]:
@@ -103,6 +122,11 @@ def build_backbone(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, pa
     folder = Path(settings.model_id)
     if folder.is_dir():
         check_folder_files(folder)
+        if (folder / FEED_FILE).exists():
+            raise ModelError(
+                f"model.model_id={settings.model_id}: the thoughts of this checkpoint go through a feed ({FEED_FILE}), "
+                f"which model.model_id does not load; set run.load_model_path={shell_word(folder)} instead"
+            )
         check_model_type(folder, read_object(folder / "config.json"))
     check_config(load_by_name(AutoConfig.from_pretrained, settings.model_id, "model.model_id", advice))
     with CONSTRUCTION:

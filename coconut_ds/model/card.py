@@ -1,6 +1,6 @@
 """The card of a checkpoint, the file ``coconut.json``: how the model thinks, and how it was trained."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.formats import FORMATS, TEXT, Format
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method
+from coconut_ds.model.feed import FeedSpec
 
 CARD = "coconut.json"
 
@@ -41,6 +42,8 @@ class ModelCard:
     """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the checkpoint: epoch, global_step, accuracy, stage switches, versions, configuration."""
+    feed: FeedSpec | None = None
+    """What a thought goes through before it is fed back; None: it is fed back as it is."""
 
     @classmethod
     def of(
@@ -52,6 +55,7 @@ class ModelCard:
         marker_ids: dict[str, int],
         provenance: dict[str, Any] | None = None,
         iterations: int | None = None,
+        feed: FeedSpec | None = None,
     ) -> "ModelCard":
         """The card of a model that was trained up to ``stage``."""
         latents = method.num_latents(stage, None, spec)
@@ -68,7 +72,15 @@ class ModelCard:
             format,
             iterations,
             provenance or {},
+            feed,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the file. Without a feed it has no key for it, as the cards of earlier versions."""
+        values = asdict(self)
+        if self.feed is None:
+            del values["feed"]
+        return values
 
     @property
     def num_latents(self) -> int:
@@ -122,6 +134,8 @@ class ModelCard:
             )
         if card.format not in FORMATS:
             raise CheckpointError(f"{path}: unknown format {card.format!r}; expected one of {', '.join(FORMATS)}")
+        if card.feed is not None and (fault := card.feed.fault()):
+            raise CheckpointError(f"{path}: {fault}")
         return card
 
 

@@ -1,7 +1,8 @@
 """Model folders, which evaluation, serving and Hugging Face users load without any further argument.
 
 A folder contains the weights as ``save_pretrained`` writes them (safetensors), the tokenizer, and the card
-``coconut.json`` (method, stage, number of thoughts, marker ids, provenance). It is written under a temporary name and
+``coconut.json`` (method, stage, number of thoughts, marker ids, provenance, feed). If thoughts go through a feed, its
+weights are in the subfolder ``latent/`` (``feed_file.py``). A folder is written under a temporary name and
 then renamed, so a folder of the final name is always complete. Weights that do not fit the model completely are an
 error; they are never loaded in part. State dicts of the reference implementation are read by ``reference_state.py``.
 """
@@ -11,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.compatibility import check_config, check_model_type
+from coconut_ds.model.feed_file import read_feed, write_feed
 from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.generation_config import check_generation_config
 from coconut_ds.model.support import CONSTRUCTION, refuse_partial, stored_buffers
@@ -46,6 +47,7 @@ def save_model(
     state: Mapping[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
+    feed: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a model folder, which replaces any previous folder of that name only once it is complete.
 
@@ -55,6 +57,7 @@ def save_model(
         state: the model's state dict, with whole tensors.
         tokenizer: the model's tokenizer.
         card: the content of ``coconut.json``.
+        feed: the state dict of the feed that the card names, with whole tensors; None if it names none.
 
     Raises:
         CheckpointError: the folder cannot be written; the previous one is unchanged.
@@ -63,7 +66,7 @@ def save_model(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        write_model(temporary, model, state, tokenizer, card)
+        write_model(temporary, model, state, tokenizer, card, feed)
         seal(temporary)
         put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -77,15 +80,19 @@ def write_model(
     state: Mapping[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
+    feed: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the files of a model into an existing folder.
+    """Writes the files of a model into an existing folder; the arguments are those of ``save_model``.
 
     ``state`` has whole tensors, although under ZeRO-3 the parameters of ``model`` are sharded.
     """
+    assert (card.feed is None) == (feed is None), "card and weights must agree on whether there is a feed"
     with _without_progress_bars():
         model.save_pretrained(folder, state_dict=dict(state))
     write_tokenizer(tokenizer, folder)
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    if feed is not None:
+        write_feed(folder, feed)
+    (folder / CARD).write_text(json.dumps(card.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_folder(
@@ -111,10 +118,12 @@ def load_folder(
     _check_files(folder)
     check_model_type(folder, read_object(folder / "config.json"))
     check_generation_config(folder)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer, card = _load_tokenizer(folder), ModelCard.read(folder)
     try:
         check_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         model, report = _load_weights(folder, attn_implementation, dtype)
+        size = int(model.config.get_text_config().hidden_size)
+        feed = read_feed(folder, None if card is None else card.feed, size, dtype)
     except CoconutError:
         raise
     except FAULTS as error:
@@ -122,12 +131,12 @@ def load_folder(
     check_attention_used(model, attn_implementation)
     _check_weights(folder, model, report)
     backbone = add_marker_rows(model, tokenizer, pause=pause)
-    card = ModelCard.read(folder)
     if card is not None and not card.marker_ids.items() <= marker_table(backbone.markers).items():
         raise CheckpointError(
             f"{folder}: {CARD} has the marker ids {card.marker_ids}, the tokenizer has "
             f"{marker_table(backbone.markers)}; these files are not of one checkpoint"
         )
+    backbone.feed = feed
     return backbone
 
 

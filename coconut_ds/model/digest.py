@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole
+from coconut_ds.model.feed import FEED_PREFIX, Feed
 
 
 def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
@@ -24,19 +25,20 @@ def digest_state(state: Iterable[tuple[str, Tensor]]) -> str:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
-def digest_parameters(model: PreTrainedModel, ranks: Ranks) -> str | None:
-    """Hash of a model's parameters (see ``digest_state``) on rank 0, None on other ranks.
+def digest_parameters(model: PreTrainedModel, ranks: Ranks, feed: Feed | None = None) -> str | None:
+    """Hash of the parameters of a model and its feed (see ``digest_state``) on rank 0, None on other ranks.
 
     The parameters may be sharded (ZeRO-3), so all ranks must call this together.
     """
+    named = [*model.named_parameters(), *(() if feed is None else feed.named_parameters(FEED_PREFIX))]
     if not ranks.is_first:
-        for parameter in model.parameters():
+        for _, parameter in named:
             with whole([parameter]):
                 pass
         return None
 
     def parameters() -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in model.named_parameters():
+        for name, parameter in named:
             with whole([parameter]):
                 yield name, parameter
 

@@ -57,7 +57,7 @@ def check_folder_files(folder: Path) -> None:
     if method := quantization(read_object(config)):
         raise CheckpointError(f"{folder}: {quantized(method)}")
     for path in weight_files(folder):
-        _check_weights(path)
+        check_weights(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -92,6 +92,22 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="np") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
+
+
+def check_weights(path: Path) -> None:
+    """Refuses a file that is not a complete safetensors file. Reads only its header.
+
+    Raises:
+        CheckpointError: names the file and says what to do.
+    """
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be loaded: it is not a complete safetensors file ({error}; it has "
+            f"{path.stat().st_size:,} bytes); copy or download it again"
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -130,18 +146,6 @@ def quantized(method: str) -> str:
         f"its weights are quantized ({method}), which this project does not support; use the original model, or load "
         "this one with transformers, call model.dequantize() and save_pretrained, and name the new folder"
     )
-
-
-def _check_weights(path: Path) -> None:
-    """Refuses a file that is not a complete safetensors file. Reads only its header."""
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be loaded: it is not a complete safetensors file ({error}; it has "
-            f"{path.stat().st_size:,} bytes); copy or download it again"
-        ) from error
 
 
 def _without_safetensors(folder: Path) -> str:

@@ -8,7 +8,8 @@ computes the next one. A last pass encodes all tokens after the thoughts. All pa
 stays in the autograd graph (``passes.py``), so the loss reaches every thought, and no position is encoded twice: the
 cost is that of one pass over T positions, plus the overhead of launching L small passes.
 
-With ``method.thinking=jacobi`` the one-position passes are replaced by a few passes over all L positions at once.
+With ``method.thinking=jacobi`` the one-position passes are replaced by a few passes over all L positions at once. With
+a *feed* (``feed.py``), the input embedding is not the thought itself but what the feed makes of it.
 
 Shapes:
     B  rows (sequences) in the batch
@@ -34,9 +35,11 @@ from transformers import Cache, PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.feed import Feed
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.last_layer import LastLayer
+from coconut_ds.model.layer_states import LayerStates
 from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import Passes, last_hidden_states, passes_of
@@ -58,6 +61,7 @@ class LatentLoop(nn.Module):
         defer_gradients: bool | None = None,
         kernels: Kernels = PLAIN,
         auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
+        feed: Feed | None = None,
     ) -> None:
         """Patches ``model`` in place: fused kernels, the shortened last layer, and optionally checkpointing.
 
@@ -70,12 +74,17 @@ class LatentLoop(nn.Module):
                 passes themselves. Must be False under ZeRO-3, which releases the weights between passes.
             kernels: fused kernels beyond those that are always used (see ``fused.py``).
             auxiliary: what an objective trains beside the model (``objectives.base``).
+            feed: what a thought goes through before it is fed back, on the device and in the type of the model. It is a
+                submodule, so it is trained, sharded and resumed with the model. None: nothing, a thought is fed back as
+                it is.
 
         Raises:
             ModelError: transformers' own gradient checkpointing is on, or the layers to checkpoint are not found.
         """
         super().__init__()
         self.model, self._defer_gradients, self._kernels = model, defer_gradients, kernels
+        # None instead of ``nn.Identity``: for each module that is called, ZeRO-3 adds nodes to the autograd graph.
+        self.feed = feed
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # transformers' checkpointing silently disables the cache: thoughts would not attend to the question.
             raise ModelError("gradient checkpointing of transformers drops the key/value cache; switch it off")
@@ -125,6 +134,10 @@ class LatentLoop(nn.Module):
         """Logits [..., V] of hidden states [..., D], in fp32."""
         return vocabulary_product(self.model.get_output_embeddings(), states).float()
 
+    def fed(self, states: Tensor) -> Tensor:
+        """The input embeddings [..., D] that states [..., D] become when they are fed back."""
+        return states if self.feed is None else self.feed(states)
+
     def states(
         self,
         embeds: Tensor,
@@ -149,11 +162,12 @@ class LatentLoop(nn.Module):
         with self.last_layer.only(read):
             return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
-    def encode(self, inputs: LatentInputs, all_states: bool = True) -> Tensor:
+    def encode(self, inputs: LatentInputs, all_states: bool = True, layers: LayerStates | None = None) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
         With ``all_states=False`` a state within the prefix is valid only if it is the first thought or predicts a
-        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
+        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper. ``layers`` receives
+        the states of all layers at the columns that it asks for.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -162,6 +176,8 @@ class LatentLoop(nn.Module):
         # otherwise than that of a few.
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
+        if layers is not None:
+            passes = layers.over(passes)
         prefix, steps, rest = self._embeddings(inputs)
         parts = [passes.prefix(prefix())]
         if inputs.step_ids.shape[1]:
@@ -169,6 +185,9 @@ class LatentLoop(nn.Module):
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
             think = self._sequential_steps if inputs.iterations is None else self._jacobi_steps
             parts += think(inputs, passes, steps, rest, state)
+        elif self.feed is not None and torch.is_grad_enabled():
+            # ZeRO 1 and 2 expect a gradient of every parameter. Without thoughts, those of the feed are 0.
+            parts[0] = parts[0] + 0 * self.feed(parts[0].new_zeros(1, self.width)).sum()
         return torch.cat(parts, dim=1)
 
     def _embeddings(self, inputs: LatentInputs) -> list[Callable[[], Tensor]]:
@@ -206,7 +225,7 @@ class LatentLoop(nn.Module):
         start, count = inputs.prefix_ids.shape[1], embedded.shape[1]
         for step in range(count):
             thought = inputs.is_thought[:, step, None, None]
-            embeds = torch.where(thought, states[-1], embedded[:, step : step + 1])
+            embeds = torch.where(thought, self.fed(states[-1]), embedded[:, step : step + 1])
             if step == count - 1 and not self._is_fp32:
                 # No thought depends on the state of the last step, so the rest joins its pass. fp32 runs keep a pass
                 # for each, since products of other sizes may round otherwise.
@@ -226,18 +245,19 @@ class LatentLoop(nn.Module):
     ) -> list[Tensor]:
         """Computes all L step columns together by Jacobi iteration (PCCoT, arXiv 2506.18582), and then the rest.
 
-        The first thought is ``state``; the initial guess for the others is the embedding of the thought marker. Each
-        pass computes all L positions; its states, shifted by one position, are the thoughts that the next pass reads.
-        After t passes, the first t states are those that ``_sequential_steps`` would compute. Arguments and result are
-        as there.
+        The first thought is ``state``; the initial guess for the inputs of the others is the embedding of the thought
+        marker. Each pass computes all L positions; its states, shifted by one position, are the thoughts that the next
+        pass reads. After t passes, the first t states are those that ``_sequential_steps`` would compute. Arguments and
+        result are as there.
         """
         assert inputs.iterations is not None
         embedded, thought = steps(), inputs.is_thought.unsqueeze(-1)
-        count = embedded.shape[1]
-        embeds = torch.cat([torch.where(thought[:, :1], state, embedded[:, :1]), embedded[:, 1:]], dim=1)
-        for _ in range(min(inputs.iterations, count)):
+        count, first = embedded.shape[1], self.fed(state)
+        embeds = torch.cat([torch.where(thought[:, :1], first, embedded[:, :1]), embedded[:, 1:]], dim=1)
+        states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
+        for _ in range(min(inputs.iterations, count) - 1):
+            embeds = torch.where(thought, torch.cat([first, self.fed(states[:, :-1])], dim=1), embedded)
             states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
-            embeds = torch.where(thought, torch.cat([state, states[:, :-1]], dim=1), embedded)
         return [states, passes.later(rest(), inputs.prefix_ids.shape[1] + count)]
 
 

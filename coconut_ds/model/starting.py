@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut_ds.data.sources import Source
 from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
 from coconut_ds.distributed.zero import in_shards
-from coconut_ds.errors import CheckpointError
+from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import Method
 from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder
+from coconut_ds.model.feed import Feed, FeedSpec, build_feed
 from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.settings import Config
@@ -60,6 +62,47 @@ def card_of(config: Config) -> ModelCard | None:
     """The card of the checkpoint in ``run.load_model_path``; None if there is no checkpoint or it has no card."""
     path = config.run.load_model_path
     return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
+
+
+def wanted_feed(config: Config, model: PreTrainedModel) -> FeedSpec | None:
+    """The feed that the configuration group ``objective`` asks for; None: it asks for none."""
+    objective = config.objective
+    if objective.feed == "identity":
+        return None
+    return FeedSpec(objective.feed, objective.feed_width or int(model.config.get_text_config().hidden_size))
+
+
+def starting_feed(backbone: Backbone, wanted: FeedSpec | None, method: Method, seed: int) -> Feed | None:
+    """The feed that a run trains: that of the checkpoint in ``run.load_model_path``, or a new one.
+
+    Args:
+        backbone: what ``starting_backbone`` returned; its ``feed`` comes from the checkpoint.
+        wanted: the feed that the objective needs; None: it needs none. A checkpoint's feed is then trained further.
+        method: of the run.
+        seed: of the random weights of a new feed.
+
+    Raises:
+        ConfigError: the method has no thoughts that could go through a feed, or the objective needs another feed than
+            that of the checkpoint.
+    """
+    loaded = backbone.feed
+    spec = wanted if loaded is None else loaded.spec
+    if spec is None:
+        return None
+    if not method.has_latents or method.pauses:
+        source = "the objective" if loaded is None else "the checkpoint in run.load_model_path"
+        raise ConfigError(
+            f"method={method.name}: has no thoughts, but {source} has a feed ({spec}), which thoughts go through "
+            "before they are fed back; set a method with thoughts, such as method=coconut"
+        )
+    if loaded is None:
+        return build_feed(spec, int(backbone.model.config.get_text_config().hidden_size), seed)
+    if wanted not in (None, spec):
+        raise ConfigError(
+            f"run.load_model_path: the feed of this checkpoint is {spec}, the objective needs {wanted}; set the "
+            "objective's values to those of the checkpoint, or start from a checkpoint without a feed"
+        )
+    return loaded
 
 
 def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
+from coconut_ds.methods.base import Method
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
@@ -64,6 +65,10 @@ class Objective(ABC):
         """
         return {}
 
+    def views(self, method: Method) -> tuple[Method, ...]:
+        """The methods that write the views of a problem; the first one is ``method``, that of the run."""
+        return (method,)
+
     def examples(
         self, sequences: Sequences, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]
     ) -> Examples:
@@ -78,7 +83,8 @@ class Objective(ABC):
             problems: the epoch's training set.
             indices: the problems of a global batch.
         """
-        return Examples((sequences.for_training(epoch, stage, problems, indices),))
+        methods = self.views(sequences.method)
+        return Examples(tuple(sequences.under(one).for_training(epoch, stage, problems, indices) for one in methods))
 
     def collate(self, collator: Collator, examples: Examples, views: Sequence[MicroBatch]) -> Tensors:
         """The tensors of one micro batch, in the memory of the host.

@@ -12,11 +12,12 @@ from coconut_ds.reasoner import Reasoner
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The model's thoughts and text for one question, without any change."""
+    """What the model feeds back and writes for one question, without any change."""
 
     case: Case
     fed: Tensor
-    """[L, D] the thoughts, or the embeddings of the pause tokens; fp32, on the CPU."""
+    """[L, D] the vectors that were fed back (thoughts, after the feed if there is one), or the embeddings of the pause
+    tokens; fp32, on the CPU."""
     tokens: tuple[int, ...]
     """Tokens of the generated text."""
     text: str
@@ -59,10 +60,10 @@ def baselines_of(
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     found = []
     for case, one in zip(cases, made, strict=True):
-        assert one.thoughts is not None
+        assert one.fed is not None
         text = reasoner.prompter.text(one.tokens)
         answer = extract_answer(text, reasoner.card.text_format)
-        fed = one.thoughts.reshape(-1, reasoner.loop.width)
+        fed = one.fed.reshape(-1, reasoner.loop.width)
         found.append(Baseline(case, fed, tuple(one.tokens), text, answer, sum(one.log_probabilities)))
     return found
 

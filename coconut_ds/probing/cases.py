@@ -45,7 +45,8 @@ class Case:
     prompt: Layout
     """The prompt; all latents, including pauses, are represented as thoughts."""
     given: Mapping[int, Tensor] = field(default_factory=dict)
-    """Vectors [D] that are fed in place of the model's own states, by index in the run of latents (from 0)."""
+    """Vectors [D] that are fed in place of the model's own, by index in the run of latents (from 0). They are input
+    embeddings: they do not go through the feed."""
     written: tuple[int, ...] = ()
     """Tokens, part of the prompt, that the model wrote before it started to think, if it decides that itself."""
 
@@ -58,9 +59,9 @@ class Case:
         """A copy in which the vectors of ``given`` are fed too."""
         return replace(self, given={**self.given, **given})
 
-    def edit(self, index: int, state: Tensor) -> Tensor:
-        """The vector to feed for latent ``index``, whose own state is ``state``; see ``Request.edit_thought``."""
-        return self.given.get(index, state)
+    def edit(self, index: int, own: Tensor) -> Tensor:
+        """The vector to feed for latent ``index``, where the model would feed ``own``; see ``Request.edit_thought``."""
+        return self.given.get(index, own)
 
     def resized(self, vectors: Sequence[Tensor]) -> "Case":
         """A copy with the same prompt in which all latents are replaced by ``vectors``, possibly more or fewer."""

@@ -10,6 +10,9 @@ dropping a thought and recomputing the later ones would be the same as thinking 
 (``thinking=jacobi``), a changed thought is held fixed in every pass. If there are fewer passes than thoughts, this is a
 change in itself, even if the thought is held at its final value; ``scale`` by 1 measures it.
 
+If thoughts go through a feed, an intervention changes what the feed makes of a thought: the vector that the next
+position reads as its input embedding.
+
 Legend: ``L`` thoughts, ``D`` hidden size.
 """
 
@@ -125,7 +128,7 @@ def change(
 
     Args:
         case: the case, without any change.
-        own: [L, D] the thoughts of the case.
+        own: [L, D] the thoughts of the case, as they are fed back.
         intervention: the intervention.
         material: the vectors that the intervention needs in addition.
         draw: number of the draw, from 0; each draw has different random numbers.

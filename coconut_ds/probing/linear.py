@@ -72,7 +72,7 @@ def linear_probes(
         fit: problems to fit the probes on.
         scored: problems to score the probes on; none of them may be in ``fit``.
         n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
-        layer: layer whose states are read; -1 is the last one, whose states are fed back as thoughts.
+        layer: layer whose states are read; -1 is the last one, whose states are the thoughts, before any feed.
         seed: seed of the shuffle of the labels.
 
     Raises:

@@ -1,9 +1,9 @@
 """Computes the hidden states of complete prompts at every layer, once the thoughts are known.
 
-When the thoughts are given, a prompt is an ordinary sequence, so one forward pass computes the states that the latent
-loop computed one after the other. Of the L + 1 states of a case, state i (for i up to L) is the one that is fed back as
-thought i; it is the state of the position before thought i. The last state is the one from which the first token of the
-text is chosen. Models without thoughts have only this last state.
+When the inputs at the latents are given, a prompt is an ordinary sequence, so one forward pass computes the states that
+the latent loop computed one after the other. Of the L + 1 states of a case, state i (for i up to L) is the one that is
+fed back as thought i, through the feed if there is one; it is the state of the position before thought i. The last
+state is the one from which the first token of the text is chosen. Models without thoughts have only this last state.
 
 Legend: ``B`` cases, ``T`` positions, ``L`` latents, ``D`` hidden size, ``N`` layers.
 """
@@ -33,6 +33,9 @@ class States:
     layers: Tensor
     """[N + 1, L + 1, D] the states of thoughts 1 … L and the last state. Layer 0 is the input of the first block. The
     final norm is applied exactly once to every state."""
+    inputs: Tensor
+    """[L, D] ``thoughts`` as input embeddings, which can be compared with those of tokens: what the feed makes of them;
+    without a feed the thoughts themselves."""
 
     @property
     def thoughts(self) -> Tensor:
@@ -47,7 +50,7 @@ class States:
 
 @torch.no_grad()
 def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[States]:
-    """Computes the states of cases; ``fed`` contains the latents [L, D] of each case (``Completion.thoughts``)."""
+    """Computes the states of cases; ``fed`` contains the inputs [L, D] at each case's latents (``Completion.fed``)."""
     loop, norm = reasoner.loop, final_norm(reasoner.loop)
     found: list[States | None] = [None] * len(cases)
     for batch in _batches(cases):
@@ -56,8 +59,9 @@ def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor
         for row, index in enumerate(batch):
             at = read_positions(cases[index])
             raw = torch.stack([layer[row, at] for layer in output.hidden_states[:-1]])
-            layers = torch.cat([norm(raw), output.last_hidden_state[row, at].unsqueeze(0)])
-            found[index] = States(fed[index].float().cpu(), layers.float().cpu())
+            last = output.last_hidden_state[row, at]
+            layers, inputs = torch.cat([norm(raw), last.unsqueeze(0)]), loop.fed(last[:-1])
+            found[index] = States(fed[index].float().cpu(), layers.float().cpu(), inputs.float().cpu())
     return [one for one in found if one is not None]
 
 

@@ -3,9 +3,9 @@
 Source: "Reasoning by Superposition" (arXiv 2505.12514), section 5. For thought i, which replaces the step that leads to
 distance (hop) i from the root, there are two measures:
 
-* The inner product of the thought with the input embedding of each node's name. Nodes are grouped into: not reachable
-  from the root; reachable within i hops; on the frontier (at hop i); optimal (on the frontier and on a shortest path to
-  the target).
+* The inner product of the thought (after the feed, if there is one) with the input embedding of each node's name. Nodes
+  are grouped into: not reachable from the root; reachable within i hops; on the frontier (at hop i); optimal (on the
+  frontier and on a shortest path to the target).
 * The attention weight of the position whose state becomes thought i, summed over heads and over the tokens of an edge.
   Edges are grouped by their *source* node: not reachable; reachable within i - 1 hops; at hop i - 1; at hop i - 1 and
   on a shortest path.
@@ -73,7 +73,7 @@ def _by_inner_product(reasoner: Reasoner, texts: Sequence[GraphText], known: Seq
     table, names = _Table(), _Names(reasoner)
     states = layer_states(reasoner, [one.case for one in known], [one.fed for one in known])
     for text, own in zip(texts, states, strict=True):
-        products = own.thoughts @ names.embedded([text.names(node) for node in range(text.graph.num_nodes)]).T
+        products = own.inputs @ names.embedded([text.names(node) for node in range(text.graph.num_nodes)]).T
         for index, row in enumerate(products.tolist()):
             groups = node_groups(text, _hop(reasoner, index))
             table.add("inner product", index + 1, {name: [row[node] for node in groups[name]] for name in GROUPS})

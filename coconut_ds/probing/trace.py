@@ -24,19 +24,24 @@ from coconut_ds.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class ThoughtView:
-    """One thought; for methods with pauses, the state that the model computes where a pause is fed instead."""
+    """One thought; for methods with pauses, the state that the model computes where a pause is fed instead.
+
+    If thoughts go through a feed, the thought itself is decoded; norm and cosines are those of what the feed makes of it,
+    which can be compared with token embeddings.
+    """
 
     number: int
     """Number of the thought, from 1."""
     decoded: DecodedThought
-    """The thought decoded with the LM head; the last element of ``layers``."""
+    """The thought, before any feed, decoded with the LM head; the last element of ``layers``."""
     layers: tuple[DecodedThought, ...]
     """The state decoded at each layer, from layer 0 (the input of the first block) to the last."""
     norm: float
+    """The norm of the thought, after any feed."""
     cosine_to_previous: float | None
-    """Cosine similarity to the previous thought; None for the first thought."""
+    """Cosine similarity to the previous thought, both after any feed; None for the first thought."""
     nearest: tuple[NearToken, ...]
-    """The tokens whose input embeddings have the largest cosine similarity with the thought."""
+    """The tokens whose input embeddings have the largest cosine similarity with the thought, after any feed."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def trace_thoughts(
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     cases = prepare(reasoner, question_list, n_thoughts, max_new_tokens)
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
-    fed = [thoughts for one in made if (thoughts := one.thoughts) is not None]
+    fed = [vectors for one in made if (vectors := one.fed) is not None]
     return [
         _trace(reasoner, case, states, completion, top_k, chosen, temperature)
         for case, completion, states in zip(cases, made, layer_states(reasoner, cases, fed), strict=True)
@@ -119,7 +124,7 @@ def trace_of(
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
     pauses = reasoner.prompter.method.pauses
     case = answered_case(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
-    fed = torch.stack(list(case.given.values())) if case.given else completion.thoughts
+    fed = torch.stack(list(case.given.values())) if case.given else completion.fed
     assert fed is not None, "the completion must keep its thoughts"
     return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
 
@@ -161,10 +166,10 @@ def _views(
 ) -> tuple[ThoughtView, ...]:
     if not case.num_latents:
         return ()
-    thoughts: Tensor = states.thoughts
-    nearest = nearest_tokens(reasoner.loop, reasoner.backbone.tokenizer, thoughts)
-    cosines = [None, *F.cosine_similarity(thoughts[1:], thoughts[:-1], dim=-1).tolist()]
-    norms = thoughts.norm(dim=-1).tolist()
+    inputs: Tensor = states.inputs
+    nearest = nearest_tokens(reasoner.loop, reasoner.backbone.tokenizer, inputs)
+    cosines = [None, *F.cosine_similarity(inputs[1:], inputs[:-1], dim=-1).tolist()]
+    norms = inputs.norm(dim=-1).tolist()
     return tuple(
         ThoughtView(
             number=index + 1,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
 from coconut_ds.settings import Config, ObjectiveConfig
-from coconut_ds.settings.schema import keyed_values
+from coconut_ds.settings.schema import leaf_keys, value_of
 from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
@@ -53,9 +53,12 @@ NOT_A_NUMBER = (
     "deepspeed.hold_weights",
 )
 """Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {"data.answers": "text", "model.fused_kernels": "off", "run.tf32": False} | {
-    f"objective.{key}": value for key, value in keyed_values(ObjectiveConfig()).items()
-}
+LATER_KEYS = {
+    "data.answers": "text",
+    "model.fused_kernels": "off",
+    "run.tf32": False,
+    "training.lr_schedule": "constant",
+} | {f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature."""
 VOLATILE = ("_name_or_path", "transformers_version")
@@ -109,7 +112,7 @@ def ingredients(
     """
     owned = {
         key: dict(_leaves(value, key))
-        for key, value in keyed_values(config).items()
+        for key, value in _keys(config)
         if key not in NOT_A_NUMBER and (key not in LATER_KEYS or value != LATER_KEYS[key])
     }
     for split in ("train", "val"):
@@ -119,6 +122,9 @@ def ingredients(
     _replace_model_paths(owned, config, weights)
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
+    if config.training.lr_schedule != "constant":
+        # The schedule ends with the run.
+        owned["training.num_epochs"] = {"training.num_epochs": config.training.num_epochs}
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}
@@ -173,6 +179,13 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Ingre
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested mappings by dotted key, as a table."""
     return {name: inner for key, value in values.items() for name, inner in _leaves(value, key)}
+
+
+def _keys(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each key that a user can set, with its value."""
+    values = config.model_dump(mode="json")
+    for key in leaf_keys(Config):
+        yield key, value_of(values, key)
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

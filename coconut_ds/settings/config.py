@@ -28,6 +28,7 @@ class Config(Group):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
+        problems += [*self._feed_problems(), *self._codi_problems()]
         problems += sim_cot_problems(self.objective, self.method, self.training)
         if problems:
             raise ValueError("; ".join(problems))
@@ -95,6 +96,33 @@ class Config(Group):
                 "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs"
             )
         return problems
+
+    def _feed_problems(self) -> list[str]:
+        method = METHODS[self.method.kind]
+        if self.objective.feed == "identity" or (method.has_latents and not method.pauses):
+            return []
+        return [
+            f"objective.feed={self.objective.feed}: method.kind={method.name} feeds no hidden state back; set "
+            "objective.feed=identity, or a method with thoughts such as method=coconut"
+        ]
+
+    def _codi_problems(self) -> list[str]:
+        if self.objective.kind != "codi":
+            return []
+        method = METHODS[self.method.kind]
+        if not method.has_latents:
+            return [
+                "objective.kind=codi: a sequence with thoughts learns from one with written steps, but "
+                f"method.kind={method.name} has neither thoughts nor pauses; set method=coconut_no_curriculum, or "
+                "objective=likelihood"
+            ]
+        if self.data.text_format.one_token and method.has_curriculum:
+            return [
+                f"objective.kind=codi compares states at the answer, but with data.format={self.data.format} the "
+                f"sequences of method.kind={method.name} end before the answer until the last stage; set "
+                "method=coconut_no_curriculum, or objective=likelihood"
+            ]
+        return []
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":

@@ -1,5 +1,6 @@
 """What all configurations share: frozen groups that refuse unknown keys, readable errors, access by key, and YAML."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
@@ -62,15 +63,10 @@ def leaf_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def keyed_values(config: BaseModel) -> dict[str, Any]:
-    """The value of each dotted key of ``leaf_keys``, as plain values."""
-    values, found = config.model_dump(mode="json"), {}
-    for key in leaf_keys(type(config)):
-        value: Any = values
-        for part in key.split("."):
-            value = value[part]
-        found[key] = value
-    return found
+def value_of(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    first, _, rest = key.partition(".")
+    return value_of(values[first], rest) if rest else values[first]
 
 
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:

@@ -78,6 +78,9 @@ class TrainingConfig(Group):
     """Total number of epochs, including those that run.resume skips."""
     lr: Annotated[float, Field(gt=0, strict=True)] = 1e-4
     """Learning rate."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The learning rate after the warm-up: constant, or falling to 0 at the end of the run along half a cosine or a
+    line. A run with cosine or linear has another result if num_epochs changes, so it is then another run."""
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
     """AdamW's decoupled weight decay."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

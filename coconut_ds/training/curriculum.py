@@ -3,6 +3,7 @@
 Nothing here keeps state: everything follows from the counts and the stage switches that a checkpoint records.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,10 +64,27 @@ class Curriculum:
 
 
 def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:
-    """Learning rate of the next update: linear warm-up over ``training.warmup_steps`` updates, then constant."""
+    """Learning rate of the next update, without ``schedule_factor``: linear warm-up over ``training.warmup_steps``
+    updates, then constant."""
     if updates_since_reset >= training.warmup_steps:
         return training.lr
     return training.lr * (updates_since_reset + 1) / training.warmup_steps
+
+
+def schedule_factor(training: TrainingConfig, done: int, total: int) -> float:
+    """What ``training.lr_schedule`` multiplies the learning rate of the next update with.
+
+    1 during the warm-up at the beginning of the run. After it, it falls from 1 to 0 along half a cosine or a line.
+
+    Args:
+        training: holds schedule and warm-up.
+        done: number of updates that the run has made.
+        total: number of updates that the run will have made at its end.
+    """
+    if training.lr_schedule == "constant" or done <= training.warmup_steps:
+        return 1.0
+    share = (done - training.warmup_steps) / (total - training.warmup_steps)
+    return 1 - share if training.lr_schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
 
 
 def resets_optimizer(training: TrainingConfig, stage: int, previous_stage: int | None) -> bool:

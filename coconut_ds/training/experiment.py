@@ -11,6 +11,7 @@ from torch import nn
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
+from coconut_ds.data.tokens import encode_announcements
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
@@ -25,7 +26,7 @@ from coconut_ds.model.digest import digest_parameters
 from coconut_ds.model.fused import Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
-from coconut_ds.model.starting import starting_backbone
+from coconut_ds.model.starting import starting_backbone, starting_feed, wanted_feed
 from coconut_ds.model.support import context_length
 from coconut_ds.objectives import objective_of
 from coconut_ds.objectives.base import Objective
@@ -81,7 +82,9 @@ class Experiment:
             )
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
-        weights = digest_parameters(backbone.model, ranks) if loaded else None
+        weights = digest_parameters(backbone.model, ranks, backbone.feed) if loaded else None
+        method = METHODS[config.method.kind]
+        backbone.feed = starting_feed(backbone, wanted_feed(config, backbone.model), method, config.run.seed)
         if config.model.lora.rank:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
@@ -89,14 +92,14 @@ class Experiment:
         objective = objective_of(config)
         seed_generators(config.run.seed)
         auxiliary = objective.auxiliary(backbone)
-        method = METHODS[config.method.kind]
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume)
         context = context_length(backbone.model)
         if context is not None:
-            problems.check(partial(check_lengths, method, curriculum.last_stage, spec, context))
+            views = objective.views(method)
+            problems.check(partial(check_lengths, views, curriculum.last_stage, spec, context))
         return cls(
             config,
             ranks,
@@ -121,12 +124,15 @@ class Experiment:
         """The model in a latent loop, as the engine trains it."""
         checkpointing = self.config.training.activation_checkpointing
         defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
-        return LatentLoop(self.backbone.model, checkpointing, defers, self.kernels, self.auxiliary)
+        backbone = self.backbone
+        return LatentLoop(backbone.model, checkpointing, defers, self.kernels, self.auxiliary, backbone.feed)
 
     @cached_property
     def sequences(self) -> Sequences:
         """Makes the sequences of the run's problems."""
-        return Sequences(self.config.training, self.config.run.seed, self.method, self.spec, self.backbone.markers)
+        config, backbone = self.config, self.backbone
+        announcements = encode_announcements(backbone.tokenizer, config.data.text_format)
+        return Sequences(config.training, config.run.seed, self.method, self.spec, backbone.markers, announcements)
 
     @cached_property
     def collator(self) -> Collator:

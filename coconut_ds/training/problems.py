@@ -104,7 +104,7 @@ class RunProblems:
 
 
 def check_lengths(
-    method: Method,
+    views: Sequence[Method],
     last_stage: int,
     spec: CurriculumSpec,
     context: int,
@@ -114,7 +114,7 @@ def check_lengths(
     """Checks that every problem fits the model's context at every stage.
 
     Args:
-        method: lays out the sequences.
+        views: the methods that lay out the sequences (``Objective.views``).
         last_stage: last stage of the curriculum.
         spec: of the curriculum.
         context: maximum number of positions.
@@ -124,14 +124,13 @@ def check_lengths(
     Raises:
         DataError: a problem does not fit; the message names the first of them.
     """
-    most = method.num_latents(last_stage, None, spec)
+    most = max(method.num_latents(last_stage, None, spec) for method in views)
     for index, problem in enumerate(problems):
         # An upper bound over all stages, which most problems pass; laying out every stage takes longer.
         tokens = len(problem.question) + sum(map(len, problem.steps)) + len(problem.cue) + len(problem.answer)
         if tokens + most + 2 <= context:
             continue
-        stages = range(max(last_stage, method.num_stages(problem, spec)) + 1)
-        longest = max(_longest(method, problem, stage, spec) for stage in stages)
+        longest = max(_longest(method, problem, last_stage, spec) for method in views)
         if longest > context:
             raise DataError(
                 f"{split} problem {index} has {longest} tokens including thoughts or pauses; the model's context is "
@@ -140,9 +139,11 @@ def check_lengths(
             )
 
 
-def _longest(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> int:
-    """Positions that a problem takes at a stage: in training, or at inference with one generated token."""
-    any_ids = MarkerIds(0, 0, 0, 0)
-    # At inference the number of thoughts does not depend on the gold steps.
-    prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), any_ids, problem.cue)
-    return max(len(lay_out(method, problem, stage, spec, any_ids)), len(prompt) + 1)
+def _longest(method: Method, problem: TokenizedProblem, last_stage: int, spec: CurriculumSpec) -> int:
+    """Most positions that a problem takes at any stage: in training, or at inference with one generated token."""
+    any_ids, most = MarkerIds(0, 0, 0, 0), 0
+    for stage in range(max(last_stage, method.num_stages(problem, spec)) + 1):
+        # At inference the number of thoughts does not depend on the gold steps.
+        prompt = lay_out_prompt(method, problem.question, method.num_latents(stage, None, spec), any_ids, problem.cue)
+        most = max(most, len(lay_out(method, problem, stage, spec, any_ids)), len(prompt) + 1)
+    return most

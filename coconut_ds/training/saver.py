@@ -20,6 +20,7 @@ from coconut_ds.evaluation.prediction import Evaluation, Prediction, with_catego
 from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import write_model
+from coconut_ds.model.feed import feed_state
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest
@@ -102,12 +103,15 @@ class RunSaver:
         temporary = target.with_name(f".{target.name}.part.{ranks.from_first(secrets.token_hex(4))}")
         self._raise_on_all(target, temporary, self._try_on_first(lambda: (temporary / ENGINE).mkdir(parents=True)))
         self._raise_on_all(target, temporary, _try_to(lambda: engine.save_state(temporary / ENGINE)))
-        state = engine.model_state()
+        state, trained = engine.model_state(), self.experiment.backbone.feed
+        feed = None if trained is None else feed_state(trained, ranks.is_first)
         self.scores.last_checkpoint = target.name
         if improved:
             self.scores.best_checkpoint = target.name
         self._raise_on_all(
-            target, temporary, self._try_on_first(lambda: self._write_rest(temporary, target, state, position, stage))
+            target,
+            temporary,
+            self._try_on_first(lambda: self._write_rest(temporary, target, state, feed, position, stage)),
         )
         self._raise_on_all(self.folder.path, temporary, self._try_on_first(lambda: self._tidy(target, position, stage)))
         self.seconds += time.perf_counter() - began
@@ -135,10 +139,18 @@ class RunSaver:
         if self.experiment.ranks.is_first:
             self._prune(checkpoint)
 
-    def _write_rest(self, temporary: Path, target: Path, state: dict[str, Any], position: Position, stage: int) -> None:
+    def _write_rest(
+        self,
+        temporary: Path,
+        target: Path,
+        state: dict[str, Any],
+        feed: dict[str, Any] | None,
+        position: Position,
+        stage: int,
+    ) -> None:
         """Adds the model and the resume state to the engine's files, then seals the folder and gives it its name."""
         backbone = self.experiment.backbone
-        write_model(temporary, backbone.model, state, backbone.tokenizer, self._card(position, stage))
+        write_model(temporary, backbone.model, state, backbone.tokenizer, self._card(position, stage), feed)
         metrics_bytes = self.metrics.flushed() if self.metrics is not None else 0
         resume_state = ResumeState(position, self.scores, metrics_bytes, self.experiment.ranks.size)
         resume_state.write(temporary / ENGINE / RESUME_STATE)
@@ -221,6 +233,7 @@ class RunSaver:
                 **versions(),
             },
             run.config.method.jacobi_iterations,
+            None if run.backbone.feed is None else run.backbone.feed.spec,
         )
 
 

@@ -20,7 +20,7 @@ from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
-from coconut_ds.training.curriculum import learning_rate, resets_optimizer
+from coconut_ds.training.curriculum import learning_rate, resets_optimizer, schedule_factor
 from coconut_ds.training.engine import Engine, UpdateResult
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
@@ -84,11 +84,14 @@ class Trainer:
     def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
         self.engine.train()
-        every = self.experiment.config.training.save_every_steps
+        training = self.experiment.config.training
+        every = training.save_every_steps
+        total = len(batches) * (training.num_epochs - self.experiment.config.run.resume)
         prepare = partial(self._prepare, position.epoch, stage, problems)
         for prepared in prepared_ahead(prepare, batches[position.batch :], self.experiment.ranks.device):
             began = time.perf_counter()
-            lr = learning_rate(self.experiment.config.training, position.updates_since_reset)
+            lr = learning_rate(training, position.updates_since_reset)
+            lr *= schedule_factor(training, position.global_step, total)
             update = self._update(position, prepared, lr)
             position.global_step += 1
             position.updates_since_reset += 1

@@ -5,7 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def made_from(result: Result, checkpoints: Checkpoints) -> dict[str, Any]:
     names = result.models if isinstance(result, CompareResult) else (result.model,)
     found = {}
     for name in names:
-        card = asdict(checkpoints[name].card)
+        card = checkpoints[name].card.as_dict()
         del card["provenance"]
         files = (seal_of(checkpoints[name].folder) or {"files": {}})["files"]
         weights = {file: known.get("sha256") for file, known in files.items() if file.endswith(".safetensors")}

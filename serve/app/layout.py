@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.app import compare, dataset, export, intervene, markup, question, search, think
 from serve.app.addresses import ICON, MANIFEST, OwnAddresses
+from serve.app.event_stream import WholeEvents
 from serve.app.events import MAX_RUNNING, MAX_WAITING
 from serve.app.studio import Studio
 from serve.app.theme import CSS, theme
@@ -68,7 +69,7 @@ def make_app(studio: Studio) -> ASGIApp:
         css=CSS,
         head=_preload_plotly(),
     )
-    return OwnAddresses(_StartsQueue(outer, blocks))
+    return OwnAddresses(WholeEvents(_StartsQueue(outer, blocks)))
 
 
 def _preload_plotly() -> str:

@@ -1,0 +1,143 @@
+"""Compares an implementation of the objectives with recorded numbers: losses, norms of gradients, greedy answers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from recorded_cases import Case, trusted_cases
+from recorded_objectives import Prompt, Recording
+from torch import Tensor, nn
+
+TOLERANCES = {"loss": 1e-4, "gradient norms": 1e-3, "greedy tokens": 0.0}
+"""The largest relative difference of losses and of norms of gradients; the largest number of tokens that differ."""
+SMALL = 1e-6
+"""Differences are relative to the recorded number, or to this if it is smaller."""
+
+
+class Prepared(Protocol):
+    """A case, ready to be computed."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """The parameters that are trained, by the names in ``grad_norms``."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """The differentiable parts of the loss by the names of ``Case.parts``, each with its factor, without total."""
+
+
+class Implementation(Protocol):
+    """What is checked."""
+
+    def prepare(self, case: Case) -> Prepared:
+        """Makes what a case needs, for example from ``case.modules()``."""
+
+    def tokens(self, recording: Recording, prompt: Prompt) -> list[int]:
+        """The greedy answer to a prompt; it may contain the end of sequence that ends it."""
+
+    def readout(self, recording: Recording, prompt: Prompt) -> list[int]:
+        """See ``Prompt.readout``; asked for only if it was recorded."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of a kind."""
+
+    size: float = 0.0
+    place: str = ""
+    """The case and the number that differs."""
+
+
+@dataclass
+class Differences:
+    """The largest difference of each kind."""
+
+    worst: dict[str, Difference] = field(default_factory=lambda: {kind: Difference() for kind in TOLERANCES})
+
+    def note(self, kind: str, size: float, place: str) -> None:
+        """Keeps a difference if it is the largest of its kind. NaN counts as infinite."""
+        size = float("inf") if size != size else size
+        if size > self.worst[kind].size:
+            self.worst[kind] = Difference(size, place)
+
+    def add(self, other: "Differences") -> None:
+        """Keeps the larger one of both for each kind."""
+        for kind, difference in other.worst.items():
+            self.note(kind, difference.size, difference.place)
+
+    def excess(self) -> tuple[float, str]:
+        """The largest difference as a multiple of what is tolerated, and a line that describes it."""
+        factors = {kind: found.size / (TOLERANCES[kind] or SMALL) for kind, found in self.worst.items()}
+        kind = max(factors, key=lambda kind: factors[kind])
+        found = self.worst[kind]
+        return factors[kind], f"{found.place}: {kind}: {found.size:.2e}, tolerated are {TOLERANCES[kind]:.0e}"
+
+
+def compare(implementation: Implementation, cases: Iterable[Case]) -> Differences:
+    """Computes cases and compares the parts of the loss, and the norms of their gradients."""
+    differences = Differences()
+    for case in cases:
+        place = f"{case.recording.name} {case.name}"
+        prepared = implementation.prepare(case)
+        norms = case.part_norms()
+        wanted_parts = case.parts()
+        for part, wanted in wanted_parts.items():
+            parts = prepared.parts()
+            assert parts.keys() == wanted_parts.keys() - {"total"}, f"{place}: {sorted(parts)}"
+            value = sum(parts.values()) if part == "total" else parts[part]
+            differences.note("loss", relative(value.item(), wanted), f"{place}: {part}")
+            found = _gradient_norms(value, prepared.parameters)
+            total = sum(norm**2 for norm in found.values()) ** 0.5
+            differences.note("gradient norms", relative(total, norms[part]), f"{place}: {part}")
+            if part == "total":
+                recorded = case.record["grad_norms"]
+                assert found.keys() == recorded.keys(), f"{place}: {sorted(found.keys() ^ recorded.keys())}"
+                for name, norm in recorded.items():
+                    differences.note("gradient norms", relative(found[name], norm), f"{place}: {name}")
+    return differences
+
+
+def compare_answers(implementation: Implementation, recording: Recording) -> Differences:
+    """Compares the greedy answers to all prompts of a recording."""
+    differences = Differences()
+    for number, prompt in enumerate(recording.prompts()):
+        place = f"{recording.name} prompt {number}"
+        made = _until(implementation.tokens(recording, prompt), recording.ids["eos"])
+        differences.note("greedy tokens", differing(made, _until(prompt.wanted, recording.ids["eos"])), place)
+        if prompt.readout:
+            made = implementation.readout(recording, prompt)
+            differences.note("greedy tokens", differing(made, prompt.readout), f"{place}: tokens of the thoughts")
+    return differences
+
+
+def compare_all(implementation: Implementation, recording: Recording) -> Differences:
+    """Compares all trusted cases and all answers of a recording."""
+    differences = compare(implementation, trusted_cases(recording))
+    differences.add(compare_answers(implementation, recording))
+    return differences
+
+
+def relative(found: float, wanted: float) -> float:
+    """The relative difference of two numbers."""
+    return abs(found - wanted) / max(abs(wanted), SMALL)
+
+
+def differing(made: list[int], wanted: list[int]) -> int:
+    """The number of places at which two answers differ, those that only one of them has included."""
+    return sum(a != b for a, b in zip(made, wanted, strict=False)) + abs(len(made) - len(wanted))
+
+
+def _until(tokens: list[int], eos: int) -> list[int]:
+    """The tokens before the first end of sequence.
+
+    Some public implementations keep it in the answer, and some continue where the first token is one.
+    """
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+def _gradient_norms(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """The norm of the gradient of each parameter; 0 where there is none."""
+    for parameter in parameters.values():
+        parameter.grad = None
+    if value.requires_grad:
+        value.backward()
+    grads = {name: parameter.grad for name, parameter in parameters.items()}
+    return {name: 0.0 if grad is None else grad.norm().item() for name, grad in grads.items()}
