@@ -28,7 +28,8 @@ class CodiConfig(Group):
 
 
 class SimCotConfig(Group):
-    """SIM-CoT's auxiliary decoder, which must write each step from the thoughts that stand for it."""
+    """SIM-CoT (kind=sim_cot, or sim_cot_codi on top of codi): an auxiliary decoder must write each step from the
+    thoughts that stand for it."""
 
     decoder_layers: Positive | None = None
     """Number of layers of the decoder, at most those of the model; null: as many."""
@@ -62,7 +63,7 @@ class SimCotConfig(Group):
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
-    kind: Literal["likelihood", "codi", "sim_cot"] = "likelihood"
+    kind: Literal["likelihood", "codi", "sim_cot", "sim_cot_codi"] = "likelihood"
     """Name of an objective in coconut_ds/objectives."""
     feed: Literal["identity", "projection"] = "identity"
     """What a hidden state goes through before it is the next input embedding. identity: nothing. projection: two linear

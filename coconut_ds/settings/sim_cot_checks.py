@@ -1,11 +1,11 @@
-"""Combinations with the objective ``sim_cot`` that cannot work."""
+"""Combinations with the objectives ``sim_cot`` and ``sim_cot_codi`` that cannot work."""
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.model import MethodConfig
 from coconut_ds.settings.objective import ObjectiveConfig, SimCotConfig
 from coconut_ds.settings.training import TrainingConfig
 
-KINDS = ("sim_cot",)
+KINDS = ("sim_cot", "sim_cot_codi")
 """The objectives that read the group ``objective.sim_cot``."""
 
 
