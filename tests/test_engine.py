@@ -7,12 +7,15 @@ import pytest
 import torch
 from launching import environment, run
 from safetensors.torch import load_file
+from slow_loop import slow_generate, slow_loss
 from slow_training import slow_training
 from transformers import AutoModelForCausalLM
+from zero_feeds import LR, PLAIN, PROMPT, THINKING, VARIANTS, parts
 from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, with_engine, write_family
 
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import ConfigError
+from coconut_ds.generation.requests import Request
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values, holds_weights, read_engine_file
@@ -106,6 +109,35 @@ def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapte
                     assert torch.linalg.matrix_rank(value - before, rtol=1e-4) == 2, name
                 else:
                     assert torch.equal(value, before), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_feed_is_trained_sharded_saved_and_resumed_with_its_model(results, variant):
+    """Equal to plain torch in loss, gradient norm, every weight of the feed and generated tokens. The first update has
+    no thoughts: the gradients of the feed are zero, and only weight decay moves it."""
+    config = compose_config(OVERRIDES)
+    training, (backbone, feed) = config.training, parts(config)
+    model, updates, parameters = backbone.model, [], [*backbone.model.parameters(), *feed.parameters()]
+    options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
+    optimizer = torch.optim.AdamW(parameters, lr=LR, **options)
+    for rows in (PLAIN, THINKING):
+        optimizer.zero_grad()
+        loss = slow_loss(model, rows, [0.5, 0.5], feed=feed) + 0 * sum(each.sum() for each in feed.parameters())
+        loss.backward()
+        updates.append([loss.item(), float(torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm))])
+        optimizer.step()
+    tokens = slow_generate(model.eval(), Request(PROMPT, 4), 0, feed=feed)
+    rel, atol = (0.01, 0.02) if "bf16" in variant else (1e-4, 1e-3)
+    for ranks in (1, 2):
+        found = results[ranks]["fed"][variant]
+        assert found["sharded"] == ("zero3" in variant)
+        assert found["resumed"]
+        assert found["tokens"] == tokens
+        for one, other in zip(found["updates"], updates, strict=True):
+            assert one == pytest.approx(other, rel=rel)
+        for name, value in feed.state_dict().items():
+            torch.testing.assert_close(torch.tensor(found["weights"][name]), value, rtol=0, atol=atol, msg=name)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from tiny_models import SHAPES
+from zero_feeds import VARIANTS, fed
 
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer
@@ -259,6 +260,7 @@ def main() -> None:
         result["resumed"] = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
     result["held"] = held(ranks)
+    result["fed"] = {name: fed(config_of(name, folder, "fed", []), folder / f"{name}_fed", ranks) for name in VARIANTS}
     if ranks.is_first:
         weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in LONG_VARIANTS}
         for name in LONG_VARIANTS:

@@ -105,9 +105,10 @@ def build_loop(
         built = None if spec is None else FEEDS[spec.kind](sized.get_text_config().hidden_size, spec.width)
         # A plan for sequences of a given length has no tokenizer.
         auxiliary = objective_of(config).auxiliary(Backbone(model, cast(Any, None), ANY_MARKERS, feed=built))
+    for module in (*auxiliary.values(), *([] if built is None else [built])):
+        module.to(dtype)
     checkpointing = config.training.activation_checkpointing
-    loop = LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=built)
-    return loop.to(dtype).train()
+    return LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=built).train()
 
 
 def parameter_counts(loop: LatentLoop) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def ingredients(
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
     if config.training.lr_schedule != "constant":
         # The schedule ends with the run.
-        owned["training.num_epochs"] = {"training.num_epochs": config.training.num_epochs}
+        owned["training.lr_schedule"] |= {"training.num_epochs": config.training.num_epochs}
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}

@@ -16,8 +16,8 @@ A device type cannot be unregistered, and torch then believes that an accelerato
 processes of its own: ``test_strict_device.py`` starts one, in which pytest runs the files ``cases_*.py``.
 """
 
-from strict_device.models import make_model
+from strict_device.models import make_feed, make_model
 from strict_device.registering import device, strict
 from strict_device.syncs import Counted, HostSync, Syncs
 
-__all__ = ["Counted", "HostSync", "Syncs", "device", "make_model", "strict"]
+__all__ = ["Counted", "HostSync", "Syncs", "device", "make_feed", "make_model", "strict"]

@@ -5,20 +5,26 @@ import torch
 from making_layouts import MARKERS, make_layout
 from tiny_models import VOCABULARY
 from torch import nn
+from torch_engine import tiny_config
 
 import strict_device
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.ranks import ALONE, Ranks
+from coconut_ds.memory.passes import whole_micro_batch
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
+from coconut_ds.model.collate import Collator
 from coconut_ds.model.digest import digest_parameters
+from coconut_ds.model.feed import Projection, feed_state
 from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.lora import add_adapters, merged_state
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
+from coconut_ds.objectives.codi import Codi, CodiExamples
 from coconut_ds.settings.model import LoraConfig
 from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
 
@@ -60,6 +66,18 @@ def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpoint
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_deferred_gradients(syncs, family):
     run(syncs, LatentLoop(strict_device.make_model(family), defer_gradients=True), mixed_batch())
+
+
+@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
+def test_a_feed(syncs, iterations):
+    """Rows with and without thoughts; then only rows without, for which its gradients are zeros."""
+    feed = strict_device.make_feed()
+    loop = LatentLoop(strict_device.make_model("llama"), defer_gradients=True, feed=feed)
+    run(syncs, loop, mixed_batch(iterations))
+    loop.zero_grad()
+    run(syncs, loop, batch_of([make_layout("no_cot", 0)] * 2))
+    assert digest_parameters(loop.model, ALONE, feed) != digest_parameters(loop.model, ALONE)
+    assert {value.device.type for value in feed_state(feed, is_first=True).values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("thinks", [True, False])
@@ -114,6 +132,24 @@ def test_lora_and_the_rows_of_the_markers(syncs, family, tied, dtype):
     merged = merged_state(model, state)
     assert {value.device.type for value in merged.values()} == {"cpu"}
     assert not [name for name in merged if "lora" in name or "difference" in name]
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", torch.float32), ("llama", torch.bfloat16)])
+def test_self_distillation(syncs, family, dtype):
+    """States of all layers at one column of each row, in a pass over the rest or over the prefix, and a feed."""
+    objective = Codi(tiny_config("objective=codi"))
+    views = [Layouts.of([layout_of(one, thoughts, after) for one, thoughts, after in SHAPES])]
+    views.append(Layouts.of([layout_of(one, 0, after) for one, _, after in SHAPES]))
+    examples = CodiExamples(tuple(views), tuple(view.lengths - 2 for view in views))
+    batch = objective.collate(Collator(0), examples, whole_micro_batch(examples)).to(DEVICE)
+    with torch.device(DEVICE):
+        feed = Projection(32, 8).to(dtype)
+    loop = LatentLoop(strict_device.make_model(family, dtype), defer_gradients=False, feed=feed).train()
+    with syncs.refused():
+        parts = loop(objective.loss, batch)
+        parts.sum().backward()
+    assert (parts.device, parts.dtype, parts.shape) == (DEVICE, torch.float32, (3,))
+    check_gradients(loop)
 
 
 def test_all_states_without_gradients(syncs):

@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from making_feeds import SPEC
 from tiny_models import SHAPES, VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from coconut_ds.model.feed import Feed, build_feed
 from strict_device.registering import device
 
 
@@ -29,3 +31,9 @@ def make_model(
     with torch.device(device()):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model
+
+
+def make_feed(dtype: torch.dtype = torch.float32) -> Feed:
+    """A feed for thoughts of the models above, on the strict device."""
+    with torch.device(device()):
+        return build_feed(SPEC, 32, seed=0).to(dtype)
