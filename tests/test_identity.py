@@ -38,6 +38,7 @@ GIVEN: dict[str, Any] = {
     "tokenizer": "tokens",
     "code": {"commit": "c0ffee", "difference": ""},
     "batch": "32 × 4 × 1",
+    "micro_batch": 32,
 }
 FREE = {
     *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb")),
@@ -167,6 +168,10 @@ def test_a_key_that_older_versions_lack_counts_only_if_it_is_set(key: str) -> No
         (BASE, {}, {"data": {**FILE_CONTENT, "val": "3"}}, ["data.val_content"]),
         (BASE, {}, {"batch": "16 × 4 × 2"}, []),
         (config(training__loss_reduction="reference"), {}, {"batch": "16 × 4 × 2"}, ["batch"]),
+        # CODI's standard deviation is that of a micro batch.
+        (BASE, {}, {"micro_batch": 16}, []),
+        (config(objective__kind="codi"), {}, {"micro_batch": 16}, ["micro_batch"]),
+        (config(objective__kind="codi", objective__codi__divide_by_std=False), {}, {"micro_batch": 16}, []),
         (BASE, {}, {"engine_file": engine(stage=3)}, ["deepspeed.file.zero_optimization.stage"]),
         # The same number spelt differently; but true is not 1.
         (BASE, {}, {"engine_file": engine(reduce_bucket_size=5e8)}, []),

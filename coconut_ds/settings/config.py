@@ -107,7 +107,7 @@ class Config(Group):
         ]
 
     def _codi_problems(self) -> list[str]:
-        if self.objective.kind not in ("codi", "sim_cot_codi"):
+        if not self.objective.uses_codi:
             return []
         method = METHODS[self.method.kind]
         if self.objective.kind == "codi" and not method.has_latents:

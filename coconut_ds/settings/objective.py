@@ -74,3 +74,13 @@ class ObjectiveConfig(Group):
     """Self-distillation."""
     sim_cot: SimCotConfig = Field(default_factory=SimCotConfig)
     """SIM-CoT's auxiliary decoder."""
+
+    @property
+    def uses_codi(self) -> bool:
+        """Whether the loss contains that of kind=codi."""
+        return self.kind in ("codi", "sim_cot_codi")
+
+    @property
+    def mixes_micro_batch(self) -> bool:
+        """Whether the loss of a problem depends on the others of its micro batch."""
+        return self.uses_codi and self.codi.divide_by_std
