@@ -73,7 +73,8 @@ FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
 LORA = ["lora.rank=2", "lora.alpha=8"]
-CODI = ["objective=codi", "feed_width=16"]
+CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
+"""With all of CODI's parts, and an auxiliary decoder."""
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
