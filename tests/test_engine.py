@@ -51,14 +51,14 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processes(results):
-    """To 1e-5, over ten updates in three stages with different numbers of thoughts, replayed stages, an uneven last
+    """To 1e-5, over six updates in three stages with different numbers of thoughts, replayed stages, an uneven last
     batch, clipping, warm-up and an optimizer reset at each switch."""
     expected = plain_torch_losses(OVERRIDES)
-    assert len(expected) == 10
+    assert len(expected) == 6
     for ranks in (1, 2):
         for variant in FP32:
             record = results[ranks][variant]
-            assert record["stages"] == [0] * 4 + [1] * 4 + [2] * 2
+            assert record["stages"] == [0, 0, 1, 1, 2, 2]
             assert record["losses"] == pytest.approx(expected, abs=1e-5), (ranks, variant)
 
 
