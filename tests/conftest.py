@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
     if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
-        launching.zygote()
+        launching.zygote(many=True)
 
 
 def pytest_collection_finish() -> None:
