@@ -12,8 +12,8 @@ The last line is JSON: for each objective
 * ``memory_over_likelihood``: peak of the bytes of all tensors that the update allocates, over that of the likelihood;
   the weights and their gradients are there before it and do not count.
 
-The problems are those of the other training benchmarks; 6 thoughts stand for all steps. To add an objective, add an
-entry to ``ENTRIES``.
+The problems are those of the other training benchmarks; 6 thoughts stand for all steps, and for LOTUS 6 blocks of 13
+thoughts. To add an objective, add an entry to ``ENTRIES``.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.loss import target_loss
 from coconut_ds.model.starting import starting_feed, wanted_feed
 from coconut_ds.objectives import objective_of
 from coconut_ds.settings.compose import compose_config
@@ -63,7 +64,20 @@ def codi_parts(loop: LatentLoop, batch: Any) -> list[Work]:
     return [partial(loop, latent_loss, *view.batch) for view in (batch.student, batch.teacher)]
 
 
-ENTRIES = {"codi": Entry(("objective=codi",), codi_parts)}
+def lotus_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The likelihood of the same sequences, with all rounds, and head and cross entropy of the steps' tokens."""
+    targets = batch.steps.targets
+    states = torch.randn(len(targets.ids), loop.width, device=loop.device, dtype=loop.model.dtype, requires_grad=True)
+    return [
+        partial(loop, latent_loss, *batch.written),
+        partial(target_loss, loop.head, loop.vocabulary, states, targets),
+    ]
+
+
+ENTRIES = {
+    "codi": Entry(("objective=codi",), codi_parts),
+    "lotus": Entry(("objective=lotus", "c_thought=13"), lotus_parts),
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ def prepared(entry: Entry | None, model_name: str, micro: int, device: torch.dev
     sequences = Sequences(config.training, 0, method, spec, markers, announcements)
     arrays = ProblemArrays([arrays_of(tokenize(tokenizer, problems[:micro]))], ())
     examples = objective.examples(sequences, 0, 0, arrays, range(micro))
-    collator = Collator.for_device(device, int(tokenizer.eos_token_id), config.method.jacobi_iterations, None)
+    collator = Collator.for_device(device, int(tokenizer.eos_token_id), config.parallel, None)
     batch = objective.collate(collator, examples, whole_micro_batch(examples)).to(device)
     return Update(lambda: loop(objective.loss, batch).sum(), entry.parts(loop, batch) if entry else [])
 

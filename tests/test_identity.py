@@ -54,6 +54,8 @@ REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.to
 """Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
     "objective.feed_width": 96,
+    "objective.sim_cot.decoder_layers": 2,
+    "objective.sim_cot.decoder_width": 96,
     "run.load_model_path": "elsewhere",
     "run.resume_mode": "never",
     "run.resume_attempt_id": "20250101-000000-abcd",

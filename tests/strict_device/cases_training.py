@@ -13,6 +13,7 @@ from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.memory.passes import whole_micro_batch
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.layouts import Layouts
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.collate import Collator
@@ -25,11 +26,14 @@ from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
 from coconut_ds.objectives.codi import Codi, CodiExamples
+from coconut_ds.objectives.lotus import Lotus, LotusBatch, with_step_labels
+from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.model import LoraConfig
 from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
 
 DEVICE = strict_device.device()
 TYPES = [torch.float32, torch.bfloat16]
+JACOBI, LOOPED = Parallel("jacobi", 2), Parallel("looped", None, block=1)
 
 
 def check_gradients(loop: nn.Module) -> None:
@@ -49,18 +53,20 @@ def run(syncs, loop, batch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "iterations", "checkpointing"),
+    ("family", "dtype", "parallel", "checkpointing"),
     [
         ("gpt2", torch.float32, None, False),
-        ("gpt2", torch.bfloat16, 2, True),
+        ("gpt2", torch.bfloat16, JACOBI, True),
         ("llama", torch.bfloat16, None, True),
-        ("llama", torch.float32, 2, False),
+        ("llama", torch.float32, JACOBI, False),
+        ("gpt2", torch.float32, LOOPED, True),
+        ("llama", torch.bfloat16, LOOPED, False),
     ],
 )
-def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpointing):
+def test_the_loss_and_its_gradients(syncs, family, dtype, parallel, checkpointing):
     """Any two of family, type and way of thinking meet; half of the cases with activation checkpointing."""
     model = strict_device.make_model(family, dtype, layers=1 + checkpointing)
-    run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(iterations))
+    run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(parallel))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -88,13 +94,13 @@ def test_every_method(syncs, thinks):
     run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), batch)
 
 
-@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
-def test_transformers_own_cache_and_attention(syncs, iterations):
+@pytest.mark.parametrize("parallel", [None, JACOBI, LOOPED], ids=["sequential", "jacobi", "looped"])
+def test_transformers_own_cache_and_attention(syncs, parallel):
     """With other kernels than ``sdpa`` the loop uses ``PlainPasses``. transformers copies constants for its masks to
     the device, so syncs are not refused."""
     model = strict_device.make_model("llama", sliding_window=8)
     model.set_attn_implementation("eager")
-    loop, (inputs, targets) = LatentLoop(model, defer_gradients=False).train(), on_device(mixed_batch(iterations))
+    loop, (inputs, targets) = LatentLoop(model, defer_gradients=False).train(), on_device(mixed_batch(parallel))
     loop(latent_loss, inputs, targets).backward()
     check_gradients(loop)
 
@@ -105,6 +111,22 @@ def test_only_the_ends_of_the_prefix_are_read(syncs, family):
     layouts = [layout_of(*shape) for shape in SHAPES if shape[1]]
     model = strict_device.make_model(family, torch.bfloat16)
     run(syncs, LatentLoop(model, defer_gradients=False), batch_of(layouts))
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_lotus(syncs, in_loop):
+    """Rows with two, one and no blocks of one thought, some of them without a step."""
+    config = compose_config(["objective=lotus", "c_thought=1", f"lotus.in_loop={in_loop}"])
+    written = Layouts.of([layout_of(*shape) for shape in SHAPES])
+    steps = with_step_labels(written, [[(5,), (6,)], [(7,)], [(8,)], []], block=1)
+    collator = Collator(0, config.parallel)
+    batch = LotusBatch(*(collator(view, [0.1] * len(view), 2) for view in (written, steps))).to(DEVICE)
+    loop = LatentLoop(strict_device.make_model("llama"), defer_gradients=False).train()
+    with syncs.refused():
+        made = loop(Lotus(config).loss, batch)
+        made.sum().backward()
+    assert (made.device, made.dtype, made.shape) == (DEVICE, torch.float32, (2,))
+    check_gradients(loop)
 
 
 def test_no_thoughts_and_no_padding(syncs):
