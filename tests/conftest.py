@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
     if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
-        launching.zygote()
+        launching.zygote(many=True)
 
 
 def pytest_collection_finish() -> None:
@@ -68,7 +68,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies fork their training runs. (The demo's test lets it start a run as a real process, in the same way.)"""
+    """Studies fork their training runs, without a launcher. (The demo's test uses one for one of its runs.)"""
 
     def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
         assert text

@@ -23,6 +23,7 @@ from comparing_objectives import Implementation, compare_all
 from recorded_codi import RecordedCodi
 from recorded_lotus import RecordedLotus
 from recorded_objectives import SOURCES, Recording
+from recorded_sim_cot import RecordedSimCot
 from recorded_twins import Twins
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -38,6 +39,8 @@ CHECKED: dict[str, Implementation] = {
     **dict.fromkeys(SOURCES.values(), Twins()),
     "codi": RecordedCodi(),
     "lotus": RecordedLotus(),
+    "sim_cot_on_codi": RecordedSimCot(),
+    "sim_cot_on_coconut": RecordedSimCot(),
 }
 """For each objective, the implementation that is compared."""
 

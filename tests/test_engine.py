@@ -54,14 +54,14 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_losses_equal_plain_torch_under_every_zero_stage_on_one_and_two_processes(results):
-    """To 1e-5, over ten updates in three stages with different numbers of thoughts, replayed stages, an uneven last
+    """To 1e-5, over six updates in three stages with different numbers of thoughts, replayed stages, an uneven last
     batch, clipping, warm-up and an optimizer reset at each switch."""
     expected = plain_torch_losses(OVERRIDES)
-    assert len(expected) == 10
+    assert len(expected) == 6
     for ranks in (1, 2):
         for variant in FP32:
             record = results[ranks][variant]
-            assert record["stages"] == [0] * 4 + [1] * 4 + [2] * 2
+            assert record["stages"] == [0, 0, 1, 1, 2, 2]
             assert record["losses"] == pytest.approx(expected, abs=1e-5), (ranks, variant)
 
 
@@ -80,8 +80,8 @@ def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results,
 
 @pytest.mark.slow
 def test_self_distillation_is_the_same_under_every_zero_stage(results):
-    """Two passes over each micro batch, a feed that has no gradient in the first updates, and a rank that repeats a
-    problem of the other one."""
+    """Two passes over each micro batch, a feed and an auxiliary decoder that have no gradient in the first updates, and
+    a rank that repeats a problem of the other one."""
     reference = results[1]["zero0_llama_codi"]
     assert len(set(reference["losses"])) == 4
     for ranks in (1, 2):

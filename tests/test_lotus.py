@@ -62,7 +62,7 @@ class Setting:
         for index, problem in enumerate(PROBLEMS):
             row = self.sequences.one_for_training(self.epoch, self.stage, index, problem)
             stage = self.sequences.stage_of(self.epoch, self.stage, index, problem)
-            found.append(LotusRow(row, self.sequences.method.removed(problem, stage, self.sequences.spec)))
+            found.append(LotusRow(row, self.sequences.method.replaced(problem, stage, self.sequences.spec)))
         return found
 
     def slow_parts(self, model: torch.nn.Module) -> torch.Tensor:

@@ -85,7 +85,7 @@ LAUNCHERS: dict[str, list[object]] = {
     "installed": [Path(sys.executable).with_name("coconut-train")],
 }
 FORKED = ("deepspeed", "deepspeed, two ranks", "installed")
-"""These are forked, with the processes they start. The tests of signals and the demo's start ``deepspeed`` really."""
+"""These are forked, with the processes they start. A test of signals starts ``deepspeed`` really."""
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.schema import Group, leaf_keys, validated
+from coconut_ds.settings.sim_cot_checks import sim_cot_problems
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 
@@ -29,6 +30,7 @@ class Config(Group):
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
         problems += [*self._feed_problems(), *self._codi_problems(), *self._lotus_problems()]
+        problems += sim_cot_problems(self.objective, self.method, self.training)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -109,7 +111,7 @@ class Config(Group):
         if not self.objective.uses_codi:
             return []
         method = METHODS[self.method.kind]
-        if not method.has_latents:
+        if self.objective.kind == "codi" and not method.has_latents:
             return [
                 "objective.kind=codi: a sequence with thoughts learns from one with written steps, but "
                 f"method.kind={method.name} has neither thoughts nor pauses; set method=coconut_no_curriculum, or "
@@ -117,9 +119,9 @@ class Config(Group):
             ]
         if self.data.text_format.one_token and method.has_curriculum:
             return [
-                f"objective.kind=codi compares states at the answer, but with data.format={self.data.format} the "
-                f"sequences of method.kind={method.name} end before the answer until the last stage; set "
-                "method=coconut_no_curriculum, or objective=likelihood"
+                f"objective.kind={self.objective.kind} compares states at the answer, but with "
+                f"data.format={self.data.format} the sequences of method.kind={method.name} end before the answer "
+                "until the last stage; set method=coconut_no_curriculum, or objective=likelihood"
             ]
         return []
 
