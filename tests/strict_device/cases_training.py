@@ -74,12 +74,12 @@ def test_deferred_gradients(syncs, family):
     run(syncs, LatentLoop(strict_device.make_model(family), defer_gradients=True), mixed_batch())
 
 
-@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
-def test_a_feed(syncs, iterations):
+@pytest.mark.parametrize("parallel", [None, JACOBI, LOOPED], ids=["sequential", "jacobi", "looped"])
+def test_a_feed(syncs, parallel):
     """Rows with and without thoughts; then only rows without, for which its gradients are zeros."""
     feed = strict_device.make_feed()
     loop = LatentLoop(strict_device.make_model("llama"), defer_gradients=True, feed=feed)
-    run(syncs, loop, mixed_batch(iterations))
+    run(syncs, loop, mixed_batch(parallel))
     loop.zero_grad()
     run(syncs, loop, batch_of([make_layout("no_cot", 0)] * 2))
     assert digest_parameters(loop.model, ALONE, feed) != digest_parameters(loop.model, ALONE)
