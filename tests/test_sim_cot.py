@@ -278,7 +278,7 @@ def test_a_decoder_that_no_model_can_have_is_refused() -> None:
         (["sim_cot.decoder_layers=0"], "objective.sim_cot.decoder_layers: found 0"),
         (["sim_cot.decoder_width=8"], "set objective.sim_cot.decoder_init=random"),
         (["sim_cot.step_factor=0"], "step_factor"),
-        (["objective=likelihood", "sim_cot.decoder_layers=1"], "has no effect with objective.kind=likelihood"),
+        (["objective=sim_cot_codi", "feed=identity", "method=pause"], "method.kind=pause has no thoughts"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_what_to_type(overrides: list[str], words: str) -> None:
