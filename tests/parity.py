@@ -150,6 +150,8 @@ def objective_excess(recording: Recording) -> tuple[float, str]:
     found = compare_all(CHECKED[recording.objective], recording)
     for kind, difference in found.worst.items():
         print(f"{kind:>30}: {difference.size:.2e}  {difference.place}")
+    if found.left_out:
+        print(f"{'not offered':>30}: {', '.join(found.left_out)}")
     return found.excess()
 
 

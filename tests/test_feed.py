@@ -182,6 +182,24 @@ def test_a_listener_hears_the_states_and_the_head_decides_from_them_when_thinkin
     assert made.num_thoughts == heads.index(end)
 
 
+def test_ranks_call_the_feed_equally_often_whatever_they_have_to_do():
+    """As ZeRO-3 needs it; here one rank has no request at all."""
+    calls: list[list[str]] = [[], []]
+    loops = [LatentLoop(make_model("llama"), feed=make_feed()) for _ in calls]
+    for loop, seen in zip(loops, calls, strict=True):
+        loop.feed.register_forward_hook(lambda module, given, made, seen=seen: seen.append("feed"))
+        loop.model.base_model.register_forward_hook(lambda module, given, made, seen=seen: seen.append("pass"))
+    engines = [ThinkingEngine(loop, [0], 2, 96) for loop in loops]
+    for count in (0, 2, 3):
+        engines[0].submit(Request(prompt_of([count + 1, 3, 4], count), 3))
+    engines[0].submit(Request(prompt_of([4, 5, 6], 4), 3, jacobi=Jacobi(3, LATENT)))
+    while op := max(engine.due() for engine in engines):
+        for engine in engines:
+            engine.step(op)
+    assert calls[0] == calls[1]
+    assert calls[0].count("feed") == calls[0].count("pass") > 10
+
+
 def test_a_description_of_a_feed_says_what_is_wrong_with_it():
     assert SPEC.fault() is None
     assert FeedSpec("mirror", 4).fault() == "unknown feed 'mirror'; expected one of projection"
