@@ -80,8 +80,8 @@ def test_other_families_and_adapters_give_the_losses_of_plain_torch_too(results,
 
 @pytest.mark.slow
 def test_self_distillation_is_the_same_under_every_zero_stage(results):
-    """Two passes over each micro batch, a feed and an auxiliary decoder that have no gradient in the first updates, and
-    a rank that repeats a problem of the other one."""
+    """Two passes over each micro batch, a feed and an auxiliary decoder without gradients in the first updates, and a
+    rank that repeats a problem of the other one."""
     reference = results[1]["zero0_llama_codi"]
     assert len(set(reference["losses"])) == 4
     for ranks in (1, 2):
