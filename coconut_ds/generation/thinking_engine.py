@@ -214,7 +214,8 @@ class ThinkingEngine:
         """One pass over all thoughts of one request; the last such pass makes them final."""
         slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
         row = self._table[slot]
-        assert row.together is not None and row.request.at_once is not None
+        assert row.together is not None
+        assert row.request.at_once is not None
         # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does.
         row.together.begin(self._passes.embed([row.request.at_once.marker] * row.together.count))
         row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))

@@ -17,7 +17,8 @@ class Together:
     """The inputs of the next pass over all n thoughts, and what is known of the thoughts."""
 
     inputs: Tensor
-    """[n, D] input embeddings of the next pass, or of the last one once all have been made; ``begin`` makes the first."""
+    """[n, D] input embeddings of the next pass, or of the last one once all have been made; ``begin`` makes the first
+    ones."""
 
     def __init__(self, how: Parallel, state: Tensor, fed: Tensor, count: int, edit: Callable[[Tensor], Tensor]) -> None:
         """
