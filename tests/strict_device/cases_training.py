@@ -28,11 +28,11 @@ from coconut_ds.model.trial import trial_of
 from coconut_ds.objectives.base import Examples
 from coconut_ds.objectives.codi import Codi, CodiExamples
 from coconut_ds.objectives.lotus import Lotus, LotusBatch, with_step_labels
-from coconut_ds.settings.compose import compose_config
 from coconut_ds.objectives.sim_cot import DECODER, SimCot, StepExamples
 from coconut_ds.objectives.step_decoder import build_step_decoder
 from coconut_ds.objectives.step_targets import StepTargets
 from coconut_ds.settings import SimCotConfig
+from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.model import LoraConfig
 from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
 
