@@ -55,12 +55,12 @@ class SimCotConfig(Group):
     step_reduction: Literal["token", "thought", "row"] = "token"
     """Which mean the decoder's loss is. token: over all target tokens of the global batch. thought: over the tokens of
     each group of thoughts, then over the groups that have any (SIM-CoT on CODI). row: sum over the tokens of a target,
-    then mean over problems and groups (SIM-CoT on Coconut; about ten times as large)."""
+    then mean over all targets (SIM-CoT on Coconut; about ten times as large)."""
     missing_step: Literal["answer", "nothing"] = "answer"
     """What the decoder must write for a group of thoughts where a problem has fewer steps than groups. answer: the
     answer (SIM-CoT on Coconut). nothing: such groups are left out (SIM-CoT on CODI)."""
     from_stage: Natural = 0
-    """First curriculum stage with the decoder's loss. Its weights do not learn before."""
+    """First curriculum stage with the decoder's loss. Before it, only weight_decay changes the decoder's weights."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
