@@ -72,6 +72,10 @@ class SimCotConfig(Group):
         return self
 
 
+READERS = {"codi": ("codi", "sim_cot_codi"), "lotus": ("lotus",), "sim_cot": ("sim_cot", "sim_cot_codi")}
+"""For each group of keys below ``objective``, the kinds of objectives that read it."""
+
+
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
@@ -89,12 +93,11 @@ class ObjectiveConfig(Group):
     sim_cot: SimCotConfig = Field(default_factory=SimCotConfig)
     """SIM-CoT's auxiliary decoder."""
 
-    @property
-    def uses_codi(self) -> bool:
-        """Whether the loss contains that of kind=codi."""
-        return self.kind in ("codi", "sim_cot_codi")
+    def reads(self, group: str) -> bool:
+        """Whether this kind reads a group of keys (a key of ``READERS``)."""
+        return self.kind in READERS[group]
 
     @property
     def mixes_micro_batch(self) -> bool:
         """Whether the loss of a problem depends on the others of its micro batch."""
-        return self.uses_codi and self.codi.divide_by_std
+        return self.reads("codi") and self.codi.divide_by_std
