@@ -23,13 +23,19 @@ def objective_problems(
 
 def _unread(objective: ObjectiveConfig) -> list[str]:
     """Keys that were set although nothing reads them."""
-    default = ObjectiveConfig()
-    problems = [
-        f"objective.{group}: keys are set, but objective.kind={objective.kind} does not read them; set "
-        f"objective={' or objective='.join(readers)}, or leave them out"
-        for group, readers in READERS.items()
-        if not objective.reads(group) and getattr(objective, group) != getattr(default, group)
-    ]
+    problems = []
+    for group, readers in READERS.items():
+        own, default = (getattr(one, group).model_dump() for one in (objective, ObjectiveConfig()))
+        if objective.reads(group) or own == default:
+            continue
+        changed = [key for key, value in own.items() if value != default[key]]
+        found, usual = (
+            " ".join(f"objective.{group}.{key}={values[key]}" for key in changed) for values in (own, default)
+        )
+        problems.append(
+            f"{found}: objective.kind={objective.kind} does not read this; set objective="
+            f"{' or objective='.join(readers)}, or the default, {usual}"
+        )
     if objective.feed == "identity" and objective.feed_width is not None:
         problems.append(
             f"objective.feed_width={objective.feed_width}: objective.feed=identity has no width; set "
