@@ -46,6 +46,9 @@ class PreparedCodi:
 class RecordedCodi:
     """See ``comparing_objectives.Implementation``."""
 
+    def offers(self, case: Case) -> bool:
+        return True
+
     def prepare(self, case: Case) -> PreparedCodi:
         modules, wanted, rows = case.modules(), case.codi_options(), case.codi_rows()
         settings = CodiConfig(

@@ -81,7 +81,19 @@ from coconut_ds.settings.schema import leaf_keys
         ),
         (
             {"objective.kind": "lotus", "training.c_thought": 0, "training.max_latent_stage": 0},
-            ["training.c_thought=0", "set training.c_thought=13", "training.max_latent_stage=0"],
+            ["training.c_thought=0", "training.c_thought=13", "training.max_latent_stage=0"],
+        ),
+        (
+            {"objective.codi": {"gamma": 20.0}, "objective.feed_width": 8},
+            ["objective.codi: keys are set", "objective=codi or objective=sim_cot_codi", "objective.feed_width=8"],
+        ),
+        (
+            {"objective.kind": "sim_cot", "objective.lotus": {"flat": True}},
+            ["objective.lotus: keys are set, but objective.kind=sim_cot does not read them; set objective=lotus, or"],
+        ),
+        (
+            {"objective.feed": "projection", "training.c_thought": 0},
+            ["objective.feed=projection", "with training.c_thought=0 there are none", "set objective.feed=identity"],
         ),
         (
             {"objective.kind": "lotus", "objective.lotus": {"in_loop": True, "flat": True}},

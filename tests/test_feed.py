@@ -89,7 +89,7 @@ def test_without_a_feed_nothing_is_called_and_no_name_changes():
     loop = LatentLoop(make_model("gpt2"))
     assert loop.feed is None
     assert {name.split(".")[0] for name in loop.state_dict()} == {"model"}
-    assert [name for name, child in loop.named_children() if next(child.parameters(), None) is not None] == ["model"]
+    assert [name for name, _ in loop.named_children()] == ["model", "auxiliary"]
     states = torch.randn(2, 32)
     assert loop.fed(states) is states
 
@@ -189,17 +189,20 @@ def test_a_listener_hears_the_states_and_the_head_decides_from_them_when_thinkin
     assert made.num_thoughts == heads.index(end)
 
 
-def test_ranks_call_the_feed_equally_often_whatever_they_have_to_do():
+def test_ranks_call_embedding_and_feed_equally_often_whatever_they_have_to_do():
     """As ZeRO-3 needs it; here one rank has no request at all."""
     calls: list[list[str]] = [[], []]
     loops = [LatentLoop(make_model("llama"), feed=make_feed()) for _ in calls]
     for loop, seen in zip(loops, calls, strict=True):
         loop.feed.register_forward_hook(lambda module, given, made, seen=seen: seen.append("feed"))
         loop.model.base_model.register_forward_hook(lambda module, given, made, seen=seen: seen.append("pass"))
+        embedding = loop.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda module, given, made, seen=seen: seen.append("embedding"))
     engines = [ThinkingEngine(loop, [0], 2, 96) for loop in loops]
     for count in (0, 2, 3):
         engines[0].submit(Request(prompt_of([count + 1, 3, 4], count), 3))
-    engines[0].submit(Request(prompt_of([4, 5, 6], 4), 3, at_once=AtOnce(Parallel("jacobi", 3), LATENT)))
+    for how in (Parallel("jacobi", 3), Parallel("looped", 2)):
+        engines[0].submit(Request(prompt_of([4, 5, 6], 4), 3, at_once=AtOnce(how, LATENT)))
     while op := max(engine.due() for engine in engines):
         for engine in engines:
             engine.step(op)

@@ -134,9 +134,8 @@ def test_replaced_and_written_steps_are_the_steps_of_the_problem(method: str) ->
     one, problem = METHODS[method], make_problem()
     for stage, last in itertools.product(range(6), (2, 6)):
         spec = CurriculumSpec(1, last)
-        replaced, written = join(one.replaced(problem, stage, spec)), one.written(problem, stage, spec)
-        found = written + replaced if method == "coconut_reversed" else replaced + written
-        assert found == join(problem.steps)
+        parts = [join(one.replaced(problem, stage, spec)), one.written(problem, stage, spec)]
+        assert join(parts[::-1] if method == "coconut_reversed" else parts) == join(problem.steps)
 
 
 @pytest.mark.parametrize("method", METHODS)

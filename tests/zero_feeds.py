@@ -20,7 +20,7 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import zero_stage
 
-VARIANTS = ("zero2", "zero2_bf16", "zero3_held0", "zero3_live0")
+VARIANTS = ("zero2", "zero3_held0", "zero3_live0")
 PLAIN = [Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)] * 2
 """Two rows without thoughts."""
 THINKING = [

@@ -15,10 +15,15 @@ real processes.
 input is closed.
 """
 
+import gc
+
+if __name__ == "__main__":
+    # Until everything is imported: see ``conftest.py``.
+    gc.disable()
+
 import atexit
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -267,6 +272,7 @@ def main() -> None:
     compose_config([])
     # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
+    gc.enable()
     request = Server(socket.socket(fileno=int(sys.argv[1])), at_import).run()
     run_as_main(*become(request))
 

@@ -25,8 +25,13 @@ from coconut_ds.model.lora import add_adapters, merged_state
 from coconut_ds.model.precision import cast, describe
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.model.trial import trial_of
+from coconut_ds.objectives.base import Examples
 from coconut_ds.objectives.codi import Codi, CodiExamples
 from coconut_ds.objectives.lotus import Lotus, LotusBatch, with_step_labels
+from coconut_ds.objectives.sim_cot import DECODER, SimCot, StepExamples
+from coconut_ds.objectives.step_decoder import build_step_decoder
+from coconut_ds.objectives.step_targets import StepTargets
+from coconut_ds.settings import SimCotConfig
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.model import LoraConfig
 from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_device
@@ -171,6 +176,27 @@ def test_self_distillation(syncs, family, dtype):
         parts = loop(objective.loss, batch)
         parts.sum().backward()
     assert (parts.device, parts.dtype, parts.shape) == (DEVICE, torch.float32, (3,))
+    check_gradients(loop)
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", torch.float32), ("llama", torch.bfloat16)])
+def test_steps_written_from_thoughts(syncs, family, dtype):
+    """By an auxiliary decoder of another width; its part of the micro batch moves in one copy, too."""
+    objective = SimCot(tiny_config("objective=sim_cot", "activation_checkpointing=true"))
+    layouts = Layouts.of([layout_of(one, thoughts, after) for one, thoughts, after in SHAPES])
+    groups = [[[3, 4], [5]] if layout.num_thoughts > 1 else [] for layout in layouts]
+    targets, base = StepTargets.of(groups), Examples((layouts,))
+    examples = StepExamples((layouts, targets.layouts), base, targets.lengths)
+    batch = objective.collate(Collator(0), examples, whole_micro_batch(examples)).to(DEVICE)
+    model = strict_device.make_model(family, dtype)
+    settings = SimCotConfig(decoder_layers=1, decoder_width=16, decoder_init="random")
+    with torch.device(DEVICE):
+        decoder = build_step_decoder(model, settings, 1, True).to(dtype)
+    loop = LatentLoop(model, defer_gradients=False, auxiliary={DECODER: decoder}).train()
+    with syncs.refused():
+        parts = loop(objective.loss, batch)
+        parts.sum().backward()
+    assert (parts.device, parts.dtype, parts.shape) == (DEVICE, torch.float32, (2,))
     check_gradients(loop)
 
 
