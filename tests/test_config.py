@@ -85,11 +85,18 @@ from coconut_ds.settings.schema import leaf_keys
         ),
         (
             {"objective.codi": {"gamma": 20.0}, "objective.feed_width": 8},
-            ["objective.codi: keys are set", "objective=codi or objective=sim_cot_codi", "objective.feed_width=8"],
+            [
+                "objective.codi.gamma=20.0",
+                "objective=codi or objective=sim_cot_codi",
+                "objective.codi.gamma=1.0",
+                "feed_width=8",
+            ],
         ),
         (
             {"objective.kind": "sim_cot", "objective.lotus": {"flat": True}},
-            ["objective.lotus: keys are set, but objective.kind=sim_cot does not read them; set objective=lotus, or"],
+            [
+                "objective.lotus.flat=True: objective.kind=sim_cot does not read this; set objective=lotus, or the default"
+            ],
         ),
         (
             {"objective.feed": "projection", "training.c_thought": 0},

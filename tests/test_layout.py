@@ -129,8 +129,8 @@ def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
 
 
 @pytest.mark.parametrize("method", ["coconut", "coconut_no_curriculum", "coconut_reversed", "pause_as_thought"])
-def test_removed_and_written_steps_are_the_steps_of_the_problem(method: str) -> None:
-    """What is removed comes first, or last if the method starts with the last steps."""
+def test_replaced_and_written_steps_are_the_steps_of_the_problem(method: str) -> None:
+    """What is replaced comes first, or last if the method starts with the last steps."""
     one, problem = METHODS[method], make_problem()
     for stage, last in itertools.product(range(6), (2, 6)):
         spec = CurriculumSpec(1, last)

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from slow_sim_cot import (
     Targets,
     coconut_groups,
-    coconut_weights,
     codi_groups,
     codi_weights,
     on_coconut,
@@ -144,7 +143,7 @@ class Setting:
         most = max(map(len, targets))
         padded = [[*own, *[[]] * (most - len(own))] for own in targets]
         weights = {
-            "row": lambda: coconut_weights(padded),
+            "row": lambda: [[1 / sum(map(len, targets))] * most] * len(rows),
             "thought": lambda: codi_weights(padded),
             "token": lambda: [[1 / sum(len(one) for own in targets for one in own)] * most] * len(rows),
         }[settings.step_reduction]()
@@ -180,10 +179,28 @@ class Setting:
                     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=3e-5 * size, msg=name)
 
 
+def test_the_decoder_reads_no_position_beyond_its_context() -> None:
+    """On CUDA, widths are rounded up."""
+    setting = Setting.of("gpt2", 4)
+    plans = [
+        plan_update(view, BatchGeometry(NUM_PROBLEMS, NUM_PROBLEMS, 1, 1), 0, "token")
+        for view in setting.examples.views
+    ]
+    widths = []
+    for multiple, context in ((1, 64), (64, 64), (64, 15), (64, 5)):
+        batch = setting.objective.collate(
+            Collator(EOS, None, multiple, context), setting.examples, [one[0] for one in plans]
+        )
+        widths.append(batch.steps.inputs.ids.shape[1])
+    # The decoder's positions begin at 1, with the two thoughts of a group.
+    assert widths == [widths[0], 16, 12, widths[0]]
+    assert widths[0] < 12
+
+
 @pytest.mark.parametrize(
     ("family", "stage", "overrides"),
     [
-        ("gpt2", 4, ("sim_cot.step_reduction=row",)),
+        ("gpt2", 3, ("sim_cot.step_reduction=row", "uniform_prob=0.6")),
         ("gpt2", 2, ("sim_cot.decoder_layers=1", "sim_cot.missing_step=nothing", "activation_checkpointing=true")),
         ("llama", 4, ("sim_cot.step_reduction=thought", "lora.rank=2", "lora.alpha=2.0", "sim_cot.step_factor=0.3")),
         ("llama", 3, ("pad_latent_to_max=false", "sim_cot.decoder_width=16", "sim_cot.decoder_init=random")),

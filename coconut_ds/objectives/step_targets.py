@@ -75,13 +75,13 @@ def group_weights(lengths: Integers, reduction: Literal["token", "thought", "row
         lengths: [rows, K] see ``StepTargets``; the rows are those over which the mean is taken.
         reduction: see ``SimCotConfig.step_reduction``.
     """
-    rows, groups = lengths.shape
+    groups = lengths.shape[1]
     counts = lengths.sum(axis=0)
     if reduction == "token":
         return np.full(groups, 1 / max(1, counts.sum()))
     if reduction == "thought":
         return 1 / np.maximum(1, counts * np.count_nonzero(counts))
-    return np.full(groups, 1 / (rows * groups))
+    return np.full(groups, 1 / max(1, np.count_nonzero(lengths)))
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def collate_steps(
     weights: NDArray[np.float64],
     inputs: LatentInputs,
     group_size: int,
+    first_position: int,
 ) -> StepBatch:
     """The tensors of the decoder's part of a micro batch, in the memory of the host.
 
@@ -131,6 +132,7 @@ def collate_steps(
         weights: [K] weight of each target token, by group.
         inputs: what the latent loop reads for the same rows, in the memory of the host.
         group_size: c.
+        first_position: position id of the first vector that the decoder reads.
     """
     lengths, tokens = lengths[view.rows], view.layouts.input_ids
     row, group = np.nonzero(lengths)
@@ -139,7 +141,10 @@ def collate_steps(
         row, group, sizes = np.zeros((3, 1), np.int64)
         sizes, tokens, thought = sizes + 1, np.array([collator.pad_id]), np.zeros((1, group_size), np.int64)
         weights = weights * 0
-    width = rounded_up(max(1, int(sizes.max()) - 1), min(collator.width_multiple, WIDTHS))
+    least = max(1, int(sizes.max()) - 1)
+    width = rounded_up(least, min(collator.width_multiple, WIDTHS))
+    if collator.max_width is not None:
+        width = max(least, min(width, collator.max_width - first_position - group_size))
     ids = np.full((len(sizes), width), collator.pad_id)
     ends = np.cumsum(sizes)
     ids[np.arange(width) < sizes[:, None] - 1] = np.delete(tokens, ends - 1)

@@ -3,11 +3,8 @@
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig
-from coconut_ds.settings.objective import ObjectiveConfig
+from coconut_ds.settings.objective import READERS, ObjectiveConfig
 from coconut_ds.settings.training import TrainingConfig
-
-READERS = {"codi": ("codi", "sim_cot_codi"), "lotus": ("lotus",), "sim_cot": ("sim_cot", "sim_cot_codi")}
-"""For each group of keys below ``objective``, the objectives that read it."""
 
 
 def objective_problems(
@@ -15,24 +12,30 @@ def objective_problems(
 ) -> list[str]:
     """What is wrong, as sentences that say what to set; often nothing."""
     problems = [*_unread(objective), *_feed_problems(objective, method, training)]
-    if objective.kind in READERS["codi"]:
+    if objective.reads("codi"):
         problems += _codi_problems(objective, method, data)
-    if objective.kind in READERS["lotus"]:
+    if objective.reads("lotus"):
         problems += _lotus_problems(objective, method, training)
-    if objective.kind in READERS["sim_cot"]:
+    if objective.reads("sim_cot"):
         problems += _sim_cot_problems(objective, method, training)
     return problems
 
 
 def _unread(objective: ObjectiveConfig) -> list[str]:
     """Keys that were set although nothing reads them."""
-    default = ObjectiveConfig()
-    problems = [
-        f"objective.{group}: keys are set, but objective.kind={objective.kind} does not read them; set "
-        f"objective={' or objective='.join(readers)}, or leave them out"
-        for group, readers in READERS.items()
-        if objective.kind not in readers and getattr(objective, group) != getattr(default, group)
-    ]
+    problems = []
+    for group, readers in READERS.items():
+        own, default = (getattr(one, group).model_dump() for one in (objective, ObjectiveConfig()))
+        if objective.reads(group) or own == default:
+            continue
+        changed = [key for key, value in own.items() if value != default[key]]
+        found, usual = (
+            " ".join(f"objective.{group}.{key}={values[key]}" for key in changed) for values in (own, default)
+        )
+        problems.append(
+            f"{found}: objective.kind={objective.kind} does not read this; set objective="
+            f"{' or objective='.join(readers)}, or the default, {usual}"
+        )
     if objective.feed == "identity" and objective.feed_width is not None:
         problems.append(
             f"objective.feed_width={objective.feed_width}: objective.feed=identity has no width; set "
