@@ -228,20 +228,20 @@ def test_the_means_are_those_of_each_micro_batch_under_the_reductions_of_the_ref
 
 
 @pytest.mark.parametrize(
-    ("stage", "overrides"),
-    [(0, ()), (3, ("sim_cot.from_stage=4",)), (1, ("sim_cot.missing_step=nothing", "replay_prob=1.0"))],
+    ("stage", "overrides", "decodes"),
+    [(0, (), False), (3, ("sim_cot.from_stage=4",), False), (4, ("sim_cot.from_stage=4", "replay_prob=1.0"), True)],
 )
 def test_the_decoder_runs_and_gets_a_gradient_where_there_is_nothing_to_decode(
-    stage: int, overrides: tuple[str, ...]
+    stage: int, overrides: tuple[str, ...], decodes: bool
 ) -> None:
     """At stage 0, before the decoder's first stage, and in micro batches of one row without thoughts."""
     setting = Setting.of("llama", stage, *overrides)
     parts = setting.fast(micro=1, world=2)
     found = setting.gradients(parts)
     assert None not in found.values()
-    if not setting.examples.lengths.any():
-        assert parts[1] == 0
-        assert not any(gradient.any() for name, gradient in found.items() if name.startswith("auxiliary"))
+    assert (parts[1] > 0) == decodes
+    learns = [name.startswith("auxiliary") for name, gradient in found.items() if gradient.any()]
+    assert any(learns) == decodes
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: f"{case.recording.name}-{case.name}")
