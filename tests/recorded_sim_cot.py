@@ -41,9 +41,6 @@ class PreparedSimCot:
 class RecordedSimCot:
     """See ``comparing_objectives.Implementation``."""
 
-    def offers(self, case: Case) -> bool:
-        return True
-
     def prepare(self, case: Case) -> PreparedSimCot:
         return on_codi(case) if case.recording.objective == "sim_cot_on_codi" else on_coconut(case)
 
@@ -108,5 +105,6 @@ def prepared(case: Case, modules: Modules, objective: SimCot, base: object) -> P
     view = MicroBatch(targets.layouts, [1.0] * rows, 0, int(targets.lengths.sum()), np.arange(rows), 1 / rows)
     weights = settings.step_factor * group_weights(targets.lengths, settings.step_reduction)
     inputs = objective.thinking(base).inputs
-    steps = collate_steps(Collator(0), targets.lengths, view, weights, inputs, objective.group_size)
+    size, first = objective.group_size, objective.first_position
+    steps = collate_steps(Collator(0), targets.lengths, view, weights, inputs, size, first)
     return PreparedSimCot(parameters, objective, loop, SimCotBatch(base, steps))

@@ -118,6 +118,7 @@ def collate_steps(
     weights: NDArray[np.float64],
     inputs: LatentInputs,
     group_size: int,
+    first_position: int,
 ) -> StepBatch:
     """The tensors of the decoder's part of a micro batch, in the memory of the host.
 
@@ -131,6 +132,7 @@ def collate_steps(
         weights: [K] weight of each target token, by group.
         inputs: what the latent loop reads for the same rows, in the memory of the host.
         group_size: c.
+        first_position: position id of the first vector that the decoder reads.
     """
     lengths, tokens = lengths[view.rows], view.layouts.input_ids
     row, group = np.nonzero(lengths)
@@ -139,7 +141,10 @@ def collate_steps(
         row, group, sizes = np.zeros((3, 1), np.int64)
         sizes, tokens, thought = sizes + 1, np.array([collator.pad_id]), np.zeros((1, group_size), np.int64)
         weights = weights * 0
-    width = _width(max(1, int(sizes.max()) - 1), collator, group_size)
+    least = max(1, int(sizes.max()) - 1)
+    width = rounded_up(least, min(collator.width_multiple, WIDTHS))
+    if collator.max_width is not None:
+        width = max(least, min(width, collator.max_width - first_position - group_size))
     ids = np.full((len(sizes), width), collator.pad_id)
     ends = np.cumsum(sizes)
     ids[np.arange(width) < sizes[:, None] - 1] = np.delete(tokens, ends - 1)
@@ -162,12 +167,3 @@ def collate_steps(
     )
     targets = Targets(tensors["index"], tensors["ids"], tensors["weights"], max(view.num_targets, len(tokens)))
     return StepBatch(StepInputs(tensors["thoughts"], tensors["step_ids"]), targets, buffer)
-
-
-def _width(longest: int, collator: Collator, group_size: int) -> int:
-    """The number of columns of tokens, at least ``longest``."""
-    rounded = rounded_up(longest, min(collator.width_multiple, WIDTHS))
-    if collator.max_width is None:
-        return rounded
-    # Positions may start at 1 (``SimCot.first_position``).
-    return max(longest, min(rounded, collator.max_width - group_size - 1))
