@@ -101,7 +101,7 @@ def short_help(schema: type[BaseModel], usage: str, options: Options) -> str:
     titles = {key: _title(key, leaf_field(schema, key)) for key in program.common}
     column = max(map(len, titles.values())) + 4
     lines = [*_usage_lines(usage), "", "Groups (group=option):"]
-    lines += [line for group in subgroups(schema) for line in _wrapped(f"{group}: {', '.join(options[group])}", 2)]
+    lines += [line for group in subgroups(schema) for line in _two_lines(group, options[group])]
     lines += ["", "Most used keys, with their defaults (key=value; the group's name may be left out):"]
     for key, title in titles.items():
         summary = " ".join((leaf_field(schema, key).description or "").split()).split(". ")[0].removesuffix(".")
@@ -178,6 +178,16 @@ def _flattened(metadata: Iterable[Any]) -> Iterable[Any]:
 def _usage_lines(usage: str) -> list[str]:
     first, *others = usage.splitlines()
     return [*_wrapped(f"usage: {first}", 0), *(line for other in others for line in _wrapped(other, 2, hanging=0))]
+
+
+def _two_lines(group: str, names: Sequence[str]) -> list[str]:
+    """The options of a group, as many as two lines hold; the group's own help has all."""
+    lines = _wrapped(f"{group}: {', '.join(names)}", 2)
+    for count in range(len(names) - 1, 0, -1):
+        if len(lines) <= 2:
+            break
+        lines = _wrapped(f"{group}: {', '.join(names[:count])}, … (all: --help={group})", 2)
+    return lines
 
 
 def _option_lines(schema: type[BaseModel]) -> list[str]:
