@@ -78,7 +78,7 @@ class Reasoner:
     @property
     def prompter(self) -> Prompter:
         """Turns questions into requests."""
-        return Prompter(self.backbone, METHODS[self.card.method], self.card.text_format, self.card.iterations)
+        return Prompter(self.backbone, METHODS[self.card.method], self.card.text_format, self.card.parallel)
 
     @property
     def context_length(self) -> int | None:

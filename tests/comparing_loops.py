@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from making_layouts import jacobi
 from slow_loop import slow_loss, unchanged
 
 from coconut_ds.methods.layout import Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import collate
 from coconut_ds.model.feed import Feed
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -18,6 +20,7 @@ def compare(
     checkpointing: bool = False,
     iterations: tuple[int | None, int | None] = (None, None),
     feed: Feed | None = None,
+    parallel: Parallel | None = None,
 ) -> None:
     """Both loops give the same loss and the same gradients.
 
@@ -29,13 +32,15 @@ def compare(
         checkpointing: activation checkpointing in the latent loop.
         iterations: Jacobi iterations of the latent loop and of the slow one; None: sequential thoughts.
         feed: what thoughts go through; its gradients are compared too.
+        parallel: the way in which both compute all thoughts at once, in place of ``iterations``.
     """
     loop = LatentLoop(model, checkpointing, feed=feed)
+    ways = [jacobi(each) if parallel is None else parallel for each in iterations]
     thoughts = max(layout.num_thoughts for layout in layouts) + extra_passes
     results = []
     for compute in (
-        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, iterations=iterations[0])),
-        lambda: slow_loss(model, layouts, weights, iterations[1], feed or unchanged),
+        lambda: latent_loss(loop, *collate(layouts, weights, thoughts, pad_id=3, parallel=ways[0])),
+        lambda: slow_loss(model, layouts, weights, ways[1], feed or unchanged),
     ):
         # To zero, not to None: without thoughts, a feed has no gradient in the slow loop.
         loop.zero_grad(set_to_none=False)

@@ -8,8 +8,10 @@ from recorded_cases import Case, trusted_cases
 from recorded_objectives import Prompt, Recording
 from torch import Tensor, nn
 
-TOLERANCES = {"loss": 1e-4, "gradient norms": 1e-3, "greedy tokens": 0.0}
-"""The largest relative difference of losses and of norms of gradients; the largest number of tokens that differ."""
+TOLERANCES = {"loss": 1e-4, "gradient norms": 1e-4, "greedy tokens": 0.0}
+"""The largest relative difference of losses and of norms of gradients, and the largest number of tokens that differ.
+
+The approximate GELU in CODI's projection changes norms of gradients by 2e-4 to 5e-4, and rounding by less than 1e-5."""
 SMALL = 1e-6
 """Differences are relative to the recorded number, or to this if it is smaller."""
 
@@ -71,27 +73,36 @@ class Differences:
         return factors[kind], f"{found.place}: {kind}: {found.size:.2e}, tolerated are {TOLERANCES[kind]:.0e}"
 
 
-def compare(implementation: Implementation, cases: Iterable[Case]) -> Differences:
-    """Computes cases and compares the parts of the loss, and the norms of their gradients."""
+def compare(implementation: Implementation, cases: Iterable[Case], each_part: bool = True) -> Differences:
+    """Computes cases and compares the parts of the loss, and the norms of gradients.
+
+    Args:
+        implementation: what is checked.
+        cases: the cases.
+        each_part: whether also the gradient of each part is compared, which takes a pass for each, or only that of the
+            whole loss.
+    """
     differences = Differences()
     for case in cases:
         place = f"{case.recording.name} {case.name}"
         prepared = implementation.prepare(case)
         norms = case.part_norms()
-        wanted_parts = case.parts()
-        for part, wanted in wanted_parts.items():
+        wanted = case.parts()
+        for part in wanted if each_part else ["total"]:
             parts = prepared.parts()
-            assert parts.keys() == wanted_parts.keys() - {"total"}, f"{place}: {sorted(parts)}"
-            value = sum(parts.values()) if part == "total" else parts[part]
-            differences.note("loss", relative(value.item(), wanted), f"{place}: {part}")
-            found = _gradient_norms(value, prepared.parameters)
+            assert parts.keys() == wanted.keys() - {"total"}, f"{place}: {sorted(parts)}"
+            parts["total"] = sum(parts.values())
+            for name, number in wanted.items():
+                differences.note("loss", relative(parts[name].item(), number), f"{place}: {name}")
+            found = _gradient_norms(parts[part], prepared.parameters)
             total = sum(norm**2 for norm in found.values()) ** 0.5
             differences.note("gradient norms", relative(total, norms[part]), f"{place}: {part}")
             if part == "total":
+                # A parameter that gets no gradient is not in the recording.
                 recorded = case.record["grad_norms"]
-                assert found.keys() == recorded.keys(), f"{place}: {sorted(found.keys() ^ recorded.keys())}"
-                for name, norm in recorded.items():
-                    differences.note("gradient norms", relative(found[name], norm), f"{place}: {name}")
+                for name in found.keys() | recorded.keys():
+                    size = relative(found.get(name, 0.0), recorded.get(name, 0.0))
+                    differences.note("gradient norms", size, f"{place}: {name}")
     return differences
 
 

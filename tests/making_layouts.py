@@ -3,6 +3,7 @@
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, TokenizedProblem
 from coconut_ds.methods.layout import IGNORE, Layout, lay_out
+from coconut_ds.methods.parallel import Parallel
 
 WORDS = ["eos", "Q", "A", "s1", "s2", "s3", "<s>", "<e>", "<t>", "<p>", "[A]"]
 
@@ -19,6 +20,11 @@ def make_problem(num_steps: int = 3) -> TokenizedProblem:
 def make_layout(method: str, stage: int, num_steps: int = 3, c: int = 1, last: int = 6, pad: bool = True) -> Layout:
     spec = CurriculumSpec(c, last, pad, tokens_per_epoch=3)
     return lay_out(METHODS[method], make_problem(num_steps), stage, spec, MARKERS)
+
+
+def jacobi(iterations: int | None) -> Parallel | None:
+    """All thoughts at once, in this many passes; None: one after another."""
+    return None if iterations is None else Parallel("jacobi", iterations)
 
 
 def readable(layout: Layout) -> str:

@@ -196,12 +196,14 @@ class Case:
     def lotus_pairs(self) -> list[CodiRow]:
         """LOTUS's optional distillation: student and teacher, each at the position of the first label."""
         pairs = []
-        for index, row in enumerate(self.rows()):
+        for index, (row, steps) in enumerate(self.lotus_rows()):
             at_student = next(place for place, label in enumerate(row.labels) if label != IGNORE)
+            # The teacher reads no <start>.
+            at_teacher = row.first_thought - 1 + sum(map(len, steps))
             mask = self.batch["teacher_attention_mask_as_called"][index].bool()
             ids = self.batch["teacher_input_ids"][index][mask].tolist()
             teacher = Row(ids, [IGNORE] * len(ids), len(ids), 0)
-            pairs.append(CodiRow(row, teacher, at_student, len(ids) - (len(row.input_ids) - at_student)))
+            pairs.append(CodiRow(row, teacher, at_student, at_teacher))
         return pairs
 
 

@@ -3,6 +3,9 @@
 A folder holds a Hugging Face model, the weights of other modules, ``expected.json`` (settings, losses, gradient norms,
 greedy answers) and ``case_*.safetensors`` (the padded batch of each case). This module gives the modules and the
 prompts; ``recorded_cases.py`` gives the cases, without padding. ``comparing_objectives.py`` compares.
+
+The folders in ``parity_data/objectives`` are parts of larger ones: a few cases of each, without activations, token ids
+as int16, and 96 of GPT-2's 192 positions.
 """
 
 import json

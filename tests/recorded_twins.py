@@ -87,7 +87,9 @@ def lotus_parts(case: Case, modules: Modules) -> dict[str, Tensor]:
         if settings.get("ia_loss_after_loop"):
             blocks = slow_lotus.slow_reading_after_loop(model, decoder, rows, options, case.lotus_texts())
         else:
-            blocks = slow_lotus.slow_block_reading(model, decoder, rows, options, not settings.get("ia_no_prefix"))
+            # A separate decoder has no cache of the question.
+            alone = settings.get("ia_no_prefix") or decoder is not model
+            blocks = slow_lotus.slow_block_reading(model, decoder, rows, options, with_context=not alone)
         parts["blocks"] = settings["inter_answer_loss_weight"] * blocks
     return parts
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import LatentInputs, Targets
 from coconut_ds.training.batches import BatchGeometry
 
@@ -70,7 +71,7 @@ def slow_collate(
     num_thoughts: int,
     pad_id: int,
     num_targets: int = 0,
-    iterations: int | None = None,
+    parallel: Parallel | None = None,
 ) -> tuple[LatentInputs, Targets]:
     """Builds the tensors of one micro batch, on the CPU.
 
@@ -80,7 +81,7 @@ def slow_collate(
         num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
         pad_id: any token id; padding never affects the results.
         num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
-        iterations: see ``LatentInputs``.
+        parallel: see ``LatentInputs``.
     """
     cuts = _cuts(layouts, num_thoughts)
     width = max(cuts)
@@ -105,7 +106,7 @@ def slow_collate(
                 ids.append(label)
                 target_weights.append(weight)
         read += [row * width + position for position in sorted(in_prefix)]
-    inputs = _inputs(prefix, cuts, read, steps, thoughts, rest, [len(layout) for layout in layouts], iterations)
+    inputs = _inputs(prefix, cuts, read, steps, thoughts, rest, [len(layout) for layout in layouts], parallel)
     shares = torch.tensor(target_weights, dtype=torch.float32)
     return inputs, Targets(torch.tensor(index), torch.tensor(ids), shares, max(num_targets, len(ids)))
 
@@ -130,7 +131,7 @@ def _inputs(
     thoughts: list[list[bool]],
     rest: list[list[int]],
     lengths: list[int],
-    iterations: int | None,
+    parallel: Parallel | None,
 ) -> LatentInputs:
     width, columns = len(prefix[0]), len(prefix[0]) + len(steps[0]) + len(rest[0])
     ends = torch.tensor(cuts)
@@ -149,7 +150,7 @@ def _inputs(
         attention_mask=mask,
         position_offset=width - ends,
         last_position=torch.tensor(lengths) - 1,
-        iterations=iterations,
+        parallel=parallel,
     )
 
 

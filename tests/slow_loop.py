@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from coconut_ds.generation.requests import Request
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 
 Feed = Callable[[Tensor], Tensor]
 
@@ -46,20 +47,33 @@ def jacobi_embeddings(model: PreTrainedModel, layout: Layout, iterations: int, f
     return embeds
 
 
+def looped_embeddings(model: PreTrainedModel, layout: Layout, rounds: int, feed: Feed = unchanged) -> Tensor:
+    """Input embeddings [1, T, D] of a layout; each round adds states to the embedding of their marker."""
+    marked = model.get_input_embeddings()(torch.tensor([list(layout.input_ids)]))
+    first, end, embeds = layout.first_thought, layout.first_thought + layout.num_thoughts, marked
+    for _ in range(rounds if layout.num_thoughts else 0):
+        states = model.base_model(inputs_embeds=embeds[:, :end], use_cache=False).last_hidden_state
+        thoughts = marked[:, first:end] + feed(states[:, first:])
+        embeds = torch.cat([marked[:, :first], thoughts, marked[:, end:]], dim=1)
+    return embeds
+
+
 def slow_inputs(
-    model: PreTrainedModel, layout: Layout, iterations: int | None = None, feed: Feed = unchanged
+    model: PreTrainedModel, layout: Layout, parallel: Parallel | None = None, feed: Feed = unchanged
 ) -> Tensor:
-    """Input embeddings [1, T, D]. ``iterations``: passes that compute all thoughts at once; None: one by one."""
-    if iterations is None:
+    """Input embeddings [1, T, D]. ``parallel``: how all thoughts are computed at once; None: one by one."""
+    if parallel is None:
         return slow_embeddings(model, layout, feed)
-    return jacobi_embeddings(model, layout, iterations, feed)
+    if parallel.kind == "looped":
+        return looped_embeddings(model, layout, parallel.rounds(layout.num_thoughts), feed)
+    return jacobi_embeddings(model, layout, parallel.iterations, feed)
 
 
 def slow_logits(
-    model: PreTrainedModel, layout: Layout, iterations: int | None = None, feed: Feed = unchanged
+    model: PreTrainedModel, layout: Layout, parallel: Parallel | None = None, feed: Feed = unchanged
 ) -> Tensor:
     """Logits [T, V] of one row; for the arguments see ``slow_inputs``."""
-    embeds = slow_inputs(model, layout, iterations, feed)
+    embeds = slow_inputs(model, layout, parallel, feed)
     return model(inputs_embeds=embeds, use_cache=False).logits[0]
 
 
@@ -67,13 +81,13 @@ def slow_loss(
     model: PreTrainedModel,
     layouts: list[Layout],
     weights: list[float],
-    iterations: int | None = None,
+    parallel: Parallel | None = None,
     feed: Feed = unchanged,
 ) -> Tensor:
     """Weighted sum of the cross entropies of all targets."""
     total = torch.zeros(())
     for layout, weight in zip(layouts, weights, strict=True):
-        logits = slow_logits(model, layout, iterations, feed)
+        logits = slow_logits(model, layout, parallel, feed)
         labels = torch.tensor(list(layout.labels))
         total = total + weight * F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction="sum")
     return total
@@ -85,8 +99,7 @@ def slow_generate(
 ) -> list[int]:
     """Greedy continuation, the whole sequence encoded again for each token and each thought."""
     embed = model.get_input_embeddings()
-    jacobi = request.jacobi
-    embeds = slow_inputs(model, request.prompt, None if jacobi is None else jacobi.iterations, feed)
+    embeds = slow_inputs(model, request.prompt, request.at_once and request.at_once.how, feed)
     tokens: list[int] = []
     thinking = request.thinking
     while len(tokens) < request.max_new_tokens and embeds.shape[1] < context and (not tokens or tokens[-1] != eos_id):

@@ -116,7 +116,7 @@ def test_parts_and_gradients_are_those_of_the_slow_twin(name):
     arrays = ProblemArrays([arrays_of(PROBLEMS)], ())
     examples = objective.examples(maker, 0, case.stage, arrays, range(len(PROBLEMS)))
     geometry = BatchGeometry(5, 2, 3 - case.ranks + 1, case.ranks)
-    collator = Collator(0, config.method.jacobi_iterations)
+    collator = Collator(0, config.parallel)
     parts, groups = torch.zeros(3), []
     for rank in range(case.ranks):
         plans = [plan_update(view, geometry, rank, "token", examples.views[0]) for view in examples.views]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making_layouts import SOME
+from making_layouts import SOME, jacobi
 from slow_batches import slow_collate, slow_plan
 from tiny_models import make_model
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,7 +91,7 @@ def test_all_tensors_move_in_one_copy_and_those_on_the_cpu_in_none():
 
 
 def test_a_batch_that_has_moved_has_the_same_contents():
-    batch = collate(SOME, [0.5] * 3, 3, pad_id=3, iterations=2)
+    batch = collate(SOME, [0.5] * 3, 3, pad_id=3, parallel=jacobi(2))
     moved = batch.to(torch.device("cpu", 0))  # the same memory, by a name that torch takes for another device
     assert moved is not batch
     assert_equal(moved, batch)

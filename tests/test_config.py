@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.compose import (
     parse_arguments,
@@ -66,6 +67,29 @@ from coconut_ds.settings.schema import leaf_keys
         (
             {"objective.feed": "projection", "method.kind": "pause_as_thought"},
             ["objective.feed=projection", "method.kind=pause_as_thought", "set objective.feed=identity"],
+        ),
+        (
+            {"method.thinking": "jacobi", "method.iterations": None},
+            ["iterations=null", "found jacobi", "set method.iterations to a number"],
+        ),
+        *(
+            (
+                {"objective.kind": "lotus", "method.kind": kind},
+                [f"method.kind={kind} has no thoughts", "method=coconut"],
+            )
+            for kind in ("cot", "no_thoughts", "pause_as_thought")
+        ),
+        (
+            {"objective.kind": "lotus", "training.c_thought": 0, "training.max_latent_stage": 0},
+            ["training.c_thought=0", "set training.c_thought=13", "training.max_latent_stage=0"],
+        ),
+        (
+            {"objective.kind": "lotus", "objective.lotus": {"in_loop": True, "flat": True}},
+            ["lotus.in_loop=true", "lotus.flat=true", "found sequential", "set method.thinking=looped"],
+        ),
+        (
+            {"objective.kind": "lotus", "objective.lotus": {"in_loop": True}, "method.thinking": "looped"},
+            ["method.iterations=3", "training.max_latent_stage=6", "set method.iterations=null"],
         ),
         ({"model.model_init": "pretrained"}, ["model_config_overrides", "model.model_init=scratch"]),
         (
@@ -129,3 +153,12 @@ def test_every_key_has_a_description_and_help_shows_it(
 def test_only_kind_is_a_key_of_two_groups() -> None:
     keys = [key.split(".", 1)[1] for key in leaf_keys(Config)]
     assert {key for key in keys if keys.count(key) > 1} == {"kind"}
+
+
+def test_lotus_thinks_in_rounds_unless_told_otherwise() -> None:
+    assert composed("objective=lotus", "c_thought=4").parallel == Parallel("looped", None, 4)
+    assert composed("objective=lotus", "thinking=jacobi", "iterations=2").parallel == Parallel("jacobi", 2, 1)
+    assert composed("objective=lotus", "thinking=sequential").parallel is None
+    large = composed("objective=lotus", "training=gsm_lotus_llama", "data=gsm_file")
+    assert large.parallel == Parallel("looped", None, 25)
+    assert large.run.bf16

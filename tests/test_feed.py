@@ -16,8 +16,9 @@ from tiny_models import make_model
 
 from coconut_ds.generation import step_graphs, steps
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Completion, Jacobi, Request
+from coconut_ds.generation.requests import AtOnce, Completion, Request
 from coconut_ds.generation.thinking_engine import ThinkingEngine
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import collate
 from coconut_ds.model.feed import FeedSpec, build_feed
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -64,6 +65,9 @@ def test_loss_and_all_gradients_equal_the_slow_loop(family, way, iterations):
     for layouts, extra in ((SOME, 0), (SOME[1:], 2), (LONG, 0), (SOME[2:], 0)):
         options = {"checkpointing": way == "checkpointing", "iterations": (iterations, iterations)}
         compare(model, layouts, WEIGHTS[: len(layouts)], extra, feed=make_feed(), **options)
+        if iterations:
+            looped = Parallel("looped", None, block=iterations)
+            compare(model, layouts, WEIGHTS[: len(layouts)], extra, feed=make_feed(), parallel=looped)
 
 
 @pytest.mark.parametrize("defer", [False, True])
@@ -93,7 +97,7 @@ def slow_thoughts(model, request: Request, feed) -> tuple[torch.Tensor, torch.Te
     """The thoughts [L, D] of a request and what is fed back for them, by the slow loop."""
     first, count = request.prompt.first_thought, request.prompt.num_thoughts
     with torch.no_grad():
-        inputs = slow_inputs(model, request.prompt, request.jacobi and request.jacobi.iterations, feed)
+        inputs = slow_inputs(model, request.prompt, request.at_once and request.at_once.how, feed)
         states = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     return states[0, first - 1 : first - 1 + count], inputs[0, first : first + count]
 
@@ -110,7 +114,10 @@ def test_generation_equals_the_slow_one_token_for_token_and_thought_for_thought(
         rng, questions = random.Random(f"{family}/{case}"), []
         eos = rng.randrange(1, LATENT)
         requests = [replace(draw_request(rng, questions, model, eos), keep_thoughts=True) for _ in range(6)]
-        requests += [Request(prompt_of([4, 5, 6], 4), 5, jacobi=Jacobi(n, LATENT), keep_thoughts=True) for n in (1, 3)]
+        requests += [
+            Request(prompt_of([4, 5, 6], 4), 5, at_once=AtOnce(Parallel("jacobi", n), LATENT), keep_thoughts=True)
+            for n in (1, 3)
+        ]
         recorder = Recorder() if graphs else None
         engine = ThinkingEngine(loop, [eos], rng.randint(2, 4), 96, capturer=recorder)
         made = run_with_arrivals(engine, requests, rng)
@@ -120,7 +127,7 @@ def test_generation_equals_the_slow_one_token_for_token_and_thought_for_thought(
             if request.prompt.num_thoughts:
                 thoughts, fed = slow_thoughts(model, request, feed)
                 torch.testing.assert_close(one.fed, fed, rtol=1e-4, atol=1e-4)
-                if request.jacobi is None:
+                if request.at_once is None:
                     torch.testing.assert_close(one.thoughts, thoughts, rtol=1e-4, atol=1e-4)
         replays += recorder.replays if recorder else 0
     assert changed, "the feed makes a difference"
@@ -135,12 +142,12 @@ def equal(one: Completion, other: Completion) -> bool:
 
 @pytest.mark.parametrize("iterations", [None, 3])
 def test_what_is_edited_is_what_is_fed(iterations):
-    """``edit_thought`` receives and returns input embeddings. Feeding the kept ones again changes no bit; feeding others
-    gives what the slow loop makes of them; thoughts stay the states of which the feed makes what is fed."""
+    """``edit_thought`` receives and returns input embeddings. Feeding the kept ones again changes no bit; feeding
+    others gives what the slow loop makes of them; thoughts stay the states of which the feed makes what is fed."""
     model, feed, prompt = make_model("gpt2"), make_feed(), prompt_of([4, 5, 6], 3)
     loop, vector = LatentLoop(model, feed=feed), torch.linspace(-1, 1, 32)
-    jacobi = None if iterations is None else Jacobi(iterations, LATENT)
-    plain = Request(prompt, 3, log_probabilities=True, keep_thoughts=True, jacobi=jacobi)
+    at_once = None if iterations is None else AtOnce(Parallel("jacobi", iterations), LATENT)
+    plain = Request(prompt, 3, log_probabilities=True, keep_thoughts=True, at_once=at_once)
     before = generate(loop, [plain] * 3, [0])
     torch.testing.assert_close(feed(before[0].thoughts).detach(), before[0].fed, rtol=1e-5, atol=1e-5)
     seen = []

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making_layouts import SOME
+from making_layouts import SOME, jacobi
 from tiny_models import SHAPES, make_model
 
 from coconut_ds.errors import ModelError
@@ -146,7 +146,7 @@ def losses_and_gradients(
     """Loss and every gradient of a padded batch. The weights are numbers of bf16 in each ``dtype``."""
     model = make_model(family).to(torch.bfloat16).to(dtype)
     loop = LatentLoop(model, checkpointing, defer_gradients=checkpointing, kernels=kernels)
-    loss = latent_loss(loop, *collate(SOME, [0.5, 1.0, 0.25], 3, pad_id=3, iterations=iterations))
+    loss = latent_loss(loop, *collate(SOME, [0.5, 1.0, 0.25], 3, pad_id=3, parallel=jacobi(iterations)))
     loss.backward()
     return [loss.detach(), *(parameter.grad.float() for parameter in model.parameters())]
 

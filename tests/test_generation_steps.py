@@ -14,9 +14,10 @@ from coconut_ds.generation import slot_passes, step_graphs, steps
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.choices import NO_TOKEN, ban
 from coconut_ds.generation.pass_size import MOST, position_bytes, positions_within
-from coconut_ds.generation.requests import Completion, Jacobi, Request, Sampling
+from coconut_ds.generation.requests import AtOnce, Completion, Request, Sampling
 from coconut_ds.generation.steps import column_bucket, row_bucket
 from coconut_ds.generation.thinking_engine import ThinkingEngine
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.latent_loop import LatentLoop
 
 
@@ -36,7 +37,7 @@ def of_every_kind(model: torch.nn.Module, rng: random.Random, eos: int) -> list[
     likeliest = slow_generate(model, long, eos)
     return [
         *plain,
-        replace(long, jacobi=Jacobi(2, LATENT)),
+        replace(long, at_once=AtOnce(Parallel("jacobi", 2), LATENT)),
         replace(long, sampling=Sampling(1.2, seed=7), log_probabilities=True, num_likeliest=3),
         replace(long, sampling=Sampling(0.9, top_k=4, top_p=0.9, seed=2)),
         replace(long, continuation=(7, 8, 9, 4)),
@@ -85,7 +86,7 @@ def test_logits_of_a_step_are_not_taken_for_those_after_another_pass(tiny_model,
         engine.step(engine.due())
     assert engine.cancel(ticket)
     question = [n % 30 + 1 for n in range(20)]
-    at_once = Request(prompt_of([*question, 3, 4], 3, ()), 5, jacobi=Jacobi(3, LATENT))
+    at_once = Request(prompt_of([*question, 3, 4], 3, ()), 5, at_once=AtOnce(Parallel("jacobi", 3), LATENT))
     requests = [Request(prompt_of([7, 8], 0), 5), Request(prompt_of(question, 0), 5), at_once]
     tickets = [engine.submit(request, ends) for request in requests]
     engine.run()
@@ -135,7 +136,7 @@ def test_wider_passes_change_no_token(tiny_model, family, monkeypatch):
     requests = [
         Request(prompt_of(question, 3), 6),
         Request(prompt_of([*question[:60], 4, 4, 4, 4, 4, 4], 2), 6),
-        Request(prompt_of([8, 9], 4), 6, jacobi=Jacobi(4, LATENT)),
+        Request(prompt_of([8, 9], 4), 6, at_once=AtOnce(Parallel("jacobi", 4), LATENT)),
         Request(prompt_of([7] * 90, 2), 20),
     ]
     made = generate(LatentLoop(model), requests, [0], slots=2)

@@ -35,7 +35,7 @@ def test_every_section_runs_on_the_cpu(sections):
     assert sections["environment"]["numbers"]["versions"]["torch"] == torch.__version__
     names = {check["name"] for check in sections["correctness"]["checks"]}
     for family in ("gpt2", "llama", "qwen3"):
-        for way in ("plain", "checkpointing", "jacobi", "bf16"):
+        for way in ("plain", "checkpointing", "jacobi", "looped", "bf16"):
             assert {f"loss of {family}, {way}", f"gradients of {family}, {way}"} <= names
         assert f"tokens of {family}" in names
     assert {"loss of llama, LoRA", "losses of zero2_qwen3"} <= names

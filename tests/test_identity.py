@@ -52,7 +52,6 @@ FREE = {
 REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
 """Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
-    "objective.feed_width": 96,
     "run.load_model_path": "elsewhere",
     "run.resume_mode": "never",
     "run.resume_attempt_id": "20250101-000000-abcd",

@@ -7,12 +7,13 @@ import torch
 from comparing_loops import compare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making_layouts import LONG, SOME
+from making_layouts import LONG, SOME, jacobi
 from tiny_models import VOCABULARY, make_model
 
 from coconut_ds.errors import ModelError
 from coconut_ds.generation.decoding import decode_thoughts
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import deferred, loss
 from coconut_ds.model.collate import collate
 from coconut_ds.model.head import vocabulary_product
@@ -67,9 +68,26 @@ def test_jacobi_thoughts_equal_sequential_ones_after_one_iteration_per_thought(f
     model.config._attn_implementation = "eager"
     compare(model, SOME, [0.5, 1.0, 0.25], iterations=(2, 2))
     fewer, all_of_them = (
-        latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, iterations=n)).item() for n in (1, 3)
+        latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, parallel=jacobi(n))).item()
+        for n in (1, 3)
     )
     assert abs(fewer - all_of_them) > 1e-3
+
+
+@pytest.mark.parametrize(("family", "way"), [("gpt2", "checkpointing"), ("llama", "eager"), ("qwen3", "sdpa")])
+def test_looped_thoughts_equal_the_slow_loop(family, way):
+    """With a fixed number of rounds, and with one for each block of one or two thoughts, so that the rows make
+    different numbers of rounds; also with more columns than any row needs."""
+    model = make_model(family)
+    model.config._attn_implementation = "eager" if way == "eager" else "sdpa"
+    for parallel in (Parallel("looped", 2), Parallel("looped", None, 1), Parallel("looped", None, 2)):
+        for extra in (0, 2):
+            compare(model, SOME, [0.5, 1.0, 0.25], extra, way == "checkpointing", parallel=parallel)
+    losses = [
+        latent_loss(LatentLoop(model), *collate(SOME, [1.0] * 3, 3, pad_id=3, parallel=Parallel("looped", n))).item()
+        for n in (1, 2)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Jacobi, Request, Thinking
+from coconut_ds.generation.requests import AtOnce, Request, Thinking
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import collate
 from coconut_ds.model.fused import PLAIN, Kernels, choose_kernels
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
@@ -33,15 +34,15 @@ LOSS_FP32, GRADIENTS_FP32 = 1e-5, 1e-3
 """Largest difference of the loss, relative to it, and of any gradient, relative to its largest element, in fp32."""
 LOSS_BF16, GRADIENTS_BF16 = 0.02, 0.1
 """The same in bf16: of the loss, and of all gradients together, as the norm of the difference over the norm."""
-ITERATIONS = 2
-"""Passes of Jacobi iteration."""
+PARALLEL = {"jacobi": Parallel("jacobi", 2), "looped": Parallel("looped", None, block=2)}
+"""Ways to compute all thoughts at once."""
 
 
 def run(report: Report, options: Options) -> None:
     """Fills the report."""
     with exact_fp32():
         for family in FAMILIES:
-            for way in ("plain", "checkpointing", "jacobi"):
+            for way in ("plain", "checkpointing", *PARALLEL):
                 with report.part(f"{family}, {way}"):
                     _compare_fp32(report, options, family, way)
             with report.part(f"{family}, bf16"):
@@ -106,18 +107,18 @@ Result = tuple[float, dict[str, Tensor]]
 """A loss, and the gradient of each trained weight, on the CPU in fp32."""
 
 
-def slow_result(model: PreTrainedModel, layouts: Sequence[Layout], iterations: int | None = None) -> Result:
+def slow_result(model: PreTrainedModel, layouts: Sequence[Layout], parallel: Parallel | None = None) -> Result:
     """Loss and gradients from the slow loop on the CPU."""
-    return _result(model, slow_loss(model, list(layouts), _weights(layouts), iterations))
+    return _result(model, slow_loss(model, list(layouts), _weights(layouts), parallel))
 
 
 @cache
-def slow_reference(family: str, small: bool, iterations: int | None = None, rounded: bool = False) -> Result:
+def slow_reference(family: str, small: bool, parallel: Parallel | None = None, rounded: bool = False) -> Result:
     """What ``slow_result`` finds for a family. ``rounded``: with weights that bf16 can represent, computed in fp32."""
     model = family_model(family, small)
     for parameter in model.parameters() if rounded else ():
         parameter.data = parameter.data.to(torch.bfloat16).float()
-    return slow_result(model, mixed_layouts(small), iterations)
+    return slow_result(model, mixed_layouts(small), parallel)
 
 
 def fast_result(
@@ -126,8 +127,7 @@ def fast_result(
     """Loss and gradients from the latent loop, where the model is."""
     loop = LatentLoop(model, activation_checkpointing=way == "checkpointing", kernels=kernels)
     thoughts = max(layout.num_thoughts for layout in layouts)
-    iterations = ITERATIONS if way == "jacobi" else None
-    batch = collate(layouts, _weights(layouts), thoughts, EOS, iterations=iterations)
+    batch = collate(layouts, _weights(layouts), thoughts, EOS, parallel=PARALLEL.get(way))
     return _result(model, latent_loss(loop, *batch.to(loop.device)))
 
 
@@ -157,7 +157,7 @@ def differences(found: Result, expected: Result) -> tuple[float, float, float]:
 
 
 def _compare_fp32(report: Report, options: Options, family: str, way: str, kernels: Kernels = PLAIN) -> None:
-    expected = slow_reference(family, options.small, ITERATIONS if way == "jacobi" else None)
+    expected = slow_reference(family, options.small, PARALLEL.get(way))
     model = family_model(family, options.small).to(options.device)
     found = fast_result(model, mixed_layouts(options.small), way, kernels)
     _check_fp32(report, f"{family}, {way}", found, expected)
@@ -203,7 +203,7 @@ def _compare_tokens(report: Report, options: Options, family: str) -> None:
     length = 6 if options.small else 12
     prompts = [_prompt(layout) for layout in mixed_layouts(options.small)]
     requests = [Request(prompt, length, suppress=(THOUGHT,)) for prompt in prompts]
-    requests.append(Request(prompts[1], length, jacobi=Jacobi(ITERATIONS, THOUGHT), suppress=(THOUGHT,)))
+    requests.append(Request(prompts[1], length, at_once=AtOnce(PARALLEL["jacobi"], THOUGHT), suppress=(THOUGHT,)))
     requests.append(Request(prompts[0], length, thinking=Thinking(START, END, 2), suppress=(THOUGHT, END)))
     slow = family_model(family, options.small)
     expected = [slow_generate(slow, request, EOS) for request in requests]

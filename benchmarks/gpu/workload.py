@@ -138,7 +138,7 @@ def loop_pass(loop: LatentLoop, layouts: Sequence[Layout]) -> torch.Tensor:
 def batch_of(layouts: Sequence[Layout], device: torch.device) -> Batch:
     """The tensors of a micro batch on the host, as in training on ``device``; all targets have the same weight."""
     total = sum(layout.num_targets for layout in layouts)
-    collator = Collator.for_device(device, EOS, iterations=None, max_width=None)
+    collator = Collator.for_device(device, EOS, parallel=None, max_width=None)
     return collator(layouts, [1 / total] * len(layouts), max(layout.num_thoughts for layout in layouts))
 
 

@@ -76,9 +76,7 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
         training, method = config.training, METHODS[config.method.kind]
         # A state dict does not record its stage; we assume the last one, with which training ends.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
-        card = ModelCard.of(
-            method, stage, training.curriculum_spec, config.data.format, {}, iterations=config.method.jacobi_iterations
-        )
+        card = ModelCard.of(method, stage, training.curriculum_spec, config.data.format, {}, parallel=config.parallel)
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     _tell(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
     backbone.cast(dtype, ranks.device)

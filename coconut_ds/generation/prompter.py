@@ -10,9 +10,10 @@ from coconut_ds.data.token_bytes import CONTEXT, TokenBytes
 from coconut_ds.data.tokens import decode, encode_cue, encode_questions
 from coconut_ds.errors import DataError
 from coconut_ds.formats import Format
-from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
+from coconut_ds.generation.requests import AtOnce, Request, Sampling, Thinking
 from coconut_ds.methods.base import MarkerIds, Method
 from coconut_ds.methods.layout import Layout, lay_out_prompt
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.backbone import Backbone
 
 
@@ -73,8 +74,8 @@ class Prompter:
     """Its tokenizer turns questions into tokens, and tokens into text."""
     method: Method
     format: Format
-    iterations: int | None = None
-    """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
+    parallel: Parallel | None = None
+    """How all thoughts are computed at once; None: they are computed one after another."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -90,6 +91,13 @@ class Prompter:
     def eos_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a text; the first is the one that texts end with in training."""
         return self.backbone.eos_ids
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """How requests compute all thoughts at once; None: one after another, or the method has pause tokens."""
+        if self.parallel is None or self.method.pauses:
+            return None
+        return AtOnce(self.parallel, self.markers.thought)
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """The token ids of each question."""
@@ -116,7 +124,7 @@ class Prompter:
             sampling=writing.sampling,
             suppress=tuple(m for m in self.markers.all() if not (starts and m == self.markers.start)),
             thinking=Thinking(self.markers.start, self.markers.end, thoughts.count) if starts else None,
-            jacobi=Jacobi(self.iterations, self.markers.thought) if self.iterations else None,
+            at_once=self.at_once,
             min_thoughts=(thoughts.least or 0) if thoughts.may_end else None,
             end_thinking=self.markers.end,
             stop=writing.stop,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.methods.layout import Layout
+from coconut_ds.methods.parallel import Parallel
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
 """Why generation ended: ``eos`` an end of sequence; ``stop`` a stop string; ``length`` ``max_new_tokens`` or the end of
@@ -32,13 +33,13 @@ class Thinking:
 
 
 @dataclass(frozen=True)
-class Jacobi:
-    """All thoughts are computed together, in several passes (see ``LatentLoop``)."""
+class AtOnce:
+    """All thoughts are computed together, in several passes."""
 
-    iterations: int
-    """Number of passes; never more than there are thoughts."""
-    guess: int
-    """Id of the token whose embedding is the initial guess for each thought after the first."""
+    how: Parallel
+    """What the passes compute, and how many there are."""
+    marker: int
+    """Id of the thought marker, whose embedding is the first input of thoughts that are not known yet."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Request:
     """Ids of tokens that are never chosen, such as the thought markers, which only a prompt may contain."""
     thinking: Thinking | None = None
     """For models that decide when to think; None: all thoughts are in the prompt."""
-    jacobi: Jacobi | None = None
+    at_once: AtOnce | None = None
     """How to compute all thoughts together; None: they are computed one after another."""
     min_thoughts: int | None = None
     """After this many thoughts, thinking ends as soon as ``end_thinking`` is the most probable token. None: all
@@ -104,8 +105,8 @@ class Request:
     keep_thoughts: bool = False
     """Whether to return the thoughts (``Completion.thoughts``)."""
     edit_thought: EditThought | None = None
-    """Replaces the vectors that are fed back; later thoughts are computed from the replaced ones. With ``jacobi`` it is
-    called for every thought in every pass."""
+    """Replaces the vectors that are fed back; later thoughts are computed from the replaced ones. With ``at_once`` it
+    is called for every thought in every pass."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
@@ -114,10 +115,10 @@ class Request:
             raise DataError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more")
         if self.continuation == ():
             raise DataError("continuation: found no token; expected at least one, or continuation=None")
-        if self.jacobi is not None and self.min_thoughts is not None:
+        if self.at_once is not None and self.min_thoughts is not None:
             raise DataError(
-                "min_thoughts, max_thoughts: thinking=jacobi makes all thoughts at once, so thinking cannot end early; "
-                "leave them out"
+                f"min_thoughts, max_thoughts: thinking={self.at_once.how.kind} makes all thoughts at once, so thinking "
+                "cannot end early; leave them out"
             )
         if self.min_thoughts is not None and self.end_thinking is None:
             raise DataError(f"min_thoughts={self.min_thoughts}: needs end_thinking, the token that ends thinking")

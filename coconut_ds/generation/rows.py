@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coconut_ds.data.token_bytes import MAX_BYTES, REPLACEMENT
 from coconut_ds.generation.requests import Completion, FinishReason, Request, Sampling, Score
+from coconut_ds.generation.together import Together
 
 THOUGHT = -1
 """An input that is a thought, that is the previous hidden state; all other inputs are token ids."""
@@ -57,12 +58,8 @@ class Row:
     """Number of positions in the cache."""
     num_shared: int = 0
     """Number of positions that were copied from another slot instead of encoded."""
-    jacobi_inputs: Tensor | None = None
-    """[n, D] input embeddings of all thoughts in the next Jacobi pass; None when no such passes are due."""
-    jacobi_thoughts: Tensor | None = None
-    """[n, D] the thoughts that the feed makes these inputs of; None without a feed."""
-    jacobi_passes: int = 0
-    """Number of Jacobi passes made over the current thoughts."""
+    together: Together | None = None
+    """The thoughts that are being computed all at once; None if there are none."""
     tokens: list[int] = field(default_factory=list)
     """The tokens generated so far."""
     num_thoughts: int = 0
@@ -72,7 +69,7 @@ class Row:
     kept_thoughts: list[Tensor] = field(default_factory=list)
     """The thoughts [D] so far, on the model's device, if the request wants them."""
     kept_fed: list[Tensor] = field(default_factory=list)
-    """With a feed, the vectors [D] that were fed back; without one they are the thoughts, and this stays empty."""
+    """The vectors [D] that were fed back; empty where they are the thoughts."""
     _scores: list[Score] = field(default_factory=list)
     _began_thinking: bool = False
     _started: float = 0.0
@@ -88,33 +85,36 @@ class Row:
         self._started = time.perf_counter()
 
     @property
-    def starts_jacobi(self) -> bool:
+    def thinks_at_once(self) -> bool:
         """Whether thoughts come next that are to be computed together."""
-        return self.request.jacobi is not None and bool(self.script) and self.script[0] == THOUGHT
+        return self.request.at_once is not None and bool(self.script) and self.script[0] == THOUGHT
 
     @property
     def num_next_thoughts(self) -> int:
         """Number of thoughts at the front of the script."""
         return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
 
-    def prepare_jacobi(self, fed: Tensor, thoughts: Tensor | None) -> None:
-        """Sets the inputs of the next Jacobi pass.
+    def think_together(self, state: Tensor, fed: Tensor, marker: Tensor) -> None:
+        """Begins to compute the next n thoughts at once; the arguments are those of ``Together``."""
+        assert self.request.at_once is not None
+        self.together = Together(self.request.at_once.how, state, fed, marker, self._edited)
 
-        Args:
-            fed: [n, D] the input embeddings of all thoughts; the request's ``edit_thought`` may replace some.
-            thoughts: [n, D] the states that the feed makes them of; None without a feed.
-        """
-        if (edit := self.request.edit_thought) is not None:
-            fed = torch.stack([edit(self.num_thoughts + i, vector).to(fed) for i, vector in enumerate(fed)])
-        self.jacobi_inputs, self.jacobi_thoughts = fed, thoughts
+    def _edited(self, fed: Tensor) -> Tensor:
+        """The inputs [n, D] of the next thoughts after the request's ``edit_thought``."""
+        edit = self.request.edit_thought
+        if edit is None:
+            return fed
+        return torch.stack([edit(self.num_thoughts + i, vector).to(fed) for i, vector in enumerate(fed)])
 
-    def finish_jacobi(self, fed: Tensor) -> None:
-        """Records the final thoughts, whose positions are now in the cache; ``fed`` [n, D] are their inputs."""
+    def finish_together(self) -> None:
+        """Records the thoughts that were computed at once, whose positions are now in the cache."""
+        assert self.together is not None
+        fed, thoughts = self.together.inputs, self.together.thoughts
         for index, vector in enumerate(fed):
             self.script.popleft()
-            self._record_thought(vector if self.jacobi_thoughts is None else self.jacobi_thoughts[index], vector)
+            self._record_thought(vector if thoughts is fed else thoughts[index], vector)
             self.length += 1
-        self.jacobi_inputs = self.jacobi_thoughts = None
+        self.together = None
 
     @property
     def needs_logits(self) -> bool:

@@ -9,7 +9,7 @@ gets it.
 The engine does one operation at a time (``Op``):
 
 * *encode*: one pass over the prompts of new requests, up to their first thoughts.
-* *iterate*: one Jacobi pass over all thoughts of one request (only with ``method.thinking=jacobi``).
+* *iterate*: one pass over all thoughts of one request (only with ``method.thinking=jacobi`` or ``looped``).
 * *choose*: run the head at the last state of each request that writes, and choose its next token.
 * *advance*: one pass that appends one position, a token or a thought, to every running request.
 
@@ -158,7 +158,7 @@ class ThinkingEngine:
         table.admit()
         if table.to_encode:
             return Op.ENCODE
-        if any(table[slot].jacobi_inputs is not None for slot in table.running):
+        if any(table[slot].together is not None for slot in table.running):
             return Op.ITERATE
         if any(table[slot].input is None for slot in table.running):
             return Op.CHOOSE
@@ -211,21 +211,14 @@ class ThinkingEngine:
             self._set_next_input(slot)
 
     def _iterate(self) -> None:
-        """One Jacobi pass over all thoughts of one request; the last such pass makes them final."""
-        slot = next(slot for slot in self._table.running if self._table[slot].jacobi_inputs is not None)
+        """One pass over all thoughts of one request; the last such pass makes them final."""
+        slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
         row = self._table[slot]
-        inputs, jacobi = row.jacobi_inputs, row.request.jacobi
-        assert inputs is not None
-        assert jacobi is not None
-        states, fed = self._passes.extend(slot, row.length, inputs)
-        row.jacobi_passes += 1
-        if row.jacobi_passes < min(jacobi.iterations, len(states)):
-            before = row.jacobi_thoughts
-            thoughts = None if before is None else torch.cat([before[:1], states[:-1]])
-            row.prepare_jacobi(torch.cat([inputs[:1], fed[:-1]]), thoughts)
-            return
-        row.finish_jacobi(inputs)
-        self._set_next_input(slot)
+        assert row.together is not None
+        row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
+        if not row.together.num_left:
+            row.finish_together()
+            self._set_next_input(slot)
 
     def _choose(self) -> None:
         """Chooses the tokens of all requests that write, and whether those that may stop thinking do so."""
@@ -260,15 +253,11 @@ class ThinkingEngine:
         """Decides the input of a row's next position, unless that takes logits; it then stays None until *choose*."""
         row = self._table[slot]
         row.input = None
-        if row.length + (row.num_next_thoughts if row.starts_jacobi else 1) > self.capacity:
+        if row.length + (row.num_next_thoughts if row.thinks_at_once else 1) > self.capacity:
             row.finish_reason = "length"
-        elif row.starts_jacobi:
-            jacobi, count = row.request.jacobi, row.num_next_thoughts
-            assert jacobi is not None
-            guess = self._passes.embed([jacobi.guess] * (count - 1))
-            state, fed = self._passes.thought(slot)
-            thoughts = None if fed is state else torch.cat([state.unsqueeze(0), guess])
-            row.prepare_jacobi(torch.cat([fed.unsqueeze(0), guess]), thoughts)
-            row.jacobi_passes = 0
+        elif row.thinks_at_once:
+            assert row.request.at_once is not None
+            marker = self._passes.embed([row.request.at_once.marker] * row.num_next_thoughts)
+            row.think_together(*self._passes.thought(slot), marker)
         elif not row.needs_logits:
             row.follow_script(*self._passes.thought(slot))

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coconut_ds.methods.base import MarkerIds
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.feed import FEEDS, FeedSpec
@@ -125,9 +126,9 @@ def update_bytes(config: Config, loop: LatentLoop, examples: Examples, width_mul
         examples: the problems of the micro batch.
         width_multiple: see ``Collator``.
     """
-    objective, iterations = objective_of(config), config.method.jacobi_iterations
+    objective, parallel = objective_of(config), config.parallel
     views = whole_micro_batch(examples)
-    batch = objective.collate(Collator(0, iterations, width_multiple), examples, views)
+    batch = objective.collate(Collator(0, parallel, width_multiple), examples, views)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_by_fake_tensors(loop)
         for parameter in loop.parameters():
@@ -135,7 +136,7 @@ def update_bytes(config: Config, loop: LatentLoop, examples: Examples, width_mul
                 parameter.grad = torch.zeros_like(parameter)
         ledger = LiveBytes()
         joins_rest = loop.model.dtype != torch.float32
-        _label_passes(loop.model.base_model, ledger, [_thought_passes(view, iterations, joins_rest) for view in views])
+        _label_passes(loop.model.base_model, ledger, [_thought_passes(view, parallel, joins_rest) for view in views])
         with ledger:
             loss = objective.loss(loop, batch).sum()
             ledger.part = BACKWARD
@@ -152,10 +153,10 @@ def whole_micro_batch(examples: Examples) -> list[MicroBatch]:
     return found
 
 
-def _thought_passes(view: MicroBatch, iterations: int | None, joins_rest: bool) -> int:
+def _thought_passes(view: MicroBatch, parallel: Parallel | None, joins_rest: bool) -> int:
     """Number of passes over thoughts; ``joins_rest``: the last thought shares a pass with the rest."""
-    if iterations is not None:
-        return min(iterations, view.num_thoughts)
+    if parallel is not None:
+        return parallel.num_passes(view.num_thoughts)
     return max(view.num_thoughts - 1, 0) if joins_rest else view.num_thoughts
 
 

@@ -18,6 +18,11 @@ class CoconutReversed(Coconut):
     starts_thinking: ClassVar[bool] = True
     unit: ClassVar[Literal["step", "token"]] = "step"
 
+    def removed(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> tuple[Ids, ...]:
+        """The last k steps."""
+        num_steps = len(problem.steps)
+        return problem.steps[num_steps - self.num_removed(stage, num_steps, spec) :]
+
     def written(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> list[int]:
         """All steps except the last k."""
         num_steps = len(problem.steps)

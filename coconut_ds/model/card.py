@@ -11,6 +11,7 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.formats import FORMATS, TEXT, Format
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, MarkerIds, Method
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.feed import FeedSpec
 
 CARD = "coconut.json"
@@ -39,11 +40,15 @@ class ModelCard:
     format: str = TEXT.name
     """Name of the text format (``formats.FORMATS``)."""
     iterations: int | None = None
-    """Number of Jacobi passes over all thoughts at once; None: thoughts are computed one after another."""
+    """Number of passes over all thoughts at once (``Parallel.iterations``). None: thoughts are computed one after
+    another, or if ``looped``, there is one pass for each block of ``c_thought`` thoughts."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Origin of the checkpoint: epoch, global_step, accuracy, stage switches, versions, configuration."""
     feed: FeedSpec | None = None
     """What a thought goes through before it is fed back; None: it is fed back as it is."""
+    looped: bool = False
+    """Whether all thoughts are computed at once by ``thinking=looped``; otherwise, if there are ``iterations``, by
+    ``jacobi``."""
 
     @classmethod
     def of(
@@ -54,7 +59,7 @@ class ModelCard:
         format: str,
         marker_ids: dict[str, int],
         provenance: dict[str, Any] | None = None,
-        iterations: int | None = None,
+        parallel: Parallel | None = None,
         feed: FeedSpec | None = None,
     ) -> "ModelCard":
         """The card of a model that was trained up to ``stage``."""
@@ -70,17 +75,27 @@ class ModelCard:
             pauses,
             spec.tokens_per_epoch,
             format,
-            iterations,
+            None if parallel is None else parallel.iterations,
             provenance or {},
             feed,
+            parallel is not None and parallel.kind == "looped",
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of the file. Without a feed it has no key for it, as the cards of earlier versions."""
+        """The content of the file. Keys that earlier versions lacked are left out if they have their default value."""
         values = asdict(self)
         if self.feed is None:
             del values["feed"]
+        if not self.looped:
+            del values["looped"]
         return values
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """How all thoughts are computed at once; None if they are computed one after another."""
+        if self.looped:
+            return Parallel("looped", self.iterations, max(self.c_thought, 1))
+        return None if self.iterations is None else Parallel("jacobi", self.iterations)
 
     @property
     def num_latents(self) -> int:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.methods.layouts import Layouts
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
@@ -46,7 +47,7 @@ TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, n
 
 @dataclass(frozen=True)
 class LatentInputs:
-    """The input of the latent loop: integer and boolean tensors on one device, and the number of Jacobi passes."""
+    """The input of the latent loop: integer and boolean tensors on one device, and the way of thinking."""
 
     prefix_ids: Tensor
     """[B, P] token ids."""
@@ -68,8 +69,8 @@ class LatentInputs:
     last_position: Tensor
     """[B] position of each row's last token. Padding after it gets the same position, so that no position exceeds the
     model's context length."""
-    iterations: int | None = None
-    """Number of Jacobi passes over all steps at once; None: one pass for each step."""
+    parallel: Parallel | None = None
+    """How all thoughts are computed at once; None: one after another, in one pass for each step."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Collator:
 
     pad_id: int
     """Any token id; padding never affects the results."""
-    iterations: int | None = None
+    parallel: Parallel | None = None
     """See ``LatentInputs``."""
     width_multiple: int = 1
     """P is rounded up to a multiple of this (see ``widths.py``)."""
@@ -142,10 +143,12 @@ class Collator:
     """Whether the tensors are in pinned memory, from which they are copied to a GPU while the host does other work."""
 
     @classmethod
-    def for_device(cls, device: torch.device, pad_id: int, iterations: int | None, max_width: int | None) -> "Collator":
+    def for_device(
+        cls, device: torch.device, pad_id: int, parallel: Parallel | None, max_width: int | None
+    ) -> "Collator":
         """The collator of batches for training on ``device``."""
         multiple = CUDA_WIDTHS if device.type == "cuda" else 1
-        return cls(pad_id, iterations, multiple, max_width, pinned=device.type != "cpu")
+        return cls(pad_id, parallel, multiple, max_width, pinned=device.type != "cpu")
 
     def __call__(
         self, layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, num_targets: int = 0
@@ -201,7 +204,7 @@ class Collator:
         index, target_ids, shares = (tensors.pop(name) for name in ("index", "ids", "weights"))
         targets = Targets(index, target_ids, shares, max(num_targets, len(row)))
         mask = tensors.pop("attention_mask", None)
-        inputs = LatentInputs(**tensors, attention_mask=mask, iterations=self.iterations)
+        inputs = LatentInputs(**tensors, attention_mask=mask, parallel=self.parallel)
         return Batch.of(inputs, targets, buffer)
 
     def collate(self, batch: MicroBatch) -> Batch:
@@ -220,10 +223,10 @@ def collate(
     num_thoughts: int,
     pad_id: int,
     num_targets: int = 0,
-    iterations: int | None = None,
+    parallel: Parallel | None = None,
 ) -> Batch:
     """The tensors of one micro batch, on the CPU; see ``Collator``."""
-    return Collator(pad_id, iterations)(layouts, weights, num_thoughts, num_targets)
+    return Collator(pad_id, parallel)(layouts, weights, num_thoughts, num_targets)
 
 
 def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:

@@ -8,8 +8,9 @@ computes the next one. A last pass encodes all tokens after the thoughts. All pa
 stays in the autograd graph (``passes.py``), so the loss reaches every thought, and no position is encoded twice: the
 cost is that of one pass over T positions, plus the overhead of launching L small passes.
 
-With ``method.thinking=jacobi`` the one-position passes are replaced by a few passes over all L positions at once. With
-a *feed* (``feed.py``), the input embedding is not the thought itself but what the feed makes of it.
+With ``method.thinking=jacobi`` or ``looped`` (``methods.parallel``) the one-position passes are replaced by a few
+passes over all L positions at once. With a *feed* (``feed.py``), the input embedding is not the thought itself but what
+the feed makes of it.
 
 Shapes:
     B  rows (sequences) in the batch
@@ -42,7 +43,8 @@ from coconut_ds.model.last_layer import LastLayer
 from coconut_ds.model.layer_states import LayerStates
 from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
-from coconut_ds.model.passes import Passes, last_hidden_states, passes_of
+from coconut_ds.model.passes import last_hidden_states, passes_of
+from coconut_ds.model.step_columns import StepColumns
 
 Result = TypeVar("Result")
 
@@ -162,12 +164,21 @@ class LatentLoop(nn.Module):
         with self.last_layer.only(read):
             return last_hidden_states(self.model, embeds, cache, attention_mask, position_ids)
 
-    def encode(self, inputs: LatentInputs, all_states: bool = True, layers: LayerStates | None = None) -> Tensor:
+    def encode(
+        self,
+        inputs: LatentInputs,
+        all_states: bool = True,
+        layers: LayerStates | None = None,
+        rounds: list[Tensor] | None = None,
+    ) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
-        With ``all_states=False`` a state within the prefix is valid only if it is the first thought or predicts a
-        target (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper. ``layers`` receives
-        the states of all layers at the columns that it asks for.
+        Args:
+            inputs: the batch.
+            all_states: False: a state within the prefix is valid only if it is the first thought or predicts a target
+                (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
+            layers: receives the states of all layers at the columns that it asks for.
+            rounds: receives the states [B, L, D] of the step columns after each of the R rounds of ``thinking=looped``.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -183,8 +194,7 @@ class LatentLoop(nn.Module):
         if inputs.step_ids.shape[1]:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            think = self._sequential_steps if inputs.iterations is None else self._jacobi_steps
-            parts += think(inputs, passes, steps, rest, state)
+            parts += StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32).states(state, rounds)
         elif self.feed is not None and torch.is_grad_enabled():
             # ZeRO 1 and 2 expect a gradient of every parameter. Without thoughts, those of the feed are 0.
             parts[0] = parts[0] + 0 * self.feed(parts[0].new_zeros(1, self.width)).sum()
@@ -200,65 +210,6 @@ class LatentLoop(nn.Module):
         flat = self.embed(torch.cat([ids.flatten() for ids in parts]))
         embedded = flat.split([ids.numel() for ids in parts])
         return [partial(each.unflatten, 0, ids.shape) for each, ids in zip(embedded, parts, strict=True)]
-
-    def _sequential_steps(
-        self,
-        inputs: LatentInputs,
-        passes: Passes,
-        steps: Callable[[], Tensor],
-        rest: Callable[[], Tensor],
-        state: Tensor,
-    ) -> list[Tensor]:
-        """Runs one pass for each of the L step columns, and one for the rest.
-
-        Args:
-            inputs: the batch.
-            passes: they have encoded the prefix.
-            steps: returns the embeddings [B, L, D] of the step columns.
-            rest: returns the embeddings [B, R, D] of the rest.
-            state: [B, 1, D] each row's last state in the prefix, that is its first thought.
-
-        Returns:
-            The states of all these columns, in parts of dimension 1.
-        """
-        embedded, states = steps(), [state]
-        start, count = inputs.prefix_ids.shape[1], embedded.shape[1]
-        for step in range(count):
-            thought = inputs.is_thought[:, step, None, None]
-            embeds = torch.where(thought, self.fed(states[-1]), embedded[:, step : step + 1])
-            if step == count - 1 and not self._is_fp32:
-                # No thought depends on the state of the last step, so the rest joins its pass. fp32 runs keep a pass
-                # for each, since products of other sizes may round otherwise.
-                embeds = torch.cat([embeds, rest()], dim=1)
-            states.append(passes.later(embeds, start + step))
-        if self._is_fp32:
-            states.append(passes.later(rest(), start + count))
-        return states[1:]
-
-    def _jacobi_steps(
-        self,
-        inputs: LatentInputs,
-        passes: Passes,
-        steps: Callable[[], Tensor],
-        rest: Callable[[], Tensor],
-        state: Tensor,
-    ) -> list[Tensor]:
-        """Computes all L step columns together by Jacobi iteration (PCCoT, arXiv 2506.18582), and then the rest.
-
-        The first thought is ``state``; the initial guess for the inputs of the others is the embedding of the thought
-        marker. Each pass computes all L positions; its states, shifted by one position, are the thoughts that the next
-        pass reads. After t passes, the first t states are those that ``_sequential_steps`` would compute. Arguments and
-        result are as there.
-        """
-        assert inputs.iterations is not None
-        embedded, thought = steps(), inputs.is_thought.unsqueeze(-1)
-        count, first = embedded.shape[1], self.fed(state)
-        embeds = torch.cat([torch.where(thought[:, :1], first, embedded[:, :1]), embedded[:, 1:]], dim=1)
-        states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
-        for _ in range(min(inputs.iterations, count) - 1):
-            embeds = torch.where(thought, torch.cat([first, self.fed(states[:, :-1])], dim=1), embedded)
-            states = passes.later(embeds, inputs.prefix_ids.shape[1], again=True)
-        return [states, passes.later(rest(), inputs.prefix_ids.shape[1] + count)]
 
 
 def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Tensor:

@@ -8,11 +8,13 @@ folder, add one line to ``OBJECTIVES``, its name and its keys to ``settings/obje
 from coconut_ds.objectives.base import Objective
 from coconut_ds.objectives.codi import Codi
 from coconut_ds.objectives.likelihood import Likelihood
+from coconut_ds.objectives.lotus import Lotus
 from coconut_ds.settings import Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "likelihood": Likelihood,
     "codi": Codi,
+    "lotus": Lotus,
 }
 
 

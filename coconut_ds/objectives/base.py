@@ -44,8 +44,8 @@ class Examples:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens in all views."""
-        return sum(len(view.input_ids) for view in self.views)
+        """Number of tokens in all views; a view with the tokens of another, and other labels, does not count."""
+        return sum(map(len, {id(view.input_ids): view.input_ids for view in self.views}.values()))
 
 
 class Objective(ABC):

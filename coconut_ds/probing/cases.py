@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
-from coconut_ds.generation.requests import Completion, Jacobi, Request
+from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
@@ -181,11 +181,10 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
     if cue:
         prompt = _layout([*prompt.input_ids, *cue], prompt.first_thought, prompt.num_thoughts)
     one_token = prompter.format.one_token and not prompter.method.writes_steps
-    at_once = prompter.iterations if not prompter.method.pauses else None
     return Request(
         prompt,
         max_new_tokens=1 if one_token else length,
-        jacobi=Jacobi(at_once, prompter.markers.thought) if at_once else None,
+        at_once=prompter.at_once,
         suppress=prompter.markers.all(),
         log_probabilities=True,
         keep_thoughts=True,

@@ -178,8 +178,8 @@ def _plans(
         if number not in (intervention.thought, intervention.other):
             elsewhere = replace(intervention, thought=number)
             plans.append(_plan(f"thought {number}", baseline, elsewhere, Material(mean, token=token), donors))
-    # With Jacobi iterations, one more latent position would need one more pass.
-    one_by_one = reasoner.prompter.iterations is None
+    # If all thoughts are computed at once, one more latent position would need one more pass.
+    one_by_one = reasoner.prompter.parallel is None
     if intervention.kind in NEEDS_NO_MATERIAL and one_by_one and baseline.case.prompt.first_thought > 1:
         plans.append(_token_before(reasoner, baseline, intervention))
     return plans

@@ -6,9 +6,9 @@ thoughts (arXiv 2512.21711, 2604.04902, 2604.06374).
 
 After a change, the later thoughts are either *recomputed* from the changed one (the total effect) or *kept* as in the
 baseline (the direct effect, which does not pass through them). ``drop`` and ``repeat`` always keep them, because
-dropping a thought and recomputing the later ones would be the same as thinking less. With Jacobi iterations
-(``thinking=jacobi``), a changed thought is held fixed in every pass. If there are fewer passes than thoughts, this is a
-change in itself, even if the thought is held at its final value; ``scale`` by 1 measures it.
+dropping a thought and recomputing the later ones would be the same as thinking less. If all thoughts are computed at
+once, a changed thought is held fixed in every pass. With ``thinking=looped``, or ``jacobi`` and fewer passes than
+thoughts, this is a change in itself, even if the thought is held at its final value; ``scale`` by 1 measures it.
 
 If thoughts go through a feed, an intervention changes what the feed makes of a thought: the vector that the next
 position reads as its input embedding.

@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
@@ -27,7 +28,7 @@ class Config(Group):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
-        problems += [*self._feed_problems(), *self._codi_problems()]
+        problems += [*self._feed_problems(), *self._codi_problems(), *self._lotus_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -121,6 +122,48 @@ class Config(Group):
                 "method=coconut_no_curriculum, or objective=likelihood"
             ]
         return []
+
+    def _lotus_problems(self) -> list[str]:
+        if self.objective.kind != "lotus":
+            return []
+        method, training, lotus = METHODS[self.method.kind], self.training, self.objective.lotus
+        if not method.has_latents or method.pauses:
+            return [
+                "objective.kind=lotus: thoughts learn to predict the steps that they replace, but "
+                f"method.kind={method.name} has no thoughts; set method=coconut, or objective=likelihood"
+            ]
+        problems = [
+            f"objective.kind=lotus: found training.{key}=0, so there are no thoughts; set training.{key}={example}"
+            for key, example in (("c_thought", "13 (GPT-2) or 25 (Llama 3)"), ("max_latent_stage", "6"))
+            if not getattr(training, key)
+        ]
+        if not lotus.in_loop:
+            return problems
+        if lotus.flat:
+            problems.append(
+                "lotus.in_loop=true reads each block of thoughts after a round of its own, but with lotus.flat=true "
+                "steps do not belong to blocks; set one of them to false"
+            )
+        iterations, stages = self.method.iterations, training.max_latent_stage
+        if self.method.thinking != "looped":
+            problems.append(
+                "lotus.in_loop=true reads thoughts after each round of method.thinking=looped, found "
+                f"{self.method.thinking}; set method.thinking=looped, or lotus.in_loop=false"
+            )
+        elif iterations is not None and iterations < stages:
+            problems.append(
+                f"lotus.in_loop=true reads block k after round k, but method.iterations={iterations} is below "
+                f"training.max_latent_stage={stages}; set method.iterations=null, one round for each block"
+            )
+        return problems
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """How all thoughts are computed at once; None if they are computed one after the other."""
+        method = self.method
+        if method.thinking == "sequential":
+            return None
+        return Parallel(method.thinking, method.iterations, max(self.training.c_thought, 1))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":

@@ -13,17 +13,18 @@ class MethodConfig(Group):
 
     kind: MethodName
     """Name of a method in coconut_ds/methods."""
-    thinking: Literal["sequential", "jacobi"] = "sequential"
+    thinking: Literal["sequential", "jacobi", "looped"] = "sequential"
     """sequential: compute each thought after the one before. jacobi: compute all thoughts at once, in several passes
-    (PCCoT)."""
-    iterations: Positive = 3
-    """Number of passes over all thoughts (thinking=jacobi). With as many passes as thoughts, the result equals
-    sequential thinking."""
+    (PCCoT). looped: the same, but each pass adds the state of a position to the input of that position (LOTUS)."""
+    iterations: Positive | None = 3
+    """Number of passes over all thoughts that feed states back (thinking=jacobi, looped). With as many passes as
+    thoughts, jacobi equals sequential thinking. null: one for each block of c_thought thoughts (looped only)."""
 
-    @property
-    def jacobi_iterations(self) -> int | None:
-        """Number of passes over all thoughts; None if thoughts are computed one after the other."""
-        return self.iterations if self.thinking == "jacobi" else None
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.iterations is None and self.thinking == "jacobi":
+            raise ValueError("iterations=null needs thinking=looped, found jacobi; set method.iterations to a number")
+        return self
 
 
 class LoraConfig(Group):

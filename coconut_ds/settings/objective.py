@@ -27,10 +27,22 @@ class CodiConfig(Group):
     copies."""
 
 
+class LotusConfig(Group):
+    """Thoughts that learn to predict the tokens of the steps that they replace (kind=lotus)."""
+
+    step_weight: Annotated[float, Field(ge=0, strict=True)] = 0.05
+    """Weight of the cross entropy of the steps' tokens (the paper's λ)."""
+    in_loop: bool = False
+    """false: all blocks of thoughts are read after the last round. true: block k (from 1) is read after round k."""
+    flat: bool = False
+    """false: step k has the places of block k, and is cut to c_thought tokens. true: the tokens of all steps are packed
+    from the first thought on, without gaps."""
+
+
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
-    kind: Literal["likelihood", "codi"] = "likelihood"
+    kind: Literal["likelihood", "codi", "lotus"] = "likelihood"
     """Name of an objective in coconut_ds/objectives."""
     feed: Literal["identity", "projection"] = "identity"
     """What a hidden state goes through before it is the next input embedding. identity: nothing. projection: two linear
@@ -39,3 +51,5 @@ class ObjectiveConfig(Group):
     """Width between the two linear maps (feed=projection); null: the hidden size."""
     codi: CodiConfig = Field(default_factory=CodiConfig)
     """Self-distillation."""
+    lotus: LotusConfig = Field(default_factory=LotusConfig)
+    """Thoughts that predict steps."""

@@ -130,9 +130,9 @@ def plan_update(
         rows = mine if len(mine) else order[step * world * micro :][:1]
         weight = share = 0.0
         if len(mine) and loss_reduction == "token":
-            weight, share = 1 / int(targets.sum()), 1 / len(layouts)
+            weight, share = 1 / max(1, int(targets.sum())), 1 / len(layouts)
         elif len(mine):
-            weight, share = 1 / (len(starts) * int(targets[chunk])), 1 / (len(starts) * len(mine))
+            weight, share = 1 / (len(starts) * max(1, int(targets[chunk]))), 1 / (len(starts) * len(mine))
         most = int(thoughts[ranks].max()), int(targets[ranks].max())
         plan.append(MicroBatch(layouts.take(rows), [weight] * len(rows), *most, rows, share))
     return plan

@@ -138,12 +138,12 @@ class Experiment:
     def collator(self) -> Collator:
         """Makes the tensors of micro batches."""
         context = context_length(self.backbone.model)
-        return Collator.for_device(self.ranks.device, self.pad_id, self.config.method.jacobi_iterations, context)
+        return Collator.for_device(self.ranks.device, self.pad_id, self.config.parallel, context)
 
     def evaluator(self) -> Evaluator:
         """Generates and scores the answers to validation problems."""
         data = self.config.data
-        prompter = Prompter(self.backbone, self.method, data.text_format, self.config.method.jacobi_iterations)
+        prompter = Prompter(self.backbone, self.method, data.text_format, self.config.parallel)
         return Evaluator(
             prompter,
             self.spec,

@@ -232,7 +232,7 @@ class RunSaver:
                 "data": run.config.data.kind,
                 **versions(),
             },
-            run.config.method.jacobi_iterations,
+            run.config.parallel,
             None if run.backbone.feed is None else run.backbone.feed.spec,
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tiny_models import VOCABULARY
 
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import Batch, collate
 from strict_device.registering import device
 
@@ -20,15 +21,15 @@ def layout_of(question: int, thoughts: int, after: int) -> Layout:
     return Layout(ids, labels, question if thoughts else len(ids), thoughts)
 
 
-def batch_of(layouts: Sequence[Layout], iterations: int | None = None) -> Batch:
+def batch_of(layouts: Sequence[Layout], parallel: Parallel | None = None) -> Batch:
     """One micro batch on the CPU."""
     most = max(layout.num_thoughts for layout in layouts)
-    return collate(layouts, [0.1] * len(layouts), most, 0, iterations=iterations)
+    return collate(layouts, [0.1] * len(layouts), most, 0, parallel=parallel)
 
 
-def mixed_batch(iterations: int | None = None) -> Batch:
+def mixed_batch(parallel: Parallel | None = None) -> Batch:
     """The rows of ``SHAPES``, on the CPU."""
-    return batch_of([layout_of(*shape) for shape in SHAPES], iterations)
+    return batch_of([layout_of(*shape) for shape in SHAPES], parallel)
 
 
 def on_device(batch: Batch) -> Batch:

@@ -10,8 +10,9 @@ from making_requests import LATENT, Ends, prompt_of
 import strict_device
 from coconut_ds.generation import slot_passes, thinking_engine
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.requests import Jacobi, Request, Sampling, Thinking
+from coconut_ds.generation.requests import AtOnce, Request, Sampling, Thinking
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import head
 from coconut_ds.model.latent_loop import LatentLoop
 
@@ -22,6 +23,7 @@ LONG = list(range(3, 23))
 """A question that is long enough to be copied from another request."""
 PLAIN = Request(prompt_of([3, 4, 5, 6], 2), 4)
 SHORT = Request(prompt_of([7], 0, ()), 4)
+FOUR = replace(PLAIN, prompt=prompt_of([3, 4], 4))
 
 
 def other_vector(index, state):
@@ -48,8 +50,13 @@ REQUESTS = {
         replace(SHORT, stop=("x",)),
     ],
     "jacobi": [
-        replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(3, LATENT), keep_thoughts=True),
-        replace(PLAIN, prompt=prompt_of([3, 4], 4), jacobi=Jacobi(2, LATENT), edit_thought=other_vector),
+        replace(FOUR, at_once=AtOnce(Parallel("jacobi", 3), LATENT), keep_thoughts=True),
+        replace(FOUR, at_once=AtOnce(Parallel("jacobi", 2), LATENT), edit_thought=other_vector),
+        SHORT,
+    ],
+    "looped": [
+        replace(FOUR, at_once=AtOnce(Parallel("looped", None, 2), LATENT), keep_thoughts=True),
+        replace(FOUR, at_once=AtOnce(Parallel("looped", 1), LATENT), edit_thought=other_vector),
         SHORT,
     ],
     "thoughts": [

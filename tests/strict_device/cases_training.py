@@ -10,6 +10,7 @@ import strict_device
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import attention, loss
 from coconut_ds.model.backbone import add_marker_rows
 from coconut_ds.model.digest import digest_parameters
@@ -24,6 +25,7 @@ from strict_device.batches import SHAPES, batch_of, layout_of, mixed_batch, on_d
 
 DEVICE = strict_device.device()
 TYPES = [torch.float32, torch.bfloat16]
+JACOBI, LOOPED = Parallel("jacobi", 2), Parallel("looped", None, block=1)
 
 
 def check_gradients(loop: nn.Module) -> None:
@@ -43,18 +45,20 @@ def run(syncs, loop, batch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "iterations", "checkpointing"),
+    ("family", "dtype", "parallel", "checkpointing"),
     [
         ("gpt2", torch.float32, None, False),
-        ("gpt2", torch.bfloat16, 2, True),
+        ("gpt2", torch.bfloat16, JACOBI, True),
         ("llama", torch.bfloat16, None, True),
-        ("llama", torch.float32, 2, False),
+        ("llama", torch.float32, JACOBI, False),
+        ("gpt2", torch.float32, LOOPED, True),
+        ("llama", torch.bfloat16, LOOPED, False),
     ],
 )
-def test_the_loss_and_its_gradients(syncs, family, dtype, iterations, checkpointing):
+def test_the_loss_and_its_gradients(syncs, family, dtype, parallel, checkpointing):
     """Any two of family, type and way of thinking meet; half of the cases with activation checkpointing."""
     model = strict_device.make_model(family, dtype, layers=1 + checkpointing)
-    run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(iterations))
+    run(syncs, LatentLoop(model, checkpointing, defer_gradients=False), mixed_batch(parallel))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -70,13 +74,13 @@ def test_every_method(syncs, thinks):
     run(syncs, LatentLoop(strict_device.make_model("llama"), defer_gradients=False), batch)
 
 
-@pytest.mark.parametrize("iterations", [None, 2], ids=["sequential", "jacobi"])
-def test_transformers_own_cache_and_attention(syncs, iterations):
+@pytest.mark.parametrize("parallel", [None, JACOBI, LOOPED], ids=["sequential", "jacobi", "looped"])
+def test_transformers_own_cache_and_attention(syncs, parallel):
     """With other kernels than ``sdpa`` the loop uses ``PlainPasses``. transformers copies constants for its masks to
     the device, so syncs are not refused."""
     model = strict_device.make_model("llama", sliding_window=8)
     model.set_attn_implementation("eager")
-    loop, (inputs, targets) = LatentLoop(model, defer_gradients=False).train(), on_device(mixed_batch(iterations))
+    loop, (inputs, targets) = LatentLoop(model, defer_gradients=False).train(), on_device(mixed_batch(parallel))
     loop(latent_loss, inputs, targets).backward()
     check_gradients(loop)
 
