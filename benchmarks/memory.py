@@ -96,7 +96,7 @@ def measure(config: Config, ranks: Ranks) -> tuple[int, int]:
     tiny = ProblemArrays([arrays_of([TokenizedProblem([0], ([0],), [0, 0])])], ())
     few = objective.examples(planner.workload.sequences, 0, 0, tiny, [0])
     small, batch = (
-        objective.collate(Collator(0, config.method.jacobi_iterations), examples, whole_micro_batch(examples))
+        objective.collate(Collator(0, config.parallel), examples, whole_micro_batch(examples))
         for examples in (few, planner.examples(stage, MICRO_BATCH))
     )
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

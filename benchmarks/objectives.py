@@ -89,7 +89,7 @@ def prepared(entry: Entry | None, model_name: str, micro: int, device: torch.dev
     sequences = Sequences(config.training, 0, method, spec, markers, announcements)
     arrays = ProblemArrays([arrays_of(tokenize(tokenizer, problems[:micro]))], ())
     examples = objective.examples(sequences, 0, 0, arrays, range(micro))
-    collator = Collator.for_device(device, int(tokenizer.eos_token_id), config.method.jacobi_iterations, None)
+    collator = Collator.for_device(device, int(tokenizer.eos_token_id), config.parallel, None)
     batch = objective.collate(collator, examples, whole_micro_batch(examples)).to(device)
     return Update(lambda: loop(objective.loss, batch).sum(), entry.parts(loop, batch) if entry else [])
 

@@ -121,6 +121,8 @@ def test_figures_show_computed_values_and_contain_no_scripts(studio):
     hostile = replace(trace, last=state, thoughts=(replace(trace.thoughts[0], decoded=state, layers=(state,)),))
     for figure in (thought_figures.decoded_figure(hostile), thought_figures.layers_figure(hostile)):
         assert "<script" not in figure.to_json().replace("\\u003c", "<")
+    quoted = replace(trace, last=replace(trace.last, tokens=['"<"'] * 5))
+    assert set(thought_figures.decoded_figure(quoted).data[0].text[-1]) == {'"&lt;"'}
 
 
 @pytest.mark.parametrize(

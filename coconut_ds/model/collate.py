@@ -26,7 +26,7 @@ Shapes:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
-Part = TypeVar("Part", "LatentInputs", "Targets")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
 
 TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, np.dtype(np.bool_): torch.bool}
 """torch's names of the types of the tensors."""
@@ -114,10 +117,10 @@ class Batch(_Pair):
         if self.buffer.device == device:
             return self
         buffer = self.buffer.to(device, non_blocking=True)
-        return Batch.of(_viewed(self.inputs, buffer), _viewed(self.targets, buffer), buffer)
+        return Batch.of(viewed(self.inputs, buffer), viewed(self.targets, buffer), buffer)
 
 
-def _viewed(part: Part, buffer: Tensor) -> Part:
+def viewed(part: Part, buffer: Tensor) -> Part:
     """``part`` with its tensors replaced by those at the same places of another buffer."""
     values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
     for name, value in values.items():
@@ -193,7 +196,7 @@ class Collator:
         }
         if cuts.min() < width < columns:
             arrays["attention_mask"] = is_prefix | is_after
-        buffer, tensors = _packed(
+        buffer, tensors = packed(
             {
                 np.dtype(np.int64): arrays,
                 np.dtype(np.float32): {"weights": np.asarray(weights, np.float32)[row]},
@@ -242,7 +245,7 @@ def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:
     return np.where(thinks, rows.first_thought, np.minimum(rows.lengths, width))
 
 
-def _packed(
+def packed(
     arrays: Mapping[np.dtype[Any], Mapping[str, NDArray[Any]]], pinned: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Copies arrays into one buffer. Returns it, and for each array the tensor that is its copy there.

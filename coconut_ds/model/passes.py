@@ -16,7 +16,7 @@ Shapes:
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -147,6 +147,31 @@ class PlainPasses:
         mask = None if mask is None else mask[:, : start + count]
         with self._full_attention:
             return last_hidden_states(self._model, embeds, self._cache, mask, positions_of(self._inputs, start, count))
+
+
+def whole_states(
+    model: PreTrainedModel, embeds: Tensor, num_layers: int, first_position: int = 0, plain: bool = False
+) -> Tensor:
+    """Encodes whole sequences in one pass. Returns states [B, Q, D] for embeddings [B, Q, D].
+
+    Sequences may be padded on their right. No padding mask is needed, since attention is causal.
+
+    Args:
+        model: the language model.
+        embeds: the input embeddings.
+        num_layers: number of layers of the model.
+        first_position: position id of the first column.
+        plain: whether to use transformers' attention in any case (``trial.hides_cache``).
+    """
+    positions = torch.arange(first_position, first_position + embeds.shape[1], device=embeds.device)[None]
+    if plain or not takes_attention(model) or model.config._attn_implementation != "sdpa":
+        with FullAttention(model):
+            # See ``PlainPasses.prefix`` for the reason why there is a cache.
+            return last_hidden_states(model, embeds, DynamicCache(), None, positions)
+    computing = partial(_computing, AttentionSwitch(model, NAME), None, nullcontext)
+    cache = LatentCache([LatentLayer() for _ in range(num_layers)], None, computing)
+    with computing(False):
+        return last_hidden_states(model, embeds, cache, None, positions, latent_cache=cache)
 
 
 def last_hidden_states(

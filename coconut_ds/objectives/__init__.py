@@ -9,12 +9,14 @@ from coconut_ds.objectives.base import Objective
 from coconut_ds.objectives.codi import Codi
 from coconut_ds.objectives.likelihood import Likelihood
 from coconut_ds.objectives.lotus import Lotus
+from coconut_ds.objectives.sim_cot import SimCot
 from coconut_ds.settings import Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "likelihood": Likelihood,
     "codi": Codi,
     "lotus": Lotus,
+    "sim_cot": SimCot,
 }
 
 

@@ -10,7 +10,7 @@ from coconut_ds.settings.config import Config
 from coconut_ds.settings.data import DataConfig, SplitSizes
 from coconut_ds.settings.evaluation import EvalConfig
 from coconut_ds.settings.model import LoraConfig, MethodConfig, ModelConfig
-from coconut_ds.settings.objective import ObjectiveConfig
+from coconut_ds.settings.objective import ObjectiveConfig, SimCotConfig
 from coconut_ds.settings.probing import ProbeConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
@@ -26,6 +26,7 @@ __all__ = [
     "ObjectiveConfig",
     "ProbeConfig",
     "RunConfig",
+    "SimCotConfig",
     "SplitSizes",
     "TrainingConfig",
 ]

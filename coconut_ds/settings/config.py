@@ -11,6 +11,7 @@ from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.run import RunConfig
 from coconut_ds.settings.schema import Group, leaf_keys, validated
+from coconut_ds.settings.sim_cot_checks import sim_cot_problems
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 
@@ -29,6 +30,7 @@ class Config(Group):
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
         problems += [*self._feed_problems(), *self._codi_problems(), *self._lotus_problems()]
+        problems += sim_cot_problems(self.objective, self.method, self.training)
         if problems:
             raise ValueError("; ".join(problems))
         return self

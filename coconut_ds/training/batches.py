@@ -129,6 +129,7 @@ def plan_update(
         mine = order[chunk * micro : (chunk + 1) * micro]
         rows = mine if len(mine) else order[step * world * micro :][:1]
         weight = share = 0.0
+        # A view other than the first may have no targets, in which case the weight does not matter.
         if len(mine) and loss_reduction == "token":
             weight, share = 1 / max(1, int(targets.sum())), 1 / len(layouts)
         elif len(mine):

@@ -5,9 +5,9 @@ Backgrounds are transparent; ``theme`` sets the colours of text. Colours are dis
 interprets some HTML.
 """
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from plotly import graph_objects as go
 
@@ -63,9 +63,14 @@ def heat_map(
             colorbar={"title": {"text": bar, "side": "right"}, "thickness": 10, "outlinewidth": 0},
         )
     )
-    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=[escape(one) for one in columns], title=axes[0])
+    figure.update_xaxes(
+        tickvals=list(range(len(columns))), ticktext=[plotly_text(one) for one in columns], title=axes[0]
+    )
     figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[escape(one) for one in rows], title=axes[1], autorange="reversed"
+        tickvals=list(range(len(rows))),
+        ticktext=[plotly_text(one) for one in rows],
+        title=axes[1],
+        autorange="reversed",
     )
     return set_layout(figure, 124 + CELL * len(cells))
 
@@ -79,7 +84,7 @@ def line_chart(
         figure.add_scatter(
             x=list(places),
             y=list(values),
-            name=escape(name),
+            name=plotly_text(name),
             mode="lines+markers" if marks else "lines",
             line={"color": LIGHTER[index % 4], "dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2.5},
             marker={"symbol": MARKS[index % 4], "size": 9},
@@ -128,5 +133,10 @@ def set_layout(figure: go.Figure, height: int) -> go.Figure:
     return figure
 
 
+def plotly_text(text: str) -> str:
+    """Text that Plotly shows as it is. Plotly reads tags and some entities; quotation marks are not among these."""
+    return html.escape(text, quote=False)
+
+
 def _clipped(text: str) -> str:
-    return escape(text if len(text) <= 9 else f"{text[:8]}…")
+    return plotly_text(text if len(text) <= 9 else f"{text[:8]}…")

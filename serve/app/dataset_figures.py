@@ -1,7 +1,6 @@
 """Figures of measurements over a data set; hover texts show 95 % confidence intervals."""
 
 from collections.abc import Sequence
-from html import escape
 
 from plotly import graph_objects as go
 
@@ -10,7 +9,7 @@ from coconut_ds.probing.answers import SweepPoint
 from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.graph_values import HeightValue, Parallelism
 from coconut_ds.probing.linear import ProbeScore
-from serve.app.charts import HeatCell, add_means, heat_map, line_chart
+from serve.app.charts import HeatCell, add_means, heat_map, line_chart, plotly_text
 from serve.app.words import words_of
 
 
@@ -81,7 +80,7 @@ def heights_figure(values: Sequence[HeightValue], definition: str) -> go.Figure:
 def _effect_cell(one: Effect | None) -> HeatCell:
     if one is None:
         return HeatCell(None, "", "not measured")
-    lines = [f"{escape(words_of(one.name))}, thought {one.thought}", f"answer kept: {_interval(one.kept)}"]
+    lines = [f"{plotly_text(words_of(one.name))}, thought {one.thought}", f"answer kept: {_interval(one.kept)}"]
     if one.became_donors is not None:
         lines.append(f"donor's answer: {_interval(one.became_donors)}")
     lines.append(f"log probability {one.change.estimate:+.2f} nats; {one.num_problems} problems")
@@ -89,7 +88,7 @@ def _effect_cell(one: Effect | None) -> HeatCell:
 
 
 def _probe_cell(one: ProbeScore) -> HeatCell:
-    lines = [f"{escape(one.label)} in {escape(one.state)}", f"probe: {_interval(one.probe)}"]
+    lines = [f"{plotly_text(one.label)} in {plotly_text(one.state)}", f"probe: {_interval(one.probe)}"]
     lines.append(f"shuffled labels: {_interval(one.shuffled)}; most frequent label: {one.majority:.0%}")
     if one.lens is not None:
         lines.append(f"model's own head: {_interval(one.lens)}")

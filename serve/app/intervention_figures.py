@@ -1,12 +1,11 @@
 """Figures of interventions on one question: one intervention with its controls, and an overview of several."""
 
 from collections.abc import Sequence
-from html import escape
 
 from plotly import graph_objects as go
 
 from coconut_ds.probing.intervene import InterventionArm, InterventionReport
-from serve.app.charts import COLOURS, HeatCell, heat_map, set_layout
+from serve.app.charts import COLOURS, HeatCell, heat_map, plotly_text, set_layout
 
 
 def report_figure(report: InterventionReport) -> go.Figure:
@@ -18,7 +17,7 @@ def report_figure(report: InterventionReport) -> go.Figure:
         figure.add_scatter(
             x=[one.change for _, one in places],
             y=[place for place, _ in places],
-            customdata=[escape(one.answer) or "no answer" for _, one in places],
+            customdata=[plotly_text(one.answer) or "no answer" for _, one in places],
             mode="markers",
             name=name,
             marker={"symbol": symbol, "size": 11, "color": COLOURS[0 if kept else 1], "line": {"width": 2}},
@@ -52,8 +51,9 @@ def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]
             answers = [one.answer or "no answer" for one in arm.outcomes]
             common = max(set(answers), key=answers.count)
             hover = (
-                f"{escape(names[kind])}, thought {thought}<br>{arm.kept:.0%} of {len(answers)} draws keep the answer"
-                f"<br>most frequent answer: {escape(common)}<br>log probability {arm.mean_change:+.2f} nats"
+                f"{plotly_text(names[kind])}, thought {thought}<br>"
+                f"{arm.kept:.0%} of {len(answers)} draws keep the answer"
+                f"<br>most frequent answer: {plotly_text(common)}<br>log probability {arm.mean_change:+.2f} nats"
             )
             row.append(HeatCell(arm.kept, common, hover))
         cells.append(row)

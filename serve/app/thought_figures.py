@@ -1,14 +1,13 @@
 """Figures of one question: its decoded thoughts, their norms, entropies and cosines, and answers after k thoughts."""
 
 from collections.abc import Sequence
-from html import escape
 
 from plotly import graph_objects as go
 
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.probing.answers import AnswerAfter
 from coconut_ds.probing.trace import ThoughtTrace
-from serve.app.charts import HeatCell, heat_map, line_chart
+from serve.app.charts import HeatCell, heat_map, line_chart, plotly_text
 from serve.app.markup import shown_token
 
 
@@ -110,9 +109,9 @@ def answers_figure(answers: Sequence[AnswerAfter]) -> go.Figure:
 
 def _likely(state: DecodedThought, rank: int, name: str) -> str:
     where = "before the text" if name == "text" else f"thought {name}"
-    return f"{where}, rank {rank + 1}<br>{escape(shown_token(state.tokens[rank]))} {state.probabilities[rank]:.1%}"
+    return f"{where}, rank {rank + 1}<br>{plotly_text(shown_token(state.tokens[rank]))} {state.probabilities[rank]:.1%}"
 
 
 def _top(state: DecodedThought, name: str) -> str:
     pairs = zip(state.tokens, state.probabilities, strict=True)
-    return "<br>".join([name, *(f"{escape(shown_token(token))} {p:.1%}" for token, p in pairs)])
+    return "<br>".join([name, *(f"{plotly_text(shown_token(token))} {p:.1%}" for token, p in pairs)])

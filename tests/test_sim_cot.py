@@ -1,0 +1,279 @@
+"""SIM-CoT: its fast loss equals the slow twin, its decoder learns in every situation, and it stays out of the model."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from making_config import composed, refusal
+from making_training import record, train
+from safetensors.torch import load_file
+from slow_sim_cot import Targets, coconut_groups, coconut_weights, codi_groups, codi_weights, on_coconut, slow_steps
+from slow_thoughts import slow_likelihood
+from tiny_models import make_model
+from torch import Tensor
+from torch_engine import run_folder, tiny_config, tiny_experiment
+
+from coconut_ds.data.sequences import Sequences
+from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
+from coconut_ds.errors import ModelError
+from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import MarkerIds, TokenizedProblem, join
+from coconut_ds.methods.layout import Layout
+from coconut_ds.model.backbone import Backbone
+from coconut_ds.model.collate import Collator
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.lora import add_adapters
+from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.base import Objective
+from coconut_ds.objectives.sim_cot import DECODER, StepExamples
+from coconut_ds.objectives.step_decoder import build_step_decoder
+from coconut_ds.objectives.step_targets import group_steps
+from coconut_ds.runs.identity import ingredients, signature
+from coconut_ds.settings import Config, LoraConfig, SimCotConfig
+from coconut_ds.training.batches import BatchGeometry, plan_update
+
+EOS = 0
+MARKERS = MarkerIds(37, 38, 39)
+NUM_PROBLEMS = 7
+
+
+def make_problems() -> ProblemArrays:
+    """Problems with 0 to 4 steps, in words of different lengths."""
+    rng = random.Random(3)
+
+    def words(low: int, high: int) -> list[int]:
+        return [rng.randrange(1, 37) for _ in range(rng.randint(low, high))]
+
+    problems = [
+        TokenizedProblem(words(1, 6), tuple(words(1, 5) for _ in range(number % 5)), [*words(1, 2), EOS])
+        for number in range(NUM_PROBLEMS)
+    ]
+    return ProblemArrays([arrays_of(problems)], ())
+
+
+def num_removed(problem: TokenizedProblem, layout: Layout) -> int:
+    """The number of steps that a sequence does not write."""
+    counts = range(len(problem.steps) + 1)
+    return next(n for n in counts if [*join(problem.steps[n:]), *problem.answer] == layout.targets)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model and an objective, and a global batch of all problems."""
+
+    config: Config
+    objective: Objective
+    loop: LatentLoop
+    stage: int
+    examples: StepExamples
+
+    @classmethod
+    def of(cls, family: str, stage: int, *overrides: str) -> "Setting":
+        config = composed("objective=sim_cot", "data=synthetic_tiny", "c_thought=2", "max_latent_stage=3", *overrides)
+        objective, model = objective_of(config), make_model(family)
+        if config.model.lora.rank:
+            add_adapters(model, MARKERS, config.model.lora)
+        torch.manual_seed(5)
+        auxiliary = objective.auxiliary(Backbone(model, None, MARKERS))  # type: ignore[arg-type]
+        with torch.no_grad():
+            # Adapters start at zero, and the decoder as a copy of the model.
+            for parameter in (*auxiliary[DECODER].parameters(), *model.parameters()):
+                parameter += 0.1 * torch.randn_like(parameter)
+        loop = LatentLoop(model, config.training.activation_checkpointing, auxiliary=auxiliary)
+        method = METHODS[config.method.kind]
+        sequences = Sequences(config.training, 0, method, config.training.curriculum_spec, MARKERS)
+        examples = objective.examples(sequences, 0, stage, make_problems(), range(NUM_PROBLEMS))
+        assert isinstance(examples, StepExamples)
+        return cls(config, objective, loop, stage, examples)
+
+    def fast(self, micro: int = NUM_PROBLEMS, world: int = 1) -> Tensor:
+        """The parts of the loss [2], over all micro batches of all ranks."""
+        steps = -(-NUM_PROBLEMS // (micro * world))
+        geometry = BatchGeometry(micro * world * steps, micro, steps, world)
+        reduction, views = self.config.training.loss_reduction, self.examples.views
+        total = torch.zeros(2)
+        for rank in range(world):
+            plans = [plan_update(view, geometry, rank, reduction, views[0]) for view in views]
+            for batch in zip(*plans, strict=True):
+                total = total + self.loop(
+                    self.objective.loss, self.objective.collate(Collator(EOS), self.examples, batch)
+                )
+        return total
+
+    def slow(self, rows: Sequence[int] = range(NUM_PROBLEMS)) -> Tensor:
+        """The same for some of the problems, one row at a time, without a cache."""
+        problems, settings = make_problems(), self.config.objective.sim_cot
+        layouts = [self.examples.views[0][row] for row in rows]
+        groups = [layout.num_thoughts // 2 for layout in layouts]
+        removed = [num_removed(problems[row], layout) for row, layout in zip(rows, layouts, strict=True)]
+        targets: Targets = [
+            coconut_groups(problems[row].steps[:gone], problems[row].answer[:-1], count, count, [], EOS)
+            if settings.missing_step == "answer"
+            else codi_groups(problems[row].steps[:gone], count, EOS)[:count]
+            for row, gone, count in zip(rows, removed, groups, strict=True)
+        ]
+        most = max(groups)
+        padded = [[*own, *[[]] * (most - len(own))] for own in targets]
+        weights = {
+            "row": lambda: coconut_weights(padded),
+            "thought": lambda: codi_weights(padded),
+            "token": lambda: [[1 / sum(len(one) for own in targets for one in own)] * most] * len(rows),
+        }[settings.step_reduction]()
+        vectors = [own[:count] for own, count in zip(on_coconut(self.loop.model, layouts, 2), groups, strict=True)]
+        decoder: Any = self.loop.auxiliary[DECODER]
+        own_weights = [row[: len(own)] for row, own in zip(weights, targets, strict=True)]
+        into = (lambda vectors: vectors) if decoder.projection is None else decoder.projection
+        step = slow_steps(self.loop.model, decoder.model, vectors, targets, own_weights, 1, into)
+        return torch.stack([slow_likelihood(self.loop.model, layouts), settings.step_factor * step])
+
+
+def gradients(setting: Setting, parts: Tensor) -> dict[str, Tensor]:
+    """The gradient of each trained parameter."""
+    setting.loop.zero_grad()
+    parts.sum().backward()
+    trained = {name: p for name, p in setting.loop.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    return {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+
+
+def check_equal(setting: Setting, slow: Tensor, *fast: Tensor) -> None:
+    expected = gradients(setting, slow)
+    size = max(float(each.abs().max()) for each in expected.values())
+    for parts in fast:
+        assert parts.tolist() == pytest.approx(slow.tolist(), rel=1e-5)
+        found = gradients(setting, parts)
+        assert {
+            name for name, gradient in expected.items() if not torch.allclose(found[name], gradient, 1e-3, 3e-5 * size)
+        } == set()
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "overrides"),
+    [
+        ("gpt2", 4, ("sim_cot.step_reduction=row",)),
+        ("gpt2", 2, ("sim_cot.decoder_layers=1", "sim_cot.missing_step=nothing", "activation_checkpointing=true")),
+        ("llama", 4, ("sim_cot.step_reduction=thought", "lora.rank=2", "lora.alpha=2.0", "sim_cot.step_factor=0.3")),
+        ("llama", 3, ("pad_latent_to_max=false", "sim_cot.decoder_width=16", "sim_cot.decoder_init=random")),
+        ("qwen3", 3, ("uniform_prob=0.6", "sim_cot.step_reduction=thought", "sim_cot.missing_step=nothing")),
+    ],
+)
+def test_both_parts_and_all_gradients_equal_the_slow_twin_with_accumulation_and_two_ranks(
+    family: str, stage: int, overrides: tuple[str, ...]
+) -> None:
+    """For problems without, with fewer and with more steps than groups, in ragged rows; a rank gets a copy."""
+    setting = Setting.of(family, stage, *overrides)
+    check_equal(setting, setting.slow(), setting.fast(), setting.fast(micro=2, world=2))
+
+
+def test_the_means_are_those_of_each_micro_batch_under_the_reductions_of_the_reference() -> None:
+    """Micro batches are then taken in the order of the problems."""
+    setting = Setting.of("gpt2", 4, "loss_reduction=reference")
+    micro_batches = [range(start, min(start + 3, NUM_PROBLEMS)) for start in range(0, NUM_PROBLEMS, 3)]
+    slow = torch.stack([setting.slow(rows) for rows in micro_batches]).mean(dim=0)
+    check_equal(setting, slow, setting.fast(micro=3))
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [(0, ()), (3, ("sim_cot.from_stage=4",)), (1, ("sim_cot.missing_step=nothing", "replay_prob=1.0"))],
+)
+def test_the_decoder_runs_and_gets_a_gradient_where_there_is_nothing_to_decode(
+    stage: int, overrides: tuple[str, ...]
+) -> None:
+    """At stage 0, before the decoder's first stage, and in micro batches of one row without thoughts."""
+    setting = Setting.of("llama", stage, *overrides)
+    parts = setting.fast(micro=1, world=2)
+    found = gradients(setting, parts)
+    if not setting.examples.lengths.any():
+        assert parts[1] == 0
+        assert not any(gradient.any() for name, gradient in found.items() if name.startswith("auxiliary"))
+
+
+def test_groups_get_a_step_each_the_last_one_the_rest_and_missing_ones_the_answer_or_nothing() -> None:
+    steps = ([1], [2, 3], [4])
+    assert group_steps(steps, 3, [9]) == [[1, 9], [2, 3, 9], [4, 9]]
+    assert group_steps(steps, 2, [9], [7, 9]) == [[1, 9], [2, 3, 4, 9]]
+    assert group_steps(steps, 1, [9]) == [[1, 2, 3, 4, 9]]
+    assert group_steps(steps, 5, [9], [7, 9]) == [[1, 9], [2, 3, 9], [4, 9], [7, 9], [7, 9]]
+    assert group_steps((), 2, [9]) == [[], []]
+    assert group_steps(steps, 0, [9]) == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_decoder_starts_as_the_first_layers_of_the_model_with_its_norm_and_head(family: str) -> None:
+    """With a tied head and an untied one, under adapters; its own weights are its own, and all of them learn."""
+    model = make_model(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    add_adapters(model, MARKERS, LoraConfig(rank=2))
+    decoder = build_step_decoder(model, SimCotConfig(decoder_layers=1), 1, False)
+    named = dict(decoder.model.named_parameters())
+    assert all(torch.equal(parameter, before[name]) and parameter.requires_grad for name, parameter in named.items())
+    assert not {id(parameter) for parameter in named.values()} & {id(parameter) for parameter in model.parameters()}
+    other = [name for name in before if ".1." in name or (family == "llama" and "embed" in name)]
+    assert not set(other) & named.keys()
+    random = build_step_decoder(model, SimCotConfig(decoder_layers=1, decoder_init="random"), 1, False)
+    assert all(not torch.equal(p, named[name]) for name, p in random.model.named_parameters() if p.dim() == 2)
+
+
+def test_a_decoder_that_no_model_can_have_is_refused() -> None:
+    model = make_model("gpt2")
+    with pytest.raises(ModelError, match=r"decoder_layers=3: the model has 2 layers, .* set it to at most 2"):
+        build_step_decoder(model, SimCotConfig(decoder_layers=3), 1, False)
+    with pytest.raises(ModelError, match="decoder_width=30: no GPT2LMHeadModel can have this width"):
+        build_step_decoder(model, SimCotConfig(decoder_width=30, decoder_init="random"), 1, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=cot"], "method.kind=cot has no thoughts; set method=coconut"),
+        (["method=pause_as_thought"], "method.kind=pause_as_thought has no thoughts"),
+        (["c_thought=0"], "with training.c_thought=0 there are none"),
+        (["max_latent_stage=0"], "with training.max_latent_stage=0 there are none"),
+        (["thinking=jacobi"], "set method.thinking=sequential"),
+        (["sim_cot.from_stage=8"], "the last stage is 7, so the decoder would never learn"),
+        (["method=coconut_no_curriculum", "sim_cot.from_stage=1"], "has only stage 0"),
+        (["sim_cot.decoder_layers=0"], "objective.sim_cot.decoder_layers: found 0"),
+        (["sim_cot.decoder_width=8"], "set objective.sim_cot.decoder_init=random"),
+        (["sim_cot.step_factor=0"], "step_factor"),
+        (["objective=likelihood", "sim_cot.decoder_layers=1"], "has no effect with objective.kind=likelihood"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_what_to_type(overrides: list[str], words: str) -> None:
+    assert words in refusal(["objective=sim_cot", "data=synthetic_tiny", *overrides])
+
+
+def test_the_decoder_is_trained_and_resumed_but_not_in_the_model_and_is_in_the_signature(tmp_path) -> None:
+    """A run of three epochs equals one that was launched twice, bit for bit."""
+    overrides = ("objective=sim_cot", "sim_cot.decoder_layers=1")
+    whole, resumed = (run_folder(tmp_path / name) for name in ("whole", "resumed"))
+    _, engine = train(whole, *overrides)
+    train(resumed, *overrides, "num_epochs=2")
+    _, second = train(resumed, *overrides)
+    assert record(whole) == record(resumed)
+    assert all(torch.equal(one, other) for one, other in zip(engine.parameters, second.parameters, strict=True))
+    start = tiny_experiment(*overrides).loop().auxiliary[DECODER].state_dict()
+    learned = engine.loop.auxiliary[DECODER].state_dict()
+    assert all(not torch.equal(learned[name], value) for name, value in start.items() if value.dim() == 2)
+    updates = [line for line in record(whole) if "train/loss" in line]
+    for line in updates:
+        assert line["train/loss"] == pytest.approx(line["train/loss_likelihood"] + line["train/loss_step"])
+        # Stage 0 has no thoughts.
+        assert (line["train/loss_step"] > 0) == (line["train/stage"] > 0)
+    saved = load_file(whole.checkpoints()[0] / "model.safetensors")
+    assert saved.keys() == load_of_likelihood(tmp_path).keys()
+    assert len({signed(*overrides), signed("objective=sim_cot"), signed()}) == 3
+
+
+def load_of_likelihood(folder) -> dict[str, Tensor]:
+    own = run_folder(folder / "likelihood")
+    train(own, "num_epochs=1")
+    return load_file(own.checkpoints()[0] / "model.safetensors")
+
+
+def signed(*overrides: str) -> str:
+    fixed: dict[str, Any] = {"engine_file": {}, "data": {}, "weights": None, "tokenizer": "", "code": {}, "batch": ""}
+    return signature(ingredients(tiny_config(*overrides), global_batch_size=8, **fixed))
