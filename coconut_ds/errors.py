@@ -26,3 +26,7 @@ class ModelError(CoconutError):
 
 class NonFiniteError(CoconutError):
     """The loss or the gradient norm is not finite; raised before the optimizer changes any weight."""
+
+
+class RewardError(CoconutError):
+    """The reward of a completion could not be computed; raised on all ranks, before any weight changes."""

@@ -36,6 +36,7 @@ from transformers import Cache, PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.feed import Feed
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
@@ -170,6 +171,7 @@ class LatentLoop(nn.Module):
         all_states: bool = True,
         layers: LayerStates | None = None,
         rounds: list[Tensor] | None = None,
+        noise: ThoughtNoise | None = None,
     ) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
@@ -179,6 +181,7 @@ class LatentLoop(nn.Module):
                 (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
             layers: receives the states of all layers at the columns that it asks for.
             rounds: receives the states [B, L, D] of the step columns after each of the R rounds of ``thinking=looped``.
+            noise: changes the vectors that thoughts feed back, for L thoughts or more.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -194,7 +197,8 @@ class LatentLoop(nn.Module):
         if inputs.step_ids.shape[1]:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            parts += StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32).states(state, rounds)
+            columns = StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32, noise)
+            parts += columns.states(state, rounds)
         elif self.feed is not None and torch.is_grad_enabled():
             # ZeRO 1 and 2 expect a gradient of every parameter. Without thoughts, those of the feed are 0.
             parts[0] = parts[0] + 0 * self.feed(parts[0].new_zeros(1, self.width)).sum()

@@ -97,6 +97,7 @@ def ingredients(
     tokenizer: str,
     code: Mapping[str, str],
     batch: str,
+    reward: str | None = None,
 ) -> dict[str, Any]:
     """Everything that can change a number: dotted keys to plain values. Paths are replaced by hashes of their contents.
 
@@ -109,6 +110,7 @@ def ingredients(
         tokenizer: hash of the tokenizer's content.
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
+        reward: hash of the file with a user's own reward; None if there is none.
     """
     owned = {
         key: dict(_leaves(value, key))
@@ -128,6 +130,8 @@ def ingredients(
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}
+    if reward is not None:
+        owned["objective.grpo.reward"]["objective.grpo.reward_content"] = reward
     for key in config.run.signature_ignore_keys:
         owned.pop(key, None)
     table = {key: value for values in owned.values() for key, value in values.items()}

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.settings.data import DataConfig
+from coconut_ds.settings.grpo_checks import grpo_problems
 from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.run import RunConfig
@@ -31,6 +32,7 @@ class Config(Group):
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
         problems += [*self._feed_problems(), *self._codi_problems(), *self._lotus_problems()]
         problems += sim_cot_problems(self.objective, self.method, self.training)
+        problems += grpo_problems(self.objective, self.method, self.training)
         if problems:
             raise ValueError("; ".join(problems))
         return self

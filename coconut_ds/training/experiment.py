@@ -35,6 +35,7 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.problems import Notify, RunProblems, check_lengths
+from coconut_ds.training.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Experiment:
     objective: Objective
     auxiliary: dict[str, nn.Module]
     """What the objective trains beside the model."""
+    reward: Reward | None
+    """The reward of completions; None for objectives that sample none."""
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -71,6 +74,7 @@ class Experiment:
         training = config.training
         kernels = choose_kernels(config.model.fused_kernels, ranks.device)
         geometry = BatchGeometry.derive(training, ranks.size)
+        reward = Reward(config) if config.objective.kind == "grpo" else None
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
@@ -95,7 +99,7 @@ class Experiment:
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
-        curriculum = Curriculum.of(training, method, longest, config.run.resume)
+        curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)
         if context is not None:
             views = objective.views(method)
@@ -113,6 +117,7 @@ class Experiment:
             kernels,
             objective,
             auxiliary,
+            reward,
         )
 
     @property

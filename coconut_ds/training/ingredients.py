@@ -26,4 +26,5 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         tokenizer=digest_tokenizer(experiment.backbone.tokenizer, experiment.backbone.eos_ids[1:]),
         code=code_identity(),
         batch=experiment.geometry.describe(),
+        reward=None if experiment.reward is None else experiment.reward.content(),
     )

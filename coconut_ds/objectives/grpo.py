@@ -1,0 +1,184 @@
+"""``grpo``: reinforcement learning of sampled completions, whose thoughts are explored (GRPO, arXiv 2402.03300).
+
+The model samples G completions of each problem; a reward says how good each one is. The advantage A of a completion is
+its reward less the mean of the problem's completions. Its tokens learn by a clipped surrogate and stay near the model
+that the run started from (``policy.py``). The update replays each completion: its thoughts are computed again with the
+same noise (``model/exploration.py``), and gradients flow through all of them.
+
+Completions are made by ``training/rollouts.py``, and advantages and weights by ``training/advantages.py``; this file
+computes the loss of completions that are given.
+
+Shapes:
+    B  completions in a micro batch
+    K  completions in a mini-batch, on all ranks
+    N  target tokens in a micro batch
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coconut_ds.data.sequences import Sequences
+from coconut_ds.data.token_arrays import ProblemArrays
+from coconut_ds.model.collate import Batch, Collator
+from coconut_ds.model.exploration import Exploration, ThoughtNoise
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
+from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.objectives.base import Examples, Objective
+from coconut_ds.objectives.policy import Clipping, Policy, Tokens, chosen, clipped_sums
+from coconut_ds.settings import Config
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Completions(Examples):
+    """The completions of a mini-batch; ``views`` has one view, with a target for each sampled token."""
+
+    advantages: Floats
+    """[K] advantage of each completion."""
+    weights: Floats
+    """[K] weight in the loss of each token of each completion."""
+    keys: tuple[str, ...]
+    """[K] keys of the noise in the thoughts (``model/exploration.py``); empty: there is none."""
+    width: int
+    """Size of an input embedding."""
+    banned: tuple[int, ...]
+    """Ids of tokens that are never sampled."""
+    is_only_update: bool
+    """Whether no other update uses completions of the same weights."""
+
+
+@dataclass(frozen=True)
+class GrpoBatch:
+    """The tensors of a micro batch."""
+
+    batch: Batch
+    """``Targets.weights`` are the weights of the tokens in the loss."""
+    shares: Tensor
+    """[N] weight of each token in a mean over all tokens of the mini-batch; 0 for copies."""
+    advantages: Tensor
+    """[N] advantage of each token's completion."""
+    noise: ThoughtNoise | None
+    banned: tuple[int, ...]
+    """Ids of tokens that are never sampled."""
+    is_only_update: bool
+    """See ``Completions``."""
+    old: Tensor | None = field(default=None)
+    """[N] log probabilities under the model that sampled; None with ``is_only_update``."""
+    reference: Tensor | None = field(default=None)
+    """[N] log probabilities under the model that the run started from; None without KL divergence."""
+
+    def to(self, device: torch.device) -> "GrpoBatch":
+        """The same tensors on ``device``; the host does not wait for the copies."""
+
+        def moved(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        noise = None if self.noise is None else self.noise.to(device)
+        columns = {name: moved(getattr(self, name)) for name in ("shares", "advantages", "old", "reference")}
+        return replace(self, batch=self.batch.to(device), noise=noise, **columns)
+
+
+class Grpo(Objective):
+    """The clipped surrogate of completions, and their KL divergence from the start of the run."""
+
+    parts: ClassVar[tuple[str, ...]] = ("policy", "kl")
+    measures: ClassVar[tuple[str, ...]] = ("kl", "clip_fraction", "entropy")
+    samples: ClassVar[bool] = True
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        settings = config.objective.grpo
+        high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
+        self._clipping = Clipping(settings.epsilon, high, settings.beta)
+        self.exploration = Exploration(settings.exploration, settings.sigma, settings.dropout)
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the KL divergence needs the weights that the run started from."""
+        return self._clipping.beta > 0
+
+    def examples(
+        self, sequences: Sequences, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]
+    ) -> Completions:
+        """The given solutions as if the model had sampled them, each with advantage 1; for ``coconut-plan``."""
+        views = super().examples(sequences, epoch, stage, problems, indices).views
+        weights = np.full(len(indices), 1 / max(1, int(views[0].num_targets.sum())))
+        return Completions(views, np.ones(len(indices)), weights, (), 0, (), is_only_update=True)
+
+    def collate(self, collator: Collator, examples: Examples, views: Sequence[MicroBatch]) -> GrpoBatch:
+        """See ``Objective``."""
+        assert isinstance(examples, Completions)
+        (view,) = views
+        counts = float(view.share > 0)
+        weights = examples.weights[view.rows] * counts
+        batch = collator.collate(replace(view, weights=weights.tolist()))
+        numbers = view.layouts.num_targets
+        total = max(1, int(examples.views[0].num_targets.sum()))
+        noise = None
+        if examples.keys:
+            keys = [examples.keys[row] for row in view.rows]
+            noise = self.exploration.draw(keys, view.num_thoughts, examples.width, collator.pinned)
+        return GrpoBatch(
+            batch,
+            _tensor(np.full(int(numbers.sum()), counts / total), collator.pinned),
+            _tensor(np.repeat(examples.advantages[view.rows], numbers), collator.pinned),
+            noise,
+            examples.banned,
+            examples.is_only_update,
+        )
+
+    def loss(self, loop: LatentLoop, batch: GrpoBatch) -> Tensor:
+        """The two parts and the three measures, [5]."""
+        targets = batch.batch.targets
+        # A column that is not read: chunks need some tensor.
+        unread = batch.advantages
+        tokens = Tokens(
+            targets.ids,
+            batch.advantages,
+            unread if batch.old is None else batch.old,
+            unread if batch.reference is None else batch.reference,
+        )
+        assert batch.is_only_update or batch.old is not None, "the completions were not replayed before the update"
+        policy = self._policy(batch)
+        clipping = self._clipping if batch.reference is not None else replace(self._clipping, beta=0.0)
+        compute = partial(clipped_sums, loop.head, policy, clipping, batch.is_only_update)
+        weights = torch.stack([targets.weights, batch.shares], dim=1)
+        return sum_over_targets(
+            compute, loop.vocabulary, targets.max_targets, weights, predictors(loop, batch), *tokens
+        )
+
+    @torch.no_grad()
+    def log_probabilities(self, loop: LatentLoop, batch: GrpoBatch) -> Tensor:
+        """Log probabilities [N] of the tokens of a micro batch on the loop's device. All ranks call it together."""
+        states, ids, most = predictors(loop, batch), batch.batch.targets.ids, batch.batch.targets.max_targets
+        size = max(1, LOGITS_AT_A_TIME // loop.vocabulary)
+        found = []
+        for start in range(0, most, size):
+            # A rank that has no targets left computes its first one again.
+            part = slice(start, start + size) if start < len(ids) else slice(0, 1)
+            each = chosen(loop.head, self._policy(batch), states[part], ids[part])
+            found += [each] if start < len(ids) else []
+        return torch.cat(found)
+
+    def _policy(self, batch: GrpoBatch) -> Policy:
+        return Policy(self.config.objective.grpo.temperature, batch.banned)
+
+
+def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:
+    """[N, D] the states that predict the tokens of a micro batch, computed with the noise of its completions."""
+    inputs, targets = batch.batch
+    return loop.encode(inputs, all_states=False, noise=batch.noise).flatten(0, 1)[targets.index]
+
+
+def _tensor(values: Floats, pinned: bool) -> Tensor:
+    made = torch.from_numpy(values.astype(np.float32))
+    return made.pin_memory() if pinned else made
