@@ -106,6 +106,8 @@ class TorchEngine:
 
     def save_state(self, folder: Path) -> None:
         state = {"weights": self.loop.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.loop.value_directions is not None:
+            state["directions"] = self.loop.value_directions.weights
         torch.save(state, folder / "torch_state.pt")
         torch.save(random_state(), random_file(folder, 0))
 
@@ -113,6 +115,8 @@ class TorchEngine:
         state = torch.load(folder / "torch_state.pt", weights_only=False)
         self.loop.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.loop.value_directions is not None:
+            self.loop.value_directions.use(state["directions"], self.device, torch.float32)
         set_random_state(torch.load(random_file(folder, 0), weights_only=False))
 
     def model_state(self) -> dict[str, Tensor]:

@@ -70,15 +70,17 @@ class KeptBytes:
     """Additional bytes during the optimizer step, when there are no activations."""
     host: int
     """Bytes that are offloaded to the host's memory; the other fields do not include them."""
+    start: int = 0
+    """Trained weights as they were at the start of the run (``Objective.keeps_start``)."""
 
     @property
     def total(self) -> int:
         """Bytes on the device during a backward pass, without those of the passes."""
-        return self.weights + self.gathered + self.gradients + self.optimizer + self.buckets
+        return self.weights + self.start + self.gathered + self.gradients + self.optimizer + self.buckets
 
     def peak(self, passes: int) -> int:
         """Bytes at the peak, which is in a backward pass, with ``passes`` more bytes, or in the optimizer step."""
-        return max(self.total + passes, self.weights + self.gradients + self.optimizer + self.at_step)
+        return max(self.total + passes, self.weights + self.start + self.gradients + self.optimizer + self.at_step)
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,11 @@ def kept_bytes(config: Config, parameters: int, trained: int, ranks: int, stage:
         host, optimizer, gradients = optimizer + gradients, 0, 0
     if offloads_weights:
         host, weights = host + weights, 0
-    return KeptBytes(weights, gathered, gradients, optimizer, buckets, 4 * share if stage and optimizer else 0, host)
+    at_step, start = 4 * share if stage and optimizer else 0, 0
+    if objective_of(config).keeps_start:
+        start = size * (share if stage == 3 else trained)
+        host, start = (host + start, 0) if offloads_weights else (host, start)
+    return KeptBytes(weights, gathered, gradients, optimizer, buckets, at_step, host, start)
 
 
 def _gathered(config: Config, zero: Mapping[str, Any], parameters: int) -> int:

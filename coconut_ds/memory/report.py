@@ -139,6 +139,7 @@ def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: floa
             f"{name:<36}{size / GIB:9.2f}"
             for name, size in (
                 ("weights", kept.weights),
+                *([("weights at the start of the run", kept.start)] if kept.start else []),
                 ("whole weights, gathered", kept.gathered),
                 ("gradients", kept.gradients),
                 ("optimizer states", kept.optimizer),

@@ -46,6 +46,7 @@ from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import last_hidden_states, passes_of
 from coconut_ds.model.step_columns import StepColumns
+from coconut_ds.model.value_directions import ValueDirections
 
 Result = TypeVar("Result")
 
@@ -95,6 +96,8 @@ class LatentLoop(nn.Module):
         if kernels.layers:
             fuse_layers(model)
         self.last_layer = LastLayer(model)
+        self.value_directions: ValueDirections | None = None
+        """Adds noise to values while samples are made and replayed; None: nothing does."""
         self.auxiliary = nn.ModuleDict(auxiliary)
         if activation_checkpointing:
             checkpoint_layers(model)
@@ -181,7 +184,7 @@ class LatentLoop(nn.Module):
                 (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
             layers: receives the states of all layers at the columns that it asks for.
             rounds: receives the states [B, L, D] of the step columns after each of the R rounds of ``thinking=looped``.
-            noise: changes the vectors that thoughts feed back, for L thoughts or more.
+            noise: changes the vectors that thoughts feed back, for L thoughts or more, or the values.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -190,6 +193,9 @@ class LatentLoop(nn.Module):
         # otherwise than that of a few.
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
+        if noise is not None and noise.codes is not None:
+            assert self.value_directions is not None, "the loop has no noise on values"
+            passes = self.value_directions.over(passes, noise.codes, inputs)
         if layers is not None:
             passes = layers.over(passes)
         prefix, steps, rest = self._embeddings(inputs)

@@ -57,7 +57,7 @@ class StepColumns:
 
     def _noisy(self, embeds: Tensor, first: int = 0) -> Tensor:
         """Input embeddings [B, Q, D] of the step columns from ``first`` on, with the noise where they are thoughts."""
-        if self.noise is None:
+        if self.noise is None or not self.noise.changes_thoughts:
             return embeds
         thought = self.inputs.is_thought[:, first : first + embeds.shape[1], None]
         return torch.where(thought, self.noise.on_columns(embeds, first), embeds)

@@ -74,6 +74,10 @@ class Objective(ABC):
         """
         return {}
 
+    def equip(self, loop: LatentLoop) -> LatentLoop:
+        """The loop that is trained, changed in place before the engine sees it; unchanged unless a subclass needs it."""
+        return loop
+
     def views(self, method: Method) -> tuple[Method, ...]:
         """The methods that write the views of a problem; the first one is ``method``, that of the run."""
         return (method,)

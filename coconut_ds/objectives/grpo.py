@@ -27,10 +27,11 @@ from torch import Tensor
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.model.collate import Batch, Collator
-from coconut_ds.model.exploration import Exploration, ThoughtNoise
+from coconut_ds.model.exploration import Exploration, NoiseSizes, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
 from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.value_directions import ValueDirections
 from coconut_ds.objectives.base import Examples, Objective
 from coconut_ds.objectives.policy import Clipping, Policy, Tokens, chosen, clipped_sums
 from coconut_ds.settings import Config
@@ -48,8 +49,8 @@ class Completions(Examples):
     """[K] weight in the loss of each token of each completion."""
     keys: tuple[str, ...]
     """[K] keys of the noise in the thoughts (``model/exploration.py``); empty: there is none."""
-    width: int
-    """Size of an input embedding."""
+    sizes: NoiseSizes
+    """Of the noise."""
     banned: tuple[int, ...]
     """Ids of tokens that are never sampled."""
     is_only_update: bool
@@ -106,13 +107,19 @@ class Grpo(Objective):
         """Whether the KL divergence needs the weights that the run started from."""
         return self._clipping.beta > 0
 
+    def equip(self, loop: LatentLoop) -> LatentLoop:
+        """The loop, ready for noise on values."""
+        if self.exploration.kind == "svp":
+            loop.value_directions = ValueDirections(loop.model, self.config.objective.grpo.svp_scale)
+        return loop
+
     def examples(
         self, sequences: Sequences, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]
     ) -> Completions:
         """The given solutions as if the model had sampled them, each with advantage 1; for ``coconut-plan``."""
         views = super().examples(sequences, epoch, stage, problems, indices).views
         weights = np.full(len(indices), 1 / max(1, int(views[0].num_targets.sum())))
-        return Completions(views, np.ones(len(indices)), weights, (), 0, (), is_only_update=True)
+        return Completions(views, np.ones(len(indices)), weights, (), NoiseSizes(0), (), is_only_update=True)
 
     def collate(self, collator: Collator, examples: Examples, views: Sequence[MicroBatch]) -> GrpoBatch:
         """See ``Objective``."""
@@ -126,7 +133,7 @@ class Grpo(Objective):
         noise = None
         if examples.keys:
             keys = [examples.keys[row] for row in view.rows]
-            noise = self.exploration.draw(keys, view.num_thoughts, examples.width, collator.pinned)
+            noise = self.exploration.draw(keys, view.num_thoughts, examples.sizes, collator.pinned)
         return GrpoBatch(
             batch,
             _tensor(np.full(int(numbers.sum()), counts / total), collator.pinned),
@@ -171,6 +178,12 @@ class Grpo(Objective):
 
     def _policy(self, batch: GrpoBatch) -> Policy:
         return Policy(self.config.objective.grpo.temperature, batch.banned)
+
+
+def noise_sizes(loop: LatentLoop) -> NoiseSizes:
+    """The sizes of the noise of a sample."""
+    directions = loop.value_directions
+    return NoiseSizes(loop.width, (0, 0) if directions is None else directions.shape)
 
 
 def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:

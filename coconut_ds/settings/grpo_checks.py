@@ -28,8 +28,13 @@ def grpo_problems(objective: ObjectiveConfig, method: MethodConfig, training: Tr
         if thinks:
             found = "with training.c_thought={} and max_latent_stage={} there are none".format(*counts)
         problems.append(
-            f"objective.grpo.exploration={settings.exploration} puts noise into thoughts, and {found}; set "
+            f"objective.grpo.exploration={settings.exploration} explores in thoughts, and {found}; set "
             "objective.grpo.exploration=none, or a method with thoughts such as method=coconut"
+        )
+    if settings.exploration == "svp" and training.activation_checkpointing:
+        problems.append(
+            "objective.grpo.exploration=svp puts noise into single passes, which "
+            "training.activation_checkpointing=true would repeat without it; set it to false"
         )
     if training.loss_reduction != "token":
         problems.append(

@@ -85,14 +85,20 @@ class GrpoConfig(Group):
     """Temperature of the tokens that are sampled; it divides the logits."""
     max_completion_length: Positive | None = None
     """Largest number of tokens of a completion; null: data.max_new_tokens."""
-    exploration: Literal["none", "gaussian", "dropout"] = "gaussian"
+    exploration: Literal["none", "gaussian", "dropout", "svp"] = "gaussian"
     """Noise in the thoughts of a completion. none: completions differ only by the tokens that are sampled. gaussian: a
     normal number is added to each number that a thought feeds back. dropout: one mask for each completion sets some of
-    the numbers that its thoughts feed back to 0, the same ones for all thoughts."""
+    the numbers that its thoughts feed back to 0, the same ones for all thoughts. svp: the singular values of each
+    layer's value projection are multiplied with 1 + svp_scale · a normal number, one for each singular value and
+    completion, held over prompt and thoughts; the answer is written without noise."""
     sigma: Annotated[float, Field(gt=0, strict=True)] = 0.6
     """Standard deviation of the noise (exploration=gaussian), in the units of hidden states."""
     dropout: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
     """Share of the numbers that are set to 0 (exploration=dropout); the others are divided by 1 - dropout."""
+    svp_scale: Annotated[float, Field(gt=0, strict=True)] = 0.6
+    """Relative standard deviation of the singular values (exploration=svp)."""
+    svp_renew: Positive = 50
+    """Number of iterations after which the singular vectors are computed from the weights again (exploration=svp)."""
     beta: Annotated[float, Field(ge=0, strict=True)] = 0.02
     """Factor of the KL divergence from the model that the run started from. 0: none, and the memory of that model's
     weights is saved."""

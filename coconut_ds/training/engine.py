@@ -36,6 +36,8 @@ from coconut_ds.training.update_result import UpdateResult
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
+DIRECTIONS = "value_directions.pt"
+"""The file with the weights that the noise on values follows (``ValueDirections.weights``), beside the state."""
 SHARED = "run.save_path must be on a file system that all nodes share"
 
 
@@ -57,7 +59,7 @@ class Engine:
         Raises:
             ConfigError: DeepSpeed rejects the configuration.
         """
-        self._ranks = ranks
+        self._ranks, self._loop = ranks, loop
         values = engine_values(config, geometry, ranks.size)
         if load_universal:
             values["checkpoint"] = {**values.get("checkpoint", {}), "load_universal": True}
@@ -173,6 +175,9 @@ class Engine:
         """
         with _errors_at_the_end(self._engine):
             self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
+        directions = self._loop.value_directions
+        if directions is not None and self._ranks.is_first:
+            torch.save(directions.weights, folder / DIRECTIONS)
         torch.save(random_state(), random_file(folder, self._ranks.rank))
 
     def load_state(self, folder: Path, same_ranks: bool) -> None:
@@ -188,6 +193,9 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
         if path is None:
             raise CheckpointError(f"{folder}: contains no state of the engine")
+        directions, file = self._loop.value_directions, folder / DIRECTIONS
+        if directions is not None and file.is_file():
+            directions.use(torch.load(file), self.device, self._loop.model.dtype)
         if same_ranks:
             file = random_file(folder, self._ranks.rank)
             if not file.is_file():

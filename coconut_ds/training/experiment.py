@@ -130,7 +130,8 @@ class Experiment:
         checkpointing = self.config.training.activation_checkpointing
         defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
         backbone = self.backbone
-        return LatentLoop(backbone.model, checkpointing, defers, self.kernels, self.auxiliary, backbone.feed)
+        loop = LatentLoop(backbone.model, checkpointing, defers, self.kernels, self.auxiliary, backbone.feed)
+        return self.objective.equip(loop)
 
     @cached_property
     def sequences(self) -> Sequences:

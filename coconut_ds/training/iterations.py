@@ -17,8 +17,9 @@ import numpy as np
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods.layouts import Layouts
-from coconut_ds.model.backbone import Backbone
-from coconut_ds.objectives.grpo import Completions, Grpo, GrpoBatch
+from coconut_ds.model.exploration import NoiseSizes
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.objectives.grpo import Completions, Grpo, GrpoBatch, noise_sizes
 from coconut_ds.training.advantages import advantages, is_mixed, longest_completion, token_weights
 from coconut_ds.training.batches import plan_update
 from coconut_ds.training.engine import Engine
@@ -85,11 +86,12 @@ class Iteration:
             NonFiniteError: loss or gradient norm of an update is not finite.
         """
         engine.train(False)
+        sizes = engine(prepare_noise, self._batch.iteration % self._settings.svp_renew == 0)
         groups = self._iterations.sampler.sample(engine, self._batch)
         rollouts = [each for group in groups for each in group]
         self.num_tokens = sum(len(each.prompt) + len(each.tokens) for each in rollouts)
         rewards = np.array([[each.reward for each in group] for group in groups])
-        batches = self._replayed(engine, self._mini_batches(groups, rewards))
+        batches = self._replayed(engine, self._mini_batches(groups, rewards, sizes))
         results = [
             engine.update(each, lr, asked_to_stop) for _ in range(self._settings.num_iterations) for each in batches
         ]
@@ -101,9 +103,15 @@ class Iteration:
         }
         return self._summary(results, measures, asked_to_stop)
 
-    def _mini_batches(self, groups: Sequence[Sequence[Rollout]], rewards: Any) -> list[Completions]:
+    def _mini_batches(self, groups: Sequence[Sequence[Rollout]], rewards: Any, sizes: NoiseSizes) -> list[Completions]:
         """The completions of groups with different rewards, divided into mini-batches; those of other groups, whose
-        advantages are 0, are left out of the updates but count in the means."""
+        advantages are 0, are left out of the updates but count in the means.
+
+        Args:
+            groups: the completions of each problem.
+            rewards: [problems, completions of each].
+            sizes: of the noise of a completion.
+        """
         settings, config = self._settings, self._run.config
         gains = advantages(rewards, settings.scale_rewards).flatten()
         rollouts = [each for group in groups for each in group]
@@ -121,19 +129,19 @@ class Iteration:
                 some = [rollouts[row] for row in rows]
                 lengths = np.array([len(each.tokens) for each in some], np.float64)
                 weights = token_weights(lengths, count, tokens, longest, settings.loss_type)
-                found.append(self._completions(some, gains[rows], weights))
+                found.append(self._completions(some, gains[rows], weights, sizes))
         return found
 
-    def _completions(self, rollouts: Sequence[Rollout], gains: Any, weights: Any) -> Completions:
-        backbone, settings = self._run.backbone, self._settings
+    def _completions(self, rollouts: Sequence[Rollout], gains: Any, weights: Any, sizes: NoiseSizes) -> Completions:
+        settings = self._settings
         explores = self._iterations.objective.exploration.kind != "none"
         return Completions(
             (Layouts.of([each.prompt.continued(each.tokens) for each in rollouts]),),
             gains,
             weights,
             tuple(each.key for each in rollouts) if explores else (),
-            _width(backbone),
-            backbone.markers.all(),
+            sizes,
+            self._run.backbone.markers.all(),
             is_only_update=settings.num_iterations * settings.steps_per_generation == 1,
         )
 
@@ -174,5 +182,10 @@ class Iteration:
         return UpdateResult(losses, norm, stops, measures)
 
 
-def _width(backbone: Backbone) -> int:
-    return int(backbone.model.config.get_text_config().hidden_size)
+def prepare_noise(loop: LatentLoop, is_due: bool) -> NoiseSizes:
+    """The sizes of the noise of a completion. Computes the singular vectors of the value projections, if they are
+    needed, and due or not known."""
+    directions = loop.value_directions
+    if directions is not None and (is_due or not directions.weights):
+        directions.renew(loop)
+    return noise_sizes(loop)

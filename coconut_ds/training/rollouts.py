@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.distributed.ranks import Ranks
@@ -23,6 +21,7 @@ from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods.layout import Layout
 from coconut_ds.model.exploration import Exploration, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.objectives.grpo import noise_sizes
 from coconut_ds.training.rewards import Reward
 
 Call = Callable[..., Any]
@@ -139,12 +138,16 @@ def explored(
 ) -> list[Completion]:
     """Completions of requests with noise in their thoughts; each key draws the noise of one request."""
     most = max((request.prompt.num_thoughts for request in requests), default=0)
-    noise = exploration.draw(keys, most, loop.width, loop.device.type == "cuda") if requests else None
+    pinned = loop.device.type == "cuda"
+    noise = exploration.draw(keys, most, noise_sizes(loop), pinned) if requests else None
     if noise is not None:
         noise = noise.to(loop.device)
-        requests = [replace(each, edit_thought=partial(_edited, noise, row)) for row, each in enumerate(requests)]
+        requests = [_noisy(request, noise, row) for row, request in enumerate(requests)]
     return generate(loop, requests, eos_ids, slots, agree=agree)
 
 
-def _edited(noise: ThoughtNoise, row: int, index: int, vector: Tensor) -> Tensor:
-    return noise.on_one(row, index, vector)
+def _noisy(request: Request, noise: ThoughtNoise, row: int) -> Request:
+    """The request with the noise of sample ``row``."""
+    codes = None if noise.codes is None else noise.codes[row]
+    edit = partial(noise.on_one, row) if noise.changes_thoughts else None
+    return replace(request, edit_thought=edit, codes=codes)

@@ -1,0 +1,142 @@
+"""Runs with ``objective=grpo``: they learn, resume exactly, and refuse what cannot work with a clear message."""
+
+import os
+
+import pytest
+import torch
+from making_training import AskedToStop, column, record, train
+from torch_engine import DROPOUT, run_folder, tiny_experiment
+
+from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.errors import ConfigError, RewardError
+from coconut_ds.runs.identity import ingredients
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.ingredients import run_ingredients
+
+GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=4", "warmup_steps=0", "lr=1e-2")
+BREVITY = "grpo.reward=making_rewards:brevity"
+
+
+def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
+    """Several updates for each sampling, from a model with dropout, which rollouts and updates do not use; the KL
+    divergence is from the first start."""
+    more = (*GRPO, BREVITY, "grpo.num_iterations=2", "grpo.steps_per_generation=2", DROPOUT)
+    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
+    _, engine = train(whole, *more)
+    assert len(engine.rates) == 9 * 4
+    for at in (4, 3):
+        with pytest.raises(Interrupted):
+            train(stopped, *more, interrupts=AskedToStop(at))
+    train(stopped, *more)
+    assert record(stopped) == record(whole)
+    ends = [one.checkpoint(3) for one in (whole, stopped)]
+    for part in ("model.safetensors", "coconut.json"):
+        here, there = ((end / part).read_bytes() for end in ends)
+        assert here == there, part
+    assert column(whole, "train/stage") == [3] * 9
+    for name in ("reward", "mixed_groups", "kl", "clip_fraction", "entropy", "completion_length", "completions_ended"):
+        assert len(column(whole, f"train/{name}")) == 9, name
+    assert column(whole, "train/kl")[-1] > column(whole, "train/kl")[0] > 0
+    assert max(column(whole, "train/clip_fraction")) > 0
+
+
+@pytest.mark.parametrize("exploration", ["none", "gaussian", "dropout"])
+def test_the_reward_rises(tmp_path, exploration):
+    folder = run_folder(tmp_path)
+    train(folder, *GRPO, BREVITY, f"grpo.exploration={exploration}", "grpo.sigma=0.2", "num_epochs=6", "keep_last=1")
+    rewards = column(folder, "train/reward")
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 2
+    assert column(folder, "train/completion_length")[-1] < 3
+
+
+def test_groups_whose_rewards_are_equal_change_nothing(tmp_path):
+    folder = run_folder(tmp_path)
+    start = {name: value.clone() for name, value in tiny_experiment(*GRPO).loop().model.state_dict().items()}
+    _, engine = train(folder, *GRPO, "grpo.reward=making_rewards:constant", "num_epochs=1")
+    assert engine.rates == []
+    assert all(torch.equal(value, start[name]) for name, value in engine.model_state().items())
+    assert column(folder, "train/mixed_groups") == column(folder, "train/loss") == [0.0] * 3
+    assert column(folder, "train/kl") == []
+
+
+def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_path):
+    folder = run_folder(tmp_path)
+    for name, words in (
+        ("raises", r"making_rewards:raises: the function raised KeyError: 'edges'; problem: '.+', text"),
+        ("not_a_number", "returned nan, expected a finite number"),
+        ("text", "returned '1.0', expected a finite number"),
+    ):
+        with pytest.raises(RewardError, match=words):
+            train(folder, *GRPO, f"grpo.reward=making_rewards:{name}")
+    assert not folder.checkpoints()
+    os.environ["FAILING_REWARD_CALLS"] = "80"
+    try:
+        with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+            train(folder, *GRPO, "grpo.reward=making_rewards:raises_later")
+    finally:
+        del os.environ["FAILING_REWARD_CALLS"]
+    (saved,) = folder.checkpoints()
+    assert saved == folder.checkpoint(0, 2)
+    assert len(column(folder, "train/reward")) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=no_cot"], r"exploration=gaussian puts noise into thoughts, and method.kind=no_cot has no thoughts"),
+        (["method=pause"], "method.kind=pause has no thoughts"),
+        (["c_thought=0"], "c_thought=0 and max_latent_stage=6 there are none"),
+        (["method=coconut_reversed"], "the model decides when to think; set method=coconut"),
+        (["training.loss_reduction=reference"], "objective.grpo.loss_type says how"),
+        (["training.uniform_prob=0.1"], "training.uniform_prob=0.1 mixes stages"),
+        (["grpo.num_generations=1"], "num_generations"),
+        (["grpo.temperature=0"], "temperature"),
+        (["grpo.reward=exact"], "reward"),
+        (["objective=likelihood", "grpo.beta=0.5"], "objective.grpo.beta=0.5 has no effect with objective.kind=lik"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        compose_config(["objective=grpo", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("no_such_module:reward", r"the module no_such_module cannot be imported \(ModuleNotFoundError"),
+        ("making_rewards:absent", "making_rewards has no function named absent"),
+        ("making_rewards:NOT_CALLABLE", "has a int named NOT_CALLABLE"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_refused_before_anything_is_loaded(reward, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny_experiment(*GRPO, f"grpo.reward={reward}")
+
+
+def test_the_signature_has_the_settings_and_the_content_of_a_users_reward():
+    own = run_ingredients(tiny_experiment(*GRPO, BREVITY))
+    assert own["objective.kind"] == "grpo"
+    assert own["objective.grpo.reward"] == "making_rewards:brevity"
+    assert len(own["objective.grpo.reward_content"]) == 64
+    plain = run_ingredients(tiny_experiment(*GRPO))
+    assert set(own) - set(plain) == {"objective.grpo.reward", "objective.grpo.reward_content"}
+    assert callable(ingredients)
+
+
+def test_adapters_start_as_the_model_without_them(tmp_path):
+    """Only adapters are kept for the KL divergence, and in their place the model is the one without adapters."""
+    more = (*GRPO, BREVITY, "lora.rank=2", "num_epochs=1")
+    _, engine = train(run_folder(tmp_path), *more)
+    kept, everything = (
+        sum(each.numel() for each in engine.start._others),
+        sum(p.numel() for p in engine.loop.parameters()),
+    )
+    assert kept < everything / 4
+    plain = tiny_experiment(*GRPO).loop().eval()
+    ids, engine.loop.training = torch.tensor([[3, 4, 5]]), False
+    engine.train(False)
+    with torch.no_grad():
+        wanted = plain.model(ids).logits
+        assert not torch.allclose(engine.loop.model(ids).logits, wanted, atol=1e-4)
+        with engine.at_start():
+            torch.testing.assert_close(engine.loop.model(ids).logits, wanted)
