@@ -223,7 +223,8 @@ class ThinkingEngine:
         slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
         row = self._table[slot]
         assert row.together is not None
-        row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
+        with self._noise([row]):
+            row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
         if not row.together.num_left:
             row.finish_together()
             self._set_next_input(slot)

@@ -75,7 +75,7 @@ class Objective(ABC):
         return {}
 
     def equip(self, loop: LatentLoop) -> LatentLoop:
-        """The loop that is trained, changed in place before the engine sees it; unchanged unless a subclass needs it."""
+        """The loop that is trained, changed in place before the engine sees it, if a subclass needs that."""
         return loop
 
     def views(self, method: Method) -> tuple[Method, ...]:
