@@ -89,6 +89,20 @@ def test_self_distillation_is_the_same_under_every_zero_stage(results):
 
 
 @pytest.mark.slow
+def test_rollouts_and_their_updates_are_the_same_under_every_zero_stage(results):
+    """Two updates for each sampling; the weights of the start take the place of the trained ones in between, and ranks
+    have completions of different lengths."""
+    reference = results[1]["zero0_llama_grpo"]
+    assert len(set(reference["losses"])) == len(reference["losses"]) == 6
+    for ranks in (1, 2):
+        for zero in (*ZERO, "zero3_live0"):
+            record = results[ranks][f"{zero}_llama_grpo"]
+            assert record["rewards"] == reference["rewards"], (ranks, zero)
+            assert record["losses"] == pytest.approx(reference["losses"], rel=1e-4), (ranks, zero)
+            assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-3), (ranks, zero)
+
+
+@pytest.mark.slow
 def test_what_is_saved_is_plain_and_frozen_weights_have_moved_by_what_the_adapters_add(results, weights):
     """Exported matrices differ from the source by a matrix of rank 2, the embedding in the rows of the markers; nothing
     else differs."""
