@@ -139,8 +139,8 @@ def measure_validation(engine: Engine, num_thoughts: int) -> dict[str, float]:
     return found
 
 
-def count_all(folder: Path, ranks: Ranks, names: Sequence[str], bf16: bool) -> dict[str, Any]:
-    """All counts, by the name of the setting and the number of thoughts."""
+def count_all(folder: Path, ranks: Ranks, names: Sequence[str], bf16: bool, brief: bool) -> dict[str, Any]:
+    """All counts, by the name of the setting and the number of thoughts; see ``main`` for ``brief``."""
     config = compose_config([*BASE, "deepspeed=zero3", f"run.bf16={str(bf16).lower()}"])
     found: dict[str, Any] = {"ranks": ranks.size}
     for name in names:
@@ -155,9 +155,11 @@ def count_all(folder: Path, ranks: Ranks, names: Sequence[str], bf16: bool) -> d
                 update(engine, number)
             found[name][str(number)] = measure(engine, [number], ranks)
         if zero["stage"] == 3:
-            found[f"{name}_changing"] = measure(engine, CHANGING, ranks)
+            if not brief:
+                found[f"{name}_changing"] = measure(engine, CHANGING, ranks)
             found[f"{name}_accumulating"] = measure(engine, [6], ranks, micro_steps=2)
-            found[f"{name}_validation"] = measure_validation(engine, 6)
+            if not brief:
+                found[f"{name}_validation"] = measure_validation(engine, 6)
             most = found[name][str(max(THOUGHTS))]
             found |= {f"{name}_gathers_{phase}": most[phase]["gathers"] for phase in (FORWARD, BACKWARD)}
     return found
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="number of processes on this machine")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--bf16", action="store_true", help="compute in bf16, which ZeRO 0 does not support")
+    parser.add_argument("--brief", action="store_true", help="no updates with changing thoughts, and no validation")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -202,7 +205,7 @@ def main() -> None:
         raise SystemExit(subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         ranks = start_ranks()
-        found = count_all(Path(folder), ranks, given.settings, given.bf16)
+        found = count_all(Path(folder), ranks, given.settings, given.bf16, given.brief)
         stop_ranks()
     if ranks.is_first:
         sys.stdout.write(json.dumps(found) + "\n" if given.json else table(found))

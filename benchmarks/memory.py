@@ -75,11 +75,12 @@ ENGINE = {"reduce_bucket_size": 1_000_000, "stage3_param_persistence_threshold":
 """DeepSpeed's default buckets of 2 GB would hide everything else."""
 
 
-def case(name: str, folder: Path) -> Config:
-    """The configuration of a case."""
+def case(name: str, folder: Path, thoughts: int) -> Config:
+    """The configuration of a case. ``thoughts``: their number in the methods that have them."""
     path = folder / "engine.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": CASES[name].stage, **ENGINE}}))
     size = [f"batch_size_training={MICRO_BATCH}", f"global_batch_size={2 * MICRO_BATCH * CASES[name].ranks}"]
+    size.append(f"max_latent_stage={thoughts}")
     base = ["data=modular_sum", "model=gpt2_pretrained", "model_id=gpt2", "model_init=scratch", "tokenizer=dataset"]
     return compose_config([*base, *size, f"deepspeed.config={path}", *CASES[name].overrides])
 
@@ -130,6 +131,7 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES), help="measure only this case, in this process")
+    parser.add_argument("--thoughts", type=int, default=6, help="number of thoughts of a case (default: 6)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case is None:
@@ -142,7 +144,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         ranks = start_ranks()
-        result = measure(case(given.case, Path(folder)), ranks)
+        result = measure(case(given.case, Path(folder), given.thoughts), ranks)
         stop_ranks()
     if ranks.is_first:
         sys.stdout.write(json.dumps(result) + "\n")

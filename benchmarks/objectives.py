@@ -12,8 +12,8 @@ The last line is JSON: for each objective
 * ``memory_over_likelihood``: peak of the bytes of all tensors that the update allocates, over that of the likelihood;
   the weights and their gradients are there before it and do not count.
 
-The problems are those of the other training benchmarks; 6 thoughts stand for all steps. To add an objective, add an
-entry to ``ENTRIES``.
+The problems are those of the other training benchmarks; 6 thoughts stand for all steps, and for LOTUS 6 blocks of 13
+thoughts. To add an objective, add an entry to ``ENTRIES``.
 """
 
 import argparse
@@ -37,10 +37,12 @@ from coconut_ds.formats import TEXT
 from coconut_ds.memory.passes import LiveBytes, whole_micro_batch
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.collate import Collator
+from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.loss import target_loss
 from coconut_ds.model.starting import starting_feed, wanted_feed
 from coconut_ds.objectives import objective_of
+from coconut_ds.objectives.sim_cot import step_loss
 from coconut_ds.settings.compose import compose_config
 
 THOUGHTS = ("method=coconut_no_curriculum", "c_thought=1", "max_latent_stage=6")
@@ -63,7 +65,40 @@ def codi_parts(loop: LatentLoop, batch: Any) -> list[Work]:
     return [partial(loop, latent_loss, *view.batch) for view in (batch.student, batch.teacher)]
 
 
-ENTRIES = {"codi": Entry(("objective=codi",), codi_parts)}
+def lotus_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The likelihood of the same sequences, with all rounds, and head and cross entropy of the steps' tokens."""
+    targets = batch.steps.targets
+    states = torch.randn(len(targets.ids), loop.width, device=loop.device, dtype=loop.model.dtype, requires_grad=True)
+    return [
+        partial(loop, latent_loss, *batch.written),
+        partial(target_loss, loop.head, loop.vocabulary, states, targets),
+    ]
+
+
+def sim_cot_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The likelihood of the sequences with thoughts, and the decoder's pass over random thoughts."""
+    return [partial(loop, latent_loss, *batch.base), _decoder_part(loop, batch, batch.base)]
+
+
+def sim_cot_codi_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The parts of CODI, and the decoder's pass over random thoughts."""
+    return [*codi_parts(loop, batch.base), _decoder_part(loop, batch, batch.base.student.batch)]
+
+
+def _decoder_part(loop: LatentLoop, batch: Any, thinking: Batch) -> Work:
+    inputs = thinking.inputs
+    columns = sum(ids.shape[1] for ids in (inputs.prefix_ids, inputs.step_ids, inputs.rest_ids))
+    size = len(inputs.prefix_ids), columns, loop.width
+    states = torch.randn(size, device=loop.device, dtype=loop.model.dtype, requires_grad=True)
+    return partial(loop, step_loss, states, batch.steps)
+
+
+ENTRIES = {
+    "codi": Entry(("objective=codi",), codi_parts),
+    "lotus": Entry(("objective=lotus", "c_thought=13"), lotus_parts),
+    "sim_cot": Entry(("objective=sim_cot",), sim_cot_parts),
+    "sim_cot_codi": Entry(("objective=sim_cot_codi",), sim_cot_codi_parts),
+}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ class Prepared(Protocol):
 class Implementation(Protocol):
     """What is checked."""
 
+    def offers(self, case: Case) -> bool:
+        """Whether it can compute a case; other cases are listed and left out."""
+
     def prepare(self, case: Case) -> Prepared:
         """Makes what a case needs, for example from ``case.modules()``."""
 
@@ -53,6 +56,8 @@ class Differences:
     """The largest difference of each kind."""
 
     worst: dict[str, Difference] = field(default_factory=lambda: {kind: Difference() for kind in TOLERANCES})
+    left_out: list[str] = field(default_factory=list)
+    """Names of the cases that the implementation does not offer."""
 
     def note(self, kind: str, size: float, place: str) -> None:
         """Keeps a difference if it is the largest of its kind. NaN counts as infinite."""
@@ -120,9 +125,11 @@ def compare_answers(implementation: Implementation, recording: Recording) -> Dif
 
 
 def compare_all(implementation: Implementation, recording: Recording) -> Differences:
-    """Compares all trusted cases and all answers of a recording."""
-    differences = compare(implementation, trusted_cases(recording))
+    """Compares all trusted cases that the implementation offers, and all answers of a recording."""
+    cases = list(trusted_cases(recording))
+    differences = compare(implementation, filter(implementation.offers, cases))
     differences.add(compare_answers(implementation, recording))
+    differences.left_out = [case.name for case in cases if not implementation.offers(case)]
     return differences
 
 

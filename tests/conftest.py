@@ -1,6 +1,12 @@
 """Settings of all tests, and the fixtures that several test files share; nothing is downloaded."""
 
 import gc
+
+if gc.isenabled():
+    # Until all tests are collected. Imports make millions of objects that live to the end; looking for garbage among
+    # them takes a third of that time.
+    gc.disable()
+
 import os
 import subprocess
 import sys
@@ -38,12 +44,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 COSTLY = (
-    "test_strict_device",
-    *("test_engine", "test_app_browser", "test_train", "test_resume_stops", "test_plan", "test_thinking_engine"),
-    *("test_signals", "test_resume", "test_serve_process", "test_lm_harness", "test_evaluation_runs", "test_static"),
-    *("test_collectives", "test_kill_matrix", "test_gpu_sections", "test_study_methods", "test_resume_damage"),
-    *("test_two_machines", "test_package", "test_probe", "test_serve_api"),
-    *("test_serve_clients",),
+    *("test_app_browser", "test_engine", "test_train", "test_plan", "test_signals", "test_serve_process"),
+    *("test_static", "test_resume_stops", "test_evaluation_runs", "test_study_methods", "test_collectives"),
+    *("test_resume", "test_kill_matrix", "test_lm_harness", "test_thinking_engine", "test_strict_device"),
+    *("test_gpu_sections", "test_resume_damage", "test_gpu_check", "test_two_machines", "test_package", "test_probe"),
+    *("test_serve_api", "test_serve_clients"),
 )
 """Test files that take longest, the longest first."""
 
@@ -57,18 +62,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the zygote before the workers of pytest-xdist, which then share it through their environment."""
-    if config.getoption("numprocesses", None) and not config.option.collectonly and launching.can_fork():
-        launching.zygote()
+    if config.getoption("numprocesses", None):
+        # This process collects no tests.
+        gc.enable()
+        if not config.option.collectonly and launching.can_fork():
+            launching.zygote(many=True)
 
 
 def pytest_collection_finish() -> None:
-    """Excludes the objects of imported modules, which live to the end, from garbage collection; it is faster then."""
+    """Begins to collect garbage, but not among the objects of imported modules, and less often than Python does."""
     gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()
 
 
 @pytest.fixture
 def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies fork their training runs. (The demo's test lets it start a run as a real process, in the same way.)"""
+    """Studies fork their training runs, without a launcher. (The demo's test uses one for one of its runs.)"""
 
     def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
         assert text

@@ -23,9 +23,9 @@ Stream = int | IO[Any] | None
 
 
 class Zygote:
-    """A server process, started by this one."""
+    """A server process, started by this one, for this test process or for ``many``."""
 
-    def __init__(self) -> None:
+    def __init__(self, many: bool) -> None:
         self.address = f"coconut-zygote-{os.getpid()}-{secrets.token_hex(4)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind("\0" + self.address)
@@ -35,7 +35,10 @@ class Zygote:
             environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
             self._server = subprocess.Popen(
                 # The blanks are room for the command lines of its children.
-                [sys.executable, str(HERE / "zygote.py"), str(listener.fileno()), " " * COMMAND_BYTES],
+                [
+                    *(sys.executable, str(HERE / "zygote.py"), str(listener.fileno())),
+                    *("many" if many else "one", " " * COMMAND_BYTES),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,

@@ -33,7 +33,8 @@ from coconut_ds.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = (
-    *("run=demo", "run.name=killed", "data=modular_sum", "size={train: 160, valid: 24, test: 24}", "max_new_tokens=8"),
+    *("run=demo", "run.name=killed", "data=modular_sum", "num_terms=3", "size={train: 160, valid: 24, test: 24}"),
+    "max_new_tokens=8",
     *("model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "max_latent_stage=2", "c_thought=1"),
     *("advance=epochs", "epochs_per_stage=2", "num_epochs=6", "global_batch_size=32", "batch_size_training=16"),
     *("batch_size_eval=8", "save_every_steps=2", "keep_last=2", "run.wandb=disabled"),

@@ -77,11 +77,11 @@ def can_fork() -> bool:
     return wanted and sys.platform == "linux" and not torch.accelerator.is_available()
 
 
-def zygote() -> str:
-    """The address of the zygote, which is started on first use."""
+def zygote(many: bool = False) -> str:
+    """The address of the zygote, which is started on first use; ``many``: several test processes will share it."""
     with _starting:
         if ZYGOTE not in os.environ:
-            server = forked.Zygote()
+            server = forked.Zygote(many)
             atexit.register(server.close)
             os.environ[ZYGOTE] = server.address
     return os.environ[ZYGOTE]

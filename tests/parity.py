@@ -23,6 +23,7 @@ from comparing_objectives import Implementation, compare_all
 from recorded_codi import RecordedCodi
 from recorded_lotus import RecordedLotus
 from recorded_objectives import SOURCES, Recording
+from recorded_sim_cot import RecordedSimCot
 from recorded_twins import Twins
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -38,6 +39,8 @@ CHECKED: dict[str, Implementation] = {
     **dict.fromkeys(SOURCES.values(), Twins()),
     "codi": RecordedCodi(),
     "lotus": RecordedLotus(),
+    "sim_cot_on_codi": RecordedSimCot(),
+    "sim_cot_on_coconut": RecordedSimCot(),
 }
 """For each objective, the implementation that is compared."""
 
@@ -149,6 +152,8 @@ def objective_excess(recording: Recording) -> tuple[float, str]:
     found = compare_all(CHECKED[recording.objective], recording)
     for kind, difference in found.worst.items():
         print(f"{kind:>30}: {difference.size:.2e}  {difference.place}")
+    if found.left_out:
+        print(f"{'not offered':>30}: {', '.join(found.left_out)}")
     return found.excess()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 UNTRUSTED = ("ragged_as_is", "ragged_fix_attn_mask", "codi_as_is", "long_steps_as_is")
 """Cases that no second program confirmed: their numbers depend on padding that is read as text, or on targets that run
 into the next block."""
-PARTS = {
+NAMES = {
     "student_ce": "student",
     "teacher_ce": "teacher",
     "distill": "distill",
@@ -84,20 +84,22 @@ class Case:
         """The parts of the loss, each with its factor, and ``total``."""
         loss = self.record["loss"]
         made = {"total": loss["total"]}
-        for name, part in PARTS.items():
-            if name in self.record["grad_norm_of_term"] and self._is_on(name):
-                value = loss[f"{name}_times_factor"] if f"{name}_times_factor" in loss else loss[name]
-                made[part] = value * (self.settings.get("intermediate_loss_weight", 1.0) if name == "step" else 1.0)
+        for name in self._terms():
+            made[NAMES[name]] = loss.get(f"{name}_times_factor", loss.get(name))
+        if self.recording.objective == "lotus":
+            made["step"] *= self.settings["intermediate_loss_weight"]
         return made
 
     def part_norms(self) -> dict[str, float]:
-        """The norm of the gradient of each part, and ``total``."""
-        made = {PARTS[name]: norm for name, norm in self.record["grad_norm_of_term"].items() if self._is_on(name)}
-        return {"total": self.record["grad_norm"], **made}
+        """The norm of the gradient of each part with its factor, and ``total``."""
+        norms = self.record["grad_norm_of_term"]
+        return {"total": self.record["grad_norm"], **{NAMES[name]: norms[name] for name in self._terms()}}
 
-    def _is_on(self, name: str) -> bool:
-        """Whether a recorded part is a part of this case's loss; LOTUS's optional term is always listed."""
-        return name != "codi" or bool(self.settings["codi_loss_weight"])
+    def _terms(self) -> list[str]:
+        """The recorded names of the parts; LOTUS's recordings also list the optional ``codi`` where it is off."""
+        return [
+            name for name in self.record["grad_norm_of_term"] if name != "codi" or self.settings["codi_loss_weight"]
+        ]
 
     # CODI, and SIM-CoT on it
 

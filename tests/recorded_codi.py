@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from recorded_cases import Case
@@ -18,7 +19,14 @@ from coconut_ds.model.feed import Projection
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.objectives.codi import Codi, CodiBatch, view_of
+from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.objective import CodiConfig
+
+
+@cache
+def base_config() -> Config:
+    return compose_config(["objective=codi"])
 
 
 @dataclass(frozen=True)
@@ -38,18 +46,19 @@ class PreparedCodi:
 class RecordedCodi:
     """See ``comparing_objectives.Implementation``."""
 
+    def offers(self, case: Case) -> bool:
+        return True
+
     def prepare(self, case: Case) -> PreparedCodi:
         modules, wanted, rows = case.modules(), case.codi_options(), case.codi_rows()
-        config = compose_config(
-            [
-                "objective=codi",
-                "method=coconut_no_curriculum",
-                f"codi.gamma={wanted.distill_factor}",
-                f"codi.teacher_weight={wanted.teacher_factor}",
-                f"codi.distance={wanted.distance}",
-                f"codi.divide_by_std={str(wanted.divide_by_std).lower()}",
-            ]
+        settings = CodiConfig(
+            gamma=wanted.distill_factor,
+            teacher_weight=wanted.teacher_factor,
+            distance=wanted.distance,
+            divide_by_std=wanted.divide_by_std,
         )
+        objective = base_config().objective.model_copy(update={"codi": settings})
+        config = base_config().model_copy(update={"objective": objective})
         loop = LatentLoop(modules.model, feed=feed_of(modules.projection))
         student = [(row.student, row.student_position) for row in rows]
         teacher = [(row.teacher, row.teacher_position) for row in rows]

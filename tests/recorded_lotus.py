@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from comparing_objectives import Prepared
 from recorded_cases import Case
 from recorded_objectives import Prompt, Recording
-from recorded_twins import Twins, lotus_options
+from recorded_twins import lotus_options
 from torch import Tensor, nn
 
 from coconut_ds.generation.batch import generate
@@ -36,19 +35,15 @@ class PreparedLotus:
 
 
 class RecordedLotus:
-    """See ``comparing_objectives.Implementation``.
+    """See ``comparing_objectives.Implementation``."""
 
-    The project does not have all options of the public code: its terms ``codi`` and ``ia``, and states that replace the
-    input of a position instead of being added to it. For cases with these, the slow twin is compared.
-    """
+    def offers(self, case: Case) -> bool:
+        """Not the terms ``codi`` and ``ia`` of the public code, nor states that replace the input of a position."""
+        terms = case.settings["codi_loss_weight"], case.settings["inter_answer_loss_weight"]
+        return not any(terms) and not case.lotus_options().replace
 
-    def prepare(self, case: Case) -> Prepared:
-        settings, rows = case.settings, case.lotus_rows()
-        if case.modules().decoder or settings["codi_loss_weight"] or settings["inter_answer_loss_weight"]:
-            return Twins().prepare(case)
-        options = case.lotus_options()
-        if options.replace:
-            return Twins().prepare(case)
+    def prepare(self, case: Case) -> PreparedLotus:
+        settings, rows, options = case.settings, case.lotus_rows(), case.lotus_options()
         config = compose_config(
             [
                 "objective=lotus",

@@ -23,6 +23,9 @@ class PreparedTwin:
 class Twins:
     """See ``comparing_objectives.Implementation``."""
 
+    def offers(self, case: Case) -> bool:
+        return True
+
     def prepare(self, case: Case) -> PreparedTwin:
         modules = case.modules()
         parts = PARTS[case.recording.objective]

@@ -25,7 +25,7 @@ from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics
 from coconut_ds.training.trainer import Trainer
 
-SMALL = [*RUN, "size.train=128", "num_epochs=4", "save_every_steps=3", "batch_size_eval=24"]
+SMALL = [*RUN, "size.train=128", "num_epochs=4", "save_every_steps=3", "batch_size_eval=24", "max_new_tokens=2"]
 """Four updates per epoch, so the checkpoints are 0_3, 1, 1_2, 2, 2_1, 3, 3_3 and 4. A run keeps the last two and the
 best."""
 DIES_AT = 11
@@ -38,10 +38,12 @@ class Died(BaseException):
     """Stands for the death of a process: no code catches it. ``Place.killed`` undoes what cleaning up has written."""
 
 
-def small_run(save_path: Path, *overrides: str) -> Config:
-    """The configuration of the run in a folder."""
+def small_run(save_path: Path, ranks: int, *overrides: str) -> Config:
+    """The configuration of the run in a folder, with one micro batch an update."""
     config = composed(*overrides)
-    return config.model_copy(update={"run": config.run.model_copy(update={"save_path": str(save_path)})})
+    run = config.run.model_copy(update={"save_path": str(save_path)})
+    micro_batch = {"batch_size_training": (config.training.global_batch_size or 0) // ranks}
+    return config.model_copy(update={"run": run, "training": config.training.model_copy(update=micro_batch)})
 
 
 @cache
@@ -113,7 +115,7 @@ class Place:
         said, error = io.StringIO(), None
         with contextlib.redirect_stdout(said), hook or contextlib.nullcontext():
             try:
-                train(small_run(self.path, *overrides), self.ranks)
+                train(small_run(self.path, self.ranks.size, *overrides), self.ranks)
             except (Exception, Died, KeyboardInterrupt) as found:
                 error = f"{type(found).__name__}: {found}"
         return {"error": error, "said": said.getvalue(), "attempts": [path.name for path in self.attempts()]}

@@ -25,7 +25,7 @@ EXAMPLES = 25
 STATUSES = (200, 400, 401, 404, 405, 408, 413, 422, 429, 500, 503, 504)
 
 
-def run_cases(count: int, folder: Path) -> dict[str, Any]:
+def run_cases(count: int, folder: Path, examples: int = EXAMPLES) -> dict[str, Any]:
     """Makes rounds with different seeds until there were ``count`` cases or one found a fault; returns the numbers."""
     checkpoint = save_checkpoint(folder / "tiny")
     with serving(checkpoint, key=KEY, options=("--slots", "8", "--load")) as server:
@@ -33,7 +33,7 @@ def run_cases(count: int, folder: Path) -> dict[str, Any]:
         faults, output, seed = 0, "", 0
         while sum(by_status.values()) < count and not faults:
             seed += 1
-            done = _round(server.url, folder, seed)
+            done = _round(server.url, folder, seed, examples)
             faults, output = done.returncode, done.stdout[-6000:] + done.stderr[-2000:]
             before = sum(by_status.values())
             by_status = {str(code): int(server.metric("http_requests_total", status=str(code))) for code in STATUSES}
@@ -50,10 +50,10 @@ def run_cases(count: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _round(url: str, folder: Path, seed: int) -> "subprocess.CompletedProcess[str]":
+def _round(url: str, folder: Path, seed: int, examples: int) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "schemathesis.cli", "run", url + "/openapi.json"]
     command += ["--header", f"Authorization: Bearer {KEY}", "--checks", ",".join(CHECKS), "--seed", str(seed)]
-    command += ["--phases", "coverage,fuzzing", "--max-examples", str(EXAMPLES), "--continue-on-failure"]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", str(examples), "--continue-on-failure"]
     command += ["--generation-database", "none", "--request-timeout", "300"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schema_hooks", "PYTHONPATH": str(ROOT / "tests")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -18,8 +18,6 @@ from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 from visiting import PATIENCE_MS, PICTURES, Visit
 
-from serve.app.dataset import MAX_DRAWS
-
 pytestmark = pytest.mark.slow
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -170,10 +168,14 @@ REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is 
 """For each question that cannot be answered, part of the advice."""
 
 
+STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \u202e"
+"""A script, an image, templates, characters of several bytes, and one that turns the direction of writing."""
+
+
 @pytest.mark.parametrize(
     "questions",
-    [(HOSTILE,), ("<img src=x onerror='window.hacked=1'>",), ("🥥💭 ñ 你好 \u202e",), tuple(REFUSALS)],
-    ids=["script", "image", "emoji", "endless, beyond the context, nothing"],
+    [(STRANGE,), tuple(REFUSALS)],
+    ids=["script, image, templates, emoji", "endless, beyond the context, nothing"],
 )
 def test_strange_questions(desk, questions):
     """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
@@ -195,13 +197,12 @@ def test_strange_questions(desk, questions):
 
 
 def test_long_work_is_cancelled(desk):
-    desk.ask(SUMS[0].question)
-    desk.wait_for_answer()
     desk.tab("Data set")
     for name in ("interventions on thoughts", "linear probes"):
         desk.page.get_by_role("checkbox", name=name).set_checked(name == "interventions on thoughts")
     # With the default of two draws, a quiet machine is done before the click on Cancel.
-    desk.page.get_by_label("number input for Draws per problem").fill(str(MAX_DRAWS))
+    draws = desk.page.get_by_label("number input for Draws per problem")
+    draws.fill(draws.get_attribute("max"))
     desk.page.locator("#run-dataset").click()
     desk.wait("#dataset-state progress")
     desk.page.locator("#cancel-dataset").click()

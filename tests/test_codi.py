@@ -4,12 +4,17 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from comparing_objectives import compare, compare_answers
 from making_tokenizers import tokenizers
 from making_training import AskedToStop, column, record, train
+from recorded_cases import trusted_cases
+from recorded_codi import RecordedCodi
+from recorded_objectives import Recording
 from safetensors.torch import load_file
 from slow_codi import CodiOptions, CodiRow, CodiWeights, slow_codi
 from slow_thoughts import unchanged
@@ -144,6 +149,15 @@ def test_parts_and_gradients_are_those_of_the_slow_twin(name):
         )
 
 
+def test_recorded_numbers_are_reproduced():
+    """Each loss, the norm of the gradient of each parameter, and greedy answers of the public code, to 1e-4."""
+    recording = Recording(Path(__file__).parent / "parity_data" / "objectives" / "codi" / "gpt2")
+    found = compare(RecordedCodi(), trusted_cases(recording), each_part=False)
+    found.add(compare_answers(RecordedCodi(), recording))
+    factor, worst = found.excess()
+    assert factor <= 1, worst
+
+
 def test_half_precision_reads_the_same_states():
     """Its passes are others: the rest joins the last thought, and the last layer attends only where it is read."""
     case = CASES["ragged"]
@@ -178,6 +192,16 @@ def test_the_value_begins_after_the_announcement_whatever_the_tokenizer(kind):
         assert tokenizer.decode(value).strip() == tokenizer.decode(tokenizer.encode(answer)).strip(), (answer, value)
 
 
+def test_in_formats_with_a_cue_its_last_token_predicts_the_value():
+    problems = [replace(problem, cue=[33, 34]) for problem in PROBLEMS]
+    maker = replace(sequences(CASES["eager"]), announcements=())
+    arrays = ProblemArrays([arrays_of(problems)], [33, 34])
+    examples = Codi(config_of("coconut_no_curriculum")).examples(maker, 0, 0, arrays, range(len(problems)))
+    for view, starts in zip(examples.views, examples.value_starts, strict=True):
+        found = [layout.input_ids[start - 2 : start + 1] for layout, start in zip(view, starts.tolist(), strict=True)]
+        assert found == [[33, 34, problem.answer[0]] for problem in problems]
+
+
 RUN = (
     *("objective=codi", "feed_width=8", "codi.gamma=2"),
     *("lr_schedule=cosine", "warmup_steps=2", "reset_optimizer=never", DROPOUT),
@@ -209,5 +233,7 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     for overrides in (("objective=likelihood",), RUN):
         feed = tiny_experiment(*overrides, start).backbone.feed
         assert all(torch.equal(value, trained[name]) for name, value in feed.state_dict().items())
-    with pytest.raises(ConfigError, match=r"run.load_model_path: the feed of this checkpoint .*width=8.*width=16"):
+    with pytest.raises(
+        ConfigError, match=r"run.load_model_path: the feed of this checkpoint is projection of width 8, .* width 16"
+    ):
         tiny_experiment("objective=codi", "feed_width=16", start)

@@ -17,8 +17,8 @@ from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
-PROBLEMS = 1319
-"""The number of test problems of GSM8K. Of the numbers of ranks used here, only 1 divides it."""
+PROBLEMS = 499
+"""A prime number: of the numbers of ranks used here, only 1 divides it."""
 SWEEP = ["n_thoughts=0,2", "batch_size=16"]
 
 
@@ -96,7 +96,7 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, swe
         process = start(command_of(place, out, *SWEEP), environment(), stderr=stderr)
     wait_until(lambda: count_kept(out) or process.poll() is not None, limit_s=120)
     kept = count_kept(out)
-    time.sleep(0.3)
+    time.sleep(0.1)
     process.send_signal(number)
     process.wait(60)
     said = (tmp_path / "stderr").read_text()
@@ -131,8 +131,8 @@ def test_two_evaluations_are_compared_and_wrong_requests_refused_in_one_line(pla
     right = sum(n % 3 > 0 for n in range(PROBLEMS))
     assert scores(other)["accuracy"] == right / PROBLEMS > scores(one)["accuracy"]
     shown = run([str(EVALUATE), "--compare", str(one), str(other)]).stdout
-    assert "1,319" in shown
-    assert f"{right:,}" in shown
+    assert f"{PROBLEMS} problems" in shown
+    assert str(right) in shown
     assert "McNemar" in shown
     torch.save({"transformer.wte.weight": torch.zeros(2, 2)}, tmp_path / "state")
     cases = {

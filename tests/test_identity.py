@@ -38,6 +38,7 @@ GIVEN: dict[str, Any] = {
     "tokenizer": "tokens",
     "code": {"commit": "c0ffee", "difference": ""},
     "batch": "32 × 4 × 1",
+    "micro_batch": 32,
 }
 FREE = {
     *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb")),
@@ -52,6 +53,9 @@ FREE = {
 REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
 """Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
+    "objective.feed_width": 96,
+    "objective.sim_cot.decoder_layers": 2,
+    "objective.sim_cot.decoder_width": 96,
     "run.load_model_path": "elsewhere",
     "run.resume_mode": "never",
     "run.resume_attempt_id": "20250101-000000-abcd",
@@ -135,7 +139,8 @@ def test_a_key_counts_unless_it_is_listed_or_replaced_by_content(key: str) -> No
     # The effective batch size is passed separately.
     free = key in FREE or key in REPLACED or key == "training.global_batch_size"
     assert (signature(table(changed, weights="w")) == signature(table(weights="w"))) == free
-    if not free and key != "training.loss_reduction":
+    # With these, the micro batch counts too, which is another key to ignore.
+    if not free and key not in ("training.loss_reduction", "objective.kind"):
         pair = [table(with_value(one, "run.signature_ignore_keys", (key,)), weights="w") for one in (BASE, changed)]
         assert pair[0] == pair[1]
 
@@ -164,6 +169,10 @@ def test_a_key_that_older_versions_lack_counts_only_if_it_is_set(key: str) -> No
         (BASE, {}, {"data": {**FILE_CONTENT, "val": "3"}}, ["data.val_content"]),
         (BASE, {}, {"batch": "16 × 4 × 2"}, []),
         (config(training__loss_reduction="reference"), {}, {"batch": "16 × 4 × 2"}, ["batch"]),
+        # CODI's standard deviation is that of a micro batch.
+        (BASE, {}, {"micro_batch": 16}, []),
+        (config(objective__kind="codi"), {}, {"micro_batch": 16}, ["micro_batch"]),
+        (config(objective__kind="codi", objective__codi__divide_by_std=False), {}, {"micro_batch": 16}, []),
         (BASE, {}, {"engine_file": engine(stage=3)}, ["deepspeed.file.zero_optimization.stage"]),
         # The same number spelt differently; but true is not 1.
         (BASE, {}, {"engine_file": engine(reduce_bucket_size=5e8)}, []),

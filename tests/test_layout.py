@@ -6,7 +6,7 @@ import pytest
 from making_layouts import ID, MARKERS, make_layout, make_problem, readable
 
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import CurriculumSpec, TokenizedProblem
+from coconut_ds.methods.base import CurriculumSpec, TokenizedProblem, join
 from coconut_ds.methods.layout import IGNORE, expected_tokens, lay_out, lay_out_prompt
 
 STAGES = range(7)
@@ -126,6 +126,16 @@ def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
     turned = make_layout("coconut_reversed", stage, num_steps, c=2, last=4, pad=pad)
     assert turned.num_thoughts == expected.count("<t>")
     assert len(turned) == len(expected.split()) - 1
+
+
+@pytest.mark.parametrize("method", ["coconut", "coconut_no_curriculum", "coconut_reversed", "pause_as_thought"])
+def test_removed_and_written_steps_are_the_steps_of_the_problem(method: str) -> None:
+    """What is removed comes first, or last if the method starts with the last steps."""
+    one, problem = METHODS[method], make_problem()
+    for stage, last in itertools.product(range(6), (2, 6)):
+        spec = CurriculumSpec(1, last)
+        parts = [join(one.removed(problem, stage, spec)), one.written(problem, stage, spec)]
+        assert sum(parts[::-1] if method == "coconut_reversed" else parts, []) == join(problem.steps)
 
 
 @pytest.mark.parametrize("method", METHODS)

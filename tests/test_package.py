@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
-from launching import Process
+from launching import Process, forking
 
 from coconut_ds.distributed.launcher import launcher
 from coconut_ds.studies import harness
@@ -49,19 +50,21 @@ def test_the_wheel_works_from_any_directory_with_its_configuration(tmp_path):
 
 
 @pytest.fixture
-def one_real_run(monkeypatch: pytest.MonkeyPatch, forked_runs: None) -> None:
-    """Only the run of coconut is a real process, under the real launcher; those of other methods are forked."""
+def one_launched_run(monkeypatch: pytest.MonkeyPatch, forked_runs: None) -> None:
+    """The run of coconut is started by the launcher, as its command says; those of other methods without it."""
     fork = harness.subprocess.Popen
 
-    def popen(command: list[str], **options: Any) -> Process:
+    def popen(command: list[str], *, text: bool, **options: Any) -> Process:
         assert command[0] == launcher(1)[0]
-        return (subprocess.Popen if "method=coconut" in command else fork)(command, **options)
+        if "method=coconut" in command:
+            return launching.start(forking(command), **options)
+        return fork(command, text=text, **options)
 
     monkeypatch.setattr(harness.subprocess, "Popen", popen)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_real_run")
+@pytest.mark.usefixtures("one_launched_run")
 def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path, monkeypatch, capsys):
     """In two short epochs nothing is learned, and the demo says so."""
     out = tmp_path / "a demo's folder"

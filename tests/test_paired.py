@@ -73,6 +73,13 @@ def test_text(tmp_path, monkeypatch):
     ]
 
 
+def test_large_numbers_are_grouped_by_thousands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [line.split() for line in compared(Path(), 1059, 6, 16, 238).text().splitlines()]
+    assert ["1,319", "problems"] in [each[:2] for each in words]
+    assert ["both", "right", "1,059"] in words
+
+
 @pytest.mark.parametrize(
     ("counts", "expected", "absent"),
     [

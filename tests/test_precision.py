@@ -64,7 +64,7 @@ def test_only_the_value_true_is_in_the_signature_of_a_run():
     def table(*overrides: str) -> dict:
         config = compose_config(["data=modular_sum", "model=gpt2_scratch_tiny", "tokenizer=dataset", *overrides])
         given = {"global_batch_size": 1, "engine_file": {}, "data": {}, "weights": None}
-        return ingredients(config, **given, tokenizer="", code={}, batch="")
+        return ingredients(config, **given, tokenizer="", code={}, batch="", micro_batch=1)
 
     plain = table()
     assert "run.tf32" not in plain

@@ -53,6 +53,7 @@ def model_config(path: Path) -> Any:
     path.rename(path.parent / "config.json")
     made = composed().model_copy(update={"model": composed().model.model_copy(update={"model_id": str(path.parent)})})
     values: dict[str, Any] = {"engine_file": {}, "weights": "w", "tokenizer": "t", "code": {}, "batch": "1"}
+    values["micro_batch"] = 1
     return ingredients(made, global_batch_size=1, data={"train": "a", "val": "b"}, **values)
 
 

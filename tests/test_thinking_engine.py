@@ -19,10 +19,10 @@ from coconut_ds.model.latent_loop import LatentLoop
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, family, monkeypatch):
-    """80 random cases per family: prompts, thoughts, lengths, arrivals, slots; each request against the slow loop."""
+    """40 random cases per family: prompts, thoughts, lengths, arrivals, slots; each request against the slow loop."""
     model = tiny_model(family)
     shared = 0
-    for case in range(80):
+    for case in range(40):
         rng = random.Random(f"{family}/{case}")
         monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([1, 60, 2048]))
         eos, questions = rng.randrange(1, LATENT), []
@@ -32,7 +32,7 @@ def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, fa
         slow = [slow_generate(model, request, eos, 96) for request in requests]
         assert [one.tokens for one in made] == slow, case
         shared += engine.num_shared
-    assert shared > 500
+    assert shared > 250
 
 
 @pytest.mark.parametrize("family", FAMILIES)

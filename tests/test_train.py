@@ -78,14 +78,14 @@ def losses(run: Path) -> list[float]:
 
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 LAUNCHERS: dict[str, list[object]] = {
-    "python": [sys.executable, TRAIN],
+    "python": [TRAIN],
     "deepspeed": [DEEPSPEED, "--master_port", free_port(), TRAIN],
     "deepspeed, two ranks": [DEEPSPEED, "--master_port", free_port(), "--num_accelerators", "2", TRAIN],
     "torchrun": [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", TRAIN],
     "installed": [Path(sys.executable).with_name("coconut-train")],
 }
-FORKED = ("deepspeed", "deepspeed, two ranks", "installed")
-"""These are forked, with the processes they start. The tests of signals and the demo's start ``deepspeed`` really."""
+FORKED = ("python", "deepspeed", "deepspeed, two ranks", "installed")
+"""These are forked, with the processes they start. Tests of signals start plain Python and ``deepspeed`` really."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,8 @@ def launched(tmp_path_factory) -> dict[str, Path]:
     for name, command in LAUNCHERS.items():
         folder = tmp_path_factory.mktemp("launch")
         words, variables = [str(word) for word in (*command, *TINY)], environment(HOME=str(folder))
-        done = launching.run(forking(words), variables, cwd=folder) if name in FORKED else start(words, folder)
+        forked = words if name == "python" else forking(words)
+        done = launching.run(forked, variables, cwd=folder) if name in FORKED else start(words, folder)
         assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
         runs[name] = only_run(folder)
     return runs

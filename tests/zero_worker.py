@@ -11,7 +11,6 @@ that a rank holds of a model.
 import json
 import os
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from tiny_models import SHAPES
+from zero_feeds import VARIANTS, fed
 
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer
@@ -45,6 +45,7 @@ from coconut_ds.training.metrics import read_metrics
 OVERRIDES = [
     "run=demo",
     "data=modular_sum",
+    "num_terms=3",
     "model=gpt2_scratch_tiny",
     "tokenizer=dataset",
     "model.model_config_overrides.n_embd=32",
@@ -52,10 +53,11 @@ OVERRIDES = [
     "advance=epochs",
     "c_thought=1",
     "max_latent_stage=3",
-    "epochs_per_stage=2",
-    "num_epochs=5",
+    "epochs_per_stage=1",
+    "num_epochs=3",
+    "save_every=9",
     "size.train=56",
-    "size.valid=17",
+    "size.valid=9",
     "size.test=10",
     "global_batch_size=32",
     "batch_size_training=8",
@@ -63,16 +65,17 @@ OVERRIDES = [
     "pad_latent_to_max=false",
     "max_new_tokens=4",
 ]
-"""Ten updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
-no problems in the last micro step of an epoch's last update; with 17 validation problems, it has none in its last
+"""Six updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
+no problems in the last micro step of an epoch's last update; with 9 validation problems, it has none in its last
 batch."""
-SHORT = ["num_epochs=2", "epochs_per_stage=1", "size.train=40", "size.valid=3", "max_new_tokens=2"]
+SHORT = ["num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
 """Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
 LORA = ["lora.rank=2", "lora.alpha=8"]
-CODI = ["objective=codi", "feed_width=16"]
+CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
+"""With all of CODI's parts, and an auxiliary decoder."""
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
     *("grpo.exploration=svp", "grpo.svp_renew=3", "grpo.reward=making_rewards:brevity", "global_batch_size=16"),
@@ -103,8 +106,11 @@ def family_overrides(family: str, folder: Path) -> list[str]:
     return [*OVERRIDES, *SHORT, f"load_model_path={folder / family}"]
 
 
-def config_of(variant: str, folder: Path, place: str, more: Sequence[str]) -> Config:
-    """The configuration of one variant. Variants with ``live0`` or ``held0`` get an engine file of their own."""
+def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Config:
+    """The configuration of one variant, which trains for another number of epochs if one is given.
+
+    Variants with ``live0`` or ``held0`` get an engine file of their own.
+    """
     zero, *rest = variant.replace("_offload", "-offload").split("_")
     family = next((name for name in FAMILIES if name in rest), None)
     engine_file = zero.replace("-", "_")
@@ -116,9 +122,10 @@ def config_of(variant: str, folder: Path, place: str, more: Sequence[str]) -> Co
         engine_file = str(path)
     base = family_overrides(family, folder) if family else OVERRIDES
     parts = (("bf16", ["bf16=true"]), ("lora", LORA), ("codi", CODI), ("grpo", GRPO))
-    config = composed(*base, *(word for name, words in parts if name in rest for word in words), *more)
+    config = composed(*base, *(word for name, words in parts if name in rest for word in words))
     run = config.run.model_copy(update={"save_path": str(folder / place)})
-    return with_engine(config.model_copy(update={"run": run}), engine_file, holds)
+    training = config.training.model_copy(update={"num_epochs": epochs or config.training.num_epochs})
+    return with_engine(config.model_copy(update={"run": run, "training": training}), engine_file, holds)
 
 
 def with_engine(config: Config, engine_file: str, holds: bool = True) -> Config:
@@ -134,7 +141,7 @@ def composed(*overrides: str) -> Config:
 
 def write_family(family: str, folder: Path) -> None:
     """Saves a random model without the markers, as a folder as others publish them and as a state dict."""
-    config = compose_config(OVERRIDES)
+    config = composed(*OVERRIDES)
     tokenizer = build_word_tokenizer(open_source(config.data, config.run.seed).vocabulary())
     overrides = {**SHAPES[family], "initializer_range": 0.2}
     settings = ModelConfig(model_id=family, model_init="scratch", model_config_overrides=overrides)
@@ -145,9 +152,9 @@ def write_family(family: str, folder: Path) -> None:
     torch.save(model.state_dict(), folder / f"{family}.pt")
 
 
-def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, more: Sequence[str] = ()) -> dict:
+def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, epochs: int | None = None) -> dict:
     """Trains one variant and reads its record. ``place`` is the folder of its run, by default its name."""
-    run = train(config_of(variant, folder, place or variant, more), ranks)
+    run = train(config_of(variant, folder, place or variant, epochs), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
     summary = json.loads(run.summary.read_text()) if ranks.is_first else {"last_checkpoint": None}
@@ -164,17 +171,19 @@ def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, m
 def build(family: str, folder: Path, ranks: Ranks) -> dict:
     """Builds a model in shards and whole, from each source of weights, and compares them."""
     found = {}
-    shape = ",".join(f"{key}:{value}" for key, value in SHAPES[family].items())
-    scratch = [f"model_id={family}", "model_init=scratch", "tokenizer=dataset"]
-    for way, choice in (
-        ("run.load_model_path, a folder", [f"load_model_path={folder / family}"]),
+    base, weights = composed("data=modular_sum", "model=gpt2_pretrained", "deepspeed=zero3"), str(folder / family)
+    scratch = {"model_id": family, "model_init": "scratch", "tokenizer": "dataset"}
+    for way, run, model in (
+        ("run.load_model_path, a folder", {"load_model_path": weights}, {}),
         (
             "run.load_model_path, a file",
-            [f"load_model_path={folder / family}.pt", *scratch, f"model.model_config_overrides={{{shape}}}"],
+            {"load_model_path": f"{weights}.pt"},
+            {**scratch, "model_config_overrides": SHAPES[family]},
         ),
-        ("model.model_id", [f"model_id={folder / family}"]),
+        ("model.model_id", {}, {"model_id": weights}),
     ):
-        config = compose_config(["data=modular_sum", "model=gpt2_pretrained", "deepspeed=zero3", *choice])
+        changed = {"run": base.run.model_copy(update=run), "model": base.model.model_copy(update=model)}
+        config = base.model_copy(update=changed)
         source = open_source(config.data, config.run.seed)
         values = engine_values(config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks.size)
         sharded = starting_backbone(config, source, values).model
@@ -192,7 +201,7 @@ def build(family: str, folder: Path, ranks: Ranks) -> dict:
 
 def held(ranks: Ranks) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state that this rank holds between two updates under ZeRO-3."""
-    config = compose_config([*OVERRIDES, "model.model_config_overrides.n_embd=64", "deepspeed=zero3"])
+    config = with_engine(composed(*OVERRIDES, "model.model_config_overrides.n_embd=64"), "zero3")
     engine = some_engine(config, ranks)
     engine.update([collate([LAYOUT], [1 / ranks.size], 0, 0)], 1e-3)
     inner = engine._engine.optimizer
@@ -262,9 +271,12 @@ def main() -> None:
     result: dict = {variant: record(variant, folder, ranks) for variant in (*LONG_VARIANTS, *SHORT_VARIANTS)}
     # The same run once more in another folder, with a launch for each of its two epochs.
     for epochs in (1, 2):
-        result["resumed"] = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])
+        result["resumed"] = record(RESUMED, folder, ranks, "resumed", epochs)
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
     result["held"] = held(ranks)
+    result["fed"] = {
+        name: fed(config_of(name, folder, "fed", None), folder / f"{name}_fed", ranks) for name in VARIANTS
+    }
     if ranks.is_first:
         weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in LONG_VARIANTS}
         for name in LONG_VARIANTS:

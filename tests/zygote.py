@@ -11,13 +11,19 @@ import must have the values that the zygote had (``READ_AT_IMPORT``; other value
 seed of Python's string hashes; and the process ends without taking its modules apart. Tests about these things start
 real processes.
 
-``python tests/zygote.py DESCRIPTOR`` is the server. It ends when its standard input is closed.
+``python tests/zygote.py DESCRIPTOR one|many`` is the server, for one test process or many. It ends when its standard
+input is closed.
 """
+
+import gc
+
+if __name__ == "__main__":
+    # Until everything is imported: see ``conftest.py``.
+    gc.disable()
 
 import atexit
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -37,13 +43,21 @@ import numpy
 import torch
 
 from coconut_ds.distributed.launcher import free_port
+from coconut_ds.settings.compose import compose_config
 
 PRELOADED = (
     *("deepspeed", "numpy", "safetensors.torch", "torch", "transformers.integrations.deepspeed"),
     *(f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "llama", "qwen3")),
     *("coconut_ds.evaluate", "coconut_ds.train", "coconut_ds.evaluation.session", "coconut_ds.training.launch"),
+    # What the first engine imports.
+    *("coconut_ds.distributed.process_group", "setuptools", "torch.utils.serialization.config"),
 )
 """Modules that the zygote imports. torch's compiler is not among them: a test checks that training avoids it."""
+WHERE_INSTALLED = ("deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops")
+"""Modules that only some versions of DeepSpeed have; the first engine imports them."""
+FOR_MANY = ("matplotlib.backends.backend_agg", "peft", "serve.app.layout", "serve.launch", "sklearn.linear_model")
+"""Modules that a zygote of several test processes also imports, if they are installed. Together they take longer than
+what the children of a single test file would save."""
 READ_AT_IMPORT = (
     *("ATEN_", "CUDA_", "DEEPSPEED_", "DS_", "HF_", "HUGGINGFACE_", "KMP_", "MKL_", "OMP_", "PYTHON", "TORCH"),
     *("TRANSFORMERS_", "XDG_"),
@@ -251,8 +265,14 @@ def main() -> None:
     at_import = dict(os.environ)
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in (*WHERE_INSTALLED, *(FOR_MANY if sys.argv[2] == "many" else ())):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    # Hydra looks for its plug-ins, and its parser prepares its tables.
+    compose_config([])
     # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
+    gc.enable()
     request = Server(socket.socket(fileno=int(sys.argv[1])), at_import).run()
     run_as_main(*become(request))
 

@@ -203,7 +203,8 @@ def _compare_tokens(report: Report, options: Options, family: str) -> None:
     length = 6 if options.small else 12
     prompts = [_prompt(layout) for layout in mixed_layouts(options.small)]
     requests = [Request(prompt, length, suppress=(THOUGHT,)) for prompt in prompts]
-    requests.append(Request(prompts[1], length, at_once=AtOnce(PARALLEL["jacobi"], THOUGHT), suppress=(THOUGHT,)))
+    for parallel in PARALLEL.values():
+        requests.append(Request(prompts[1], length, at_once=AtOnce(parallel, THOUGHT), suppress=(THOUGHT,)))
     requests.append(Request(prompts[0], length, thinking=Thinking(START, END, 2), suppress=(THOUGHT, END)))
     slow = family_model(family, options.small)
     expected = [slow_generate(slow, request, EOS) for request in requests]

@@ -68,7 +68,7 @@ def _resume(report: Report, folder: Path, ranks: Any, losses: dict[str, list[flo
 
     with report.part(f"{RESUMED}, resumed"):
         for epochs in (1, 2):
-            resumed = record(RESUMED, folder, ranks, "resumed", [f"num_epochs={epochs}"])["losses"]
+            resumed = record(RESUMED, folder, ranks, "resumed", epochs)["losses"]
         _check(report, "losses after a resume", resumed, losses[RESUMED], LOSS)
 
 

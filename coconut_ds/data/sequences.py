@@ -56,7 +56,7 @@ class Sequences:
 
     def replaced_steps(self, epoch: int, stage: int, index: int, problem: TokenizedProblem) -> tuple[Ids, ...]:
         """The steps that a problem's latents replace; arguments as for ``one_for_training``."""
-        return self.method.removed(problem, self.stage_of(epoch, stage, index, problem), self.spec)
+        return self.method.replaced(problem, self.stage_of(epoch, stage, index, problem), self.spec)
 
     def at_stage(self, problems: ProblemArrays, stage: int) -> Layouts:
         """The sequences that all problems become at ``stage``; equal to those of ``one``."""

@@ -167,7 +167,8 @@ class Completion(NamedTuple):
     """Number of thoughts that were fed back."""
     thoughts: Tensor | None
     """[num_thoughts, D] the thoughts, on the CPU in fp32; None unless requested. The head decodes them. Without a feed
-    they are the vectors in ``fed``; with one, the states before the feed and before any edit."""
+    they are the vectors in ``fed``; with one, the states before the feed and before any edit. With ``thinking=looped``
+    thought i is the state of the position before it in the last pass, which does not become its input."""
     num_shared: int
     """Positions of the prompt whose keys and values were copied from another request with the same beginning."""
     seconds: float

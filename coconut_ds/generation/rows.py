@@ -22,7 +22,7 @@ class Listener:
     def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
         """Thought ``index`` (from 0) is about to be fed back.
 
-        ``state``: [D] on the model's device, before the feed; without a feed, after any edit.
+        ``state``: [D] on the model's device, the thought as in ``Completion.thoughts``.
         """
 
     def on_token(self, ticket: int, token: int, score: Score | None) -> None:
@@ -94,10 +94,10 @@ class Row:
         """Number of thoughts at the front of the script."""
         return next((n for n, entry in enumerate(self.script) if entry != THOUGHT), len(self.script))
 
-    def think_together(self, state: Tensor, fed: Tensor, marker: Tensor) -> None:
+    def think_together(self, state: Tensor, fed: Tensor) -> None:
         """Begins to compute the next n thoughts at once; the arguments are those of ``Together``."""
         assert self.request.at_once is not None
-        self.together = Together(self.request.at_once.how, state, fed, marker, self._edited)
+        self.together = Together(self.request.at_once.how, state, fed, self.num_next_thoughts, self._edited)
 
     def _edited(self, fed: Tensor) -> Tensor:
         """The inputs [n, D] of the next thoughts after the request's ``edit_thought``."""

@@ -178,7 +178,8 @@ class SlotPasses:
         return self._loop.embed(upload(ids, self.device))
 
     def _store(self, states: Tensor, fed: Tensor, where: int | slice | Tensor) -> None:
-        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``, and what they feed."""
+        """Stores states [D] or [R, D] as those at the last positions of the slots ``where``, and what the feed makes of
+        them."""
         if self._last is None:
             self._last = states.new_zeros(self.slots, states.shape[-1])
             self._fed = torch.zeros_like(self._last) if self.has_feed else self._last

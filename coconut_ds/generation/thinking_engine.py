@@ -223,6 +223,9 @@ class ThinkingEngine:
         slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
         row = self._table[slot]
         assert row.together is not None
+        assert row.request.at_once is not None
+        # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does.
+        row.together.begin(self._passes.embed([row.request.at_once.marker] * row.together.count))
         with self._noise([row]):
             row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
         if not row.together.num_left:
@@ -276,8 +279,6 @@ class ThinkingEngine:
         if row.length + (row.num_next_thoughts if row.thinks_at_once else 1) > self.capacity:
             row.finish_reason = "length"
         elif row.thinks_at_once:
-            assert row.request.at_once is not None
-            marker = self._passes.embed([row.request.at_once.marker] * row.num_next_thoughts)
-            row.think_together(*self._passes.thought(slot), marker)
+            row.think_together(*self._passes.thought(slot))
         elif not row.needs_logits:
             row.follow_script(*self._passes.thought(slot))

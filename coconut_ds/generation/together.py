@@ -16,26 +16,37 @@ from coconut_ds.methods.parallel import Parallel
 class Together:
     """The inputs of the next pass over all n thoughts, and what is known of the thoughts."""
 
-    def __init__(
-        self, how: Parallel, state: Tensor, fed: Tensor, marker: Tensor, edit: Callable[[Tensor], Tensor]
-    ) -> None:
+    inputs: Tensor
+    """[n, D] input embeddings of the next pass, or of the last one once all have been made; ``begin`` makes the first
+    ones."""
+
+    def __init__(self, how: Parallel, state: Tensor, fed: Tensor, count: int, edit: Callable[[Tensor], Tensor]) -> None:
         """
         Args:
             how: the way to compute them.
             state: [D] the state before the first thought.
             fed: [D] what the feed makes of it; the same tensor without a feed.
-            marker: [n, D] the input embedding of the thought marker, n times.
+            count: n.
             edit: returns the inputs [n, D] to use in place of those of a pass.
         """
-        self._how, self._edit, self._marker = how, edit, marker
+        self._how, self._edit, self.count = how, edit, count
         self._state, self._fed = state.unsqueeze(0).clone(), fed.unsqueeze(0).clone()
         self._has_feed = fed is not state
-        self.num_left = how.num_passes(len(marker))
+        self.num_left = how.num_passes(count)
         """Number of passes that are still to be made."""
+        self._marker: Tensor | None = None
         self._thoughts: Tensor | None = None
-        self.inputs = edit(marker if how.kind == "looped" else torch.cat([self._fed, marker[1:]]))
-        """[n, D] input embeddings of the next pass, or of the last one once all have been made."""
-        if how.kind == "jacobi" and self._has_feed:
+
+    def begin(self, marker: Tensor) -> None:
+        """Makes the inputs of the first pass; does nothing after it.
+
+        ``marker`` [n, D] is the input embedding of the thought marker, n times.
+        """
+        if self._marker is not None:
+            return
+        self._marker = marker
+        self.inputs = self._edit(marker if self._how.kind == "looped" else torch.cat([self._fed, marker[1:]]))
+        if self._how.kind == "jacobi" and self._has_feed:
             self._thoughts = torch.cat([self._state, marker[1:]])
 
     @property
@@ -50,6 +61,7 @@ class Together:
 
     def read(self, states: Tensor, fed: Tensor) -> None:
         """Takes the states [n, D] of a pass, and what the feed makes of them, as the beginning of the next."""
+        assert self._marker is not None
         self.num_left -= 1
         shifted = torch.cat([self._state, states[:-1]])
         if self._how.kind == "looped":

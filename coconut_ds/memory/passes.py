@@ -106,9 +106,10 @@ def build_loop(
         built = None if spec is None else FEEDS[spec.kind](sized.get_text_config().hidden_size, spec.width)
         # A plan for sequences of a given length has no tokenizer.
         auxiliary = objective_of(config).auxiliary(Backbone(model, cast(Any, None), ANY_MARKERS, feed=built))
+    for module in (*auxiliary.values(), *([] if built is None else [built])):
+        module.to(dtype)
     checkpointing = config.training.activation_checkpointing
-    loop = LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=built)
-    return loop.to(dtype).train()
+    return LatentLoop(model, checkpointing, defers, auxiliary=auxiliary, feed=built).train()
 
 
 def parameter_counts(loop: LatentLoop) -> tuple[int, int]:
@@ -154,9 +155,12 @@ def whole_micro_batch(examples: Examples) -> list[MicroBatch]:
 
 
 def _thought_passes(view: MicroBatch, parallel: Parallel | None, joins_rest: bool) -> int:
-    """Number of passes over thoughts; ``joins_rest``: the last thought shares a pass with the rest."""
+    """Number of passes over thoughts alone; ``joins_rest``: the last thought shares a pass with the rest.
+
+    With ``thinking=looped`` the last pass over all thoughts includes the rest.
+    """
     if parallel is not None:
-        return parallel.num_passes(view.num_thoughts)
+        return max(parallel.num_passes(view.num_thoughts) - (parallel.kind == "looped"), 0)
     return max(view.num_thoughts - 1, 0) if joins_rest else view.num_thoughts
 
 

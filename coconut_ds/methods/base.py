@@ -123,8 +123,8 @@ class Method:
         """Number of steps that are removed at this stage, out of ``num_steps``."""
         return num_steps if stage > spec.max_latent_stage else min(stage, num_steps)
 
-    def removed(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> tuple[Ids, ...]:
-        """The steps that are removed at this stage, in the order of the problem."""
+    def replaced(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> tuple[Ids, ...]:
+        """The steps that are removed at this stage, in order: those that the latents stand for."""
         return problem.steps[: self.num_removed(stage, len(problem.steps), spec)]
 
     def written(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> list[int]:

@@ -18,7 +18,7 @@ class CoconutReversed(Coconut):
     starts_thinking: ClassVar[bool] = True
     unit: ClassVar[Literal["step", "token"]] = "step"
 
-    def removed(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> tuple[Ids, ...]:
+    def replaced(self, problem: TokenizedProblem, stage: int, spec: CurriculumSpec) -> tuple[Ids, ...]:
         """The last k steps."""
         num_steps = len(problem.steps)
         return problem.steps[num_steps - self.num_removed(stage, num_steps, spec) :]

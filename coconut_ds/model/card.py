@@ -149,6 +149,8 @@ class ModelCard:
             )
         if card.format not in FORMATS:
             raise CheckpointError(f"{path}: unknown format {card.format!r}; expected one of {', '.join(FORMATS)}")
+        if card.iterations is not None and card.iterations < 1:
+            raise CheckpointError(f"{path}: iterations is {card.iterations}; expected 1 or more, or null")
         if card.feed is not None and (fault := card.feed.fault()):
             raise CheckpointError(f"{path}: {fault}")
         return card

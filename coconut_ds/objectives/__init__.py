@@ -10,7 +10,7 @@ from coconut_ds.objectives.codi import Codi
 from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.objectives.likelihood import Likelihood
 from coconut_ds.objectives.lotus import Lotus
-from coconut_ds.objectives.sim_cot import SimCot
+from coconut_ds.objectives.sim_cot import SimCot, SimCotOnCodi
 from coconut_ds.settings import Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "codi": Codi,
     "lotus": Lotus,
     "sim_cot": SimCot,
+    "sim_cot_codi": SimCotOnCodi,
     "grpo": Grpo,
 }
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
+from coconut_ds.model.loss import target_loss
 from coconut_ds.objectives.base import Objective
 
 
@@ -17,3 +18,11 @@ class Likelihood(Objective):
     def loss(self, loop: LatentLoop, batch: Batch) -> Tensor:
         """The cross entropy, [1]."""
         return latent_loss(loop, *batch).unsqueeze(0)
+
+    def parts_and_states(self, loop: LatentLoop, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The cross entropy, [1], and the states [B, T, D] (``LatentLoop.encode``), for objectives that add to this
+        one."""
+        inputs, targets = batch
+        states = loop.encode(inputs, all_states=False)
+        loss = target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
+        return loss.unsqueeze(0), states

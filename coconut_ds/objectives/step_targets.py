@@ -13,7 +13,6 @@ Shapes:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coconut_ds.methods.base import Ids, join
+from coconut_ds.methods.layout import Layout
 from coconut_ds.methods.layouts import Integers, Layouts
 from coconut_ds.model.collate import Collator, LatentInputs, Targets, packed, viewed
 from coconut_ds.model.micro_batch import MicroBatch
@@ -64,11 +64,8 @@ class StepTargets:
         lengths = np.zeros((len(groups), max(1, *map(len, groups))), np.int64)
         for row, own in zip(lengths, groups, strict=True):
             row[: len(own)] = [len(tokens) for tokens in own]
-        totals = lengths.sum(axis=1)
-        tokens = chain.from_iterable(chain.from_iterable(groups))
-        ids = np.fromiter(tokens, np.int64, int(totals.sum()))
-        starts = np.concatenate([[0], np.cumsum(totals)])
-        return cls(Layouts(ids, ids, starts, totals, np.zeros(len(groups), np.int64), totals), lengths)
+        written = [join(own) for own in groups]
+        return cls(Layouts.of([Layout(tokens, tokens, len(tokens), 0) for tokens in written]), lengths)
 
 
 def group_weights(lengths: Integers, reduction: Literal["token", "thought", "row"]) -> NDArray[np.float64]:

@@ -26,8 +26,8 @@ from coconut_ds.reasoner import Reasoner
 class ThoughtView:
     """One thought; for methods with pauses, the state that the model computes where a pause is fed instead.
 
-    If thoughts go through a feed, the thought itself is decoded; norm and cosines are those of what the feed makes of
-    it, which can be compared with token embeddings.
+    With a feed, the thought itself is decoded. Norm and cosines, which compare it with token embeddings, are those of
+    what the feed makes of it.
     """
 
     number: int

@@ -97,6 +97,7 @@ def ingredients(
     tokenizer: str,
     code: Mapping[str, str],
     batch: str,
+    micro_batch: int,
     reward: str | None = None,
 ) -> dict[str, Any]:
     """Everything that can change a number: dotted keys to plain values. Paths are replaced by hashes of their contents.
@@ -110,6 +111,7 @@ def ingredients(
         tokenizer: hash of the tokenizer's content.
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
+        micro_batch: micro batch size; likewise.
         reward: hash of the file with a user's own reward; None if there is none.
     """
     owned = {
@@ -126,7 +128,9 @@ def ingredients(
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
     if config.training.lr_schedule != "constant":
         # The schedule ends with the run.
-        owned["training.num_epochs"] = {"training.num_epochs": config.training.num_epochs}
+        owned["training.lr_schedule"] |= {"training.num_epochs": config.training.num_epochs}
+    if config.objective.mixes_micro_batch:
+        owned["training.batch_size_training"] = {"micro_batch": micro_batch}
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}

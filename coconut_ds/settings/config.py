@@ -110,10 +110,10 @@ class Config(Group):
         ]
 
     def _codi_problems(self) -> list[str]:
-        if self.objective.kind != "codi":
+        if not self.objective.uses_codi:
             return []
         method = METHODS[self.method.kind]
-        if not method.has_latents:
+        if self.objective.kind == "codi" and not method.has_latents:
             return [
                 "objective.kind=codi: a sequence with thoughts learns from one with written steps, but "
                 f"method.kind={method.name} has neither thoughts nor pauses; set method=coconut_no_curriculum, or "
@@ -121,9 +121,9 @@ class Config(Group):
             ]
         if self.data.text_format.one_token and method.has_curriculum:
             return [
-                f"objective.kind=codi compares states at the answer, but with data.format={self.data.format} the "
-                f"sequences of method.kind={method.name} end before the answer until the last stage; set "
-                "method=coconut_no_curriculum, or objective=likelihood"
+                f"objective.kind={self.objective.kind} compares states at the answer, but with "
+                f"data.format={self.data.format} the sequences of method.kind={method.name} end before the answer "
+                "until the last stage; set method=coconut_no_curriculum, or objective=likelihood"
             ]
         return []
 

@@ -40,7 +40,8 @@ class LotusConfig(Group):
 
 
 class SimCotConfig(Group):
-    """SIM-CoT's auxiliary decoder, which must write each step from the thoughts that stand for it."""
+    """SIM-CoT (kind=sim_cot, or sim_cot_codi on top of codi): an auxiliary decoder must write each step from the
+    thoughts that stand for it."""
 
     decoder_layers: Positive | None = None
     """Number of layers of the decoder, at most those of the model; null: as many."""
@@ -123,7 +124,7 @@ class GrpoConfig(Group):
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
-    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "grpo"] = "likelihood"
+    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "sim_cot_codi", "grpo"] = "likelihood"
     """Name of an objective in coconut_ds/objectives."""
     feed: Literal["identity", "projection"] = "identity"
     """What a hidden state goes through before it is the next input embedding. identity: nothing. projection: two linear
@@ -138,3 +139,13 @@ class ObjectiveConfig(Group):
     """SIM-CoT's auxiliary decoder."""
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     """Reinforcement learning."""
+
+    @property
+    def uses_codi(self) -> bool:
+        """Whether the loss contains that of kind=codi."""
+        return self.kind in ("codi", "sim_cot_codi")
+
+    @property
+    def mixes_micro_batch(self) -> bool:
+        """Whether the loss of a problem depends on the others of its micro batch."""
+        return self.uses_codi and self.codi.divide_by_std

@@ -1,11 +1,11 @@
-"""Combinations with the objective ``sim_cot`` that cannot work."""
+"""Combinations with the objectives ``sim_cot`` and ``sim_cot_codi`` that cannot work."""
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.model import MethodConfig
-from coconut_ds.settings.objective import ObjectiveConfig, SimCotConfig
+from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.training import TrainingConfig
 
-KINDS = ("sim_cot",)
+KINDS = ("sim_cot", "sim_cot_codi")
 """The objectives that read the group ``objective.sim_cot``."""
 
 
@@ -13,11 +13,7 @@ def sim_cot_problems(objective: ObjectiveConfig, method: MethodConfig, training:
     """What is wrong with the settings of SIM-CoT, as sentences that say what to set; often nothing."""
     where, settings = f"objective.kind={objective.kind}", objective.sim_cot
     if objective.kind not in KINDS:
-        changed = [name for name, value in settings if value != getattr(SimCotConfig(), name)]
-        return [
-            f"objective.sim_cot.{name}={getattr(settings, name)} has no effect with {where}; set objective=sim_cot"
-            for name in changed
-        ]
+        return []
     kind = METHODS[method.kind]
     if not kind.has_latents or kind.pauses:
         return [

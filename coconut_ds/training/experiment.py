@@ -3,6 +3,7 @@
 Building it writes one thing: the tokens of a training file, to the cache in ``data.cache_path``.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -163,14 +164,21 @@ class Experiment:
 
     def describe(self) -> str:
         """One line for the log."""
-        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in self.backbone.model.parameters()]
-        parameters, trained = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+        parameters, trained = _sizes([self.backbone.model])
+        beside, _ = _sizes(self.auxiliary.values())
         start = self.config.run.load_model_path
         loaded = "weights and tokenizer" if start and Path(start).is_dir() else "weights"
         return (
             f"{self.geometry.describe()}; {type(self.backbone.model).__name__}, {parameters / 1e6:.2f} M parameters"
             f"{f', {trained / 1e6:.2f} M trained' if trained < parameters else ''}"
+            f"{f', {beside / 1e6:.2f} M more for {self.config.objective.kind}' if beside else ''}"
             f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
         )
+
+
+def _sizes(modules: Iterable[nn.Module]) -> tuple[int, int]:
+    """Numbers of parameters: in total, and trained."""
+    sizes = [(whole_shape(p).numel(), p.requires_grad) for module in modules for p in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)

@@ -26,5 +26,6 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         tokenizer=digest_tokenizer(experiment.backbone.tokenizer, experiment.backbone.eos_ids[1:]),
         code=code_identity(),
         batch=experiment.geometry.describe(),
+        micro_batch=experiment.geometry.micro_batch_size,
         reward=None if experiment.reward is None else experiment.reward.content(),
     )

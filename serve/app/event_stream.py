@@ -49,7 +49,9 @@ class _Chunks:
         self._parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             await self.sent()
-            await self._send({"type": "http.response.body", "body": b""})
+            body = b"".join(self._parts)
+            self._parts.clear()
+            await self._send({"type": "http.response.body", "body": body})
         elif self._sending is None or self._sending.done():
             await self.sent()
             self._sending = asyncio.create_task(self._send_parts())

@@ -1,8 +1,8 @@
 """A strict device: runs code without a GPU, and notices tensors on the wrong device and reads that wait for the device.
 
-Tensors on it are fake (torch's ``FakeTensorMode``): they have a shape, a type and a device, but no contents. An
-operation on tensors of different devices raises. Each time the host would wait for a GPU, which is called a *sync*
-here, the sync is counted or refused::
+Tensors on it say that they are on that device; operations on them are computed on the CPU. An operation on tensors of
+different devices raises. What is read from them is always 0, so that cases do not depend on numbers. Each time the host
+would wait for a GPU, which is called a *sync* here, the sync is counted or refused::
 
     with strict_device.strict() as syncs:
         loop = LatentLoop(strict_device.make_model("gpt2"))
@@ -16,8 +16,8 @@ A device type cannot be unregistered, and torch then believes that an accelerato
 processes of its own: ``test_strict_device.py`` starts one, in which pytest runs the files ``cases_*.py``.
 """
 
-from strict_device.models import make_model
+from strict_device.models import make_feed, make_model
 from strict_device.registering import device, strict
 from strict_device.syncs import Counted, HostSync, Syncs
 
-__all__ = ["Counted", "HostSync", "Syncs", "device", "make_model", "strict"]
+__all__ = ["Counted", "HostSync", "Syncs", "device", "make_feed", "make_model", "strict"]

@@ -109,6 +109,15 @@ def test_all_kinds_of_requests(syncs, name, family):
         assert thoughts is None or thoughts.device.type == "cpu"
 
 
+def test_thoughts_that_go_through_a_feed(syncs):
+    dtype, requests = torch.bfloat16, [*REQUESTS["jacobi"], *REQUESTS["thoughts"]]
+    loop = LatentLoop(strict_device.make_model("llama", dtype), feed=strict_device.make_feed(dtype)).eval()
+    made = run(loop, requests)
+    assert [completion.tokens for completion in made] == list(map(written, requests))
+    kept = [tensor for one in made if one.thoughts is not None for tensor in (one.thoughts, one.fed)]
+    assert {tensor.device.type for tensor in kept} <= {"cpu"}
+
+
 def test_bf16(syncs):
     loop = LatentLoop(strict_device.make_model("llama", torch.bfloat16)).eval()
     requests = [*REQUESTS["greedy"], *REQUESTS["sampled"], *REQUESTS["jacobi"]]
@@ -221,6 +230,12 @@ def test_syncs_of_a_token(syncs, name):
     loop = LatentLoop(strict_device.make_model("gpt2")).eval()
     requests = [request for request in REQUESTS[name] if request.continuation is None]
     assert syncs_a_token(syncs, loop, requests) == A_TOKEN[name]
+
+
+def test_a_feed_adds_no_sync(syncs, capturing):
+    loop = LatentLoop(strict_device.make_model("gpt2"), feed=strict_device.make_feed()).eval()
+    assert syncs_a_token(syncs, loop, REQUESTS["greedy"]) == A_TOKEN["greedy"]
+    assert capturing.replays >= 1
 
 
 @pytest.mark.parametrize("name", A_TOKEN)

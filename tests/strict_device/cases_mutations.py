@@ -22,6 +22,7 @@ from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.model import deferred, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.step_columns import StepColumns
 from coconut_ds.probing import states
 from coconut_ds.probing.baselines import baselines_of
 from strict_device import HostSync, Syncs, cases_generation
@@ -98,9 +99,7 @@ class Mutation:
 
 WHERE = "embeds = torch.where("
 MUTATIONS = {
-    "item_in_the_loop": Mutation(
-        LatentLoop, "_sequential_steps", WHERE, f"states[-1].sum().item(); {WHERE}", train, SYNC
-    ),
+    "item_in_the_loop": Mutation(StepColumns, "_sequential", WHERE, f"states[-1].sum().item(); {WHERE}", train, SYNC),
     "float_in_the_backward_pass": Mutation(
         deferred._WeightGate,
         "backward",

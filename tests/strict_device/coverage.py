@@ -33,6 +33,8 @@ NO_TENSORS = {
     "model/card.py": FILES,
     "model/checkpoint.py": FILES,
     "model/compatibility.py": CONFIGURATION,
+    "model/feed.py:FeedSpec": CONFIGURATION,
+    "model/feed_file.py": FILES,
     "model/folder_files.py": FILES,
     "model/fused.py:Kernels": CONFIGURATION,
     "model/fused.py:choose_kernels": CONFIGURATION,

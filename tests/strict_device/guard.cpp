@@ -1,5 +1,5 @@
 // The part of the strict device that torch wants in C++: one device of the type PrivateUse1, without kernels or memory of
-// its own. Tensors on it are fake: torch's FakeTensorMode computes only their shapes, types and devices.
+// its own. The tensors on it are objects of Python (tensors.py) with their values on the CPU.
 //
 // Only these headers: torch/extension.h and pybind11 take many times as long to compile. Loading the library registers
 // everything. Methods have no `override`, because older versions of torch lack some of them.
