@@ -41,6 +41,9 @@ class PreparedSimCot:
 class RecordedSimCot:
     """See ``comparing_objectives.Implementation``."""
 
+    def offers(self, case: Case) -> bool:
+        return True
+
     def prepare(self, case: Case) -> PreparedSimCot:
         return on_codi(case) if case.recording.objective == "sim_cot_on_codi" else on_coconut(case)
 

@@ -81,7 +81,26 @@ from coconut_ds.settings.schema import leaf_keys
         ),
         (
             {"objective.kind": "lotus", "training.c_thought": 0, "training.max_latent_stage": 0},
-            ["training.c_thought=0", "set training.c_thought=13", "training.max_latent_stage=0"],
+            ["training.c_thought=0", "training.c_thought=13", "training.max_latent_stage=0"],
+        ),
+        (
+            {"objective.codi": {"gamma": 20.0}, "objective.feed_width": 8},
+            [
+                "objective.codi.gamma=20.0",
+                "objective=codi or objective=sim_cot_codi",
+                "objective.codi.gamma=1.0",
+                "feed_width=8",
+            ],
+        ),
+        (
+            {"objective.kind": "sim_cot", "objective.lotus": {"flat": True}},
+            [
+                "objective.lotus.flat=True: objective.kind=sim_cot does not read this; set objective=lotus, or the default"
+            ],
+        ),
+        (
+            {"objective.feed": "projection", "training.c_thought": 0},
+            ["objective.feed=projection", "with training.c_thought=0 there are none", "set objective.feed=identity"],
         ),
         (
             {"objective.kind": "lotus", "objective.lotus": {"in_loop": True, "flat": True}},

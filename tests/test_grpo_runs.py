@@ -85,14 +85,17 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
     [
         (["method=no_cot"], r"exploration=gaussian explores in thoughts, and method.kind=no_cot has no thoughts"),
         (["method=pause"], "method.kind=pause has no thoughts"),
-        (["c_thought=0"], "c_thought=0 and max_latent_stage=6 there are none"),
+        (["c_thought=0"], "with training.c_thought=0 there are none"),
         (["method=coconut_reversed"], "the model decides when to think; set method=coconut"),
         (["training.loss_reduction=reference"], "objective.grpo.loss_type says how"),
         (["training.uniform_prob=0.1"], "training.uniform_prob=0.1 mixes stages"),
         (["grpo.num_generations=1"], "num_generations"),
         (["grpo.temperature=0"], "temperature"),
         (["grpo.reward=exact"], "reward"),
-        (["objective=likelihood", "grpo.beta=0.5"], "objective.grpo.beta=0.5 has no effect with objective.kind=lik"),
+        (
+            ["objective=likelihood", "grpo.beta=0.5"],
+            "objective.grpo.beta=0.5: objective.kind=likelihood does not read this; set objective=grpo",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(overrides, words):

@@ -160,6 +160,23 @@ def test_a_key_that_older_versions_lack_counts_only_if_it_is_set(key: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("codi", {"codi"}),
+        ("lotus", {"lotus"}),
+        ("sim_cot", {"sim_cot"}),
+        ("sim_cot_codi", {"sim_cot", "codi"}),
+    ],
+)
+def test_keys_that_an_objective_reads_count_at_their_defaults_too(kind: str, groups: set[str]) -> None:
+    """A later version may have other defaults."""
+    parts = [key.split(".") for key in table(config(objective__kind=kind))]
+    assert {
+        group for first, group, *key in (part for part in parts if len(part) > 1) if first == "objective" and key
+    } == groups
+
+
+@pytest.mark.parametrize(
     ("base", "left", "right", "expected"),
     [
         (BASE, {}, {"global_batch_size": 64}, ["training.global_batch_size"]),

@@ -129,13 +129,13 @@ def test_a_problem_shorter_than_the_stage_is_padded_with_thoughts_or_not(
 
 
 @pytest.mark.parametrize("method", ["coconut", "coconut_no_curriculum", "coconut_reversed", "pause_as_thought"])
-def test_removed_and_written_steps_are_the_steps_of_the_problem(method: str) -> None:
-    """What is removed comes first, or last if the method starts with the last steps."""
+def test_replaced_and_written_steps_are_the_steps_of_the_problem(method: str) -> None:
+    """What is replaced comes first, or last if the method starts with the last steps."""
     one, problem = METHODS[method], make_problem()
     for stage, last in itertools.product(range(6), (2, 6)):
         spec = CurriculumSpec(1, last)
-        parts = [join(one.removed(problem, stage, spec)), one.written(problem, stage, spec)]
-        assert sum(parts[::-1] if method == "coconut_reversed" else parts, []) == join(problem.steps)
+        parts = [join(one.replaced(problem, stage, spec)), one.written(problem, stage, spec)]
+        assert join(parts[::-1] if method == "coconut_reversed" else parts) == join(problem.steps)
 
 
 @pytest.mark.parametrize("method", METHODS)

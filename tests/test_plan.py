@@ -16,7 +16,10 @@ from tiny_models import SHAPES
 from coconut_ds.memory import plan
 from coconut_ds.memory.passes import update_bytes
 from coconut_ds.memory.plan import GIB, kept_bytes, largest_that_fits
+from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.objectives.base import Examples
 from coconut_ds.plan import main
+from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +33,13 @@ def _measured_once() -> Iterator[None]:
     """Plans of the same passes share their measurement, which takes a second."""
     found: dict[str, Any] = {}
 
-    def once(architecture: Any, *arguments: Any) -> Any:
-        key = repr((architecture.to_dict(), *arguments))
+    def once(config: Config, loop: LatentLoop, examples: Examples, widths: int) -> Any:
+        # Neither the engine nor the data matter beyond these sequences.
+        settings = config.model_dump(include={"method", "objective", "model", "training"})
+        sequences = [[*view] for view in examples.views]
+        key = repr((settings, loop.model.dtype, loop.model.config.vocab_size, sequences, widths))
         if key not in found:
-            found[key] = update_bytes(architecture, *arguments)
+            found[key] = update_bytes(config, loop, examples, widths)
         return found[key]
 
     with mock.patch.object(plan, "update_bytes", once):

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from slow_sim_cot import (
     Targets,
     coconut_groups,
-    coconut_weights,
     codi_groups,
     codi_weights,
     on_coconut,
@@ -144,7 +143,7 @@ class Setting:
         most = max(map(len, targets))
         padded = [[*own, *[[]] * (most - len(own))] for own in targets]
         weights = {
-            "row": lambda: coconut_weights(padded),
+            "row": lambda: [[1 / sum(map(len, targets))] * most] * len(rows),
             "thought": lambda: codi_weights(padded),
             "token": lambda: [[1 / sum(len(one) for own in targets for one in own)] * most] * len(rows),
         }[settings.step_reduction]()
@@ -180,10 +179,28 @@ class Setting:
                     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=3e-5 * size, msg=name)
 
 
+def test_the_decoder_reads_no_position_beyond_its_context() -> None:
+    """On CUDA, widths are rounded up."""
+    setting = Setting.of("gpt2", 4)
+    plans = [
+        plan_update(view, BatchGeometry(NUM_PROBLEMS, NUM_PROBLEMS, 1, 1), 0, "token")
+        for view in setting.examples.views
+    ]
+    widths = []
+    for multiple, context in ((1, 64), (64, 64), (64, 15), (64, 5)):
+        batch = setting.objective.collate(
+            Collator(EOS, None, multiple, context), setting.examples, [one[0] for one in plans]
+        )
+        widths.append(batch.steps.inputs.ids.shape[1])
+    # The decoder's positions begin at 1, with the two thoughts of a group.
+    assert widths == [widths[0], 16, 12, widths[0]]
+    assert widths[0] < 12
+
+
 @pytest.mark.parametrize(
     ("family", "stage", "overrides"),
     [
-        ("gpt2", 4, ("sim_cot.step_reduction=row",)),
+        ("gpt2", 3, ("sim_cot.step_reduction=row", "uniform_prob=0.6")),
         ("gpt2", 2, ("sim_cot.decoder_layers=1", "sim_cot.missing_step=nothing", "activation_checkpointing=true")),
         ("llama", 4, ("sim_cot.step_reduction=thought", "lora.rank=2", "lora.alpha=2.0", "sim_cot.step_factor=0.3")),
         ("llama", 3, ("pad_latent_to_max=false", "sim_cot.decoder_width=16", "sim_cot.decoder_init=random")),
@@ -211,20 +228,20 @@ def test_the_means_are_those_of_each_micro_batch_under_the_reductions_of_the_ref
 
 
 @pytest.mark.parametrize(
-    ("stage", "overrides"),
-    [(0, ()), (3, ("sim_cot.from_stage=4",)), (1, ("sim_cot.missing_step=nothing", "replay_prob=1.0"))],
+    ("stage", "overrides", "decodes"),
+    [(0, (), False), (3, ("sim_cot.from_stage=4",), False), (4, ("sim_cot.from_stage=4", "replay_prob=1.0"), True)],
 )
 def test_the_decoder_runs_and_gets_a_gradient_where_there_is_nothing_to_decode(
-    stage: int, overrides: tuple[str, ...]
+    stage: int, overrides: tuple[str, ...], decodes: bool
 ) -> None:
     """At stage 0, before the decoder's first stage, and in micro batches of one row without thoughts."""
     setting = Setting.of("llama", stage, *overrides)
     parts = setting.fast(micro=1, world=2)
     found = setting.gradients(parts)
     assert None not in found.values()
-    if not setting.examples.lengths.any():
-        assert parts[1] == 0
-        assert not any(gradient.any() for name, gradient in found.items() if name.startswith("auxiliary"))
+    assert (parts[1] > 0) == decodes
+    learns = [name.startswith("auxiliary") for name, gradient in found.items() if gradient.any()]
+    assert any(learns) == decodes
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: f"{case.recording.name}-{case.name}")
@@ -276,7 +293,8 @@ def test_a_decoder_that_no_model_can_have_is_refused() -> None:
         (["c_thought=0"], "with training.c_thought=0 there are none"),
         (["max_latent_stage=0"], "with training.max_latent_stage=0 there are none"),
         (["thinking=jacobi"], "set method.thinking=sequential"),
-        (["sim_cot.from_stage=8"], "the last stage is 7, so the decoder would never learn"),
+        (["thinking=looped"], "method.thinking=looped does not compute; set method.thinking=sequential"),
+        (["sim_cot.from_stage=8"], "no stage is later than 7, so the decoder would never learn"),
         (["method=coconut_no_curriculum", "sim_cot.from_stage=1"], "has only stage 0"),
         (["sim_cot.decoder_layers=0"], "objective.sim_cot.decoder_layers: found 0"),
         (["sim_cot.decoder_width=8"], "set objective.sim_cot.decoder_init=random"),

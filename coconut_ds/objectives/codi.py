@@ -176,7 +176,8 @@ def distance(own: Tensor, aim: Tensor, kind: str, divides_by_std: bool) -> Tenso
     differ = F.smooth_l1_loss if kind == "smooth_l1" else F.mse_loss
     each = differ(own, aim, reduction="none").mean(dim=-1)
     if divides_by_std:
-        # The smallest normal number leaves every other deviation as it is, and 0 / 0 becomes 0.
-        std = aim.flatten(1).std(dim=1, keepdim=True).clamp(min=torch.finfo(aim.dtype).tiny)
-        each = each / (std if kind == "smooth_l1" else std**2)
+        std = aim.flatten(1).std(dim=1, keepdim=True)
+        divisor = std if kind == "smooth_l1" else std**2
+        # The smallest normal number leaves every other divisor as it is, and 0 / 0 becomes 0.
+        each = each / divisor.clamp(min=torch.finfo(aim.dtype).tiny)
     return each.mean(dim=0)

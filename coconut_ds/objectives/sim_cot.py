@@ -153,7 +153,8 @@ class SimCot(Objective):
         weights = group_weights(rows, self._settings.step_reduction)
         weights = weights * (self._settings.step_factor * view.share * len(rows))
         inputs = self.thinking(batch).inputs
-        return SimCotBatch(batch, collate_steps(collator, examples.lengths, view, weights, inputs, self.group_size))
+        steps = collate_steps(collator, examples.lengths, view, weights, inputs, self.group_size, self.first_position)
+        return SimCotBatch(batch, steps)
 
     def loss(self, loop: LatentLoop, batch: SimCotBatch) -> Tensor:
         """The parts of the other objective, and that of the steps."""

@@ -75,13 +75,13 @@ def group_weights(lengths: Integers, reduction: Literal["token", "thought", "row
         lengths: [rows, K] see ``StepTargets``; the rows are those over which the mean is taken.
         reduction: see ``SimCotConfig.step_reduction``.
     """
-    rows, groups = lengths.shape
+    groups = lengths.shape[1]
     counts = lengths.sum(axis=0)
     if reduction == "token":
         return np.full(groups, 1 / max(1, counts.sum()))
     if reduction == "thought":
         return 1 / np.maximum(1, counts * np.count_nonzero(counts))
-    return np.full(groups, 1 / (rows * groups))
+    return np.full(groups, 1 / max(1, np.count_nonzero(lengths)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def collate_steps(
         row, group, sizes = np.zeros((3, 1), np.int64)
         sizes, tokens, thought = sizes + 1, np.array([collator.pad_id]), np.zeros((1, group_size), np.int64)
         weights = weights * 0
-    width = rounded_up(max(1, int(sizes.max()) - 1), min(collator.width_multiple, WIDTHS))
+    width = _width(max(1, int(sizes.max()) - 1), collator, group_size)
     ids = np.full((len(sizes), width), collator.pad_id)
     ends = np.cumsum(sizes)
     ids[np.arange(width) < sizes[:, None] - 1] = np.delete(tokens, ends - 1)
@@ -162,3 +162,12 @@ def collate_steps(
     )
     targets = Targets(tensors["index"], tensors["ids"], tensors["weights"], max(view.num_targets, len(tokens)))
     return StepBatch(StepInputs(tensors["thoughts"], tensors["step_ids"]), targets, buffer)
+
+
+def _width(longest: int, collator: Collator, group_size: int) -> int:
+    """The number of columns of tokens, at least ``longest``."""
+    rounded = rounded_up(longest, min(collator.width_multiple, WIDTHS))
+    if collator.max_width is None:
+        return rounded
+    # Positions may start at 1 (``SimCot.first_position``).
+    return max(longest, min(rounded, collator.max_width - group_size - 1))

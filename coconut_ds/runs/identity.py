@@ -60,7 +60,8 @@ LATER_KEYS = {
     "training.lr_schedule": "constant",
 } | {f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
-of the table, so that runs begun with an older version keep their signature."""
+of the table, so that runs begun with an older version keep their signature. Keys that an objective reads are in the
+table of its runs, whatever their value."""
 VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of a model's ``config.json`` that tell where it comes from and not what it is."""
 
@@ -117,7 +118,7 @@ def ingredients(
     owned = {
         key: dict(_leaves(value, key))
         for key, value in _keys(config)
-        if key not in NOT_A_NUMBER and (key not in LATER_KEYS or value != LATER_KEYS[key])
+        if key not in NOT_A_NUMBER and not _is_left_out(config, key, value)
     }
     for split in ("train", "val"):
         assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
@@ -194,6 +195,13 @@ def _keys(config: Config) -> Iterator[tuple[str, Any]]:
     values = config.model_dump(mode="json")
     for key in leaf_keys(Config):
         yield key, value_of(values, key)
+
+
+def _is_left_out(config: Config, key: str, value: Any) -> bool:
+    """Whether ``LATER_KEYS`` leaves a key out of the table."""
+    group, _, part = key.partition(".")
+    is_read = group == "objective" and "." in part and config.objective.reads(part.partition(".")[0])
+    return key in LATER_KEYS and value == LATER_KEYS[key] and not is_read
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

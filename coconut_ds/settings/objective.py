@@ -55,12 +55,12 @@ class SimCotConfig(Group):
     step_reduction: Literal["token", "thought", "row"] = "token"
     """Which mean the decoder's loss is. token: over all target tokens of the global batch. thought: over the tokens of
     each group of thoughts, then over the groups that have any (SIM-CoT on CODI). row: sum over the tokens of a target,
-    then mean over problems and groups (SIM-CoT on Coconut; about ten times as large)."""
+    then mean over all targets (SIM-CoT on Coconut; about ten times as large)."""
     missing_step: Literal["answer", "nothing"] = "answer"
     """What the decoder must write for a group of thoughts where a problem has fewer steps than groups. answer: the
     answer (SIM-CoT on Coconut). nothing: such groups are left out (SIM-CoT on CODI)."""
     from_stage: Natural = 0
-    """First curriculum stage with the decoder's loss. Its weights do not learn before."""
+    """First curriculum stage with the decoder's loss. Before it, only weight_decay changes the decoder's weights."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -121,6 +121,15 @@ class GrpoConfig(Group):
     """Number of mini-batches, each with an update of its own, into which the completions of a batch are divided."""
 
 
+READERS = {
+    "codi": ("codi", "sim_cot_codi"),
+    "lotus": ("lotus",),
+    "sim_cot": ("sim_cot", "sim_cot_codi"),
+    "grpo": ("grpo",),
+}
+"""For each group of keys below ``objective``, the kinds of objectives that read it."""
+
+
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
@@ -140,12 +149,11 @@ class ObjectiveConfig(Group):
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     """Reinforcement learning."""
 
-    @property
-    def uses_codi(self) -> bool:
-        """Whether the loss contains that of kind=codi."""
-        return self.kind in ("codi", "sim_cot_codi")
+    def reads(self, group: str) -> bool:
+        """Whether this kind reads a group of keys (a key of ``READERS``)."""
+        return self.kind in READERS[group]
 
     @property
     def mixes_micro_batch(self) -> bool:
         """Whether the loss of a problem depends on the others of its micro batch."""
-        return self.uses_codi and self.codi.divide_by_std
+        return self.reads("codi") and self.codi.divide_by_std

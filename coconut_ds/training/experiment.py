@@ -3,6 +3,7 @@
 Building it writes one thing: the tokens of a training file, to the cache in ``data.cache_path``.
 """
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -95,7 +96,8 @@ class Experiment:
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
         objective = objective_of(config)
-        seed_generators(config.run.seed)
+        # Another seed than the model's: a decoder from scratch must not repeat the weights of a model from scratch.
+        seed_generators(random.Random(f"auxiliary/{config.run.seed}").getrandbits(32))
         auxiliary = objective.auxiliary(backbone)
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)

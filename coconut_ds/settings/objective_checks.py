@@ -1,0 +1,164 @@
+"""Combinations with an objective that cannot work, and settings that would have no effect."""
+
+from coconut_ds.methods import METHODS
+from coconut_ds.settings.data import DataConfig
+from coconut_ds.settings.model import MethodConfig
+from coconut_ds.settings.objective import READERS, ObjectiveConfig
+from coconut_ds.settings.training import TrainingConfig
+
+
+def objective_problems(
+    objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig, data: DataConfig
+) -> list[str]:
+    """What is wrong, as sentences that say what to set; often nothing."""
+    problems = [*_unread(objective), *_feed_problems(objective, method, training)]
+    if objective.reads("codi"):
+        problems += _codi_problems(objective, method, data)
+    if objective.reads("lotus"):
+        problems += _lotus_problems(objective, method, training)
+    if objective.reads("sim_cot"):
+        problems += _sim_cot_problems(objective, method, training)
+    if objective.reads("grpo"):
+        problems += _grpo_problems(objective, method, training)
+    return problems
+
+
+def _unread(objective: ObjectiveConfig) -> list[str]:
+    """Keys that were set although nothing reads them."""
+    problems = []
+    for group, readers in READERS.items():
+        own, default = (getattr(one, group).model_dump() for one in (objective, ObjectiveConfig()))
+        if objective.reads(group) or own == default:
+            continue
+        changed = [key for key, value in own.items() if value != default[key]]
+        found, usual = (
+            " ".join(f"objective.{group}.{key}={values[key]}" for key in changed) for values in (own, default)
+        )
+        problems.append(
+            f"{found}: objective.kind={objective.kind} does not read this; set objective="
+            f"{' or objective='.join(readers)}, or the default, {usual}"
+        )
+    if objective.feed == "identity" and objective.feed_width is not None:
+        problems.append(
+            f"objective.feed_width={objective.feed_width}: objective.feed=identity has no width; set "
+            "objective.feed=projection, or objective.feed_width=null"
+        )
+    return problems
+
+
+def _feed_problems(objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig) -> list[str]:
+    if objective.feed == "identity" or not (reason := _without_thoughts(method, training)):
+        return []
+    return [
+        f"objective.feed={objective.feed}: {reason}, so no hidden state is fed back; set objective.feed=identity, or a "
+        "method with thoughts such as method=coconut"
+    ]
+
+
+def _codi_problems(objective: ObjectiveConfig, method: MethodConfig, data: DataConfig) -> list[str]:
+    kind = METHODS[method.kind]
+    if objective.kind == "codi" and not kind.has_latents:
+        return [
+            "objective.kind=codi: a sequence with thoughts learns from one with written steps, but "
+            f"method.kind={kind.name} has neither thoughts nor pauses; set method=coconut_no_curriculum, or "
+            "objective=likelihood"
+        ]
+    if data.text_format.one_token and kind.has_curriculum:
+        return [
+            f"objective.kind={objective.kind} compares states at the answer, but with data.format={data.format} the "
+            f"sequences of method.kind={kind.name} end before the answer until the last stage; set "
+            "method=coconut_no_curriculum, or objective=likelihood"
+        ]
+    return []
+
+
+def _lotus_problems(objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig) -> list[str]:
+    lotus, problems = objective.lotus, []
+    if reason := _without_thoughts(method, training):
+        return [
+            f"objective.kind=lotus: thoughts learn to predict the steps that they replace, but {reason}; set "
+            "method=coconut, training.c_thought=13 (GPT-2) or 25 (Llama 3) and training.max_latent_stage=6, or "
+            "objective=likelihood"
+        ]
+    if not lotus.in_loop:
+        return []
+    if lotus.flat:
+        problems.append(
+            "lotus.in_loop=true reads each block of thoughts after a round of its own, but with lotus.flat=true steps "
+            "do not belong to blocks; set one of them to false"
+        )
+    iterations, stages = method.iterations, training.max_latent_stage
+    if method.thinking != "looped":
+        problems.append(
+            "lotus.in_loop=true reads thoughts after each round of method.thinking=looped, found "
+            f"{method.thinking}; set method.thinking=looped, or lotus.in_loop=false"
+        )
+    elif iterations is not None and iterations < stages:
+        problems.append(
+            f"lotus.in_loop=true reads block k after round k, but method.iterations={iterations} is below "
+            f"training.max_latent_stage={stages}; set method.iterations=null, one round for each block"
+        )
+    return problems
+
+
+def _sim_cot_problems(objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig) -> list[str]:
+    where, kind = f"objective.kind={objective.kind}", METHODS[method.kind]
+    if reason := _without_thoughts(method, training):
+        return [f"{where} decodes steps from thoughts, but {reason}; set method=coconut, or objective=likelihood"]
+    problems = []
+    if method.thinking != "sequential":
+        problems.append(
+            f"{where} decodes the vectors that thoughts feed back one after the other, which method.thinking="
+            f"{method.thinking} does not compute; set method.thinking=sequential, or objective=likelihood"
+        )
+    last = training.max_latent_stage + 1 if kind.has_curriculum else 0
+    if objective.sim_cot.from_stage > last:
+        reason = (
+            f"no stage is later than {last}" if kind.has_curriculum else f"method.kind={kind.name} has only stage 0"
+        )
+        problems.append(
+            f"objective.sim_cot.from_stage={objective.sim_cot.from_stage}: {reason}, so the decoder would never learn; "
+            f"set objective.sim_cot.from_stage to at most {last}"
+        )
+    return problems
+
+
+def _grpo_problems(objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig) -> list[str]:
+    where, settings = f"objective.kind={objective.kind}", objective.grpo
+    if METHODS[method.kind].starts_thinking:
+        return [
+            f"{where} samples completions of a prompt that contains all thoughts, but with method.kind={method.kind} "
+            "the model decides when to think; set method=coconut"
+        ]
+    problems = []
+    if settings.exploration != "none" and (reason := _without_thoughts(method, training)):
+        problems.append(
+            f"objective.grpo.exploration={settings.exploration} explores in thoughts, and {reason}; set "
+            "objective.grpo.exploration=none, or a method with thoughts such as method=coconut"
+        )
+    if settings.exploration == "svp" and training.activation_checkpointing:
+        problems.append(
+            "objective.grpo.exploration=svp puts noise into single passes, which "
+            "training.activation_checkpointing=true would repeat without it; set it to false"
+        )
+    if training.loss_reduction != "token":
+        problems.append(
+            f"training.loss_reduction={training.loss_reduction} has no effect with {where}, where "
+            "objective.grpo.loss_type says how losses are reduced; set training.loss_reduction=token"
+        )
+    for key in ("uniform_prob", "replay_prob"):
+        if getattr(training, key):
+            problems.append(
+                f"training.{key}={getattr(training, key)} mixes stages, but with {where} all problems are at the last "
+                f"stage; set training.{key}=0"
+            )
+    return problems
+
+
+def _without_thoughts(method: MethodConfig, training: TrainingConfig) -> str:
+    """Why sequences have no thoughts; empty if they have some."""
+    kind = METHODS[method.kind]
+    if not kind.has_latents or kind.pauses:
+        return f"method.kind={kind.name} has no thoughts"
+    zero = [f"training.{key}=0" for key in ("c_thought", "max_latent_stage") if not getattr(training, key)]
+    return f"with {' and '.join(zero)} there are none" if zero else ""
