@@ -1,5 +1,6 @@
 """The loss of ``grpo`` equals a slow twin in all parts and gradients; rollouts are replayed exactly."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from slow_grpo import GrpoOptions, Sampled, slow_grpo
-from slow_thoughts import unchanged
+from slow_thoughts import IGNORE, think, unchanged
 from tiny_models import make_model
 from torch_engine import tiny_experiment
+from transformers import DynamicCache
 
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.methods import METHODS
@@ -23,6 +25,7 @@ from coconut_ds.model.collate import Collator
 from coconut_ds.model.exploration import NoiseSizes
 from coconut_ds.model.feed import Projection
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.value_directions import value_projections
 from coconut_ds.objectives.grpo import Completions, Grpo, noise_sizes
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
@@ -235,6 +238,44 @@ def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabili
         else:
             # The engine reports them before the temperature.
             assert (replayed - wanted).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_noise_on_values_is_another_value_projection_up_to_the_last_thought(family):
+    """Log probabilities of completions equal those of a model with other singular values, whose keys and values the
+    unchanged model then reads."""
+    config = config_of("grpo.exploration=svp", "grpo.svp_scale=0.8")
+    objective, model = Grpo(config), make_model(family).eval()
+    loop = objective.equip(LatentLoop(model))
+    prepare_noise(loop, is_due=True)
+    sizes = noise_sizes(loop)
+    completions = replace(completions_of(config, 3, loop.width, known=False), sizes=sizes)
+    (view,) = plan_update(completions.views[0], BatchGeometry(5, 5, 1, 1), 0, "token")
+    found = loop(objective.log_probabilities, objective.collate(Collator(0), completions, [view]))
+    codes = objective.exploration.draw(completions.keys, 3, sizes).codes
+    wanted = []
+    for row in view.rows.tolist():
+        layout, other = completions.views[0][row], copy.deepcopy(model)
+        for projection, code in zip(value_projections(other), codes[row], strict=True):
+            weight = projection.module.weight.data
+            # The last columns of GPT-2's matrix, which is stored transposed.
+            values = weight[:, -projection.size :] if family == "gpt2" else weight.T
+            left, singular, right = torch.linalg.svd(values, full_matrices=False)
+            values.copy_((left * singular * (1 + 0.8 * code)) @ right)
+        with torch.no_grad():
+            embeds, end = think(other, layout)[0][None], layout.first_thought + layout.num_thoughts
+            cache = DynamicCache()
+            other.base_model(inputs_embeds=embeds[:, :end], past_key_values=cache, use_cache=True)
+            states = model.base_model(inputs_embeds=embeds[:, end:], past_key_values=cache, use_cache=True)
+            logits = model.get_output_embeddings()(states.last_hidden_state[0])
+        logits[:, list(MARKERS.all())] = -torch.inf
+        every = logits.log_softmax(dim=-1)
+        places = [place for place, label in enumerate(layout.labels) if label != IGNORE]
+        wanted += [float(every[place - 1 - end, layout.labels[place]]) for place in places]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
+    assert loop.value_directions is not None
+    plain = loop(objective.log_probabilities, objective.collate(Collator(0), replace(completions, keys=()), [view]))
+    assert (plain - found).abs().max() > 0.01
 
 
 def test_advantages_and_weights():
