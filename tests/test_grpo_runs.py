@@ -10,7 +10,9 @@ from torch_engine import DROPOUT, run_folder, tiny_experiment
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import ConfigError, RewardError
 from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.engine_file import read_engine_file
 from coconut_ds.training.ingredients import run_ingredients
+from coconut_ds.training.iterations import start_notes
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=4", "warmup_steps=0", "lr=1e-2")
 BREVITY = "grpo.reward=making_rewards:brevity"
@@ -113,6 +115,26 @@ def test_settings_that_cannot_work_are_refused(overrides, words):
 def test_a_reward_that_is_not_there_is_refused_before_anything_is_loaded(reward, words):
     with pytest.raises(ConfigError, match=words):
         tiny_experiment(*GRPO, f"grpo.reward={reward}")
+
+
+def test_an_unusual_start_is_named(tmp_path):
+    """No checkpoint; one that thinks more often than this run; the run's own number of thoughts."""
+    assert "starts from random weights" in start_notes(tiny_experiment(*GRPO))[0]
+    folder = run_folder(tmp_path)
+    train(folder, "num_epochs=3")
+    start = f"load_model_path={folder.checkpoint(3)}"
+    assert start_notes(tiny_experiment(*GRPO, start)) == []
+    (note,) = start_notes(tiny_experiment(*GRPO, start, "max_latent_stage=1"))
+    assert note.endswith("and this run has 1; training.c_thought and training.max_latent_stage set the number")
+    assert start_notes(tiny_experiment()) == []
+
+
+def test_the_start_is_not_kept_where_shards_are_not_plain(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}')
+    read_engine_file(compose_config(["objective=grpo", "grpo.beta=0", f"deepspeed.config={path}"]))
+    with pytest.raises(ConfigError, match="neither with weights on NVMe nor with ZeRO"):
+        read_engine_file(compose_config(["objective=grpo", f"deepspeed.config={path}"]))
 
 
 def test_the_signature_has_the_settings_and_the_content_of_a_users_reward():

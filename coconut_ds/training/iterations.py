@@ -19,6 +19,7 @@ from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.exploration import NoiseSizes
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.starting import card_of
 from coconut_ds.objectives.grpo import Completions, Grpo, GrpoBatch, noise_sizes
 from coconut_ds.training.advantages import advantages, is_mixed, longest_completion, token_weights
 from coconut_ds.training.batches import plan_update
@@ -189,3 +190,23 @@ def prepare_noise(loop: LatentLoop, is_due: bool) -> NoiseSizes:
     if directions is not None and (is_due or not directions.weights):
         directions.renew(loop)
     return noise_sizes(loop)
+
+
+def start_notes(experiment: Experiment) -> list[str]:
+    """What is unusual about the model that a run with rollouts starts from, as lines for the log; often nothing."""
+    config, run = experiment.config, experiment
+    if not run.objective.samples:
+        return []
+    if config.run.load_model_path is None:
+        weights = "random weights" if config.model.model_init == "scratch" else "a model that was not trained to think"
+        return [
+            f"warning: objective={config.objective.kind} starts from {weights}, which hardly ever earns a reward, and "
+            "learns only where some completions of a problem do; set load_model_path=CHECKPOINT"
+        ]
+    card, number = card_of(config), run.method.num_latents(run.curriculum.last_stage, None, run.spec)
+    if card is None or card.num_latents == number:
+        return []
+    return [
+        f"warning: {config.run.load_model_path} was trained with {card.num_latents} thoughts or pauses, and this run "
+        f"has {number}; training.c_thought and training.max_latent_stage set the number"
+    ]
