@@ -94,9 +94,7 @@ from coconut_ds.settings.schema import leaf_keys
         ),
         (
             {"objective.kind": "sim_cot", "objective.lotus": {"flat": True}},
-            [
-                "objective.lotus.flat=True: objective.kind=sim_cot does not read this; set objective=lotus, or the default"
-            ],
+            ["objective.lotus.flat=True: objective.kind=sim_cot does not read this; set objective=lotus, or"],
         ),
         (
             {"objective.feed": "projection", "training.c_thought": 0},

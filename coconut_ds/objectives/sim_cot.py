@@ -153,8 +153,7 @@ class SimCot(Objective):
         weights = group_weights(rows, self._settings.step_reduction)
         weights = weights * (self._settings.step_factor * view.share * len(rows))
         inputs = self.thinking(batch).inputs
-        steps = collate_steps(collator, examples.lengths, view, weights, inputs, self.group_size, self.first_position)
-        return SimCotBatch(batch, steps)
+        return SimCotBatch(batch, collate_steps(collator, examples.lengths, view, weights, inputs, self.group_size))
 
     def loss(self, loop: LatentLoop, batch: SimCotBatch) -> Tensor:
         """The parts of the other objective, and that of the steps."""

@@ -81,7 +81,7 @@ def group_weights(lengths: Integers, reduction: Literal["token", "thought", "row
         return np.full(groups, 1 / max(1, counts.sum()))
     if reduction == "thought":
         return 1 / np.maximum(1, counts * np.count_nonzero(counts))
-    return np.full(groups, 1 / max(1, np.count_nonzero(lengths)))
+    return np.full(groups, 1 / max(1, int(np.count_nonzero(lengths))))
 
 
 @dataclass(frozen=True)
