@@ -16,6 +16,7 @@ from torch_engine import tiny_experiment
 from transformers import DynamicCache
 
 from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.generation import slot_table
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import Layout, lay_out_prompt
@@ -195,7 +196,9 @@ RUN = ("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.reward
     ],
 )
 def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabilities(more, monkeypatch):
-    """So importance ratios are 1 up to rounding before the first update."""
+    """So importance ratios are 1 up to rounding before the first update. Samples share the keys and values of their
+    prompt, unless these have noise."""
+    monkeypatch.setattr(slot_table, "MIN_SHARED", 1)
     run = tiny_experiment(*RUN, *more, "max_new_tokens=6")
     objective, loop = run.objective, run.loop().eval()
     sampler = Iterations(run, objective).sampler
