@@ -11,7 +11,18 @@ from slow_loop import slow_generate, slow_loss
 from slow_training import slow_training
 from transformers import AutoModelForCausalLM
 from zero_feeds import LR, PLAIN, PROMPT, THINKING, VARIANTS, parts
-from zero_worker import FAMILIES, LORA, OFFLOAD, OVERRIDES, RESUMED, ZERO, family_overrides, with_engine, write_family
+from zero_worker import (
+    FAMILIES,
+    GRPO_ZERO,
+    LORA,
+    OFFLOAD,
+    OVERRIDES,
+    RESUMED,
+    ZERO,
+    family_overrides,
+    with_engine,
+    write_family,
+)
 
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import ConfigError
@@ -92,13 +103,13 @@ def test_self_distillation_is_the_same_under_every_zero_stage(results):
 
 
 @pytest.mark.slow
-def test_rollouts_and_their_updates_are_the_same_under_every_zero_stage(results):
+def test_rollouts_and_their_updates_are_the_same_under_zero_stages(results):
     """Two updates for each sampling; the weights of the start take the place of the trained ones in between, and ranks
     have completions of different lengths."""
     reference = results[1]["zero0_llama_grpo"]
-    assert len(set(reference["losses"])) == len(reference["losses"]) == 6
+    assert len(set(reference["losses"])) == len(reference["losses"]) == 3
     for ranks in (1, 2):
-        for zero in (*ZERO, "zero3_live0"):
+        for zero in GRPO_ZERO:
             record = results[ranks][f"{zero}_llama_grpo"]
             assert record["rewards"] == reference["rewards"], (ranks, zero)
             assert record["losses"] == pytest.approx(reference["losses"], rel=1e-4), (ranks, zero)

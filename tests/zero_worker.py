@@ -78,18 +78,20 @@ CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 """With all of CODI's parts, and an auxiliary decoder."""
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
-    *("grpo.exploration=svp", "grpo.svp_renew=3", "grpo.reward=making_rewards:brevity", "global_batch_size=16"),
+    *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=16"),
+    "num_epochs=1",
 ]
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
 ZERO = ("zero0", "zero1", "zero2", "zero3_held0")
+GRPO_ZERO = ("zero0", "zero2", "zero3_held0", "zero3_live0")
 OFFLOAD = ("zero2_offload", "zero3_offload")
 SHORT_VARIANTS = (
     *(f"{zero}_{family}" for family in FAMILIES for zero in ZERO),
     *(f"{zero}_llama_lora" for zero in (*ZERO, "zero3_live0")),
     *(f"{zero}_llama_codi" for zero in ZERO),
-    *(f"{zero}_llama_grpo" for zero in (*ZERO, "zero3_live0")),
+    *(f"{zero}_llama_grpo" for zero in GRPO_ZERO),
     *(f"{zero}_qwen3" for zero in OFFLOAD),
 )
 RESUMED = "zero3_held0_llama_lora"
