@@ -1,7 +1,8 @@
 """GRPO, slow and obvious: loss and measures of given completions, one row and one token at a time, differentiable."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,36 @@ class Sampled(NamedTuple):
     """Log probability of each token under the model that sampled; empty: that of the current model."""
     reference: Sequence[float]
     """The same under the reference; empty: no KL divergence."""
+    codes: Tensor | None = None
+    """[N, r] of the noise on the values of each layer; None: there is none."""
+
+
+@contextmanager
+def noisy_values(model: PreTrainedModel, sampled: Sampled, scale: float) -> Iterator[None]:
+    """Within it, layer i computes the values of prompt and thoughts with W + scale · U diag(s ∘ codes[i]) Vᵀ, where W =
+    U diag(s) Vᵀ are its own weights, and all other values with W."""
+    with ExitStack() as stack:
+        layers = model.transformer.h if model.config.model_type == "gpt2" else model.model.layers
+        for layer, code in zip(
+            layers, () if sampled.codes is None else sampled.codes, strict=sampled.codes is not None
+        ):
+            is_gpt2 = model.config.model_type == "gpt2"
+            module = layer.attn.c_attn if is_gpt2 else layer.self_attn.v_proj
+            # GPT-2 computes queries, keys and values together, and stores the weights transposed.
+            weight = module.weight[:, 2 * model.config.n_embd :] if is_gpt2 else module.weight.T
+            left, singular, right = torch.linalg.svd(weight.detach(), full_matrices=False)
+            other = weight + scale * left @ torch.diag(singular * code) @ right
+            end = sampled.row.first_thought + sampled.row.num_thoughts
+
+            def replace(module, arguments, output, other=other, end=end):
+                size = other.shape[1]
+                bias = 0 if module.bias is None else module.bias[-size:]
+                early = arguments[0][:, :end] @ other + bias
+                values = torch.cat([early, output[:, end:, -size:]], dim=1)
+                return torch.cat([output[..., :-size], values], dim=-1)
+
+            stack.callback(module.register_forward_hook(replace).remove)
+        yield
 
 
 @dataclass(frozen=True)
@@ -39,6 +70,7 @@ class GrpoOptions:
     epsilon: float
     epsilon_high: float
     beta: float
+    svp_scale: float = 0.0
 
 
 def one_after_another(model: PreTrainedModel, row: Row, feed: Feed) -> Tensor:
@@ -59,7 +91,8 @@ def slow_log_probabilities(
             return feed(vectors)
         return feed(vectors) * sampled.factor[place] + sampled.term[place]
 
-    states = states_of(model, fill(model, row, noisy))
+    with noisy_values(model, sampled, options.svp_scale):
+        states = states_of(model, fill(model, row, noisy))
     found = []
     for place, label in enumerate(row.labels):
         if label != IGNORE:

@@ -53,8 +53,11 @@ class Case(NamedTuple):
     checkpointing: bool = False
     ranks: int = 2
     chunked: bool = False
+    joined: bool = False
+    """Whether the rest joins the pass of the last thought, as in bf16."""
 
 
+SVP = "grpo.exploration=svp"
 CASES = {
     "gaussian": Case(("grpo.sigma=0.7",)),
     "only_update": Case(("grpo.sigma=0.7", "grpo.temperature=0.6"), known=False, ranks=1),
@@ -62,6 +65,9 @@ CASES = {
     "feed": Case(("objective.feed=projection", "grpo.beta=0.5"), "llama"),
     "jacobi": Case(("thinking=jacobi", "method.iterations=9", "grpo.beta=0"), "llama", ranks=1),
     "chunks": Case(("grpo.beta=0.3",), chunked=True),
+    "svp": Case((SVP, "grpo.svp_scale=0.8"), joined=True),
+    "svp_grouped_keys": Case((SVP, "grpo.svp_scale=0.6", "grpo.beta=0"), "llama"),
+    "svp_checkpointing": Case((SVP, "grpo.svp_scale=0.8"), "llama", checkpointing=True, joined=True, ranks=1),
     "no_thoughts": Case(("grpo.exploration=none", "method=no_cot"), thoughts=0),
 }
 
@@ -97,13 +103,16 @@ def test_parts_measures_and_gradients_are_those_of_the_slow_twin(name, monkeypat
     case = CASES[name]
     config = config_of(*case.overrides)
     objective, settings = Grpo(config), config.objective.grpo
+    if case.joined:
+        monkeypatch.setattr(LatentLoop, "_is_fp32", False)
     if case.chunked:
         monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", 3 * 64)
     torch.manual_seed(1)
     feed = Projection(32, 24) if config.objective.feed == "projection" else None
     model = make_model(case.family)
-    loop = LatentLoop(model, case.checkpointing, feed=feed)
-    completions = completions_of(config, case.thoughts, loop.width, case.known)
+    loop = objective.equip(LatentLoop(model, case.checkpointing, feed=feed))
+    sizes = prepare_noise(loop, is_due=True)
+    completions = replace(completions_of(config, case.thoughts, loop.width, case.known), sizes=sizes)
     rows = list(completions.views[0])
     old, reference = given(rows, 0.0) if case.known else [[]] * 5, given(rows, 1.0) if settings.beta else [[]] * 5
     geometry, collator = BatchGeometry(5, 2, 3 - case.ranks + 1, case.ranks), Collator(0, config.parallel)
@@ -125,12 +134,15 @@ def test_parts_measures_and_gradients_are_those_of_the_slow_twin(name, monkeypat
     blank = torch.ones(5, case.thoughts, width)
     factor = blank if noise is None or noise.factor is None else noise.factor.expand_as(blank)
     term = 0 * blank if noise is None or noise.term is None else noise.term
+    codes = [None] * 5 if noise is None or noise.codes is None else noise.codes
     sampled = [
-        Sampled(rows[row], GAINS[row], WEIGHTS[row], factor[row], term[row], old[row], reference[row])
+        Sampled(rows[row], GAINS[row], WEIGHTS[row], factor[row], term[row], old[row], reference[row], codes[row])
         for row in range(5)
     ]
     high = settings.epsilon_high or settings.epsilon
-    options = GrpoOptions(settings.temperature, MARKERS.all(), settings.epsilon, high, settings.beta)
+    options = GrpoOptions(
+        settings.temperature, MARKERS.all(), settings.epsilon, high, settings.beta, settings.svp_scale
+    )
     loop.zero_grad()
     slow, measures = slow_grpo(model, sampled, feed or unchanged, options)
     sum(slow.values()).backward()
@@ -201,7 +213,7 @@ def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabili
     monkeypatch.setattr(slot_table, "MIN_SHARED", 1)
     run = tiny_experiment(*RUN, *more, "max_new_tokens=6")
     objective, loop = run.objective, run.loop().eval()
-    sampler = Iterations(run, objective).sampler
+    sampler = Iterations(run).sampler
     prepare_noise(loop, is_due=True)
     number = run.method.num_latents(run.curriculum.last_stage, None, run.spec)
     batch = Batch(5, [4, 11, 7, 2, 9], run.problems.train(0), run.problems.texts(0), number)
@@ -239,8 +251,19 @@ def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabili
         if temperature == 1:
             assert torch.exp(replayed - wanted).tolist() == pytest.approx([1.0] * len(wanted), abs=1e-4)
         else:
-            # The engine reports them before the temperature.
-            assert (replayed - wanted).abs().max() > 0.01
+            # The engine reports them before the temperature, so they are computed here.
+            wanted = [value for row in view.rows for value in at_temperature(loop, layouts[row], temperature, run)]
+            assert replayed.tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def at_temperature(loop, row, temperature, run):
+    """Log probabilities of the targets of a row without thoughts."""
+    with torch.no_grad():
+        logits = loop.model(torch.tensor([list(row.input_ids)])).logits[0] / temperature
+    logits[:, list(run.backbone.markers.all())] = -torch.inf
+    places = [place for place, label in enumerate(row.labels) if label != IGNORE]
+    every = logits.log_softmax(dim=-1)
+    return [float(every[place - 1, row.labels[place]]) for place in places]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -279,6 +302,37 @@ def test_noise_on_values_is_another_value_projection_up_to_the_last_thought(fami
     assert loop.value_directions is not None
     plain = loop(objective.log_probabilities, objective.collate(Collator(0), replace(completions, keys=()), [view]))
     assert (plain - found).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_values_have_noise_in_the_prompt_and_in_thoughts_and_nowhere_else(family, dtype):
+    """Rows with different numbers of thoughts. In bf16, the tokens after the thoughts share the last one's pass."""
+    objective, model = Grpo(config_of("grpo.exploration=svp", "grpo.svp_scale=0.8")), make_model(family).to(dtype)
+    loop, seen = objective.equip(LatentLoop(model)).eval(), []
+    prepare_noise(loop, is_due=True)
+    projection = value_projections(model)[1]
+
+    def differences(module, arguments, output):
+        plain = module.forward(arguments[0])
+        assert torch.equal(output[..., : -projection.size], plain[..., : -projection.size])
+        seen.append((output != plain)[..., -projection.size :].any(dim=-1))
+
+    projection.module.register_forward_hook(differences)
+    method = METHODS[objective.config.method.kind]
+    prompts = [lay_out_prompt(method, question, 2 + n % 2, MARKERS) for n, question in enumerate(QUESTIONS)]
+    rows = [prompt.continued(tokens) for prompt, tokens in zip(prompts, WRITTEN, strict=True)]
+    completions = replace(completions_of(objective.config, 2, loop.width, False), views=(Layouts.of(rows),))
+    completions = replace(completions, sizes=noise_sizes(loop))
+    (view,) = plan_update(completions.views[0], BatchGeometry(5, 5, 1, 1), 0, "token")
+    batch = objective.collate(Collator(0), completions, [view])
+    loop(objective.log_probabilities, batch)
+    inputs = batch.batch.inputs
+    prefix = torch.ones_like(inputs.prefix_ids, dtype=torch.bool)
+    rest = torch.zeros_like(inputs.rest_ids, dtype=torch.bool)
+    assert rest.shape[1]
+    assert not inputs.is_thought.all()
+    assert torch.equal(torch.cat(seen, dim=1), torch.cat([prefix, inputs.is_thought, rest], dim=1))
 
 
 def test_advantages_and_weights():

@@ -94,6 +94,8 @@ class ThinkingEngine:
         self._pass_size = PassSize(loop, self.cache)
         self._capturer = capturer or capturer_for(loop)
         self._steps_made: Steps | None = None
+        self._has_noise = False
+        """Whether a request with noise on values was ever submitted."""
 
     @property
     def cache(self) -> SlotCache:
@@ -135,6 +137,7 @@ class ThinkingEngine:
         if request.stop and self._decode is None:
             raise DataError(f"stop={list(request.stop)}: this engine was made without decode, so it reads no text")
         if request.codes is not None:
+            self._has_noise = True
             # A captured step would repeat the noise of the rows that it was captured with.
             self._capturer = self._steps_made = None
         row = Row(next(self._tickets), request, listener or Listener(), self._eos_ids, self._decode)
@@ -199,8 +202,8 @@ class ThinkingEngine:
         slots = [table.to_encode[0]]
         row = table[slots[0]]
         if row.length:
-            with self._noise([row]):
-                self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
+            # Rows with noise on values share no prompt (``SlotTable``), so this pass has none.
+            self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
         else:
             # Shortest first: prompts of similar length share a pass, which keeps the padding small.
             fresh = sorted(
@@ -249,15 +252,17 @@ class ThinkingEngine:
         for source, target in self._table.close_gaps():
             self._passes.move(source, target)
         rows = [self._table[slot] for slot in self._table.running]
-        with self._noise(rows, [row.input == THOUGHT for row in rows]):
+        with self._noise(rows, only_thoughts=True):
             self._steps.advance(rows)
         for slot, row in enumerate(rows):
             row.length += 1
             self._set_next_input(slot)
 
-    def _noise(self, rows: Sequence[Row], where: Sequence[bool] | None = None) -> AbstractContextManager[None]:
-        """A context in which one pass over rows has their noise on values; ``where``: which of them; None: all."""
-        noisy = [row.request.codes is not None and (where is None or where[n]) for n, row in enumerate(rows)]
+    def _noise(self, rows: Sequence[Row], only_thoughts: bool = False) -> AbstractContextManager[None]:
+        """A context in which one pass over rows has their noise on values, or only rows whose input is a thought."""
+        if not self._has_noise:
+            return nullcontext()
+        noisy = [row.request.codes is not None and (not only_thoughts or row.input == THOUGHT) for row in rows]
         if not any(noisy):
             return nullcontext()
         directions = self._passes.value_directions

@@ -20,7 +20,7 @@ Shapes:
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from coconut_ds.errors import ModelError
+from coconut_ds.model.checkpointing import Restore, restore_when_recomputing
 from coconut_ds.model.collate import LatentInputs
 from coconut_ds.model.passes import Passes
 from coconut_ds.model.support import decoder_layers
@@ -75,6 +76,7 @@ class ValueDirections:
         """[I, O] the weights that the singular vectors are those of, on the CPU; empty before the first ``renew``."""
         for number, projection in enumerate(self._projections):
             projection.module.register_forward_hook(partial(self._add, number))
+        restore_when_recomputing(model, self._present)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,11 +120,15 @@ class ValueDirections:
             where: [B, Q] or [B, 1] bool, the positions with noise.
         """
         assert self._bases, "the singular vectors were not computed"
-        self._noise = codes, where
+        before, self._noise = self._noise, (codes, where)
         try:
             yield
         finally:
-            self._noise = None
+            self._noise = before
+
+    def _present(self) -> Restore:
+        """What makes a context with the noise of the present pass, for when a layer is recomputed."""
+        return nullcontext if self._noise is None else partial(self.adding, *self._noise)
 
     def over(self, passes: Passes, codes: Tensor, inputs: LatentInputs) -> Passes:
         """The passes of a batch with noise on prefix and thoughts. The prefix of each row ends with its first thought.

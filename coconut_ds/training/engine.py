@@ -193,14 +193,27 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
         if path is None:
             raise CheckpointError(f"{folder}: contains no state of the engine")
-        directions, file = self._loop.value_directions, folder / DIRECTIONS
-        if directions is not None and file.is_file():
-            directions.use(torch.load(file), self.device, self._loop.model.dtype)
         if same_ranks:
             file = random_file(folder, self._ranks.rank)
             if not file.is_file():
                 raise CheckpointError(f"{file}: is missing; {SHARED}")
             set_random_state(torch.load(file, weights_only=False))
+
+    def load_directions(self, folder: Path) -> None:
+        """Reads the weights that the noise on values follows, if the objective adds such noise.
+
+        Args:
+            folder: the folder given to ``save_state``, also where the state itself is converted for other ranks.
+
+        Raises:
+            CheckpointError: the file is missing.
+        """
+        directions, file = self._loop.value_directions, folder / DIRECTIONS
+        if directions is None:
+            return
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing; it has the weights that the noise on values follows. {SHARED}")
+        directions.use(torch.load(file), self.device, self._loop.model.dtype)
 
     def model_state(self) -> dict[str, Tensor]:
         """The state dict of the Hugging Face model: full tensors on the CPU, in the compute dtype, adapters merged.

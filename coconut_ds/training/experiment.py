@@ -75,8 +75,9 @@ class Experiment:
         """
         training = config.training
         kernels = choose_kernels(config.model.fused_kernels, ranks.device)
-        geometry = BatchGeometry.derive(training, ranks.size)
-        reward = Reward(config) if config.objective.kind == "grpo" else None
+        objective = objective_of(config)
+        geometry = BatchGeometry.derive(training, ranks.size, objective.samples)
+        reward = Reward(config) if objective.samples else None
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
@@ -95,7 +96,6 @@ class Experiment:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
-        objective = objective_of(config)
         # Another seed than the model's: a decoder from scratch must not repeat the weights of a model from scratch.
         seed_generators(random.Random(f"auxiliary/{config.run.seed}").getrandbits(32))
         auxiliary = objective.auxiliary(backbone)

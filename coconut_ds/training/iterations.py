@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from coconut_ds.data.token_arrays import ProblemArrays
+from coconut_ds.errors import NonFiniteError
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.exploration import NoiseSizes
@@ -35,7 +36,13 @@ class Iterations:
     """Makes the iterations of one experiment."""
 
     experiment: Experiment
-    objective: Grpo
+
+    @property
+    def objective(self) -> Grpo:
+        """What completions are learned by."""
+        objective = self.experiment.objective
+        assert isinstance(objective, Grpo), "the objective does not sample"
+        return objective
 
     def of_batches(
         self, epoch: int, stage: int, problems: ProblemArrays, batches: Sequence[Sequence[int]], done: int
@@ -84,7 +91,7 @@ class Iteration:
 
         Raises:
             RewardError: a reward could not be computed; the weights are unchanged.
-            NonFiniteError: loss or gradient norm of an update is not finite.
+            NonFiniteError: loss or gradient norm of an update is not finite; the updates before it were made.
         """
         engine.train(False)
         sizes = engine(prepare_noise, self._batch.iteration % self._settings.svp_renew == 0)
@@ -93,9 +100,7 @@ class Iteration:
         self.num_tokens = sum(len(each.prompt) + len(each.tokens) for each in rollouts)
         rewards = np.array([[each.reward for each in group] for group in groups])
         batches = self._replayed(engine, self._mini_batches(groups, rewards, sizes))
-        results = [
-            engine.update(each, lr, asked_to_stop) for _ in range(self._settings.num_iterations) for each in batches
-        ]
+        results = _updates(engine, batches * self._settings.num_iterations, lr, asked_to_stop)
         measures = {
             "reward": float(rewards.mean()),
             "mixed_groups": float(is_mixed(rewards).mean()),
@@ -181,6 +186,21 @@ class Iteration:
         measures |= {name: fmean(each.measures[name] for each in results) for name in own}
         norm, stops = fmean(each.grad_norm for each in results), any(each.stops for each in results)
         return UpdateResult(losses, norm, stops, measures)
+
+
+def _updates(
+    engine: Engine, batches: Sequence[Sequence[GrpoBatch]], lr: float, asked_to_stop: Callable[[], bool]
+) -> list[UpdateResult]:
+    """Makes an optimizer update with each list of micro batches."""
+    results: list[UpdateResult] = []
+    for each in batches:
+        try:
+            results.append(engine.update(each, lr, asked_to_stop))
+        except NonFiniteError as error:
+            made = len(results)
+            where = f"optimizer update {made + 1} of the {len(batches)} of this iteration: " if len(batches) > 1 else ""
+            raise NonFiniteError(f"{where}{error}", updates_made=made) from error
+    return results
 
 
 def prepare_noise(loop: LatentLoop, is_due: bool) -> NoiseSizes:

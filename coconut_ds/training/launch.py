@@ -99,6 +99,7 @@ def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engin
     if start.checkpoint is None:
         return engine
     folder = start.checkpoint / ENGINE
+    engine.load_directions(folder)
     if not converts:
         engine.load_state(folder, same_ranks=saved_by == ranks.size)
         return engine

@@ -18,7 +18,6 @@ from coconut_ds.errors import CheckpointError, CoconutError, NonFiniteError, Rew
 from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.latent_loop import latent_loss
-from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.training.curriculum import learning_rate, resets_optimizer, schedule_factor
@@ -147,8 +146,8 @@ class Trainer:
     ) -> Iterable[Step]:
         """The updates with these batches of the epoch, to be made in order."""
         objective = self.experiment.objective
-        if isinstance(objective, Grpo):
-            iterations = Iterations(self.experiment, objective)
+        if objective.samples:
+            iterations = Iterations(self.experiment)
             return iterations.of_batches(position.epoch, stage, problems, batches, position.global_step)
         self.engine.train()
         prepare = partial(self._prepare, position.epoch, stage, problems)
@@ -168,7 +167,7 @@ class Trainer:
             return step.run(self.engine, lr, asked_to_stop)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; the weights are unchanged. "
+                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; {_consequence(error)}. "
                 f"Problems of this batch, counted from 0 in the epoch's training set: {step.indices}. "
                 "A lower training.lr, more training.warmup_steps or a lower training.max_grad_norm may help"
             ) from error
@@ -268,3 +267,10 @@ class Trainer:
     def _log(self, epoch: int, global_step: int, values: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.log({"epoch": epoch + 1, "global_step": global_step, **values})
+
+
+def _consequence(error: NonFiniteError) -> str:
+    """What became of the weights."""
+    if not error.updates_made:
+        return "the weights are unchanged"
+    return "the updates before it changed the weights in memory, so the same command continues from the last checkpoint"
