@@ -5,11 +5,16 @@ import os
 import pytest
 import torch
 from making_training import AskedToStop, column, record, train
-from torch_engine import DROPOUT, run_folder, tiny_experiment
+from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.interrupts import Interrupted
-from coconut_ds.errors import ConfigError, RewardError
+from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
+from coconut_ds.runs.attempts import Start
+from coconut_ds.runs.folder import ENGINE
+from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.settings.compose import compose_config
+from coconut_ds.training import launch
+from coconut_ds.training.engine import DIRECTIONS, Engine
 from coconut_ds.training.engine_file import read_engine_file
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
@@ -40,6 +45,61 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
         assert len(column(whole, f"train/{name}")) == 6, name
     assert column(whole, "train/kl")[-1] > column(whole, "train/kl")[0] > 0
     assert max(column(whole, "train/clip_fraction")) > 0
+
+
+class FailsLater(TorchEngine):
+    """Its sixth update fails: with four updates for each sampling, the second one of the second iteration."""
+
+    def update(self, batches, lr, asked_to_stop=lambda: False):
+        if len(self.rates) == 5:
+            raise NonFiniteError("loss is nan, not finite")
+        return super().update(batches, lr, asked_to_stop)
+
+
+def test_a_run_that_fails_between_the_updates_of_an_iteration_continues_from_its_last_checkpoint(tmp_path):
+    """The message does not claim that the weights are unchanged, and the run becomes the run left alone."""
+    more = (*GRPO, BREVITY, "grpo.num_iterations=2", "grpo.steps_per_generation=2", "num_epochs=1")
+    whole, failed = run_folder(tmp_path / "whole"), run_folder(tmp_path / "failed")
+    train(whole, *more, "save_every_steps=1")
+    with pytest.raises(NonFiniteError) as caught:
+        train(failed, *more, "save_every_steps=1", engine_class=FailsLater)
+    assert "update 2 (epoch 1): optimizer update 2 of the 4 of this iteration: loss is nan" in str(caught.value)
+    assert "changed the weights in memory, so the same command continues from the last checkpoint" in str(caught.value)
+    assert "unchanged" not in str(caught.value)
+    assert failed.checkpoints() == [failed.checkpoint(0, 1)]
+    train(failed, *more, "save_every_steps=1")
+    assert record(failed) == record(whole)
+    weights = [(each.checkpoint(1) / "model.safetensors").read_bytes() for each in (failed, whole)]
+    assert weights[0] == weights[1]
+
+
+class OnlyDirections(Engine):
+    """An engine that loads no other state than the weights that the noise on values follows."""
+
+    def __init__(self, loop, config, geometry, ranks, load_universal=False):
+        self._loop, self._ranks = loop, ranks
+
+    def load_state(self, folder, same_ranks):
+        pass
+
+
+@pytest.mark.parametrize("saved_by", [1, 2])
+def test_the_weights_that_noise_follows_are_resumed_on_any_number_of_ranks(saved_by, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "Engine", OnlyDirections)
+    monkeypatch.setattr(launch, "convert_state", lambda folder, out: out.mkdir())
+    run = tiny_experiment(*GRPO, BREVITY, "grpo.exploration=svp", "deepspeed=zero1")
+    file = tmp_path / "checkpoint_1" / ENGINE / DIRECTIONS
+    state = ResumeState(Position(), Scores(), 0, world_size=saved_by)
+    start = Start(tmp_path, False, tmp_path / "checkpoint_1", state)
+    with pytest.raises(CheckpointError, match=f"{DIRECTIONS}: is missing"):
+        launch._start_engine(run, start, lambda line: None)
+    saved = [torch.randn(16, 16)]
+    file.parent.mkdir(parents=True)
+    torch.save(saved, file)
+    found = launch._start_engine(run, start, lambda line: None)._loop.value_directions
+    assert torch.equal(found.weights[0], saved[0])
+    basis = found._bases[0]
+    torch.testing.assert_close(basis.left * basis.values @ basis.right, saved[0])
 
 
 def test_the_reward_rises(tmp_path):
