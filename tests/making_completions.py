@@ -13,7 +13,6 @@ from coconut_ds.objectives.grpo import Completions
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 
-
 MARKERS = MarkerIds(36, 37, 39, 38)
 QUESTIONS = ([1, 2, 3], [11, 12], [16], [2, 4, 6, 8], [3, 5, 7, 9, 11])
 WRITTEN = ([10, 0], [14, 15, 16, 0], [17], [22, 23, 0], [31, 30, 31, 30, 0])
