@@ -61,6 +61,7 @@ NO_TENSORS = {
     "generation/requests.py:Request.__post_init__": CONFIGURATION,
     "generation/requests.py:Sampling.__post_init__": CONFIGURATION,
     "generation/requests.py:check_prompts": CONFIGURATION,
+    "training/engine.py:Engine.load_directions": FILES,
     "training/engine.py:Engine.load_state": FILES,
     "training/engine.py:Engine.save_state": FILES,
     "training/engine.py:_errors_at_the_end": FILES,
