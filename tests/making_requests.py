@@ -7,14 +7,20 @@ import torch
 from slow_loop import slow_generate
 from tiny_models import VOCABULARY
 
-from coconut_ds.generation.requests import Completion, Request, Thinking
+from coconut_ds.generation.requests import AtOnce, Completion, Request, Thinking
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import ThinkingEngine
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.methods.parallel import Parallel
 
 FAMILIES = ["gpt2", "llama", "qwen3"]
 
 LATENT = VOCABULARY - 1
+AT_ONCE = (
+    *(Parallel("jacobi", passes) for passes in (1, 2, 3)),
+    *(Parallel("looped", None, 2), Parallel("looped", 2)),
+)
+"""Ways to compute all thoughts at once. For ``Parallel("looped", None, 2)``, two thoughts add one round."""
 
 
 def prompt_of(question: list[int], count: int, after: tuple[int, ...] = (2,)) -> Layout:
@@ -48,6 +54,17 @@ def draw_request(rng: random.Random, questions: list[list[int]], model: torch.nn
         start = rng.choice(slow_generate(model, alone, eos))
         request = replace(alone, thinking=Thinking(start, 3, rng.randint(0, 8)))
     return request
+
+
+def draw_ways(rng: random.Random, requests: list[Request]) -> list[Request]:
+    """The same requests; in about half of those with thoughts in their prompt, all thoughts are computed at
+    once."""
+    return [
+        replace(one, at_once=AtOnce(rng.choice(AT_ONCE), LATENT))
+        if one.prompt.num_thoughts and rng.random() < 0.5
+        else one
+        for one in requests
+    ]
 
 
 def run_with_arrivals(engine: ThinkingEngine, requests: list[Request], rng: random.Random) -> list[Completion]:

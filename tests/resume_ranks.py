@@ -15,8 +15,11 @@ from resuming import DIES_AT, Outcome, Worker, losses
 from coconut_ds.training import engine
 
 ZEROS = ("zero0", "zero1", "zero3")
-STEADY = ["model.model_config_overrides={resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}", "max_latent_stage=1"]
-"""Without dropout, which ranks draw differently."""
+STEADY = [
+    "model.model_config_overrides={resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}",
+    *("max_latent_stage=1", "batch_size_training=16"),
+]
+"""Without dropout, which ranks draw differently. An update is two micro batches of one rank, or one of each of two."""
 
 
 @contextlib.contextmanager

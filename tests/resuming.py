@@ -39,9 +39,11 @@ class Died(BaseException):
 
 
 def small_run(save_path: Path, ranks: int, *overrides: str) -> Config:
-    """The configuration of the run in a folder, with one micro batch an update."""
+    """The configuration of the run in a folder, with one micro batch an update unless the overrides set its size."""
     config = composed(*overrides)
     run = config.run.model_copy(update={"save_path": str(save_path)})
+    if any(word.startswith("batch_size_training=") for word in overrides):
+        return config.model_copy(update={"run": run})
     micro_batch = {"batch_size_training": (config.training.global_batch_size or 0) // ranks}
     return config.model_copy(update={"run": run, "training": config.training.model_copy(update=micro_batch)})
 

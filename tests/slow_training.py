@@ -11,7 +11,10 @@ from coconut_ds.training.experiment import Experiment
 
 
 def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
-    """Losses of all updates, and validation losses of all epochs, under ``advance=epochs``. Changes the weights."""
+    """Losses of all updates, and validation losses of all epochs. Changes the weights.
+
+    For runs with ``training.advance=epochs`` or ``training.stage_switches``.
+    """
     training, seed, model = experiment.config.training, experiment.config.run.seed, experiment.backbone.model
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
@@ -25,7 +28,8 @@ def slow_training(experiment: Experiment) -> tuple[list[float], list[float]]:
         return slow_loss(model, layouts, [1 / sum(one.num_targets for one in layouts)] * len(layouts))
 
     for epoch in range(training.num_epochs):
-        stage = epoch // training.epochs_per_stage
+        switches = training.stage_switches
+        stage = epoch // training.epochs_per_stage if switches is None else sum(epoch >= one for one in switches)
         resets = {"epoch": epoch > 0, "stage": stage != previous, "never": False}
         if resets[training.reset_optimizer]:
             optimizer, since_reset = torch.optim.AdamW(parameters, **options), 0

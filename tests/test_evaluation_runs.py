@@ -3,12 +3,12 @@
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import launching
 import pytest
 import torch
+from held_evaluation import HELD_AT
 from launching import EVALUATE, environment, start
 from making import make_backbone, make_card
 from waiting import wait_until
@@ -17,6 +17,7 @@ from coconut_ds.evaluate import main
 from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
+HELD = Path(__file__).parent / "held_evaluation.py"
 PROBLEMS = 499
 """A prime number: of the numbers of ranks used here, only 1 divides it."""
 SWEEP = ["n_thoughts=0,2", "batch_size=16"]
@@ -91,21 +92,20 @@ def test_every_problem_counts_once_on_any_number_of_ranks(place, tmp_path):
 def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, sweep, tmp_path, number):
     """The second launch may have another number of ranks. It predicts nothing twice, and its files equal those of an
     uninterrupted sweep."""
-    out = tmp_path / "ended"
+    out, release = tmp_path / "ended", tmp_path / "release"
     with (tmp_path / "stderr").open("w") as stderr:
-        process = start(command_of(place, out, *SWEEP), environment(), stderr=stderr)
-    wait_until(lambda: count_kept(out) or process.poll() is not None, limit_s=120)
-    kept = count_kept(out)
-    time.sleep(0.1)
+        process = start([HELD, release, *arguments_of(place, out), *SWEEP], environment(), stderr=stderr)
+    wait_until(lambda: count_kept(out) == HELD_AT or process.poll() is not None, limit_s=120)
     process.send_signal(number)
+    release.touch()
     process.wait(60)
     said = (tmp_path / "stderr").read_text()
-    assert 0 < kept < 2 * PROBLEMS
     if number == signal.SIGTERM:
         assert process.returncode == 75
         assert "predictions are kept in" in said
         assert "run the same command to continue" in said
     kept = count_kept(out)
+    assert HELD_AT <= kept < HELD_AT + 32
     assert not (out / "sweep.json").exists()
     lines = next((out / ".partial").rglob("*.jsonl"))
     with lines.open("a") as file:

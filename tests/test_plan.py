@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from coconut_ds.plan import main
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
 
+MEASURING_S = 120.0
+"""Seconds that all measurements of one case may take. A measurement takes about two; none begins after half of them."""
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARK = ROOT / "benchmarks" / "memory.py"
 LLAMA = ",".join(f"{key}:{value}" for key, value in {**SHAPES["llama"], "num_hidden_layers": 1}.items())
@@ -59,15 +62,18 @@ def test_a_plan_is_within_fifteen_percent_of_what_is_allocated():
     for name, case in cases.items():
         # With the six thoughts of the benchmark, the plans take twice as long.
         command, ratios = [BENCHMARK, "--case", name, "--thoughts", "2"], []
-        # On a busy machine, the peak of one of several ranks is sometimes a quarter higher.
+        # The plan is for ranks that run in step. On a busy machine, which delays one of two ranks, the measured peak is
+        # sometimes a quarter higher than on a quiet one. Such a peak says nothing about the plan, so it is measured
+        # again, up to three times. With a single rank this was not observed.
+        ends = time.monotonic() + MEASURING_S
         for _ in range(4 if case.ranks > 1 else 1):
-            done = run(command, environment(), case.ranks, cwd=ROOT)
+            done = run(command, environment(), case.ranks, cwd=ROOT, timeout=max(ends - time.monotonic(), 1))
             assert done.returncode == 0, done.stderr
             planned, measured = json.loads(done.stdout.splitlines()[-1])
             ratios.append(planned / measured)
-            if ratios[-1] > 0.85:
+            if ratios[-1] > 0.85 or time.monotonic() > ends - MEASURING_S / 2:
                 break
-        assert 0.85 < ratios[-1] < 1.15, (name, ratios)
+        assert 0.85 < max(ratios) < 1.15, (name, ratios)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ import random
 from dataclasses import replace
 
 import pytest
-from making_requests import FAMILIES, LATENT, Ends, draw_request, prompt_of, run_with_arrivals
+from making_requests import (
+    AT_ONCE,
+    FAMILIES,
+    LATENT,
+    Ends,
+    draw_request,
+    draw_ways,
+    prompt_of,
+    run_with_arrivals,
+)
 from slow_loop import slow_generate
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,20 +28,25 @@ from coconut_ds.model.latent_loop import LatentLoop
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_requests_in_any_order_are_continued_as_each_is_alone(tiny_model, family, monkeypatch):
-    """40 random cases per family: prompts, thoughts, lengths, arrivals, slots; each request against the slow loop."""
+    """40 random cases per family: prompts, thoughts, ways to compute them, lengths, arrivals, slots; each request
+    against the slow loop."""
     model = tiny_model(family)
-    shared = 0
+    shared, ways = 0, set()
     for case in range(40):
         rng = random.Random(f"{family}/{case}")
         monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([1, 60, 2048]))
         eos, questions = rng.randrange(1, LATENT), []
-        requests = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(1, 7))]
+        drawn = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(1, 7))]
+        requests = draw_ways(rng, drawn)
         engine = ThinkingEngine(LatentLoop(model), [eos], rng.randint(1, 4), 96)
         made = run_with_arrivals(engine, requests, rng)
         slow = [slow_generate(model, request, eos, 96) for request in requests]
         assert [one.tokens for one in made] == slow, case
         shared += engine.num_shared
+        if len(requests) > 1:
+            ways |= {request.at_once.how for request in requests if request.at_once}
     assert shared > 250
+    assert ways == set(AT_ONCE), "each way, while other requests run"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,9 +51,9 @@ OVERRIDES = [
     "model.model_config_overrides.n_embd=32",
     "training=demo",
     "advance=epochs",
-    "c_thought=1",
+    "c_thought=2",
     "max_latent_stage=3",
-    "epochs_per_stage=1",
+    "stage_switches=[1]",
     "num_epochs=3",
     "save_every=9",
     "size.train=56",
@@ -65,10 +65,11 @@ OVERRIDES = [
     "pad_latent_to_max=false",
     "max_new_tokens=4",
 ]
-"""Six updates over stages 0, 1 and 2 with replayed stages. With 32 + 24 problems per epoch, the second of two ranks has
-no problems in the last micro step of an epoch's last update; with 9 validation problems, it has none in its last
-batch."""
-SHORT = ["num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
+"""Six updates in epochs of the stages 0, 1 and 1: the optimizer is reset before the second epoch, and the third epoch
+continues with its state. In stage 1 problems have two thoughts, or none where they replay stage 0. With 32 + 24
+problems per epoch, the second of two ranks has no problems in the last micro step of an epoch's last update; with 9
+validation problems, it has none in its last batch."""
+SHORT = ["c_thought=1", "num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
 """Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
@@ -94,6 +95,8 @@ SHORT_VARIANTS = (
     *(f"{zero}_llama_grpo" for zero in GRPO_ZERO),
     *(f"{zero}_qwen3" for zero in OFFLOAD),
 )
+SAVED = "zero2"
+"""The variant that also saves a checkpoint within an epoch, before the last update."""
 RESUMED = "zero3_held0_llama_lora"
 NOTHING_KEPT = {
     "stage3_max_live_parameters": 0,
@@ -126,7 +129,9 @@ def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Con
     parts = (("bf16", ["bf16=true"]), ("lora", LORA), ("codi", CODI), ("grpo", GRPO))
     config = composed(*base, *(word for name, words in parts if name in rest for word in words))
     run = config.run.model_copy(update={"save_path": str(folder / place)})
-    training = config.training.model_copy(update={"num_epochs": epochs or config.training.num_epochs})
+    save_every = 5 if variant == SAVED else None
+    lengths = {"num_epochs": epochs or config.training.num_epochs, "save_every_steps": save_every}
+    training = config.training.model_copy(update=lengths)
     return with_engine(config.model_copy(update={"run": run, "training": training}), engine_file, holds)
 
 
@@ -167,6 +172,7 @@ def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, e
         "stages": [line["train/stage"] for line in lines if "train/loss" in line],
         "evaluations": [[line["eval/loss"], line["eval/accuracy"]] for line in lines if "eval/loss" in line],
         "checkpoint": summary["last_checkpoint"],
+        "checkpoints": sorted(path.name for path in run.metrics.parent.glob("checkpoint_*")),
     }
 
 

@@ -168,7 +168,9 @@ class Completion(NamedTuple):
     thoughts: Tensor | None
     """[num_thoughts, D] the thoughts, on the CPU in fp32; None unless requested. The head decodes them. Without a feed
     they are the vectors in ``fed``; with one, the states before the feed and before any edit. With ``thinking=looped``
-    thought i is the state of the position before it in the last pass, which does not become its input."""
+    thought i is the state of the position before it in the last pass, which does not become its input. With a single
+    pass of ``thinking=jacobi``, only the first thought is a state; the others are the embedding of the thought marker,
+    with and without a feed."""
     num_shared: int
     """Positions of the prompt whose keys and values were copied from another request with the same beginning."""
     seconds: float

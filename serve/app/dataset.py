@@ -1,7 +1,9 @@
 """The *Data set* page: answers after k thoughts, effects of interventions, probes and values over many problems."""
 
+import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import gradio as gr
 
@@ -20,6 +22,8 @@ INTRODUCTION = (
     "finds a label shows that the state contains it, not that the model uses it."
 )
 MAX_DRAWS = 8
+CANCEL_WITHIN_S = 5.0
+"""Seconds after which a measurement is reported as cancelled even if its handler has not ended."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,32 @@ class _Results:
         return update
 
 
+@dataclass(eq=False)
+class _Run:
+    """One measurement that runs on a page."""
+
+    cancelled: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    @asynccontextmanager
+    async def among(cls, running: list["_Run"]) -> AsyncGenerator["_Run", None]:
+        """A measurement that is in the list while it runs."""
+        run = cls()
+        running.append(run)
+        try:
+            yield run
+        finally:
+            running.remove(run)
+            run.ended.set()
+
+    async def cancel(self) -> None:
+        """Returns once the measurement can no longer update the page."""
+        self.cancelled = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), CANCEL_WITHIN_S)
+
+
 def build(studio: Studio, bar: Bar) -> DataSetPage:
     """Creates the page."""
     page = _components()
@@ -124,31 +154,46 @@ def _result_components() -> _Results:
 
 def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     results = page.results
+    # Gradio keeps one list for each open page, and passes this list itself to the handlers.
+    runs = gr.State([])
 
     async def measure(
-        model: str, file: str | None, n_thoughts: float, parts: list[str], count: float, draws: float
+        running: list[_Run],
+        model: str,
+        file: str | None,
+        n_thoughts: float,
+        parts: list[str],
+        count: float,
+        draws: float,
     ) -> AsyncGenerator[ComponentUpdates, None]:
         thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
         num_problems = whole_number("problems", count, MIN_MEASURED, MAX_MEASURED)
         num_draws = whole_number("draws", draws, 1, MAX_DRAWS)
-        yield {**results.cleared(), page.kept: None}
-        async for step in measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws):
-            if isinstance(step, tuple):
-                yield {page.state: markup.progress(*step)}
-            else:
-                yield {**results.filled(step), page.kept: step}
-        yield {page.state: markup.finding("Done.")}
+        steps = measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws)
+        async with _Run.among(running) as run, aclosing(steps):
+            yield {**results.cleared(), page.kept: None}
+            async for step in steps:
+                if run.cancelled:
+                    return
+                if isinstance(step, tuple):
+                    yield {page.state: markup.progress(*step)}
+                else:
+                    yield {**results.filled(step), page.kept: step}
+            yield {page.state: markup.finding("Done.")}
 
-    async def report_cancelled() -> AsyncGenerator[ComponentUpdates, None]:
+    async def report_cancelled(running: list[_Run]) -> AsyncGenerator[ComponentUpdates, None]:
+        # The browser calls this before it sends Gradio's own request to cancel. Progress that is reported between the
+        # two would replace the message.
+        await asyncio.gather(*(run.cancel() for run in running))
         yield {page.state: markup.finding("Cancelled. The results of completed parts are kept.")}
 
-    inputs = [bar.model, bar.file, bar.thoughts, page.parts, page.count, page.draws]
+    inputs = [runs, bar.model, bar.file, bar.thoughts, page.parts, page.count, page.draws]
     figures = [results.sweep, results.effects, results.probes, results.graphs]
     figures += [results.parallelism_first, results.parallelism_last, results.heights]
     outputs = [page.state, *figures, results.table, page.kept]
     running = on(page.run.click, measure, inputs, outputs, page.message, concurrency_limit=2, concurrency_id="dataset")
     options = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
-    on(page.cancel.click, report_cancelled, [], [page.state], page.message, **options)
+    on(page.cancel.click, report_cancelled, [runs], [page.state], page.message, **options)
 
 
 def _tables(result: DataSetResult) -> str:

@@ -31,15 +31,15 @@ LABELS = {"think": "Think", "search": "Search", "intervene": "Intervene", "compa
 WHOLE_LINK = "(query) => window.location.origin + window.location.pathname + query"
 PRESS = """(page) => {
   const press = (tries) => {
-    const button = document.getElementById('run-' + page);
+    const button = page && document.getElementById('run-' + page);
+    if (page && !button && tries) return setTimeout(() => press(tries - 1), 100);
     if (button) button.click();
-    else if (tries) setTimeout(() => press(tries - 1), 100);
+    document.documentElement.dataset.ready = 'yes';
   };
-  if (page) press(100);
-  document.documentElement.dataset.ready = 'yes';
+  press(100);
 }"""
-"""Presses the page's button, once it exists: a tab's components are created when it is first opened. Also marks the
-document as ready, because from now on the app handles events."""
+"""Presses the page's button, once it exists: a tab's components are created when it is first opened. Then marks the
+document as ready: the app handles events, and the link's tab is open."""
 
 
 @dataclass(frozen=True)

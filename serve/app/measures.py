@@ -4,7 +4,7 @@ A data set is measured in parts. Each part is one call on the model's thread, so
 between two parts.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,7 +122,7 @@ PARTS = {
 
 async def measure_data_set(
     studio: Studio, model: str, file: str, count: int, parts: Sequence[str], n_thoughts: int, draws: int
-) -> AsyncIterator[tuple[str, int, int] | DataSetResult]:
+) -> AsyncGenerator[tuple[str, int, int] | DataSetResult, None]:
     """Measures part by part. Yields progress as (label, problems done, problems in total), and all results so far.
 
     Args:
