@@ -11,7 +11,6 @@ from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import ConfigError, RewardError
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.engine_file import read_engine_file
-from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=4", "warmup_steps=0", "lr=1e-2")
@@ -89,6 +88,20 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
         (["method=coconut_reversed"], "the model decides when to think; set method=coconut"),
         (["training.loss_reduction=reference"], "objective.grpo.loss_type says how"),
         (["training.uniform_prob=0.1"], "training.uniform_prob=0.1 mixes stages"),
+        (["advance=accuracy"], r"training.advance=accuracy ends stages, .* last stage; set training.advance=epochs"),
+        (["training.stage_switches=[1]"], r"stage_switches=\[1\] begins stages, .*; set training.stage_switches=null"),
+        (
+            ["grpo.exploration=svp", "grpo.sigma=0.3"],
+            "grpo.sigma=0.3: .*exploration=svp does not read this; set objective.grpo.exploration=gaussian, or the "
+            "default, objective.grpo.sigma=0.6",
+        ),
+        (["grpo.dropout=0.1"], "dropout=0.1: .*exploration=gaussian does not read this; set .*exploration=dropout"),
+        (["grpo.svp_scale=0.1"], "svp_scale=0.1: .*exploration=gaussian does not read this; set .*exploration=svp"),
+        (["grpo.svp_renew=3", "grpo.exploration=none"], "svp_renew=3: .*exploration=none does not read this"),
+        (
+            ["data=prosqa_symbolic", "advance=epochs", "grpo.max_completion_length=4"],
+            "max_completion_length=4 has no effect with data.format=symbolic, whose answers are one token",
+        ),
         (["grpo.num_generations=1"], "num_generations"),
         (["grpo.temperature=0"], "temperature"),
         (["grpo.reward=exact"], "reward"),
@@ -134,16 +147,6 @@ def test_the_start_is_not_kept_where_shards_are_not_plain(tmp_path):
     read_engine_file(compose_config(["objective=grpo", "grpo.beta=0", f"deepspeed.config={path}"]))
     with pytest.raises(ConfigError, match="neither with weights on NVMe nor with ZeRO"):
         read_engine_file(compose_config(["objective=grpo", f"deepspeed.config={path}"]))
-
-
-def test_the_signature_has_the_settings_and_the_content_of_a_users_reward():
-    own = run_ingredients(tiny_experiment(*GRPO, BREVITY))
-    assert own["objective.kind"] == "grpo"
-    assert own["objective.grpo.reward"] == "making_rewards:brevity"
-    assert len(own["objective.grpo.reward_content"]) == 64
-    plain = run_ingredients(tiny_experiment(*GRPO))
-    assert set(own) - set(plain) == {"objective.grpo.reward_content"}
-    assert plain["objective.grpo.reward"] == "exact_answer"
 
 
 def test_adapters_start_as_the_model_without_them(tmp_path):
