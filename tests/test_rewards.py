@@ -11,6 +11,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import RewardError
 from coconut_ds.runs.identity import signature
 from coconut_ds.training.ingredients import run_ingredients
+from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.rewards import Reward
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=2", "warmup_steps=0", "num_epochs=1", "grpo.beta=0")
@@ -57,6 +58,16 @@ def test_the_same_command_continues_after_the_function_is_corrected(own_module, 
     position, _ = train(folder, *command)
     assert position.global_step == 3
     assert len(column(folder, "train/reward")) == 3
+
+
+def test_the_progress_line_shows_the_parts_of_the_loss_and_the_reward(tmp_path, monkeypatch):
+    """The measure ``kl`` must not be shown in the place of the part ``kl``."""
+    shown = []
+    monkeypatch.setattr(ProgressBar, "update", lambda bar, stage, loss, tokens_per_s, parts: shown.append(parts))
+    train(folder := run_folder(tmp_path), *GRPO[:-1], "size.train=8", "grpo.reward=making_rewards:brevity")
+    (parts,) = shown
+    assert list(parts) == ["policy", "kl", "reward"]
+    assert parts["kl"] == column(folder, "train/loss_kl")[0]
 
 
 FAULTS = """
