@@ -8,7 +8,7 @@ from making_training import column, train
 from torch_engine import run_folder, tiny_config, tiny_experiment
 
 from coconut_ds.data.problem import Problem
-from coconut_ds.errors import RewardError
+from coconut_ds.errors import ConfigError, RewardError
 from coconut_ds.runs.identity import signature
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.progress import ProgressBar
@@ -123,3 +123,13 @@ def test_a_function_may_import_from_the_current_folder_when_it_is_called(own_mod
     before = list(sys.path)
     assert Reward(tiny_config(*GRPO, "grpo.reward=own_rewards:imports"))(PROBLEM, "3") == 1
     assert sys.path == (before if has_here else [*before, str(tmp_path)])
+
+
+def test_a_module_that_ends_the_process_or_has_no_text_for_its_error_is_refused(own_module):
+    for text, words in (
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("class Odd(Exception):\n    def __str__(self):\n        raise self\nraise Odd", "Odd: something whose text"),
+    ):
+        own_module(text)
+        with pytest.raises(ConfigError, match=f"own_rewards cannot be imported \\({words}"):
+            Reward(tiny_config(*GRPO, "grpo.reward=own_rewards:length"))

@@ -71,11 +71,11 @@ def _load(name: str) -> Function:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except ANY_ERROR as error:
         # Importing runs the user's code, which may raise anything.
         raise ConfigError(
             f"objective.grpo.reward={name}: the module {module_name} cannot be imported ({type(error).__name__}: "
-            f"{error}); expected package.module:function, importable from here or from {here}"
+            f"{_described(str, error)}); expected package.module:function, importable from here or from {here}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
