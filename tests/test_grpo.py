@@ -131,8 +131,8 @@ def test_parts_measures_and_gradients_are_those_of_the_slow_twin(name, monkeypat
 def test_noise_is_a_function_of_its_key():
     """Neither of other samples nor of the number of thoughts; the mask is the same for all thoughts."""
     sizes = NoiseSizes(50)
-    for kind in ("gaussian", "dropout"):
-        explores = Grpo(config_of(f"grpo.exploration={kind}", "grpo.sigma=2", "grpo.dropout=0.25")).exploration
+    for kind, setting in (("gaussian", "grpo.sigma=2"), ("dropout", "grpo.dropout=0.25")):
+        explores = Grpo(config_of(f"grpo.exploration={kind}", setting)).exploration
         many, one = explores.draw([f"0/0/0/{row}" for row in range(40)], 6, sizes), explores.draw(["0/0/0/7"], 2, sizes)
         values = many.term if kind == "gaussian" else many.factor
         alone = one.term if kind == "gaussian" else one.factor

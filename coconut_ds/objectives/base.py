@@ -61,6 +61,10 @@ class Objective(ABC):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def kept_numbers(self, loop: LatentLoop) -> int:
+        """How many numbers, in the type of the model, this objective keeps on each device beside weights."""
+        return 0
+
     @property
     def keeps_start(self) -> bool:
         """Whether the loss needs the weights that the run started from (``Engine.at_start``)."""

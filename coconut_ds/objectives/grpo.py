@@ -31,7 +31,7 @@ from coconut_ds.model.exploration import Exploration, NoiseSizes, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
 from coconut_ds.model.micro_batch import MicroBatch
-from coconut_ds.model.value_directions import ValueDirections
+from coconut_ds.model.value_directions import ValueDirections, value_projections
 from coconut_ds.objectives.base import Examples, Objective
 from coconut_ds.objectives.policy import Clipping, Policy, Tokens, chosen, clipped_sums
 from coconut_ds.settings import Config
@@ -55,6 +55,9 @@ class Completions(Examples):
     """Ids of tokens that are never sampled."""
     is_only_update: bool
     """Whether no other update uses completions of the same weights."""
+    assumed: float | None = None
+    """Log probability of all tokens under the model that the run started from, where none is computed
+    (``coconut-plan``); None: it is set before the update."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,13 @@ class Grpo(Objective):
         """Whether the KL divergence needs the weights that the run started from."""
         return self._clipping.beta > 0
 
+    def kept_numbers(self, loop: LatentLoop) -> int:
+        """The singular values and vectors of all value projections (``model/value_directions.py``)."""
+        if self.exploration.kind != "svp":
+            return 0
+        width, sizes = loop.width, [each.size for each in value_projections(loop.model)]
+        return sum(min(width, size) * (width + 1 + size) for size in sizes)
+
     def equip(self, loop: LatentLoop) -> LatentLoop:
         """The loop, ready for noise on values."""
         if self.exploration.kind == "svp":
@@ -119,7 +129,8 @@ class Grpo(Objective):
         """The given solutions as if the model had sampled them, each with advantage 1; for ``coconut-plan``."""
         views = super().examples(sequences, epoch, stage, problems, indices).views
         weights = np.full(len(indices), 1 / max(1, int(views[0].num_targets.sum())))
-        return Completions(views, np.ones(len(indices)), weights, (), NoiseSizes(0), (), is_only_update=True)
+        assumed = 0.0 if self.keeps_start else None
+        return Completions(views, np.ones(len(indices)), weights, (), NoiseSizes(0), (), True, assumed)
 
     def collate(self, collator: Collator, examples: Examples, views: Sequence[MicroBatch]) -> GrpoBatch:
         """See ``Objective``."""
@@ -134,6 +145,9 @@ class Grpo(Objective):
         if examples.keys:
             keys = [examples.keys[row] for row in view.rows]
             noise = self.exploration.draw(keys, view.num_thoughts, examples.sizes, collator.pinned)
+        assumed = None
+        if examples.assumed is not None:
+            assumed = _tensor(np.full(int(numbers.sum()), examples.assumed), collator.pinned)
         return GrpoBatch(
             batch,
             _tensor(np.full(int(numbers.sum()), counts / total), collator.pinned),
@@ -141,6 +155,7 @@ class Grpo(Objective):
             noise,
             examples.banned,
             examples.is_only_update,
+            reference=assumed,
         )
 
     def loss(self, loop: LatentLoop, batch: GrpoBatch) -> Tensor:
@@ -155,9 +170,8 @@ class Grpo(Objective):
             unread if batch.reference is None else batch.reference,
         )
         assert batch.is_only_update or batch.old is not None, "the completions were not replayed before the update"
-        policy = self._policy(batch)
-        clipping = self._clipping if batch.reference is not None else replace(self._clipping, beta=0.0)
-        compute = partial(clipped_sums, loop.head, policy, clipping, batch.is_only_update)
+        assert batch.reference is not None or not self.keeps_start, "the completions were not replayed at the start"
+        compute = partial(clipped_sums, loop.head, self._policy(batch), self._clipping, batch.is_only_update)
         weights = torch.stack([targets.weights, batch.shares], dim=1)
         return sum_over_targets(
             compute, loop.vocabulary, targets.max_targets, weights, predictors(loop, batch), *tokens

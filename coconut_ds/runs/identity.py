@@ -1,6 +1,8 @@
 """What makes two launches the same run: every ingredient that can change a number, as one flat table.
 
 Versions of libraries and the machine are not in the table. A run may resume with others; its manifest records them.
+Of a user's own reward (``objective.grpo.reward``), the table has the name and not the content of the file, so that a
+run whose reward failed continues with the corrected function.
 """
 
 import hashlib
@@ -99,7 +101,6 @@ def ingredients(
     code: Mapping[str, str],
     batch: str,
     micro_batch: int,
-    reward: str | None = None,
 ) -> dict[str, Any]:
     """Everything that can change a number: dotted keys to plain values. Paths are replaced by hashes of their contents.
 
@@ -113,7 +114,6 @@ def ingredients(
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
         micro_batch: micro batch size; likewise.
-        reward: hash of the file with a user's own reward; None if there is none.
     """
     owned = {
         key: dict(_leaves(value, key))
@@ -135,8 +135,6 @@ def ingredients(
     if config.training.loss_reduction == "reference":
         # A mean of means depends on which problems share a micro batch.
         owned["training.batch_size_training"] = {"batch": batch}
-    if reward is not None:
-        owned["objective.grpo.reward"]["objective.grpo.reward_content"] = reward
     for key in config.run.signature_ignore_keys:
         owned.pop(key, None)
     table = {key: value for values in owned.values() for key, value in values.items()}

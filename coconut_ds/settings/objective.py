@@ -85,7 +85,8 @@ class GrpoConfig(Group):
     temperature: Annotated[float, Field(gt=0, strict=True)] = 1.0
     """Temperature of the tokens that are sampled; it divides the logits."""
     max_completion_length: Positive | None = None
-    """Largest number of tokens of a completion; null: data.max_new_tokens."""
+    """Largest number of tokens of a completion; null: data.max_new_tokens, or 1 where answers are one token
+    (data.format)."""
     exploration: Literal["none", "gaussian", "dropout", "svp"] = "gaussian"
     """Noise in the thoughts of a completion. none: completions differ only by the tokens that are sampled. gaussian: a
     normal number is added to each number that a thought feeds back. dropout: one mask for each completion sets some of
@@ -120,6 +121,9 @@ class GrpoConfig(Group):
     steps_per_generation: Positive = 1
     """Number of mini-batches, each with an update of its own, into which the completions of a batch are divided."""
 
+
+NOISE_KEYS = {"gaussian": ("sigma",), "dropout": ("dropout",), "svp": ("svp_scale", "svp_renew")}
+"""For each kind of ``objective.grpo.exploration``, the keys that only this kind reads."""
 
 READERS = {
     "codi": ("codi", "sim_cot_codi"),

@@ -27,5 +27,4 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         code=code_identity(),
         batch=experiment.geometry.describe(),
         micro_batch=experiment.geometry.micro_batch_size,
-        reward=None if experiment.reward is None else experiment.reward.content(),
     )

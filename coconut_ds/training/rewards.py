@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from coconut_ds.data.problem import Problem, file_digest
+from coconut_ds.data.problem import Problem
 from coconut_ds.errors import ConfigError, RewardError
 from coconut_ds.formats import is_correct
 from coconut_ds.settings import Config
 
 EXACT_ANSWER = "exact_answer"
 Function = Callable[[Problem, str], object]
+ANY_ERROR = (Exception, SystemExit)
+"""What the user's function and the value that it returns may raise. All of it becomes a ``RewardError``, which all
+ranks raise: a rank that ended alone would leave the others waiting for it."""
 
 
 class Reward:
@@ -39,23 +42,18 @@ class Reward:
         """
         try:
             value = self._function(problem, text)
-        except Exception as error:
-            raise self._failed(problem, text, f"raised {type(error).__name__}: {error}") from error
+        except ANY_ERROR as error:
+            found = _described(str, error)
+            raise self._failed(problem, text, f"raised {type(error).__name__}: {found}") from error
         try:
             # Accepts what numpy and torch use as numbers, but no text.
             number = math.nan if isinstance(value, (str, bytes)) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError):
+        except ANY_ERROR:
             number = math.nan
         if not math.isfinite(number):
-            raise self._failed(problem, text, f"returned {value!r}, expected a finite number")
+            found = _described(repr, value)
+            raise self._failed(problem, text, f"returned {found}, expected a finite number")
         return number
-
-    def content(self) -> str | None:
-        """A hash of the file that defines the user's function, for the signature of the run; None for our own."""
-        if self.name == EXACT_ANSWER:
-            return None
-        file = sys.modules[self.name.partition(":")[0]].__file__
-        return None if file is None else file_digest(file)
 
     def _failed(self, problem: Problem, text: str, what: str) -> RewardError:
         return RewardError(
@@ -65,26 +63,34 @@ class Reward:
 
 
 def _load(name: str) -> Function:
-    """The function ``package.module:function``; modules of the current folder are found too."""
+    """The function ``package.module:function``; modules of the current folder are found too, also by imports that the
+    function makes when it is called."""
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
-    sys.path.append(here)
+    if here not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except ANY_ERROR as error:
         # Importing runs the user's code, which may raise anything.
         raise ConfigError(
             f"objective.grpo.reward={name}: the module {module_name} cannot be imported ({type(error).__name__}: "
-            f"{error}); expected package.module:function, importable from here or from {here}"
+            f"{_described(str, error)}); expected package.module:function, importable from here or from {here}"
         ) from error
-    finally:
-        sys.path.remove(here)
     function = getattr(module, function_name, None)
     if not callable(function):
         found = "no function" if function is None else f"a {type(function).__name__}"
         raise ConfigError(f"objective.grpo.reward={name}: {module_name} has {found} named {function_name}")
     loaded: Function = function
     return loaded
+
+
+def _described(describe: Callable[[object], str], value: object) -> str:
+    """``str`` or ``repr`` of a value, cut if it is long. They may run code of the user, which may fail too."""
+    try:
+        return _short(describe(value))
+    except ANY_ERROR as error:
+        return f"something whose text raises {type(error).__name__}"
 
 
 def _short(text: str) -> str:

@@ -182,7 +182,9 @@ class Trainer:
         self, position: Position, stage: int, num_tokens: int, update: UpdateResult, lr: float, seconds: float
     ) -> None:
         tokens_per_s = num_tokens / seconds
-        self.progress.update(stage, update.loss, tokens_per_s, {**update.parts, **update.measures})
+        # Of the measures only the reward: a measure may have the name of a part, and the line is short.
+        reward = {name: value for name, value in update.measures.items() if name == "reward"}
+        self.progress.update(stage, update.loss, tokens_per_s, {**update.parts, **reward})
         self._log(
             position.epoch,
             position.global_step,
