@@ -48,7 +48,7 @@ def plan_of(
             each other.
     """
     planner = planner_of(config, gpus, tokens, targets)
-    micro_batch = BatchGeometry.derive(config.training, gpus).micro_batch_size
+    micro_batch = BatchGeometry.derive(config.training, gpus, config.objective.reads("grpo")).micro_batch_size
     return planner.plan(micro_batch, None if gpu_memory_gib is None else gpu_memory_gib * GIB)
 
 
