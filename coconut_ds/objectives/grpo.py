@@ -71,8 +71,8 @@ class GrpoBatch:
     advantages: Tensor
     """[N] advantage of each token's completion."""
     noise: ThoughtNoise | None
-    banned: tuple[int, ...]
-    """Ids of tokens that are never sampled."""
+    banned: Tensor
+    """[k] int64, ids of tokens that are never sampled."""
     is_only_update: bool
     """See ``Completions``."""
     old: Tensor | None = field(default=None)
@@ -87,7 +87,7 @@ class GrpoBatch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         noise = None if self.noise is None else self.noise.to(device)
-        columns = {name: moved(getattr(self, name)) for name in ("shares", "advantages", "old", "reference")}
+        columns = {name: moved(getattr(self, name)) for name in ("shares", "advantages", "banned", "old", "reference")}
         return replace(self, batch=self.batch.to(device), noise=noise, **columns)
 
 
@@ -147,13 +147,13 @@ class Grpo(Objective):
             noise = self.exploration.draw(keys, view.num_thoughts, examples.sizes, collator.pinned)
         assumed = None
         if examples.assumed is not None:
-            assumed = _tensor(np.full(int(numbers.sum()), examples.assumed), collator.pinned)
+            assumed = _floats(np.full(int(numbers.sum()), examples.assumed), collator.pinned)
         return GrpoBatch(
             batch,
-            _tensor(np.full(int(numbers.sum()), counts / total), collator.pinned),
-            _tensor(np.repeat(examples.advantages[view.rows], numbers), collator.pinned),
+            _floats(np.full(int(numbers.sum()), counts / total), collator.pinned),
+            _floats(np.repeat(examples.advantages[view.rows], numbers), collator.pinned),
             noise,
-            examples.banned,
+            _on_host(np.array(examples.banned, np.int64), collator.pinned),
             examples.is_only_update,
             reference=assumed,
         )
@@ -206,6 +206,10 @@ def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:
     return loop.encode(inputs, all_states=False, noise=batch.noise).flatten(0, 1)[targets.index]
 
 
-def _tensor(values: Floats, pinned: bool) -> Tensor:
-    made = torch.from_numpy(values.astype(np.float32))
+def _floats(values: Floats, pinned: bool) -> Tensor:
+    return _on_host(values.astype(np.float32), pinned)
+
+
+def _on_host(values: NDArray[Any], pinned: bool) -> Tensor:
+    made = torch.from_numpy(values)
     return made.pin_memory() if pinned else made

@@ -28,18 +28,14 @@ class Policy:
     """The distribution that tokens were sampled from, as a function of the logits."""
 
     temperature: float
-    banned: tuple[int, ...]
-    """Ids of tokens that are never sampled."""
+    banned: Tensor
+    """[k] int64, ids of tokens that are never sampled, on the device of the logits."""
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Natural logarithms [n, V] of the probabilities for logits [n, V]; very small for banned tokens."""
         logits = logits / self.temperature
-        if self.banned:
-            places = torch.zeros(logits.shape[-1], dtype=torch.bool)
-            places[list(self.banned)] = True
-            # The smallest number, not -inf, whose product with a probability of 0 would not be a number.
-            logits = logits.masked_fill(places.to(logits.device, non_blocking=True), torch.finfo(logits.dtype).min)
-        return logits.log_softmax(dim=-1)
+        # The smallest number, not -inf, whose product with a probability of 0 would not be a number.
+        return logits.index_fill(-1, self.banned, torch.finfo(logits.dtype).min).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def explored(
 ) -> list[Completion]:
     """Completions of requests with noise in their thoughts; each key draws the noise of one request."""
     most = max((request.prompt.num_thoughts for request in requests), default=0)
-    pinned = loop.device.type == "cuda"
+    pinned = loop.device.type != "cpu"
     noise = exploration.draw(keys, most, noise_sizes(loop), pinned) if requests else None
     if noise is not None:
         noise = noise.to(loop.device)
