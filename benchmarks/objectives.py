@@ -85,6 +85,11 @@ def sim_cot_codi_parts(loop: LatentLoop, batch: Any) -> list[Work]:
     return [*codi_parts(loop, batch.base), _decoder_part(loop, batch, batch.base.student.batch)]
 
 
+def grpo_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The likelihood of the same completions."""
+    return [partial(loop, latent_loss, *batch.batch)]
+
+
 def _decoder_part(loop: LatentLoop, batch: Any, thinking: Batch) -> Work:
     inputs = thinking.inputs
     columns = sum(ids.shape[1] for ids in (inputs.prefix_ids, inputs.step_ids, inputs.rest_ids))
@@ -98,6 +103,8 @@ ENTRIES = {
     "lotus": Entry(("objective=lotus", "c_thought=13"), lotus_parts),
     "sim_cot": Entry(("objective=sim_cot",), sim_cot_parts),
     "sim_cot_codi": Entry(("objective=sim_cot_codi",), sim_cot_codi_parts),
+    # The replay of given completions; ``rollouts.py`` measures how fast they are made.
+    "grpo": Entry(("objective=grpo", "grpo.exploration=none"), grpo_parts),
 }
 
 

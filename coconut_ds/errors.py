@@ -25,4 +25,13 @@ class ModelError(CoconutError):
 
 
 class NonFiniteError(CoconutError):
-    """The loss or the gradient norm is not finite; raised before the optimizer changes any weight."""
+    """Loss or gradient norm of an optimizer update is not finite; raised before this update changes a weight."""
+
+    def __init__(self, message: str, updates_made: int = 0) -> None:
+        super().__init__(message)
+        self.updates_made = updates_made
+        """Number of optimizer updates of the same iteration that were made before (objectives that sample)."""
+
+
+class RewardError(CoconutError):
+    """The reward of a completion could not be computed; raised on all ranks, before any weight changes."""

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 def _check_early(config: Config) -> None:
     """Reports common mistakes within a second, before torch is imported."""
     if not config.run.only_eval:
-        BatchGeometry.derive(config.training, launched_ranks())
+        # ``Objective.samples``, which cannot be asked before torch is imported.
+        samples = config.objective.reads("grpo")
+        BatchGeometry.derive(config.training, launched_ranks(), samples)
         if config.data.kind == "file":
             for key in ("train_path", "val_path"):
                 check_file(config.data, key)

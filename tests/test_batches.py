@@ -43,6 +43,21 @@ def test_what_is_left_out_follows_from_the_rest(
     assert [int(number) for number in re.findall(r"\d+", geometry.describe())] == list(expected)
 
 
+def test_micro_batches_of_sampled_completions_do_not_depend_on_the_number_of_problems() -> None:
+    for problems, micro, world in ((64, 32, 8), (32, 128, 1), (48, 32, 1), (48, 5, 2)):
+        found = BatchGeometry.derive(
+            TrainingConfig(global_batch_size=problems, batch_size_training=micro), world, samples=True
+        )
+        assert found == BatchGeometry(problems, micro, None, world)
+        assert [int(number) for number in re.findall(r"\d+", found.describe())] == [problems, micro, world]
+    left_out = TrainingConfig(global_batch_size=None, batch_size_training=8)
+    assert BatchGeometry.derive(left_out, 4, samples=True) == BatchGeometry(32, 8, None, 4)
+    with pytest.raises(ConfigError, match=r"=50 does not divide among 8 ranks; set .*=48 or 56"):
+        BatchGeometry.derive(TrainingConfig(global_batch_size=50), 8, samples=True)
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps=2: the number of passes"):
+        BatchGeometry.derive(TrainingConfig(gradient_accumulation_steps=2), 1, samples=True)
+
+
 def test_contradictory_batch_sizes_are_refused_with_their_product() -> None:
     with pytest.raises(ConfigError) as caught:
         derive(3, global_batch_size=128, batch_size_training=32, gradient_accumulation_steps=2)

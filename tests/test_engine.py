@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from zero_feeds import LR, PLAIN, PROMPT, THINKING, VARIANTS, parts
 from zero_worker import (
     FAMILIES,
+    GRPO_ZERO,
     LORA,
     OFFLOAD,
     OVERRIDES,
@@ -102,6 +103,20 @@ def test_self_distillation_is_the_same_under_every_zero_stage(results):
             record = results[ranks][f"{zero}_llama_codi"]
             assert record["losses"] == pytest.approx(reference["losses"], rel=1e-5), (ranks, zero)
             assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4), (ranks, zero)
+
+
+@pytest.mark.slow
+def test_rollouts_and_their_updates_are_the_same_under_zero_stages(results):
+    """Two updates for each sampling; the weights of the start take the place of the trained ones in between, and ranks
+    have completions of different lengths."""
+    reference = results[1]["zero0_llama_grpo"]
+    assert len(set(reference["losses"])) == len(reference["losses"]) == 3
+    for ranks in (1, 2):
+        for zero in GRPO_ZERO:
+            record = results[ranks][f"{zero}_llama_grpo"]
+            assert record["rewards"] == reference["rewards"], (ranks, zero)
+            assert record["losses"] == pytest.approx(reference["losses"], rel=1e-4), (ranks, zero)
+            assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-3), (ranks, zero)
 
 
 @pytest.mark.slow

@@ -53,6 +53,8 @@ FREE = {
 REPLACED = {"data.train_path", "data.val_path", "run.load_model_path", "model.tokenizer", "deepspeed.config"}
 """Paths: the content of the files counts, not the path."""
 OTHER_VALUES: dict[str, Any] = {
+    "objective.grpo.max_completion_length": 9,
+    "objective.grpo.epsilon_high": 0.3,
     "objective.feed_width": 96,
     "objective.sim_cot.decoder_layers": 2,
     "objective.sim_cot.decoder_width": 96,

@@ -25,13 +25,16 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *(f"distributed.{name}" for name in ("held_weights", "process_group", "ranks", "random_states", "zero")),
+    *(
+        f"distributed.{name}"
+        for name in ("held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
+    ),
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
-    "training.step_numbers",
+    *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {

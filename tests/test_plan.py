@@ -128,6 +128,20 @@ def test_a_plan_for_zero_3_recommends_zero_2_where_it_needs_less(capsys):
         assert words in capsys.readouterr().out
 
 
+def test_a_plan_counts_the_singular_vectors_and_names_what_it_leaves_out(capsys):
+    base = ("tokens=40", "batch_size_training=1", "deepspeed=zero0", "max_latent_stage=1", "objective=grpo")
+    found = planned(capsys, *base, "grpo.exploration=svp")["kept"]
+    shape = SHAPES["llama"]
+    width, heads = shape["hidden_size"], shape["num_attention_heads"]
+    values = width // heads * shape.get("num_key_value_heads", heads)
+    assert found["objective"] == 4 * min(width, values) * (width + 1 + values)
+    assert found["start"] == found["weights"]
+    assert main([*SMALL, *base, "grpo.exploration=svp"]) == 0
+    table = capsys.readouterr().out
+    assert "singular vectors" in table
+    assert "Nor the rollouts of objective=grpo" in table
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 2000))
 def test_the_largest_micro_batch_is_the_largest(lines, room):

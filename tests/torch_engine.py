@@ -6,6 +6,7 @@ may use this one and need no processes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import ALONE, Ranks
+from coconut_ds.distributed.start_weights import StartWeights
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.objectives.base import Tensors
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.engine import UpdateResult, random_file
+from coconut_ds.training.engine import random_file
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.update_result import UpdateResult
 
 TINY = (
     *("run=demo", "run.name=tiny", "data=modular_sum", "size={train: 20, valid: 6, test: 6}", "max_new_tokens=4"),
@@ -59,6 +62,7 @@ class TorchEngine:
         self.loop, self.device, self.max_norm = experiment.loop(), torch.device("cpu"), training.max_grad_norm
         self.objective = experiment.objective
         self.parameters = [parameter for parameter in self.loop.parameters() if parameter.requires_grad]
+        self.start = StartWeights(self.parameters)
         self.options = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
         self.rates: list[float] = []
         """The learning rate of each update."""
@@ -70,18 +74,22 @@ class TorchEngine:
         assert not self.loop.training, "validation with dropout"
         return self.loop(task, *arguments)
 
+    def at_start(self) -> AbstractContextManager[None]:
+        return self.start.in_place()
+
     def train(self, training: bool = True) -> None:
         self.loop.train(training)
 
     def update(
         self, batches: Sequence[Tensors], lr: float, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> UpdateResult:
-        assert self.loop.training, "an update without dropout"
+        assert self.loop.training != self.objective.samples, "an update without dropout, or a replay with dropout"
         self.optimizer.zero_grad()
-        losses = torch.zeros(len(self.objective.parts), dtype=torch.float64)
+        count = len(self.objective.parts)
+        losses = torch.zeros(count + len(self.objective.measures), dtype=torch.float64)
         for batch in batches:
             parts = self.loop(self.objective.loss, batch)
-            parts.sum().backward()
+            parts[:count].sum().backward()
             losses += parts.detach()
         total = float(losses.sum())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
@@ -90,7 +98,7 @@ class TorchEngine:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.rates.append(lr)
-        return UpdateResult(dict(zip(self.objective.parts, losses.tolist(), strict=True)), norm, asked_to_stop())
+        return UpdateResult.of(self.objective, losses.tolist(), norm, asked_to_stop())
 
     def reset_optimizer(self) -> None:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)
@@ -98,6 +106,8 @@ class TorchEngine:
 
     def save_state(self, folder: Path) -> None:
         state = {"weights": self.loop.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.loop.value_directions is not None:
+            state["directions"] = self.loop.value_directions.weights
         torch.save(state, folder / "torch_state.pt")
         torch.save(random_state(), random_file(folder, 0))
 
@@ -105,6 +115,8 @@ class TorchEngine:
         state = torch.load(folder / "torch_state.pt", weights_only=False)
         self.loop.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.loop.value_directions is not None:
+            self.loop.value_directions.use(state["directions"], self.device, torch.float32)
         set_random_state(torch.load(random_file(folder, 0), weights_only=False))
 
     def model_state(self) -> dict[str, Tensor]:

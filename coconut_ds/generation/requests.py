@@ -107,6 +107,9 @@ class Request:
     edit_thought: EditThought | None = None
     """Replaces the vectors that are fed back; later thoughts are computed from the replaced ones. With ``at_once`` it
     is called for every thought in every pass."""
+    codes: Tensor | None = None
+    """[N, r] on the model's device: the code of the noise on values at the positions of the prompt up to the last
+    thought (``model/value_directions.py``); None: no noise. Such requests share no keys and values with others."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):

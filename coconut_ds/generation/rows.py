@@ -117,6 +117,11 @@ class Row:
         self.together = None
 
     @property
+    def shared(self) -> list[int]:
+        """The tokens of the prefix that other requests may share with this one: none with noise on values."""
+        return self.prefix if self.request.codes is None else []
+
+    @property
     def needs_logits(self) -> bool:
         """Whether the next input depends on the logits: the model writes, or may stop thinking."""
         return not self.script or self._may_stop_thinking

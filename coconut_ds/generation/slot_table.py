@@ -56,7 +56,7 @@ class SlotTable:
     def free(self, slot: int) -> Row:
         """Removes a row from its slot and returns it. Its keys and values remain and can be copied."""
         row = self[slot]
-        self._leftover[slot] = row.prefix[: row.length]
+        self._leftover[slot] = row.shared[: row.length]
         self._rows[slot] = None
         if slot in self.to_encode:
             self.to_encode.remove(slot)
@@ -71,16 +71,16 @@ class SlotTable:
         if not free or not self.waiting:
             return
         first = list(itertools.islice(self.waiting, len(free)))
-        to_encode = [self[slot].prefix for slot in self.to_encode]
+        to_encode = [self[slot].shared for slot in self.to_encode]
         for row in first:
-            source, shared = self._best_source(row.prefix)
-            if max((num_reusable(row.prefix, prefix) for prefix in to_encode), default=0) > shared:
+            source, shared = self._best_source(row.shared)
+            if max((num_reusable(row.shared, prefix) for prefix in to_encode), default=0) > shared:
                 continue
             slot = source if source in free else free[0]
             free.remove(slot)
             self.waiting.remove(row)
             if self._enter(row, slot, source, shared):
-                to_encode.append(row.prefix)
+                to_encode.append(row.shared)
 
     def close_gaps(self) -> list[tuple[int, int]]:
         """Moves the last rows into free slots, so that the used slots are 0, 1, …; returns (from, to) of each move."""
@@ -90,7 +90,7 @@ class SlotTable:
         for source, target in moves:
             row = self[source]
             self._cache.copy_row(source, target, row.length)
-            self._leftover[source] = row.prefix[: row.length]
+            self._leftover[source] = row.shared[: row.length]
             self._rows[target], self._rows[source] = row, None
         return moves
 
@@ -101,7 +101,7 @@ class SlotTable:
         """
         best = (-1, 0)
         for slot, row in enumerate(self._rows):
-            cached = self._leftover[slot] if row is None else row.prefix[: row.length]
+            cached = self._leftover[slot] if row is None else row.shared[: row.length]
             shared = num_reusable(prefix, cached)
             if shared > best[1] or (shared and shared == best[1] and row is None):
                 best = slot, shared

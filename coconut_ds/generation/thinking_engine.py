@@ -27,6 +27,7 @@ Shapes:
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from functools import partial
 
@@ -36,12 +37,13 @@ from coconut_ds.errors import DataError
 from coconut_ds.generation.attention import switch_for
 from coconut_ds.generation.pass_size import PassSize
 from coconut_ds.generation.requests import Request
-from coconut_ds.generation.rows import Listener, Row, thoughts_on_host
+from coconut_ds.generation.rows import THOUGHT, Listener, Row, thoughts_on_host
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.generation.slots import SlotCache
 from coconut_ds.generation.step_graphs import Capturer, capturer_for
 from coconut_ds.generation.steps import EagerSteps, StaticSteps, Steps
+from coconut_ds.generation.uploads import upload
 from coconut_ds.model.latent_loop import LatentLoop
 
 PASS_POSITIONS = 2048
@@ -92,6 +94,8 @@ class ThinkingEngine:
         self._pass_size = PassSize(loop, self.cache)
         self._capturer = capturer or capturer_for(loop)
         self._steps_made: Steps | None = None
+        self._has_noise = False
+        """Whether a request with noise on values was ever submitted."""
 
     @property
     def cache(self) -> SlotCache:
@@ -132,6 +136,10 @@ class ThinkingEngine:
             )
         if request.stop and self._decode is None:
             raise DataError(f"stop={list(request.stop)}: this engine was made without decode, so it reads no text")
+        if request.codes is not None:
+            self._has_noise = True
+            # A captured step would repeat the noise of the rows that it was captured with.
+            self._capturer = self._steps_made = None
         row = Row(next(self._tickets), request, listener or Listener(), self._eos_ids, self._decode)
         self._table.waiting.append(row)
         return row.ticket
@@ -194,6 +202,7 @@ class ThinkingEngine:
         slots = [table.to_encode[0]]
         row = table[slots[0]]
         if row.length:
+            # Rows with noise on values share no prompt (``SlotTable``), so this pass has none.
             self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
         else:
             # Shortest first: prompts of similar length share a pass, which keeps the padding small.
@@ -204,7 +213,9 @@ class ThinkingEngine:
             )
             most = self._pass_size.positions(PASS_POSITIONS)
             slots = [slot for i, (width, slot) in enumerate(fresh) if i == 0 or width * (i + 1) <= most]
-            self._passes.encode([table[slot].prefix for slot in slots], slots)
+            rows = [table[slot] for slot in slots]
+            with self._noise(rows):
+                self._passes.encode([each.prefix for each in rows], slots)
         for slot in slots:
             table.to_encode.remove(slot)
             table[slot].length = len(table[slot].prefix)
@@ -218,7 +229,8 @@ class ThinkingEngine:
         assert row.request.at_once is not None
         # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does.
         row.together.begin(self._passes.embed([row.request.at_once.marker] * row.together.count))
-        row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
+        with self._noise([row]):
+            row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
         if not row.together.num_left:
             row.finish_together()
             self._set_next_input(slot)
@@ -240,10 +252,23 @@ class ThinkingEngine:
         for source, target in self._table.close_gaps():
             self._passes.move(source, target)
         rows = [self._table[slot] for slot in self._table.running]
-        self._steps.advance(rows)
+        with self._noise(rows, only_thoughts=True):
+            self._steps.advance(rows)
         for slot, row in enumerate(rows):
             row.length += 1
             self._set_next_input(slot)
+
+    def _noise(self, rows: Sequence[Row], only_thoughts: bool = False) -> AbstractContextManager[None]:
+        """A context in which one pass over rows has their noise on values, or only rows whose input is a thought."""
+        if not self._has_noise:
+            return nullcontext()
+        noisy = [row.request.codes is not None and (not only_thoughts or row.input == THOUGHT) for row in rows]
+        if not any(noisy):
+            return nullcontext()
+        directions = self._passes.value_directions
+        known = next(row.request.codes for row in rows if row.request.codes is not None)
+        codes = torch.stack([known if row.request.codes is None else row.request.codes for row in rows])
+        return directions.adding(codes, upload([[flag] for flag in noisy], codes.device, torch.bool))
 
     def _idle(self, op: Op) -> None:
         """Runs the modules that ``op`` runs, without any effect, because other ranks run them (ZeRO-3)."""

@@ -27,7 +27,7 @@ optimizer step.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -70,15 +70,23 @@ class KeptBytes:
     """Additional bytes during the optimizer step, when there are no activations."""
     host: int
     """Bytes that are offloaded to the host's memory; the other fields do not include them."""
+    start: int = 0
+    """Trained weights as they were at the start of the run (``Objective.keeps_start``)."""
+    objective: int = 0
+    """What the objective keeps beside weights (``Objective.kept_numbers``)."""
 
     @property
     def total(self) -> int:
         """Bytes on the device during a backward pass, without those of the passes."""
-        return self.weights + self.gathered + self.gradients + self.optimizer + self.buckets
+        return self._always + self.gathered + self.buckets
 
     def peak(self, passes: int) -> int:
         """Bytes at the peak, which is in a backward pass, with ``passes`` more bytes, or in the optimizer step."""
-        return max(self.total + passes, self.weights + self.gradients + self.optimizer + self.at_step)
+        return max(self.total + passes, self._always + self.at_step)
+
+    @property
+    def _always(self) -> int:
+        return self.weights + self.start + self.objective + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,10 @@ class Planner:
             micro_batch: problems in a micro batch.
             limit: bytes on the device, to also search for the largest micro batch that fits; None: no search.
         """
-        parameters, trained = parameter_counts(self._loop())
-        kept = kept_bytes(self.config, parameters, trained, self.gpus)
+        loop = self._loop()
+        parameters, trained = parameter_counts(loop)
+        own = self.dtype.itemsize * objective_of(self.config).kept_numbers(loop)
+        kept = replace(kept_bytes(self.config, parameters, trained, self.gpus), objective=own)
         found = {stage: self._passes(stage, micro_batch) for stage in self.workload.longest}
         stage = max(found, key=lambda stage: sum(found[stage].values()))
         keys_and_values = self._cache_bytes(self.examples(stage, 1).num_tokens) * micro_batch
@@ -167,7 +177,8 @@ class Planner:
             largest = largest_that_fits(peak, limit - kept.total)
         zero2 = None
         if zero_stage(self.config) == 3:
-            zero2 = kept_bytes(self.config, parameters, trained, self.gpus, stage=2).peak(sum(found[stage].values()))
+            other = replace(kept_bytes(self.config, parameters, trained, self.gpus, stage=2), objective=own)
+            zero2 = other.peak(sum(found[stage].values()))
         return MemoryPlan(parameters, trained, micro_batch, kept, found[stage], stage, keys_and_values, largest, zero2)
 
     def examples(self, stage: int, count: int) -> Examples:
@@ -218,7 +229,11 @@ def kept_bytes(config: Config, parameters: int, trained: int, ranks: int, stage:
         host, optimizer, gradients = optimizer + gradients, 0, 0
     if offloads_weights:
         host, weights = host + weights, 0
-    return KeptBytes(weights, gathered, gradients, optimizer, buckets, 4 * share if stage and optimizer else 0, host)
+    at_step, start = 4 * share if stage and optimizer else 0, 0
+    if objective_of(config).keeps_start:
+        start = size * (share if stage == 3 else trained)
+        host, start = (host + start, 0) if offloads_weights else (host, start)
+    return KeptBytes(weights, gathered, gradients, optimizer, buckets, at_step, host, start)
 
 
 def _gathered(config: Config, zero: Mapping[str, Any], parameters: int) -> int:

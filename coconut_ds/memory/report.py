@@ -48,7 +48,7 @@ def plan_of(
             each other.
     """
     planner = planner_of(config, gpus, tokens, targets)
-    micro_batch = BatchGeometry.derive(config.training, gpus).micro_batch_size
+    micro_batch = BatchGeometry.derive(config.training, gpus, config.objective.reads("grpo")).micro_batch_size
     return planner.plan(micro_batch, None if gpu_memory_gib is None else gpu_memory_gib * GIB)
 
 
@@ -139,6 +139,8 @@ def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: floa
             f"{name:<36}{size / GIB:9.2f}"
             for name, size in (
                 ("weights", kept.weights),
+                *([("weights at the start of the run", kept.start)] if kept.start else []),
+                *([("singular vectors", kept.objective)] if kept.objective else []),
                 ("whole weights, gathered", kept.gathered),
                 ("gradients", kept.gradients),
                 ("optimizer states", kept.optimizer),
@@ -160,8 +162,21 @@ def plan_table(plan: MemoryPlan, config: Config, gpus: int, gpu_memory_gib: floa
         fits = f"largest micro batch: {plan.largest_micro_batch}" if plan.largest_micro_batch else "nothing fits"
         lines.append(f"in {gpu_memory_gib:g} GiB: {fits}")
     lines += _zero2_advice(plan, config, gpu_memory_gib)
-    lines.append("Not included: the device's context (about 1 GiB), the workspace of kernels, fragmentation.")
+    lines += _left_out(config)
     return "\n".join(lines) + "\n"
+
+
+def _left_out(config: Config) -> list[str]:
+    """What the plan does not count."""
+    lines = ["Not included: the device's context (about 1 GiB), the workspace of kernels, fragmentation."]
+    if objective_of(config).samples:
+        lines.append(
+            f"Nor the rollouts of objective={config.objective.kind}, which come before the passes: keys and values of "
+            f"training.batch_size_eval={config.training.batch_size_eval} completions. Nor noise in thoughts and "
+            "values, in rollouts and passes; nor the copy of the value projections in host memory that "
+            "grpo.exploration=svp keeps."
+        )
+    return lines
 
 
 def _zero2_advice(plan: MemoryPlan, config: Config, gpu_memory_gib: float | None) -> list[str]:

@@ -44,6 +44,12 @@ class Layout:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def continued(self, tokens: Sequence[int]) -> "Layout":
+        """This sequence without labels, followed by ``tokens``, which have loss; for a prompt and what was written."""
+        labels = [*[IGNORE] * len(self), *tokens]
+        first = self.first_thought if self.num_thoughts else len(labels)
+        return Layout([*self.input_ids, *tokens], labels, first, self.num_thoughts, len(self))
+
 
 def lay_out(method: Method, problem: TokenizedProblem, stage: int, spec: CurriculumSpec, markers: MarkerIds) -> Layout:
     """The training sequence of ``problem`` at ``stage``."""

@@ -7,6 +7,7 @@ the activations are recomputed in the backward pass, which costs about a third m
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from transformers import PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.latent_attention import LatentCache
 from coconut_ds.model.support import decoder_layers
+
+Restore = Callable[[], AbstractContextManager[None]]
+"""Makes a context."""
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
@@ -34,6 +38,18 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         layer.forward = _CheckpointedLayer(layer.forward, _layer_index(layer))
 
 
+def restore_when_recomputing(model: PreTrainedModel, state: Callable[[], Restore]) -> None:
+    """Makes the checkpointed layers of ``model``, if it has any, recompute in the context of the forward pass.
+
+    Args:
+        model: the language model.
+        state: called in each forward pass of a layer; what it returns makes the context for computing this pass again.
+    """
+    for layer in decoder_layers(model) or ():
+        if isinstance(layer.forward, _CheckpointedLayer):
+            layer.forward.state = state
+
+
 def _layer_index(layer: nn.Module) -> int:
     indices: list[Any] = [module.layer_idx for module in layer.modules() if hasattr(module, "layer_idx")]
     return int(indices[0])
@@ -44,6 +60,8 @@ class _CheckpointedLayer:
 
     def __init__(self, forward: Callable[..., Tensor], index: int) -> None:
         self._forward, self._index = forward, index
+        self.state: Callable[[], Restore] = lambda: nullcontext
+        """See ``restore_when_recomputing``."""
         # transformers inspects the parameters of a layer's ``forward``.
         self.__signature__ = inspect.signature(forward)
 
@@ -51,7 +69,7 @@ class _CheckpointedLayer:
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, LatentCache)), None)
         if cache is None or not torch.is_grad_enabled():
             return self._forward(hidden_states, *args, **kwargs)
-        layer = cache.latent_layers[self._index]
+        layer, restored = cache.latent_layers[self._index], self.state()
 
         def run(hidden: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # Keys and values enter as arguments and leave as results, so that autograd sees them; ``run`` itself must
@@ -61,7 +79,7 @@ class _CheckpointedLayer:
             def swapped(value: Any) -> Any:
                 return own if value is cache else value
 
-            with cache.pass_context(bool(parts)):
+            with cache.pass_context(bool(parts)), restored():
                 output = self._forward(
                     hidden, *map(swapped, args), **{key: swapped(value) for key, value in kwargs.items()}
                 )

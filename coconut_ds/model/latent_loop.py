@@ -36,6 +36,7 @@ from transformers import Cache, PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
+from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.feed import Feed
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
@@ -45,6 +46,7 @@ from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import last_hidden_states, passes_of
 from coconut_ds.model.step_columns import StepColumns
+from coconut_ds.model.value_directions import ValueDirections
 
 Result = TypeVar("Result")
 
@@ -94,6 +96,8 @@ class LatentLoop(nn.Module):
         if kernels.layers:
             fuse_layers(model)
         self.last_layer = LastLayer(model)
+        self.value_directions: ValueDirections | None = None
+        """Adds noise to values while samples are made and replayed; None: nothing does."""
         self.auxiliary = nn.ModuleDict(auxiliary)
         if activation_checkpointing:
             checkpoint_layers(model)
@@ -170,6 +174,7 @@ class LatentLoop(nn.Module):
         all_states: bool = True,
         layers: LayerStates | None = None,
         rounds: list[Tensor] | None = None,
+        noise: ThoughtNoise | None = None,
     ) -> Tensor:
         """Runs all passes over a batch. Returns the hidden states [B, T, D] of all positions, thoughts included.
 
@@ -179,6 +184,7 @@ class LatentLoop(nn.Module):
                 (``LatentInputs.prefix_read``). That is all that the loss needs, and it is cheaper.
             layers: receives the states of all layers at the columns that it asks for.
             rounds: receives the states [B, L, D] of the step columns after each of the R rounds of ``thinking=looped``.
+            noise: changes the vectors that thoughts feed back, for L thoughts or more, or the values.
         """
         reading = partial(self.last_layer.only, None if all_states else inputs.prefix_read)
         wanted = self.device.type == "cpu" if self._defer_gradients is None else self._defer_gradients
@@ -187,6 +193,9 @@ class LatentLoop(nn.Module):
         # otherwise than that of a few.
         ends = not all_states and len(inputs.prefix_read) == len(inputs.prefix_ids) and not self._is_fp32
         passes = passes_of(self.model, inputs, self.num_layers, reading, defers, self._kernels.attention, ends)
+        if noise is not None and noise.codes is not None:
+            assert self.value_directions is not None, "the loop has no noise on values"
+            passes = self.value_directions.over(passes, noise.codes, inputs)
         if layers is not None:
             passes = layers.over(passes)
         prefix, steps, rest = self._embeddings(inputs)
@@ -194,7 +203,8 @@ class LatentLoop(nn.Module):
         if inputs.step_ids.shape[1]:
             rows = torch.arange(len(inputs.prefix_last), device=inputs.prefix_last.device)
             state = parts[0][rows, inputs.prefix_last].unsqueeze(1)
-            parts += StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32).states(state, rounds)
+            columns = StepColumns(inputs, passes, steps, rest, self.fed, self._is_fp32, noise)
+            parts += columns.states(state, rounds)
         elif self.feed is not None and torch.is_grad_enabled():
             # ZeRO 1 and 2 expect a gradient of every parameter. Without thoughts, those of the feed are 0.
             parts[0] = parts[0] + 0 * self.feed(parts[0].new_zeros(1, self.width)).sum()

@@ -13,6 +13,7 @@ Shapes:
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,17 +34,33 @@ def target_loss(head: Callable[[Tensor], Tensor], vocabulary: int, states: Tenso
         states: [N, D] the states that predict the targets.
         targets: the targets, in the order of ``states``.
     """
+    compute = partial(_loss, head)
+    return sum_over_targets(compute, vocabulary, targets.max_targets, targets.weights, states, targets.ids)
+
+
+def sum_over_targets(
+    compute: Callable[..., Tensor], vocabulary: int, max_targets: int, weights: Tensor, *columns: Tensor
+) -> Tensor:
+    """The sum of ``compute(weights, *columns)`` over the chunks of the targets; each chunk is recomputed backwards.
+
+    Args:
+        compute: sums something over n targets, with weights [n]; its result is 0 if all weights are 0.
+        vocabulary: V, the number of logits that ``compute`` makes for each target.
+        max_targets: the largest N of any rank (``Targets.max_targets``).
+        weights: [N] or [N, …] weight of each target.
+        columns: tensors [N, …] of which ``compute`` reads the rows of a chunk.
+    """
     size = max(1, LOGITS_AT_A_TIME // vocabulary)
-    if targets.max_targets <= size:
-        return _loss(head, states, targets.ids, targets.weights)
-    losses = []
-    for start in range(0, targets.max_targets, size):
+    if max_targets <= size:
+        return compute(weights, *columns)
+    sums = []
+    for start in range(0, max_targets, size):
         # A rank that has no targets left repeats its first one with weight 0.
-        part = slice(start, start + size) if start < len(states) else slice(0, 1)
-        weights = targets.weights[part] if start < len(states) else targets.weights[part] * 0
-        losses.append(checkpoint(_loss, head, states[part], targets.ids[part], weights, use_reentrant=False))
-    return sum(losses[1:], start=losses[0])
+        part = slice(start, start + size) if start < len(weights) else slice(0, 1)
+        own = weights[part] if start < len(weights) else weights[part] * 0
+        sums.append(checkpoint(compute, own, *(column[part] for column in columns), use_reentrant=False))
+    return sum(sums[1:], start=sums[0])
 
 
-def _loss(head: Callable[[Tensor], Tensor], states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+def _loss(head: Callable[[Tensor], Tensor], weights: Tensor, states: Tensor, ids: Tensor) -> Tensor:
     return (F.cross_entropy(head(states), ids, reduction="none") * weights).sum()

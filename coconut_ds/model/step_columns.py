@@ -15,6 +15,7 @@ from torch import Tensor
 
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import LatentInputs
+from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.passes import Passes
 
 
@@ -34,6 +35,8 @@ class StepColumns:
     """What states become when they are fed back (``LatentLoop.fed``)."""
     is_fp32: bool
     """Whether the model computes in fp32."""
+    noise: ThoughtNoise | None = None
+    """Changes the inputs at the positions of thoughts."""
 
     @property
     def start(self) -> int:
@@ -52,6 +55,13 @@ class StepColumns:
             return self._sequential(state)
         return self._jacobi(parallel, state) if parallel.kind == "jacobi" else self._looped(parallel, rounds)
 
+    def _noisy(self, embeds: Tensor, first: int = 0) -> Tensor:
+        """Input embeddings [B, Q, D] of the step columns from ``first`` on, with the noise where they are thoughts."""
+        if self.noise is None or not self.noise.changes_thoughts:
+            return embeds
+        thought = self.inputs.is_thought[:, first : first + embeds.shape[1], None]
+        return torch.where(thought, self.noise.on_columns(embeds, first), embeds)
+
     def _sequential(self, state: Tensor) -> list[Tensor]:
         """Runs one pass for each of the L step columns, and one for the rest."""
         embedded, states = self.steps(), [state]
@@ -59,6 +69,7 @@ class StepColumns:
         for step in range(count):
             thought = self.inputs.is_thought[:, step, None, None]
             embeds = torch.where(thought, self.fed(states[-1]), embedded[:, step : step + 1])
+            embeds = self._noisy(embeds, step)
             if step == count - 1 and not self.is_fp32:
                 # No thought depends on the state of the last step, so the rest joins its pass. fp32 runs keep a pass
                 # for each, since products of other sizes may round otherwise.
@@ -78,10 +89,10 @@ class StepColumns:
         embedded, thought = self.steps(), self.inputs.is_thought.unsqueeze(-1)
         count, first = embedded.shape[1], self.fed(state)
         embeds = torch.cat([torch.where(thought[:, :1], first, embedded[:, :1]), embedded[:, 1:]], dim=1)
-        states = self.passes.later(embeds, self.start, again=True)
+        states = self.passes.later(self._noisy(embeds), self.start, again=True)
         for _ in range(parallel.num_passes(count) - 1):
             embeds = torch.where(thought, torch.cat([first, self.fed(states[:, :-1])], dim=1), embedded)
-            states = self.passes.later(embeds, self.start, again=True)
+            states = self.passes.later(self._noisy(embeds), self.start, again=True)
         return [states, self.passes.later(self.rest(), self.start + count)]
 
     def _looped(self, parallel: Parallel, rounds: list[Tensor] | None) -> list[Tensor]:
@@ -95,10 +106,11 @@ class StepColumns:
         embedded, thought = self.steps(), self.inputs.is_thought.unsqueeze(-1)
         count, number = embedded.shape[1], parallel.rounds(embedded.shape[1])
         own, block = thought.sum(dim=1, keepdim=True), parallel.block if parallel.iterations is None else 0
-        embeds, states = embedded, self.passes.later(embedded, self.start, again=True)
+        embeds, states = embedded, self.passes.later(self._noisy(embedded), self.start, again=True)
         for done in range(number):
             embeds = torch.where(thought & (own > done * block), embedded + self.fed(states), embeds)
-            columns = torch.cat([embeds, self.rest()], dim=1) if done == number - 1 else embeds
+            columns = self._noisy(embeds)
+            columns = torch.cat([columns, self.rest()], dim=1) if done == number - 1 else columns
             states = self.passes.later(columns, self.start, again=True)
             if rounds is not None:
                 rounds.append(states[:, :count])

@@ -7,6 +7,7 @@ folder, add one line to ``OBJECTIVES``, its name and its keys to ``settings/obje
 
 from coconut_ds.objectives.base import Objective
 from coconut_ds.objectives.codi import Codi
+from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.objectives.likelihood import Likelihood
 from coconut_ds.objectives.lotus import Lotus
 from coconut_ds.objectives.sim_cot import SimCot, SimCotOnCodi
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "lotus": Lotus,
     "sim_cot": SimCot,
     "sim_cot_codi": SimCotOnCodi,
+    "grpo": Grpo,
 }
 
 

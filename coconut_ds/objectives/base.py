@@ -53,9 +53,22 @@ class Objective(ABC):
 
     parts: ClassVar[tuple[str, ...]]
     """Names of the K parts of the loss."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """Names of further numbers that ``loss`` returns after the parts. They are logged, and have no gradient."""
+    samples: ClassVar[bool] = False
+    """Whether the model samples what it learns from during the update, so that nothing can be prepared ahead."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def kept_numbers(self, loop: LatentLoop) -> int:
+        """How many numbers, in the type of the model, this objective keeps on each device beside weights."""
+        return 0
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the loss needs the weights that the run started from (``Engine.at_start``)."""
+        return False
 
     def auxiliary(self, backbone: Backbone) -> dict[str, nn.Module]:
         """New modules that only training needs, by name; the loss finds them in ``loop.auxiliary``.
@@ -64,6 +77,10 @@ class Objective(ABC):
         are drawn from torch's global generator, which the caller has seeded.
         """
         return {}
+
+    def equip(self, loop: LatentLoop) -> LatentLoop:
+        """The loop that is trained, changed in place before the engine sees it, if a subclass needs that."""
+        return loop
 
     def views(self, method: Method) -> tuple[Method, ...]:
         """The methods that write the views of a problem; the first one is ``method``, that of the run."""
@@ -100,6 +117,8 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, loop: LatentLoop, batch: Any) -> Tensor:
         """The K parts of the loss of a micro batch, each with its factor, in fp32. The loss is their sum.
+
+        The measures follow the parts. Like these, they are added up over micro batches and ranks.
 
         All ranks call it with batches that need the same passes.
 

@@ -1,6 +1,8 @@
 """What makes two launches the same run: every ingredient that can change a number, as one flat table.
 
 Versions of libraries and the machine are not in the table. A run may resume with others; its manifest records them.
+Of a user's own reward (``objective.grpo.reward``), the table has the name and not the content of the file, so that a
+run whose reward failed continues with the corrected function.
 """
 
 import hashlib

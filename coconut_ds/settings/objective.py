@@ -72,14 +72,72 @@ class SimCotConfig(Group):
         return self
 
 
-READERS = {"codi": ("codi", "sim_cot_codi"), "lotus": ("lotus",), "sim_cot": ("sim_cot", "sim_cot_codi")}
+class GrpoConfig(Group):
+    """Reinforcement learning of sampled completions (kind=grpo). Where trl has the same option, it has the same
+    name."""
+
+    reward: Annotated[str, Field(pattern=r"^(exact_answer|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "exact_answer"
+    """exact_answer: 1 if the answer in the text is correct (data.answers says how answers are compared), else 0. Or
+    your own function as package.module:function. It is called with a problem (question, steps, answer) and the text of
+    a completion, and returns a number."""
+    num_generations: Annotated[int, Field(ge=2, strict=True)] = 8
+    """Number of completions of each problem of a batch."""
+    temperature: Annotated[float, Field(gt=0, strict=True)] = 1.0
+    """Temperature of the tokens that are sampled; it divides the logits."""
+    max_completion_length: Positive | None = None
+    """Largest number of tokens of a completion; null: data.max_new_tokens, or 1 where answers are one token
+    (data.format)."""
+    exploration: Literal["none", "gaussian", "dropout", "svp"] = "gaussian"
+    """Noise in the thoughts of a completion. none: completions differ only by the tokens that are sampled. gaussian: a
+    normal number is added to each number that a thought feeds back. dropout: one mask for each completion sets some of
+    the numbers that its thoughts feed back to 0, the same ones for all thoughts. svp: the singular values of each
+    layer's value projection are multiplied with 1 + svp_scale · a normal number, one for each singular value and
+    completion, held over prompt and thoughts; the answer is written without noise."""
+    sigma: Annotated[float, Field(gt=0, strict=True)] = 0.6
+    """Standard deviation of the noise (exploration=gaussian), in the units of hidden states."""
+    dropout: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
+    """Share of the numbers that are set to 0 (exploration=dropout); the others are divided by 1 - dropout."""
+    svp_scale: Annotated[float, Field(gt=0, strict=True)] = 0.6
+    """Relative standard deviation of the singular values (exploration=svp)."""
+    svp_renew: Positive = 50
+    """Number of iterations after which the singular vectors are computed from the weights again (exploration=svp)."""
+    beta: Annotated[float, Field(ge=0, strict=True)] = 0.02
+    """Factor of the KL divergence from the model that the run started from. 0: none, and the memory of that model's
+    weights is saved."""
+    epsilon: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
+    """Tokens stop learning where the ratio of their probability now to that when they were sampled leaves 1 - epsilon
+    to 1 + epsilon in the direction of their advantage. Matters only with several updates for each sampling."""
+    epsilon_high: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Upper distance instead of epsilon; null: epsilon."""
+    scale_rewards: Literal["none", "group", "batch"] = "none"
+    """What divides the advantages. none: nothing. group: the standard deviation of the rewards of a problem's
+    completions. batch: that of all completions of the batch."""
+    loss_type: Literal["sum", "grpo", "bnpo", "dr_grpo"] = "sum"
+    """How the losses of tokens are reduced. sum: sum over the tokens of a completion, mean over completions. grpo: mean
+    over tokens, then over completions. bnpo: mean over all tokens. dr_grpo: sum divided by the largest number of
+    tokens, then mean over completions."""
+    num_iterations: Positive = 1
+    """Number of times that the completions of a batch are used."""
+    steps_per_generation: Positive = 1
+    """Number of mini-batches, each with an update of its own, into which the completions of a batch are divided."""
+
+
+NOISE_KEYS = {"gaussian": ("sigma",), "dropout": ("dropout",), "svp": ("svp_scale", "svp_renew")}
+"""For each kind of ``objective.grpo.exploration``, the keys that only this kind reads."""
+
+READERS = {
+    "codi": ("codi", "sim_cot_codi"),
+    "lotus": ("lotus",),
+    "sim_cot": ("sim_cot", "sim_cot_codi"),
+    "grpo": ("grpo",),
+}
 """For each group of keys below ``objective``, the kinds of objectives that read it."""
 
 
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
-    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "sim_cot_codi"] = "likelihood"
+    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "sim_cot_codi", "grpo"] = "likelihood"
     """Name of an objective in coconut_ds/objectives."""
     feed: Literal["identity", "projection"] = "identity"
     """What a hidden state goes through before it is the next input embedding. identity: nothing. projection: two linear
@@ -92,6 +150,8 @@ class ObjectiveConfig(Group):
     """Thoughts that predict steps."""
     sim_cot: SimCotConfig = Field(default_factory=SimCotConfig)
     """SIM-CoT's auxiliary decoder."""
+    grpo: GrpoConfig = Field(default_factory=GrpoConfig)
+    """Reinforcement learning."""
 
     def reads(self, group: str) -> bool:
         """Whether this kind reads a group of keys (a key of ``READERS``)."""

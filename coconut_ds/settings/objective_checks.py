@@ -3,7 +3,7 @@
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig
-from coconut_ds.settings.objective import READERS, ObjectiveConfig
+from coconut_ds.settings.objective import NOISE_KEYS, READERS, GrpoConfig, ObjectiveConfig
 from coconut_ds.settings.training import TrainingConfig
 
 
@@ -18,6 +18,8 @@ def objective_problems(
         problems += _lotus_problems(objective, method, training)
     if objective.reads("sim_cot"):
         problems += _sim_cot_problems(objective, method, training)
+    if objective.reads("grpo"):
+        problems += _grpo_problems(objective, method, training, data)
     return problems
 
 
@@ -118,6 +120,69 @@ def _sim_cot_problems(objective: ObjectiveConfig, method: MethodConfig, training
             f"objective.sim_cot.from_stage={objective.sim_cot.from_stage}: {reason}, so the decoder would never learn; "
             f"set objective.sim_cot.from_stage to at most {last}"
         )
+    return problems
+
+
+def _grpo_problems(
+    objective: ObjectiveConfig, method: MethodConfig, training: TrainingConfig, data: DataConfig
+) -> list[str]:
+    where, settings = f"objective.kind={objective.kind}", objective.grpo
+    if METHODS[method.kind].starts_thinking:
+        return [
+            f"{where} samples completions of a prompt that contains all thoughts, but with method.kind={method.kind} "
+            "the model decides when to think; set method=coconut"
+        ]
+    problems = [*_unread_noise(settings), *_unread_stages(where, training)]
+    if data.text_format.one_token and settings.max_completion_length is not None:
+        problems.append(
+            f"objective.grpo.max_completion_length={settings.max_completion_length} has no effect with data.format="
+            f"{data.format}, whose answers are one token; set objective.grpo.max_completion_length=null"
+        )
+    if settings.exploration != "none" and (reason := _without_thoughts(method, training)):
+        problems.append(
+            f"objective.grpo.exploration={settings.exploration} explores in thoughts, and {reason}; set "
+            "objective.grpo.exploration=none, or a method with thoughts such as method=coconut"
+        )
+    if settings.exploration == "svp" and training.activation_checkpointing:
+        problems.append(
+            "objective.grpo.exploration=svp puts noise into single passes, which "
+            "training.activation_checkpointing=true would repeat without it; set it to false"
+        )
+    if training.loss_reduction != "token":
+        problems.append(
+            f"training.loss_reduction={training.loss_reduction} has no effect with {where}, where "
+            "objective.grpo.loss_type says how losses are reduced; set training.loss_reduction=token"
+        )
+    return problems
+
+
+def _unread_noise(settings: GrpoConfig) -> list[str]:
+    """Keys of the noise that were set although ``exploration`` is another kind."""
+    problems = []
+    for kind, keys in NOISE_KEYS.items():
+        for key in keys if settings.exploration != kind else ():
+            found, default = getattr(settings, key), getattr(GrpoConfig(), key)
+            if found != default:
+                problems.append(
+                    f"objective.grpo.{key}={found}: objective.grpo.exploration={settings.exploration} does not read "
+                    f"this; set objective.grpo.exploration={kind}, or the default, objective.grpo.{key}={default}"
+                )
+    return problems
+
+
+def _unread_stages(where: str, training: TrainingConfig) -> list[str]:
+    """Keys of the curriculum that would have no effect, because all problems are at the last stage."""
+    last = f"but with {where} all problems are at the last stage"
+    problems = [
+        f"training.{key}={getattr(training, key)} mixes stages, {last}; set training.{key}=0"
+        for key in ("uniform_prob", "replay_prob")
+        if getattr(training, key)
+    ]
+    if training.advance == "accuracy":
+        problems.append(f"training.advance=accuracy ends stages, {last}; set training.advance=epochs")
+    if training.stage_switches is not None:
+        switches = list(training.stage_switches)
+        problems.append(f"training.stage_switches={switches} begins stages, {last}; set training.stage_switches=null")
     return problems
 
 

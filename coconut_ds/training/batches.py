@@ -21,24 +21,35 @@ from coconut_ds.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """How the problems of one update are divided: global batch = micro batch × accumulation × ranks."""
+    """How the problems of one update are divided: global batch = micro batch × accumulation × ranks.
+
+    An objective that samples trains on completions, of which each problem has several: its micro batches are of
+    completions, and an update makes as many of them as the completions need.
+    """
 
     global_batch_size: int
     """Problems per update, on all ranks together."""
     micro_batch_size: int
-    """Problems per forward pass of one rank."""
-    accumulation: int
-    """Micro batches per rank and update."""
+    """Problems, or sampled completions, per forward pass of one rank."""
+    accumulation: int | None
+    """Micro batches per rank and update; None: it depends on the sampled completions."""
     world_size: int
     """Number of ranks."""
 
     @classmethod
-    def derive(cls, training: TrainingConfig, world_size: int) -> "BatchGeometry":
+    def derive(cls, training: TrainingConfig, world_size: int, samples: bool = False) -> "BatchGeometry":
         """The geometry that ``training`` describes, on ``world_size`` ranks.
+
+        Args:
+            training: the settings.
+            world_size: number of ranks.
+            samples: whether the objective trains on completions that it samples (``Objective.samples``).
 
         Raises:
             ConfigError: the numbers contradict each other or do not divide; the message suggests numbers that work.
         """
+        if samples:
+            return cls._of_samples(training, world_size)
         micro, wanted = training.batch_size_training, training.global_batch_size
         accumulation = training.gradient_accumulation_steps
         if wanted is None:
@@ -52,14 +63,8 @@ class BatchGeometry:
                     f"{micro * accumulation * world_size}; give only one of the two, or numbers that agree"
                 )
             return cls(wanted, micro, accumulation, world_size)
-        if wanted % world_size:
-            # Less than one full micro batch per rank: micro batches become smaller. More: all must be full.
-            unit = world_size if wanted < micro * world_size else micro * world_size
-            near = [size for size in (wanted // unit * unit, -(-wanted // unit) * unit) if size]
-            raise ConfigError(
-                f"training.global_batch_size={wanted} does not divide among {world_size} ranks; "
-                f"set training.global_batch_size={' or '.join(map(str, near))}"
-            )
+        # Less than one full micro batch per rank: micro batches become smaller. More: all must be full.
+        _check_division(wanted, world_size, world_size if wanted < micro * world_size else micro * world_size)
         share = wanted // world_size
         if share <= micro:
             return cls(wanted, share, 1, world_size)
@@ -72,11 +77,38 @@ class BatchGeometry:
             )
         return cls(wanted, micro, share // micro, world_size)
 
+    @classmethod
+    def _of_samples(cls, training: TrainingConfig, world_size: int) -> "BatchGeometry":
+        micro, problems = training.batch_size_training, training.global_batch_size
+        if training.gradient_accumulation_steps is not None:
+            raise ConfigError(
+                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps}: the number of passes of "
+                "an update depends on the completions that are sampled; set training.global_batch_size=PROBLEMS instead"
+            )
+        problems = micro * world_size if problems is None else problems
+        _check_division(problems, world_size, world_size)
+        return cls(problems, micro, None, world_size)
+
     def describe(self) -> str:
         """One line for the log."""
+        if self.accumulation is None:
+            return (
+                f"global batch {self.global_batch_size} problems, micro batch {self.micro_batch_size} completions, "
+                f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+            )
         return (
             f"global batch {self.global_batch_size} = micro batch {self.micro_batch_size} × "
             f"accumulation {self.accumulation} × {self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        )
+
+
+def _check_division(problems: int, world_size: int, unit: int) -> None:
+    """Raises if the ranks cannot share a global batch equally. The message suggests multiples of ``unit``."""
+    if problems % world_size:
+        near = [size for size in (problems // unit * unit, -(-problems // unit) * unit) if size]
+        raise ConfigError(
+            f"training.global_batch_size={problems} does not divide among {world_size} ranks; "
+            f"set training.global_batch_size={' or '.join(map(str, near))}"
         )
 
 

@@ -23,23 +23,28 @@ class Curriculum:
     """Length of a stage under ``training.advance=epochs``."""
     first_epoch: int = 0
     """The first epoch that is trained, counted from 0 (``run.resume``)."""
+    stays_last: bool = False
+    """Whether all epochs are at the last stage."""
 
     @classmethod
-    def of(cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0) -> "Curriculum":
+    def of(
+        cls, training: TrainingConfig, method: Method, longest: int, first_epoch: int = 0, stays_last: bool = False
+    ) -> "Curriculum":
         """The curriculum of ``method`` on problems with at most ``longest`` stages (``Method.num_stages``)."""
         last = method.final_stage(longest, training.curriculum_spec) if method.has_curriculum else 0
         epochs_per_stage = method.epochs_per_stage or training.epochs_per_stage
-        return cls(training, method.has_curriculum, last, epochs_per_stage, first_epoch)
+        return cls(training, method.has_curriculum, last, epochs_per_stage, first_epoch, stays_last)
 
     @property
     def recorded(self) -> bool:
         """Whether validation accuracy decides when a stage ends, so that stage switches have to be recorded."""
-        return self.has_curriculum and self.training.advance == "accuracy" and self.training.stage_switches is None
+        decides = self.training.advance == "accuracy" and self.training.stage_switches is None
+        return self.has_curriculum and decides and not self.stays_last
 
     def stage(self, epoch: int, switches: Sequence[int]) -> int:
         """The stage of ``epoch``. ``switches`` holds the epochs at which stages 1, 2, ... began, as recorded so far."""
-        if not self.has_curriculum:
-            return 0
+        if not self.has_curriculum or self.stays_last:
+            return self.last_stage
         if self.training.stage_switches is not None:
             switches = self.training.stage_switches
         elif not self.recorded:

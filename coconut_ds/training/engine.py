@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from coconut_ds.distributed.held_weights import HeldWeights
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.start_weights import StartWeights
 from coconut_ds.distributed.zero import library, whole, without_compiler
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
 from coconut_ds.model.latent_loop import LatentLoop
@@ -32,32 +32,13 @@ from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values, holds_weights
 from coconut_ds.training.step_numbers import StepNumbers
+from coconut_ds.training.update_result import UpdateResult
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
+DIRECTIONS = "value_directions.pt"
+"""The file with the weights that the noise on values follows (``ValueDirections.weights``), beside the state."""
 SHARED = "run.save_path must be on a file system that all nodes share"
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """The outcome of one optimizer update."""
-
-    losses: dict[str, float]
-    """Each part of the loss over the global batch, by name, before the update."""
-    grad_norm: float
-    """Norm of the gradient over all parameters, before clipping."""
-    stops: bool
-    """Whether any rank had been asked to stop; the same on all ranks."""
-
-    @property
-    def loss(self) -> float:
-        """Loss over the global batch, before the update."""
-        return sum(self.losses.values())
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """The parts of the loss if there are several, else nothing."""
-        return self.losses if len(self.losses) > 1 else {}
 
 
 class Engine:
@@ -78,7 +59,7 @@ class Engine:
         Raises:
             ConfigError: DeepSpeed rejects the configuration.
         """
-        self._ranks = ranks
+        self._ranks, self._loop = ranks, loop
         values = engine_values(config, geometry, ranks.size)
         if load_universal:
             values["checkpoint"] = {**values.get("checkpoint", {}), "load_universal": True}
@@ -94,6 +75,7 @@ class Engine:
             raise ConfigError(f"deepspeed.config={config.deepspeed.config}: DeepSpeed rejects it: {error}") from error
         _move_buffers(loop, ranks.device)
         self._objective = objective_of(config)
+        self._start = StartWeights(loop.parameters()) if self._objective.keeps_start else None
         self._held = HeldWeights(self._engine) if holds_weights(config) else None
         self._numbers = StepNumbers(self._engine.optimizer, self.zero_stage, ranks)
 
@@ -102,6 +84,16 @@ class Engine:
         if self._held is not None:
             self._held.gather()
         return self._engine(task, *arguments)
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Within this context, tasks see the weights that the run started from (``Objective.keeps_start``).
+
+        Only calls of the engine are allowed there, and no updates.
+        """
+        assert self._start is not None, "the objective does not keep the start"
+        with self._start.in_place():
+            yield
 
     @property
     def device(self) -> torch.device:
@@ -129,17 +121,17 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         losses = []
+        num_parts = len(self._objective.parts)
         for count, batch in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(count == len(batches))
             parts = self(self._objective.loss, batch.to(self.device))
             losses.append(parts.detach())
             # DeepSpeed averages gradients over ranks, but the losses of the ranks add up to the loss of the global
             # batch, so their gradients must be summed: the factor undoes the division.
-            self._engine.backward(parts.sum() * self._ranks.size, scale_wrt_gas=False)
+            self._engine.backward(parts[:num_parts].sum() * self._ranks.size, scale_wrt_gas=False)
         self._numbers.begin(losses, asked_to_stop())
         grad_norm = self._step()
-        losses_by_name = dict(zip(self._objective.parts, self._numbers.losses, strict=True))
-        return UpdateResult(losses_by_name, grad_norm, self._numbers.stops)
+        return UpdateResult.of(self._objective, self._numbers.losses, grad_norm, self._numbers.stops)
 
     def _step(self) -> float:
         """Makes the optimizer step and returns the gradient norm."""
@@ -183,6 +175,9 @@ class Engine:
         """
         with _errors_at_the_end(self._engine):
             self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
+        directions = self._loop.value_directions
+        if directions is not None and self._ranks.is_first:
+            torch.save(directions.weights, folder / DIRECTIONS)
         torch.save(random_state(), random_file(folder, self._ranks.rank))
 
     def load_state(self, folder: Path, same_ranks: bool) -> None:
@@ -203,6 +198,22 @@ class Engine:
             if not file.is_file():
                 raise CheckpointError(f"{file}: is missing; {SHARED}")
             set_random_state(torch.load(file, weights_only=False))
+
+    def load_directions(self, folder: Path) -> None:
+        """Reads the weights that the noise on values follows, if the objective adds such noise.
+
+        Args:
+            folder: the folder given to ``save_state``, also where the state itself is converted for other ranks.
+
+        Raises:
+            CheckpointError: the file is missing.
+        """
+        directions, file = self._loop.value_directions, folder / DIRECTIONS
+        if directions is None:
+            return
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing; it has the weights that the noise on values follows. {SHARED}")
+        directions.use(torch.load(file), self.device, self._loop.model.dtype)
 
     def model_state(self) -> dict[str, Tensor]:
         """The state dict of the Hugging Face model: full tensors on the CPU, in the compute dtype, adapters merged.

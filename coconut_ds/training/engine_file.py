@@ -74,6 +74,11 @@ def read_engine_file(config: Config) -> dict[str, Any]:
             "run.bf16=true with ZeRO stage 0: here DeepSpeed's optimizer does not behave as plain AdamW; "
             "set deepspeed=zero1 (or zero2, zero3), or run.bf16=false"
         )
+    if config.objective.kind == "grpo" and config.objective.grpo.beta and stage == 3 and not _has_plain_shards(section):
+        raise ConfigError(
+            f"objective.grpo.beta={config.objective.grpo.beta} exchanges weights with those of the start, which works "
+            f"neither with weights on NVMe nor with ZeRO++ ({path}); set objective.grpo.beta=0, or deepspeed=zero3"
+        )
     if config.training.defer_gradients and stage == 3:
         raise ConfigError(
             "training.defer_gradients=true with ZeRO stage 3, which releases the weights between passes; "
@@ -90,10 +95,15 @@ def zero_stage(config: Config) -> int:
 def holds_weights(config: Config) -> bool:
     """Whether all weights are gathered once per update and stay whole (``deepspeed.hold_weights``, ZeRO-3 only)."""
     zero = read_engine_file(config).get("zero_optimization", {})
+    return config.deepspeed.hold_weights and zero.get("stage") == 3 and _has_plain_shards(zero)
+
+
+def _has_plain_shards(zero: dict[str, Any]) -> bool:
+    """Whether each rank has plain shards of the weights in memory, under ZeRO-3 with this section of the file."""
     # Weights on NVMe pass through a few buffers, which cannot hold all of them; ZeRO++ gathers in ways of its own.
     on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
     plus_plus = zero.get("zero_hpz_partition_size", 1) > 1 or any(zero.get(key) for key in QUANTIZED_WEIGHTS)
-    return config.deepspeed.hold_weights and zero.get("stage") == 3 and not on_nvme and not plus_plus
+    return not on_nvme and not plus_plus
 
 
 def engine_values(config: Config, geometry: BatchGeometry, num_ranks: int) -> dict[str, Any]:

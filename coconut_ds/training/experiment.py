@@ -37,6 +37,7 @@ from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.problems import Notify, RunProblems, check_lengths
+from coconut_ds.training.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Experiment:
     objective: Objective
     auxiliary: dict[str, nn.Module]
     """What the objective trains beside the model."""
+    reward: Reward | None
+    """The reward of completions; None for objectives that sample none."""
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -72,7 +75,9 @@ class Experiment:
         """
         training = config.training
         kernels = choose_kernels(config.model.fused_kernels, ranks.device)
-        geometry = BatchGeometry.derive(training, ranks.size)
+        objective = objective_of(config)
+        geometry = BatchGeometry.derive(training, ranks.size, objective.samples)
+        reward = Reward(config) if objective.samples else None
         seed_generators(config.run.seed)
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
@@ -91,14 +96,13 @@ class Experiment:
             # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
             seed_generators(config.run.seed)
             add_adapters(backbone.model, backbone.markers, config.model.lora)
-        objective = objective_of(config)
         # Another seed than the model's: a decoder from scratch must not repeat the weights of a model from scratch.
         seed_generators(random.Random(f"auxiliary/{config.run.seed}").getrandbits(32))
         auxiliary = objective.auxiliary(backbone)
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
-        curriculum = Curriculum.of(training, method, longest, config.run.resume)
+        curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)
         if context is not None:
             views = objective.views(method)
@@ -116,6 +120,7 @@ class Experiment:
             kernels,
             objective,
             auxiliary,
+            reward,
         )
 
     @property
@@ -128,7 +133,8 @@ class Experiment:
         checkpointing = self.config.training.activation_checkpointing
         defers = False if zero_stage(self.config) == 3 else self.config.training.defer_gradients
         backbone = self.backbone
-        return LatentLoop(backbone.model, checkpointing, defers, self.kernels, self.auxiliary, backbone.feed)
+        loop = LatentLoop(backbone.model, checkpointing, defers, self.kernels, self.auxiliary, backbone.feed)
+        return self.objective.equip(loop)
 
     @cached_property
     def sequences(self) -> Sequences:

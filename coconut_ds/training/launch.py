@@ -20,6 +20,7 @@ from coconut_ds.training.claim import claim_attempt
 from coconut_ds.training.engine import Engine, convert_state
 from coconut_ds.training.engine_file import read_engine_file, zero_stage
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.run_record import open_record
@@ -82,7 +83,7 @@ def _describe(experiment: Experiment, tf32: str | None) -> str:
     description = experiment.describe()
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
-    notes = [experiment.kernels.describe(experiment.backbone.model), tf32]
+    notes = [experiment.kernels.describe(experiment.backbone.model), tf32, *start_notes(experiment)]
     return "\n".join([description, *(note for note in notes if note)])
 
 
@@ -98,6 +99,7 @@ def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engin
     if start.checkpoint is None:
         return engine
     folder = start.checkpoint / ENGINE
+    engine.load_directions(folder)
     if not converts:
         engine.load_state(folder, same_ranks=saved_by == ranks.size)
         return engine

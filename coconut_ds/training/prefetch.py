@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from coconut_ds.objectives.base import Tensors
+from coconut_ds.training.engine import Engine
+from coconut_ds.training.update_result import UpdateResult
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class Prepared:
     """In the memory of the host."""
     num_tokens: int
     """Number of tokens in the global batch, without padding."""
+
+    def run(self, engine: Engine, lr: float, asked_to_stop: Callable[[], bool]) -> UpdateResult:
+        """Makes the update."""
+        return engine.update(self.micro_batches, lr, asked_to_stop)
 
 
 def prepared_ahead(

@@ -91,6 +91,15 @@ class RunProblems:
             self._check("training", self._tokens)
         return self._tokens
 
+    def texts(self, epoch: int) -> Sequence[Problem]:
+        """The training problems of an epoch as text, in the order of ``train``. Those of a file are read when this is
+        first called, and kept."""
+        if not self._is_file:
+            self.train(epoch)
+        elif not self._texts:
+            self._texts = self._source.train(epoch)
+        return self._texts
+
     def write(self, folder: Path) -> None:
         """Writes generated problems to ``folder`` for inspection: the latest training problems, validation and test."""
         if self._is_file:

@@ -34,7 +34,7 @@ class ProgressBar:
             )
 
     def update(self, stage: int, loss: float, tokens_per_s: float, parts: Mapping[str, float]) -> None:
-        """Advances the bar by one update. ``parts``: the parts of the loss, by name."""
+        """Advances the bar by one update. ``parts``: the parts of the loss and other numbers to show, by name."""
         if self._bar is not None:
             split = f" ({', '.join(f'{name} {value:.4f}' for name, value in parts.items())})" if parts else ""
             text = f"stage {stage}, loss {loss:.4f}{split}, {tokens_per_s:,.0f} tokens/s"

@@ -29,7 +29,7 @@ class StepNumbers:
         self._ranks = ranks
         self._sums: Tensor | None = None
         self.losses = [math.nan]
-        """The parts of the loss of the update, over all ranks."""
+        """The parts of the loss of the update, and the measures that the objective adds to them, over all ranks."""
         self.stops = False
         """Whether any rank has been asked to stop."""
         self.reads_in_step = True
@@ -50,13 +50,14 @@ class StepNumbers:
 
     @property
     def loss(self) -> float:
-        """Loss of the update, over all ranks."""
+        """Sum of ``losses``: it is finite only if each of them is."""
         return sum(self.losses)
 
     def begin(self, losses: Sequence[Tensor], asked_to_stop: bool) -> None:
         """Adds up the losses of this rank's micro batches, part by part, and all numbers over all ranks.
 
-        Waits for nothing. ``losses`` has the parts [K] of the loss of each micro batch.
+        Waits for nothing. ``losses`` has the parts [K] of the loss of each micro batch, with any
+        measures.
         """
         totals = [torch.stack(part).sum().double() for part in zip(*(each.unbind() for each in losses), strict=True)]
         self._sums = torch.stack([*totals, torch.full_like(totals[0], float(asked_to_stop))])

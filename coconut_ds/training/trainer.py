@@ -5,28 +5,45 @@ It contains no policy: stages and learning rates come from ``curriculum``, batch
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
-from coconut_ds.errors import CheckpointError, CoconutError, NonFiniteError
+from coconut_ds.errors import CheckpointError, CoconutError, NonFiniteError, RewardError
 from coconut_ds.evaluation.prediction import Evaluation
 from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
 from coconut_ds.training.curriculum import learning_rate, resets_optimizer, schedule_factor
-from coconut_ds.training.engine import Engine, UpdateResult
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.iterations import Iterations
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver
+from coconut_ds.training.update_result import UpdateResult
+
+
+class Step(Protocol):
+    """What the trainer does with the problems of one global batch."""
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of all problems of the global batch, in the epoch's training set."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens in the global batch; known once the step has run."""
+
+    def run(self, engine: Engine, lr: float, asked_to_stop: Callable[[], bool]) -> UpdateResult:
+        """Makes the update."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +100,19 @@ class Trainer:
 
     def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
-        self.engine.train()
         training = self.experiment.config.training
         every = training.save_every_steps
         total = len(batches) * (training.num_epochs - self.experiment.config.run.resume)
-        prepare = partial(self._prepare, position.epoch, stage, problems)
-        for prepared in prepared_ahead(prepare, batches[position.batch :], self.experiment.ranks.device):
+        for step in self._steps(position, stage, problems, batches[position.batch :]):
             began = time.perf_counter()
             lr = learning_rate(training, position.updates_since_reset)
             lr *= schedule_factor(training, position.global_step, total)
-            update = self._update(position, prepared, lr)
+            update = self._update(position, stage, step, lr)
             position.global_step += 1
             position.updates_since_reset += 1
             position.batch += 1
             position.loss_sum += update.loss
-            self._log_update(position, stage, prepared.num_tokens, update, lr, time.perf_counter() - began)
+            self._log_update(position, stage, step.num_tokens, update, lr, time.perf_counter() - began)
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
                 self.saver.save(self.engine, position, stage)
@@ -126,6 +141,18 @@ class Trainer:
             self.saver.save(self.engine, position, stage)
         raise Interrupted(self.interrupts.reason)
 
+    def _steps(
+        self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]
+    ) -> Iterable[Step]:
+        """The updates with these batches of the epoch, to be made in order."""
+        objective = self.experiment.objective
+        if objective.samples:
+            iterations = Iterations(self.experiment)
+            return iterations.of_batches(position.epoch, stage, problems, batches, position.global_step)
+        self.engine.train()
+        prepare = partial(self._prepare, position.epoch, stage, problems)
+        return prepared_ahead(prepare, batches, self.experiment.ranks.device)
+
     def _prepare(self, epoch: int, stage: int, problems: ProblemArrays, indices: Sequence[int]) -> Prepared:
         run = self.experiment
         examples = run.objective.examples(run.sequences, epoch, stage, problems, indices)
@@ -134,22 +161,30 @@ class Trainer:
         batches = [run.objective.collate(run.collator, examples, views) for views in zip(*plans, strict=True)]
         return Prepared(sorted(indices), batches, examples.num_tokens)
 
-    def _update(self, position: Position, prepared: Prepared, lr: float) -> UpdateResult:
+    def _update(self, position: Position, stage: int, step: Step, lr: float) -> UpdateResult:
         try:
             asked_to_stop = (lambda: False) if self._is_alone else self._asked_to_stop
-            return self.engine.update(prepared.micro_batches, lr, asked_to_stop)
+            return step.run(self.engine, lr, asked_to_stop)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; the weights are unchanged. "
-                f"Problems of this batch, counted from 0 in the epoch's training set: {prepared.indices}. "
+                f"update {position.global_step + 1} (epoch {position.epoch + 1}): {error}; {_consequence(error)}. "
+                f"Problems of this batch, counted from 0 in the epoch's training set: {step.indices}. "
                 "A lower training.lr, more training.warmup_steps or a lower training.max_grad_norm may help"
             ) from error
+        except RewardError:
+            # Raised on all ranks, before the weights change.
+            self.progress.close()
+            if position.global_step and not self.saver.is_saved(position):
+                self.saver.save(self.engine, position, stage)
+            raise
 
     def _log_update(
         self, position: Position, stage: int, num_tokens: int, update: UpdateResult, lr: float, seconds: float
     ) -> None:
         tokens_per_s = num_tokens / seconds
-        self.progress.update(stage, update.loss, tokens_per_s, update.parts)
+        # Of the measures only the reward: a measure may have the name of a part, and the line is short.
+        reward = {name: value for name, value in update.measures.items() if name == "reward"}
+        self.progress.update(stage, update.loss, tokens_per_s, {**update.parts, **reward})
         self._log(
             position.epoch,
             position.global_step,
@@ -157,6 +192,7 @@ class Trainer:
                 "train/stage": stage,
                 "train/loss": update.loss,
                 **{f"train/loss_{name}": value for name, value in update.parts.items()},
+                **{f"train/{name}": value for name, value in update.measures.items()},
                 "train/grad_norm": update.grad_norm,
                 "train/lr": lr,
                 "perf/tokens_per_s": round(tokens_per_s, 1),
@@ -233,3 +269,10 @@ class Trainer:
     def _log(self, epoch: int, global_step: int, values: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.log({"epoch": epoch + 1, "global_step": global_step, **values})
+
+
+def _consequence(error: NonFiniteError) -> str:
+    """What became of the weights."""
+    if not error.updates_made:
+        return "the weights are unchanged"
+    return "the updates before it changed the weights in memory, so the same command continues from the last checkpoint"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from making_completions import config_of
 from making_layouts import MARKERS
 from making_probing import QUESTIONS, make_reasoner
 
@@ -21,11 +22,14 @@ from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.model import deferred, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
+from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.step_columns import StepColumns
+from coconut_ds.model.value_directions import ValueDirections
+from coconut_ds.objectives.grpo import Grpo, GrpoBatch
 from coconut_ds.probing import states
 from coconut_ds.probing.baselines import baselines_of
-from strict_device import HostSync, Syncs, cases_generation
+from strict_device import HostSync, Syncs, cases_generation, cases_grpo
 from strict_device.batches import mixed_batch, on_device
 
 DEVICE = strict_device.device()
@@ -38,6 +42,12 @@ def train(syncs: Syncs, defer_gradients: bool = False) -> None:
     loop = LatentLoop(strict_device.make_model("gpt2"), defer_gradients=defer_gradients)
     with syncs.refused():
         loop(latent_loop.latent_loss, inputs, targets).backward()
+
+
+def train_on_completions(syncs: Syncs, kind: str) -> None:
+    objective = Grpo(config_of(f"grpo.exploration={kind}"))
+    loop = objective.equip(LatentLoop(strict_device.make_model("gpt2"), defer_gradients=False))
+    cases_grpo.check_grpo(syncs, loop, objective, 2, known=True)
 
 
 def train_marker_rows(syncs: Syncs) -> None:
@@ -119,6 +129,19 @@ MUTATIONS = {
     "tokens": Mutation(slot_passes, "upload", ".to(device, non_blocking=True)", "", generate("greedy")),
     "tokens_not_pinned": Mutation(
         uploads, "_host_tensor", "host.pin_memory()", "host", upload_tokens, (HostSync, "uploads.py")
+    ),
+    "banned_tokens": Mutation(
+        GrpoBatch, "to", '"advantages", "banned",', '"advantages",', partial(train_on_completions, kind="gaussian")
+    ),
+    "noise_of_thoughts": Mutation(
+        ThoughtNoise,
+        "to",
+        "each.to(device, non_blocking=True)",
+        "each",
+        partial(train_on_completions, kind="gaussian"),
+    ),
+    "singular_vectors": Mutation(
+        ValueDirections, "use", "weight.to(device)", "weight", partial(train_on_completions, kind="svp")
     ),
     "mask": Mutation(SlotPasses, "extend", ", device=self.device", "", generate("jacobi")),
     "ranks_of_tokens": Mutation(sampling, "_draw", ", device=logits.device", "", generate("sampled")),

@@ -105,10 +105,22 @@ def test_the_state_is_read_to_the_cpu(syncs, monkeypatch):
     assert engine.device == DEVICE
 
 
-def test_epochs_with_their_validation(syncs, monkeypatch):
-    """The trainer itself: one epoch without thoughts, and one with."""
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ("objective=likelihood",),
+        ("objective=codi", "codi.teacher_last_step=false"),
+        ("objective=sim_cot", "sim_cot.decoder_init=model"),
+        ("objective=sim_cot_codi",),
+        ("objective=lotus",),
+    ],
+    ids=lambda objective: objective[0].removeprefix("objective="),
+)
+def test_epochs_with_their_validation(syncs, monkeypatch, objective):
+    """The trainer itself: one epoch without thoughts, and one with, for all objectives that do not sample."""
+    size = "size={train: 12, valid: 3, test: 3}"
     with torch.device(DEVICE):
-        experiment = tiny_experiment("size={train: 12, valid: 3, test: 3}", "num_epochs=2", ranks=Ranks(device=DEVICE))
+        experiment = tiny_experiment(size, "num_epochs=2", *objective, ranks=Ranks(device=DEVICE))
     engine = make_engine(monkeypatch, syncs, experiment.loop(), experiment.config)
     saver = SimpleNamespace(lock_lost=False, is_saved=lambda position: True, after_epoch=lambda *arguments: None)
     trainer = Trainer(experiment, engine, saver, ProgressBar(is_first=False), None, AskedToStop())

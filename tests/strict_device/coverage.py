@@ -1,5 +1,5 @@
-"""Which lines that touch tensors the cases execute: those of ``model/``, ``generation/`` and the engine of
-training.
+"""Which lines that touch tensors the cases execute: those of ``model/``, ``generation/``, ``objectives/`` and the
+engine of training.
 
 A line is a statement in a function; definitions and docstrings do not count. It touches tensors unless its function is
 in ``NO_TENSORS``, where each entry says why. A statement over several lines counts as one.
@@ -14,7 +14,7 @@ from typing import Any
 import coverage
 
 PACKAGE = Path(__file__).resolve().parents[2] / "coconut_ds"
-MEASURED = ("model", "generation", "training/engine.py", "training/step_numbers.py")
+MEASURED = ("model", "generation", "objectives", "training/engine.py", "training/step_numbers.py")
 """Folders and files of the package."""
 CONFIGURATION = "reads configurations, names and token ids, and refuses those that do not fit"
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
@@ -61,6 +61,7 @@ NO_TENSORS = {
     "generation/requests.py:Request.__post_init__": CONFIGURATION,
     "generation/requests.py:Sampling.__post_init__": CONFIGURATION,
     "generation/requests.py:check_prompts": CONFIGURATION,
+    "training/engine.py:Engine.load_directions": FILES,
     "training/engine.py:Engine.load_state": FILES,
     "training/engine.py:Engine.save_state": FILES,
     "training/engine.py:_errors_at_the_end": FILES,
