@@ -109,7 +109,6 @@ def test_the_state_is_read_to_the_cpu(syncs, monkeypatch):
     "objective",
     [
         ("objective=likelihood",),
-        ("objective=codi", "codi.teacher_last_step=false"),
         ("objective=sim_cot", "sim_cot.decoder_init=model"),
         ("objective=sim_cot_codi",),
         ("objective=lotus",),
@@ -117,7 +116,7 @@ def test_the_state_is_read_to_the_cpu(syncs, monkeypatch):
     ids=lambda objective: objective[0].removeprefix("objective="),
 )
 def test_epochs_with_their_validation(syncs, monkeypatch, objective):
-    """The trainer itself: one epoch without thoughts, and one with, for all objectives that do not sample."""
+    """The trainer itself: one epoch without thoughts, and one with, with the losses of all objectives but ``grpo``."""
     size = "size={train: 12, valid: 3, test: 3}"
     with torch.device(DEVICE):
         experiment = tiny_experiment(size, "num_epochs=2", *objective, ranks=Ranks(device=DEVICE))
