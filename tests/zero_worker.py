@@ -80,7 +80,7 @@ CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
     *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=16"),
-    "num_epochs=1",
+    *("stage_switches=null", "num_epochs=1"),
 ]
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
