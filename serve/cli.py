@@ -79,6 +79,7 @@ def add_checkpoints(parser: argparse.ArgumentParser, name: str, **more: Any) -> 
 def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     """Adds the options that both commands share; ``port`` is the default port."""
     limits, settings = Limits(), EngineSettings()
+    # As long as there are options: one statement for each.
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=port, help="port to listen on; 0 chooses a free one")

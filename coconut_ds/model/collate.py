@@ -174,15 +174,11 @@ class Collator:
         is_token = is_prefix | (is_after & (place < rows.lengths[:, None] - cut + width))
         ids = np.full((size, columns), self.pad_id)
         ids[is_token] = rows.input_ids
-        # Rows of the targets, and the columns of the tokens before them, which predict them.
         target = np.flatnonzero(rows.labels != IGNORE)
-        row = np.searchsorted(rows.starts, target, side="right") - 1
-        before = target - rows.starts[row] - 1
-        in_prefix = before < cuts[row]
-        column = np.where(in_prefix, before, before - cuts[row] + width)
-        is_read = np.zeros((size, width), bool)
+        row, column = _predictors(rows, target, cuts, width)
+        is_read, in_prefix = np.zeros((size, width), bool), column < width
         is_read[np.arange(size), cuts - 1] = True
-        is_read[row[in_prefix], before[in_prefix]] = True
+        is_read[row[in_prefix], column[in_prefix]] = True
         arrays: dict[str, NDArray[Any]] = {
             "prefix_ids": ids[:, :width],
             "prefix_last": cuts - 1,
@@ -230,6 +226,22 @@ def collate(
 ) -> Batch:
     """The tensors of one micro batch, on the CPU; see ``Collator``."""
     return Collator(pad_id, parallel)(layouts, weights, num_thoughts, num_targets)
+
+
+def _predictors(
+    rows: Layouts, target: NDArray[np.int64], cuts: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[N] row and column of the token before each target, whose state predicts it.
+
+    Args:
+        rows: the sequences.
+        target: [N] index of each target in ``rows.labels``.
+        cuts: [B] the length of each row's prefix.
+        width: P.
+    """
+    row = np.searchsorted(rows.starts, target, side="right") - 1
+    before = target - rows.starts[row] - 1
+    return row, np.where(before < cuts[row], before, before - cuts[row] + width)
 
 
 def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # As long as there are commands and options: one statement for each.
     parser = Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Parser(add_help=False)
     root.add_argument("--root", type=Path, default=Path("outputs"), help="the save_path of the runs (%(default)s)")

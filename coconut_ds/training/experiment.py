@@ -82,23 +82,12 @@ class Experiment:
         source = open_source(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
         backbone = starting_backbone(config, source, values)
-        if config.model.fused_kernels == "on" and not kernels.describe(backbone.model):
-            raise ModelError(
-                f"model.fused_kernels=on: there are none for {type(backbone.model).__name__} with these settings; "
-                "that of attention needs sdpa without dropout of attention weights; set model.fused_kernels=auto or off"
-            )
+        _check_kernels(config, kernels, backbone)
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
         weights = digest_parameters(backbone.model, ranks, backbone.feed) if loaded else None
         method = METHODS[config.method.kind]
-        backbone.feed = starting_feed(backbone, wanted_feed(config, backbone.model), method, config.run.seed)
-        if config.model.lora.rank:
-            # Under ZeRO-3 the ranks may have drawn different random numbers so far, but adapters must be equal.
-            seed_generators(config.run.seed)
-            add_adapters(backbone.model, backbone.markers, config.model.lora)
-        # Another seed than the model's: a decoder from scratch must not repeat the weights of a model from scratch.
-        seed_generators(random.Random(f"auxiliary/{config.run.seed}").getrandbits(32))
-        auxiliary = objective.auxiliary(backbone)
+        auxiliary = _add_trained(config, backbone, method, objective)
         spec = training.curriculum_spec
         problems = RunProblems(source, config.data, backbone.tokenizer, notify)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
@@ -178,6 +167,30 @@ class Experiment:
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
         )
+
+
+def _check_kernels(config: Config, kernels: Kernels, backbone: Backbone) -> None:
+    """Refuses ``model.fused_kernels=on`` where no kernel fits the model."""
+    if config.model.fused_kernels == "on" and not kernels.describe(backbone.model):
+        raise ModelError(
+            f"model.fused_kernels=on: there are none for {type(backbone.model).__name__} with these settings; "
+            "that of attention needs sdpa without dropout of attention weights; set model.fused_kernels=auto or off"
+        )
+
+
+def _add_trained(config: Config, backbone: Backbone, method: Method, objective: Objective) -> dict[str, nn.Module]:
+    """Adds the run's feed and adapters to the backbone. Returns what the objective trains beside the model.
+
+    Under ZeRO-3 the ranks may have drawn different random numbers so far, but new weights must be equal on all ranks.
+    """
+    seed = config.run.seed
+    backbone.feed = starting_feed(backbone, wanted_feed(config, backbone.model), method, seed)
+    if config.model.lora.rank:
+        seed_generators(seed)
+        add_adapters(backbone.model, backbone.markers, config.model.lora)
+    # Another seed than the model's: a decoder from scratch must not repeat the weights of a model from scratch.
+    seed_generators(random.Random(f"auxiliary/{seed}").getrandbits(32))
+    return objective.auxiliary(backbone)
 
 
 def _sizes(modules: Iterable[nn.Module]) -> tuple[int, int]:
