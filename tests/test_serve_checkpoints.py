@@ -281,9 +281,8 @@ def test_the_least_recently_used_model_leaves_and_a_held_one_never(checkpoint, t
         models.hold("b")
         assert list(models.loaded) == ["a", "b"]
     models.close()
-    small = Models(models.checkpoints, settings, 8, one - 1)
     with pytest.raises(UnavailableError):
-        small.hold("a")
+        Models(models.checkpoints, settings, 8, one - 1).hold("a")
 
 
 def test_the_memory_that_a_model_needs_is_told_by_its_headers(checkpoint, tmp_path):

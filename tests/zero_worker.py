@@ -19,26 +19,22 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import SHAPES
 from zero_feeds import VARIANTS, fed
+from zero_spoiled import LAYOUT, some_engine, spoil
 
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.distributed.process_group import start_ranks, stop_ranks
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import is_sharded
-from coconut_ds.errors import NonFiniteError
 from coconut_ds.files import write_whole
-from coconut_ds.methods.layout import IGNORE, Layout
-from coconut_ds.model.backbone import build_backbone, model_from_scratch
+from coconut_ds.model.backbone import model_from_scratch
 from coconut_ds.model.collate import collate
 from coconut_ds.model.digest import digest_parameters
-from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.starting import starting_backbone
-from coconut_ds.objectives import likelihood
 from coconut_ds.settings import Config, ModelConfig
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry
-from coconut_ds.training.engine import Engine
-from coconut_ds.training.engine_file import engine_values, zero_stage
+from coconut_ds.training.engine_file import engine_values
 from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics
 
@@ -73,7 +69,6 @@ SHORT = ["c_thought=1", "num_epochs=2", "size.train=40", "size.valid=3", "max_ne
 """Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
-LAYOUT = Layout([2, 3, 4, 5], [IGNORE, IGNORE, 4, 5], 4, 0)
 LORA = ["lora.rank=2", "lora.alpha=8"]
 CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 """With all of CODI's parts, and an auxiliary decoder."""
@@ -222,48 +217,6 @@ def held(ranks: Ranks) -> dict[str, int]:
     return {name: sum(tensor.numel() * tensor.element_size() for tensor in kept[name]) for name in kept}
 
 
-class NotANumberBackwards(torch.autograd.Function):
-    """The identity, with a gradient of NaN."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
-def some_engine(config: Config, ranks: Ranks) -> Engine:
-    """An engine with a model from scratch."""
-    torch.manual_seed(0)
-    backbone = build_backbone(config.model, build_word_tokenizer(["1 2 3 4"]))
-    loop = LatentLoop(backbone.model, defer_gradients=zero_stage(config) < 3)
-    return Engine(loop, config, BatchGeometry(2 * ranks.size, 2, 1, ranks.size), ranks)
-
-
-def spoil(zero: str, what: str, ranks: Ranks) -> dict:
-    """Makes one good update, then one whose loss or gradient is not finite on the last rank."""
-    engine = some_engine(with_engine(composed(*OVERRIDES), zero), ranks)
-    share = 1 / (2 * ranks.size)
-    good = [collate([LAYOUT], [share], 0, 0)]
-    engine.update(good, 1e-3)
-    before = engine.model_state()
-    last = ranks.rank == ranks.size - 1
-    batch = [collate([LAYOUT], [float("inf") if last and what == "loss" else share], 0, 0)]
-    if what == "gradient" and last:
-        likelihood.latent_loss = lambda *arguments: NotANumberBackwards.apply(latent_loss(*arguments))
-    try:
-        engine.update(batch, 1e-3)
-        error = "no error"
-    except NonFiniteError as found:
-        error = str(found)
-    finally:
-        likelihood.latent_loss = latent_loss
-    after = engine.model_state()
-    return {"error": error, "moved": any(not torch.equal(before[name], after[name]) for name in before)}
-
-
 def main() -> None:
     """Command line."""
     os.environ.setdefault("WANDB_MODE", "disabled")
@@ -293,7 +246,8 @@ def main() -> None:
             )
             result[name]["dtype"] = str(next(iter(weights[name].values())).dtype)
     for zero in ("zero0", "zero1", "zero2", "zero3"):
-        result[f"spoiled_{zero}"] = {what: spoil(zero, what, ranks) for what in ("loss", "gradient")}
+        config = with_engine(composed(*OVERRIDES), zero)
+        result[f"spoiled_{zero}"] = {what: spoil(config, what, ranks) for what in ("loss", "gradient")}
     errors = ranks.gather([result[f"spoiled_{zero}"] for zero in ("zero0", "zero1", "zero2", "zero3")])
     result["same_on_all_ranks"] = all(other == errors[0] or ranks.size == 1 for other in errors)
     result["compiler_imported"] = "torch._inductor.compile_fx" in sys.modules
