@@ -1,9 +1,12 @@
 """Short runs in this process, for tests of the trainer, and what they have written."""
 
 import json
+from pathlib import Path
 
-from torch_engine import TorchEngine, tiny_experiment
+import pytest
+from torch_engine import TorchEngine, run_folder, tiny_experiment
 
+from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
@@ -43,6 +46,17 @@ def train(
         progress = ProgressBar(is_first=False)
         trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
         return trainer.fit(position), engine
+
+
+def run_left_alone_and_stopped(path: Path, *overrides: str) -> tuple[RunFolder, RunFolder]:
+    """The same run twice: once in one launch, and once stopped after some updates in each of two launches."""
+    whole, stopped = run_folder(path / "whole"), run_folder(path / "stopped")
+    train(whole, *overrides)
+    for at in (4, 3):
+        with pytest.raises(Interrupted):
+            train(stopped, *overrides, interrupts=AskedToStop(at))
+    train(stopped, *overrides)
+    return whole, stopped
 
 
 def record(folder: RunFolder) -> list[dict]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comparing_objectives import compare, compare_answers
 from making_tokenizers import tokenizers
-from making_training import AskedToStop, column, record, train
+from making_training import column, record, run_left_alone_and_stopped
 from recorded_cases import trusted_cases
 from recorded_codi import RecordedCodi
 from recorded_objectives import Recording
@@ -19,13 +19,12 @@ from safetensors.torch import load_file
 from slow_codi import CodiOptions, CodiRow, CodiWeights, slow_codi
 from slow_thoughts import unchanged
 from tiny_models import make_model
-from torch_engine import DROPOUT, run_folder, tiny_experiment
+from torch_engine import DROPOUT, tiny_experiment
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import encode_announcements, tokenize
-from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import ConfigError
 from coconut_ds.formats import TEXT
 from coconut_ds.methods import METHODS
@@ -210,12 +209,7 @@ RUN = (
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     """With dropout, a falling learning rate, a curriculum whose first stage has no thoughts, and a learned feed."""
-    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
-    train(whole, *RUN)
-    for at in (4, 3):
-        with pytest.raises(Interrupted):
-            train(stopped, *RUN, interrupts=AskedToStop(at))
-    train(stopped, *RUN)
+    whole, stopped = run_left_alone_and_stopped(tmp_path, *RUN)
     assert record(stopped) == record(whole)
     parts = [column(whole, f"train/loss_{name}") for name in Codi.parts]
     assert [sum(values) for values in zip(*parts, strict=True)] == pytest.approx(column(whole, "train/loss"))

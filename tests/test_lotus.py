@@ -7,19 +7,18 @@ import pytest
 import torch
 from comparing_objectives import compare as compare_recorded
 from comparing_objectives import compare_answers
-from making_training import AskedToStop, column, record, train
+from making_training import column, record, run_left_alone_and_stopped
 from recorded_cases import trusted_cases
 from recorded_lotus import RecordedLotus
 from recorded_objectives import Recording
 from slow_loop import slow_generate
 from slow_lotus import LotusOptions, LotusRow, slow_lotus
 from tiny_models import make_model
-from torch_engine import DROPOUT, run_folder, tiny_config, tiny_experiment
+from torch_engine import DROPOUT, tiny_config, tiny_experiment
 
 from coconut_ds import load_reasoner
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
-from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds, TokenizedProblem
@@ -159,12 +158,7 @@ RUN = ("objective=lotus", "c_thought=2", DROPOUT)
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     """With dropout; the first stage has no thoughts. Its checkpoint thinks as it was trained, with no option given."""
-    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
-    train(whole, *RUN)
-    for at in (4, 3):
-        with pytest.raises(Interrupted):
-            train(stopped, *RUN, interrupts=AskedToStop(at))
-    train(stopped, *RUN)
+    whole, stopped = run_left_alone_and_stopped(tmp_path, *RUN)
     assert record(stopped) == record(whole)
     answers, steps = (column(whole, f"train/loss_{part}") for part in ("answer", "step"))
     assert [a + b for a, b in zip(answers, steps, strict=True)] == pytest.approx(column(whole, "train/loss"))

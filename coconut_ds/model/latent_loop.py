@@ -144,6 +144,10 @@ class LatentLoop(nn.Module):
         """The input embeddings [..., D] that states [..., D] become when they are fed back."""
         return states if self.feed is None else self.feed(states)
 
+    def cross_entropy(self, states: Tensor, targets: Targets) -> Tensor:
+        """Weighted sum of the cross entropies of targets, which states [B, T, D] predict; a scalar in fp32."""
+        return target_loss(self.head, self.vocabulary, states.flatten(0, 1)[targets.index], targets)
+
     def states(
         self,
         embeds: Tensor,
@@ -227,5 +231,4 @@ def latent_loss(loop: LatentLoop, inputs: LatentInputs, targets: Targets) -> Ten
 
     The language model head runs only on the N states that predict a target.
     """
-    states = loop.encode(inputs, all_states=False)
-    return target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
+    return loop.cross_entropy(loop.encode(inputs, all_states=False), targets)

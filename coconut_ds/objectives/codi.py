@@ -34,7 +34,6 @@ from coconut_ds.methods.layouts import Integers, Layouts
 from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.layer_states import LayerStates, ReadColumns
-from coconut_ds.model.loss import target_loss
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.objectives.base import Examples, Objective
 
@@ -157,8 +156,7 @@ def _passed(loop: LatentLoop, view: CodiView, detached: bool = False) -> tuple[T
     inputs, targets = view.batch
     layers = LayerStates(loop.model, view.reads, detached)
     states = loop.encode(inputs, all_states=False, layers=layers)
-    loss = target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
-    return loss, states, layers.states
+    return loop.cross_entropy(states, targets), states, layers.states
 
 
 def distance(own: Tensor, aim: Tensor, kind: str, divides_by_std: bool) -> Tensor:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from coconut_ds.model.collate import Batch
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
-from coconut_ds.model.loss import target_loss
 from coconut_ds.objectives.base import Objective
 
 
@@ -24,5 +23,4 @@ class Likelihood(Objective):
         one."""
         inputs, targets = batch
         states = loop.encode(inputs, all_states=False)
-        loss = target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
-        return loss.unsqueeze(0), states
+        return loop.cross_entropy(states, targets).unsqueeze(0), states

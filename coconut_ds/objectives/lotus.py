@@ -32,7 +32,6 @@ from coconut_ds.methods.layout import IGNORE
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.collate import Batch, Collator, LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.loss import target_loss
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.objectives.base import Examples, Objective
 
@@ -85,7 +84,7 @@ class Lotus(Objective):
         if not targets.max_targets:
             # No rank has any, as at stage 0.
             return states.new_zeros((), dtype=torch.float32)
-        return target_loss(loop.head, loop.vocabulary, states.flatten(0, 1)[targets.index], targets)
+        return loop.cross_entropy(states, targets)
 
 
 def with_step_labels(layouts: Layouts, steps: Sequence[Sequence[Ids]], block: int, flat: bool = False) -> Layouts:
