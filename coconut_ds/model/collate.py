@@ -257,6 +257,12 @@ def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:
     return np.where(thinks, rows.first_thought, np.minimum(rows.lengths, width))
 
 
+def on_host(values: NDArray[Any], pinned: bool) -> Tensor:
+    """The tensor of an array, in the memory of the host; ``pinned``: see ``Collator``."""
+    made = torch.from_numpy(values)
+    return made.pin_memory() if pinned else made
+
+
 def packed(
     arrays: Mapping[np.dtype[Any], Mapping[str, NDArray[Any]]], pinned: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,8 +28,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from coconut_ds.model.collate import on_host
 
 Noise = Literal["none", "gaussian", "dropout", "svp"]
 
@@ -107,19 +108,14 @@ class Exploration:
         generators = [np.random.Generator(np.random.Philox(key=_philox_key(f"{self.kind}/{key}"))) for key in keys]
         if self.kind == "gaussian":
             drawn = [each.standard_normal((num_thoughts, sizes.width), np.float32) for each in generators]
-            return ThoughtNoise(term=_tensor(np.stack(drawn) * np.float32(self.sigma), pinned))
+            return ThoughtNoise(term=on_host(np.stack(drawn) * np.float32(self.sigma), pinned))
         if self.kind == "svp":
             return ThoughtNoise(
-                codes=_tensor(np.stack([each.standard_normal(sizes.code, np.float32) for each in generators]), pinned)
+                codes=on_host(np.stack([each.standard_normal(sizes.code, np.float32) for each in generators]), pinned)
             )
         kept = [each.random((1, sizes.width), np.float32) >= self.dropout for each in generators]
-        return ThoughtNoise(factor=_tensor(np.stack(kept).astype(np.float32) / np.float32(1 - self.dropout), pinned))
+        return ThoughtNoise(factor=on_host(np.stack(kept).astype(np.float32) / np.float32(1 - self.dropout), pinned))
 
 
 def _philox_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
-
-
-def _tensor(values: NDArray[np.float32], pinned: bool) -> Tensor:
-    made = torch.from_numpy(values)
-    return made.pin_memory() if pinned else made

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.model.collate import Batch, Collator
+from coconut_ds.model.collate import Batch, Collator, on_host
 from coconut_ds.model.exploration import Exploration, NoiseSizes, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
@@ -153,7 +153,7 @@ class Grpo(Objective):
             _floats(np.full(int(numbers.sum()), counts / total), collator.pinned),
             _floats(np.repeat(examples.advantages[view.rows], numbers), collator.pinned),
             noise,
-            _on_host(np.array(examples.banned, np.int64), collator.pinned),
+            on_host(np.array(examples.banned, np.int64), collator.pinned),
             examples.is_only_update,
             reference=assumed,
         )
@@ -207,9 +207,4 @@ def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:
 
 
 def _floats(values: Floats, pinned: bool) -> Tensor:
-    return _on_host(values.astype(np.float32), pinned)
-
-
-def _on_host(values: NDArray[Any], pinned: bool) -> Tensor:
-    made = torch.from_numpy(values)
-    return made.pin_memory() if pinned else made
+    return on_host(values.astype(np.float32), pinned)
