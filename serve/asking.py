@@ -8,6 +8,7 @@ from coconut_ds.errors import CoconutError
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.generation.requests import Request, Sampling
 from coconut_ds.reasoner import Reasoner
+from serve.clients import IN_PROCESS, Client
 from serve.errors import RequestError
 from serve.limits import Limits
 
@@ -45,6 +46,8 @@ class Ask:
     """Number of most likely tokens returned with each log probability; None: no log probabilities."""
     keep_thoughts: bool = False
     """Whether completions include the states of their thoughts."""
+    client: Client = IN_PROCESS
+    """Who asks."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:

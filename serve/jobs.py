@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from coconut_ds.generation.requests import Completion, Request, Score
+from serve.clients import IN_PROCESS, Client
 from serve.errors import ServiceError
 
 
@@ -79,6 +80,8 @@ class Job:
     """Whether the receiver gets an event for each thought and token, not only for the end."""
     request_id: str = ""
     """Identifies the HTTP request in the log."""
+    client: Client = IN_PROCESS
+    """Who asked for it."""
     times: Times = field(default_factory=Times)
     ended: bool = False
     """Whether the job completed, failed or was cancelled. Only the model's thread writes it."""

@@ -277,7 +277,7 @@ class Service:
     ) -> Iterator[Running]:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
-        jobs = [Job(request, receiver, index, wants_steps, request_id=name) for index, request in enumerate(requests)]
+        jobs = [Job(each, receiver, index, wants_steps, name, ask.client) for index, each in enumerate(requests)]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []
         thread.submit(jobs)
