@@ -67,8 +67,8 @@ def render_table(done: dict[Cell, dict[str, Any]], rows: Sequence[str]) -> str:
             f"{TASKS[task].words}; chance {TASKS[task].chance:.1%}",
             "",
             f"| `objective=` | `method=` | mean ± sd | {' | '.join(f'seed {s}' for s in seeds)} | updates until solved "
-            "| seconds | ms per update |",
-            f"|---|---|---|{'---|' * len(seeds)}---|---|---|",
+            "| seconds |",
+            f"|---|---|---|{'---|' * len(seeds)}---|---|",
         ]
         for row in rows:
             results = {c.seed: r for c, r in done.items() if (c.task, c.row) == (task, row)}
@@ -82,9 +82,8 @@ def _row(row: str, results: Sequence[dict[str, Any] | None]) -> str:
     there = [result for result in results if result is not None]
     updates = ", ".join(str(result["updates"]) if result["wholly_right"] >= SOLVED else "–" for result in there)
     seconds = statistics.median(result["duration_s"] for result in there)
-    each = statistics.median(1000 * result["duration_s"] / result["updates"] for result in there)
     objective, _, method = row.partition("-")
-    return f"| `{objective}` | `{method}` | {accuracy_columns(results)} | {updates} | {seconds:.0f} | {each:.0f} |"
+    return f"| `{objective}` | `{method}` | {accuracy_columns(results)} | {updates} | {seconds:.0f} |"
 
 
 if __name__ == "__main__":
