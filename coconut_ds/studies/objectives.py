@@ -1,4 +1,4 @@
-"""``python -m coconut_ds.compare_objectives``: compares the training objectives, with their controls, on small tasks.
+"""``python -m coconut_ds.studies.objectives``: compares the training objectives, with their controls, on small tasks.
 
 A run ends when 99 % of the validation problems are entirely right in the last stage of its curriculum, or after as many
 updates as the comparison of methods makes (1,500 for the sums, 2,500 for the products). All runs see the same problems
