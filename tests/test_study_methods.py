@@ -1,4 +1,4 @@
-"""The comparison of methods: results that exist are kept, and the table shows the results."""
+"""The comparisons of methods and of objectives: results that exist are kept, and tables show the results."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,36 @@ import pytest
 
 from coconut_ds.methods import METHODS
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.studies import methods as compare
-from coconut_ds.studies.methods import TableCell, main, render_table
+from coconut_ds.studies import cells, objectives
+from coconut_ds.studies.cells import TASKS, Cell
+from coconut_ds.studies.harness import HarnessError
+from coconut_ds.studies.methods import ROWS, main, render_table
 
 TINY = ["num_epochs=1", "size.train=64", "size.valid=20", "size.test=20", "batch_size_training=32"]
 
 
 def result(accuracy: float, **changes: Any) -> dict[str, Any]:
-    values = {"accuracy": accuracy, "stage": 3, "num_thoughts": 6, "num_pauses": 0, "duration_s": 50.0}
+    values = {
+        "accuracy": accuracy,
+        "wholly_right": accuracy,
+        "updates": 500,
+        "stage": 3,
+        "num_thoughts": 6,
+        "num_pauses": 0,
+        "duration_s": 50.0,
+    }
     return {**values, **changes}
+
+
+def cell(row: str, seed: int, task: str = "modular_sum") -> Cell:
+    return Cell(task, row, seed, (ROWS | objectives.ROWS)[row])
 
 
 def test_a_row_is_a_method_with_its_seeds() -> None:
     done = {
-        TableCell("modular_sum", "coconut", 1): result(1.0),
-        TableCell("modular_sum", "coconut", 0): result(0.9, stage=2, num_thoughts=4),
-        TableCell("modular_sum", "pause", 0): result(0.125, num_thoughts=0, num_pauses=6, stage=0),
+        cell("coconut", 1): result(1.0),
+        cell("coconut", 0): result(0.9, stage=2, num_thoughts=4),
+        cell("pause", 0): result(0.125, num_thoughts=0, num_pauses=6, stage=0),
     }
     lines = render_table(done, list(METHODS)).splitlines()
     assert lines[0] == "sums of four digits modulo 10; chance 10.0%"
@@ -31,16 +45,28 @@ def test_a_row_is_a_method_with_its_seeds() -> None:
     assert lines[5] == "| `pause` | 12.5 | 12.5 | – | 0 | 6 pauses | 50 |"
 
 
-@pytest.mark.parametrize("task", compare.TASKS)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_cell_is_a_configuration(task: str, method: str) -> None:
-    config = compose_config(TableCell(task, method, 2).overrides(()))
-    assert (config.method.kind, config.run.seed) == (method, 2)
+def test_a_row_is_an_objective_with_the_updates_that_each_seed_needed() -> None:
+    done = {
+        cell("codi-coconut", 0): result(1.0),
+        cell("codi-coconut", 1): result(0.5, updates=1500),
+        cell("likelihood-pause_as_thought", 1): result(0.125, updates=1500),
+    }
+    lines = objectives.render_table(done, list(objectives.ROWS)).splitlines()
+    assert lines[4] == "| `likelihood` | `pause_as_thought` | 12.5 | – | 12.5 | – | 50 |"
+    assert lines[5] == "| `codi` | `coconut` | 75.0 ± 35.4 | 100.0 | 50.0 | 500, – | 50 |"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("row", [*ROWS, *objectives.ROWS])
+def test_every_cell_is_a_configuration(task: str, row: str) -> None:
+    config = compose_config(cell(row, 2, task).overrides(()))
+    objective, _, method = row.rpartition("-")
+    assert (config.objective.kind, config.method.kind, config.run.seed) == (objective or "likelihood", method, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_runs")
-@pytest.mark.parametrize("task", compare.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_each_method_trains_and_evaluates_and_a_second_start_keeps_what_is_there(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,12 +92,12 @@ def test_each_method_trains_and_evaluates_and_a_second_start_keeps_what_is_there
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def run_cell(cell: TableCell, out: Path, more: list[str]) -> dict[str, Any]:
-        if cell.method == "cot":
-            raise compare.HarnessError("ended with exit code 1")
+    def run_cell(cell: Cell, out: Path, more: list[str]) -> dict[str, Any]:
+        if cell.row == "cot":
+            raise HarnessError("ended with exit code 1")
         return result(0.5)
 
-    monkeypatch.setattr(compare, "run_cell", run_cell)
+    monkeypatch.setattr(cells, "run_cell", run_cell)
     assert main(["--out", str(tmp_path), "--tasks", "modular_sum", "--seeds", "0", "--methods", "cot", "no_cot"]) == 1
     written = capsys.readouterr()
     assert "error: modular_sum/cot/seed 0: ended with exit code 1" in written.err

@@ -8,7 +8,7 @@ from making import contents
 from coconut_ds.results import (
     FILE,
 )
-from coconut_ds.studies import demo, methods
+from coconut_ds.studies import cells, demo, grpo, methods
 from coconut_ds.studies.harness import TrainedRun
 
 
@@ -22,12 +22,18 @@ def trainings(monkeypatch, tmp_path) -> list[list[str]]:
         started.append(list(overrides))
         (tmp_path / "metrics.jsonl").write_text(
             json.dumps(
-                {"eval/accuracy": 0.5, "eval/stage": 1, "eval/num_thoughts": 2, "eval/num_pauses": 0, "global_step": 1}
+                {
+                    "eval/accuracy": 0.5,
+                    "eval/stage": 1,
+                    "eval/num_thoughts": 2,
+                    "eval/num_pauses": 0,
+                    "eval/wholly_right": 0.5,
+                }
             )
         )
         return TrainedRun(label, tmp_path, summary, 1.0)
 
-    for study in (methods, demo):
+    for study in (cells, demo):
         monkeypatch.setattr(study, "launch_run", launch_run)
         monkeypatch.setattr(study, "score_on_test", lambda run, data, out: len(started) / 100)
     for name in ("show_thoughts", "draw_curves"):
@@ -57,7 +63,7 @@ def test_a_comparison_keeps_runs_and_tables_of_other_selections(trainings, tmp_p
 
 
 def test_a_run_of_an_earlier_version_is_kept_and_used(trainings, tmp_path, capsys):
-    cell = methods.TableCell("modular_sum", "cot", 0)
+    cell = cells.Cell("modular_sum", "cot", 0, methods.ROWS["cot"])
     old = cell.folder(tmp_path / "out")
     old.mkdir(parents=True)
     result = {"accuracy": 0.25, "stage": 0, "num_thoughts": 0, "num_pauses": 0, "duration_s": 1.0}
@@ -91,3 +97,34 @@ def test_the_demo_keeps_results_of_another_seed_and_finds_its_own(trainings, tmp
     assert contents(tmp_path / "here") == here
     assert demo.main(["--out", "here", "--seed", "1", "--overwrite"]) == 0
     assert json.loads((tmp_path / "here/summary.json").read_text())["seed"] == 1
+
+
+def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(trainings, tmp_path, monkeypatch, capsys):
+    def score_on_test(run, data, out):
+        started = run.label.endswith("half")
+        out.mkdir(parents=True)
+        lines = [
+            {"index": index, "question": "1 2", "answer": "3", "correct": index < (6 if started else 9)}
+            for index in range(10)
+        ]
+        (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return 0.6 if started else 0.9
+
+    def launch_run(label, overrides, show, with_deepspeed=True):
+        trainings.append(list(overrides))
+        rewards = [{"train/reward": 0.1 * number} for number in range(8)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rewards))
+        return TrainedRun(label, tmp_path, {"updates": 8, "last_checkpoint": "x"}, 1.0)
+
+    monkeypatch.setattr(grpo, "score_on_test", score_on_test)
+    monkeypatch.setattr(grpo, "launch_run", launch_run)
+    line = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--exploration", "none", "svp", "--lanes", "1"]
+    assert grpo.main(line) == 0
+    assert len(trainings) == 6, "two starts, each trained with two kinds of exploration"
+    assert all("load_model_path=x" in one for one in trainings[2:])
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| start | 60.0 | 60.0 | 60.0 | | | 1 |" in table
+    assert "| `svp` | 90.0 | 90.0 | 90.0 | 0.2 | 0.20 → 0.50 | 1 |" in table
+    assert "* seed 1, `none`: 3 problems gained, 0 lost, p = 0.2" in table
+    assert grpo.main(line) == 0
+    assert len(trainings) == 6, "finished runs are kept"

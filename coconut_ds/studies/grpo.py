@@ -1,6 +1,6 @@
 """``python -m coconut_ds.studies.grpo``: what GRPO adds to a model that thinks, with each kind of exploration.
 
-For each seed, ``coconut`` learns sums of four digits from 512 problems and is stopped half-way, when 60 % of the
+For each seed, ``coconut`` learns sums of four digits and is stopped half-way, when 60 % of the
 validation problems are entirely right in the last stage. From this start, ``objective=grpo`` trains once for each kind
 of exploration: 60 iterations of 32 new problems with 16 completions each. Start and results answer the same 1,000 test
 problems greedily, and McNemar's exact test compares them problem by problem. ``none`` is the control: without noise in
@@ -29,7 +29,7 @@ from coconut_ds.training.metrics import read_metrics
 RESULT, TABLE, EVALUATION = "result.json", "table.md", "evaluation"
 COMMON = ("run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "tokenizer=dataset")
 HALF = (
-    *("training=demo", "size.train=512", "size.valid=200", "max_epochs_per_stage=120", "num_epochs=900"),
+    *("training=demo", "size.train=256", "size.valid=200", "max_epochs_per_stage=240", "num_epochs=1800"),
     *("stop_at=0.6", "run.name=half"),
 )
 """Settings of the start."""
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ThreadPoolExecutor(options.lanes) as pool:
             starts = dict(zip(options.seeds, pool.map(lambda s: start(s, options), options.seeds), strict=True))
             cells = [(seed, kind) for seed in options.seeds for kind in options.exploration]
-            runs = dict(zip(cells, pool.map(lambda c: explore(*c, starts[c[0]], options), cells), strict=True))
+            runs = dict(zip(cells, pool.map(lambda c: explore(c[0], c[1], starts[c[0]], options), cells), strict=True))
     except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -17,8 +17,9 @@ from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.settings.overrides import text_override
+from coconut_ds.studies.cells import TASKS, Cell, run_all
 from coconut_ds.studies.harness import data_overrides, study_identity
-from coconut_ds.studies.methods import TASKS, TableCell, run_all
+from coconut_ds.studies.methods import ROWS
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
 EXTRA_OVERRIDES = {"modular_sum": ["c_thought=1"], "permutation_product": []}
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = free_or_own(ResultFolder(options.out, identity, (TABLES,)), options.out / "tables")
     parts = []
     for task in options.tasks:
-        cells = [TableCell(task, method, seed) for seed in options.seeds for method in options.methods]
+        cells = [Cell(task, method, seed, ROWS[method]) for seed in options.seeds for method in options.methods]
         done, failed = run_all(cells, options.out / "runs", [*EXTRA_OVERRIDES[task], *options.set], options.lanes)
         for cell, error in failed.items():
             sys.stderr.write(f"error: {cell}: {error}\n")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for cell in cells:
             result = done[cell]
             parts.append(
-                f"## {TASKS[task].words}: {cell.method}, seed {cell.seed}\n\n"
+                f"## {TASKS[task].words}: {cell.row}, seed {cell.seed}\n\n"
                 f"Chance {TASKS[task].chance:.1%}; accuracy on 1,000 test problems {result['accuracy']:.1%}.\n\n"
                 + measure_cell(cell, Path(result["run"]), data_overrides(result["overrides"]), options)
             )
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
+def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
     """Measures one model, writes the results to its folder and returns its tables as Markdown."""
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
@@ -77,7 +78,7 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
 
     checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
     measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
-    plain = options.out / cell.task / cell.method / f"seed_{cell.seed}"
+    plain = options.out / cell.task / cell.row / f"seed_{cell.seed}"
     results = free_or_own(ResultFolder(plain, study_identity(**measured_with), (*MEASURED, TABLES, OPTIONS)))
     for out in places_to_read(results, plain):
         if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
@@ -92,7 +93,7 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
         load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
     )
     with results.replacing() as out:
-        write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
+        write_measured(made, out, f"{TASKS[cell.task].words}, {cell.row}")
         write_whole(out / TABLES, summary(made))
         write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
     return summary(made)
