@@ -37,6 +37,7 @@ from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.iterations import prepare_noise
 from coconut_ds.training.rewards import Reward
 from coconut_ds.training.rollouts import Batch, Sampler, explored
 
@@ -48,10 +49,12 @@ def prepared(options: argparse.Namespace, device: torch.device) -> tuple[LatentL
     markers, _ = add_markers(tokenizer)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(make_config(options.model, len(tokenizer)), dtype=torch.float32)
-    loop = LatentLoop(model).to(device).eval()
+    objective = Grpo(config)
+    loop = objective.equip(LatentLoop(model)).to(device).eval()
+    prepare_noise(loop, is_due=True)
     prompter = Prompter(Backbone(model, tokenizer, markers), METHODS["coconut"], TEXT)
     writing = Writing(options.tokens, options.tokens, Sampling(1.0))
-    exploration, reward = Grpo(config).exploration, Reward(config)
+    exploration, reward = objective.exploration, Reward(config)
     sampler = Sampler(
         prompter,
         writing,
@@ -80,7 +83,7 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="gpt2_small")
-    parser.add_argument("--exploration", choices=["gaussian", "dropout"], default="gaussian")
+    parser.add_argument("--exploration", choices=["gaussian", "dropout", "svp"], default="gaussian")
     parser.add_argument("--problems", type=int, default=4)
     parser.add_argument("--generations", type=int, default=8, help="completions of each problem")
     parser.add_argument("--thoughts", type=int, default=6)
