@@ -1,6 +1,6 @@
 """``python -m coconut_ds.studies.grpo``: what GRPO adds to a model that thinks, with each kind of exploration.
 
-For each seed, ``coconut`` learns sums of four digits and is stopped half-way, when 65 % of the
+For each seed, ``coconut`` learns sums of four digits and is stopped half-way, when half of the
 validation problems are entirely right in the last stage. From this start, ``objective=grpo`` trains once for each kind
 of exploration: 60 iterations of 32 new problems with 16 completions each. Start and results answer the same 1,000 test
 problems greedily, and McNemar's exact test compares them problem by problem. ``none`` is the control: without noise in
@@ -30,7 +30,7 @@ RESULT, TABLE, EVALUATION = "result.json", "table.md", "evaluation"
 COMMON = ("run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "tokenizer=dataset")
 HALF = (
     *("training=demo", "size.train=128", "size.valid=200", "max_epochs_per_stage=600", "num_epochs=4000"),
-    *("lr=1e-3", "stop_at=0.65", "run.name=half"),
+    *("lr=1e-3", "stop_at=0.5", "run.name=half"),
 )
 """Settings of the start."""
 GRPO = (
