@@ -27,8 +27,9 @@ from serve.api.responses import (
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, while_connected
 from serve.asking import Ask
+from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
