@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from coconut_ds.generation.prompter import Prompter
 from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
+from serve.api.guards import client_of
 from serve.api.logprobs import ScoredText, ScoredToken, within
 from serve.api.responses import (
     ChatFormat,
@@ -54,6 +56,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
+    ask = replace(ask, client=client_of(request))
     exchange = _Exchange(service, body, ask, format, request.state.request_id)
     if not body.stream:
         return JSONResponse(await while_connected(request, exchange.whole()))
