@@ -6,6 +6,7 @@ from typing import Literal
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Score
 from serve.asking import Ask
+from serve.deadlines import Deadline
 from serve.jobs import Event, Failed, Job, Thought, Times, Token
 from serve.text import TextStream
 
@@ -46,8 +47,7 @@ class Running:
     ask: Ask
     jobs: list[Job]
     prompter: Prompter
-    ends_at: float
-    """When their time limit ends, as a time of ``time.monotonic``."""
+    deadline: Deadline
     streams: list[TextStream] = field(default_factory=list)
     """One per job; empty if the caller only wants complete continuations."""
 

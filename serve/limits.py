@@ -57,9 +57,6 @@ class EngineSettings:
 
     slots: int = 32
     """Completions that run at the same time."""
-    spare_slots: int | None = None
-    """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
-    ``slots``, at least 1."""
     max_positions: int = 2048
     """Positions of a slot, for prompt, thoughts and new tokens together; limited by the model's context length."""
     dtype: str = "float32"
@@ -68,6 +65,9 @@ class EngineSettings:
     """None: the accelerator if there is one, else the CPU."""
     tf32: bool = False
     """Whether products of fp32 matrices on CUDA are computed in TF32."""
+    spare_slots: int | None = None
+    """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
+    ``slots``, at least 1."""
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.max_positions < 2:

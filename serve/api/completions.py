@@ -127,7 +127,7 @@ class _Exchange:
         if top_k := self._body.top_k_of_thoughts:
             states = unsent.thoughts.pop(index, [])
             stacked = torch.stack(states) if states else torch.zeros(0)
-            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k)
+            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
             yield self._chunk({**self._format.chunk(index, "", None, None), "thoughts": thoughts_of(decoded)})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
@@ -143,7 +143,8 @@ class _Exchange:
         for choice in choices:
             thoughts = choice.completion.thoughts
             assert thoughts is not None
-            shown.append(thoughts_of(await self._service.decode_thoughts(self._ask.model, thoughts, top_k)))
+            decoded = await self._service.decode_thoughts(self._ask.model, thoughts, top_k, self._ask.client)
+            shown.append(thoughts_of(decoded))
         return shown
 
     def _logprobs(self, prompter: Prompter, choice: Choice) -> dict[str, Any]:
