@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -20,6 +20,7 @@ from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Request, Score
 from coconut_ds.reasoner import Reasoner
+from serve.aside import aside
 from serve.asking import Ask, check_numbers, requests_of
 from serve.errors import TimeLimitError, UnavailableError
 from serve.jobs import Done, Event, Failed, Job, Receiver, Thought, Times, Token
@@ -33,7 +34,9 @@ log = logging.getLogger("serve")
 Result = TypeVar("Result")
 EndReason = Literal["stop", "length"]
 LONG_PROMPT = 20_000
-"""Characters. Prompts that are longer than this in total are tokenized on another thread."""
+"""Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
+LONG_TEXT = 512
+"""Tokens. Continuations that have more in total become text aside of the event loop."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Running:
         prompt = job.request.prompt
         return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
 
+    def choices(self, done: Mapping[int, Completion]) -> list[Choice]:
+        """The continuations of all jobs, from their completions by index."""
+        return [self.choice(job, done[job.index]) for job in self.jobs]
+
     def delta(self, job: Job, event: Event) -> Delta:
         """What an event adds to a job's continuation.
 
@@ -115,15 +122,16 @@ class Service:
             ServiceError: the request was refused or failed.
         """
         async with self._running(ask, request_id, wants_steps=False) as (running, mailbox, ends_at):
-            choices: list[Choice | None] = [None] * len(running.jobs)
+            done: dict[int, Completion] = {}
             for _ in running.jobs:
                 async with self._until(ends_at):
                     job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
                 assert isinstance(event, Done)
-                choices[job.index] = running.choice(job, event.completion)
-            return running.prompter, [choice for choice in choices if choice is not None]
+                done[job.index] = event.completion
+            is_long = sum(len(one.tokens) for one in done.values()) > LONG_TEXT
+            return running.prompter, await aside(running.choices, done) if is_long else running.choices(done)
 
     @asynccontextmanager
     async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
@@ -153,7 +161,8 @@ class Service:
         """Decodes thoughts [L, D] with the model's head: the ``top_k`` most likely tokens of each."""
         if not len(thoughts) or not top_k:
             return []
-        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k))
+        states = thoughts.unsqueeze(0)
+        return await self.call(model, lambda one: decode_thoughts(one.loop, one.backbone.tokenizer, states, top_k)[0])
 
     # For plain threads
 
@@ -165,8 +174,8 @@ class Service:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
             with self._submitted(ask, requests, thread, mailbox, "in-process", wants_steps=False) as running:
                 ends_at = time.monotonic() + self.limits.request_s
-                choices: dict[int, Choice] = {}
-                while len(choices) < len(running.jobs):
+                done: dict[int, Completion] = {}
+                while len(done) < len(running.jobs):
                     try:
                         job, event = mailbox.get(max(0.0, ends_at - time.monotonic()))
                     except TimeoutError:
@@ -174,8 +183,8 @@ class Service:
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
-                    choices[job.index] = running.choice(job, event.completion)
-                return [choices[index] for index in range(len(choices))]
+                    done[job.index] = event.completion
+                return running.choices(done)
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Like ``call``, but blocks."""
@@ -258,8 +267,8 @@ class Service:
         ends_at = self._ends_at()
         async with self._holding(ask.model, ends_at) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
-            if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
-                requests = await asyncio.to_thread(requests_of, *arguments)
+            if sum(map(len, ask.prompts)) > LONG_PROMPT:
+                requests = await aside(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
             with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps) as running:
@@ -294,7 +303,3 @@ class Service:
             delta = running.delta(job, event)
             num_unfinished -= delta.choice is not None
             yield delta
-
-
-def _decoded(reasoner: Reasoner, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
-    return decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, thoughts.unsqueeze(0), top_k)[0]

@@ -8,7 +8,8 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits clients jobs mailbox text safety checkpoints model_thread asking metrics models service tracing",
+    "errors limits clients aside jobs mailbox text safety checkpoints model_thread asking metrics models service "
+    "tracing",
     "api server",
     "app",
     "launch cli ray_app __main__",
