@@ -52,6 +52,8 @@ class Ask:
     """Whether it reports them for the states of all layers."""
     client: Client = IN_PROCESS
     """Who asks."""
+    timeout_s: float | None = None
+    """Seconds after which the caller no longer wants the answer; None: the server's time limit holds alone."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Prompter
 from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
+from serve.api.guards import client_of
 from serve.api.logprobs import ScoredText, ScoredToken, within
 from serve.api.pieces import dumps, joined, object_of
 from serve.api.responses import (
@@ -31,8 +33,9 @@ from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, json_response, while_connected
 from serve.aside import aside
 from serve.asking import Ask
+from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
 LARGE = 1000
 """Log probabilities. If a choice has more, it is written aside of the event loop."""
@@ -61,6 +64,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
+    ask = replace(ask, client=client_of(request))
     exchange = _Exchange(service, body, ask, format, request.state.request_id)
     if not body.stream:
         return await while_connected(request, exchange.whole())
@@ -156,7 +160,7 @@ class _Exchange:
         if top_k := self._body.top_k_of_thoughts:
             states = unsent.thoughts.pop(index, [])
             stacked = torch.stack(states) if states else torch.zeros(0)
-            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k)
+            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
             yield self._chunk({**self._format.chunk(index, "", None, None), "thoughts": thoughts_of(decoded)})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
@@ -172,7 +176,8 @@ class _Exchange:
         for choice in choices:
             thoughts = choice.completion.thoughts
             assert thoughts is not None
-            shown.append(await self._service.decode_thoughts(self._ask.model, thoughts, top_k))
+            decoded = await self._service.decode_thoughts(self._ask.model, thoughts, top_k, self._ask.client)
+            shown.append(decoded)
         return shown
 
     def _logprobs(self, prompter: Prompter, choice: Choice) -> Iterator[dict[str, Any]]:

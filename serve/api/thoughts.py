@@ -10,6 +10,7 @@ from starlette.responses import Response
 from coconut_ds.probing.trace import ThoughtTrace, ThoughtView
 from serve.api.bodies import JsonRoute
 from serve.api.completions import ERROR_RESPONSES
+from serve.api.guards import client_of
 from serve.api.pieces import dumps
 from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import TOP_K, ThoughtsRequest
@@ -50,9 +51,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/thoughts", response_model=TraceResponse, summary="Answers a question and decodes its thoughts")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         top_k, tokens = body.top_k or TOP_K, body.tokens or []
-        found = await while_connected(
-            request, trace_request(service, body.to_ask(), top_k, tokens, request.state.request_id)
-        )
+        ask = replace(body.to_ask(), client=client_of(request))
+        found = await while_connected(request, trace_request(service, ask, top_k, tokens, request.state.request_id))
         choice, times = found.choice, found.choice.times
         timings = {
             "prefill": times.encoded - times.submitted,
