@@ -137,9 +137,13 @@ LIMITS = {
     "max_samples": "maximum n (completions per prompt)",
     "max_completions": "maximum number of completions per request (prompts times n)",
     "max_thoughts": "maximum number of thoughts per completion",
+    "max_probabilities": "maximum number of probabilities in an answer: completions times tokens times (1 + logprobs), "
+    "and completions times thoughts times thought_top_k",
     "max_waiting": "maximum number of completions per model that wait for a slot; further requests get status 429",
     "client_room": "number of completions per model that each client may have even if others fill the queue",
     "request_s": "maximum duration of a request in seconds, including waiting",
+    "stream_comment_s": "seconds after which a stream that has nothing to send gets a comment line, so that proxies do "
+    "not end it",
     "drain_s": "seconds that running requests may still take after the server is asked to stop",
 }
 """Limits that can be set on the command line, and their help texts."""

@@ -1,5 +1,6 @@
 """Continuations of an ``Ask``: complete ones, and what each step of a stream adds to them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,6 +58,10 @@ class Running:
         reason: EndReason = "length" if completion.finish_reason == "length" else "stop"
         prompt = job.request.prompt
         return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
+
+    def choices(self, done: Mapping[int, Completion]) -> list[Choice]:
+        """The continuations of all jobs, from their completions by index."""
+        return [self.choice(job, done[job.index]) for job in self.jobs]
 
     def delta(self, job: Job, event: Event) -> Delta:
         """What an event adds to a job's continuation.

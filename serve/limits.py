@@ -23,6 +23,9 @@ class Limits:
     max_thoughts: int = 64
     max_top_k: int = 50
     """Most likely tokens reported with each log probability."""
+    max_probabilities: int = 1 << 17
+    """Probabilities that the answer to one request may report: of tokens, with the most likely ones of each position,
+    and of thoughts. Each takes about 20 to 100 bytes in the answer."""
     max_stop: int = 4
     """Stop strings per request."""
     max_stop_characters: int = 64
@@ -32,6 +35,8 @@ class Limits:
     """Completions per model that each client may have even if those of other clients fill the queue."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
+    stream_comment_s: float = 15.0
+    """Seconds after which a stream that has no event to send gets a comment, so that proxies do not end it."""
     drain_s: float = 30.0
     """Seconds that running requests may still take after the server is asked to stop."""
 

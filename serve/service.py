@@ -17,9 +17,10 @@ import torch
 
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Request
+from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
+from serve.aside import aside
 from serve.asking import Ask, check_numbers, requests_of
 from serve.clients import IN_PROCESS, Client
 from serve.continuations import Choice, Delta, Running
@@ -35,7 +36,9 @@ from serve.text import TextStream
 log = logging.getLogger("serve")
 Result = TypeVar("Result")
 LONG_PROMPT = 20_000
-"""Characters. Prompts that are longer than this in total are tokenized on another thread."""
+"""Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
+LONG_TEXT = 512
+"""Tokens. Continuations that have more in total become text aside of the event loop."""
 
 
 class Service:
@@ -57,15 +60,16 @@ class Service:
             ServiceError: the request was refused or failed.
         """
         async with self._running(ask, request_id, wants_steps=False) as (running, mailbox):
-            choices: list[Choice | None] = [None] * len(running.jobs)
+            done: dict[int, Completion] = {}
             for _ in running.jobs:
                 async with running.deadline.limiting():
                     job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
                 assert isinstance(event, Done)
-                choices[job.index] = running.choice(job, event.completion)
-            return running.prompter, [choice for choice in choices if choice is not None]
+                done[job.index] = event.completion
+            is_long = sum(len(one.tokens) for one in done.values()) > LONG_TEXT
+            return running.prompter, await aside(running.choices, done) if is_long else running.choices(done)
 
     @asynccontextmanager
     async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
@@ -129,8 +133,8 @@ class Service:
         with self.models.holding(ask.model) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
             with self._submitted(ask, requests, thread, mailbox, "in-process", False, self.deadline_of(ask)) as running:
-                choices: dict[int, Choice] = {}
-                while len(choices) < len(running.jobs):
+                done: dict[int, Completion] = {}
+                while len(done) < len(running.jobs):
                     try:
                         job, event = mailbox.get(running.deadline.remaining_s)
                     except TimeoutError:
@@ -138,8 +142,8 @@ class Service:
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
-                    choices[job.index] = running.choice(job, event.completion)
-                return [choices[index] for index in range(len(choices))]
+                    done[job.index] = event.completion
+                return running.choices(done)
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Like ``call``, but blocks."""
@@ -213,8 +217,8 @@ class Service:
         deadline = self.deadline_of(ask)
         async with self._holding(ask.model, deadline) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
-            if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
-                requests = await asyncio.to_thread(requests_of, *arguments)
+            if sum(map(len, ask.prompts)) > LONG_PROMPT:
+                requests = await aside(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
             with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps, deadline) as running:

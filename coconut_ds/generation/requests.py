@@ -142,6 +142,11 @@ class Request:
         return self.max_new_tokens if self.continuation is None else len(self.continuation)
 
     @property
+    def num_thoughts(self) -> int:
+        """Largest number of thoughts, in the prompt or started by the model."""
+        return self.prompt.num_thoughts + (self.thinking.num_thoughts if self.thinking else 0)
+
+    @property
     def num_positions(self) -> int:
         """Largest number of positions of prompt, thoughts and new tokens together."""
         own = self.thinking.num_thoughts + 1 if self.thinking else 0
