@@ -48,6 +48,8 @@ class Ask:
     """Whether completions include the states of their thoughts."""
     client: Client = IN_PROCESS
     """Who asks."""
+    timeout_s: float | None = None
+    """Seconds after which the caller no longer wants the answer; None: the server's time limit holds alone."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.packages import needs
+from serve.access_options import access_of, add_access_options
 from serve.api.prefix import root_path_of
 from serve.limits import EngineSettings, Limits
 
-KEY_VARIABLE = "COCONUT_API_KEY"
 RUNS = "outputs"
 """Default folder of runs."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,23 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     api = commands.add_parser("api", help="serve the HTTP API")
     add_checkpoints(api, "--checkpoint", required=True)
     api.add_argument("--app", action="store_true", help="also serve the browser app, at /app")
-    api.add_argument(
-        "--api-key-file",
-        type=Path,
-        help="file with the API key that clients must send; default: the environment variable COCONUT_API_KEY",
-    )
+    add_access_options(api, "--api-key-file", "file with the API key that clients must send, or with several")
     add_options(api, port=8000)
     app = commands.add_parser("app", help="serve the browser app, and the HTTP API with it")
     add_checkpoints(app, "--runs")
     app.set_defaults(app=True)
-    app.add_argument(
-        "--login",
-        type=Path,
-        metavar="FILE",
-        dest="api_key_file",
-        help="file with the password that visitors must type, with any user name; default: the environment variable "
-        "COCONUT_API_KEY",
-    )
+    login = "file with the password that visitors must type, with any user name, or with several"
+    add_access_options(app, "--login", login, metavar="FILE")
     add_options(app, port=7860)
     return parser
 
@@ -97,7 +85,6 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
         metavar="FILE",
         help="file of problems that the app offers; may be given several times",
     )
-    add("--no-key", action="store_true", help="allow other machines to connect without a key")
     add(
         "--dtype",
         default=settings.dtype,
@@ -156,13 +143,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings, limits = settings_of(arguments)
     if arguments.root_path is not None:
         arguments.root_path = root_path_of(arguments.root_path)
-    key = read_key(arguments.api_key_file)
-    check_host(arguments.host, key, arguments.no_key)
+    access = access_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
     with needs("serve"):
         from serve.launch import start
 
-    start(arguments, settings, limits, key)
+    start(arguments, settings, limits, access)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
@@ -178,33 +164,3 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads {arguments.threads}: expected 1 or more")
     return settings, limits
-
-
-def read_key(file: Path | None) -> str | None:
-    """Reads the API key from a file, or from the environment if ``file`` is None. Returns None if there is no key.
-
-    Raises:
-        ConfigError: the file cannot be read, or is empty.
-    """
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"key file {file}: cannot be read ({error})") from error
-    if not key:
-        raise ConfigError(f"key file {file}: is empty; expected the API key or password")
-    return key
-
-
-def check_host(host: str, key: str | None, no_key: bool) -> None:
-    """Refuses to listen on other interfaces than loopback without a key, unless ``no_key`` allows it.
-
-    Raises:
-        ConfigError: the host is not a loopback address, there is no key, and ``no_key`` is False.
-    """
-    if host not in LOOPBACK and key is None and not no_key:
-        raise ConfigError(
-            f"--host {host}: other machines could use this server without a key; set COCONUT_API_KEY or give a key "
-            "file (--api-key-file, or --login for the app), or pass --no-key to allow it"
-        )

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.packages import needs
+from serve.access import Access
 from serve.checkpoints import find_checkpoints
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
@@ -20,7 +21,7 @@ from serve.service import Service
 log = logging.getLogger("serve")
 
 
-def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, key: str | None) -> None:
+def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, access: Access) -> None:
     """Finds the checkpoints and serves them until the process gets a signal.
 
     Raises:
@@ -43,7 +44,7 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
             # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
     mounts = app_mounts(service, arguments.data) if arguments.app else None
-    run_server(service, metrics, arguments.host, arguments.port, key, mounts, arguments.root_path)
+    run_server(service, metrics, arguments.host, arguments.port, access, mounts, arguments.root_path)
 
 
 def make_service(

@@ -28,6 +28,8 @@ class Limits:
     max_stop_characters: int = 64
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
+    client_room: int = 32
+    """Completions per model that each client may have even if those of other clients fill the queue."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
     drain_s: float = 30.0
@@ -42,6 +44,11 @@ class Limits:
                 f"max_waiting={self.max_waiting}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
+        if self.client_room < self.max_completions:
+            raise ConfigError(
+                f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
+                "number of completions that one request may have"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class EngineSettings:
 
     slots: int = 32
     """Completions that run at the same time."""
+    spare_slots: int | None = None
+    """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
+    ``slots``, at least 1."""
     max_positions: int = 2048
     """Positions of a slot, for prompt, thoughts and new tokens together; limited by the model's context length."""
     dtype: str = "float32"
@@ -64,3 +74,10 @@ class EngineSettings:
             raise ConfigError(
                 f"slots={self.slots}, max_positions={self.max_positions}: expected at least 1 slot and 2 positions"
             )
+        if self.spare_slots is not None and self.spare_slots < 0:
+            raise ConfigError(f"spare_slots={self.spare_slots}: expected 0 or more")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the engine's cache: slots and spare slots."""
+        return self.slots + (max(1, self.slots // 8) if self.spare_slots is None else self.spare_slots)

@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve.access import Access
 from serve.api.app import create_app
 from serve.metrics import Metrics
 from serve.service import Service
@@ -60,7 +61,7 @@ def run_server(
     metrics: Metrics,
     host: str,
     port: int,
-    key: str | None = None,
+    access: Access,
     mounts: Mapping[str, ASGIApp] | None = None,
     root_path: str | None = None,
 ) -> None:
@@ -71,11 +72,11 @@ def run_server(
         metrics: shown at ``/metrics``.
         host: address to listen on.
         port: port to listen on; 0 chooses a free one, which the log reports.
-        key: API key that clients must send; None: no key is required.
+        access: who may use the server.
         mounts: further ASGI apps by path.
         root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
     """
-    app = create_app(service, metrics, key, mounts, root_path)
+    app = create_app(service, metrics, access, mounts, root_path)
     config = uvicorn.Config(
         app,
         host=host,

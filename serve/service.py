@@ -1,8 +1,9 @@
 """The service runs requests on checkpoints, for coroutines and for plain threads. It knows nothing of HTTP.
 
 ``answer(ask)`` and ``streaming(ask)`` are for coroutines, ``answer_now(ask)`` is for plain threads; ``call(model,
-function)`` and ``call_now`` run a function of a ``Reasoner`` on the model's thread, between two passes. A caller that
-stops waiting (a cancelled coroutine, a closed generator) frees the slots of its requests after at most one pass.
+function)`` and ``call_now`` run a function of a ``Reasoner`` on the model's thread, between two passes, and
+``call_in_parts`` runs work that may take long. A caller that stops waiting (a cancelled coroutine, a closed generator)
+frees the slots of its requests after at most one pass, and no further part of its work runs.
 """
 
 import asyncio
@@ -11,18 +12,20 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Completion, Request, Score
+from coconut_ds.generation.requests import Request
+from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask, check_numbers, requests_of
+from serve.clients import IN_PROCESS, Client
+from serve.continuations import Choice, Delta, Running
 from serve.errors import TimeLimitError, UnavailableError
-from serve.jobs import Done, Event, Failed, Job, Receiver, Thought, Times, Token
+from serve.jobs import Done, Failed, Job, Receiver
 from serve.limits import Limits
 from serve.mailbox import AsyncMailbox, Mailbox
 from serve.model_thread import ModelThread
@@ -31,69 +34,8 @@ from serve.text import TextStream
 
 log = logging.getLogger("serve")
 Result = TypeVar("Result")
-EndReason = Literal["stop", "length"]
 LONG_PROMPT = 20_000
 """Characters. Prompts that are longer than this in total are tokenized on another thread."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One complete continuation. ``index``: its position among those of the ``Ask``, prompt by prompt."""
-
-    index: int
-    text: str
-    finish_reason: EndReason
-    completion: Completion
-    num_prompt_tokens: int
-    """Positions of the prompt, including markers but not thoughts."""
-    times: Times
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step added to the continuation with this index."""
-
-    index: int
-    text: str = ""
-    """New text; empty while ``TextStream`` holds it back."""
-    token: int | None = None
-    score: Score | None = None
-    thought: Thought | None = None
-    choice: Choice | None = None
-    """The complete continuation; only set in its last delta."""
-
-
-@dataclass
-class Running:
-    """The jobs of an accepted ``Ask``."""
-
-    ask: Ask
-    jobs: list[Job]
-    prompter: Prompter
-    streams: list[TextStream] = field(default_factory=list)
-    """One per job; empty if the caller only wants complete continuations."""
-
-    def choice(self, job: Job, completion: Completion) -> Choice:
-        """The continuation of a completed job."""
-        text = self.prompter.cut(completion.tokens, self.ask.stop)
-        reason: EndReason = "length" if completion.finish_reason == "length" else "stop"
-        prompt = job.request.prompt
-        return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
-
-    def delta(self, job: Job, event: Event) -> Delta:
-        """What an event adds to a job's continuation.
-
-        Raises:
-            ServiceError: the job failed.
-        """
-        stream = self.streams[job.index]
-        if isinstance(event, Thought):
-            return Delta(job.index, thought=event)
-        if isinstance(event, Token):
-            return Delta(job.index, stream.add(event.token), event.token, event.score)
-        if isinstance(event, Failed):
-            raise event.error
-        return Delta(job.index, stream.end(), choice=self.choice(job, event.completion))
 
 
 class Service:
@@ -114,10 +56,10 @@ class Service:
         Raises:
             ServiceError: the request was refused or failed.
         """
-        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox, ends_at):
+        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox):
             choices: list[Choice | None] = [None] * len(running.jobs)
             for _ in running.jobs:
-                async with self._until(ends_at):
+                async with self._until(ask, running.ends_at):
                     job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
@@ -135,25 +77,39 @@ class Service:
         Raises:
             ServiceError: the request was refused (on entering), or failed (while iterating).
         """
-        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox, ends_at):
-            yield running.prompter, self._deltas(running, mailbox, ends_at)
+        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox):
+            yield running.prompter, self._deltas(running, mailbox)
 
-    async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
+    async def call(self, model: str, function: Callable[[Reasoner], Result], client: Client = IN_PROCESS) -> Result:
         """Runs a function on the model's thread, between two passes; the model's running requests wait for it.
 
         Raises:
             ServiceError: the model cannot be used, or the time limit was exceeded.
         """
-        self._check_accepting()
-        ends_at = self._ends_at()
-        async with self._holding(model, ends_at) as thread, self._until(ends_at):
-            return await asyncio.wrap_future(thread.run(function))
+        ends_at = self._ends_at(None)
+        async with self._holding(model, ends_at) as thread, self._until(None, ends_at):
+            return await asyncio.wrap_future(thread.run(function, client))
 
-    async def decode_thoughts(self, model: str, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
+    async def call_in_parts(
+        self, model: str, begin: Callable[[Reasoner], Parts[Result]], client: Client = IN_PROCESS
+    ) -> Result:
+        """Does long work on the model's thread, in parts that take turns with passes and with other clients' work.
+
+        There is no time limit: cancel the coroutine to end the work.
+
+        Raises:
+            ServiceError: the model cannot be used, or the time limit was exceeded while it was loaded.
+        """
+        async with self._holding(model, self._ends_at(None)) as thread:
+            return await asyncio.wrap_future(thread.run_in_parts(begin, client))
+
+    async def decode_thoughts(
+        self, model: str, thoughts: torch.Tensor, top_k: int, client: Client = IN_PROCESS
+    ) -> list[DecodedThought]:
         """Decodes thoughts [L, D] with the model's head: the ``top_k`` most likely tokens of each."""
         if not len(thoughts) or not top_k:
             return []
-        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k))
+        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k), client)
 
     # For plain threads
 
@@ -163,14 +119,15 @@ class Service:
         self._check_accepting()
         with self.models.holding(ask.model) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
-            with self._submitted(ask, requests, thread, mailbox, "in-process", wants_steps=False) as running:
-                ends_at = time.monotonic() + self.limits.request_s
+            with self._submitted(
+                ask, requests, thread, mailbox, "in-process", wants_steps=False, ends_at=self._ends_at(ask)
+            ) as running:
                 choices: dict[int, Choice] = {}
                 while len(choices) < len(running.jobs):
                     try:
-                        job, event = mailbox.get(max(0.0, ends_at - time.monotonic()))
+                        job, event = mailbox.get(max(0.0, running.ends_at - time.monotonic()))
                     except TimeoutError:
-                        raise self._time_limit_error() from None
+                        raise self._time_limit_error(ask) from None
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
@@ -181,10 +138,12 @@ class Service:
         """Like ``call``, but blocks."""
         self._check_accepting()
         with self.models.holding(model) as thread:
+            future = thread.run(function)
             try:
-                return thread.run(function).result(self.limits.request_s)
+                return future.result(self.limits.request_s)
             except TimeoutError:
-                raise self._time_limit_error() from None
+                future.cancel()
+                raise self._time_limit_error(None) from None
 
     # State and shutdown
 
@@ -211,30 +170,39 @@ class Service:
         if self.draining:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
-    def _time_limit_error(self) -> TimeLimitError:
-        return TimeLimitError(f"the request took longer than {self.limits.request_s:.0f} s (the option --request-s)")
+    def _limit_s(self, ask: Ask | None) -> float:
+        """Seconds that a request may take: the server's limit, or the request's own if that is shorter."""
+        own = None if ask is None else ask.timeout_s
+        return self.limits.request_s if own is None else min(own, self.limits.request_s)
+
+    def _ends_at(self, ask: Ask | None) -> float:
+        """When a request that begins now reaches its time limit, as a time of ``time.monotonic``, the loop's clock."""
+        return time.monotonic() + self._limit_s(ask)
+
+    def _time_limit_error(self, ask: Ask | None) -> TimeLimitError:
+        limit_s = self._limit_s(ask)
+        where = "the option --request-s" if limit_s == self.limits.request_s else "the header X-Request-Timeout"
+        return TimeLimitError(f"the request took longer than {limit_s:g} s ({where})")
 
     @asynccontextmanager
-    async def _until(self, ends_at: float) -> AsyncIterator[None]:
-        """Cancels the block with a ``TimeLimitError`` at ``ends_at``, a time of the event loop's clock."""
+    async def _until(self, ask: Ask | None, ends_at: float) -> AsyncIterator[None]:
+        """Cancels the block with a ``TimeLimitError`` at ``ends_at``."""
         try:
             async with asyncio.timeout_at(ends_at):
                 yield
         except TimeoutError:
-            raise self._time_limit_error() from None
-
-    def _ends_at(self) -> float:
-        return asyncio.get_running_loop().time() + self.limits.request_s
+            raise self._time_limit_error(ask) from None
 
     @asynccontextmanager
-    async def _holding(self, model: str, ends_at: float) -> AsyncIterator[ModelThread]:
-        """Holds a model, which another thread loads if necessary."""
+    async def _holding(self, model: str, ends_at: float, ask: Ask | None = None) -> AsyncIterator[ModelThread]:
+        """Holds a model, which another thread loads if necessary; ``ask``: what it is held for."""
+        self._check_accepting()
         thread = self.models.hold_if_loaded(model)
         if thread is None:
             # Loading cannot be interrupted. If this coroutine stops waiting, the hold is released after loading.
             loading = asyncio.ensure_future(asyncio.to_thread(self.models.hold, model))
             try:
-                async with self._until(ends_at):
+                async with self._until(ask, ends_at):
                     thread = await asyncio.shield(loading)
             except (asyncio.CancelledError, TimeLimitError):
                 loading.add_done_callback(lambda done: self._release_if_loaded(done, model))
@@ -251,19 +219,18 @@ class Service:
     @asynccontextmanager
     async def _running(
         self, ask: Ask, request_id: str, wants_steps: bool
-    ) -> AsyncIterator[tuple[Running, AsyncMailbox, float]]:
-        """Accepts a request: yields its jobs, the mailbox that receives their events, and when its time limit ends."""
+    ) -> AsyncIterator[tuple[Running, AsyncMailbox]]:
+        """Accepts a request: yields its jobs, and the mailbox that receives their events."""
         check_numbers(ask, self.limits)
-        self._check_accepting()
-        ends_at = self._ends_at()
-        async with self._holding(ask.model, ends_at) as thread:
+        ends_at = self._ends_at(ask)
+        async with self._holding(ask.model, ends_at, ask) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
             if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
                 requests = await asyncio.to_thread(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
-            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps) as running:
-                yield running, mailbox, ends_at
+            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps, ends_at) as running:
+                yield running, mailbox
 
     @contextmanager
     def _submitted(
@@ -274,22 +241,26 @@ class Service:
         receiver: Receiver,
         request_id: str,
         wants_steps: bool,
+        ends_at: float,
     ) -> Iterator[Running]:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
-        jobs = [Job(each, receiver, index, wants_steps, name, ask.client) for index, each in enumerate(requests)]
+        jobs = [
+            Job(each, receiver, index, wants_steps, name, ask.client, ends_at=ends_at)
+            for index, each in enumerate(requests)
+        ]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []
         thread.submit(jobs)
         try:
-            yield Running(ask, jobs, prompter, streams)
+            yield Running(ask, jobs, prompter, ends_at, streams)
         finally:
             thread.cancel(jobs)
 
-    async def _deltas(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Delta]:
+    async def _deltas(self, running: Running, mailbox: AsyncMailbox) -> AsyncIterator[Delta]:
         num_unfinished = len(running.jobs)
         while num_unfinished:
-            async with self._until(ends_at):
+            async with self._until(running.ask, running.ends_at):
                 job, event = await mailbox.get()
             delta = running.delta(job, event)
             num_unfinished -= delta.choice is not None

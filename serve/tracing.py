@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask
-from serve.service import Choice, Service
+from serve.continuations import Choice
+from serve.service import Service
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits clients jobs mailbox text safety checkpoints model_thread asking metrics models service tracing",
+    "errors limits clients keys rates throttled access shares jobs fair_queue open_jobs pass_clock functions "
+    "engine_jobs mailbox text safety checkpoints model_thread asking continuations metrics models service tracing",
     "api server",
     "app",
-    "launch cli ray_app __main__",
+    "access_options launch cli ray_app __main__",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}
 PAGES = ("think", "search", "intervene", "compare", "dataset")

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from coconut_ds.generation.requests import Completion, Request, check_prompts
 from coconut_ds.generation.rows import Listener
-from coconut_ds.generation.thinking_engine import ThinkingEngine
+from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.support import context_length
+from coconut_ds.parts import Parts, in_parts
 
 
+@in_parts
 def generate(
     loop: LatentLoop,
     requests: Sequence[Request],
@@ -17,8 +19,8 @@ def generate(
     decode: Callable[[Sequence[int]], str] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
     agree: Callable[[int], int] = int,
-) -> list[Completion]:
-    """Returns a completion for each request, in their order.
+) -> Parts[list[Completion]]:
+    """Returns a completion for each request, in their order. Each part is one operation of the engine.
 
     Args:
         loop: the model; under DeepSpeed call ``engine(generate, requests, ...)``.
@@ -41,7 +43,9 @@ def generate(
     collector = _CompletionCollector(on_done)
     for request in requests:
         engine.submit(request, collector)
-    engine.run(agree)
+    while op := Op(agree(engine.due())):
+        engine.step(op)
+        yield None
     return [collector.completions[ticket] for ticket in range(len(requests))]
 
 

@@ -20,6 +20,7 @@ from coconut_ds.generation.prompter import Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
@@ -90,9 +91,10 @@ class Case:
         return replace(self, prompt=prompt, given=given)
 
 
+@in_parts
 def prepare(
     reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
-) -> list[Case]:
+) -> Parts[list[Case]]:
     """Prepares a case for each question.
 
     Args:
@@ -108,7 +110,7 @@ def prepare(
     prompter.check(thoughts)
     encoded = prompter.encode(questions)
     if prompter.method.starts_thinking:
-        return _after_writing(reasoner, questions, encoded, thoughts, max_new_tokens)
+        return (yield from _after_writing(reasoner, questions, encoded, thoughts, max_new_tokens))
     layouts = [prompter.prompt(ids, thoughts) for ids in encoded]
     if not (prompter.method.pauses and thoughts.count):
         return [Case(question, layout) for question, layout in zip(questions, layouts, strict=True)]
@@ -127,11 +129,11 @@ def _after_writing(
     encoded: Sequence[list[int]],
     thoughts: Thoughts,
     max_new_tokens: int,
-) -> list[Case]:
+) -> Parts[list[Case]]:
     """Cases for a model that decides itself when to start thinking. If it never starts, the case has no thoughts."""
     prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
-    made = run_requests(reasoner, requests)
+    made = yield from run_requests.parts(reasoner, requests)
     return [
         _case_after_text(prompter.markers, question, ids, one.tokens, thoughts.count)
         for question, ids, one in zip(questions, encoded, made, strict=True)
@@ -192,9 +194,10 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
     )
 
 
+@in_parts
 def run_requests(
     reasoner: Reasoner, requests: Sequence[Request], progress: OnProgress | None = None
-) -> list[Completion]:
+) -> Parts[list[Completion]]:
     """Runs all requests with continuous batching and returns their completions, in the same order."""
     done = 0
 
@@ -205,4 +208,4 @@ def run_requests(
             progress(done, len(requests))
 
     prompter = reasoner.prompter
-    return generate(reasoner.loop, requests, prompter.eos_ids, SLOTS, prompter.text, one_more)
+    return (yield from generate.parts(reasoner.loop, requests, prompter.eos_ids, SLOTS, prompter.text, one_more))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coconut_ds.model.attention import AttentionSwitch
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import Case
 from coconut_ds.reasoner import Reasoner
 
@@ -48,8 +49,9 @@ class States:
         return self.layers[-1, -1]
 
 
+@in_parts
 @torch.no_grad()
-def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[States]:
+def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> Parts[list[States]]:
     """Computes the states of cases; ``fed`` contains the inputs [L, D] at each case's latents (``Completion.fed``)."""
     loop, norm = reasoner.loop, final_norm(reasoner.loop)
     found: list[States | None] = [None] * len(cases)
@@ -62,6 +64,7 @@ def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor
             last = output.last_hidden_state[row, at]
             layers, inputs = torch.cat([norm(raw), last.unsqueeze(0)]), loop.fed(last[:-1])
             found[index] = States(fed[index].float().cpu(), layers.float().cpu(), inputs.float().cpu())
+        yield None
     return [one for one in found if one is not None]
 
 

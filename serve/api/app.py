@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import coconut_ds
+from serve.access import Access
 from serve.api import completions, status, thoughts
 from serve.api.errors import add_handlers
 from serve.api.guards import Guards
@@ -25,7 +26,7 @@ CLIENT_GONE = 499
 def create_app(
     service: Service,
     metrics: Metrics,
-    key: str | None = None,
+    access: Access | None = None,
     mounts: Mapping[str, ASGIApp] | None = None,
     root_path: str | None = None,
 ) -> FastAPI:
@@ -34,8 +35,8 @@ def create_app(
     Args:
         service: runs the requests.
         metrics: shown at ``/metrics``.
-        key: API key that clients must send; None: no key is required.
-        mounts: further ASGI apps by path, protected by the same key.
+        access: who may use the server; None: everybody who can connect to it.
+        mounts: further ASGI apps by path, protected in the same way.
         root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
     """
     app = FastAPI(
@@ -56,7 +57,14 @@ def create_app(
     for path, mounted in mounts.items():
         app.mount(path, mounted)
     app.add_middleware(HeadAsGet, mounts=mounts)
-    app.add_middleware(Guards, service=service, limits=service.limits, key=key, counter=metrics.http_requests)
+    app.add_middleware(
+        Guards,
+        service=service,
+        limits=service.limits,
+        access=access or Access(),
+        counter=metrics.http_requests,
+        mounts=mounts,
+    )
     # Added last, so that it comes first: the guards compare paths without the prefix.
     app.add_middleware(Prefix, root_path=root_path)
     return app

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from coconut_ds.generation.prompter import Prompter
 from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
+from serve.api.guards import client_of
 from serve.api.logprobs import ScoredText, ScoredToken, within
 from serve.api.responses import (
     ChatFormat,
@@ -27,8 +29,9 @@ from serve.api.responses import (
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, while_connected
 from serve.asking import Ask
+from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
@@ -53,6 +56,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
+    ask = replace(ask, client=client_of(request))
     exchange = _Exchange(service, body, ask, format, request.state.request_id)
     if not body.stream:
         return JSONResponse(await while_connected(request, exchange.whole()))

@@ -19,7 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER = b"x-forwarded-prefix"
 """The header in which proxies send the prefix, for example Traefik and jupyter-server-proxy."""
-ROUTES = frozenset({"app", "v1", "health", "metrics", "version", "docs", "redoc", "openapi.json"})
+ROUTES = frozenset({"app", "v1", "health", "live", "ready", "metrics", "version", "docs", "redoc", "openapi.json"})
 ROUTES |= {"manifest.json", "favicon.ico"}
 """First parts of the server's own paths. As a prefix they would be ambiguous: is ``/app/`` behind ``/app`` the app, or
 the page above it?"""

@@ -1,5 +1,6 @@
 """``POST /v1/thoughts``: answers a question and decodes each thought on the way to the answer."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from serve.api.bodies import JsonRoute
 from serve.api.completions import ERROR_RESPONSES
+from serve.api.guards import client_of
 from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import while_connected
@@ -46,9 +48,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/thoughts", response_model=TraceResponse, summary="Answers a question and decodes its thoughts")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         top_k, tokens = body.top_k or TOP_K, body.tokens or []
-        found = await while_connected(
-            request, trace_request(service, body.to_ask(), top_k, tokens, request.state.request_id)
-        )
+        ask = replace(body.to_ask(), client=client_of(request))
+        found = await while_connected(request, trace_request(service, ask, top_k, tokens, request.state.request_id))
         choice, times = found.choice, found.choice.times
         values = found.trace.as_dict()
         if not body.layers:

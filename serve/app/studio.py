@@ -23,8 +23,9 @@ from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
 from serve.asking import Ask
 from serve.checkpoints import Checkpoints
+from serve.continuations import Choice, Delta
 from serve.errors import RequestError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
 Result = TypeVar("Result")
 MAX_CHARACTERS = 6000
