@@ -20,6 +20,10 @@ EACH_ROW = 24
 """Positions that may be encoded between two steps for each request that takes part in them. A step over more requests
 takes longer, so more prompts may come between two of them."""
 
+ENOUGH = 0.75
+"""No further pass comes before the next step once this part of the positions that may be computed has been, because
+passes over few positions take almost as long as passes over some more."""
+
 
 def default_piece(loop: LatentLoop) -> int:
     """The number of positions that take about three times as long as a step of a single request.
@@ -53,17 +57,17 @@ class Prefill:
         self._spent = 0
         """Positions since the last step, while there were requests that waited for the next."""
         self._took_oldest = False
-        self.was_encoding = False
+        self._was_encoding = False
         """Whether the last pass that is not a step encoded prompts."""
 
     @property
-    def alternates(self) -> bool:
-        """Whether prompts and thoughts that are computed together take turns; otherwise prompts come first."""
-        return self._piece is not None
+    def encodes_first(self) -> bool:
+        """Whether prompts come before thoughts that are computed together: without pieces always, else in turns."""
+        return self._piece is None or not self._was_encoding
 
     def may_work(self, num_stepping: int) -> bool:
         """Whether another pass may come before the next step of ``num_stepping`` requests."""
-        return not num_stepping or self._spent < 0.75 * self._limit(num_stepping)
+        return not num_stepping or self._spent < ENOUGH * self._limit(num_stepping)
 
     def admitted(self, num_stepping: int, most: int) -> float:
         """The largest number of positions that should wait in slots to be encoded (``SlotTable.admit``).
@@ -75,7 +79,7 @@ class Prefill:
     def note(self, positions: int, num_stepping: int, is_encoding: bool) -> None:
         """Counts a pass that was made before the next step of ``num_stepping`` requests."""
         self._spent += positions if num_stepping else 0
-        self.was_encoding = is_encoding
+        self._was_encoding = is_encoding
 
     def note_step(self) -> None:
         """Counts a step."""

@@ -78,7 +78,7 @@ class SlotTable:
         """Removes a row from its slot and returns it. Its keys and values remain and can be copied, unless some may not
         be finite."""
         row = self[slot]
-        if row.failure is None and (row.num_finite >= row.length or self._is_finite(slot)):
+        if row.failure is None and self._is_proven(slot, row.length):
             self._leftover[slot] = row.cached
         else:
             self._clear(slot)
@@ -132,7 +132,7 @@ class SlotTable:
         for source, target in moves:
             row = self[source]
             self._cache.copy_row(source, target, row.length)
-            if row.num_finite >= row.length:
+            if self._is_proven(source, row.length):
                 self._leftover[source] = row.cached
             else:
                 self._clear(source)

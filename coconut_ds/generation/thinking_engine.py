@@ -188,7 +188,7 @@ class ThinkingEngine:
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
-            if table.to_encode and not (iterates and prefill.alternates and prefill.was_encoding):
+            if table.to_encode and (prefill.encodes_first or not iterates):
                 return Op.ENCODE
             if iterates:
                 return Op.ITERATE
