@@ -69,6 +69,9 @@ class Reasoner:
     """A name to show."""
     precision: str = "float32"
     """The floating point type that the model computes in, as text for the user."""
+    pass_positions: int | None = None
+    """The largest number of positions in one pass of probing; None: as is fastest. A server sets it, since its requests
+    wait for these passes."""
 
     @cached_property
     def loop(self) -> LatentLoop:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from coconut_ds.errors import CoconutError
+from coconut_ds.generation.prefill import default_piece
 from coconut_ds.generation.requests import Completion, Request, Score
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -53,6 +54,11 @@ class _JobListener(Listener):
     def on_done(self, ticket: int, completion: Completion) -> None:
         self._job.times.done = time.perf_counter()
         self._jobs.end(ticket, Done(completion))
+
+    def on_failed(self, ticket: int, error: Exception) -> None:
+        log.error("request %s failed, and no other with it", self._job.request_id, exc_info=error)
+        failed = EngineFailedError("this request failed; the server's log has the details under the request's id")
+        self._jobs.end(ticket, Failed(failed))
 
 
 class EngineJobs:
@@ -183,7 +189,12 @@ class EngineJobs:
     def _new_engine(self) -> ThinkingEngine:
         prompter = self._reasoner.prompter
         return ThinkingEngine(
-            self._reasoner.loop, prompter.eos_ids, self._settings.num_rows, self._capacity, prompter.text
+            self._reasoner.loop,
+            prompter.eos_ids,
+            self._settings.num_rows,
+            self._capacity,
+            prompter.text,
+            piece=default_piece(self._reasoner.loop),
         )
 
     def _give_slots(self) -> bool:

@@ -80,6 +80,7 @@ class ThinkingEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         capturer: Capturer | None = None,
         piece: int | None = None,
+        pass_positions: int | None = None,
     ) -> None:
         """
         Args:
@@ -91,13 +92,15 @@ class ThinkingEngine:
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
             piece: the largest number of positions of prompts to encode between two steps of a few running requests,
                 for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
+            pass_positions: the largest number of positions in a pass over several prompts, and with ``piece`` over one;
+                None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
         """
         # The head cannot write an id beyond its vocabulary.
         self._eos_ids, self._decode = tuple(one for one in eos_ids if 0 <= one < loop.vocabulary), decode
-        self.capacity, self._loop = capacity, loop
+        self.capacity, self._loop, self._pass_positions = capacity, loop, pass_positions
         self._capturer = capturer or capturer_for(loop)
         self._passes = SlotPasses(loop, slots, capacity, scratch=self._capturer is not None)
         self._attention = switch_for(loop.model)
@@ -169,7 +172,7 @@ class ThinkingEngine:
         self._progress.end_rows()
         table, prefill = self._table, self._prefill
         stepping = table.stepping
-        table.admit(prefill.admitted(len(stepping), PASS_POSITIONS))
+        table.admit(prefill.admitted(len(stepping), self._pass_positions or PASS_POSITIONS))
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
@@ -208,7 +211,8 @@ class ThinkingEngine:
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
         table, num_stepping = self._table, len(self._table.stepping)
-        slots, end = self._prefill.next(table, self._pass_size.positions(PASS_POSITIONS))
+        most = self._pass_positions or self._pass_size.positions(PASS_POSITIONS)
+        slots, end = self._prefill.next(table, most)
         rows = [table[slot] for slot in slots]
         parts = [row.prefix[row.length : end] for row in rows]
         if rows[0].length:
