@@ -70,8 +70,7 @@ class Reasoner:
     precision: str = "float32"
     """The floating point type that the model computes in, as text for the user."""
     pass_positions: int | None = None
-    """The largest number of positions in one pass of probing; None: as is fastest. A server sets it, since its requests
-    wait for these passes."""
+    """Largest number of positions in one pass of probing, for servers, whose requests wait for it; None: no limit."""
 
     @cached_property
     def loop(self) -> LatentLoop:

@@ -32,8 +32,8 @@ from serve.shares import Shares
 Result = TypeVar("Result")
 PROBING_PIECES = 2
 """Passes of probing have at most this many times the positions of a piece of a prompt (``generation/prefill.py``)."""
-BATCHED = 4
-"""A pass over many positions takes at most this fraction of the time of as many passes over one position."""
+BATCHED = 16
+"""A pass over n positions plausibly takes at most n / BATCHED times as long as a pass over one."""
 
 
 class ModelThread:
