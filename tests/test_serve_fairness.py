@@ -37,14 +37,8 @@ def make(checkpoint):
 
     def one(slots: int = 4, **limits: float) -> Service:
         bounds = Limits(**limits)
-        models = Models(
-            find_checkpoints([str(checkpoint)]),
-            EngineSettings(slots),
-            bounds.max_waiting,
-            10**9,
-            None,
-            bounds.client_room,
-        )
+        settings, room = EngineSettings(slots), bounds.client_room
+        models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
         made.append(Service(models, bounds))
         return made[-1]
 
@@ -63,7 +57,7 @@ def thread_of(service: Service):
         return thread
 
 
-def test_whoever_used_least_comes_first_and_absence_earns_no_credit():
+def test_the_one_that_used_least_comes_first_and_absence_earns_no_credit():
     shares: Shares[str] = Shares()
     turns = []
     for _ in range(6):
