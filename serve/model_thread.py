@@ -193,8 +193,10 @@ class ModelThread:
             self._jobs.deliver()
 
     def _warm_up(self) -> None:
-        """Measures the shortest pass, from which follows how long any pass may plausibly take."""
+        """Takes the memory of the cache, and measures the shortest pass, from which follows how long any pass may
+        plausibly take."""
         try:
+            self._jobs.take_memory()
             self._jobs.try_engine()
             self._clock.plausible_s = self._jobs.try_engine() * PASS_POSITIONS / BATCHED
         except Exception as error:

@@ -137,6 +137,21 @@ class ThinkingEngine:
         """Number of prompt positions so far that were copied from another prompt instead of encoded."""
         return self._table.num_shared
 
+    @torch.no_grad()
+    def take_memory(self) -> None:
+        """Takes the memory of all slots now instead of when requests need it; for a new engine. It makes one pass, from
+        which the sizes follow."""
+        with self._attention:
+            self._passes.encode([[0]], [0])
+            self.cache.take_memory()
+            if self._capturer is not None:
+                # Its buffers have a row of logits for each slot.
+                _ = self._steps
+
+    def close(self) -> None:
+        """Gives the memory of the cache back at once. The engine cannot be used any more."""
+        self.cache.release()
+
     def submit(self, request: Request, listener: Listener | None = None) -> int:
         """Adds a request to the queue. Returns its ticket, the number by which listener and ``cancel`` identify it.
 
@@ -171,8 +186,8 @@ class ThinkingEngine:
         """The next operation. Also ends requests that are finished and gives their slots to waiting ones."""
         self._progress.end_rows()
         table, prefill = self._table, self._prefill
-        stepping = table.stepping
-        table.admit(prefill.admitted(len(stepping), self._pass_positions or PASS_POSITIONS))
+        if table.waiting:
+            table.admit(prefill.admitted(len(table.stepping), self._pass_positions or PASS_POSITIONS))
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
