@@ -1,8 +1,11 @@
-"""Limits of requests, and the settings of each model's engine."""
+"""Limits of requests and of connections, and the settings of each model's engine."""
 
 from dataclasses import dataclass
 
 from coconut_ds.errors import ConfigError
+
+HEADROOM = 16
+"""Connections that are kept free of work, so that the state of a busy server can still be asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,33 @@ class Limits:
                 f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of connections."""
+
+    most: int = 768
+    """Connections at the same time."""
+    head_s: float = 10.0
+    """Seconds that a request's head may take, from its first byte or the opening of the connection."""
+    idle_s: float = 12.0
+    """Seconds that a connection is kept open without a request."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.__dict__.items():
+            if value <= 0:
+                raise ConfigError(f"{name}={value}: expected more than 0")
+
+    @property
+    def most_of_an_address(self) -> int:
+        """Connections that one address may have, unless it is this machine's own or that of a trusted proxy."""
+        return max(1, self.most // 4)
+
+    @property
+    def most_working(self) -> int:
+        """Connections that may work at the same time."""
+        return max(1, self.most - HEADROOM)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from serve.api.errors import body_of
 from serve.api.guards import client_of
 from serve.api.logprobs import ScoredText, ScoredToken, within
 from serve.api.pieces import dumps, joined, object_of
+from serve.api.records import Record, record_of
 from serve.api.responses import (
     ChatFormat,
     ChatResponse,
@@ -65,7 +66,9 @@ def routes(service: Service) -> APIRouter:
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
     ask = replace(ask, client=client_of(request))
-    exchange = _Exchange(service, body, ask, format, request.state.request_id)
+    record = record_of(request)
+    record.model = ask.model
+    exchange = _Exchange(service, body, ask, format, record, request.state.request_id)
     if not body.stream:
         return await while_connected(request, exchange.whole())
     stack = AsyncExitStack()
@@ -77,8 +80,10 @@ async def _respond(service: Service, request: Request, body: Generation, ask: As
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, service: Service, body: Generation, ask: Ask, format: ResponseFormat, request_id: str) -> None:
-        self._service, self._body, self._ask, self._format = service, body, ask, format
+    def __init__(
+        self, service: Service, body: Generation, ask: Ask, format: ResponseFormat, record: Record, request_id: str
+    ) -> None:
+        self._service, self._body, self._ask, self._format, self._record = service, body, ask, format, record
         self._request_id = request_id
         self._head = {
             "id": format.prefix + request_id,
@@ -90,6 +95,7 @@ class _Exchange:
     async def whole(self) -> Response:
         """The response to a request without ``stream``."""
         prompter, choices = await self._service.answer(self._ask, self._request_id)
+        self._record.add(choices)
         thoughts = await self._thoughts(choices)
         return await json_response(self._pieces(prompter, choices, thoughts))
 
@@ -145,6 +151,7 @@ class _Exchange:
                     yield self._chunk(self._format.chunk(delta.index, delta.text, logprobs, reason))
                 if delta.choice is not None:
                     choices[delta.index] = delta.choice
+                    self._record.add([delta.choice])
             if self._body.wants_usage:
                 ordered = [choices[index] for index in sorted(choices)]
                 yield event({**self._head, "choices": [], "usage": usage_of(ordered, self._ask.samples)})

@@ -12,6 +12,7 @@ from serve.api.bodies import JsonRoute
 from serve.api.completions import ERROR_RESPONSES
 from serve.api.guards import client_of
 from serve.api.pieces import dumps
+from serve.api.records import record_of
 from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import json_response, while_connected
@@ -52,8 +53,11 @@ def routes(service: Service) -> APIRouter:
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         top_k, tokens = body.top_k or TOP_K, body.tokens or []
         ask = replace(body.to_ask(), client=client_of(request))
+        record = record_of(request)
+        record.model = ask.model
         found = await while_connected(request, trace_request(service, ask, top_k, tokens, request.state.request_id))
         choice, times = found.choice, found.choice.times
+        record.add([choice])
         timings = {
             "prefill": times.encoded - times.submitted,
             "thoughts": max(times.thought - times.encoded, 0.0),
