@@ -104,6 +104,12 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     add("--device", help="torch device that models run on; default: the accelerator if there is one, else the CPU")
     add("--slots", type=int, default=settings.slots, help="completions per model that run at the same time")
     add(
+        "--spare-slots",
+        type=int,
+        help="further slots, for clients that hold less than an equal share while others hold all slots; default: an "
+        "eighth of --slots, at least 1",
+    )
+    add(
         "--max-positions",
         type=int,
         default=settings.max_positions,
@@ -135,8 +141,13 @@ LIMITS = {
     "max_samples": "maximum n (completions per prompt)",
     "max_completions": "maximum number of completions per request (prompts times n)",
     "max_thoughts": "maximum number of thoughts per completion",
+    "max_probabilities": "maximum number of probabilities in an answer: completions times tokens times (1 + logprobs), "
+    "and completions times thoughts times thought_top_k",
     "max_waiting": "maximum number of completions per model that wait for a slot; further requests get status 429",
+    "client_room": "number of completions per model that each client may have even if others fill the queue",
     "request_s": "maximum duration of a request in seconds, including waiting",
+    "stream_comment_s": "seconds after which a stream that has nothing to send gets a comment line, so that proxies do "
+    "not end it",
     "drain_s": "seconds that running requests may still take after the server is asked to stop",
 }
 """Limits that can be set on the command line, and their help texts."""
@@ -160,7 +171,12 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
         ConfigError: a number is out of range.
     """
     settings = EngineSettings(
-        arguments.slots, arguments.max_positions, arguments.dtype, arguments.device, arguments.tf32
+        arguments.slots,
+        arguments.max_positions,
+        arguments.dtype,
+        arguments.device,
+        arguments.tf32,
+        arguments.spare_slots,
     )
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.threads is not None and arguments.threads < 1:

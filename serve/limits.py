@@ -26,13 +26,20 @@ class Limits:
     max_thoughts: int = 64
     max_top_k: int = 50
     """Most likely tokens reported with each log probability."""
+    max_probabilities: int = 1 << 17
+    """Probabilities that the answer to one request may report: of tokens, with the most likely ones of each position,
+    and of thoughts. Each takes about 20 to 100 bytes in the answer."""
     max_stop: int = 4
     """Stop strings per request."""
     max_stop_characters: int = 64
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
+    client_room: int = 32
+    """Completions per model that each client may have even if those of other clients fill the queue."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
+    stream_comment_s: float = 15.0
+    """Seconds after which a stream that has no event to send gets a comment, so that proxies do not end it."""
     drain_s: float = 30.0
     """Seconds that running requests may still take after the server is asked to stop."""
 
@@ -43,6 +50,11 @@ class Limits:
         if self.max_waiting < self.max_completions:
             raise ConfigError(
                 f"max_waiting={self.max_waiting}: expected at least max_completions={self.max_completions}, the "
+                "number of completions that one request may have"
+            )
+        if self.client_room < self.max_completions:
+            raise ConfigError(
+                f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
 
@@ -88,9 +100,19 @@ class EngineSettings:
     """None: the accelerator if there is one, else the CPU."""
     tf32: bool = False
     """Whether products of fp32 matrices on CUDA are computed in TF32."""
+    spare_slots: int | None = None
+    """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
+    ``slots``, at least 1."""
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.max_positions < 2:
             raise ConfigError(
                 f"slots={self.slots}, max_positions={self.max_positions}: expected at least 1 slot and 2 positions"
             )
+        if self.spare_slots is not None and self.spare_slots < 0:
+            raise ConfigError(f"spare_slots={self.spare_slots}: expected 0 or more")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the engine's cache: slots and spare slots."""
+        return self.slots + (max(1, self.slots // 8) if self.spare_slots is None else self.spare_slots)

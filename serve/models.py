@@ -29,13 +29,15 @@ from coconut_ds.strict_json import parse_json
 from serve.checkpoints import Checkpoints, ServedCheckpoint
 from serve.errors import QueueFullError, ServiceError, UnavailableError
 from serve.jobs import Observer
-from serve.limits import EngineSettings
+from serve.limits import EngineSettings, Limits
 from serve.model_thread import ModelThread
 from serve.safety import check_folder
 
 log = logging.getLogger("serve")
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, struct.error)
 """Exceptions that loading a broken or too large checkpoint may raise; the project's own errors are subclasses."""
+CLOSE_S = 2.0
+"""Seconds that the threads of models get for their last pass when the server stops."""
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Models:
         max_waiting: int,
         budget_bytes: int | None = None,
         observer: Callable[[str], Observer] | None = None,
+        client_room: int = Limits.client_room,
     ) -> None:
         """
         Args:
@@ -69,13 +72,14 @@ class Models:
             budget_bytes: memory that the weights and caches of all loaded models may take together; None: see
                 ``default_budget``.
             observer: given a model's name, returns the observer of its requests.
+            client_room: number of completions per model that each client may have even if others fill the queue.
         """
         self.checkpoints, self.settings = checkpoints, settings
         note = use_tf32("--tf32", settings.tf32, settings.dtype != "float32", device_of(settings))
         if note is not None:
             log.info("%s", note)
         self.budget_bytes = default_budget(settings) if budget_bytes is None else budget_bytes
-        self._max_waiting, self._observer = max_waiting, observer
+        self._max_waiting, self._client_room, self._observer = max_waiting, client_room, observer
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._lock = threading.RLock()
         self._loading = threading.Lock()
@@ -132,10 +136,18 @@ class Models:
             self.release(name)
 
     def close(self) -> None:
-        """Unloads all models and ends their threads."""
+        """Unloads all models and ends their threads.
+
+        Waits at most ``CLOSE_S`` seconds for all of them together; a thread whose pass takes longer is left behind.
+        """
         with self._lock:
-            while self._loaded:
-                self._loaded.popitem()[1].thread.close()
+            threads = [one.thread for one in self._loaded.values()]
+            self._loaded.clear()
+        ends_at = time.monotonic() + CLOSE_S
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            thread.close(max(0.0, ends_at - time.monotonic()))
 
     def _load(self, checkpoint: ServedCheckpoint) -> Loaded:
         began = time.perf_counter()
@@ -146,7 +158,7 @@ class Models:
             self._make_room(checkpoint, needed)
             reasoner = self._read(checkpoint.folder)
             observer = self._observer(checkpoint.name) if self._observer is not None else None
-            thread = ModelThread(reasoner, self.settings, self._max_waiting, observer)
+            thread = ModelThread(reasoner, self.settings, self._max_waiting, observer, self._client_room)
             # Initializes the tokenizer while no other thread uses it, and waits until the model's thread runs.
             thread.run(lambda one: one.prompter.encode(["1"])).result()
         except ServiceError:
@@ -237,7 +249,7 @@ def needed_bytes(folder: Path, settings: EngineSettings) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     context = getattr(config, "max_position_embeddings", None) or settings.max_positions
-    positions = settings.slots * min(settings.max_positions, context)
+    positions = settings.num_rows * min(settings.max_positions, context)
     return int(weights + 2 * config.num_hidden_layers * positions * heads * head * size)
 
 

@@ -14,6 +14,7 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import token_id
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import OnProgress, Plain, embeddings
 from coconut_ds.probing.intervene import mean_thoughts
@@ -64,6 +65,7 @@ class _PlannedEffect:
     is_control: bool
 
 
+@in_parts
 def measure_effects(
     reasoner: Reasoner,
     questions: Sequence[str],
@@ -75,7 +77,7 @@ def measure_effects(
     seed: int = 0,
     progress: OnProgress | None = None,
     answers: str = "text",
-) -> list[Effect]:
+) -> Parts[list[Effect]]:
     """Measures the mean effect of each intervention, in order; each ``patch`` is followed by its same-answer control.
 
     A patch (or its control) is left out if no problem has a suitable donor, for example because all answers are the
@@ -95,7 +97,7 @@ def measure_effects(
     Raises:
         DataError: an intervention changes a thought that no problem has.
     """
-    baselines = baselines_of(reasoner, questions, n_thoughts, max_new_tokens)
+    baselines = yield from baselines_of.parts(reasoner, questions, n_thoughts, max_new_tokens)
     form = reasoner.card.text_format
 
     def is_right(outcome: Outcome, index: int) -> bool:
@@ -105,7 +107,7 @@ def measure_effects(
 
     planned = _planned_effects(reasoner, baselines, interventions, seed)
     trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
-    outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens, progress))
+    outcomes = iter((yield from outcomes_of.parts(reasoner, trials, max_new_tokens, progress)))
     found = []
     for effect in planned:
         made = [[next(outcomes) for _ in one.trials] for one in effect.problems]

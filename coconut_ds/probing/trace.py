@@ -17,6 +17,7 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
@@ -99,6 +100,7 @@ def trace_thoughts(
     ]
 
 
+@in_parts
 def trace_of(
     reasoner: Reasoner,
     question: str,
@@ -107,7 +109,7 @@ def trace_of(
     *,
     top_k: int = 5,
     tokens: Sequence[str] = (),
-) -> ThoughtTrace:
+) -> Parts[ThoughtTrace]:
     """Traces the thoughts of a question that was already answered.
 
     Args:
@@ -126,7 +128,8 @@ def trace_of(
     case = answered_case(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
     fed = torch.stack(list(case.given.values())) if case.given else completion.fed
     assert fed is not None, "the completion must keep its thoughts"
-    return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
+    (states,) = yield from layer_states.parts(reasoner, [case], [fed])
+    return _trace(reasoner, case, states, completion, top_k, chosen, 1.0)
 
 
 def _trace(
