@@ -136,8 +136,18 @@ def serving(
     options: tuple[str, ...] = (),
     real: bool = False,
     program: tuple[str, ...] = ("-m", "serve"),
+    descriptors: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """A server that is killed at the end, if it still runs; with ``real``, a fresh process instead of a forked one."""
+    """A server that is killed at the end, if it still runs.
+
+    Args:
+        checkpoints: what it serves.
+        key: the API key that it requires.
+        options: further options of the command line.
+        real: whether it is a fresh process instead of a forked one; also if ``descriptors`` is given.
+        program: what is run, if not the server itself.
+        descriptors: number of files that it may open.
+    """
     command = [*program, "api", "--port", "0", "--threads", "1", *options]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
@@ -145,8 +155,10 @@ def serving(
     environment.pop("COCONUT_API_KEY", None)
     if key is not None:
         environment["COCONUT_API_KEY"] = key
-    if real:
+    if real or descriptors is not None:
         command = [sys.executable, *command]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         process: Process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     else:
         process = start(command, environment, cwd=ROOT, stderr=subprocess.PIPE)
