@@ -1,7 +1,6 @@
 """The command line: ``python -m serve api`` (also ``coconut-serve``) and ``python -m serve app``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,11 @@ from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.packages import needs
 from serve.access_options import access_of, add_access_options
-from serve.api.prefix import root_path_of
 from serve.limits import EngineSettings, Limits
+from serve.log_options import add_log_options
+from serve.logs import set_up_logging
+from serve.network_options import add_network_options, network_of
+from serve.stopping import leave_if_busy, stopping_at_once
 
 RUNS = "outputs"
 """Default folder of runs."""
@@ -21,18 +23,26 @@ RUNS = "outputs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        _serve(arguments)
-    except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    set_up_logging(arguments.log_json)
+    with stopping_at_once():
+        try:
+            _serve(arguments)
+        except CoconutError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
     return 0
 
 
 def api_main() -> int:
     """Entry point of ``coconut-serve``: ``python -m serve api``."""
-    return main(["api", *sys.argv[1:]])
+    return run(["api", *sys.argv[1:]])
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Like ``main``, for a process that does nothing else: it ends even if threads still compute."""
+    code = main(argv)
+    leave_if_busy(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,14 +79,8 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     limits, settings = Limits(), EngineSettings()
     # As long as there are options: one statement for each.
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=port, help="port to listen on; 0 chooses a free one")
-    add(
-        "--root-path",
-        metavar="PATH",
-        help="path under which a reverse proxy offers the server, such as /models; default: what the proxy sends as "
-        "X-Forwarded-Prefix, which '/' makes the server ignore",
-    )
+    add_network_options(parser, port)
+    add_log_options(parser)
     add(
         "--data",
         type=Path,
@@ -99,6 +103,12 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     )
     add("--device", help="torch device that models run on; default: the accelerator if there is one, else the CPU")
     add("--slots", type=int, default=settings.slots, help="completions per model that run at the same time")
+    add(
+        "--spare-slots",
+        type=int,
+        help="further slots, for clients that hold less than an equal share while others hold all slots; default: an "
+        "eighth of --slots, at least 1",
+    )
     add(
         "--max-positions",
         type=int,
@@ -131,8 +141,13 @@ LIMITS = {
     "max_samples": "maximum n (completions per prompt)",
     "max_completions": "maximum number of completions per request (prompts times n)",
     "max_thoughts": "maximum number of thoughts per completion",
+    "max_probabilities": "maximum number of probabilities in an answer: completions times tokens times (1 + logprobs), "
+    "and completions times thoughts times thought_top_k",
     "max_waiting": "maximum number of completions per model that wait for a slot; further requests get status 429",
+    "client_room": "number of completions per model that each client may have even if others fill the queue",
     "request_s": "maximum duration of a request in seconds, including waiting",
+    "stream_comment_s": "seconds after which a stream that has nothing to send gets a comment line, so that proxies do "
+    "not end it",
     "drain_s": "seconds that running requests may still take after the server is asked to stop",
 }
 """Limits that can be set on the command line, and their help texts."""
@@ -141,14 +156,12 @@ LIMITS = {
 def _serve(arguments: argparse.Namespace) -> None:
     arguments.checkpoint = arguments.checkpoint or [RUNS]
     settings, limits = settings_of(arguments)
-    if arguments.root_path is not None:
-        arguments.root_path = root_path_of(arguments.root_path)
-    access = access_of(arguments)
+    access, network = access_of(arguments), network_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
     with needs("serve"):
         from serve.launch import start
 
-    start(arguments, settings, limits, access)
+    start(arguments, settings, limits, access, network)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
@@ -158,7 +171,12 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
         ConfigError: a number is out of range.
     """
     settings = EngineSettings(
-        arguments.slots, arguments.max_positions, arguments.dtype, arguments.device, arguments.tf32
+        arguments.slots,
+        arguments.max_positions,
+        arguments.dtype,
+        arguments.device,
+        arguments.tf32,
+        arguments.spare_slots,
     )
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.threads is not None and arguments.threads < 1:

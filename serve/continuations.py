@@ -1,11 +1,13 @@
 """Continuations of an ``Ask``: complete ones, and what each step of a stream adds to them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Score
 from serve.asking import Ask
+from serve.deadlines import Deadline
 from serve.jobs import Event, Failed, Job, Thought, Times, Token
 from serve.text import TextStream
 
@@ -46,8 +48,7 @@ class Running:
     ask: Ask
     jobs: list[Job]
     prompter: Prompter
-    ends_at: float
-    """When their time limit ends, as a time of ``time.monotonic``."""
+    deadline: Deadline
     streams: list[TextStream] = field(default_factory=list)
     """One per job; empty if the caller only wants complete continuations."""
 
@@ -57,6 +58,10 @@ class Running:
         reason: EndReason = "length" if completion.finish_reason == "length" else "stop"
         prompt = job.request.prompt
         return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
+
+    def choices(self, done: Mapping[int, Completion]) -> list[Choice]:
+        """The continuations of all jobs, from their completions by index."""
+        return [self.choice(job, done[job.index]) for job in self.jobs]
 
     def delta(self, job: Job, event: Event) -> Delta:
         """What an event adds to a job's continuation.

@@ -60,6 +60,8 @@ class Times:
     """When each step of a job happened, in seconds of ``time.perf_counter``; 0.0: not yet."""
 
     submitted: float = 0.0
+    started: float = 0.0
+    """When the job got a slot."""
     encoded: float = 0.0
     """When the prompt was encoded, i.e. when the first thought or token came out of it."""
     thought: float = 0.0

@@ -113,10 +113,12 @@ def _parsed(line: str, where: str) -> tuple[bytes, Client]:
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a JSON object such as {_EXAMPLE}")
     for name, value in values.items():
-        if name not in FIELDS:
+        kind = FIELDS.get(name)
+        if kind is None:
             raise ConfigError(f"{where}: the field {name!r} is unknown; expected {', '.join(FIELDS)}")
-        if type(value) is not FIELDS[name] or (FIELDS[name] is int and value < 1):
-            expected = "a whole number from 1" if FIELDS[name] is int else "a text"
+        # Not ``isinstance``: true is an int to Python.
+        if type(value) is not kind or (isinstance(value, int) and value < 1):
+            expected = "a whole number from 1" if kind is int else "a text"
             raise ConfigError(f"{where}: {name} is {_shown(name, value)}; expected {expected}")
     if not NAME.fullmatch(values.get("name", "")):
         raise ConfigError(f"{where}: expected a name of 1 to 64 letters, digits and any of _ . @ -")

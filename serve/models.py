@@ -28,7 +28,7 @@ from serve.model_thread import ModelThread
 from serve.room import Loaded, Room
 
 log = logging.getLogger("serve")
-CLOSE_S = 3.0
+CLOSE_S = 2.0
 """Seconds that the threads of all models may take to end when the server stops."""
 TRIES = 2
 """How often a model is loaded if its files change meanwhile."""

@@ -9,21 +9,22 @@ frees the slots of its requests after at most one pass, and no further part of i
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
 
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Request
+from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
+from serve.aside import aside
 from serve.asking import Ask, check_numbers, requests_of
 from serve.clients import IN_PROCESS, Client
 from serve.continuations import Choice, Delta, Running
+from serve.deadlines import Deadline
 from serve.errors import TimeLimitError, UnavailableError
 from serve.jobs import Done, Failed, Job, Receiver
 from serve.limits import Limits
@@ -35,7 +36,9 @@ from serve.text import TextStream
 log = logging.getLogger("serve")
 Result = TypeVar("Result")
 LONG_PROMPT = 20_000
-"""Characters. Prompts that are longer than this in total are tokenized on another thread."""
+"""Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
+LONG_TEXT = 512
+"""Tokens. Continuations that have more in total become text aside of the event loop."""
 
 
 class Service:
@@ -57,15 +60,16 @@ class Service:
             ServiceError: the request was refused or failed.
         """
         async with self._running(ask, request_id, wants_steps=False) as (running, mailbox):
-            choices: list[Choice | None] = [None] * len(running.jobs)
+            done: dict[int, Completion] = {}
             for _ in running.jobs:
-                async with self._until(ask, running.ends_at):
+                async with running.deadline.limiting():
                     job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
                 assert isinstance(event, Done)
-                choices[job.index] = running.choice(job, event.completion)
-            return running.prompter, [choice for choice in choices if choice is not None]
+                done[job.index] = event.completion
+            is_long = sum(len(one.tokens) for one in done.values()) > LONG_TEXT
+            return running.prompter, await aside(running.choices, done) if is_long else running.choices(done)
 
     @asynccontextmanager
     async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
@@ -86,21 +90,30 @@ class Service:
         Raises:
             ServiceError: the model cannot be used, or the time limit was exceeded.
         """
-        ends_at = self._ends_at(None)
-        async with self._holding(model, ends_at) as thread, self._until(None, ends_at):
+        deadline = Deadline.after(self.limits.request_s)
+        async with self._holding(model, deadline) as thread, deadline.limiting():
             return await asyncio.wrap_future(thread.run(function, client))
 
     async def call_in_parts(
-        self, model: str, begin: Callable[[Reasoner], Parts[Result]], client: Client = IN_PROCESS
+        self,
+        model: str,
+        begin: Callable[[Reasoner], Parts[Result]],
+        client: Client = IN_PROCESS,
+        deadline: Deadline | None = None,
     ) -> Result:
         """Does long work on the model's thread, in parts that take turns with passes and with other clients' work.
 
-        There is no time limit: cancel the coroutine to end the work.
+        Args:
+            model: name of the checkpoint.
+            begin: given the reasoner, returns the work; see ``coconut_ds.parts``.
+            client: who wants the result.
+            deadline: when the work must have ended; None: it may take any time. Cancelling this coroutine ends it.
 
         Raises:
-            ServiceError: the model cannot be used, or the time limit was exceeded while it was loaded.
+            ServiceError: the model cannot be used, or the deadline has passed.
         """
-        async with self._holding(model, self._ends_at(None)) as thread:
+        limiting = nullcontext() if deadline is None else deadline.limiting()
+        async with self._holding(model, deadline or Deadline.after(self.limits.request_s)) as thread, limiting:
             return await asyncio.wrap_future(thread.run_in_parts(begin, client))
 
     async def decode_thoughts(
@@ -119,33 +132,35 @@ class Service:
         self._check_accepting()
         with self.models.holding(ask.model) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
-            with self._submitted(
-                ask, requests, thread, mailbox, "in-process", wants_steps=False, ends_at=self._ends_at(ask)
-            ) as running:
-                choices: dict[int, Choice] = {}
-                while len(choices) < len(running.jobs):
+            with self._submitted(ask, requests, thread, mailbox, "in-process", False, self.deadline_of(ask)) as running:
+                done: dict[int, Completion] = {}
+                while len(done) < len(running.jobs):
                     try:
-                        job, event = mailbox.get(max(0.0, running.ends_at - time.monotonic()))
+                        job, event = mailbox.get(running.deadline.remaining_s)
                     except TimeoutError:
-                        raise self._time_limit_error(ask) from None
+                        raise running.deadline.error() from None
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
-                    choices[job.index] = running.choice(job, event.completion)
-                return [choices[index] for index in range(len(choices))]
+                    done[job.index] = event.completion
+                return running.choices(done)
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Like ``call``, but blocks."""
         self._check_accepting()
         with self.models.holding(model) as thread:
-            future = thread.run(function)
+            future, deadline = thread.run(function), Deadline.after(self.limits.request_s)
             try:
-                return future.result(self.limits.request_s)
+                return future.result(deadline.remaining_s)
             except TimeoutError:
                 future.cancel()
-                raise self._time_limit_error(None) from None
+                raise deadline.error() from None
 
     # State and shutdown
+
+    def deadline_of(self, ask: Ask) -> Deadline:
+        """The deadline of a request that begins now."""
+        return Deadline.after(self.limits.request_s, ask.timeout_s)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -171,38 +186,15 @@ class Service:
         if self.draining:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
-    def _limit_s(self, ask: Ask | None) -> float:
-        """Seconds that a request may take: the server's limit, or the request's own if that is shorter."""
-        own = None if ask is None else ask.timeout_s
-        return self.limits.request_s if own is None else min(own, self.limits.request_s)
-
-    def _ends_at(self, ask: Ask | None) -> float:
-        """When a request that begins now reaches its time limit, as a time of ``time.monotonic``, the loop's clock."""
-        return time.monotonic() + self._limit_s(ask)
-
-    def _time_limit_error(self, ask: Ask | None) -> TimeLimitError:
-        limit_s = self._limit_s(ask)
-        where = "the option --request-s" if limit_s == self.limits.request_s else "the header X-Request-Timeout"
-        return TimeLimitError(f"the request took longer than {limit_s:g} s ({where})")
-
     @asynccontextmanager
-    async def _until(self, ask: Ask | None, ends_at: float) -> AsyncIterator[None]:
-        """Cancels the block with a ``TimeLimitError`` at ``ends_at``."""
-        try:
-            async with asyncio.timeout_at(ends_at):
-                yield
-        except TimeoutError:
-            raise self._time_limit_error(ask) from None
-
-    @asynccontextmanager
-    async def _holding(self, model: str, ends_at: float, ask: Ask | None = None) -> AsyncIterator[ModelThread]:
-        """Holds a model, which another thread loads if necessary; ``ask``: what it is held for."""
+    async def _holding(self, model: str, deadline: Deadline) -> AsyncIterator[ModelThread]:
+        """Holds a model, which another thread loads if necessary."""
         self._check_accepting()
         thread = self.models.hold_if_loaded(model)
         if thread is None:
             waiting = self.models.hold_soon(model)
             try:
-                async with self._until(ask, ends_at):
+                async with deadline.limiting():
                     thread = await asyncio.wrap_future(waiting)
             except (asyncio.CancelledError, TimeLimitError):
                 waiting.add_done_callback(self.models.release_unwanted)
@@ -218,14 +210,14 @@ class Service:
     ) -> AsyncIterator[tuple[Running, AsyncMailbox]]:
         """Accepts a request: yields its jobs, and the mailbox that receives their events."""
         check_numbers(ask, self.limits)
-        ends_at = self._ends_at(ask)
-        async with self._holding(ask.model, ends_at, ask) as thread:
+        deadline = self.deadline_of(ask)
+        async with self._holding(ask.model, deadline) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
-            if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
-                requests = await asyncio.to_thread(requests_of, *arguments)
+            if sum(map(len, ask.prompts)) > LONG_PROMPT:
+                requests = await aside(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
-            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps, ends_at) as running:
+            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps, deadline) as running:
                 yield running, mailbox
 
     @contextmanager
@@ -237,26 +229,26 @@ class Service:
         receiver: Receiver,
         request_id: str,
         wants_steps: bool,
-        ends_at: float,
+        deadline: Deadline,
     ) -> Iterator[Running]:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
         jobs = [
-            Job(each, receiver, index, wants_steps, name, ask.client, ends_at=ends_at)
+            Job(each, receiver, index, wants_steps, name, ask.client, deadline.ends_at)
             for index, each in enumerate(requests)
         ]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []
         thread.submit(jobs)
         try:
-            yield Running(ask, jobs, prompter, ends_at, streams)
+            yield Running(ask, jobs, prompter, deadline, streams)
         finally:
             thread.cancel(jobs)
 
     async def _deltas(self, running: Running, mailbox: AsyncMailbox) -> AsyncIterator[Delta]:
         num_unfinished = len(running.jobs)
         while num_unfinished:
-            async with self._until(running.ask, running.ends_at):
+            async with running.deadline.limiting():
                 job, event = await mailbox.get()
             delta = running.delta(job, event)
             num_unfinished -= delta.choice is not None

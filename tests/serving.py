@@ -40,13 +40,26 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
-def save_checkpoint(folder: Path, method: str = "coconut", seed: int = 0) -> Path:
-    """Saves a model with random weights that produces two thoughts per question."""
+def thirteen_tokens() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer which, with the three markers, makes a vocabulary of 13 tokens."""
+    words = ["<|endoftext|>", "[UNK]", *"abcdefgh"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="[UNK]")
+
+
+def save_checkpoint(
+    folder: Path,
+    method: str = "coconut",
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    positions: int = POSITIONS,
+) -> Path:
+    """Saves a model with random weights that produces two thoughts per question; its default tokens are bytes."""
     torch.manual_seed(seed)
-    settings = ModelConfig(
-        model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=dict(SHAPE)
-    )
-    backbone = build_backbone(settings, byte_tokenizer())
+    shape = {**SHAPE, "n_positions": positions}
+    settings = ModelConfig(model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=shape)
+    backbone = build_backbone(settings, tokenizer or byte_tokenizer())
     card = ModelCard(method, 1, 2 if method.startswith("coconut") else 0, 2, 1, marker_table(backbone.markers))
     save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, card)
     return folder

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from prometheus_client import Counter
 from starlette.requests import Request
@@ -66,10 +66,20 @@ class Guards:
         access: Access,
         counter: Counter,
         mounts: Collection[str] = (),
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``mounts``: paths of apps that pages of other sites may not use; ``counter``: of responses by status."""
+        """
+        Args:
+            app: the app.
+            service: counts the requests in progress.
+            limits: of the body.
+            access: who may use the server.
+            counter: of responses, by status.
+            mounts: paths of apps that pages of other sites may not use.
+            is_full: whether so many requests are in progress that the server takes no others.
+        """
         self._app, self._service, self._limits, self._counter = app, service, limits, counter
-        self._access, self._mounts = access, tuple(mounts)
+        self._access, self._mounts, self._is_full = access, tuple(mounts), is_full
         self._requests, self._wrong_keys = Rates(), Rates()
         self.log = ThrottledLog(logging.getLogger("serve"))
 
@@ -100,6 +110,8 @@ class Guards:
             scope["state"]["client"] = self._check(scope, path)
             if counted and self._service.draining:
                 raise UnavailableError("the server is stopping", retry_after_s=5)
+            if path not in ALWAYS and self._is_full():
+                raise UnavailableError("the server answers as many requests as it can; retry later", retry_after_s=5)
             await self._app(scope, await self._bounded(scope, receive), tagged)
         except ServiceError as error:
             # Raised before the app started, so that no response has been sent yet.

@@ -1,4 +1,4 @@
-"""Routes that report on the server: ``/v1/models``, ``/health``, ``/metrics``, ``/version``."""
+"""Routes that report on the server: ``/v1/models``, ``/health``, ``/live``, ``/ready``, ``/metrics``, ``/version``."""
 
 import platform
 from typing import Any
@@ -48,6 +48,12 @@ class HealthResponse(ResponseModel):
     problems: dict[str, str] = Field({}, description="Models that cannot be used, with the reason for each")
 
 
+class LiveResponse(ResponseModel):
+    """The process answers."""
+
+    status: str
+
+
 class VersionResponse(ResponseModel):
     """Versions of the software that results may depend on."""
 
@@ -78,11 +84,32 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         await service.models.checkpoints.up_to_date()
         return _described(service.models.checkpoints[model], model in service.models.loaded)
 
-    @router.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
-    async def health() -> Response:
+    def state() -> Response:
         problems = service.problems
         status = "draining" if service.draining else "unhealthy" if problems else "ok"
         return JSONResponse({"status": status, "problems": problems}, 200 if status == "ok" else 503)
+
+    @router.get(
+        "/health",
+        response_model=HealthResponse,
+        responses={503: {"model": HealthResponse}},
+        summary="Tells whether the server accepts requests, like /ready",
+    )
+    async def health() -> Response:
+        return state()
+
+    @router.get("/live", response_model=LiveResponse, summary="Answers as long as the process does")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(
+        "/ready",
+        response_model=HealthResponse,
+        responses={503: {"model": HealthResponse}},
+        summary="Tells whether the server accepts requests",
+    )
+    async def ready() -> Response:
+        return state()
 
     @router.get("/metrics", response_class=PlainTextResponse, summary="Metrics for Prometheus")
     async def prometheus() -> Response:
