@@ -21,8 +21,7 @@ lets them agree on each operation, and a rank that has no work of that kind make
 If a prompt begins like one whose keys and values are still in the cache, these are copied instead of computed. This
 pays off for several samples of a prompt, several numbers of thoughts, and a long common introduction.
 
-What belongs to one request can fail this request only (``Listener.on_failed``): its callbacks, and numbers that are not
-finite.
+A request's callbacks, and its numbers that are not finite, make only this request fail (``Listener.on_failed``).
 
 Shapes:
     n  thoughts that are computed together
@@ -92,8 +91,7 @@ class ThinkingEngine:
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
             piece: the largest number of positions of prompts to encode between two steps of a few running requests,
                 for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
-            pass_positions: the largest number of positions in a pass over several prompts, and with ``piece`` over one;
-                None: ``PASS_POSITIONS``, or more on CUDA.
+            pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
@@ -176,8 +174,7 @@ class ThinkingEngine:
     def run(self, agree: Callable[[int], int] = int) -> None:
         """Steps until no rank has anything left to do.
 
-        Args:
-            agree: returns the maximum of its argument over all ranks; by default there is one rank.
+        ``agree`` returns the maximum of its argument over all ranks; by default there is one rank.
         """
         while op := Op(agree(self.due())):
             self.step(op)
@@ -226,8 +223,7 @@ class ThinkingEngine:
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
         table, num_stepping = self._table, len(self._table.stepping)
-        most = self._pass_positions or self._pass_size.positions(PASS_POSITIONS)
-        slots, end = self._prefill.next(table, most)
+        slots, end = self._prefill.next(table, self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
         rows = [table[slot] for slot in slots]
         parts = [row.prefix[row.length : end] for row in rows]
         if rows[0].length:
