@@ -135,7 +135,7 @@ def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make)
 
 
 def test_requests_and_functions_of_several_clients_share_the_time(make):
-    """Three endless functions run beside a request: passes get half of the time, and the two clients of the functions equal
+    """Three endless functions run beside a request: passes get half of the time, and the clients of the functions equal
     parts of the other half."""
     service = make()
     thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
