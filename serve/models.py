@@ -79,6 +79,11 @@ class Models:
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
 
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the budget that models take, or will take that are being loaded."""
+        return self._room.used_bytes
+
     def hold_if_loaded(self, name: str) -> ModelThread | None:
         """Like ``hold``, but returns None if the model has to be loaded first. Does not block."""
         self.checkpoints.scan()
