@@ -161,14 +161,15 @@ class Models:
         """Unloads all models and ends their threads, within ``CLOSE_S``."""
         self.stop_loading()
         with self._lock:
+            models = list(self._held.values())
             self._loaded.clear()
-            threads = list(self._held)
             self._held.clear()
-        for thread in threads:
-            thread.stop()
+        for one in models:
+            one.thread.stop()
         ends = time.monotonic() + CLOSE_S
-        for thread in threads:
-            thread.close(max(0.0, ends - time.monotonic()))
+        for one in models:
+            if one.thread.close(max(0.0, ends - time.monotonic())):
+                self._room.freed(one)
 
     def _hold(self, one: Loaded) -> ModelThread:
         self._loaded.move_to_end(one.checkpoint.name)
