@@ -93,8 +93,8 @@ class SlotTable:
         A row waits on if it begins like a prompt that is about to be encoded and can then be copied.
 
         Args:
-            most: no row enters while the prompts that are to be encoded have this many positions left, of which each
-                prompt counts at most the half.
+            most: no row enters while the prompts of its owner that are to be encoded have this many positions left, of
+                which each prompt counts at most the half.
         """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         if not free or not self.waiting:
@@ -102,8 +102,9 @@ class SlotTable:
         first = list(itertools.islice(self.waiting, len(free)))
         to_encode = [self[slot] for slot in self.to_encode]
         for row in first:
-            if sum(min(len(other.prefix) - other.length, most / 2) for other in to_encode) >= most:
-                return
+            own = [other for other in to_encode if other.request.owner == row.request.owner]
+            if sum(min(len(other.prefix) - other.length, most / 2) for other in own) >= most:
+                continue
             source, shared = self._best_source(row)
             if max((_num_reusable(row, other.beginning) for other in to_encode), default=0) > shared:
                 continue
