@@ -79,6 +79,11 @@ class Models:
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
 
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the budget that models take, or will take that are being loaded."""
+        return self._room.used_bytes
+
     def hold_if_loaded(self, name: str) -> ModelThread | None:
         """Like ``hold``, but returns None if the model has to be loaded first. Does not block."""
         self.checkpoints.scan()
@@ -156,14 +161,15 @@ class Models:
         """Unloads all models and ends their threads, within ``CLOSE_S``."""
         self.stop_loading()
         with self._lock:
+            models = list(self._held.values())
             self._loaded.clear()
-            threads = list(self._held)
             self._held.clear()
-        for thread in threads:
-            thread.stop()
+        for one in models:
+            one.thread.stop()
         ends = time.monotonic() + CLOSE_S
-        for thread in threads:
-            thread.close(max(0.0, ends - time.monotonic()))
+        for one in models:
+            if one.thread.close(max(0.0, ends - time.monotonic())):
+                self._room.freed(one)
 
     def _hold(self, one: Loaded) -> ModelThread:
         self._loaded.move_to_end(one.checkpoint.name)

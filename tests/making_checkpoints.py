@@ -79,7 +79,7 @@ class World:
             writing = Writing(TOKENS, sampling=sampling, log_probabilities=True, num_likeliest=2)
             for prompt in PROMPTS:
                 request = prompter.request(prompter.encode([prompt])[0], thoughts, writing)
-                requests = request.samples(fields.get("n", 1))
+                requests = list(request.samples(fields.get("n", 1)))
                 made = generate(reasoner.loop, requests, prompter.eos_ids, 4, prompter.text)
                 texts = tuple(prompter.text(one.tokens) for one in made)
                 self.right[version, kind, prompt] = Right(texts, tuple(made[0].log_probabilities), thoughts.count)

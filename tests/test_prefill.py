@@ -50,6 +50,30 @@ def test_pieces_change_no_token(tiny_model, family, monkeypatch):
     assert shared
 
 
+def test_the_last_piece_may_be_a_single_position(tiny_model, monkeypatch):
+    """With steps of fixed shape, in which a prompt that is being encoded and thoughts that are computed together have
+    a place: logits at that place are not taken for those after the next piece or pass."""
+    monkeypatch.setattr(prefill, "EACH_ROW", 0)
+    model, ends = tiny_model("gpt2"), Ends()
+    engine = ThinkingEngine(LatentLoop(model), [LATENT], 3, 96, capturer=Recorder(), piece=2)
+    late = [
+        Request(prompt_of([9, 8, 7, 6, 5], 0), 3),
+        Request(prompt_of([5, 6], 1, ()), 3, at_once=AtOnce(Parallel("jacobi", 2), LATENT)),
+    ]
+    requests = [*late, *late, Request(prompt_of([4, 5], 1), 20, min_new_tokens=20)]
+    # In the first slot that is free, so that the stream is after it.
+    engine.submit(requests[0], ends)
+    engine.submit(requests[1], ends)
+    engine.submit(requests[4], ends)
+    while not ends.completions:
+        engine.step(engine.due())
+    for request in requests[2:4]:
+        engine.submit(request, ends)
+    engine.run()
+    expected = [slow_generate(model, requests[n], LATENT) for n in (0, 1, 4, 2, 3)]
+    assert [ends.completions[n].tokens for n in range(5)] == expected
+
+
 def test_running_requests_wait_for_few_positions_only(tiny_model, monkeypatch):
     """However many prompts arrive, and thoughts that are computed together: between two steps, no more positions than
     a piece and the thoughts of one request, and every prompt is encoded at last although shorter ones keep arriving."""
