@@ -241,6 +241,7 @@ class EngineJobs:
         except CoconutError as error:
             self._finish(job, Failed(RequestError(str(error))))
         else:
+            job.times.started = time.perf_counter()
             self._tickets[ticket] = job
             self._held[job.client] += 1
 

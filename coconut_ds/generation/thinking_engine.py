@@ -21,8 +21,7 @@ lets them agree on each operation, and a rank that has no work of that kind make
 If a prompt begins like one whose keys and values are still in the cache, these are copied instead of computed. This
 pays off for several samples of a prompt, several numbers of thoughts, and a long common introduction.
 
-What belongs to one request can fail this request only (``Listener.on_failed``): its callbacks, and numbers that are not
-finite.
+A request's callbacks, and its numbers that are not finite, make only this request fail (``Listener.on_failed``).
 
 Shapes:
     n  thoughts that are computed together
@@ -80,6 +79,7 @@ class ThinkingEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         capturer: Capturer | None = None,
         piece: int | None = None,
+        pass_positions: int | None = None,
     ) -> None:
         """
         Args:
@@ -91,13 +91,14 @@ class ThinkingEngine:
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
             piece: about the largest number of positions of prompts to encode between two steps of one running request,
                 for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
+            pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
         """
         # The head cannot write an id beyond its vocabulary.
         self._eos_ids, self._decode = tuple(one for one in eos_ids if 0 <= one < loop.vocabulary), decode
-        self.capacity, self._loop = capacity, loop
+        self.capacity, self._loop, self._pass_positions = capacity, loop, pass_positions
         self._capturer = capturer or capturer_for(loop)
         self._passes = SlotPasses(loop, slots, capacity, scratch=self._capturer is not None)
         self._attention = switch_for(loop.model)
@@ -173,8 +174,7 @@ class ThinkingEngine:
     def run(self, agree: Callable[[int], int] = int) -> None:
         """Steps until no rank has anything left to do.
 
-        Args:
-            agree: returns the maximum of its argument over all ranks; by default there is one rank.
+        ``agree`` returns the maximum of its argument over all ranks; by default there is one rank.
         """
         while op := Op(agree(self.due())):
             self.step(op)
@@ -184,7 +184,7 @@ class ThinkingEngine:
         self._progress.end_rows()
         table, prefill = self._table, self._prefill
         if table.waiting:
-            table.admit(prefill.admitted(len(table.stepping), PASS_POSITIONS))
+            table.admit(prefill.admitted(len(table.stepping), self._pass_positions or PASS_POSITIONS))
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
@@ -223,7 +223,7 @@ class ThinkingEngine:
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
         table, num_stepping = self._table, len(self._table.stepping)
-        slots, end = self._prefill.next(table, self._pass_size.positions(PASS_POSITIONS))
+        slots, end = self._prefill.next(table, self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
         rows = [table[slot] for slot in slots]
         parts = [row.prefix[row.length : end] for row in rows]
         if rows[0].length:
