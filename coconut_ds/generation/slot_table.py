@@ -132,16 +132,18 @@ class SlotTable:
         for source, target in moves:
             row = self[source]
             self._cache.copy_row(source, target, row.length)
-            if self._is_proven(source, row.length):
+            if row.num_finite >= row.length:
                 self._leftover[source] = row.cached
             else:
-                self._clear(source)
+                # Cheaper than to wait for the device and ask: nothing is lost, since the row has it all.
+                self._clear(source, row.length)
             self._rows[target], self._rows[source] = row, None
         return moves
 
-    def _clear(self, slot: int) -> None:
-        """Removes what may not be finite from a slot, so that it cannot spoil the next row there."""
-        self._cache.clear(slot)
+    def _clear(self, slot: int, columns: int | None = None) -> None:
+        """Removes what may not be finite from the first columns of a slot, so that it cannot spoil the next row there;
+        ``columns`` None: from all."""
+        self._cache.clear(slot, columns)
         self._leftover[slot] = NOTHING
 
     def _best_source(self, row: Row) -> tuple[int, int]:
