@@ -1,6 +1,10 @@
 """``python -m serve``."""
 
-from serve.cli import main
+from serve.stopping import stopping_at_once
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Before the first library is imported, since a signal may come at any moment.
+    with stopping_at_once():
+        from serve.cli import run
+
+        raise SystemExit(run())

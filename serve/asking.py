@@ -46,8 +46,14 @@ class Ask:
     """Number of most likely tokens returned with each log probability; None: no log probabilities."""
     keep_thoughts: bool = False
     """Whether completions include the states of their thoughts."""
+    num_decoded: int = 0
+    """Number of most likely tokens that the answer reports for each thought."""
+    all_layers: bool = False
+    """Whether it reports them for the states of all layers."""
     client: Client = IN_PROCESS
     """Who asks."""
+    timeout_s: float | None = None
+    """Seconds after which the caller no longer wants the answer; None: the server's time limit holds alone."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:
@@ -120,7 +126,9 @@ def requests_of(ask: Ask, reasoner: Reasoner, capacity: int, limits: Limits) -> 
             # As in ``Reasoner.generate``: each question has its own random draws.
             sampling = Sampling(ask.temperature, ask.top_k, ask.top_p, seed, sample=index * ask.samples)
             request = prompter.request(ids, thoughts, _writing(ask, sampling))
-            requests += _fitted(request, ask, capacity).samples(ask.samples)
+            own = replace(_fitted(request, ask, capacity), owner=ask.client.name)
+            requests += own.samples(ask.samples)
+        _check_probabilities(requests, ask, reasoner, limits)
     except RequestError:
         raise
     except CoconutError as error:
@@ -148,13 +156,13 @@ def _ids(prompts: Sequence[Prompt], prompter: Prompter, limits: Limits) -> list[
     Raises:
         RequestError: a token id is not allowed, or a question is too long or empty.
     """
-    known = len(prompter.tokenizer)
+    known, markers = len(prompter.tokenizer), set(prompter.markers.all())
     found = []
     for prompt in prompts:
         ids = prompter.encode([prompt])[0] if isinstance(prompt, str) else list(prompt)
         if not isinstance(prompt, str):
             for token in ids:
-                if not 0 <= token < known or token in prompter.markers.all():
+                if not 0 <= token < known or token in markers:
                     raise RequestError(
                         f"prompt: found token id {token}; expected 0 to {known - 1}, and not a thought marker", "prompt"
                     )
@@ -165,6 +173,27 @@ def _ids(prompts: Sequence[Prompt], prompter: Prompter, limits: Limits) -> list[
             )
         found.append(ids)
     return found
+
+
+def _check_probabilities(requests: Sequence[Request], ask: Ask, reasoner: Reasoner, limits: Limits) -> None:
+    """Refuses a request whose answer would report too many probabilities.
+
+    Raises:
+        RequestError: there are more of them than the limit.
+    """
+    known = len(reasoner.prompter.tokenizer)
+    likeliest = None if ask.num_likeliest is None else min(ask.num_likeliest, known)
+    tokens = 0 if likeliest is None else sum(one.num_new for one in requests) * (1 + likeliest)
+    states = 1 + reasoner.loop.num_layers if ask.all_layers else 1
+    thoughts = sum(one.num_thoughts for one in requests) * states * min(ask.num_decoded, known)
+    if tokens + thoughts > limits.max_probabilities:
+        name, fewer = ("logprobs", "logprobs, max_tokens") if tokens >= thoughts else ("thought_top_k", "thought_top_k")
+        raise RequestError(
+            f"{name}: the answer could report {tokens} log probabilities of tokens and {thoughts} probabilities of "
+            f"thoughts; expected at most {limits.max_probabilities} per request; send a smaller {fewer} or n; the "
+            "server's option --max-probabilities sets this limit",
+            name,
+        )
 
 
 def _fitted(request: Request, ask: Ask, capacity: int) -> Request:

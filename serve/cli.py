@@ -1,8 +1,6 @@
 """The command line: ``python -m serve api`` (also ``coconut-serve``) and ``python -m serve app``."""
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,30 +9,40 @@ from typing import Any
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.packages import needs
-from serve.api.prefix import root_path_of
+from serve.access_options import access_of, add_access_options
 from serve.limits import EngineSettings, Limits
+from serve.log_options import add_log_options
+from serve.logs import set_up_logging
+from serve.network_options import add_network_options, network_of
+from serve.stopping import leave_if_busy, stopping_at_once
 
-KEY_VARIABLE = "COCONUT_API_KEY"
 RUNS = "outputs"
 """Default folder of runs."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        _serve(arguments)
-    except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    set_up_logging(arguments.log_json)
+    with stopping_at_once():
+        try:
+            _serve(arguments)
+        except CoconutError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
     return 0
 
 
 def api_main() -> int:
     """Entry point of ``coconut-serve``: ``python -m serve api``."""
-    return main(["api", *sys.argv[1:]])
+    return run(["api", *sys.argv[1:]])
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Like ``main``, for a process that does nothing else: it ends even if threads still compute."""
+    code = main(argv)
+    leave_if_busy(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,23 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     api = commands.add_parser("api", help="serve the HTTP API")
     add_checkpoints(api, "--checkpoint", required=True)
     api.add_argument("--app", action="store_true", help="also serve the browser app, at /app")
-    api.add_argument(
-        "--api-key-file",
-        type=Path,
-        help="file with the API key that clients must send; default: the environment variable COCONUT_API_KEY",
-    )
+    add_access_options(api, "--api-key-file", "file with the API key that clients must send, or with several")
     add_options(api, port=8000)
     app = commands.add_parser("app", help="serve the browser app, and the HTTP API with it")
     add_checkpoints(app, "--runs")
     app.set_defaults(app=True)
-    app.add_argument(
-        "--login",
-        type=Path,
-        metavar="FILE",
-        dest="api_key_file",
-        help="file with the password that visitors must type, with any user name; default: the environment variable "
-        "COCONUT_API_KEY",
-    )
+    login = "file with the password that visitors must type, with any user name, or with several"
+    add_access_options(app, "--login", login, metavar="FILE")
     add_options(app, port=7860)
     return parser
 
@@ -81,14 +79,8 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     limits, settings = Limits(), EngineSettings()
     # As long as there are options: one statement for each.
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=port, help="port to listen on; 0 chooses a free one")
-    add(
-        "--root-path",
-        metavar="PATH",
-        help="path under which a reverse proxy offers the server, such as /models; default: what the proxy sends as "
-        "X-Forwarded-Prefix, which '/' makes the server ignore",
-    )
+    add_network_options(parser, port)
+    add_log_options(parser)
     add(
         "--data",
         type=Path,
@@ -97,7 +89,6 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
         metavar="FILE",
         help="file of problems that the app offers; may be given several times",
     )
-    add("--no-key", action="store_true", help="allow other machines to connect without a key")
     add(
         "--dtype",
         default=settings.dtype,
@@ -113,10 +104,22 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
     add("--device", help="torch device that models run on; default: the accelerator if there is one, else the CPU")
     add("--slots", type=int, default=settings.slots, help="completions per model that run at the same time")
     add(
+        "--spare-slots",
+        type=int,
+        help="further slots, for clients that hold less than an equal share while others hold all slots; default: an "
+        "eighth of --slots, at least 1",
+    )
+    add(
         "--max-positions",
         type=int,
         default=settings.max_positions,
         help="maximum length of a completion in positions: prompt, thoughts and text together",
+    )
+    add(
+        "--piece",
+        type=int,
+        help="positions of prompts that are encoded between two steps of a few running completions; longer prompts are "
+        "encoded in several pieces; default: on a CPU 128 in float32 and 256 in other types, on a GPU 1024",
     )
     add("--threads", type=int, help="CPU threads of a forward pass; default: torch's default")
     add(
@@ -144,8 +147,13 @@ LIMITS = {
     "max_samples": "maximum n (completions per prompt)",
     "max_completions": "maximum number of completions per request (prompts times n)",
     "max_thoughts": "maximum number of thoughts per completion",
+    "max_probabilities": "maximum number of probabilities in an answer: completions times tokens times (1 + logprobs), "
+    "and completions times thoughts times thought_top_k",
     "max_waiting": "maximum number of completions per model that wait for a slot; further requests get status 429",
+    "client_room": "number of completions per model that each client may have even if others fill the queue",
     "request_s": "maximum duration of a request in seconds, including waiting",
+    "stream_comment_s": "seconds after which a stream that has nothing to send gets a comment line, so that proxies do "
+    "not end it",
     "drain_s": "seconds that running requests may still take after the server is asked to stop",
 }
 """Limits that can be set on the command line, and their help texts."""
@@ -154,15 +162,12 @@ LIMITS = {
 def _serve(arguments: argparse.Namespace) -> None:
     arguments.checkpoint = arguments.checkpoint or [RUNS]
     settings, limits = settings_of(arguments)
-    if arguments.root_path is not None:
-        arguments.root_path = root_path_of(arguments.root_path)
-    key = read_key(arguments.api_key_file)
-    check_host(arguments.host, key, arguments.no_key)
+    access, network = access_of(arguments), network_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
     with needs("serve"):
         from serve.launch import start
 
-    start(arguments, settings, limits, key)
+    start(arguments, settings, limits, access, network)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
@@ -172,39 +177,15 @@ def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:
         ConfigError: a number is out of range.
     """
     settings = EngineSettings(
-        arguments.slots, arguments.max_positions, arguments.dtype, arguments.device, arguments.tf32
+        arguments.slots,
+        arguments.max_positions,
+        arguments.dtype,
+        arguments.device,
+        arguments.tf32,
+        arguments.spare_slots,
+        arguments.piece,
     )
     limits = Limits(**{name: getattr(arguments, name) for name in LIMITS})
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads {arguments.threads}: expected 1 or more")
     return settings, limits
-
-
-def read_key(file: Path | None) -> str | None:
-    """Reads the API key from a file, or from the environment if ``file`` is None. Returns None if there is no key.
-
-    Raises:
-        ConfigError: the file cannot be read, or is empty.
-    """
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"key file {file}: cannot be read ({error})") from error
-    if not key:
-        raise ConfigError(f"key file {file}: is empty; expected the API key or password")
-    return key
-
-
-def check_host(host: str, key: str | None, no_key: bool) -> None:
-    """Refuses to listen on other interfaces than loopback without a key, unless ``no_key`` allows it.
-
-    Raises:
-        ConfigError: the host is not a loopback address, there is no key, and ``no_key`` is False.
-    """
-    if host not in LOOPBACK and key is None and not no_key:
-        raise ConfigError(
-            f"--host {host}: other machines could use this server without a key; set COCONUT_API_KEY or give a key "
-            "file (--api-key-file, or --login for the app), or pass --no-key to allow it"
-        )

@@ -11,6 +11,8 @@ class Client:
     """Distinguishes clients, and is written to the log: ``key:NAME``, ``address:HOST``, or ``in-process``."""
     max_waiting: int | None = None
     """Completions of this client per model that may wait for a slot; None: ``Limits.max_waiting`` alone limits them."""
+    requests_per_minute: int | None = None
+    """Requests for text that this client may make per minute; None: ``Access.requests_per_minute`` limits them."""
 
 
 IN_PROCESS = Client("in-process")

@@ -33,6 +33,30 @@ class NotAuthorizedError(ServiceError):
     code = "invalid_api_key"
 
 
+class ForeignOriginError(ServiceError):
+    """A page of another site made the request."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "foreign_origin"
+
+
+class WrongHostError(ServiceError):
+    """The request is addressed to a host name that is not among those that are allowed."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "wrong_host"
+
+
+class RateLimitError(ServiceError):
+    """The client has sent too many requests in the last minute."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class UnknownModelError(ServiceError):
     """No checkpoint has this name."""
 
@@ -84,6 +108,13 @@ class UnavailableError(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class CheckpointFailedError(UnavailableError):
+    """A checkpoint cannot be loaded. Not 503, which tells proxies that the server itself is unavailable."""
+
+    status = 500
+    code = "checkpoint_failed"
 
 
 class TimeLimitError(ServiceError):

@@ -1,5 +1,6 @@
 """Jobs of a model's engine: a request, the events it produces, and the receiver of these events."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -59,6 +60,8 @@ class Times:
     """When each step of a job happened, in seconds of ``time.perf_counter``; 0.0: not yet."""
 
     submitted: float = 0.0
+    started: float = 0.0
+    """When the job got a slot."""
     encoded: float = 0.0
     """When the prompt was encoded, i.e. when the first thought or token came out of it."""
     thought: float = 0.0
@@ -82,6 +85,8 @@ class Job:
     """Identifies the HTTP request in the log."""
     client: Client = IN_PROCESS
     """Who asked for it."""
+    ends_at: float = math.inf
+    """Time of ``time.monotonic`` at which its caller stops waiting; it then gets no slot any more."""
     times: Times = field(default_factory=Times)
     ended: bool = False
     """Whether the job completed, failed or was cancelled. Only the model's thread writes it."""

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,18 +10,23 @@ from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.packages import needs
+from serve.access import Access
+from serve.api.records import Record, write
 from serve.checkpoints import find_checkpoints
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
 from serve.metrics import Metrics
 from serve.models import Models
+from serve.network_options import Network
 from serve.server import run_server
 from serve.service import Service
 
 log = logging.getLogger("serve")
 
 
-def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, key: str | None) -> None:
+def start(
+    arguments: argparse.Namespace, settings: EngineSettings, limits: Limits, access: Access, network: Network
+) -> None:
     """Finds the checkpoints and serves them until the process gets a signal.
 
     Raises:
@@ -43,7 +49,20 @@ def start(arguments: argparse.Namespace, settings: EngineSettings, limits: Limit
             # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
     mounts = app_mounts(service, arguments.data) if arguments.app else None
-    run_server(service, metrics, arguments.host, arguments.port, key, mounts, arguments.root_path)
+    receivers: list[Callable[[Record], None]] = []
+    if arguments.access_log or arguments.log_json:
+        receivers.append(write)
+    if not arguments.otel:
+        run_server(service, metrics, access, network, mounts, receivers)
+        return
+    with needs("otel"):
+        from serve.spans import Spans
+
+        spans = Spans()
+    try:
+        run_server(service, metrics, access, network, mounts, [*receivers, spans.record])
+    finally:
+        spans.close()
 
 
 def make_service(
@@ -61,7 +80,9 @@ def make_service(
         CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    models = Models(find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer)
+    models = Models(
+        find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.client_room
+    )
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 

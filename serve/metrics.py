@@ -29,6 +29,10 @@ class Metrics:
             return Histogram(PREFIX + name, text, LABEL, buckets=SECONDS, registry=self.registry)
 
         self.http_requests = counter("http_requests", "HTTP responses, by status.", ("status",))
+        self.connections_refused = counter("connections_refused", "Connections closed because all others worked.", ())
+        self.connections_ended = counter(
+            "connections_ended", "Connections ended because they kept the server waiting, by reason.", ("reason",)
+        )
         self.ended = counter("request_success", "Completions that ended normally.", ("model_name", "finished_reason"))
         self.failed = counter("request_failures", "Completions that failed.")
         self.cancelled = counter("request_cancelled", "Completions cancelled because the client stopped waiting.")
@@ -47,6 +51,24 @@ class Metrics:
     def watch(self, loaded: Callable[[], dict[str, ModelThread]]) -> None:
         """Registers gauges that are read from the loaded models at every scrape."""
         self.registry.register(_Gauges(loaded))
+
+    def watch_connections(self, count: Callable[[], tuple[int, int]]) -> None:
+        """Registers the gauge of open connections: how many wait for their client, and how many work."""
+        self.registry.register(_Connections(count))
+
+
+class _Connections(Collector):
+    """Reads the numbers of connections at every scrape."""
+
+    def __init__(self, count: Callable[[], tuple[int, int]]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterable[Metric]:
+        """See ``Collector``."""
+        family = GaugeMetricFamily(PREFIX + "connections_open", "Open connections.", labels=("state",))
+        for state, number in zip(("waiting", "working"), self._count(), strict=True):
+            family.add_metric([state], number)
+        yield family
 
 
 class _Counts(Observer):

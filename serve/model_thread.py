@@ -1,63 +1,39 @@
 """The thread that owns a loaded model: runs requests through its engine, and other functions between two passes.
 
 Only this thread touches the model. Any thread may submit or cancel jobs and may have a function run; events of a job go
-to the job's receiver. When a forward pass fails, the requests in the engine fail with it. The thread then continues
-with a new engine, unless that one cannot complete the simplest request either; then the model becomes unusable.
+to the job's receiver. While both requests and functions wait, each kind gets half of the time: the thread alternates
+between forward passes and parts of functions. When a forward pass fails, the requests in the engine fail with it. The
+thread then continues with a new engine, unless that one cannot complete the simplest request either; then the model
+becomes unusable.
 """
 
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import replace
+from typing import Literal, TypeVar
 
-import torch
-from torch import Tensor
-
-from coconut_ds.errors import CoconutError
-from coconut_ds.generation.requests import Completion, Request, Score
-from coconut_ds.generation.rows import Listener
-from coconut_ds.generation.thinking_engine import ThinkingEngine
-from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.generation.prefill import default_piece
+from coconut_ds.generation.thinking_engine import PASS_POSITIONS
+from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
-from serve.errors import EngineFailedError, QueueFullError, RequestError, UnavailableError
-from serve.jobs import Done, Event, Failed, Job, Observer, Receiver, Thought, Token
-from serve.limits import EngineSettings
+from serve.clients import IN_PROCESS, Client
+from serve.engine_jobs import EngineJobs
+from serve.errors import UnavailableError
+from serve.functions import Function, Functions
+from serve.jobs import Job, Observer
+from serve.limits import EngineSettings, Limits
+from serve.open_jobs import OpenJobs
+from serve.pass_clock import PassClock
+from serve.shares import Shares
 
-log = logging.getLogger("serve")
 Result = TypeVar("Result")
-STALL_S = 120.0
-"""Seconds. While a pass or a function runs for longer than this, the model is reported as unhealthy."""
-
-
-class _JobListener(Listener):
-    """Turns what the engine reports about one job into events in the thread's outbox."""
-
-    def __init__(self, thread: "ModelThread", job: Job) -> None:
-        self._thread, self._job = thread, job
-
-    def on_thought(self, ticket: int, index: int, state: Tensor) -> None:
-        times = self._job.times
-        times.thought = time.perf_counter()
-        times.encoded = times.encoded or times.thought
-        self._thread.observer.on_thought(self._job)
-        if self._job.wants_steps:
-            self._thread.send(self._job, Thought(index, state.float().cpu().clone()))
-
-    def on_token(self, ticket: int, token: int, score: Score | None) -> None:
-        times, now = self._job.times, time.perf_counter()
-        previous, times.last_token = times.last_token, now
-        times.first_token = times.first_token or now
-        times.encoded = times.encoded or now
-        self._thread.observer.on_token(self._job, previous)
-        if self._job.wants_steps:
-            self._thread.send(self._job, Token(token, score))
-
-    def on_done(self, ticket: int, completion: Completion) -> None:
-        self._job.times.done = time.perf_counter()
-        self._thread.end(ticket, Done(completion))
+PROBING_PIECES = 2
+"""Passes of probing have at most this many times the positions of a piece of a prompt (``generation/prefill.py``)."""
+BATCHED = 16
+"""A pass over n positions plausibly takes at most n / BATCHED times as long as a pass over one."""
 
 
 class ModelThread:
@@ -69,22 +45,33 @@ class ModelThread:
         settings: EngineSettings,
         max_waiting: int,
         observer: Observer | None = None,
+        client_room: int = Limits.client_room,
     ) -> None:
-        """``max_waiting``: maximum number of jobs waiting for a slot; ``observer``: notified of all jobs' progress."""
-        self.reasoner, self.settings = reasoner, settings
+        """
+        Args:
+            reasoner: the model.
+            settings: settings of its engine.
+            max_waiting: maximum number of jobs waiting for a slot.
+            observer: notified of all jobs' progress.
+            client_room: number of jobs that each client may have even if those of others fill the queue.
+        """
+        # Probing must not keep requests waiting for long.
+        most = PROBING_PIECES * default_piece(reasoner.loop)
+        self.reasoner = reasoner = replace(reasoner, pass_positions=most)
+        self.settings = settings
         self.capacity = min(settings.max_positions, reasoner.context_length or settings.max_positions)
-        self.observer = observer or Observer()
-        self.max_waiting = max_waiting
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._outbox: dict[Receiver, list[tuple[Job, Event]]] = {}
-        self._tickets: dict[int, Job] = {}
+        self._open = OpenJobs(settings.slots, max_waiting, client_room)
         self._lock = threading.Lock()
-        self._open = 0
-        """Number of accepted jobs that have not ended."""
         self._closing = self._stopped = False
         self._failure: str | None = None
-        self._busy_since: float | None = None
-        self._engine = self._new_engine()
+        self._clock = PassClock()
+        self._jobs = EngineJobs(reasoner, settings, self.capacity, observer or Observer(), self._open.remove)
+        self._functions = Functions(reasoner, wake=lambda: self._inbox.put(_nothing))
+        self._turns: Shares[Literal["pass", "part"]] = Shares()
+        """Seconds of forward passes and of parts of functions."""
+        self._waited: set[Literal["pass", "part"]] = set()
+        """The kinds of work that waited at the last turn."""
         self._thread = threading.Thread(target=self._work, name=f"model-{reasoner.name}", daemon=True)
         self._thread.start()
 
@@ -93,208 +80,174 @@ class ModelThread:
     @property
     def num_running(self) -> int:
         """Number of requests that occupy a slot."""
-        return self._engine.num_running
+        return self._jobs.num_running
 
     @property
     def num_waiting(self) -> int:
         """Number of accepted requests that do not have a slot yet."""
-        return max(0, self._open - self.num_running)
+        return max(0, self._open.total - self.num_running)
 
     @property
     def num_open(self) -> int:
         """Number of accepted requests that have not ended."""
-        return self._open
+        return self._open.total
 
     @property
     def cache_use(self) -> float:
         """Fraction of the cache's positions that requests occupy, 0 to 1."""
-        return self._engine.num_held / (self.settings.slots * self.capacity)
+        return self._jobs.cache_use
 
     @property
     def problem(self) -> str | None:
         """Why the model cannot be used; None if it can."""
-        since = self._busy_since
         if self._failure is not None:
             return self._failure
         if not self._thread.is_alive():
             return "its thread has ended"
-        if since is not None and time.perf_counter() - since > STALL_S:
-            return f"one pass or function has been running for more than {STALL_S:.0f} s"
-        return None
+        return self._clock.problem
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Accepts either all of the jobs or none.
+        """Accepts either all of the jobs, which have one client, or none.
 
         Raises:
             QueueFullError: too many jobs are already waiting.
             UnavailableError: the model cannot be used.
         """
-        if self.problem is not None:
-            raise UnavailableError(f"the model cannot be used: {self.problem}")
         with self._lock:
-            if self._closing:
-                raise UnavailableError("the model is being unloaded")
-            if self._open + len(jobs) > self.settings.slots + self.max_waiting:
-                raise QueueFullError(
-                    f"the queue is full: {self._open} completions are running or waiting, expected at most "
-                    f"{self.settings.slots + self.max_waiting} (the options --slots and --max-waiting); retry later",
-                    retry_after_s=1,
-                )
-            self._open += len(jobs)
+            self._check_usable()
+            self._open.add(jobs, self._jobs.num_held_by(jobs[0].client))
             now = time.perf_counter()
             for job in jobs:
                 job.times.submitted = now
-                self._inbox.put(lambda job=job: self._enter(job))  # type: ignore[misc]
+                self._inbox.put(lambda job=job: self._jobs.add(job))  # type: ignore[misc]
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Cancels jobs that have not ended. Once the model's thread has processed this, they have no more events."""
         for job in jobs:
             if not job.ended:
-                self._inbox.put(lambda job=job: self._forget(job))  # type: ignore[misc]
+                self._inbox.put(lambda job=job: self._jobs.cancel(job))  # type: ignore[misc]
 
-    def run(self, function: Callable[[Reasoner], Result]) -> "Future[Result]":
+    def run(self, function: Callable[[Reasoner], Result], client: Client = IN_PROCESS) -> "Future[Result]":
         """Calls ``function`` with the reasoner on the model's thread, between two passes; running requests wait.
 
         Raises:
             UnavailableError: the model cannot be used, or is being unloaded.
         """
-        future: Future[Result] = Future()
 
-        def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    with torch.no_grad():
-                        future.set_result(function(self.reasoner))
-                except Exception as error:
-                    future.set_exception(error)
+        def in_one_part(reasoner: Reasoner) -> Parts[Result]:
+            yield from ()
+            return function(reasoner)
 
+        return self.run_in_parts(in_one_part, client)
+
+    def run_in_parts(self, begin: Callable[[Reasoner], Parts[Result]], client: Client = IN_PROCESS) -> "Future[Result]":
+        """Like ``run``, for work in parts, between which requests and the functions of other clients get their turns.
+
+        A caller that no longer wants the result cancels the future; then no further part runs.
+
+        Args:
+            begin: given the reasoner, returns the work; see ``coconut_ds.parts``.
+            client: who wants the result.
+
+        Raises:
+            UnavailableError: the model cannot be used, or is being unloaded.
+        """
+        function = Function(begin, client)
         with self._lock:
-            if self._closing or self.problem is not None:
-                raise UnavailableError(f"the model cannot be used: {self.problem or 'it is being unloaded'}")
-            self._inbox.put(call)
-        return future
+            self._check_usable()
+            self._inbox.put(lambda: self._functions.add(function))
+        return function.future
 
     def stop(self) -> None:
-        """Makes unfinished requests fail and the thread end. Returns immediately."""
+        """Makes unfinished requests and functions fail and the thread end. Returns immediately."""
         with self._lock:
             if not self._closing:
                 self._closing = True
                 self._inbox.put(self._stop)
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Like ``stop``, but waits for the thread to end, for at most ``timeout_s`` seconds."""
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Like ``stop``, but waits for the thread to end, for at most ``timeout_s`` seconds. Returns whether it did."""
         self.stop()
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _check_usable(self) -> None:
+        if self.problem is not None:
+            raise UnavailableError(f"the model cannot be used: {self.problem}")
+        if self._closing:
+            raise UnavailableError("the model is being unloaded")
 
     # Called on the model's thread
 
-    def send(self, job: Job, event: Event) -> None:
-        """Puts an event into the outbox, which is delivered after each pass."""
-        self._outbox.setdefault(job.receiver, []).append((job, event))
-
-    def end(self, ticket: int, event: Done | Failed) -> None:
-        """Ends the job with this ticket."""
-        job = self._tickets.pop(ticket)
-        self._finish(job, event)
-
-    def _finish(self, job: Job, event: Done | Failed | None) -> None:
-        """Marks a job as ended and notifies its observer and receiver. ``event`` is None if the job was cancelled."""
-        job.ended = True
-        with self._lock:
-            self._open -= 1
-        if isinstance(event, Done):
-            self.observer.on_done(job, event.completion)
-        elif isinstance(event, Failed):
-            self.observer.on_failed(job)
-        else:
-            self.observer.on_cancelled(job)
-        if event is not None:
-            self.send(job, event)
-
-    def _new_engine(self) -> ThinkingEngine:
-        prompter = self.reasoner.prompter
-        return ThinkingEngine(self.reasoner.loop, prompter.eos_ids, self.settings.slots, self.capacity, prompter.text)
-
     def _work(self) -> None:
+        self._warm_up()
         while not self._stopped:
             try:
                 self._run_commands()
-                if op := self._engine.due():
-                    self._engine.step(op)
+                if self._failure is None:
+                    self._take_turn()
+                else:
+                    self._fail_all(UnavailableError(f"the model cannot be used: {self._failure}"))
             except Exception as error:
                 self._recover(error)
-            self._deliver()
-            self._busy_since = None
+            self._jobs.deliver()
+
+    def _warm_up(self) -> None:
+        """Takes the memory of the cache, and measures the shortest pass, from which follows how long any pass may
+        plausibly take."""
+        try:
+            self._jobs.take_memory()
+            self._jobs.try_engine()
+            self._clock.plausible_s = self._jobs.try_engine() * PASS_POSITIONS / BATCHED
+        except Exception as error:
+            self._recover(error)
 
     def _run_commands(self) -> None:
-        """Runs the commands in the inbox. Blocks until there is one if the engine has no jobs."""
-        wait = not self._tickets
+        """Runs the commands in the inbox. Blocks until there is one if there is no other work."""
+        wait = self._jobs.is_idle and not self._functions.can_run
         while True:
             try:
                 command = self._inbox.get(block=wait)
             except queue.Empty:
                 return
             wait = False
-            self._busy_since = time.perf_counter()
             command()
 
-    def _enter(self, job: Job) -> None:
-        """Hands a job to the engine."""
-        if self._failure is not None:
-            self._finish(job, Failed(UnavailableError(f"the model cannot be used: {self._failure}")))
+    def _take_turn(self) -> None:
+        """Does one forward pass or runs one part of a function, whichever kind has had less time."""
+        began = time.perf_counter()
+        with self._clock.running("a forward pass"):
+            op = self._jobs.due()
+        waiting: set[Literal["pass", "part"]] = set()
+        if op:
+            waiting.add("pass")
+        if self._functions.can_run:
+            waiting.add("part")
+        if not waiting:
             return
-        try:
-            ticket = self._engine.submit(job.request, _JobListener(self, job))
-        except CoconutError as error:
-            self._finish(job, Failed(RequestError(str(error))))
+        for kind in waiting - self._waited:
+            self._turns.enter(kind)
+        self._waited = waiting
+        kind = self._turns.first(sorted(waiting, reverse=True))
+        if kind == "pass":
+            with self._clock.running("a forward pass"):
+                self._jobs.step(op)
         else:
-            self._tickets[ticket] = job
-
-    def _forget(self, job: Job) -> None:
-        """Removes a cancelled job from the engine."""
-        if job.ended:
-            return
-        for ticket, other in self._tickets.items():
-            if other is job:
-                self._engine.cancel(ticket)
-                del self._tickets[ticket]
-                break
-        self._finish(job, None)
+            with self._clock.running("a part of a function"):
+                self._functions.run_part()
+        self._turns.charge(kind, time.perf_counter() - began)
 
     def _stop(self) -> None:
         self._stopped = True
-        for ticket in list(self._tickets):
-            self._engine.cancel(ticket)
-            self.end(ticket, Failed(UnavailableError("the server is stopping")))
+        self._fail_all(UnavailableError("the server is stopping"))
 
     def _recover(self, error: Exception) -> None:
-        """Fails the jobs in the engine, then continues with a new engine if that can complete the simplest request."""
-        ids = sorted({job.request_id for job in self._tickets.values()})
-        log.error(
-            "a forward pass of %s failed, and with it these requests: %s",
-            self.reasoner.name,
-            ", ".join(ids),
-            exc_info=error,
-        )
-        failed = EngineFailedError(
-            "a forward pass of the model failed; the server's log has the details under the request's id"
-        )
-        for ticket in list(self._tickets):
-            self.end(ticket, Failed(failed))
-        try:
-            self._engine = self._new_engine()
-            self._check()
-        except Exception as second:
-            log.error("%s can no longer be used", self.reasoner.name, exc_info=second)
-            self._failure = f"its engine failed, and so did a new one ({type(second).__name__})"
+        self._failure = self._jobs.recover(error)
 
-    def _check(self) -> None:
-        """Has the engine generate one token after a prompt of one token."""
-        ids = self.reasoner.prompter.eos_ids[:1]
-        self._engine.submit(Request(Layout(ids, [IGNORE], 1, 0), 1))
-        self._engine.run()
+    def _fail_all(self, error: UnavailableError) -> None:
+        self._jobs.fail_all(error)
+        self._functions.fail_all(error)
 
-    def _deliver(self) -> None:
-        outbox, self._outbox = self._outbox, {}
-        for receiver, events in outbox.items():
-            receiver.deliver(events)
+
+def _nothing() -> None:
+    """Wakes the thread."""

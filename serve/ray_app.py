@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve as ray_serve
 from ray.serve import Application
 
+from serve.access import Access
 from serve.api.app import create_app
-from serve.cli import read_key
+from serve.keys import read_keys
 from serve.launch import load, make_service
 from serve.limits import EngineSettings, Limits
 
@@ -55,7 +56,7 @@ class Replica:
         load(self.service, self.service.models.checkpoints.names[0])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.service, self.metrics, read_key(None))
+        return create_app(self.service, self.metrics, Access(read_keys(None)))
 
     def check_health(self) -> None:
         """Called by Ray, which replaces the replica if this raises."""

@@ -4,30 +4,75 @@ After SIGTERM or Ctrl-C the server drains: ``/health`` answers 503, new requests
 finish within ``--drain-s`` seconds; those that do not finish get an error. A second signal fails them at once.
 """
 
+import asyncio
 import logging
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve.access import Access, address_of
 from serve.api.app import create_app
+from serve.api.records import Record
+from serve.connections import Connection, Connections
+from serve.listener import Listener, listening
+from serve.logs import throttle_others
 from serve.metrics import Metrics
+from serve.network_options import Network
 from serve.service import Service
+from serve.stopping import within
 
 log = logging.getLogger("serve")
 GRACE_S = 2.0
 """The last seconds of the drain limit, reserved for sending the error to requests that did not finish."""
+CLOSE_S = 3.0
+"""Seconds that the models' threads may take to end after the server has stopped."""
+SWEEP_TICKS = 5
+"""Ticks between two looks at all connections; there are ten a second."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, except that it drains before it stops, and then exits with code 0."""
+    """uvicorn's server, except that it accepts connections itself, and drains before it stops, with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        connections: Connections,
+        sockets: Sequence[socket.socket],
+        network: Network,
+    ) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._connections = service, connections
+        self._sockets, self._network = sockets, network
+        self._throttled = throttle_others()
         self._ends_at: float | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until the process gets a signal. Does not wait for threads in which something is still computed."""
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self.serve())
+            left = asyncio.all_tasks(loop)
+            for one in left:
+                one.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=1))
+        finally:
+            self._connections.log.flush(everything=True)
+            self._throttled.flush(everything=True)
+            loop.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept connections; see uvicorn."""
+        await self.lifespan.startup()
+        listener = Listener(self._sockets, self._connections, self._connection, self._network.tls)
+        self.servers = [listener]  # type: ignore[list-item]  # what uvicorn needs of it: close and wait_closed
+        self._log_started_message(self._sockets)
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal starts draining, a second one ends it at once."""
@@ -41,6 +86,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second; stops the server when all requests finished or the limit is over."""
+        if counter % SWEEP_TICKS == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
+            self._throttled.flush()
         if self._ends_at is not None and not self.should_exit:
             late = time.monotonic() >= self._ends_at
             if late or not self._service.num_requests:
@@ -50,6 +98,9 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
+    def _connection(self, source: str) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._connections, source)
+
     @property
     def _limit_s(self) -> float:
         return self._service.limits.drain_s
@@ -58,39 +109,54 @@ class Server(uvicorn.Server):
 def run_server(
     service: Service,
     metrics: Metrics,
-    host: str,
-    port: int,
-    key: str | None = None,
+    access: Access,
+    network: Network,
     mounts: Mapping[str, ASGIApp] | None = None,
-    root_path: str | None = None,
+    receivers: Sequence[Callable[[Record], None]] = (),
 ) -> None:
     """Serves until the process gets a signal.
 
     Args:
         service: runs the requests.
         metrics: shown at ``/metrics``.
-        host: address to listen on.
-        port: port to listen on; 0 chooses a free one, which the log reports.
-        key: API key that clients must send; None: no key is required.
+        access: who may use the server.
+        network: where and how it listens.
         mounts: further ASGI apps by path.
-        root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
+        receivers: called with the record of each request that has ended.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
     """
-    app = create_app(service, metrics, key, mounts, root_path)
+
+    def is_exempt(source: str) -> bool:
+        address = address_of(source)
+        return access.trusts(source) or (address is not None and address.is_loopback)
+
+    sockets = listening(network.host, network.port)
+    connections = Connections(network.limits, metrics, is_exempt)
+    app = create_app(service, metrics, access, mounts, network.root_path, lambda: connections.is_full, receivers)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
+        host=network.host,
+        port=network.port,
         # Fixed, so that the server behaves the same whether or not uvloop or httptools are installed.
         loop="asyncio",
         http="h11",
+        # Nothing here is served over WebSockets, and uvicorn's class for them knows none of the limits.
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=30,
+        # The forwarded address is read by ``Access``.
+        proxy_headers=False,
+        timeout_keep_alive=max(1, round(network.limits.idle_s)),
         timeout_graceful_shutdown=max(1, round(GRACE_S)),
         lifespan="off",
     )
+    config.load()
+    config.ssl = network.tls
     try:
-        Server(config, service).run()
+        Server(config, service, connections, sockets, network).run()
     finally:
-        service.close()
+        if not within(CLOSE_S, service.close):
+            log.warning("models did not stop computing within %.0f s; the process ends without waiting", CLOSE_S)

@@ -1,28 +1,32 @@
 """The service runs requests on checkpoints, for coroutines and for plain threads. It knows nothing of HTTP.
 
 ``answer(ask)`` and ``streaming(ask)`` are for coroutines, ``answer_now(ask)`` is for plain threads; ``call(model,
-function)`` and ``call_now`` run a function of a ``Reasoner`` on the model's thread, between two passes. A caller that
-stops waiting (a cancelled coroutine, a closed generator) frees the slots of its requests after at most one pass.
+function)`` and ``call_now`` run a function of a ``Reasoner`` on the model's thread, between two passes, and
+``call_in_parts`` runs work that may take long. A caller that stops waiting (a cancelled coroutine, a closed generator)
+frees the slots of its requests after at most one pass, and no further part of its work runs.
 """
 
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter
-from coconut_ds.generation.requests import Completion, Request, Score
+from coconut_ds.generation.requests import Completion, Request
+from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
+from serve.aside import aside
 from serve.asking import Ask, check_numbers, requests_of
+from serve.clients import IN_PROCESS, Client
+from serve.continuations import Choice, Delta, Running
+from serve.deadlines import Deadline
 from serve.errors import TimeLimitError, UnavailableError
-from serve.jobs import Done, Event, Failed, Job, Receiver, Thought, Times, Token
+from serve.jobs import Done, Failed, Job, Receiver
 from serve.limits import Limits
 from serve.mailbox import AsyncMailbox, Mailbox
 from serve.model_thread import ModelThread
@@ -31,69 +35,10 @@ from serve.text import TextStream
 
 log = logging.getLogger("serve")
 Result = TypeVar("Result")
-EndReason = Literal["stop", "length"]
 LONG_PROMPT = 20_000
-"""Characters. Prompts that are longer than this in total are tokenized on another thread."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One complete continuation. ``index``: its position among those of the ``Ask``, prompt by prompt."""
-
-    index: int
-    text: str
-    finish_reason: EndReason
-    completion: Completion
-    num_prompt_tokens: int
-    """Positions of the prompt, including markers but not thoughts."""
-    times: Times
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step added to the continuation with this index."""
-
-    index: int
-    text: str = ""
-    """New text; empty while ``TextStream`` holds it back."""
-    token: int | None = None
-    score: Score | None = None
-    thought: Thought | None = None
-    choice: Choice | None = None
-    """The complete continuation; only set in its last delta."""
-
-
-@dataclass
-class Running:
-    """The jobs of an accepted ``Ask``."""
-
-    ask: Ask
-    jobs: list[Job]
-    prompter: Prompter
-    streams: list[TextStream] = field(default_factory=list)
-    """One per job; empty if the caller only wants complete continuations."""
-
-    def choice(self, job: Job, completion: Completion) -> Choice:
-        """The continuation of a completed job."""
-        text = self.prompter.cut(completion.tokens, self.ask.stop)
-        reason: EndReason = "length" if completion.finish_reason == "length" else "stop"
-        prompt = job.request.prompt
-        return Choice(job.index, text, reason, completion, len(prompt) - prompt.num_thoughts, job.times)
-
-    def delta(self, job: Job, event: Event) -> Delta:
-        """What an event adds to a job's continuation.
-
-        Raises:
-            ServiceError: the job failed.
-        """
-        stream = self.streams[job.index]
-        if isinstance(event, Thought):
-            return Delta(job.index, thought=event)
-        if isinstance(event, Token):
-            return Delta(job.index, stream.add(event.token), event.token, event.score)
-        if isinstance(event, Failed):
-            raise event.error
-        return Delta(job.index, stream.end(), choice=self.choice(job, event.completion))
+"""Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
+LONG_TEXT = 512
+"""Tokens. Continuations that have more in total become text aside of the event loop."""
 
 
 class Service:
@@ -114,16 +59,17 @@ class Service:
         Raises:
             ServiceError: the request was refused or failed.
         """
-        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox, ends_at):
-            choices: list[Choice | None] = [None] * len(running.jobs)
+        async with self._running(ask, request_id, wants_steps=False) as (running, mailbox):
+            done: dict[int, Completion] = {}
             for _ in running.jobs:
-                async with self._until(ends_at):
+                async with running.deadline.limiting():
                     job, event = await mailbox.get()
                 if isinstance(event, Failed):
                     raise event.error
                 assert isinstance(event, Done)
-                choices[job.index] = running.choice(job, event.completion)
-            return running.prompter, [choice for choice in choices if choice is not None]
+                done[job.index] = event.completion
+            is_long = sum(len(one.tokens) for one in done.values()) > LONG_TEXT
+            return running.prompter, await aside(running.choices, done) if is_long else running.choices(done)
 
     @asynccontextmanager
     async def streaming(self, ask: Ask, request_id: str = "") -> AsyncIterator[tuple[Prompter, AsyncIterator[Delta]]]:
@@ -135,25 +81,48 @@ class Service:
         Raises:
             ServiceError: the request was refused (on entering), or failed (while iterating).
         """
-        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox, ends_at):
-            yield running.prompter, self._deltas(running, mailbox, ends_at)
+        async with self._running(ask, request_id, wants_steps=True) as (running, mailbox):
+            yield running.prompter, self._deltas(running, mailbox)
 
-    async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
+    async def call(self, model: str, function: Callable[[Reasoner], Result], client: Client = IN_PROCESS) -> Result:
         """Runs a function on the model's thread, between two passes; the model's running requests wait for it.
 
         Raises:
             ServiceError: the model cannot be used, or the time limit was exceeded.
         """
-        self._check_accepting()
-        ends_at = self._ends_at()
-        async with self._holding(model, ends_at) as thread, self._until(ends_at):
-            return await asyncio.wrap_future(thread.run(function))
+        deadline = Deadline.after(self.limits.request_s)
+        async with self._holding(model, deadline) as thread, deadline.limiting():
+            return await asyncio.wrap_future(thread.run(function, client))
 
-    async def decode_thoughts(self, model: str, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
+    async def call_in_parts(
+        self,
+        model: str,
+        begin: Callable[[Reasoner], Parts[Result]],
+        client: Client = IN_PROCESS,
+        deadline: Deadline | None = None,
+    ) -> Result:
+        """Does long work on the model's thread, in parts that take turns with passes and with other clients' work.
+
+        Args:
+            model: name of the checkpoint.
+            begin: given the reasoner, returns the work; see ``coconut_ds.parts``.
+            client: who wants the result.
+            deadline: when the work must have ended; None: it may take any time. Cancelling this coroutine ends it.
+
+        Raises:
+            ServiceError: the model cannot be used, or the deadline has passed.
+        """
+        limiting = nullcontext() if deadline is None else deadline.limiting()
+        async with self._holding(model, deadline or Deadline.after(self.limits.request_s)) as thread, limiting:
+            return await asyncio.wrap_future(thread.run_in_parts(begin, client))
+
+    async def decode_thoughts(
+        self, model: str, thoughts: torch.Tensor, top_k: int, client: Client = IN_PROCESS
+    ) -> list[DecodedThought]:
         """Decodes thoughts [L, D] with the model's head: the ``top_k`` most likely tokens of each."""
         if not len(thoughts) or not top_k:
             return []
-        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k))
+        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k), client)
 
     # For plain threads
 
@@ -163,30 +132,35 @@ class Service:
         self._check_accepting()
         with self.models.holding(ask.model) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
-            with self._submitted(ask, requests, thread, mailbox, "in-process", wants_steps=False) as running:
-                ends_at = time.monotonic() + self.limits.request_s
-                choices: dict[int, Choice] = {}
-                while len(choices) < len(running.jobs):
+            with self._submitted(ask, requests, thread, mailbox, "in-process", False, self.deadline_of(ask)) as running:
+                done: dict[int, Completion] = {}
+                while len(done) < len(running.jobs):
                     try:
-                        job, event = mailbox.get(max(0.0, ends_at - time.monotonic()))
+                        job, event = mailbox.get(running.deadline.remaining_s)
                     except TimeoutError:
-                        raise self._time_limit_error() from None
+                        raise running.deadline.error() from None
                     if isinstance(event, Failed):
                         raise event.error
                     assert isinstance(event, Done)
-                    choices[job.index] = running.choice(job, event.completion)
-                return [choices[index] for index in range(len(choices))]
+                    done[job.index] = event.completion
+                return running.choices(done)
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Like ``call``, but blocks."""
         self._check_accepting()
         with self.models.holding(model) as thread:
+            future, deadline = thread.run(function), Deadline.after(self.limits.request_s)
             try:
-                return thread.run(function).result(self.limits.request_s)
+                return future.result(deadline.remaining_s)
             except TimeoutError:
-                raise self._time_limit_error() from None
+                future.cancel()
+                raise deadline.error() from None
 
     # State and shutdown
+
+    def deadline_of(self, ask: Ask) -> Deadline:
+        """The deadline of a request that begins now."""
+        return Deadline.after(self.limits.request_s, ask.timeout_s)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -197,6 +171,7 @@ class Service:
     def fail_all(self) -> None:
         """Fails all running and waiting requests with the error that the server is stopping."""
         self.draining = True
+        self.models.stop_loading()
         for thread in self.models.loaded.values():
             thread.stop()
 
@@ -211,59 +186,39 @@ class Service:
         if self.draining:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
-    def _time_limit_error(self) -> TimeLimitError:
-        return TimeLimitError(f"the request took longer than {self.limits.request_s:.0f} s (the option --request-s)")
-
     @asynccontextmanager
-    async def _until(self, ends_at: float) -> AsyncIterator[None]:
-        """Cancels the block with a ``TimeLimitError`` at ``ends_at``, a time of the event loop's clock."""
-        try:
-            async with asyncio.timeout_at(ends_at):
-                yield
-        except TimeoutError:
-            raise self._time_limit_error() from None
-
-    def _ends_at(self) -> float:
-        return asyncio.get_running_loop().time() + self.limits.request_s
-
-    @asynccontextmanager
-    async def _holding(self, model: str, ends_at: float) -> AsyncIterator[ModelThread]:
+    async def _holding(self, model: str, deadline: Deadline) -> AsyncIterator[ModelThread]:
         """Holds a model, which another thread loads if necessary."""
+        self._check_accepting()
         thread = self.models.hold_if_loaded(model)
         if thread is None:
-            # Loading cannot be interrupted. If this coroutine stops waiting, the hold is released after loading.
-            loading = asyncio.ensure_future(asyncio.to_thread(self.models.hold, model))
+            waiting = self.models.hold_soon(model)
             try:
-                async with self._until(ends_at):
-                    thread = await asyncio.shield(loading)
+                async with deadline.limiting():
+                    thread = await asyncio.wrap_future(waiting)
             except (asyncio.CancelledError, TimeLimitError):
-                loading.add_done_callback(lambda done: self._release_if_loaded(done, model))
+                waiting.add_done_callback(self.models.release_unwanted)
                 raise
         try:
             yield thread
         finally:
-            self.models.release(model)
-
-    def _release_if_loaded(self, loading: "asyncio.Future[ModelThread]", model: str) -> None:
-        if loading.exception() is None:
-            self.models.release(model)
+            self.models.release(model, thread)
 
     @asynccontextmanager
     async def _running(
         self, ask: Ask, request_id: str, wants_steps: bool
-    ) -> AsyncIterator[tuple[Running, AsyncMailbox, float]]:
-        """Accepts a request: yields its jobs, the mailbox that receives their events, and when its time limit ends."""
+    ) -> AsyncIterator[tuple[Running, AsyncMailbox]]:
+        """Accepts a request: yields its jobs, and the mailbox that receives their events."""
         check_numbers(ask, self.limits)
-        self._check_accepting()
-        ends_at = self._ends_at()
-        async with self._holding(ask.model, ends_at) as thread:
+        deadline = self.deadline_of(ask)
+        async with self._holding(ask.model, deadline) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
-            if sum(len(prompt) for prompt in ask.prompts if isinstance(prompt, str)) > LONG_PROMPT:
-                requests = await asyncio.to_thread(requests_of, *arguments)
+            if sum(map(len, ask.prompts)) > LONG_PROMPT:
+                requests = await aside(requests_of, *arguments)
             else:
                 requests = requests_of(*arguments)
-            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps) as running:
-                yield running, mailbox, ends_at
+            with self._submitted(ask, requests, thread, mailbox, request_id, wants_steps, deadline) as running:
+                yield running, mailbox
 
     @contextmanager
     def _submitted(
@@ -274,22 +229,26 @@ class Service:
         receiver: Receiver,
         request_id: str,
         wants_steps: bool,
+        deadline: Deadline,
     ) -> Iterator[Running]:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
-        jobs = [Job(each, receiver, index, wants_steps, name, ask.client) for index, each in enumerate(requests)]
+        jobs = [
+            Job(each, receiver, index, wants_steps, name, ask.client, deadline.ends_at)
+            for index, each in enumerate(requests)
+        ]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []
         thread.submit(jobs)
         try:
-            yield Running(ask, jobs, prompter, streams)
+            yield Running(ask, jobs, prompter, deadline, streams)
         finally:
             thread.cancel(jobs)
 
-    async def _deltas(self, running: Running, mailbox: AsyncMailbox, ends_at: float) -> AsyncIterator[Delta]:
+    async def _deltas(self, running: Running, mailbox: AsyncMailbox) -> AsyncIterator[Delta]:
         num_unfinished = len(running.jobs)
         while num_unfinished:
-            async with self._until(ends_at):
+            async with running.deadline.limiting():
                 job, event = await mailbox.get()
             delta = running.delta(job, event)
             num_unfinished -= delta.choice is not None

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from coconut_ds.parts import Parts
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.asking import Ask
-from serve.service import Choice, Service
+from serve.continuations import Choice
+from serve.service import Service
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence
     ask = replace(ask, prompts=ask.prompts[:1], samples=1, keep_thoughts=True)
     question = ask.prompts[0]
     assert isinstance(question, str), "traces need a question as text"
+    deadline = service.deadline_of(ask)
     _, (choice,) = await service.answer(ask, request_id)
 
-    def decode(reasoner: Reasoner) -> ThoughtTrace:
+    def decode(reasoner: Reasoner) -> Parts[ThoughtTrace]:
         count = reasoner.thoughts(ask.n_thoughts, ask.force_text_after).count
-        return trace_of(reasoner, question, choice.completion, count, top_k=top_k, tokens=tokens)
+        return trace_of.parts(reasoner, question, choice.completion, count, top_k=top_k, tokens=tokens)
 
-    return Traced(choice, await service.call(ask.model, decode))
+    return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, deadline))

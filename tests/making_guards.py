@@ -8,7 +8,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
+from serve.access import Access
 from serve.api.guards import Guards
+from serve.keys import Keys
 from serve.limits import Limits
 
 KEY = "sesame"
@@ -77,7 +79,8 @@ class Guarded:
     def __init__(self, app: Callable[..., Awaitable[None]] = echo, key: str | None = None, **limits: float) -> None:
         self.work = Work()
         self.counter = Counter("answers", "Answers.", ("status",), registry=CollectorRegistry())
-        self._guards = Guards(app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), key, self.counter)
+        access = Access(None if key is None else Keys.single(key))
+        self._guards = Guards(app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter)
 
     def ask(
         self,

@@ -210,13 +210,13 @@ def test_measuring_reports_progress_and_stops_when_the_client_leaves(studio):
 
     async def left_early() -> int:
         seen = 0
-        work = studio.watch("thinks", lambda reasoner, progress: [progress(i, 10**6) for i in range(10**7)])
+        work = studio.watch("thinks", lambda reasoner, progress: (progress(i, 10**6) for i in range(10**7)))
         async for _ in work:
             seen += 1
             break
         await work.aclose()
         # The engine's thread is free again: it answers.
-        await asyncio.wait_for(studio.call("thinks", lambda reasoner: None), 20)
+        await asyncio.wait_for(studio.service.call("thinks", lambda reasoner: None), 20)
         return seen
 
     assert asyncio.run(left_early()) == 1

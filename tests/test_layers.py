@@ -9,7 +9,7 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
     "strict_json",
-    "cli errors files formats methods",
+    "cli errors files formats methods parts",
     "distributed hub packages settings",
     "runs",
     "results",

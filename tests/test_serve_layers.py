@@ -8,16 +8,20 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits clients jobs mailbox text safety checkpoints model_thread asking metrics models service tracing",
-    "api server",
+    "errors limits deadlines clients keys rates throttled logs stopping descriptors tls access shares aside jobs "
+    "fair_queue open_jobs pass_clock functions engine_jobs mailbox text safety finding checkpoints memory model_thread "
+    "room loads loading asking continuations metrics models service tracing",
+    "api network_options connections listener spans server",
     "app",
-    "launch cli ray_app __main__",
+    "access_options log_options launch cli ray_app __main__",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}
 PAGES = ("think", "search", "intervene", "compare", "dataset")
 ONLY_IN = {
     "ray": {"serve.ray_app"},
-    "uvicorn": {"serve.server"},
+    "uvicorn": {"serve.server", "serve.connections"},
+    "h11": {"serve.connections"},
+    "opentelemetry": {"serve.spans"},
     "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "layout")},
     "plotly": {
         f"serve.app.{name}"

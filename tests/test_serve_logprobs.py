@@ -20,8 +20,8 @@ from coconut_ds.model.backbone import Backbone
 from serve.api.completions import _Unsent
 from serve.api.logprobs import ScoredText, within
 from serve.api.responses import ChatFormat, CompletionFormat
+from serve.continuations import Choice, Delta
 from serve.jobs import Times
-from serve.service import Choice, Delta
 from serve.text import TextStream
 
 KINDS = ("gpt2", "llama", "gemma", "words", "wordpiece")

@@ -11,8 +11,10 @@ from serving import save_checkpoint
 from starlette.testclient import TestClient
 
 from coconut_ds.errors import ConfigError
+from serve.access import Access
 from serve.api.app import create_app
 from serve.api.prefix import ROUTES, Prefix, root_path_of, route_of
+from serve.keys import Keys
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
@@ -88,7 +90,7 @@ def app(tmp_path_factory):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": f"{scope['root_path']} {route_of(scope)}".encode()})
 
-    yield create_app(service, metrics, KEY, {"/app": page})
+    yield create_app(service, metrics, Access(Keys.single(KEY)), {"/app": page})
     service.close()
 
 

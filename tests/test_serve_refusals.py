@@ -8,8 +8,10 @@ import pytest
 from serving import save_checkpoint
 from starlette.testclient import TestClient
 
+from serve.access import Access
 from serve.api.app import create_app
 from serve.cli import LIMITS
+from serve.keys import Keys
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 
@@ -25,7 +27,7 @@ def app(tmp_path_factory):
         save_checkpoint(place / method, method, seed=number)
     checkpoints = [str(place / name) for name in ("coconut", "cot")]
     service, metrics = make_service(checkpoints, EngineSettings(4), Limits(body_bytes=100_000, max_waiting=32))
-    yield create_app(service, metrics, KEY)
+    yield create_app(service, metrics, Access(Keys.single(KEY)))
     service.close()
 
 

@@ -87,6 +87,11 @@ class TokenBytes:
                 found.append(self._added(everything[max(0, place - CONTEXT) : place + 1]))
         return found
 
+    def of_each(self, ids: Sequence[int], before: Sequence[int] = ()) -> list[bytes]:
+        """The bytes that each token would add to the text of the tokens before it, if it came next."""
+        # The bytes of a byte-level token do not depend on others.
+        return self.of(ids) if self._is_byte_level else [self.of([token], before)[0] for token in ids]
+
     def token_of_name(self, name: str) -> int | None:
         """The token of a part of a character whose bytes ``token_name`` shows like this; None if there is none."""
         if r"\x" not in name:

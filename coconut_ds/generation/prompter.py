@@ -168,6 +168,13 @@ class Prompter:
         found = iter(self._bytes.of(shown, context))
         return [None if token in hidden else next(found) for token in tokens]
 
+    def bytes_of_each(self, tokens: Sequence[int], before: Sequence[int] = ()) -> list[bytes | None]:
+        """Like ``token_bytes``, but of several tokens any one of which may follow those before it."""
+        hidden = {*self.markers.all(), *self.eos_ids}
+        context = [token for token in before[-2 * CONTEXT :] if token not in hidden]
+        found = iter(self._bytes.of_each([token for token in tokens if token not in hidden], context))
+        return [None if token in hidden else next(found) for token in tokens]
+
     @cached_property
     def _bytes(self) -> TokenBytes:
         return TokenBytes(self.tokenizer)

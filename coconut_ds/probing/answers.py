@@ -19,6 +19,7 @@ from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
@@ -60,6 +61,7 @@ class SweepPoint(Plain):
     """Mean log probability (natural) of the right answers directly after the cue."""
 
 
+@in_parts
 def answers_after(
     reasoner: Reasoner,
     questions: Sequence[str],
@@ -69,7 +71,7 @@ def answers_after(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
     answers: str = "text",
-) -> list[list[AnswerAfter]]:
+) -> Parts[list[list[AnswerAfter]]]:
     """Answers each question once with each number of thoughts.
 
     Args:
@@ -94,18 +96,21 @@ def answers_after(
     given = () if form.one_token else cue
     requests = []
     for number in numbers:
-        for case, tail in zip(prepare(reasoner, questions, number, max_new_tokens), tails, strict=True):
+        cases = yield from prepare.parts(reasoner, questions, number, max_new_tokens)
+        for case, tail in zip(cases, tails, strict=True):
             requests.append(writing_request(case, reasoner, max_new_tokens))
             requests.append(writing_request(case, reasoner, max_new_tokens, given))
             requests.append(scoring_request(case, reasoner, tail[:1] if form.one_token else tail, given))
-    made = iter(run_requests(reasoner, requests, progress))
+    made = iter((yield from run_requests.parts(reasoner, requests, progress)))
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:
         for own, answer in zip(after, known, strict=True):
             own.append(_answer(reasoner, number, answer, answers, next(made), next(made), next(made)))
+        yield None
     return after
 
 
+@in_parts
 def sweep(
     reasoner: Reasoner,
     problems: Sequence[Problem],
@@ -114,10 +119,10 @@ def sweep(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
     answers: str = "text",
-) -> list[SweepPoint]:
+) -> Parts[list[SweepPoint]]:
     """Accuracy on a data set with each number of thoughts; the arguments are those of ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]
-    after = answers_after(
+    after = yield from answers_after.parts(
         reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress, answers=answers
     )
     return [_point(column) for column in zip(*after, strict=True)]

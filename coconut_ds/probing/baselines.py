@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from coconut_ds.formats import extract_answer
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 
@@ -52,12 +53,13 @@ class Outcome(Plain):
     """``log_probability`` minus that of the baseline; negative if the change made the baseline's text less likely."""
 
 
+@in_parts
 def baselines_of(
     reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
-) -> list[Baseline]:
+) -> Parts[list[Baseline]]:
     """Runs the model on each question without any change, with greedy decoding."""
-    cases = prepare(reasoner, questions, n_thoughts, max_new_tokens)
-    made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
+    cases = yield from prepare.parts(reasoner, questions, n_thoughts, max_new_tokens)
+    made = yield from run_requests.parts(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     found = []
     for case, one in zip(cases, made, strict=True):
         assert one.fed is not None
@@ -68,19 +70,20 @@ def baselines_of(
     return found
 
 
+@in_parts
 def outcomes_of(
     reasoner: Reasoner, trials: Sequence[Trial], max_new_tokens: int = 128, progress: OnProgress | None = None
-) -> list[Outcome]:
+) -> Parts[list[Outcome]]:
     """Runs all trials, with continuous batching.
 
     The baseline's text is scored first. If each of its tokens is still the likeliest, greedy decoding gives the same
     text, so new text is generated only for the other trials.
     """
-    scored = run_requests(
+    scored = yield from run_requests.parts(
         reasoner, [scoring_request(one.case, reasoner, one.baseline.tokens) for one in trials], progress
     )
     changed = [index for index, one in enumerate(scored) if not all(one.is_greedy)]
-    rewritten = run_requests(
+    rewritten = yield from run_requests.parts(
         reasoner, [writing_request(trials[index].case, reasoner, max_new_tokens) for index in changed]
     )
     texts = {index: reasoner.prompter.text(one.tokens) for index, one in zip(changed, rewritten, strict=True)}
@@ -91,4 +94,5 @@ def outcomes_of(
         answer = extract_answer(text, reasoner.card.text_format)
         change = log_probability - baseline.log_probability
         found.append(Outcome(text, answer, answer == baseline.answer, log_probability, change))
+        yield None
     return found

@@ -20,10 +20,13 @@ from coconut_ds.generation.prompter import Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
 """Number of requests that the engine processes at the same time. Probing makes many short requests."""
+SERVED_SLOTS = 32
+"""The same number in a server, where a part must be short and others need memory too."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished requests and the total number; may raise to stop the work."""
@@ -90,9 +93,10 @@ class Case:
         return replace(self, prompt=prompt, given=given)
 
 
+@in_parts
 def prepare(
     reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
-) -> list[Case]:
+) -> Parts[list[Case]]:
     """Prepares a case for each question.
 
     Args:
@@ -108,7 +112,7 @@ def prepare(
     prompter.check(thoughts)
     encoded = prompter.encode(questions)
     if prompter.method.starts_thinking:
-        return _after_writing(reasoner, questions, encoded, thoughts, max_new_tokens)
+        return (yield from _after_writing(reasoner, questions, encoded, thoughts, max_new_tokens))
     layouts = [prompter.prompt(ids, thoughts) for ids in encoded]
     if not (prompter.method.pauses and thoughts.count):
         return [Case(question, layout) for question, layout in zip(questions, layouts, strict=True)]
@@ -127,11 +131,11 @@ def _after_writing(
     encoded: Sequence[list[int]],
     thoughts: Thoughts,
     max_new_tokens: int,
-) -> list[Case]:
+) -> Parts[list[Case]]:
     """Cases for a model that decides itself when to start thinking. If it never starts, the case has no thoughts."""
     prompter = reasoner.prompter
     requests = [prompter.request(ids, thoughts, Writing(max_new_tokens)) for ids in encoded]
-    made = run_requests(reasoner, requests)
+    made = yield from run_requests.parts(reasoner, requests)
     return [
         _case_after_text(prompter.markers, question, ids, one.tokens, thoughts.count)
         for question, ids, one in zip(questions, encoded, made, strict=True)
@@ -192,9 +196,10 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
     )
 
 
+@in_parts
 def run_requests(
     reasoner: Reasoner, requests: Sequence[Request], progress: OnProgress | None = None
-) -> list[Completion]:
+) -> Parts[list[Completion]]:
     """Runs all requests with continuous batching and returns their completions, in the same order."""
     done = 0
 
@@ -205,4 +210,10 @@ def run_requests(
             progress(done, len(requests))
 
     prompter = reasoner.prompter
-    return generate(reasoner.loop, requests, prompter.eos_ids, SLOTS, prompter.text, one_more)
+    most = reasoner.pass_positions
+    # Limited passes go with a limited cache, since several functions may be between two parts.
+    slots = SLOTS if most is None else SERVED_SLOTS
+    work = generate.parts(
+        reasoner.loop, requests, prompter.eos_ids, slots, prompter.text, one_more, pass_positions=most
+    )
+    return (yield from work)

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.encoding import encode
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request
 from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
@@ -111,6 +113,7 @@ class HeightValue(Plain):
     num_incorrect: int
 
 
+@in_parts
 def graph_views(
     reasoner: Reasoner,
     problems: Sequence[Problem],
@@ -118,7 +121,7 @@ def graph_views(
     *,
     frontier_only: bool = False,
     progress: OnProgress | None = None,
-) -> list[GraphView]:
+) -> Parts[list[GraphView]]:
     """Computes the values of the nodes of each problem after each number of thoughts.
 
     Args:
@@ -132,19 +135,23 @@ def graph_views(
         DataError: a problem has no graph.
     """
     form = reasoner.card.text_format
-    texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
+    texts = []
+    for index, problem in enumerate(problems):
+        texts.append(graph_text(problem, form, f"problem {index}"))
+        yield None
     size = max(reasoner.card.c_thought, 1)
     numbers = range(0, reasoner.card.num_latents + 1, size) if numbers is None else numbers
     requests: list[Request] = []
     wanted: list[tuple[int, int, int, list[int]]] = []
     for number in numbers:
-        cases = prepare(reasoner, [problem.question for problem in problems], number)
+        cases = yield from prepare.parts(reasoner, [problem.question for problem in problems], number)
         for index, (text, case) in enumerate(zip(texts, cases, strict=True)):
             hop = text.hop(number // size)
             nodes = text.frontier(hop) if frontier_only else list(range(text.graph.num_nodes))
             requests += _requests(reasoner, text, without_cue(case, reasoner), number // size, nodes)
             wanted.append((index, number, hop, nodes))
-    made = iter(run_requests(reasoner, requests, progress))
+            yield None
+    made = iter((yield from run_requests.parts(reasoner, requests, progress)))
     after: list[list[Frontier]] = [[] for _ in problems]
     for index, number, hop, nodes in wanted:
         probabilities = {
@@ -152,6 +159,7 @@ def graph_views(
         }
         before = texts[index].before_node(number // size)
         after[index].append(_frontier(texts[index], number, hop, before, probabilities))
+        yield None
     return [_view(text, frontiers) for text, frontiers in zip(texts, after, strict=True)]
 
 
@@ -227,8 +235,8 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, before: str, name: str) -> l
     Raises:
         DataError: the tokenizer merges the end of the text and the name into one token.
     """
-    start: list[int] = tokenizer.encode(before, add_special_tokens=False) if before else []
-    whole: list[int] = tokenizer.encode(f"{before} {name}".strip(), add_special_tokens=False)
+    start = encode(tokenizer, [before])[0] if before else []
+    whole = encode(tokenizer, [f"{before} {name}".strip()])[0]
     if whole[: len(start)] != start or len(whole) == len(start):
         raise DataError(f"{name!r}: this tokenizer does not give it separate tokens after {before!r}")
     return whole[len(start) :]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.generation.decoding import token_id
+from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
 from coconut_ds.probing.cases import Case, Plain, embeddings
 from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
@@ -77,6 +78,7 @@ class _Plan:
     """One donor per case; empty if the arm has no donors."""
 
 
+@in_parts
 def intervene(
     reasoner: Reasoner,
     question: str,
@@ -87,7 +89,7 @@ def intervene(
     n_thoughts: int | None = None,
     max_new_tokens: int = 128,
     with_controls: bool = True,
-) -> list[InterventionReport]:
+) -> Parts[list[InterventionReport]]:
     """Runs interventions on the thoughts of one question and returns a report on each.
 
     All interventions and their controls, except ``pause``, run in the same continuous batch.
@@ -108,17 +110,18 @@ def intervene(
     requested = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     options = (n_thoughts, max_new_tokens)
     donors = [one.donor for one in requested if one.donor is not None]
-    baseline, known = _baselines(reasoner, question, [*references, *donors], options)
+    baseline, known = yield from _baselines(reasoner, question, [*references, *donors], options)
     pool = [known[one] for one in references if one != question]
     plans = [_plans(reasoner, baseline, one, pool, known) for one in requested]
     plans = plans if with_controls else [own[:1] for own in plans]
     trials = [Trial(baseline, case) for own in plans for plan in own for case in plan.cases]
-    outcomes = iter(outcomes_of(reasoner, trials, max_new_tokens))
+    outcomes = iter((yield from outcomes_of.parts(reasoner, trials, max_new_tokens)))
     reports = []
     for intervention, own in zip(requested, plans, strict=True):
         effect, *controls = [_arm(plan, outcomes) for plan in own]
         if pause is not None:
-            controls.append(_pause_control(pause, effect, question, intervention, references, options))
+            control = yield from _pause_control(pause, effect, question, intervention, references, options)
+            controls.append(control)
         reports.append(_report(baseline, intervention, effect, controls))
     return reports
 
@@ -132,14 +135,14 @@ def _report(
 
 def _baselines(
     reasoner: Reasoner, question: str, others: Sequence[str], options: _Options
-) -> tuple[Baseline, dict[str, Baseline]]:
+) -> Parts[tuple[Baseline, dict[str, Baseline]]]:
     """The baseline of the question, and the baselines of all questions (including ``others``) by question.
 
     Raises:
         DataError: the model has no thoughts on the question.
     """
     different = [one for one in dict.fromkeys(others) if one != question]
-    baselines = baselines_of(reasoner, [question, *different], *options)
+    baselines = yield from baselines_of.parts(reasoner, [question, *different], *options)
     if not baselines[0].case.num_latents:
         raise DataError("the model did not think, so there is no thought to change; set n_thoughts to 1 or more")
     return baselines[0], {one.case.question: one for one in baselines}
@@ -248,16 +251,17 @@ def _pause_control(
     intervention: Intervention,
     references: Sequence[str],
     options: _Options,
-) -> InterventionArm:
+) -> Parts[InterventionArm]:
     """Runs the ``pause`` control: the same change in a checkpoint that uses pauses.
 
     That checkpoint feeds the same vectors for every question, so patching changes nothing in it.
     """
     questions = list(dict.fromkeys([baseline_question, *references, *effect.donors]))
-    known = {one.case.question: one for one in baselines_of(pause, questions, *options)}
+    baselines = yield from baselines_of.parts(pause, questions, *options)
+    known = {one.case.question: one for one in baselines}
     baseline, count = known[baseline_question], known[baseline_question].case.num_latents
     pool = [known[one] for one in references if one != baseline_question and len(known[one].fed) >= count]
     material = Material(mean_thoughts(pool, count) if pool else None, token=_token(pause, intervention))
     plan = _plan("pause", baseline, intervention, material, [known[one] for one in effect.donors])
-    outcomes = outcomes_of(pause, [Trial(baseline, case) for case in plan.cases], options[1])
+    outcomes = yield from outcomes_of.parts(pause, [Trial(baseline, case) for case in plan.cases], options[1])
     return _arm(plan, iter(outcomes))

@@ -8,6 +8,7 @@ most common label, and the states of models without thoughts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -17,6 +18,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.decoding import token_id
+from coconut_ds.parts import Parts, in_parts, on_another_thread
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Plain
 from coconut_ds.probing.labels import labels_of
@@ -56,6 +58,7 @@ class ProbeScore(Plain):
     """Number of problems that the probe was scored on."""
 
 
+@in_parts
 def linear_probes(
     reasoner: Reasoner,
     fit: Sequence[Problem],
@@ -64,7 +67,7 @@ def linear_probes(
     n_thoughts: int | None = None,
     layer: int = -1,
     seed: int = 0,
-) -> list[ProbeScore]:
+) -> Parts[list[ProbeScore]]:
     """Fits and scores a probe for every combination of a state and a label.
 
     Args:
@@ -82,7 +85,7 @@ def linear_probes(
     if shared:
         raise DataError(f"linear probes: {len(shared)} questions are in both sets, e.g. {min(shared)!r}")
     everything = [*fit, *scored]
-    features = _features(reasoner, everything, n_thoughts, layer)
+    features = yield from _features.parts(reasoner, everything, n_thoughts, layer)
     count = features.shape[1] - 1
     names = [*(f"thought {number}" for number in range(1, count + 1)), BEFORE_TEXT]
     scores = []
@@ -90,7 +93,9 @@ def linear_probes(
         tokens = _label_tokens(reasoner, sorted(set(values)))
         for place, name in enumerate(names):
             states, split = features[:, place], len(fit)
-            probe, shuffled, majority = _probe_accuracies(states, values, split, seed)
+            # A fit does not need the model, and may take seconds.
+            fits = partial(_probe_accuracies, states, values, split, seed)
+            probe, shuffled, majority = yield from on_another_thread(fits)
             lens, lens_top = (
                 _head_accuracies(reasoner, states[split:], values[split:], tokens) if tokens else (None, None)
             )
@@ -99,10 +104,13 @@ def linear_probes(
     return scores
 
 
-def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Tensor:
+@in_parts
+def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Parts[Tensor]:
     """[problems, L + 1, D] the states of the thoughts and the state before the text, at one layer."""
-    known = baselines_of(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)
-    states: list[States] = layer_states(reasoner, [one.case for one in known], [one.fed for one in known])
+    known = yield from baselines_of.parts(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)
+    states: list[States] = yield from layer_states.parts(
+        reasoner, [one.case for one in known], [one.fed for one in known]
+    )
     counts = sorted({one.layers.shape[1] for one in states})
     if len(counts) > 1:
         raise DataError(

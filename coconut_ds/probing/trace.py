@@ -17,6 +17,7 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
+from coconut_ds.parts import Parts, all_parts, in_parts
 from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
@@ -94,11 +95,12 @@ def trace_thoughts(
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [vectors for one in made if (vectors := one.fed) is not None]
     return [
-        _trace(reasoner, case, states, completion, top_k, chosen, temperature)
+        all_parts(_trace(reasoner, case, states, completion, top_k, chosen, temperature))
         for case, completion, states in zip(cases, made, layer_states(reasoner, cases, fed), strict=True)
     ]
 
 
+@in_parts
 def trace_of(
     reasoner: Reasoner,
     question: str,
@@ -107,7 +109,7 @@ def trace_of(
     *,
     top_k: int = 5,
     tokens: Sequence[str] = (),
-) -> ThoughtTrace:
+) -> Parts[ThoughtTrace]:
     """Traces the thoughts of a question that was already answered.
 
     Args:
@@ -126,7 +128,8 @@ def trace_of(
     case = answered_case(reasoner, question, num_latents if pauses else completion.num_thoughts, completion.tokens)
     fed = torch.stack(list(case.given.values())) if case.given else completion.fed
     assert fed is not None, "the completion must keep its thoughts"
-    return _trace(reasoner, case, layer_states(reasoner, [case], [fed])[0], completion, top_k, chosen, 1.0)
+    (states,) = yield from layer_states.parts(reasoner, [case], [fed])
+    return (yield from _trace(reasoner, case, states, completion, top_k, chosen, 1.0))
 
 
 def _trace(
@@ -137,8 +140,12 @@ def _trace(
     top_k: int,
     chosen: Sequence[int],
     temperature: float,
-) -> ThoughtTrace:
-    decoded = decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, states.layers, top_k, chosen, temperature)
+) -> Parts[ThoughtTrace]:
+    limit, count = reasoner.pass_positions, states.layers.shape[1]
+    decoded: list[list[DecodedThought]] = []
+    for layers in states.layers.split(len(states.layers) if limit is None else max(1, limit // count)):
+        decoded += decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, layers, top_k, chosen, temperature)
+        yield None
     prompter = reasoner.prompter
     text = prompter.text(completion.tokens)
     return ThoughtTrace(

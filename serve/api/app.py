@@ -1,6 +1,6 @@
 """Creates the server's ASGI app from its routes, error handlers and guards."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
@@ -8,12 +8,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import coconut_ds
+from serve.access import Access
 from serve.api import completions, status, thoughts
 from serve.api.errors import add_handlers
 from serve.api.guards import Guards
 from serve.api.head import HeadAsGet
 from serve.api.pages import add_pages
 from serve.api.prefix import Prefix
+from serve.api.records import Record, Records
+from serve.api.safe_headers import SafeHeaders
 from serve.api.streams import ClientGoneError
 from serve.metrics import Metrics
 from serve.service import Service
@@ -25,18 +28,22 @@ CLIENT_GONE = 499
 def create_app(
     service: Service,
     metrics: Metrics,
-    key: str | None = None,
+    access: Access | None = None,
     mounts: Mapping[str, ASGIApp] | None = None,
     root_path: str | None = None,
+    is_full: Callable[[], bool] = lambda: False,
+    receivers: Sequence[Callable[[Record], None]] = (),
 ) -> FastAPI:
     """Creates the server's ASGI app.
 
     Args:
         service: runs the requests.
         metrics: shown at ``/metrics``.
-        key: API key that clients must send; None: no key is required.
-        mounts: further ASGI apps by path, protected by the same key.
+        access: who may use the server; None: everybody who can connect to it.
+        mounts: further ASGI apps by path, protected in the same way.
         root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
+        is_full: whether so many requests are in progress that the server takes no others.
+        receivers: called with the record of each request that has ended.
     """
     app = FastAPI(
         title="coconut-ds",
@@ -56,7 +63,17 @@ def create_app(
     for path, mounted in mounts.items():
         app.mount(path, mounted)
     app.add_middleware(HeadAsGet, mounts=mounts)
-    app.add_middleware(Guards, service=service, limits=service.limits, key=key, counter=metrics.http_requests)
+    app.add_middleware(
+        Guards,
+        service=service,
+        limits=service.limits,
+        access=access or Access(),
+        counter=metrics.http_requests,
+        mounts=mounts,
+        is_full=is_full,
+    )
+    app.add_middleware(SafeHeaders, mounts=mounts)
+    app.add_middleware(Records, receivers=receivers)
     # Added last, so that it comes first: the guards compare paths without the prefix.
     app.add_middleware(Prefix, root_path=root_path)
     return app

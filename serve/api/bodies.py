@@ -1,18 +1,26 @@
 """Reads the JSON bodies of requests. What cannot be read is refused with a message that says what to send instead."""
 
+import gc
 import json
+import threading
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve.aside import aside
 from serve.errors import MediaTypeError, RequestError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ADVICE = "send the request's fields as a JSON object with 'Content-Type: application/json'"
+LARGE = 16_384
+"""Bytes. Bodies that are larger than this are read aside of the event loop."""
+_loading = threading.Lock()
 
 
 class JsonRoute(APIRoute):
@@ -21,25 +29,59 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See FastAPI."""
         handle = super().get_route_handler()
+        body_type: Any = None if self.body_field is None else self.body_field.field_info.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(body_type)
 
         async def read_and_handle(request: Request) -> Response:
-            read = _ReadRequest(request.scope, request.receive)
-            check_headers(read)
-            read.value = parse(await read.body())
-            return await handle(read)
+            check_headers(request)
+            return await handle(_ReadRequest(request, await _read(adapter, request)))
 
         return read_and_handle
 
 
 class _ReadRequest(Request):
-    """A request whose body has been read."""
+    """A request whose body has been read and checked."""
 
-    value: Any
-    """The parsed body."""
+    def __init__(self, request: Request, value: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._values = [value]
+
+    async def body(self) -> bytes:
+        """Tells FastAPI that there is a body. The bytes are not kept while the request runs."""
+        return b"{}"
 
     async def json(self) -> Any:
-        """The parsed body; FastAPI calls this."""
-        return self.value
+        """The checked body; FastAPI calls this once, and finds nothing to change in a value of the right type."""
+        return self._values.pop()
+
+
+async def _read(adapter: TypeAdapter[Any], request: Request) -> Any:
+    """The checked body.
+
+    Raises:
+        RequestError: the body is not a JSON object.
+        MediaTypeError: the body is compressed.
+        RequestValidationError: a field is wrong.
+    """
+    body = b"".join([chunk async for chunk in request.stream()])
+    return checked(adapter, body) if len(body) <= LARGE else await aside(checked, adapter, body)
+
+
+def checked(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    """Reads a body and checks it; raises like ``_read``."""
+    value = _value_or_error(adapter, parse(body))
+    if isinstance(value, RequestValidationError):
+        raise value
+    return value
+
+
+def _value_or_error(adapter: TypeAdapter[Any], values: dict[str, Any]) -> Any:
+    """The checked value, or an error that does not refer to the values, which may be large."""
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        return RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found])
 
 
 def check_headers(request: Request) -> None:
@@ -72,20 +114,33 @@ def parse(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise RequestError(f"body: is empty; {ADVICE}")
-    text = _text(body)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(f"body: is not valid JSON ({error.msg} at {place}); send a JSON object") from error
-    except RecursionError as error:
-        raise RequestError("body: is nested too deeply; send a JSON object as /docs describes it") from error
-    except ValueError as error:
-        # The only other cause: Python limits the digits of integers that it reads.
-        raise RequestError("body: contains an integer with thousands of digits; send a shorter one") from error
+    value, fault = _loaded(_text(body))
+    if fault is not None:
+        raise RequestError(f"body: {fault}")
     if not isinstance(value, dict):
         raise RequestError(f"body: is {_KINDS[type(value)]}; send a JSON object with the fields that /docs lists")
     return value
+
+
+def _loaded(text: str) -> tuple[Any, str | None]:
+    """The value of a JSON text, or what is wrong with the text. Python's own errors would keep the whole text."""
+    try:
+        with _loading:
+            # Otherwise the garbage collector would examine the new objects again and again, for seconds. It would find
+            # nothing: the values of a JSON text never refer to each other in circles.
+            gc.disable()
+            try:
+                return json.loads(text), None
+            finally:
+                gc.enable()
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        return None, f"is not valid JSON ({error.msg} at {place}); send a JSON object"
+    except RecursionError:
+        return None, "is nested too deeply; send a JSON object as /docs describes it"
+    except ValueError:
+        # The only other cause: Python limits the digits of integers that it reads.
+        return None, "contains an integer with thousands of digits; send a shorter one"
 
 
 def _text(body: bytes) -> str:
@@ -95,12 +150,13 @@ def _text(body: bytes) -> str:
         # Lone surrogates are reported later, for the field that has them.
         return body.decode(encoding, "surrogatepass")
     except UnicodeDecodeError as error:
-        if body.startswith(GZIP_MAGIC):
-            raise MediaTypeError("the body is compressed by gzip; send it uncompressed") from error
-        raise RequestError(
-            f"body: is not valid {encoding.upper()}: byte {error.start} (0x{body[error.start]:02x}) does not belong to "
-            "a character; encode the JSON text as UTF-8"
-        ) from error
+        place = error.start
+    if body.startswith(GZIP_MAGIC):
+        raise MediaTypeError("the body is compressed by gzip; send it uncompressed")
+    raise RequestError(
+        f"body: is not valid {encoding.upper()}: byte {place} (0x{body[place]:02x}) does not belong to a character; "
+        "encode the JSON text as UTF-8"
+    )
 
 
 _KINDS = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}

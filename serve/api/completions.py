@@ -1,19 +1,25 @@
 """``POST /v1/completions`` and ``POST /v1/chat/completions``: the same steps, with two response formats."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Prompter
 from serve.api.bodies import JsonRoute
 from serve.api.errors import body_of
+from serve.api.guards import client_of
 from serve.api.logprobs import ScoredText, ScoredToken, within
+from serve.api.pieces import dumps, joined, object_of
+from serve.api.records import Record, record_of
 from serve.api.responses import (
     ChatFormat,
     ChatResponse,
@@ -25,11 +31,18 @@ from serve.api.responses import (
     usage_of,
 )
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
-from serve.api.streams import END, EventStream, event, while_connected
+from serve.api.streams import END, EventStream, event, json_response, while_connected
+from serve.api.timeouts import timeout_of
+from serve.aside import aside
 from serve.asking import Ask
+from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
+LARGE = 1000
+"""Log probabilities. If a choice has more, it is written aside of the event loop."""
+NUM_AT_ONCE = 32
+"""Number of tokens whose log probabilities are written at once."""
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 }
@@ -53,20 +66,25 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
-    exchange = _Exchange(service, body, ask, format, request.state.request_id)
+    ask = replace(ask, client=client_of(request), timeout_s=timeout_of(request))
+    record = record_of(request)
+    record.model = ask.model
+    exchange = _Exchange(service, body, ask, format, record, request.state.request_id)
     if not body.stream:
-        return JSONResponse(await while_connected(request, exchange.whole()))
+        return await while_connected(request, exchange.whole())
     stack = AsyncExitStack()
     # Entered before the stream starts, so that a request that is refused gets an error status instead of a stream.
     prompter, deltas = await stack.enter_async_context(service.streaming(ask, request.state.request_id))
-    return EventStream(exchange.events(prompter, deltas), stack)
+    return EventStream(exchange.events(prompter, deltas), stack, service.limits.stream_comment_s)
 
 
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, service: Service, body: Generation, ask: Ask, format: ResponseFormat, request_id: str) -> None:
-        self._service, self._body, self._ask, self._format = service, body, ask, format
+    def __init__(
+        self, service: Service, body: Generation, ask: Ask, format: ResponseFormat, record: Record, request_id: str
+    ) -> None:
+        self._service, self._body, self._ask, self._format, self._record = service, body, ask, format, record
         self._request_id = request_id
         self._head = {
             "id": format.prefix + request_id,
@@ -75,15 +93,39 @@ class _Exchange:
             "model": ask.model,
         }
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """The response to a request without ``stream``."""
         prompter, choices = await self._service.answer(self._ask, self._request_id)
+        self._record.add(choices)
         thoughts = await self._thoughts(choices)
-        shown = []
-        for choice, one in zip(choices, thoughts, strict=True):
-            logprobs = self._logprobs(prompter, choice) if self._ask.num_likeliest is not None else None
-            shown.append({**self._format.choice(choice, logprobs), **({} if one is None else {"thoughts": one})})
-        return {**self._head, "choices": shown, "usage": usage_of(choices, self._ask.samples)}
+        return await json_response(self._pieces(prompter, choices, thoughts))
+
+    async def _pieces(
+        self, prompter: Prompter, choices: list[Choice], thoughts: list[list[DecodedThought] | None]
+    ) -> AsyncIterator[bytes]:
+        """The response as JSON: a piece for each choice, which is then let go."""
+        usage = usage_of(choices, self._ask.samples)
+        yield f'{dumps(self._head)[:-1]},"choices":['.encode()
+        for number in range(len(choices)):
+            choice, decoded = choices.pop(0), thoughts.pop(0)
+            comma = "," if number else ""
+            is_large = len(choice.completion.scores) * (self._ask.num_likeliest or 0) > LARGE or decoded
+            written = (
+                await aside(self._written, prompter, choice, decoded)
+                if is_large
+                else self._written(prompter, choice, decoded)
+            )
+            yield (comma + written).encode()
+        yield f'],"usage":{dumps(usage)}}}'.encode()
+
+    def _written(self, prompter: Prompter, choice: Choice, decoded: list[DecodedThought] | None) -> str:
+        """A choice as JSON."""
+        written = {}
+        if self._ask.num_likeliest is not None:
+            written["logprobs"] = joined(self._logprobs(prompter, choice))
+        if decoded is not None:
+            written["thoughts"] = dumps(thoughts_of(decoded))
+        return object_of(self._format.choice(choice, None), written)
 
     async def events(self, prompter: Prompter, deltas: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
         """The response to a request with ``stream``, as server-sent events.
@@ -94,6 +136,8 @@ class _Exchange:
         choices: dict[int, Choice] = {}
         try:
             async for delta in deltas:
+                # Lets other requests go on, also while events wait and the client reads as fast as they are written.
+                await asyncio.sleep(0)
                 unsent.take(delta)
                 if delta.thought is not None:
                     continue
@@ -108,6 +152,7 @@ class _Exchange:
                     yield self._chunk(self._format.chunk(delta.index, delta.text, logprobs, reason))
                 if delta.choice is not None:
                     choices[delta.index] = delta.choice
+                    self._record.add([delta.choice])
             if self._body.wants_usage:
                 ordered = [choices[index] for index in sorted(choices)]
                 yield event({**self._head, "choices": [], "usage": usage_of(ordered, self._ask.samples)})
@@ -123,31 +168,36 @@ class _Exchange:
         if top_k := self._body.top_k_of_thoughts:
             states = unsent.thoughts.pop(index, [])
             stacked = torch.stack(states) if states else torch.zeros(0)
-            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k)
+            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
             yield self._chunk({**self._format.chunk(index, "", None, None), "thoughts": thoughts_of(decoded)})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         usage = {"usage": None} if self._body.wants_usage else {}
         return event({**self._head, "choices": [choice], **usage})
 
-    async def _thoughts(self, choices: list[Choice]) -> list[list[dict[str, Any]] | None]:
+    async def _thoughts(self, choices: list[Choice]) -> list[list[DecodedThought] | None]:
         """Decoded thoughts of each choice; None if the request does not ask for thoughts."""
         top_k = self._body.top_k_of_thoughts
         if not top_k:
             return [None] * len(choices)
-        shown: list[list[dict[str, Any]] | None] = []
+        shown: list[list[DecodedThought] | None] = []
         for choice in choices:
             thoughts = choice.completion.thoughts
             assert thoughts is not None
-            shown.append(thoughts_of(await self._service.decode_thoughts(self._ask.model, thoughts, top_k)))
+            decoded = await self._service.decode_thoughts(self._ask.model, thoughts, top_k, self._ask.client)
+            shown.append(decoded)
         return shown
 
-    def _logprobs(self, prompter: Prompter, choice: Choice) -> dict[str, Any]:
-        tokens = zip(choice.completion.tokens, choice.completion.scores, strict=True)
-        text = ScoredText(prompter)
+    def _logprobs(self, prompter: Prompter, choice: Choice) -> Iterator[dict[str, Any]]:
+        """The log probabilities of a choice, of a few tokens at a time."""
         # The end-of-sequence token is not part of the text.
-        scored = [text.add(token, score) for token, score in tokens if token not in prompter.eos_ids]
-        return self._format.logprobs(within(scored, len(choice.text)))
+        scores = zip(choice.completion.tokens, choice.completion.scores, strict=True)
+        shown = ((token, score) for token, score in scores if token not in prompter.eos_ids)
+        text = ScoredText(prompter)
+        scored = (text.add(token, score) for token, score in shown)
+        yield self._format.logprobs([])
+        while some := list(islice(scored, NUM_AT_ONCE)):
+            yield self._format.logprobs(within(some, len(choice.text)))
 
 
 class _Unsent:

@@ -7,15 +7,15 @@ the same text are named by their ids.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from coconut_ds.data.token_bytes import Utf8Decoder, is_text, token_name
 from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Score
 
 
-@dataclass(frozen=True)
-class NamedToken:
-    """A token that was generated, or could have been."""
+class NamedToken(NamedTuple):
+    """A token that was generated, or could have been. A tuple, since there may be 100,000 of them in an answer."""
 
     name: str
     """Unique among the tokens of its position."""
@@ -60,16 +60,15 @@ class ScoredText:
 
     def _named(self, candidates: Sequence[tuple[int, float]]) -> list[NamedToken]:
         """Tokens of one position, by id and log probability; a token may be among them twice."""
-        ids = dict.fromkeys(token for token, _ in candidates)
+        ids = list(dict.fromkeys(token for token, _ in candidates))
         names: dict[str, int] = {}
-        named = {}
-        for token in ids:
-            (piece,) = self._prompter.token_bytes([token], self._tokens)
+        named: dict[int, tuple[str, bytes | None]] = {}
+        for token, piece in zip(ids, self._prompter.bytes_of_each(ids, self._tokens), strict=True):
             name = str(self._prompter.tokenizer.decode([token])) if piece is None else token_name(piece)
             if names.setdefault(name, token) != token:
                 name = f"token_id:{token}"
-            named[token] = NamedToken(name, piece, 0.0)
-        return [replace(named[token], log_probability=value) for token, value in candidates]
+            named[token] = name, piece
+        return [NamedToken(*named[token], value) for token, value in candidates]
 
     def _offset(self, piece: bytes) -> int:
         """Adds the bytes of a token; returns the index of the character in which they begin."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic_core import PydanticCustomError, ValidationError
 
 NUM_SHOWN = 60
 """Characters of a refused value that are repeated in the error message."""
@@ -134,17 +134,12 @@ def without_neutral(values: Mapping[str, Any], table: Mapping[str, Neutral], tit
     Raises:
         ValidationError: a field of the table has a value that is not neutral.
     """
-    errors: list[InitErrorDetails] = []
     for name, value in values.items():
         if name in table and not table[name].accepts(value, values):
-            shown = json.dumps(value)
-            shown = shown if len(shown) <= NUM_SHOWN else f"{shown[:NUM_SHOWN]}…"
             # These are passed as context, because pydantic would take braces in the message for names in the context.
-            context = {"shown": shown, "expected": table[name].expected, "reason": table[name].reason}
+            context = {"shown": _shown(value), "expected": table[name].expected, "reason": table[name].reason}
             error = PydanticCustomError("not_neutral", "is {shown}; expected {expected}: {reason}", context)
-            errors.append({"type": error, "loc": (name,), "input": value})
-    if errors:
-        raise ValidationError.from_exception_data(title, errors)
+            raise ValidationError.from_exception_data(title, [{"type": error, "loc": (name,), "input": value}])
     return {name: value for name, value in values.items() if name not in table}
 
 
@@ -160,6 +155,16 @@ def properties_of(table: Mapping[str, Neutral]) -> dict[str, Any]:
         if neutral.same_as is None:
             properties[name]["enum"] = [*neutral.values, None]
     return properties
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON. It is encoded only as far as it is shown, since it may be large or deep."""
+    shown = ""
+    for piece in json.JSONEncoder().iterencode(value if not isinstance(value, str) else value[: NUM_SHOWN + 1]):
+        shown += piece[: NUM_SHOWN + 1]
+        if len(shown) > NUM_SHOWN:
+            return f"{shown[:NUM_SHOWN]}…"
+    return shown
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -19,7 +19,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER = b"x-forwarded-prefix"
 """The header in which proxies send the prefix, for example Traefik and jupyter-server-proxy."""
-ROUTES = frozenset({"app", "v1", "health", "metrics", "version", "docs", "redoc", "openapi.json"})
+SCHEME_HEADER = b"x-forwarded-proto"
+"""The header in which proxies say whether the client's connection is encrypted; used for the addresses in pages."""
+ROUTES = frozenset({"app", "v1", "health", "live", "ready", "metrics", "version", "docs", "redoc", "openapi.json"})
 ROUTES |= {"manifest.json", "favicon.ico"}
 """First parts of the server's own paths. As a prefix they would be ambiguous: is ``/app/`` behind ``/app`` the app, or
 the page above it?"""
@@ -63,6 +65,9 @@ class Prefix:
         # The server below (for example Ray's proxy) may know the prefix already.
         prefix = scope.get("root_path") or (_sent(scope) if self._root_path is None else self._root_path)
         located = _located(scope, prefix) if prefix else scope
+        schemes = [value for name, value in scope["headers"] if name == SCHEME_HEADER]
+        if scope["type"] == "http" and schemes in ([b"http"], [b"https"]):
+            located = {**located, "scheme": schemes[0].decode()}
 
         async def redirected(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (307, 308):

@@ -36,6 +36,9 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Ids = Annotated[list[Whole], Field(fail_fast=True)]
+"""Of lists, only the first wrong item is reported: a body has room for 500,000 of them."""
 
 
 def _add_neutral(schema: dict[str, Any], body: type["Body"]) -> None:
@@ -52,8 +55,16 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _remove_neutral(cls, values: Any) -> Any:
-        return neutral.without_neutral(values, cls.neutral_fields, cls.__name__) if isinstance(values, dict) else values
+    def _only_own_fields(cls, values: Any) -> Any:
+        """Removes neutral fields and refuses unknown ones, of which a body may have thousands."""
+        if not isinstance(values, dict):
+            return values
+        own, known = neutral.without_neutral(values, cls.neutral_fields, cls.__name__), cls.model_fields
+        unknown = next((name for name in own if name not in known), None)
+        if unknown is None:
+            return own
+        # pydantic reports the first unknown field, after the faults of known ones.
+        return {name: value for name, value in own.items() if name in known or name == unknown}
 
 
 class StreamOptions(Body):
@@ -79,7 +90,7 @@ class Generation(Body):
         None, description="Samples only from this many of the most likely tokens; default, -1 and 0: from all tokens"
     )
     seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: Text | Texts | None = None
     max_tokens: Count | None = Field(
         None, description="Maximum number of generated tokens; default 128, or fewer if there is no room for 128"
     )
@@ -142,13 +153,14 @@ class Generation(Body):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             num_likeliest=num_likeliest,
             keep_thoughts=bool(self.return_thoughts),
+            num_decoded=self.top_k_of_thoughts,
         )
 
 
 class CompletionRequest(Generation):
     """Body of ``POST /v1/completions``."""
 
-    prompt: Text | list[Text] | list[Whole] | list[list[Whole]] = Field(
+    prompt: Text | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)] = Field(
         description="One question or several, as text or as token ids"
     )
     logprobs: Count | None = Field(
@@ -177,7 +189,7 @@ def _no_tool(role: Any) -> Any:
 def _text_only(kind: Any) -> Any:
     """Refuses parts with other content than text with the reason."""
     if isinstance(kind, str) and kind != "text":
-        raise ValueError(f"{kind!r} is not supported: the server reads only text; send parts of type 'text'")
+        raise ValueError(f"{kind[:60]!r} is not supported: the server reads only text; send parts of type 'text'")
     return kind
 
 
@@ -194,7 +206,7 @@ class Message(Body):
 
     neutral_fields = neutral.MESSAGE
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_no_tool)]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -206,7 +218,7 @@ class ChatRequest(Generation):
     """Body of ``POST /v1/chat/completions``. Checkpoints of this project are not trained with roles, so the question is
     the contents of all messages, joined by newlines."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_completion_tokens: Count | None = Field(None, description="Alias of max_tokens")
     logprobs: bool | None = None
     top_logprobs: Count | None = None
@@ -242,7 +254,7 @@ class ThoughtsRequest(Body):
     layers: bool | None = Field(
         None, description="Whether the response also has each thought decoded at each layer; default false"
     )
-    tokens: Annotated[list[Text], Field(max_length=16)] | None = Field(
+    tokens: Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = Field(
         None, description="Texts of one token each, whose rank and log probability are reported for each thought"
     )
 
@@ -255,4 +267,6 @@ class ThoughtsRequest(Body):
             force_text_after=self.force_text_after,
             max_new_tokens=self.max_tokens,
             keep_thoughts=True,
+            num_decoded=self.top_k or TOP_K,
+            all_layers=bool(self.layers),
         )

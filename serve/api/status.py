@@ -1,4 +1,4 @@
-"""Routes that report on the server: ``/v1/models``, ``/health``, ``/metrics``, ``/version``."""
+"""Routes that report on the server: ``/v1/models``, ``/health``, ``/live``, ``/ready``, ``/metrics``, ``/version``."""
 
 import platform
 from typing import Any
@@ -14,7 +14,7 @@ from starlette.responses import Response
 import coconut_ds
 from coconut_ds.methods import METHODS
 from serve.api.responses import ErrorResponse, ResponseModel
-from serve.checkpoints import ServedCheckpoint
+from serve.finding import ServedCheckpoint
 from serve.metrics import Metrics
 from serve.service import Service
 
@@ -48,6 +48,12 @@ class HealthResponse(ResponseModel):
     problems: dict[str, str] = Field({}, description="Models that cannot be used, with the reason for each")
 
 
+class LiveResponse(ResponseModel):
+    """The process answers."""
+
+    status: str
+
+
 class VersionResponse(ResponseModel):
     """Versions of the software that results may depend on."""
 
@@ -63,6 +69,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/models", response_model=ModelsResponse, summary="Lists all checkpoints")
     async def models() -> dict[str, Any]:
+        await service.models.checkpoints.up_to_date()
         loaded = service.models.loaded
         data = [_described(checkpoint, checkpoint.name in loaded) for checkpoint in service.models.checkpoints]
         return {"object": "list", "data": data}
@@ -74,13 +81,35 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         summary="Describes one checkpoint",
     )
     async def model(model: str) -> dict[str, Any]:
+        await service.models.checkpoints.up_to_date()
         return _described(service.models.checkpoints[model], model in service.models.loaded)
 
-    @router.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
-    async def health() -> Response:
+    def state() -> Response:
         problems = service.problems
         status = "draining" if service.draining else "unhealthy" if problems else "ok"
         return JSONResponse({"status": status, "problems": problems}, 200 if status == "ok" else 503)
+
+    @router.get(
+        "/health",
+        response_model=HealthResponse,
+        responses={503: {"model": HealthResponse}},
+        summary="Tells whether the server accepts requests, like /ready",
+    )
+    async def health() -> Response:
+        return state()
+
+    @router.get("/live", response_model=LiveResponse, summary="Answers as long as the process does")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(
+        "/ready",
+        response_model=HealthResponse,
+        responses={503: {"model": HealthResponse}},
+        summary="Tells whether the server accepts requests",
+    )
+    async def ready() -> Response:
+        return state()
 
     @router.get("/metrics", response_class=PlainTextResponse, summary="Metrics for Prometheus")
     async def prometheus() -> Response:

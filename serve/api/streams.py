@@ -1,7 +1,8 @@
-"""Responses to clients that may disconnect: server-sent events, and work that is cancelled with its client."""
+"""Responses to clients that may disconnect: bodies sent in pieces, and work that is cancelled with its client."""
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -12,7 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 Result = TypeVar("Result")
 SEND_S = 30.0
-"""Seconds. A stream is ended if the client reads nothing for this long."""
+"""Seconds. A response is ended if the client reads nothing for this long."""
+WHOLE = 65_536
+"""Bytes. Bodies up to this size are sent whole, with their length."""
+COMMENT = b": still running\n\n"
+"""A comment of server-sent events, which clients ignore."""
 
 
 class ClientGoneError(Exception):
@@ -44,23 +49,20 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """Sends the events of an iterator, which is closed when the client disconnects or stops reading."""
+class PiecesResponse(Response):
+    """Sends the pieces of an iterator, which is closed when the client disconnects or stops reading."""
 
-    media_type = "text/event-stream"
+    media_type = "application/json"
 
-    def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], stack: AsyncExitStack | None = None) -> None:
         """
         Args:
-            events: encoded server-sent events.
+            pieces: of the body.
             stack: closed at the end, whether or not anything was sent.
         """
         super().__init__()
         del self.headers["content-length"]
-        self.headers["cache-control"] = "no-cache"
-        # Tells nginx not to buffer the stream, which would delay events.
-        self.headers["x-accel-buffering"] = "no"
-        self._events, self._stack = events, stack
+        self._pieces, self._stack = pieces, stack or AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -78,18 +80,79 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         try:
-            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            await send(start)
-            async for event in self._events:
-                async with asyncio.timeout(SEND_S):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._pieces:
+                await self._send_piece(send, piece)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (TimeoutError, OSError):
             return
         finally:
-            close = getattr(self._events, "aclose", None)
+            close = getattr(self._pieces, "aclose", None)
             if close is not None:
                 await close()
+
+    async def _send_piece(self, send: Send, piece: bytes) -> None:
+        async with asyncio.timeout(SEND_S):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+async def json_response(pieces: AsyncIterator[bytes]) -> Response:
+    """A response with these pieces as its body: with its length if it is short, else piece by piece."""
+    first = bytearray()
+    async for piece in pieces:
+        first += piece
+        if len(first) > WHOLE:
+            return PiecesResponse(_cut(bytes(first), pieces))
+    return Response(bytes(first), media_type=PiecesResponse.media_type)
+
+
+async def _cut(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces, cut so that the next one is only sent once the client has read most of those before."""
+    for start in range(0, len(first), WHOLE):
+        yield first[start : start + WHOLE]
+    async for piece in others:
+        for start in range(0, len(piece), WHOLE):
+            yield piece[start : start + WHOLE]
+
+
+class EventStream(PiecesResponse):
+    """Sends server-sent events, with a comment whenever there was no event for some time."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack, comment_s: float) -> None:
+        """
+        Args:
+            events: encoded server-sent events.
+            stack: see ``PiecesResponse``.
+            comment_s: seconds without an event after which a comment is sent.
+        """
+        super().__init__(events, stack)
+        self.headers["cache-control"] = "no-cache"
+        # Tells nginx not to buffer the stream, which would delay events.
+        self.headers["x-accel-buffering"] = "no"
+        self._comment_s = comment_s
+        self._sent_at = time.monotonic()
+        self._sending = asyncio.Lock()
+
+    async def _send(self, send: Send) -> None:
+        comments = asyncio.ensure_future(self._send_comments(send))
+        try:
+            await super()._send(send)
+        finally:
+            comments.cancel()
+
+    async def _send_piece(self, send: Send, piece: bytes) -> None:
+        async with self._sending:
+            await super()._send_piece(send, piece)
+        self._sent_at = time.monotonic()
+
+    async def _send_comments(self, send: Send) -> None:
+        """Sends comments, never in the middle of an event."""
+        while True:
+            await asyncio.sleep(max(0.001, self._sent_at + self._comment_s - time.monotonic()))
+            if time.monotonic() - self._sent_at >= self._comment_s and not self._sending.locked():
+                await self._send_piece(send, COMMENT)
 
 
 def event(values: dict[str, Any]) -> bytes:

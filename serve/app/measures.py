@@ -1,7 +1,7 @@
 """The computations of the pages: interventions with their controls, values on graphs, and measurements over a data set.
 
-A data set is measured in parts. Each part is one call on the model's thread, so that requests of other visitors run
-between two parts.
+All of them run on the model's thread in small parts (``coconut_ds.parts``), between which requests and the work of
+other visitors have their turns.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.parts import Parts
 from coconut_ds.probing.answers import AnswerAfter, answers_after, sweep
 from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.effects import measure_effects
@@ -39,11 +40,13 @@ MIN_MEASURED = 4
 async def answers_by_thoughts(studio: Studio, checked: CheckedQuestion) -> list[AnswerAfter]:
     """The answers after 0, 1, … up to ``checked.n_thoughts`` thoughts."""
 
-    def ask(reasoner: Reasoner) -> list[AnswerAfter]:
+    def ask(reasoner: Reasoner) -> Parts[list[list[AnswerAfter]]]:
         numbers = range(checked.n_thoughts + 1)
-        return answers_after(reasoner, [checked.question], [checked.answer], numbers, max_new_tokens=MAX_NEW_TOKENS)[0]
+        return answers_after.parts(
+            reasoner, [checked.question], [checked.answer], numbers, max_new_tokens=MAX_NEW_TOKENS
+        )
 
-    return await studio.call(checked.model, ask)
+    return (await studio.call(checked.model, ask))[0]
 
 
 async def search_graph(studio: Studio, checked: CheckedQuestion) -> SearchResult:
@@ -55,7 +58,7 @@ async def search_graph(studio: Studio, checked: CheckedQuestion) -> SearchResult
     problem = graph_problem(checked)
     size = max(studio.card(checked.model).c_thought, 1)
     numbers = range(0, checked.n_thoughts + 1, size)
-    view = await studio.call(checked.model, lambda reasoner: graph_views(reasoner, [problem], numbers)[0])
+    (view,) = await studio.call(checked.model, lambda reasoner: graph_views.parts(reasoner, [problem], numbers))
     return SearchResult(checked.model, view)
 
 
@@ -97,8 +100,8 @@ async def _reports(
     n_thoughts: int | None,
     controls: bool = True,
 ) -> list[InterventionReport]:
-    def make(reasoner: Reasoner) -> list[InterventionReport]:
-        return intervene(
+    def make(reasoner: Reasoner) -> Parts[list[InterventionReport]]:
+        return intervene.parts(
             reasoner,
             checked.question,
             interventions,
@@ -156,14 +159,14 @@ async def measure_data_set(
                 yield result
 
 
-PartFunction = Callable[[Reasoner, OnProgress], dict[str, Sequence[Any]]]
-"""Measures one part; returns values for fields of ``DataSetResult``."""
+PartFunction = Callable[[Reasoner, OnProgress], Parts[dict[str, Sequence[Any]]]]
+"""Measures one part; the result has values for fields of ``DataSetResult``."""
 
 
 def _parts(
     problems: Sequence[Problem], parts: Sequence[str], n_thoughts: int, draws: int
 ) -> list[tuple[str, PartFunction]]:
-    """The label and the function of each call on the model's thread."""
+    """The label and the function of each part of a measurement."""
     found: list[tuple[str, PartFunction]] = []
     if "sweep" in parts:
         found.append((PARTS["sweep"], lambda reasoner, progress: _sweep(reasoner, problems, n_thoughts, progress)))
@@ -191,16 +194,17 @@ def _parts(
 
 def _sweep(
     reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int, progress: OnProgress
-) -> dict[str, Sequence[Any]]:
+) -> Parts[dict[str, Sequence[Any]]]:
     numbers = range(n_thoughts + 1)
-    return {"points": sweep(reasoner, problems, numbers, max_new_tokens=MAX_NEW_TOKENS, progress=progress)}
+    points = yield from sweep.parts(reasoner, problems, numbers, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
+    return {"points": points}
 
 
 def _effect_of(problems: Sequence[Problem], intervention: Intervention, n_thoughts: int) -> PartFunction:
     questions, known = [one.question for one in problems], [one.answer for one in problems]
 
-    def measure_effect(reasoner: Reasoner, progress: OnProgress) -> dict[str, Sequence[Any]]:
-        found = measure_effects(
+    def measure_effect(reasoner: Reasoner, progress: OnProgress) -> Parts[dict[str, Sequence[Any]]]:
+        found = yield from measure_effects.parts(
             reasoner,
             questions,
             [intervention],
@@ -214,13 +218,14 @@ def _effect_of(problems: Sequence[Problem], intervention: Intervention, n_though
     return measure_effect
 
 
-def _probes(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int) -> dict[str, Sequence[Any]]:
+def _probes(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int) -> Parts[dict[str, Sequence[Any]]]:
     """Fits probes on the first half of the distinct problems and scores them on the second half."""
     distinct = list({one.question: one for one in problems}.values())
     half = len(distinct) // 2
-    return {"probes": linear_probes(reasoner, distinct[:half], distinct[half:], n_thoughts=n_thoughts)}
+    found = yield from linear_probes.parts(reasoner, distinct[:half], distinct[half:], n_thoughts=n_thoughts)
+    return {"probes": found}
 
 
-def _graphs(reasoner: Reasoner, problems: Sequence[Problem], progress: OnProgress) -> dict[str, Sequence[Any]]:
-    views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
+def _graphs(reasoner: Reasoner, problems: Sequence[Problem], progress: OnProgress) -> Parts[dict[str, Sequence[Any]]]:
+    views = yield from graph_views.parts(reasoner, problems, frontier_only=True, progress=progress)
     return {"parallelism": parallelism(views), "heights": height_values(views)}

@@ -5,7 +5,6 @@ input fields in the browser can be bypassed.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,14 +16,16 @@ from coconut_ds.errors import DataError
 from coconut_ds.formats import is_correct
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
+from coconut_ds.parts import Parts
 from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
 from serve.asking import Ask
 from serve.checkpoints import Checkpoints
+from serve.continuations import Choice, Delta
 from serve.errors import RequestError
-from serve.service import Choice, Delta, Service
+from serve.service import Service
 
 Result = TypeVar("Result")
 MAX_CHARACTERS = 6000
@@ -73,7 +74,7 @@ class Studio:
     @property
     def max_thoughts(self) -> int:
         """Maximum number of thoughts that can be requested: twice that of any checkpoint, and at least 8."""
-        most = max(checkpoint.card.num_latents for checkpoint in self.checkpoints)
+        most = max((checkpoint.card.num_latents for checkpoint in self.checkpoints), default=0)
         return min(max(8, 2 * most), self.service.limits.max_thoughts)
 
     @property
@@ -133,12 +134,12 @@ class Studio:
     async def trace(self, checked: CheckedQuestion, choice: Choice, followed: Sequence[str] = ()) -> ThoughtTrace:
         """Decodes the thoughts of an answer. ``followed``: tokens whose probability is reported for each thought."""
 
-        def decode(reasoner: Reasoner) -> ThoughtTrace:
-            return trace_of(
+        def decode(reasoner: Reasoner) -> Parts[ThoughtTrace]:
+            return trace_of.parts(
                 reasoner, checked.question, choice.completion, checked.n_thoughts, top_k=TOP_K, tokens=followed
             )
 
-        return await self.service.call(checked.model, decode)
+        return await self.call(checked.model, decode)
 
     async def think(self, checked: CheckedQuestion, followed: Sequence[str] = ()) -> ThoughtTrace:
         """Generates an answer and decodes its thoughts."""
@@ -148,39 +149,31 @@ class Studio:
                     return await self.trace(checked, delta.choice, followed)
         raise AssertionError("the last delta has the choice")
 
-    async def call(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
-        """Runs a function on the model's thread; see ``Service.call``."""
-        return await self.service.call(model, function)
+    async def call(self, model: str, begin: Callable[[Reasoner], Parts[Result]]) -> Result:
+        """Does work on the model's thread, in parts; see ``Service.call_in_parts``."""
+        return await self.service.call_in_parts(model, begin)
 
     async def watch(
-        self, model: str, function: Callable[[Reasoner, OnProgress], Result]
+        self, model: str, begin: Callable[[Reasoner, OnProgress], Parts[Result]]
     ) -> AsyncIterator[tuple[int, int] | Result]:
-        """Runs a long function on the model's thread: yields progress (done, total), and finally the result.
+        """Does long work on the model's thread: yields progress (done, total), and finally the result.
 
-        If the caller closes this generator, the function is aborted at its next progress report.
+        If the caller closes this generator, no further part of the work runs.
         """
-        closed = threading.Event()
         state = (0, 0)
 
         def progress(done: int, total: int) -> None:
             nonlocal state
-            if closed.is_set():
-                raise _AbortedError
             state = (done, total)
 
-        work = asyncio.ensure_future(self.service.call(model, lambda reasoner: function(reasoner, progress)))
+        work = asyncio.ensure_future(self.call(model, lambda reasoner: begin(reasoner, progress)))
         work.add_done_callback(_retrieve_exception)
         try:
             while not (await asyncio.wait([work], timeout=0.2))[0]:
                 yield state
             yield work.result()
         finally:
-            closed.set()
             work.cancel()
-
-
-class _AbortedError(Exception):
-    """Aborts a long function whose caller no longer waits for it."""
 
 
 def _retrieve_exception(work: "asyncio.Future[Any]") -> None:

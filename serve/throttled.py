@@ -1,0 +1,82 @@
+"""A log that clients cannot fill: of each kind of event it writes one line in a while, with the number of events."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PERIOD_S = 10.0
+"""Seconds between two lines about the same kind of event."""
+
+
+@dataclass
+class _Kind:
+    """One kind of event."""
+
+    level: int
+    written_at: float
+    num_since: int = 0
+    """Events since the last line."""
+    message: str = ""
+    """What the last of them would have written."""
+
+
+class ThrottledLog:
+    """Writes the first event of a kind at once, and then one line per period about all that happened in it."""
+
+    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
+        self._kinds: dict[str, _Kind] = {}
+        self._lock = threading.Lock()
+
+    def write(self, kind: str, message: str, level: int = logging.WARNING) -> None:
+        """Reports an event.
+
+        Args:
+            kind: one of a small fixed number of kinds; never something that a client can choose.
+            message: the line.
+            level: of the line.
+        """
+        with self._lock:
+            now, found = self._clock(), self._kinds.get(kind)
+            if found is not None and (found.num_since or now - found.written_at < PERIOD_S):
+                found.num_since += 1
+                found.message = message
+                return
+            self._kinds[kind] = _Kind(level, now)
+        self._log.log(level, "%s", message)
+
+    def flush(self, everything: bool = False) -> None:
+        """Writes the lines whose period is over; the server calls this about once a second.
+
+        Args:
+            everything: also those whose period is not over, because the server stops.
+        """
+        due: list[tuple[int, str, int]] = []
+        with self._lock:
+            now = self._clock()
+            for one in self._kinds.values():
+                if one.num_since and (everything or now - one.written_at >= PERIOD_S):
+                    due.append((one.level, one.message, one.num_since))
+                    one.num_since, one.written_at = 0, now
+        for level, message, count in due:
+            self._log.log(level, "%s (%d of this kind since the last line about them)", message, count)
+
+
+class ThrottledRecords(logging.Filter):
+    """Passes the lines of another package on to a ``ThrottledLog``, one kind for each place that writes them."""
+
+    def __init__(self, log: ThrottledLog) -> None:
+        super().__init__()
+        self._throttled = log
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See ``logging.Filter``. Lines below a warning pass as they are."""
+        if record.levelno < logging.WARNING:
+            return True
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            message += f": {record.exc_info[1]!r}"
+        self._throttled.write(f"{record.name}: {record.pathname}:{record.lineno}", message, record.levelno)
+        return False
