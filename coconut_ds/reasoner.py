@@ -69,6 +69,8 @@ class Reasoner:
     """A name to show."""
     precision: str = "float32"
     """The floating point type that the model computes in, as text for the user."""
+    pass_positions: int | None = None
+    """Largest number of positions in one pass of probing, for servers, whose requests wait for it; None: no limit."""
 
     @cached_property
     def loop(self) -> LatentLoop:

@@ -23,7 +23,7 @@ from serve.limits import ConnectionLimits
 from serve.metrics import Metrics
 from serve.throttled import ThrottledLog
 
-REST_S = 3.0
+REST_S = 2.0
 """Seconds that the rest of a body may still arrive after the answer, so that the client reads the answer."""
 UNREAD_S = 30.0
 """Seconds. A connection is ended if its client reads nothing of what was sent for this long."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from coconut_ds.errors import CoconutError
+from coconut_ds.generation.prefill import default_piece
 from coconut_ds.generation.requests import Completion, Request, Score
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -53,6 +54,9 @@ class _JobListener(Listener):
     def on_done(self, ticket: int, completion: Completion) -> None:
         self._job.times.done = time.perf_counter()
         self._jobs.end(ticket, Done(completion))
+
+    def on_failed(self, ticket: int, error: Exception) -> None:
+        self._jobs.fail(ticket, error)
 
 
 class EngineJobs:
@@ -135,6 +139,21 @@ class EngineJobs:
         """Ends the job with this ticket."""
         self._finish(self._forget(ticket), event)
 
+    def fail(self, ticket: int, error: Exception) -> None:
+        """Ends the job with this ticket because it alone failed."""
+        job = self._tickets.get(ticket)
+        if job is None:
+            # Its last event was already sent when the observer or the receiver raised.
+            log.error("a completion was made, but reporting it failed", exc_info=error)
+            return
+        log.error("the request %s failed alone", job.request_id, exc_info=error)
+        what = str(error) if isinstance(error, CoconutError) else "the server's log has the details under its id"
+        self.end(ticket, Failed(EngineFailedError(f"the request failed, and no other: {what}")))
+
+    def take_memory(self) -> None:
+        """Takes the memory of the engine's cache now."""
+        self._engine.take_memory()
+
     def fail_all(self, error: ServiceError) -> None:
         """Ends all jobs with an error."""
         self._fail_running(error)
@@ -145,7 +164,11 @@ class EngineJobs:
         """Hands the events in the outbox to their receivers."""
         outbox, self._outbox = self._outbox, {}
         for receiver, events in outbox.items():
-            receiver.deliver(events)
+            try:
+                receiver.deliver(events)
+            except Exception:
+                names = ", ".join(sorted({job.request_id for job, _ in events}))
+                log.exception("the events of these requests could not be delivered: %s", names)
 
     def recover(self, error: Exception) -> str | None:
         """Fails the jobs in the engine, and replaces it by a new one.
@@ -165,7 +188,10 @@ class EngineJobs:
             )
         )
         try:
+            # Two caches may not fit into the memory.
+            self._engine.close()
             self._engine = self._new_engine()
+            self.take_memory()
             self.try_engine()
         except Exception as second:
             log.error("%s can no longer be used", self._reasoner.name, exc_info=second)
@@ -181,10 +207,9 @@ class EngineJobs:
         return time.perf_counter() - began
 
     def _new_engine(self) -> ThinkingEngine:
-        prompter = self._reasoner.prompter
-        return ThinkingEngine(
-            self._reasoner.loop, prompter.eos_ids, self._settings.num_rows, self._capacity, prompter.text
-        )
+        prompter, settings, loop = self._reasoner.prompter, self._settings, self._reasoner.loop
+        piece = default_piece(loop) if settings.piece is None else settings.piece
+        return ThinkingEngine(loop, prompter.eos_ids, settings.num_rows, self._capacity, prompter.text, piece=piece)
 
     def _give_slots(self) -> bool:
         """Hands waiting jobs to the engine while there are slots for them. Returns whether it handed over any."""
@@ -216,6 +241,7 @@ class EngineJobs:
         except CoconutError as error:
             self._finish(job, Failed(RequestError(str(error))))
         else:
+            job.times.started = time.perf_counter()
             self._tickets[ticket] = job
             self._held[job.client] += 1
 
@@ -232,14 +258,16 @@ class EngineJobs:
         job.ended = True
         self._count()
         self._on_ended(job)
-        if isinstance(event, Done):
-            self.observer.on_done(job, event.completion)
-        elif isinstance(event, Failed):
-            self.observer.on_failed(job)
-        else:
-            self.observer.on_cancelled(job)
-        if event is not None:
-            self.send(job, event)
+        try:
+            if isinstance(event, Done):
+                self.observer.on_done(job, event.completion)
+            elif isinstance(event, Failed):
+                self.observer.on_failed(job)
+            else:
+                self.observer.on_cancelled(job)
+        finally:
+            if event is not None:
+                self.send(job, event)
 
     def _fail_running(self, error: ServiceError) -> None:
         for ticket in list(self._tickets):

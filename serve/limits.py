@@ -104,6 +104,10 @@ class EngineSettings:
     """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
     ``slots``, at least 1."""
 
+    piece: int | None = None
+    """Positions of prompts that are encoded between two steps of a few running completions; None: see
+    ``default_piece`` in ``coconut_ds/generation/prefill.py``."""
+
     def __post_init__(self) -> None:
         if self.slots < 1 or self.max_positions < 2:
             raise ConfigError(
@@ -111,6 +115,8 @@ class EngineSettings:
             )
         if self.spare_slots is not None and self.spare_slots < 0:
             raise ConfigError(f"spare_slots={self.spare_slots}: expected 0 or more")
+        if self.piece is not None and self.piece < 1:
+            raise ConfigError(f"piece={self.piece}: expected 1 or more positions")
 
     @property
     def num_rows(self) -> int:

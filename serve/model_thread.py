@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Literal, TypeVar
 
+from coconut_ds.generation.prefill import default_piece
 from coconut_ds.generation.thinking_engine import PASS_POSITIONS
 from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
@@ -28,8 +30,10 @@ from serve.pass_clock import PassClock
 from serve.shares import Shares
 
 Result = TypeVar("Result")
-BATCHED = 4
-"""A pass over many positions takes at most this fraction of the time of as many passes over one position."""
+PROBING_PIECES = 2
+"""Passes of probing have at most this many times the positions of a piece of a prompt (``generation/prefill.py``)."""
+BATCHED = 16
+"""A pass over n positions plausibly takes at most n / BATCHED times as long as a pass over one."""
 
 
 class ModelThread:
@@ -51,7 +55,10 @@ class ModelThread:
             observer: notified of all jobs' progress.
             client_room: number of jobs that each client may have even if those of others fill the queue.
         """
-        self.reasoner, self.settings = reasoner, settings
+        # Probing must not keep requests waiting for long.
+        most = PROBING_PIECES * default_piece(reasoner.loop)
+        self.reasoner = reasoner = replace(reasoner, pass_positions=most)
+        self.settings = settings
         self.capacity = min(settings.max_positions, reasoner.context_length or settings.max_positions)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._open = OpenJobs(settings.slots, max_waiting, client_room)
@@ -186,8 +193,10 @@ class ModelThread:
             self._jobs.deliver()
 
     def _warm_up(self) -> None:
-        """Measures the shortest pass, from which follows how long any pass may plausibly take."""
+        """Takes the memory of the cache, and measures the shortest pass, from which follows how long any pass may
+        plausibly take."""
         try:
+            self._jobs.take_memory()
             self._jobs.try_engine()
             self._clock.plausible_s = self._jobs.try_engine() * PASS_POSITIONS / BATCHED
         except Exception as error:

@@ -171,6 +171,7 @@ class Service:
     def fail_all(self) -> None:
         """Fails all running and waiting requests with the error that the server is stopping."""
         self.draining = True
+        self.models.stop_loading()
         for thread in self.models.loaded.values():
             thread.stop()
 
@@ -191,22 +192,17 @@ class Service:
         self._check_accepting()
         thread = self.models.hold_if_loaded(model)
         if thread is None:
-            # Loading cannot be interrupted. If this coroutine stops waiting, the hold is released after loading.
-            loading = asyncio.ensure_future(asyncio.to_thread(self.models.hold, model))
+            waiting = self.models.hold_soon(model)
             try:
                 async with deadline.limiting():
-                    thread = await asyncio.shield(loading)
+                    thread = await asyncio.wrap_future(waiting)
             except (asyncio.CancelledError, TimeLimitError):
-                loading.add_done_callback(lambda done: self._release_if_loaded(done, model))
+                waiting.add_done_callback(self.models.release_unwanted)
                 raise
         try:
             yield thread
         finally:
-            self.models.release(model)
-
-    def _release_if_loaded(self, loading: "asyncio.Future[ModelThread]", model: str) -> None:
-        if loading.exception() is None:
-            self.models.release(model)
+            self.models.release(model, thread)
 
     @asynccontextmanager
     async def _running(

@@ -54,10 +54,14 @@ def save_checkpoint(
     seed: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
     positions: int = POSITIONS,
+    **changes: float,
 ) -> Path:
-    """Saves a model with random weights that produces two thoughts per question; its default tokens are bytes."""
+    """Saves a model with random weights that produces two thoughts per question; its default tokens are bytes.
+
+    ``changes``: entries of the model's configuration that differ from ``SHAPE``.
+    """
     torch.manual_seed(seed)
-    shape = {**SHAPE, "n_positions": positions}
+    shape = {**SHAPE, "n_positions": positions, **changes}
     settings = ModelConfig(model_id="gpt2", model_init="scratch", tokenizer="dataset", model_config_overrides=shape)
     backbone = build_backbone(settings, tokenizer or byte_tokenizer())
     card = ModelCard(method, 1, 2 if method.startswith("coconut") else 0, 2, 1, marker_table(backbone.markers))
@@ -127,18 +131,34 @@ class ServerProcess:
 
 @contextmanager
 def serving(
-    *checkpoints: Path | str, key: str | None = None, options: tuple[str, ...] = (), real: bool = False
+    *checkpoints: Path | str,
+    key: str | None = None,
+    options: tuple[str, ...] = (),
+    real: bool = False,
+    program: tuple[str, ...] = ("-m", "serve"),
+    descriptors: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """A server that is killed at the end, if it still runs; with ``real``, a fresh process instead of a forked one."""
-    command = ["-m", "serve", "api", "--port", "0", "--threads", "1", *options]
+    """A server that is killed at the end, if it still runs.
+
+    Args:
+        checkpoints: what it serves.
+        key: the API key that it requires.
+        options: further options of the command line.
+        real: whether it is a fresh process instead of a forked one; also if ``descriptors`` is given.
+        program: what is run, if not the server itself.
+        descriptors: number of files that it may open.
+    """
+    command = [*program, "api", "--port", "0", "--threads", "1", *options]
     for checkpoint in checkpoints:
         command += ["--checkpoint", str(checkpoint)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("COCONUT_API_KEY", None)
     if key is not None:
         environment["COCONUT_API_KEY"] = key
-    if real:
+    if real or descriptors is not None:
         command = [sys.executable, *command]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         process: Process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     else:
         process = start(command, environment, cwd=ROOT, stderr=subprocess.PIPE)

@@ -36,7 +36,7 @@ def server(tmp_path_factory) -> Iterator[ServerProcess]:
         (folder / f"{name}.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
     data = [part for name in ("sums", "graphs") for part in ("--data", str(folder / f"{name}.json"))]
     given = [f"{name}={save_checkpoint(folder / name, name)}" for name in ("coconut", "pause_as_thought")]
-    with serving(*given, options=("--app", "--max-positions", "256", *data)) as made:
+    with serving(*given, options=("--app", "--max-positions", "256", "--allowed-host", "example.org", *data)) as made:
         yield made
     print(f"pictures: {PICTURES}")
 

@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import encoding_threads
 import pytest
 from huggingface_hub import constants
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds import hub
+from coconut_ds.data.encoding import encode
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import (
     MARKERS,
@@ -238,3 +240,25 @@ def test_cue_and_rest_are_the_answer_as_it_is_trained_on(form):
     for problem, tail in zip(tokenize(tokenizer, problems, form), tails, strict=True):
         assert [*problem.cue, *problem.answer] == [*cue, *tail]
     assert tokenizer.decode(cue) == form.answer_start.strip()
+
+
+def test_threads_that_share_a_tokenizer_do_not_change_each_others_encodings() -> None:
+    """A short form of ``python tests/encoding_threads.py --encodings 1000000``."""
+    result = encoding_threads.run(4_000)
+    assert (result["encodings"], result["wrong"]) == (4_000, 0)
+    assert result["other_calls"]
+
+
+def test_a_tokenizer_that_changes_encodes_as_changed(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also after it has encoded, and with each setting."""
+    name, eos = "<|latent|>", tokenizer.eos_token_id
+    before = encode(tokenizer, [name])
+    add_markers(tokenizer)
+    thought = tokenizer.convert_tokens_to_ids(name)
+    assert encode(tokenizer, [name, f"Tom {name}"], names_are_tokens=True)[0] == [thought]
+    assert encode(tokenizer, [name]) == before != [[thought]]
+    begin = ("<|endoftext|>", eos)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", special_tokens=[begin])
+    assert encode(tokenizer, ["Tom"], special=True) == [[eos, *ids_of(tokenizer, "Tom")]]
+    tokenizer.add_tokens(["zumpus"])
+    assert encode(tokenizer, ["zumpus"]) == [[tokenizer.convert_tokens_to_ids("zumpus")]]

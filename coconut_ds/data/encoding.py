@@ -1,10 +1,21 @@
-"""What a tokenizer does to text: encodes it, adds tokens around it, or, if it was not loaded properly, loses it."""
+"""What a tokenizer does to text: encodes it, adds tokens around it, or, if it was not loaded properly, loses it.
 
+Whether names of special tokens in a text become these tokens is a setting of the whole tokenizer, which transformers
+changes during a call. Threads that share a tokenizer would then encode each other's texts with the wrong setting. The
+functions here therefore do not call a tokenizer of the ``tokenizers`` library: they encode with copies of it, one for
+each value of the setting, which are made once and never change.
+"""
+
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+
+from coconut_ds.errors import DataError
 
 NUM_PROBES = 64
 """Number of tokens whose texts show whether a tokenizer can read its own vocabulary."""
@@ -21,23 +32,94 @@ class AddedAround(NamedTuple):
     after: tuple[int, ...]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    """The token ids of each text; names of special tokens in a text are ordinary text.
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    special: bool = False,
+    names_are_tokens: bool = False,
+    alone: bool = False,
+) -> list[list[int]]:
+    """The token ids of each text. Any number of threads may encode with one tokenizer at the same time.
 
     Args:
-        tokenizer: used, but not modified.
+        tokenizer: not modified, unless ``alone``.
         texts: any number of texts.
         special: whether the tokenizer adds the tokens of ``added_around``.
+        names_are_tokens: whether the name of a special token in a text becomes that token, as rendered chat templates
+            need it; otherwise it is ordinary text.
+        alone: whether only the caller uses the tokenizer, as after it was read. It is then used itself: a copy of a
+            vocabulary of 50,000 tokens takes 0.1 s.
     """
     # Steps and answers repeat often, so each distinct text is encoded only once.
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
-    encoded = tokenizer(
-        distinct, add_special_tokens=special, return_attention_mask=False, verbose=False, split_special_tokens=True
-    )["input_ids"]
+    if not tokenizer.is_fast:
+        # Written in Python: the setting is an argument, not a state.
+        options = {"return_attention_mask": False, "verbose": False, "split_special_tokens": not names_are_tokens}
+        encoded = tokenizer(distinct, add_special_tokens=special, **options)["input_ids"]
+    else:
+        backend = tokenizer.backend_tokenizer if alone else _copy(tokenizer, names_are_tokens)
+        if alone:
+            _set_up(backend, names_are_tokens)
+        encoded = [one.ids for one in backend.encode_batch_fast(distinct, add_special_tokens=special)]
     ids = dict(zip(distinct, encoded, strict=True))
     return [list(ids[text]) for text in texts]
+
+
+class Place(NamedTuple):
+    """The part of a text that a token stands for: from ``start`` up to ``end``, in characters."""
+
+    start: int
+    end: int
+
+
+def places(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Place]:
+    """The place in a text of each of its tokens, with those that the tokenizer adds (``special`` of ``encode``).
+
+    Raises:
+        DataError: the tokenizer does not know the places.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"the tokenizer {type(tokenizer).__name__} does not tell the places of its tokens in a text; use one that "
+            "has a tokenizer.json"
+        )
+    return [Place(*one) for one in _copy(tokenizer, names_are_tokens=False).encode(text).offsets]
+
+
+_COPIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[bool, tuple[Any, Tokenizer]]] = WeakKeyDictionary()
+"""By tokenizer and ``names_are_tokens``: what the tokenizer was when it was copied, and the copy."""
+_COPYING = threading.Lock()
+
+
+def _copy(tokenizer: PreTrainedTokenizerBase, names_are_tokens: bool) -> Tokenizer:
+    """The copy of a tokenizer that ``encode`` uses. It is made again if the tokenizer has changed since."""
+    known, now = _COPIES.get(tokenizer, {}).get(names_are_tokens), _state(tokenizer)
+    if known is not None and known[0] == now:
+        return known[1]
+    with _COPYING:
+        copies = _COPIES.setdefault(tokenizer, {})
+        known = copies.get(names_are_tokens)
+        if known is None or known[0] != now:
+            copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            _set_up(copy, names_are_tokens)
+            known = copies[names_are_tokens] = (now, copy)
+        return known[1]
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """What changes if tokens are added to a tokenizer, or if one of its parts is replaced. Takes 2 microseconds."""
+    backend = tokenizer.backend_tokenizer
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    return id(backend), len(tokenizer), *(None if part is None else part.__getstate__() for part in parts)
+
+
+def _set_up(backend: Tokenizer, names_are_tokens: bool) -> None:
+    """Sets what a call of transformers would set."""
+    backend.encode_special_tokens = not names_are_tokens
+    backend.no_truncation()
+    backend.no_padding()
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> AddedAround:
@@ -47,10 +129,10 @@ def added_around(tokenizer: PreTrainedTokenizerBase) -> AddedAround:
     named = set(tokenizer.all_special_ids)
     for text in ("a", "1", *own_texts(tokenizer)):
         (plain,), (whole,) = encode(tokenizer, [text]), encode(tokenizer, [text], special=True)
-        places = [start for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
+        starts = [start for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
         # A text that becomes special tokens itself cannot be told from those that are added.
-        if plain and places and not named & set(plain):
-            return AddedAround(tuple(whole[: places[0]]), tuple(whole[places[0] + len(plain) :]))
+        if plain and starts and not named & set(plain):
+            return AddedAround(tuple(whole[: starts[0]]), tuple(whole[starts[0] + len(plain) :]))
     return AddedAround((), ())
 
 
@@ -84,7 +166,7 @@ def encoding_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Why the tokenizer is useless: it turns texts of its own vocabulary into nothing or unknown tokens; else None.
 
     This is what transformers returns for a folder without the tokenizer's files, or if it reads them with a class that
-    they were not written for.
+    they were not written for. Only the caller may use the tokenizer: see ``alone`` of ``encode``.
     """
     texts = own_texts(tokenizer)
     if not texts:
@@ -92,7 +174,7 @@ def encoding_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
     unknown = tokenizer.unk_token_id
     lost = [
         text
-        for text, ids in zip(texts, encode(tokenizer, texts), strict=True)
+        for text, ids in zip(texts, encode(tokenizer, texts, alone=True), strict=True)
         if all(token == unknown for token in ids)
     ]
     if len(lost) <= MOST_LOST * len(texts):
@@ -112,7 +194,10 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence
 
 
 def encoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
-    """A difference between what two tokenizers do to texts; None if none was found."""
+    """A difference between what two tokenizers do to texts; None if none was found.
+
+    Only the caller may use ``other``: see ``alone`` of ``encode``.
+    """
     if len(one) != len(other):
         return f"{len(other):,} tokens instead of {len(one):,}"
     if one.eos_token_id != other.eos_token_id:
@@ -120,7 +205,8 @@ def encoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizer
     texts = own_texts(one)
     texts += [VARIED, " ".join(texts[:16]), "\n".join(texts[16:32])]
     for special in (False, True):
-        for text, first, second in zip(texts, encode(one, texts, special), encode(other, texts, special), strict=True):
+        firsts, seconds = encode(one, texts, special), encode(other, texts, special, alone=True)
+        for text, first, second in zip(texts, firsts, seconds, strict=True):
             if first != second:
                 return f"{text!r} becomes {second[:8]} instead of {first[:8]}"
             if one.decode(first) != other.decode(second):

@@ -19,6 +19,7 @@ def generate(
     decode: Callable[[Sequence[int]], str] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
     agree: Callable[[int], int] = int,
+    pass_positions: int | None = None,
 ) -> Parts[list[Completion]]:
     """Returns a completion for each request, in their order. Each part is one operation of the engine.
 
@@ -30,6 +31,7 @@ def generate(
         decode: turns tokens into text; needed only for stop strings.
         on_done: called with the index of each request and its completion, as soon as it ends.
         agree: see ``ThinkingEngine.run``.
+        pass_positions: the largest number of positions in one pass, so that no part takes long; None: as is fastest.
 
     Raises:
         DataError: a prompt leaves no room for a token in the model's context.
@@ -39,7 +41,15 @@ def generate(
     check_prompts([request.prompt for request in requests], limit)
     longest = max((request.num_positions for request in requests), default=1)
     capacity = longest if limit is None else min(longest, limit)
-    engine = ThinkingEngine(loop, eos_ids, min(slots, max(len(requests), 1)), capacity, decode)
+    engine = ThinkingEngine(
+        loop,
+        eos_ids,
+        min(slots, max(len(requests), 1)),
+        capacity,
+        decode,
+        piece=pass_positions,
+        pass_positions=pass_positions,
+    )
     collector = _CompletionCollector(on_done)
     for request in requests:
         engine.submit(request, collector)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coconut_ds.generation.requests import Score
 from coconut_ds.generation.rows import Row
-from coconut_ds.generation.sampling import choose
+from coconut_ds.generation.sampling import NOT_FINITE, choose
 from coconut_ds.generation.uploads import padded, upload
 
 NO_TOKEN = -1
@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     """What was chosen for a row."""
 
     token: int
-    """The next token. If the row may stop thinking: the most probable one."""
+    """The next token. If the row may stop thinking: the most probable one. ``NOT_FINITE`` if there is none."""
     score: Score | None
     """Its score; None unless the row wants it."""
 
@@ -61,16 +61,16 @@ def choices(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
     given = [row.next_given for row in rows]
     if any(token is not None for token in given):
         wanted = upload([NO_TOKEN if token is None else token for token in given], logits.device)
-        tokens = torch.where(wanted == NO_TOKEN, tokens, wanted)
+        tokens = torch.where((wanted == NO_TOKEN) | (tokens == NOT_FINITE), tokens, wanted)
     made = _scored_choices(logits, tokens, rows, scored)
     pairs = zip(made, given, strict=True)
-    return [one if token is None else one._replace(token=token) for one, token in pairs]
+    return [one if token is None or one.token == NOT_FINITE else one._replace(token=token) for one, token in pairs]
 
 
 def _scored_choices(logits: Tensor, tokens: Tensor, rows: Sequence[Row], scored: list[int]) -> list[Choice]:
     """Like ``choices``, with scores for the rows ``scored``; ``tokens`` [R] are the chosen ones."""
     count = min(max(1, *(rows[index].request.num_likeliest for index in scored)), logits.shape[1])
-    picked = tokens.unsqueeze(1)
+    picked = tokens.clamp(min=0).unsqueeze(1)
     if len(scored) < len(rows):
         places = upload(scored, logits.device)
         logits, picked = logits[places], picked[places]
@@ -85,7 +85,7 @@ def _scored_choices(logits: Tensor, tokens: Tensor, rows: Sequence[Row], scored:
     for place, index in enumerate(scored):
         start = len(rows) + place * width
         log_probability, greedy, *likeliest = read[start : start + width]
-        wanted = rows[index].request.num_likeliest
+        wanted = min(rows[index].request.num_likeliest, count)
         pairs = zip(map(int, likeliest[:wanted]), likeliest[count:][:wanted], strict=True)
         found[index] = Score(log_probability, chosen[index] == int(greedy), tuple(pairs))
     return [Choice(token, found.get(index)) for index, token in enumerate(chosen)]

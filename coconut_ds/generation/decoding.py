@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.encoding import encode
 from coconut_ds.data.token_bytes import REPLACEMENT, TokenBytes, token_name
 from coconut_ds.errors import DataError
 from coconut_ds.model.latent_loop import LatentLoop
@@ -134,15 +135,17 @@ def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     Raises:
         DataError: ``text`` is several tokens, or the tokenizer does not know it.
     """
+    if (special := tokenizer.added_tokens_encoder.get(text)) is not None:
+        return int(special)
     unknown = tokenizer.unk_token_id
     for written in (text, f" {text}"):
-        ids = tokenizer.encode(written, add_special_tokens=False)
+        ids = encode(tokenizer, [written])[0]
         if len(ids) == 1 and ids[0] != unknown:
             return int(ids[0])
     part = TokenBytes(tokenizer).token_of_name(text)
     if part is not None:
         return part
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = encode(tokenizer, [text])[0]
     if unknown is not None and unknown in ids:
         near = difflib.get_close_matches(text, tokenizer.get_vocab(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,5 +1,6 @@
 """Requests to the thinking engine, and the completions that it returns."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -14,6 +15,8 @@ FinishReason = Literal["eos", "stop", "length", "continuation"]
 """Why generation ended: ``eos`` an end of sequence; ``stop`` a stop string; ``length`` ``max_new_tokens`` or the end of
 the context; ``continuation`` the end of a continuation to be scored."""
 
+MAX_SEED_BITS = 256
+"""Size of the largest seed."""
 
 EditThought = Callable[[int, Tensor], Tensor]
 """Called with the index of a thought (from 0) and the vector [D] that is about to be fed back, which is what the feed
@@ -62,12 +65,14 @@ class Sampling:
     """Index that distinguishes several samples of one prompt."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise DataError(f"temperature={self.temperature}: expected 0 (greedy) or more")
+        if not 0 <= self.temperature <= sys.float_info.max:
+            raise DataError(f"temperature={self.temperature}: expected a finite number, 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
             raise DataError(f"top_k={self.top_k}: expected 1 or more, or none")
         if not 0 < self.top_p <= 1:
             raise DataError(f"top_p={self.top_p}: expected more than 0 and at most 1")
+        if self.seed.bit_length() > MAX_SEED_BITS:
+            raise DataError(f"seed: has {self.seed.bit_length()} bits; expected at most {MAX_SEED_BITS}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Request:
     log_probabilities: bool = False
     """Whether to return the log probabilities of generated tokens; those of a ``continuation`` are always returned."""
     num_likeliest: int = 0
-    """Number of most probable tokens to return with each log probability."""
+    """Number of most probable tokens to return with each log probability; at most the whole vocabulary is returned."""
     keep_thoughts: bool = False
     """Whether to return the thoughts (``Completion.thoughts``)."""
     edit_thought: EditThought | None = None
@@ -110,12 +115,17 @@ class Request:
     codes: Tensor | None = None
     """[N, r] on the model's device: the code of the noise on values at the positions of the prompt up to the last
     thought (``model/value_directions.py``); None: no noise. Such requests share no keys and values with others."""
+    owner: str = ""
+    """Whose request this is. Only requests of the same owner share keys and values of equal beginnings, so that
+    ``Completion.num_shared`` tells nothing about the requests of others."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt) or (self.prompt.num_thoughts and not self.prompt.first_thought):
             raise DataError("prompt: found no token before the first thought; expected at least one")
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more")
+        if self.num_likeliest < 0:
+            raise DataError(f"num_likeliest={self.num_likeliest}: expected 0 or more")
         if self.continuation == ():
             raise DataError("continuation: found no token; expected at least one, or continuation=None")
         if self.at_once is not None and self.min_thoughts is not None:

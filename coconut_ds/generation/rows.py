@@ -4,12 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from coconut_ds.data.token_bytes import MAX_BYTES, REPLACEMENT
 from coconut_ds.generation.requests import Completion, FinishReason, Request, Sampling, Score
+from coconut_ds.generation.stop_strings import ends_with_stop
 from coconut_ds.generation.together import Together
 
 THOUGHT = -1
@@ -29,7 +30,24 @@ class Listener:
         """A token was generated or, in a continuation, scored. ``score``: None unless requested."""
 
     def on_done(self, ticket: int, completion: Completion) -> None:
-        """The request has ended. Not called for requests that are cancelled."""
+        """The request has ended. Not called for requests that are cancelled or have failed."""
+
+    def on_failed(self, ticket: int, error: Exception) -> None:
+        """The request alone has failed, and no other method is called for it again.
+
+        ``error`` was raised by this listener, by the request's ``edit_thought`` or the engine's ``decode``, or says
+        that the model's numbers for this request are not finite. This method raises it again, from the engine's step;
+        override it to let the other requests go on.
+        """
+        raise error
+
+
+class Beginning(NamedTuple):
+    """Tokens at the beginning of a prompt, whose keys and values requests can share."""
+
+    owner: str
+    """Only requests of this owner may share them."""
+    tokens: list[int]
 
 
 @dataclass(eq=False)
@@ -52,6 +70,8 @@ class Row:
     """Tokens of the prompt before its first thought."""
     script: deque[int] = field(init=False)
     """Known inputs after the prefix: token ids and ``THOUGHT``. While it is empty, the model writes."""
+    is_encoded: bool = False
+    """Whether the prefix needs no further pass of its own."""
     input: int | None = None
     """Input of the next position, a token id or ``THOUGHT``; None until it is decided."""
     length: int = 0
@@ -66,6 +86,11 @@ class Row:
     """Number of thoughts so far."""
     finish_reason: FinishReason | None = None
     """Why the request has ended; None while it runs."""
+    failure: Exception | None = None
+    """What made this request alone fail; None if nothing did."""
+    num_finite: int = 0
+    """Number of positions whose keys and values are known to be finite, because a state that attends to all of them
+    is."""
     kept_thoughts: list[Tensor] = field(default_factory=list)
     """The thoughts [D] so far, on the model's device, if the request wants them."""
     kept_fed: list[Tensor] = field(default_factory=list)
@@ -104,7 +129,8 @@ class Row:
         edit = self.request.edit_thought
         if edit is None:
             return fed
-        return torch.stack([edit(self.num_thoughts + i, vector).to(fed) for i, vector in enumerate(fed)])
+        edited = [edit(self.num_thoughts + i, vector) for i, vector in enumerate(fed)]
+        return torch.stack([vector.to(fed).expand_as(fed[0]) for vector in edited])
 
     def finish_together(self) -> None:
         """Records the thoughts that were computed at once, whose positions are now in the cache."""
@@ -117,9 +143,26 @@ class Row:
         self.together = None
 
     @property
-    def shared(self) -> list[int]:
-        """The tokens of the prefix that other requests may share with this one: none with noise on values."""
-        return self.prefix if self.request.codes is None else []
+    def has_ended(self) -> bool:
+        """Whether the row is finished or has failed."""
+        return self.finish_reason is not None or self.failure is not None
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the row takes part in the steps over one position: its prompt is encoded, and no thoughts of it are
+        being computed together."""
+        return self.is_encoded and self.together is None
+
+    @property
+    def beginning(self) -> Beginning:
+        """The prefix, as far as other requests may share it with this one: not at all with noise on values."""
+        return Beginning(self.request.owner, self.prefix if self.request.codes is None else [])
+
+    @property
+    def cached(self) -> Beginning:
+        """The part of ``beginning`` that is in the cache."""
+        owner, tokens = self.beginning
+        return Beginning(owner, tokens[: self.length])
 
     @property
     def needs_logits(self) -> bool:
@@ -219,18 +262,13 @@ class Row:
         if not self.request.stop:
             return False
         assert self.decode is not None
-        # Only the end of the text can hold a new stop string, so decode only that. A token has at least one byte, so as
-        # many tokens as the string has bytes suffice; 8 more, since a decoder may treat the first tokens differently.
-        tail = self.tokens[-(max(len(text.encode()) for text in self.request.stop) + 8) :]
-        text = self.decode(tail)
-        if len(tail) < len(self.tokens):
-            # The tail may begin within a character, whose remaining bytes are then not valid by themselves.
-            text = text[: MAX_BYTES - 1].lstrip(REPLACEMENT) + text[MAX_BYTES - 1 :]
-        return any(stop in text for stop in self.request.stop)
+        return ends_with_stop(self.tokens, self.request.stop, self.decode)
 
     @property
     def next_input(self) -> int:
-        """``input``, once it is decided."""
+        """``input``, once it is decided; a token of the row's own if it takes no steps."""
+        if not self.takes_steps:
+            return self.prefix[0]
         assert self.input is not None
         return self.input
 
@@ -248,18 +286,3 @@ class Row:
             fed,
         )
         self.listener.on_done(self.ticket, completion)
-
-
-def thoughts_on_host(rows: Sequence[Row]) -> list[tuple[Tensor | None, Tensor | None]]:
-    """For each row, ``thoughts`` and ``fed`` of its ``Completion``; all together are copied to the host at once."""
-    found = [state for row in rows for state in (*row.kept_thoughts, *row.kept_fed)]
-    copied = torch.stack(found).float().cpu() if found else torch.zeros(0)
-    made: list[tuple[Tensor | None, Tensor | None]] = []
-    for row in rows:
-        count = len(row.kept_thoughts)
-        thoughts = copied[:count].clone() if count else torch.zeros(0)
-        copied = copied[count:]
-        fed = copied[:count].clone() if row.kept_fed else thoughts
-        copied = copied[len(row.kept_fed) :]
-        made.append((thoughts, fed) if row.request.keep_thoughts else (None, None))
-    return made

@@ -18,6 +18,12 @@ from torch import Tensor
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.generation.uploads import upload
 
+NOT_FINITE = -1
+"""Instead of a token, for a row whose logits hold a NaN or an infinity, or that may choose no token."""
+LOWEST_TEMPERATURE = 1e-250
+"""Lower temperatures are raised to this one, which gives the same distribution: logits in fp32 that differ are then
+infinitely far apart, but their quotients do not overflow in fp64."""
+
 
 def uniform(sampling: Sampling, index: int) -> float:
     """The random number in [0, 1) for token ``index`` of a request."""
@@ -30,15 +36,25 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(dim=-1).indices if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
+def only_finite(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The most probable ``tokens`` [R] of logits [R, V], with ``NOT_FINITE`` where the largest logit is not finite.
+
+    torch takes a NaN for the largest of all numbers.
+    """
+    return torch.where(logits.gather(1, tokens.unsqueeze(1)).squeeze(1).isfinite(), tokens, NOT_FINITE)
+
+
 def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> Tensor:
-    """The next token of each row: [R] ids on the device of ``logits``. The host does not wait for the device.
+    """The next token of each row: [R] ids on the device of ``logits``, or ``NOT_FINITE``.
+
+    The host does not wait for the device.
 
     Args:
         logits: [R, V] in fp32; -inf where a token may not be chosen.
         samplings: [R] how to choose each row's token.
         indices: [R] the number of tokens that each row has so far.
     """
-    tokens, vocabulary = likeliest(logits), logits.shape[1]
+    tokens, vocabulary = only_finite(likeliest(logits), logits), logits.shape[1]
     # Filtered rows are sampled separately: filtering sorts the tokens, and the same uniform number then selects another
     # token. So whether a row is sorted must not depend on the other rows.
     for filtered in (False, True):
@@ -52,7 +68,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]
             table = upload([rows, temperatures, draws, limits, top_ps], logits.device, torch.float64)
             places = table[0].long()
             picked = _draw(logits[places], table[1:].unsqueeze(-1), max(limits) if filtered else None)
-            tokens.index_copy_(0, places, picked)
+            tokens.index_copy_(0, places, torch.where(tokens[places] == NOT_FINITE, NOT_FINITE, picked))
     return tokens
 
 
@@ -69,7 +85,7 @@ def _draw(logits: Tensor, table: Tensor, limit: int | None) -> Tensor:
         limit: the largest top_k of any row; None: rows are not filtered.
     """
     temperatures, draws, limits, top_ps = table
-    probabilities = (logits.double() / temperatures).softmax(dim=-1)
+    probabilities = (logits.double() / temperatures.clamp(min=LOWEST_TEMPERATURE)).softmax(dim=-1)
     ids = None
     if limit is not None:
         # Most probable first; only as many as the largest top_k of any row needs.

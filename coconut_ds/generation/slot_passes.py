@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from coconut_ds.generation.rows import THOUGHT
 from coconut_ds.generation.slots import PassPlan, SlotCache
-from coconut_ds.generation.uploads import padded, upload
+from coconut_ds.generation.uploads import upload
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.value_directions import ValueDirections
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
@@ -38,9 +38,10 @@ WIDENING = ("cuda",)
 class SlotPasses:
     """Runs a model over a cache of ``slots`` rows with ``capacity`` positions each."""
 
-    def __init__(self, loop: LatentLoop, slots: int, capacity: int) -> None:
-        self._loop, self.slots, self.capacity = loop, slots, capacity
-        self.cache = SlotCache(loop.num_layers, slots, capacity)
+    def __init__(self, loop: LatentLoop, slots: int, capacity: int, scratch: bool = False) -> None:
+        """``scratch``: see ``SlotLayer``; that column is then a place for ``step``, with the index ``capacity``."""
+        self._loop, self.slots, self.capacity, self._scratch = loop, slots, capacity, scratch
+        self.cache = SlotCache(loop.num_layers, slots, capacity, scratch)
         self._last: Tensor | None = None
         self._fed: Tensor | None = None
 
@@ -85,29 +86,33 @@ class SlotPasses:
         lengths = [len(prefix) for prefix in prefixes]
         width = self.widened(max(lengths))
         ends = [row * width + length - 1 for row, length in enumerate(lengths)]
-        table = [[*ids, end, slot] for ids, end, slot in zip(padded(prefixes, width, 0), ends, slots, strict=True)]
-        ids, read, where = upload(table, self.device).split([width, 1, 1], dim=1)
+        # A row is padded with its own last token: even masked, the state of another token may be NaN and spoil the row.
+        ids = [[*prefix, *[prefix[-1]] * (width - len(prefix))] for prefix in prefixes]
+        table = [[*each, *rest] for each, *rest in zip(ids, ends, slots, lengths, strict=True)]
+        tokens, read, where, stored = upload(table, self.device).split([width, 1, 1, 1], dim=1)
         read, where = read.flatten(), where.flatten()
-        self.cache.set_plan(PassPlan(fresh=where, columns=max(lengths)))
+        self.cache.set_plan(PassPlan(fresh=where, lengths=stored.flatten(), columns=max(lengths)))
         # Padding beyond the capacity could leave the model's context.
         places = torch.arange(width, device=self.device).clamp(max=self.capacity - 1).unsqueeze(0)
-        states = self._loop.states(self._loop.embed(ids), self.cache, None, places, read=read)
+        states = self._loop.states(self._loop.embed(tokens), self.cache, None, places, read=read)
         states = states.flatten(0, 1)[read]
         self._store(states, self._loop.fed(states), where)
 
-    def extend(self, slot: int, start: int, embeds: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, slot: int, start: int, embeds: Tensor, all_states: bool = True) -> tuple[Tensor, Tensor]:
         """Appends Q positions to one slot, from position ``start`` on.
 
-        Returns states [Q, D] for input embeddings [Q, D], and what the feed makes of the states.
+        Returns states [Q, D] for input embeddings [Q, D], and what the feed makes of the states; if not
+        ``all_states``, only those of the last position are valid, which is cheaper.
         """
         count = len(embeds)
         width = min(self.widened(count), self.capacity - start)
         columns = min(self.widened(start + width), self.capacity)
-        self.cache.set_plan(PassPlan(extended=(slot, start, start + width), columns=columns))
+        self.cache.set_plan(PassPlan(extended=(slot, start, start + count), columns=columns))
         places = torch.arange(start, start + width, device=self.device)
         mask = _mask(places.unsqueeze(0), columns, embeds.dtype)
         embeds = pad(embeds, (0, 0, 0, width - count)).unsqueeze(0)
-        states = self._loop.states(embeds, self.cache, mask, places.unsqueeze(0))[0, :count]
+        read = None if all_states else upload([count - 1], self.device)
+        states = self._loop.states(embeds, self.cache, mask, places.unsqueeze(0), read=read)[0, :count]
         fed = self._loop.fed(states)
         self._store(states[-1], fed[-1], slot)
         return states, fed
@@ -127,7 +132,7 @@ class SlotPasses:
 
         Args:
             inputs: [R] token ids or ``THOUGHT``.
-            places: [R] the positions that the slots get.
+            places: [R] the positions that the slots get; ``capacity`` stands for the scratch column.
             columns: number of columns of the cache to read; more than any position.
             thinks: whether an input may be ``THOUGHT``.
         """
@@ -141,7 +146,9 @@ class SlotPasses:
         self.cache.set_plan(PassPlan(places=(slots, places), columns=columns))
         places = places.unsqueeze(1)
         mask = _mask(places, columns, embeds.dtype)
-        states = self._loop.states(embeds.unsqueeze(1), self.cache, mask, places)[:, 0]
+        # The scratch column is beyond the model's context.
+        positions = places.clamp(max=self.capacity - 1) if self._scratch else places
+        states = self._loop.states(embeds.unsqueeze(1), self.cache, mask, positions)[:, 0]
         self._store(states, self._loop.fed(states), slice(len(inputs)))
 
     def move(self, source: int, target: int) -> None:
@@ -149,6 +156,10 @@ class SlotPasses:
         self.last[target] = self.last[source]
         if self.has_feed:
             self.fed[target] = self.fed[source]
+
+    def is_finite(self, slot: int) -> bool:
+        """Whether the last state of a slot is finite; then the keys and values that it attended to are finite too."""
+        return self._last is None or bool(self._last[slot].isfinite().all())
 
     def logits(self, slots: Sequence[int]) -> Tensor:
         """Logits [R, V] after the last positions of ``slots``, in fp32."""

@@ -1,9 +1,11 @@
 """Assigns requests to slots, queues the others, and finds prompts in the cache that a new prompt begins like."""
 
 import itertools
+import math
 from collections import deque
+from collections.abc import Callable
 
-from coconut_ds.generation.rows import Row
+from coconut_ds.generation.rows import Beginning, Row
 from coconut_ds.generation.slots import SlotCache
 
 MIN_SHARED = 16
@@ -13,14 +15,18 @@ MAX_SCRIPTED = 4
 encoded in a separate pass."""
 
 
+NOTHING = Beginning("", [])
+
+
 class SlotTable:
     """The rows that hold slots, and the queue of rows that wait for one."""
 
-    def __init__(self, cache: SlotCache, slots: int) -> None:
-        self._cache = cache
+    def __init__(self, cache: SlotCache, slots: int, is_finite: Callable[[int], bool]) -> None:
+        """``is_finite(slot)``: whether the last state of a slot is finite, and so its keys and values."""
+        self._cache, self._is_finite = cache, is_finite
         self._rows: list[Row | None] = [None] * slots
-        self._leftover: list[list[int]] = [[] for _ in range(slots)]
-        """For each free slot, the tokens whose keys and values its last row left in the cache."""
+        self._leftover: list[Beginning] = [NOTHING] * slots
+        """For each free slot, what its last row left in the cache."""
         self.waiting: deque[Row] = deque()
         """Rows without a slot, in order of arrival."""
         self.to_encode: list[int] = []
@@ -41,6 +47,21 @@ class SlotTable:
         """The slots that are in use, in ascending order."""
         return [slot for slot, row in enumerate(self._rows) if row is not None]
 
+    @property
+    def stepping(self) -> list[int]:
+        """The slots whose rows take part in the steps, in ascending order."""
+        return [slot for slot, row in enumerate(self._rows) if row is not None and row.takes_steps]
+
+    @property
+    def num_running(self) -> int:
+        """Number of slots that are in use. Any thread may ask."""
+        return len(self._rows) - self._rows.count(None)
+
+    @property
+    def num_held(self) -> int:
+        """Number of cache positions that running rows use. Any thread may ask."""
+        return sum(row.length for row in list(self._rows) if row is not None)
+
     def cancel(self, ticket: int) -> bool:
         """Drops a row. Returns whether it was waiting or running."""
         for row in self.waiting:
@@ -54,58 +75,94 @@ class SlotTable:
         return False
 
     def free(self, slot: int) -> Row:
-        """Removes a row from its slot and returns it. Its keys and values remain and can be copied."""
+        """Removes a row from its slot and returns it. Its keys and values remain and can be copied, unless some may not
+        be finite."""
         row = self[slot]
-        self._leftover[slot] = row.shared[: row.length]
+        if row.failure is None and (row.num_finite >= row.length or self._is_finite(slot)):
+            self._leftover[slot] = row.cached
+        else:
+            self._clear(slot)
         self._rows[slot] = None
         if slot in self.to_encode:
             self.to_encode.remove(slot)
         return row
 
-    def admit(self) -> None:
+    def admit(self, most: float = math.inf) -> None:
         """Gives free slots to the rows that wait longest.
 
         A row waits on if it begins like a prompt that is about to be encoded and can then be copied.
+
+        Args:
+            most: no row enters while the prompts of its owner that are to be encoded have this many positions left, of
+                which each prompt counts at most the half.
         """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         if not free or not self.waiting:
             return
         first = list(itertools.islice(self.waiting, len(free)))
-        to_encode = [self[slot].shared for slot in self.to_encode]
+        to_encode = [self[slot] for slot in self.to_encode]
         for row in first:
-            source, shared = self._best_source(row.shared)
-            if max((num_reusable(row.shared, prefix) for prefix in to_encode), default=0) > shared:
+            own = [other for other in to_encode if other.request.owner == row.request.owner]
+            if sum(min(len(other.prefix) - other.length, most / 2) for other in own) >= most:
+                continue
+            source, shared = self._best_source(row)
+            if max((_num_reusable(row, other.beginning) for other in to_encode), default=0) > shared:
                 continue
             slot = source if source in free else free[0]
             free.remove(slot)
             self.waiting.remove(row)
             if self._enter(row, slot, source, shared):
-                to_encode.append(row.shared)
+                to_encode.append(row)
+
+    def encoded(self, slot: int) -> None:
+        """Notes that the prompt in a slot has been encoded up to its first thought."""
+        self[slot].is_encoded = True
+        self.to_encode.remove(slot)
 
     def close_gaps(self) -> list[tuple[int, int]]:
-        """Moves the last rows into free slots, so that the used slots are 0, 1, …; returns (from, to) of each move."""
-        running = self.running
-        gaps = [slot for slot in range(len(running)) if self._rows[slot] is None]
-        moves = list(zip(running[len(running) - len(gaps) :], gaps, strict=True))
+        """Moves the last rows that take steps into free slots, so that no slot before the last such row is free.
+
+        Returns (from, to) of each move.
+        """
+        stepping = self.stepping
+        free, count = [slot for slot, row in enumerate(self._rows) if row is None], 0
+        while count < min(len(free), len(stepping)) and free[count] < stepping[-1 - count]:
+            count += 1
+        moves = list(zip(stepping[len(stepping) - count :], free[:count], strict=True))
         for source, target in moves:
             row = self[source]
             self._cache.copy_row(source, target, row.length)
-            self._leftover[source] = row.shared[: row.length]
+            if row.num_finite >= row.length:
+                self._leftover[source] = row.cached
+            else:
+                self._clear(source)
             self._rows[target], self._rows[source] = row, None
         return moves
 
-    def _best_source(self, prefix: list[int]) -> tuple[int, int]:
-        """The slot that shares most positions with a prefix, and their number; (-1, 0) if none does.
+    def _clear(self, slot: int) -> None:
+        """Removes what may not be finite from a slot, so that it cannot spoil the next row there."""
+        self._cache.clear(slot)
+        self._leftover[slot] = NOTHING
+
+    def _best_source(self, row: Row) -> tuple[int, int]:
+        """The slot that shares most positions with a row's prompt, and their number; (-1, 0) if none does.
 
         Of slots that share equally many, a free one is preferred, since the row can then use it without copying.
         """
         best = (-1, 0)
-        for slot, row in enumerate(self._rows):
-            cached = self._leftover[slot] if row is None else row.shared[: row.length]
-            shared = num_reusable(prefix, cached)
-            if shared > best[1] or (shared and shared == best[1] and row is None):
+        for slot, other in enumerate(self._rows):
+            shared = _num_reusable(row, self._leftover[slot] if other is None else other.cached)
+            is_better = shared > best[1] or (shared and shared == best[1] and other is None)
+            if is_better and (other is None or self._is_proven(slot, shared)):
                 best = slot, shared
         return best
+
+    def _is_proven(self, slot: int, count: int) -> bool:
+        """Whether the first ``count`` keys and values of a running row are finite."""
+        row = self[slot]
+        if row.num_finite < count and self._is_finite(slot):
+            row.num_finite = row.length
+        return row.num_finite >= count
 
     def _enter(self, row: Row, slot: int, source: int, shared: int) -> bool:
         """Puts a row into a slot and copies ``shared`` positions from slot ``source``.
@@ -115,7 +172,7 @@ class SlotTable:
         row.start()
         self._cache.reserve(row.request.num_positions)
         self._rows[slot] = row
-        row.length = row.num_shared = shared
+        row.length = row.num_shared = row.num_finite = shared
         self.num_shared += shared
         if shared and source != slot:
             self._cache.copy_row(source, slot, shared)
@@ -123,9 +180,15 @@ class SlotTable:
         if shared and len(rest) <= MAX_SCRIPTED:
             row.script.extendleft(reversed(rest))
             row.input = row.script.popleft()
+            row.is_encoded = True
             return False
         self.to_encode.append(slot)
         return True
+
+
+def _num_reusable(row: Row, cached: Beginning) -> int:
+    """Number of leading positions of a row's prompt that can be copied from another's."""
+    return num_reusable(row.beginning.tokens, cached.tokens) if row.request.owner == cached.owner else 0
 
 
 def num_reusable(prefix: list[int], cached: list[int]) -> int:

@@ -21,6 +21,7 @@ import torch
 
 from coconut_ds.generation.choices import NO_TOKEN, Choice, ban, ban_for, choices
 from coconut_ds.generation.rows import Row
+from coconut_ds.generation.sampling import only_finite
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.step_graphs import Capturer, StepGraphs
 from coconut_ds.generation.uploads import fill, padded, upload
@@ -80,13 +81,13 @@ class StaticSteps:
         self._make_room(max(map(len, banned)))
         count = row_bucket(len(rows), passes.slots)
         columns = column_bucket(max(row.length for row in rows) + 1, passes.capacity)
-        # Free slots write into the last column, which no prompt reaches, so that their prompts can still be copied.
-        places = [(row.next_input, row.length) for row in rows] + [(0, passes.capacity - 1)] * (count - len(rows))
+        # Free slots write into the scratch column, so that their prompts can still be copied.
+        places = [(row.next_input, row.length) for row in rows] + [(0, passes.capacity)] * (count - len(rows))
         banned += [[]] * (count - len(rows))
         lists = padded(banned, self._orders.shape[1] - 2, NO_TOKEN)
         fill(self._orders[:count], [[*place, *each] for place, each in zip(places, lists, strict=True)])
         self._graphs.run((count, columns), partial(self._step, count, columns))
-        self._answered = {(row.ticket, row.length + 1) for row in rows}
+        self._answered = {(row.ticket, row.length + 1) for row in rows if row.takes_steps}
 
     def choices(self, slots: Sequence[int], rows: Sequence[Row]) -> list[Choice]:
         """See ``Steps``."""
@@ -107,7 +108,7 @@ class StaticSteps:
         logits = passes.head(passes.last[:count])
         ban(logits, orders[:, 2:])
         self._logits[:count] = logits
-        torch.argmax(logits, dim=-1, out=self._likeliest[:count])
+        self._likeliest[:count] = only_finite(logits.argmax(dim=-1), logits)
 
     def _answer(self, pairs: Sequence[tuple[int, Row]]) -> None:
         """Computes logits and most probable tokens of slots whose last position was not appended by a step."""
@@ -117,7 +118,7 @@ class StaticSteps:
         logits, where = self._passes.logits(slots), upload(slots, self._logits.device)
         ban_for(logits, [row for _, row in pairs])
         self._logits.index_copy_(0, where, logits)
-        self._likeliest.index_copy_(0, where, logits.argmax(dim=-1))
+        self._likeliest.index_copy_(0, where, only_finite(logits.argmax(dim=-1), logits))
 
     def _make_room(self, num_banned: int) -> None:
         """Enlarges W, which changes an address that graphs know."""

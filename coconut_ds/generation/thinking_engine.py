@@ -8,17 +8,20 @@ gets it.
 
 The engine does one operation at a time (``Op``):
 
-* *encode*: one pass over the prompts of new requests, up to their first thoughts.
+* *encode*: one pass over the prompts of new requests, up to their first thoughts, or over a piece of a long prompt.
 * *iterate*: one pass over all thoughts of one request (only with ``method.thinking=jacobi`` or ``looped``).
 * *choose*: run the head at the last state of each request that writes, and choose its next token.
 * *advance*: one pass that appends one position, a token or a thought, to every running request.
 
 If several are due, the one that comes first in this list is done first, so that as many requests as possible share each
-advance. Under ZeRO-3 all ranks must make the same forward passes: ``run`` lets them agree on each operation, and a rank
-that has no work of that kind makes an empty pass.
+advance. An engine with ``piece`` does only a limited part of the first two between two advances (``prefill.py``), so
+that running requests do not wait for long prompts. Under ZeRO-3 all ranks must make the same forward passes: ``run``
+lets them agree on each operation, and a rank that has no work of that kind makes an empty pass.
 
 If a prompt begins like one whose keys and values are still in the cache, these are copied instead of computed. This
 pays off for several samples of a prompt, several numbers of thoughts, and a long common introduction.
+
+A request's callbacks, and its numbers that are not finite, make only this request fail (``Listener.on_failed``).
 
 Shapes:
     n  thoughts that are computed together
@@ -36,8 +39,11 @@ import torch
 from coconut_ds.errors import DataError
 from coconut_ds.generation.attention import switch_for
 from coconut_ds.generation.pass_size import PassSize
+from coconut_ds.generation.prefill import Prefill
+from coconut_ds.generation.progress import Progress
+from coconut_ds.generation.request_checks import check_request
 from coconut_ds.generation.requests import Request
-from coconut_ds.generation.rows import THOUGHT, Listener, Row, thoughts_on_host
+from coconut_ds.generation.rows import THOUGHT, Listener, Row
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.generation.slots import SlotCache
@@ -72,6 +78,8 @@ class ThinkingEngine:
         capacity: int,
         decode: Callable[[Sequence[int]], str] | None = None,
         capturer: Capturer | None = None,
+        piece: int | None = None,
+        pass_positions: int | None = None,
     ) -> None:
         """
         Args:
@@ -81,18 +89,23 @@ class ThinkingEngine:
             capacity: positions in a slot; a sequence that reaches it ends there.
             decode: turns tokens into text; needed only for stop strings.
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
+            piece: the largest number of positions of prompts to encode between two steps of a few running requests,
+                for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
+            pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
         """
-        self._eos_ids, self._decode = tuple(eos_ids), decode
-        self.capacity = capacity
-        self._passes = SlotPasses(loop, slots, capacity)
+        # The head cannot write an id beyond its vocabulary.
+        self._eos_ids, self._decode = tuple(one for one in eos_ids if 0 <= one < loop.vocabulary), decode
+        self.capacity, self._loop, self._pass_positions = capacity, loop, pass_positions
+        self._capturer = capturer or capturer_for(loop)
+        self._passes = SlotPasses(loop, slots, capacity, scratch=self._capturer is not None)
         self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
-        self._table = SlotTable(self.cache, slots)
-        self._pass_size = PassSize(loop, self.cache)
-        self._capturer = capturer or capturer_for(loop)
+        self._table = SlotTable(self.cache, slots, self._passes.is_finite)
+        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened)
+        self._progress = Progress(self._table, self._passes)
         self._steps_made: Steps | None = None
         self._has_noise = False
         """Whether a request with noise on values was ever submitted."""
@@ -104,8 +117,8 @@ class ThinkingEngine:
 
     @property
     def num_running(self) -> int:
-        """Number of requests that hold a slot."""
-        return len(self._table.running)
+        """Number of requests that hold a slot. Any thread may ask, here and below."""
+        return self._table.num_running
 
     @property
     def num_waiting(self) -> int:
@@ -115,25 +128,35 @@ class ThinkingEngine:
     @property
     def num_held(self) -> int:
         """Number of cache positions that running requests use."""
-        return sum(self._table[slot].length for slot in self._table.running)
+        return self._table.num_held
 
     @property
     def num_shared(self) -> int:
         """Number of prompt positions so far that were copied from another prompt instead of encoded."""
         return self._table.num_shared
 
+    @torch.no_grad()
+    def take_memory(self) -> None:
+        """Takes the memory of all slots now instead of when requests need it; for a new engine. It makes one pass, from
+        which the sizes follow."""
+        with self._attention:
+            self._passes.encode([[0]], [0])
+            self.cache.take_memory()
+            if self._capturer is not None:
+                # Its buffers have a row of logits for each slot.
+                _ = self._steps
+
+    def close(self) -> None:
+        """Gives the memory of the cache back at once. The engine cannot be used any more."""
+        self.cache.release()
+
     def submit(self, request: Request, listener: Listener | None = None) -> int:
         """Adds a request to the queue. Returns its ticket, the number by which listener and ``cancel`` identify it.
 
         Raises:
-            DataError: the prompt leaves no room for a token, or the request has stop strings and the engine no
-                ``decode``.
+            DataError: see ``check_request``; or the request has stop strings and the engine no ``decode``.
         """
-        if len(request.prompt) >= self.capacity:
-            raise DataError(
-                f"prompt: has {len(request.prompt)} positions, thoughts included; there is room for {self.capacity}, "
-                "new tokens included; shorten it or use fewer thoughts"
-            )
+        check_request(request, self._loop, self._eos_ids, self.capacity)
         if request.stop and self._decode is None:
             raise DataError(f"stop={list(request.stop)}: this engine was made without decode, so it reads no text")
         if request.codes is not None:
@@ -151,26 +174,27 @@ class ThinkingEngine:
     def run(self, agree: Callable[[int], int] = int) -> None:
         """Steps until no rank has anything left to do.
 
-        Args:
-            agree: returns the maximum of its argument over all ranks; by default there is one rank.
+        ``agree`` returns the maximum of its argument over all ranks; by default there is one rank.
         """
         while op := Op(agree(self.due())):
             self.step(op)
 
     def due(self) -> Op:
         """The next operation. Also ends requests that are finished and gives their slots to waiting ones."""
-        table = self._table
-        ended = [table.free(slot) for slot in table.running if table[slot].finish_reason is not None]
-        for row, kept in zip(ended, thoughts_on_host(ended), strict=True):
-            row.end(*kept)
-        table.admit()
-        if table.to_encode:
-            return Op.ENCODE
-        if any(table[slot].together is not None for slot in table.running):
-            return Op.ITERATE
-        if any(table[slot].input is None for slot in table.running):
+        self._progress.end_rows()
+        table, prefill = self._table, self._prefill
+        if table.waiting:
+            table.admit(prefill.admitted(len(table.stepping), self._pass_positions or PASS_POSITIONS))
+        stepping = table.stepping
+        if prefill.may_work(len(stepping)):
+            iterates = any(table[slot].together is not None for slot in table.running)
+            if table.to_encode and not (iterates and prefill.alternates and prefill.was_encoding):
+                return Op.ENCODE
+            if iterates:
+                return Op.ITERATE
+        if any(table[slot].input is None for slot in stepping):
             return Op.CHOOSE
-        return Op.ADVANCE if table.running else Op.NOTHING
+        return Op.ADVANCE if stepping else Op.NOTHING
 
     @torch.no_grad()
     def step(self, op: Op) -> None:
@@ -198,65 +222,64 @@ class ThinkingEngine:
 
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
-        table = self._table
-        slots = [table.to_encode[0]]
-        row = table[slots[0]]
-        if row.length:
+        table, num_stepping = self._table, len(self._table.stepping)
+        slots, end = self._prefill.next(table, self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
+        rows = [table[slot] for slot in slots]
+        parts = [row.prefix[row.length : end] for row in rows]
+        if rows[0].length:
             # Rows with noise on values share no prompt (``SlotTable``), so this pass has none.
-            self._passes.extend(slots[0], row.length, self._passes.embed(row.prefix[row.length :]))
+            self._passes.extend(slots[0], rows[0].length, self._passes.embed(parts[0]), all_states=end is None)
         else:
-            # Shortest first: prompts of similar length share a pass, which keeps the padding small.
-            fresh = sorted(
-                (self._passes.widened(len(table[slot].prefix)), slot)
-                for slot in table.to_encode
-                if not table[slot].length
-            )
-            most = self._pass_size.positions(PASS_POSITIONS)
-            slots = [slot for i, (width, slot) in enumerate(fresh) if i == 0 or width * (i + 1) <= most]
-            rows = [table[slot] for slot in slots]
             with self._noise(rows):
-                self._passes.encode([each.prefix for each in rows], slots)
-        for slot in slots:
-            table.to_encode.remove(slot)
-            table[slot].length = len(table[slot].prefix)
-            self._set_next_input(slot)
+                self._passes.encode(parts, slots)
+        self._prefill.note(sum(map(len, parts)), num_stepping, is_encoding=True)
+        for slot, row, part in zip(slots, rows, parts, strict=True):
+            row.length += len(part)
+            if row.length == len(row.prefix):
+                table.encoded(slot)
+                self._progress.after_pass(slot)
 
     def _iterate(self) -> None:
         """One pass over all thoughts of one request; the last such pass makes them final."""
-        slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
-        row = self._table[slot]
+        table, num_stepping = self._table, len(self._table.stepping)
+        slot = next(slot for slot in table.running if table[slot].together is not None)
+        row = table[slot]
         assert row.together is not None
         assert row.request.at_once is not None
-        # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does.
-        row.together.begin(self._passes.embed([row.request.at_once.marker] * row.together.count))
+        # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does, and makes the pass in any case.
+        marker = inputs = self._passes.embed([row.request.at_once.marker] * row.together.count)
+        try:
+            row.together.begin(marker)
+            inputs = row.together.inputs
+        except Exception as error:
+            row.failure = error
         with self._noise([row]):
-            row.together.read(*self._passes.extend(slot, row.length, row.together.inputs))
-        if not row.together.num_left:
-            row.finish_together()
-            self._set_next_input(slot)
+            states = self._passes.extend(slot, row.length, inputs)
+        self._prefill.note(len(inputs), num_stepping, is_encoding=False)
+        self._progress.after_thoughts(slot, *states)
 
     def _choose(self) -> None:
         """Chooses the tokens of all requests that write, and whether those that may stop thinking do so."""
-        slots = [slot for slot in self._table.running if self._table[slot].input is None]
+        slots = [slot for slot in self._table.stepping if self._table[slot].input is None]
         rows = [self._table[slot] for slot in slots]
-        for slot, row, choice in zip(slots, rows, self._steps.choices(slots, rows), strict=True):
-            if not row.script:
-                row.write(choice.token, choice.score, self.capacity)
-                continue
-            row.stop_thinking_if_end(choice.token)
-            if row.script:
-                row.follow_script(*self._passes.thought(slot))
+        for slot, choice in zip(slots, self._steps.choices(slots, rows), strict=True):
+            self._progress.after_choice(slot, choice)
 
     def _advance(self) -> None:
-        """One pass that appends one position to every running request."""
+        """One pass that appends one position to every running request that takes steps."""
         for source, target in self._table.close_gaps():
             self._passes.move(source, target)
-        rows = [self._table[slot] for slot in self._table.running]
+        rows = [self._table[slot] for slot in range(self._table.stepping[-1] + 1)]
         with self._noise(rows, only_thoughts=True):
             self._steps.advance(rows)
+        self._prefill.note_step()
         for slot, row in enumerate(rows):
-            row.length += 1
-            self._set_next_input(slot)
+            if row.takes_steps:
+                row.length += 1
+                self._progress.after_pass(slot)
+            else:
+                # The position was computed only because the row is among others; its next pass replaces it.
+                row.num_finite = -1
 
     def _noise(self, rows: Sequence[Row], only_thoughts: bool = False) -> AbstractContextManager[None]:
         """A context in which one pass over rows has their noise on values, or only rows whose input is a thought."""
@@ -276,14 +299,3 @@ class ThinkingEngine:
             self._passes.idle_head()
         else:
             self._passes.idle()
-
-    def _set_next_input(self, slot: int) -> None:
-        """Decides the input of a row's next position, unless that takes logits; it then stays None until *choose*."""
-        row = self._table[slot]
-        row.input = None
-        if row.length + (row.num_next_thoughts if row.thinks_at_once else 1) > self.capacity:
-            row.finish_reason = "length"
-        elif row.thinks_at_once:
-            row.think_together(*self._passes.thought(slot))
-        elif not row.needs_logits:
-            row.follow_script(*self._passes.thought(slot))

@@ -17,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, simple_parse_args_string
 from tqdm import tqdm
 
+from coconut_ds.data.encoding import encode
 from coconut_ds.errors import DataError
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Completion, Request
@@ -236,8 +237,7 @@ class CoconutLM(LM):
         return self._reasoner.prompter.encode([context])[0]
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._reasoner.backbone.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return encode(self._reasoner.backbone.tokenizer, [text], names_are_tokens=True)[0]
 
     @staticmethod
     def _scoring_request(prompt: Layout, tokens: Sequence[int]) -> Request:

@@ -15,6 +15,11 @@ from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.feed import FeedSpec
 
 CARD = "coconut.json"
+MAX_LATENTS = 65_536
+"""Largest number of thoughts, pause tokens or passes over them that a card may name. A sequence needs a position for
+each, and every request without a number of its own makes that many."""
+MAX_NUMBER = 1_000_000_000
+"""Largest value of the card's other numbers."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,16 @@ class ModelCard:
         """The text format that ``format`` names."""
         return FORMATS[self.format]
 
+    def fault(self) -> str | None:
+        """A number that is out of range, and what is expected; None if there is none."""
+        for name in ("num_thoughts", "num_pauses", "stage", "c_thought", "max_latent_stage", "tokens_per_epoch"):
+            most = MAX_LATENTS if name.startswith("num_") else MAX_NUMBER
+            if not 0 <= (value := getattr(self, name)) <= most:
+                return f"{name} is {value}; expected 0 to {most}"
+        if self.iterations is not None and not 1 <= self.iterations <= MAX_LATENTS:
+            return f"iterations is {self.iterations}; expected 1 to {MAX_LATENTS}, or null"
+        return None
+
     @classmethod
     def read(cls, folder: Path) -> "ModelCard | None":
         """Reads the card of a model folder; None if it has none, as a plain Hugging Face folder.
@@ -149,8 +164,8 @@ class ModelCard:
             )
         if card.format not in FORMATS:
             raise CheckpointError(f"{path}: unknown format {card.format!r}; expected one of {', '.join(FORMATS)}")
-        if card.iterations is not None and card.iterations < 1:
-            raise CheckpointError(f"{path}: iterations is {card.iterations}; expected 1 or more, or null")
+        if fault := card.fault():
+            raise CheckpointError(f"{path}: {fault}")
         if card.feed is not None and (fault := card.feed.fault()):
             raise CheckpointError(f"{path}: {fault}")
         return card

@@ -33,7 +33,7 @@ from coconut_ds.model.attention import check_attention, check_attention_used
 from coconut_ds.model.backbone import Backbone, add_marker_rows
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.compatibility import check_config, check_model_type
-from coconut_ds.model.feed_file import read_feed, write_feed
+from coconut_ds.model.feed_file import FEED_FILE, read_feed, write_feed
 from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.generation_config import check_generation_config
 from coconut_ds.model.support import CONSTRUCTION, refuse_partial, stored_buffers
@@ -115,6 +115,7 @@ def load_folder(
             cannot read text.
     """
     check_attention(attn_implementation)
+    before = _states_of_weights(folder)
     _check_files(folder)
     check_model_type(folder, read_object(folder / "config.json"))
     check_generation_config(folder)
@@ -128,6 +129,10 @@ def load_folder(
         raise
     except FAULTS as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {first_line(error)}") from error
+    if _states_of_weights(folder) != before:
+        raise CheckpointError(
+            f"{folder}: a program wrote to its weights while they were read; load it again once that has ended"
+        )
     check_attention_used(model, attn_implementation)
     _check_weights(folder, model, report)
     backbone = add_marker_rows(model, tokenizer, pause=pause)
@@ -138,6 +143,13 @@ def load_folder(
         )
     backbone.feed = feed
     return backbone
+
+
+def _states_of_weights(folder: Path) -> list[tuple[int, int, int]]:
+    """What changes when a program writes to a folder's weights, or replaces them."""
+    files = [*sorted(folder.glob("*.safetensors")), folder / FEED_FILE]
+    states = [path.stat() for path in files if path.is_file()]
+    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _check_files(folder: Path) -> None:
@@ -174,6 +186,8 @@ def _load_weights(
             # Weights of another shape are then reported by name, and refused below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            # Weights that are mapped to a file change, or end the process (SIGBUS), when a program writes to it.
+            disable_mmap=True,
         )
     model, report = loaded
     return model, report

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import not_downloaded
 from coconut_ds.model.feed import FEEDS, Feed, FeedSpec
-from coconut_ds.model.folder_files import check_weights
 from coconut_ds.model.support import refuse_partial
+from coconut_ds.model.weights_file import read_header
 
 FEED_FILE = Path("latent", "feed.safetensors")
 """The path of the weights within a model folder."""
@@ -55,7 +55,7 @@ def check_feed_file(folder: Path, spec: FeedSpec | None) -> None:
         raise CheckpointError(f"{path}: is missing; coconut.json names a feed ({spec}); {AGAIN}")
     if fault := not_downloaded(path):
         raise CheckpointError(f"{path}: {fault}")
-    check_weights(path)
+    read_header(path)
 
 
 def read_feed(folder: Path, spec: FeedSpec | None, size: int, dtype: torch.dtype) -> Feed | None:
@@ -75,7 +75,8 @@ def read_feed(folder: Path, spec: FeedSpec | None, size: int, dtype: torch.dtype
     if spec is None:
         return None
     path = folder / FEED_FILE
-    state = load_file(path)
+    # Not mapped to the file, see ``checkpoint.py``.
+    state = load(path.read_bytes())
     # Without memory and random numbers; ``assign`` puts the tensors of the file into it.
     with torch.device("meta"):
         feed = FEEDS[spec.kind](size, spec.width)

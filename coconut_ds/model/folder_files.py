@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import not_downloaded, shell_word
+from coconut_ds.model.weights_file import read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names of the weights in one file, and of the list of files if there are several."""
@@ -57,7 +56,7 @@ def check_folder_files(folder: Path) -> None:
     if method := quantization(read_object(config)):
         raise CheckpointError(f"{folder}: {quantized(method)}")
     for path in weight_files(folder):
-        check_weights(path)
+        read_header(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -89,25 +88,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each weight in a model folder by its name, from the headers of its files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        with safe_open(path, framework="np") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes |= {name: stored.shape for name, stored in read_header(path).items()}
     return shapes
-
-
-def check_weights(path: Path) -> None:
-    """Refuses a file that is not a complete safetensors file. Reads only its header.
-
-    Raises:
-        CheckpointError: names the file and says what to do.
-    """
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be loaded: it is not a complete safetensors file ({error}; it has "
-            f"{path.stat().st_size:,} bytes); copy or download it again"
-        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from coconut_ds.reasoner import Reasoner
 
 SLOTS = 128
 """Number of requests that the engine processes at the same time. Probing makes many short requests."""
+SERVED_SLOTS = 32
+"""The same number in a server, where a part must be short and others need memory too."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished requests and the total number; may raise to stop the work."""
@@ -208,4 +210,10 @@ def run_requests(
             progress(done, len(requests))
 
     prompter = reasoner.prompter
-    return (yield from generate.parts(reasoner.loop, requests, prompter.eos_ids, SLOTS, prompter.text, one_more))
+    most = reasoner.pass_positions
+    # Limited passes go with a limited cache, since several functions may be between two parts.
+    slots = SLOTS if most is None else SERVED_SLOTS
+    work = generate.parts(
+        reasoner.loop, requests, prompter.eos_ids, slots, prompter.text, one_more, pass_positions=most
+    )
+    return (yield from work)

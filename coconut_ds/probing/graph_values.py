@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from coconut_ds.data.encoding import encode
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
@@ -134,7 +135,10 @@ def graph_views(
         DataError: a problem has no graph.
     """
     form = reasoner.card.text_format
-    texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
+    texts = []
+    for index, problem in enumerate(problems):
+        texts.append(graph_text(problem, form, f"problem {index}"))
+        yield None
     size = max(reasoner.card.c_thought, 1)
     numbers = range(0, reasoner.card.num_latents + 1, size) if numbers is None else numbers
     requests: list[Request] = []
@@ -231,8 +235,8 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, before: str, name: str) -> l
     Raises:
         DataError: the tokenizer merges the end of the text and the name into one token.
     """
-    start: list[int] = tokenizer.encode(before, add_special_tokens=False) if before else []
-    whole: list[int] = tokenizer.encode(f"{before} {name}".strip(), add_special_tokens=False)
+    start = encode(tokenizer, [before])[0] if before else []
+    whole = encode(tokenizer, [f"{before} {name}".strip()])[0]
     if whole[: len(start)] != start or len(whole) == len(start):
         raise DataError(f"{name!r}: this tokenizer does not give it separate tokens after {before!r}")
     return whole[len(start) :]

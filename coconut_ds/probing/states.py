@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from coconut_ds.model.attention import AttentionSwitch
 from coconut_ds.model.latent_loop import LatentLoop
@@ -55,17 +56,37 @@ def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor
     """Computes the states of cases; ``fed`` contains the inputs [L, D] at each case's latents (``Completion.fed``)."""
     loop, norm = reasoner.loop, final_norm(reasoner.loop)
     found: list[States | None] = [None] * len(cases)
-    for batch in _batches(cases):
-        embeds = _embedded(reasoner, [cases[i] for i in batch], [fed[i] for i in batch])
-        output = loop.model.base_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
-        for row, index in enumerate(batch):
-            at = read_positions(cases[index])
-            raw = torch.stack([layer[row, at] for layer in output.hidden_states[:-1]])
-            last = output.last_hidden_state[row, at]
+    for batch in _batches(cases, reasoner.pass_positions):
+        chosen = [cases[i] for i in batch]
+        embeds = _embedded(reasoner, chosen, [fed[i] for i in batch])
+        states = yield from _states_at(reasoner, embeds, [read_positions(case) for case in chosen])
+        for index, (raw, last) in zip(batch, states, strict=True):
             layers, inputs = torch.cat([norm(raw), last.unsqueeze(0)]), loop.fed(last[:-1])
             found[index] = States(fed[index].float().cpu(), layers.float().cpu(), inputs.float().cpu())
-        yield None
     return [one for one in found if one is not None]
+
+
+def _states_at(
+    reasoner: Reasoner, embeds: Tensor, positions: Sequence[Sequence[int]]
+) -> Parts[list[tuple[Tensor, Tensor]]]:
+    """The states of each row of ``embeds`` [B, T, D] at its positions [P]: before the final norm at layers 0 to N - 1,
+    [N, P, D], and the last ones, [P, D].
+
+    A sequence that is longer than a pass may be is read in several pieces over a cache.
+    """
+    base, length = reasoner.loop.model.base_model, embeds.shape[1]
+    piece = length if reasoner.pass_positions is None else max(1, reasoner.pass_positions // len(embeds))
+    cache = DynamicCache(config=reasoner.backbone.model.config) if piece < length else None
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in positions]
+    for start in range(0, length, piece):
+        part = embeds[:, start : start + piece]
+        output = base(inputs_embeds=part, past_key_values=cache, use_cache=cache is not None, output_hidden_states=True)
+        for row, own in enumerate(positions):
+            at = [place - start for place in own if start <= place < start + piece]
+            raw = torch.stack([layer[row, at] for layer in output.hidden_states[:-1]])
+            found[row].append((raw, output.last_hidden_state[row, at]))
+        yield None
+    return [(torch.cat([raw for raw, _ in own], dim=1), torch.cat([last for _, last in own])) for own in found]
 
 
 @torch.no_grad()
@@ -76,7 +97,7 @@ def attentions_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tenso
     """
     found: dict[int, Tensor] = {}
     attention = AttentionSwitch(reasoner.loop.model, "eager")
-    for batch in _batches(cases):
+    for batch in _batches(cases, None):
         embeds = _embedded(reasoner, [cases[i] for i in batch], [fed[i] for i in batch])
         with attention:
             output = reasoner.loop.model.base_model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
@@ -121,11 +142,16 @@ def final_norm(loop: LatentLoop) -> nn.Module:
     return nn.Identity()
 
 
-def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
-    """Yields batches of indices of cases with similar lengths."""
+def _batches(cases: Sequence[Case], most: int | None) -> Iterator[list[int]]:
+    """Yields batches of indices of cases with similar lengths: of at most ``most`` positions, if it is given."""
     order = sorted(range(len(cases)), key=lambda index: len(cases[index].prompt))
-    for start in range(0, len(order), BATCH):
-        yield order[start : start + BATCH]
+    while order:
+        count = BATCH
+        if most is not None:
+            fitting = (n for n in range(1, BATCH) if (n + 1) * len(cases[order[min(n, len(order) - 1)]].prompt) > most)
+            count = next(fitting, BATCH)
+        yield order[:count]
+        order = order[count:]
 
 
 def _embedded(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> Tensor:

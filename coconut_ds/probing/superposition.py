@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coconut_ds.data.encoding import places
 from coconut_ds.data.graphs import Edge
 from coconut_ds.data.problem import Problem
 from coconut_ds.evaluation.statistics import Mean, mean_of
@@ -120,23 +121,16 @@ def edge_groups(text: GraphText, hop: int) -> dict[str, list[Edge]]:
 
 def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]:
     """The positions of each edge's tokens in the prompt, including the separator after the edge."""
-    tokenizer, form = reasoner.backbone.tokenizer, reasoner.card.text_format
-    encoded = tokenizer(
-        f"{text.problem.question}{form.question_end}",
-        return_offsets_mapping=True,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    form = reasoner.card.text_format
+    tokens = places(reasoner.backbone.tokenizer, f"{text.problem.question}{form.question_end}")
     shift = 1 if form.starts_with_eos else 0
-    offsets = encoded["offset_mapping"]
-    places = {}
+    found = {}
     for edge in text.graph.edges:
         start, end = text.span(edge)
         if text.problem.question.startswith(" |", end):
             end += len(" |")
-        places[edge] = [i + shift for i, (first, last) in enumerate(offsets) if first < end and last > start]
-    return places
+        found[edge] = [i + shift for i, token in enumerate(tokens) if token.start < end and token.end > start]
+    return found
 
 
 def _hop(reasoner: Reasoner, index: int) -> int:

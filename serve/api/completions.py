@@ -32,6 +32,7 @@ from serve.api.responses import (
 )
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, json_response, while_connected
+from serve.api.timeouts import timeout_of
 from serve.aside import aside
 from serve.asking import Ask
 from serve.continuations import Choice, Delta
@@ -65,7 +66,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
-    ask = replace(ask, client=client_of(request))
+    ask = replace(ask, client=client_of(request), timeout_s=timeout_of(request))
     record = record_of(request)
     record.model = ask.model
     exchange = _Exchange(service, body, ask, format, record, request.state.request_id)

@@ -26,7 +26,8 @@ def is_foreign(scope: Scope, hosts: Hosts) -> bool:
         is_link = scope.get("method") in SAFE and values_of(scope, b"sec-fetch-mode") == [b"navigate"]
         return not is_link and not _is_named(values_of(scope, b"origin"), hosts)
     origins = values_of(scope, b"origin")
-    if not origins:
+    if not origins or scope.get("method") in SAFE:
+        # Without permission from here, the page cannot read what it gets.
         return False
     hosts_sent = [value.decode("latin-1") for value in values_of(scope, b"host")]
     return hosts_sent != [_netloc(one) for one in origins] and not _is_named(origins, hosts)

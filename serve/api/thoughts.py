@@ -16,6 +16,7 @@ from serve.api.records import record_of
 from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import json_response, while_connected
+from serve.api.timeouts import timeout_of
 from serve.aside import aside
 from serve.service import Service
 from serve.tracing import trace_request
@@ -52,7 +53,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/thoughts", response_model=TraceResponse, summary="Answers a question and decodes its thoughts")
     async def think(body: ThoughtsRequest, request: Request) -> Response:
         top_k, tokens = body.top_k or TOP_K, body.tokens or []
-        ask = replace(body.to_ask(), client=client_of(request))
+        ask = replace(body.to_ask(), client=client_of(request), timeout_s=timeout_of(request))
         record = record_of(request)
         record.model = ask.model
         found = await while_connected(request, trace_request(service, ask, top_k, tokens, request.state.request_id))

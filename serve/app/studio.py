@@ -74,7 +74,7 @@ class Studio:
     @property
     def max_thoughts(self) -> int:
         """Maximum number of thoughts that can be requested: twice that of any checkpoint, and at least 8."""
-        most = max(checkpoint.card.num_latents for checkpoint in self.checkpoints)
+        most = max((checkpoint.card.num_latents for checkpoint in self.checkpoints), default=0)
         return min(max(8, 2 * most), self.service.limits.max_thoughts)
 
     @property

@@ -1,0 +1,133 @@
+"""Which prompts the next pass encodes, and how many of their positions.
+
+Offline, every prompt is encoded before the next step, in passes that are as large as the memory allows: that is fastest
+for all requests together. A server also has streams, whose next tokens would wait for all these prompts. There, the
+work between two steps is limited to some positions, and longer prompts are encoded in several pieces, with a step of
+the other requests after each.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from coconut_ds.generation.rows import Row
+from coconut_ds.generation.slot_table import SlotTable
+from coconut_ds.model.latent_loop import LatentLoop
+
+EACH_ROW = 24
+"""Positions that may be encoded between two steps for each request that takes part in them. A step over more requests
+takes longer, so more prompts may come between two of them."""
+
+
+def default_piece(loop: LatentLoop) -> int:
+    """The number of positions that take about three times as long as a step of a single request.
+
+    Measured on a CPU with GPT-2's shape (six layers, 512 wide); on a GPU, where the ratio of arithmetic to memory is
+    larger, it is an estimate.
+    """
+    if loop.device.type != "cpu":
+        return 1024
+    return 128 if loop.model.dtype == torch.float32 else 256
+
+
+class Encoding(NamedTuple):
+    """One pass over prompts."""
+
+    slots: list[int]
+    end: int | None
+    """The pass ends before this position of the prompt in the only slot; None: it reaches the ends of all prompts."""
+
+
+class Prefill:
+    """Divides the work between steps and other passes."""
+
+    def __init__(self, piece: int | None, widened: Callable[[int], int]) -> None:
+        """
+        Args:
+            piece: the largest number of positions to encode between two steps of a few requests; None: no limit.
+            widened: the width of a pass over some positions.
+        """
+        self._piece, self._widened = piece, widened
+        self._spent = 0
+        """Positions since the last step, while there were requests that waited for the next."""
+        self._took_oldest = False
+        self.was_encoding = False
+        """Whether the last pass that is not a step encoded prompts."""
+
+    @property
+    def alternates(self) -> bool:
+        """Whether prompts and thoughts that are computed together take turns; otherwise prompts come first."""
+        return self._piece is not None
+
+    def may_work(self, num_stepping: int) -> bool:
+        """Whether another pass may come before the next step of ``num_stepping`` requests."""
+        return not num_stepping or self._spent < 0.75 * self._limit(num_stepping)
+
+    def admitted(self, num_stepping: int, most: int) -> float:
+        """The largest number of positions that should wait in slots to be encoded (``SlotTable.admit``).
+
+        Requests that wait in the queue instead take no part in the steps over the slots.
+        """
+        return math.inf if self._piece is None else 2 * min(most, self._limit(num_stepping) if num_stepping else most)
+
+    def note(self, positions: int, num_stepping: int, is_encoding: bool) -> None:
+        """Counts a pass that was made before the next step of ``num_stepping`` requests."""
+        self._spent += positions if num_stepping else 0
+        self.was_encoding = is_encoding
+
+    def note_step(self) -> None:
+        """Counts a step."""
+        self._spent = 0
+
+    def next(self, table: SlotTable, most: int) -> Encoding:
+        """The next pass: over several prompts of which nothing is cached, or over (a part of) the rest of one.
+
+        Args:
+            table: has prompts to encode.
+            most: the largest number of positions in a pass over several prompts, padding included.
+        """
+        num_stepping = len(table.stepping)
+        if num_stepping and self._piece is not None:
+            most = min(most, math.ceil(self._limit(num_stepping)) - self._spent)
+        first = self._first(table)
+        row = table[first]
+        if row.length:
+            return Encoding([first], self._end(row, most))
+        # Shortest first: prompts of similar length share a pass, which keeps the padding small.
+        fresh = sorted(
+            (self._widened(len(table[slot].prefix)), slot) for slot in table.to_encode if not table[slot].length
+        )
+        if self._piece is not None:
+            place = next(place for place, (_, slot) in enumerate(fresh) if slot == first)
+            fresh = fresh[place:]
+        slots = [slot for i, (width, slot) in enumerate(fresh) if i == 0 or width * (i + 1) <= most]
+        return Encoding(slots, self._end(table[slots[0]], most) if len(slots) == 1 else None)
+
+    def _first(self, table: SlotTable) -> int:
+        """The slot whose prompt the next pass begins with.
+
+        With pieces in turns the oldest prompt, so that each is encoded at some time, and the one that is done soonest,
+        so that a short prompt does not wait for all of a long one.
+        """
+        if self._piece is None:
+            return table.to_encode[0]
+        self._took_oldest = not self._took_oldest
+        if self._took_oldest:
+            return table.to_encode[0]
+        return min(table.to_encode, key=lambda slot: len(table[slot].prefix) - table[slot].length)
+
+    def _limit(self, num_stepping: int) -> float:
+        """Positions that may be encoded between two steps of some requests."""
+        return math.inf if self._piece is None else max(self._piece, EACH_ROW * num_stepping)
+
+    def _end(self, row: Row, most: int) -> int | None:
+        """Where the next piece of a prompt ends; None: at the prompt's end. Pieces of a prompt have about equal sizes.
+
+        Prompts with noise on values are encoded in one pass.
+        """
+        rest = len(row.prefix) - row.length
+        if self._piece is None or rest <= most or row.request.codes is not None:
+            return None
+        return row.length + math.ceil(rest / math.ceil(rest / most))

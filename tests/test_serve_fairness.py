@@ -1,0 +1,248 @@
+"""Clients of one model share it: slots, room in the queue, and time between forward passes and parts of functions."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from serving import save_checkpoint
+from waiting import until, wait_until
+
+from coconut_ds.generation.slot_passes import SlotPasses
+from coconut_ds.parts import all_parts, in_parts, on_another_thread
+from serve import pass_clock
+from serve.asking import Ask
+from serve.checkpoints import find_checkpoints
+from serve.clients import Client
+from serve.errors import QueueFullError, TimeLimitError, UnavailableError
+from serve.limits import EngineSettings, Limits
+from serve.models import Models
+from serve.service import Service
+from serve.shares import Shares
+
+GREEDY, SMALL, THIRD = Client("key:greedy"), Client("key:small"), Client("key:third")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("fair") / "tiny")
+
+
+@pytest.fixture
+def make(checkpoint):
+    made = []
+
+    def one(slots: int = 4, **limits: float) -> Service:
+        bounds = Limits(**limits)
+        settings, room = EngineSettings(slots), bounds.client_room
+        models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
+        made.append(Service(models, bounds))
+        return made[-1]
+
+    yield one
+    for service in made:
+        service.close()
+
+
+def ask(client: Client, tokens: int = 8, **options: Any) -> Ask:
+    settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "temperature": 1.0, "client": client}
+    return Ask("tiny", ("hello",), **{**settings, **options})
+
+
+def thread_of(service: Service):
+    with service.models.holding("tiny") as thread:
+        return thread
+
+
+def test_the_one_that_used_least_comes_first_and_absence_earns_no_credit():
+    shares: Shares[str] = Shares()
+    turns = []
+    for _ in range(6):
+        turns.append(shares.first(["a", "b"]))
+        shares.charge(turns[-1], 1.0 if turns[-1] == "a" else 2.0)
+    assert turns == ["a", "b", "a", "a", "b", "a"]
+    shares.enter("c")
+    assert shares.first(["a", "b", "c"]) == "c"
+    shares.charge("c", 100.0)
+    assert [shares.first(["a", "c"]) for _ in range(3)] == ["a"] * 3
+
+
+def test_a_client_whose_long_requests_hold_all_slots_does_not_make_others_wait(make):
+    """A newcomer gets the spare slot at once, and slots that become free go to clients that were served less."""
+    service = make(slots=4)
+    thread, ended = thread_of(service), []
+
+    async def note(one: Ask, name: str) -> None:
+        await service.answer(one)
+        ended.append(name)
+
+    async def crowd() -> None:
+        greedy = [asyncio.ensure_future(note(ask(GREEDY, 40, samples=6), f"greedy {i}")) for i in range(2)]
+        await until(lambda: thread.num_running >= 4)
+        await asyncio.gather(*(note(ask(SMALL, 2), "small") for _ in range(6)))
+        assert ended == ["small"] * 6
+        await asyncio.gather(*greedy)
+
+    asyncio.run(crowd())
+    wait_until(lambda: thread.num_open == 0)
+
+
+def test_one_client_alone_never_gets_the_spare_slot(make):
+    service = make(slots=2)
+    thread, most = thread_of(service), []
+    due = thread._jobs.due
+    thread._jobs.due = lambda: (due(), most.append(thread.num_running))[0]
+    service.answer_now(ask(GREEDY, 4, samples=8))
+    assert max(most) == 2
+
+
+def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make):
+    service = make(slots=1, max_waiting=40, max_completions=16, client_room=16)
+    thread, hold = thread_of(service), threading.Event()
+    held = thread.run(lambda reasoner: hold.wait(20))
+    limited = Client("key:limited", max_waiting=2)
+
+    async def crowd() -> None:
+        begun = []
+
+        async def begin(one: Ask) -> None:
+            before = thread.num_open
+            begun.append(asyncio.ensure_future(service.answer(one)))
+            await until(lambda: begun[-1].done() or thread.num_open > before)
+            if begun[-1].done():
+                await begun[-1]
+
+        for _ in range(2):
+            await begin(ask(GREEDY, 2, samples=16))
+        await begin(ask(limited, 2, samples=2))
+        with pytest.raises(QueueFullError, match="of this client"):
+            await begin(ask(limited, 2))
+        with pytest.raises(QueueFullError, match="the queue is full"):
+            await begin(ask(GREEDY, 2, samples=16))
+        for client in (SMALL, THIRD):
+            await begin(ask(client, 2, samples=16))
+            with pytest.raises(QueueFullError, match="the queue is full"):
+                await begin(ask(client, 2))
+        hold.set()
+        await asyncio.gather(*begun, return_exceptions=True)
+
+    asyncio.run(crowd())
+    assert held.result()
+    assert thread.num_open == 0
+
+
+def test_requests_and_functions_of_several_clients_share_the_time(make):
+    """Three endless functions run beside a request: passes get half of the time, and the clients of the functions equal
+    parts of the other half."""
+    service = make()
+    thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
+
+    def endless(name: str):
+        while True:
+            began = time.perf_counter()
+            while time.perf_counter() - began < 0.002:
+                pass
+            used[name] += time.perf_counter() - began
+            yield None
+
+    def begin(name: str, client: Client) -> Future[None]:
+        return thread.run_in_parts(lambda reasoner: endless(name), client)
+
+    endlessly = [begin("a", GREEDY), begin("b", GREEDY), begin("c", SMALL)]
+    wait_until(lambda: all(used.values()))
+    began, before = time.perf_counter(), sum(used.values())
+    service.answer_now(ask(THIRD, 100))
+    passed, parts = time.perf_counter() - began, sum(used.values()) - before
+    assert 0.25 < parts / passed < 0.65
+    assert 0.5 < used["a"] / used["b"] < 2
+    assert 0.5 < used["c"] / (used["a"] + used["b"]) < 2
+    for one in endlessly:
+        assert one.cancel()
+    wait_until(lambda: not thread._functions.can_run)
+    thread.run(lambda reasoner: None).result(20)
+
+
+def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):
+    service = make()
+
+    @in_parts
+    def doubled(value: int):
+        (value,) = yield from on_another_thread(lambda: [2 * value])
+        yield None
+        if value > 10:
+            raise ZeroDivisionError
+        return value
+
+    assert doubled(4) == all_parts(doubled.parts(4)) == 8
+
+    async def both() -> list[object]:
+        calls = (service.call_in_parts("tiny", lambda reasoner, v=v: doubled.parts(v)) for v in (1, 5, 9))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    two, ten, error = asyncio.run(both())
+    assert (two, ten, type(error)) == (2, 10, ZeroDivisionError)
+
+
+def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
+    service = make()
+    thread, hang = thread_of(service), threading.Event()
+    monkeypatch.setattr(pass_clock, "HUNG_S", 0.3)
+    wait_until(lambda: thread._clock.plausible_s > 0)
+    thread._clock.plausible_s = 0.1
+
+    def parts() -> Iterator[None]:
+        for _ in range(12):
+            time.sleep(0.1)
+            assert thread.problem is None
+            yield None
+
+    asyncio.run(service.call_in_parts("tiny", lambda reasoner: parts()))
+    assert service.problems == {}
+    encode = SlotPasses.encode
+
+    def hung(*arguments: Any, **named: Any) -> None:
+        hang.wait(20)
+        encode(*arguments, **named)
+
+    monkeypatch.setattr(SlotPasses, "encode", hung)
+    waiting = threading.Thread(target=service.answer_now, args=(ask(SMALL),))
+    waiting.start()
+    wait_until(lambda: "a forward pass has been running" in service.problems.get("tiny", ""), 5)
+    with pytest.raises(UnavailableError, match="forward pass"):
+        service.answer_now(ask(SMALL))
+    hang.set()
+    waiting.join(20)
+    assert service.problems == {}
+
+
+def test_a_request_ends_at_its_own_time_limit_and_gets_no_slot_after_it(make):
+    service = make(slots=1)
+    thread, hold = thread_of(service), threading.Event()
+    thread.run(lambda reasoner: hold.wait(20))
+    for answer in (lambda one: asyncio.run(service.answer(one)), service.answer_now):
+        with pytest.raises(TimeLimitError, match="X-Request-Timeout"):
+            answer(ask(SMALL, timeout_s=0.05))
+    submitted = []
+    submit = thread._jobs._engine.submit
+    thread._jobs._engine.submit = lambda *arguments: (submitted.append(arguments), submit(*arguments))[1]
+    hold.set()
+    wait_until(lambda: thread.num_open == 0)
+    assert submitted == []
+    service.answer_now(ask(SMALL, timeout_s=20))
+    assert len(submitted) == 1
+
+
+def test_stopping_ends_functions_between_two_parts(make):
+    service = make()
+
+    def endless() -> Iterator[None]:
+        while True:
+            yield None
+
+    future = thread_of(service).run_in_parts(lambda reasoner: endless())
+    service.close()
+    with pytest.raises(UnavailableError, match="stopping"):
+        future.result(5)
