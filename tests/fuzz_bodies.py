@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,17 @@ class Fuzz:
         """When each body was sent and answered (``time.monotonic``), its number and kind."""
         self._expected: dict[str, Any] = {}
 
-    async def run(self, first: int, count: int) -> None:
-        """Sends the bodies with these numbers, beside the known requests."""
-        numbers = iter(range(first, first + count))
+    async def run(self, first: int, count: int, most_s: float = float("inf")) -> int:
+        """Sends the bodies with these numbers, beside the known requests, for at most so long; returns how many."""
+        ends, before = time.monotonic() + most_s, len(self.times)
+        numbers = takewhile(lambda _: time.monotonic() < ends, range(first, first + count))
         with tqdm(total=count, desc="bodies", mininterval=2) as bar:
             others = [asyncio.ensure_future(self._other(number)) for number in range(2)]
             await asyncio.gather(*(self._client(numbers, bar) for _ in range(CLIENTS)))
             for one in others:
                 one.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+        return len(self.times) - before
 
     async def _client(self, numbers: Any, bar: Any) -> None:
         connection = Connection(*self._address)
@@ -172,14 +175,16 @@ def checkpoints(folder: Path) -> list[Path]:
     return [*made, save_checkpoint(folder / "long", positions=2048)]
 
 
-def run_fuzz(server: ServerProcess, fuzz: Fuzz, count: int, warm_up: int) -> dict[str, Any]:
+def run_fuzz(
+    server: ServerProcess, fuzz: Fuzz, count: int, warm_up: int, most_s: float = float("inf")
+) -> dict[str, Any]:
     """Sends bodies to a running server; returns the figures."""
     # Numbers of the warm-up are negative, and a fault in one of these counts too.
     asyncio.run(fuzz.run(-warm_up, warm_up))
     time.sleep(2 if warm_up > 50 else 0)
     before, began = memory_mb(server), time.monotonic()
     with watching(server) as lines:
-        asyncio.run(fuzz.run(0, count))
+        count = asyncio.run(fuzz.run(0, count, most_s))
     seconds = time.monotonic() - began
     time.sleep(3 if count > 1000 else 0.2)
     health = json.loads(lines[-1])
@@ -216,13 +221,15 @@ def main() -> int:
     parser.add_argument("--only", choices=[*LIGHT, *HEAVY], help="send only bodies of this kind")
     parser.add_argument("--warm-up", type=int, default=300, help="bodies before the memory is measured")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz_bodies"), help="folder of bodies with faults")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="send no further bodies after this time")
     parser.add_argument("--json", action="store_true", help="print only the line of JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = ("--slots", "8", "--load")
         with serving(*checkpoints(Path(folder)), options=options, real=True) as server:
             fuzz = Fuzz(server, arguments.seed, arguments.out, arguments.heavy, arguments.only)
-            result = {"seed": arguments.seed, **run_fuzz(server, fuzz, arguments.bodies, arguments.warm_up)}
+            figures = run_fuzz(server, fuzz, arguments.bodies, arguments.warm_up, arguments.seconds)
+            result = {"seed": arguments.seed, **figures}
             result["tracebacks"] = server.log.count("Traceback")
             if result["tracebacks"] and not arguments.json:
                 print(server.log[-6000:])
