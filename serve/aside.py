@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+from weakref import WeakSet
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -17,7 +18,7 @@ THREADS = 2
 TIDY_S = 1.0
 """Seconds after which memory that such work has freed is given back to the system."""
 _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="aside")
-_tidying: set[asyncio.AbstractEventLoop] = set()
+_tidying: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 """Event loops that will give memory back."""
 
 
