@@ -80,6 +80,12 @@ class Models:
             return {name: one.thread for name, one in self._loaded.items()}
 
     @property
+    def threads(self) -> list[ModelThread]:
+        """Threads of all models in memory, also of those that leave it once their last callers are done."""
+        with self._lock:
+            return list(self._held)
+
+    @property
     def used_bytes(self) -> int:
         """Memory of the budget that models take, or will take that are being loaded."""
         return self._room.used_bytes
