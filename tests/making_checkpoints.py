@@ -57,7 +57,8 @@ class Right:
 class World:
     """The folder that a server offers, and what was in it when."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, prompts: Sequence[str] = PROMPTS) -> None:
+        self.prompts = prompts
         self.root, self._sources = folder / "served", folder / "sources"
         self._random = random.Random(seed)
         self._history: dict[str, list[tuple[float, str | None]]] = {name: [] for name in NAMES}
@@ -77,7 +78,7 @@ class World:
             thoughts = reasoner.thoughts(fields.get("n_thoughts") if reasoner.card.num_thoughts else None)
             sampling = Sampling(fields.get("temperature", 0.0), seed=fields.get("seed", 0))
             writing = Writing(TOKENS, sampling=sampling, log_probabilities=True, num_likeliest=2)
-            for prompt in PROMPTS:
+            for prompt in self.prompts:
                 request = prompter.request(prompter.encode([prompt])[0], thoughts, writing)
                 requests = list(request.samples(fields.get("n", 1)))
                 made = generate(reasoner.loop, requests, prompter.eos_ids, 4, prompter.text)
