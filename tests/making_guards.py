@@ -78,6 +78,7 @@ class Guarded:
 
     def __init__(self, app: Callable[..., Awaitable[None]] = echo, key: str | None = None, **limits: float) -> None:
         self.work = Work()
+        self.method, self.client = "POST", None
         self.counter = Counter("answers", "Answers.", ("status",), registry=CollectorRegistry())
         access = Access(None if key is None else Keys.single(key))
         self._guards = Guards(app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter)
@@ -85,13 +86,14 @@ class Guarded:
     def ask(
         self,
         path: str = "/v1/completions",
-        headers: dict[bytes, bytes] | None = None,
+        headers: dict[bytes, bytes] | list[tuple[bytes, bytes]] | None = None,
         exchange: Exchange | None = None,
         kind: str = "http",
     ) -> Exchange:
         """Sends a request through the guards; at the end no request may be counted as work any more."""
         exchange = exchange or Exchange()
-        scope = {"type": kind, "path": path, "headers": list((headers or {}).items()), "method": "POST"}
+        listed = headers if isinstance(headers, list) else list((headers or {}).items())
+        scope = {"type": kind, "path": path, "headers": listed, "method": self.method, "client": self.client}
         try:
             asyncio.run(self._guards(scope, exchange.receive, exchange.send))
         finally:
