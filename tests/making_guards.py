@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from serve.access import Access
 from serve.api.guards import Guards
 from serve.keys import Keys
 from serve.limits import Limits
+from serve.throttled import ThrottledLog
 
 KEY = "sesame"
 
@@ -78,10 +80,13 @@ class Guarded:
 
     def __init__(self, app: Callable[..., Awaitable[None]] = echo, key: str | None = None, **limits: float) -> None:
         self.work = Work()
+        self.log = ThrottledLog(logging.getLogger("serve"))
         self.method, self.client = "POST", None
         self.counter = Counter("answers", "Answers.", ("status",), registry=CollectorRegistry())
         access = Access(None if key is None else Keys.single(key))
-        self._guards = Guards(app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter)
+        self._guards = Guards(
+            app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter, self.log
+        )
 
     def ask(
         self,

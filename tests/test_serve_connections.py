@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 import ssl
@@ -20,8 +21,10 @@ from serve.descriptors import FEWEST, MOST_CONNECTIONS, max_connections, raise_l
 from serve.limits import ConnectionLimits
 from serve.listener import PAUSE_S, Listener, listening
 from serve.metrics import Metrics
+from serve.throttled import ThrottledLog
 from serve.tls import tls_of
 
+LOG = logging.getLogger("serve")
 TLS = ROOT / "tests" / "fixtures" / "tls"
 ASK = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD = b"POST /read HTTP/1.1\r\nHost: localhost\r\n"
@@ -49,7 +52,7 @@ class Running:
     def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool) -> None:
         self.metrics, self.go = Metrics(), asyncio.Event()
         limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8)
-        self.connections = Connections(limits, self.metrics, lambda source: is_exempt)
+        self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
         config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
         config.load()
         state = ServerState()
@@ -218,7 +221,7 @@ class Noted:
 
 
 def test_of_the_address_with_most_connections_one_makes_room():
-    connections, ended = Connections(ConnectionLimits(6), Metrics(), lambda source: True), []
+    connections, ended = Connections(ConnectionLimits(6), Metrics(), ThrottledLog(LOG), lambda address: True), []
     made = [Noted(source, number, ended) for number, source in enumerate("baabba")]
     for one in made:
         connections.add(one)

@@ -168,7 +168,7 @@ def test_many_wrong_keys_of_an_address_are_refused_and_the_right_one_is_not(capl
     made.client = ("8.8.8.8", 1)
     assert made.ask("/x", headers=bearer("guess")).status == 401
     assert len([one for one in caplog.records if "wrong key" in one.message]) == 1
-    made._guards.log.flush(everything=True)
+    made.log.flush(everything=True)
     assert "(102 of this kind" in caplog.records[-1].message
     assert "guess" not in caplog.text
 

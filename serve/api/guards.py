@@ -8,7 +8,6 @@ is plain ASGI, so that streams pass unchanged.
 import asyncio
 import base64
 import binascii
-import logging
 import math
 import re
 import secrets
@@ -65,6 +64,7 @@ class Guards:
         limits: Limits,
         access: Access,
         counter: Counter,
+        log: ThrottledLog,
         mounts: Collection[str] = (),
         is_full: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -75,13 +75,14 @@ class Guards:
             limits: of the body.
             access: who may use the server.
             counter: of responses, by status.
+            log: gets the refusals.
             mounts: paths of apps that pages of other sites may not use.
             is_full: whether so many requests are in progress that the server takes no others.
         """
         self._app, self._service, self._limits, self._counter = app, service, limits, counter
         self._access, self._mounts, self._is_full = access, tuple(mounts), is_full
         self._requests, self._wrong_keys = Rates(), Rates()
-        self.log = ThrottledLog(logging.getLogger("serve"))
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
