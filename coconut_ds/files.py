@@ -209,8 +209,8 @@ def sync(path: Path) -> None:
         if facts.st_dev not in _cannot_sync:
             _cannot_sync.add(facts.st_dev)
             log.warning(
-                "%s: this file system cannot flush folders to the disk (%s); files are flushed, but a checkpoint of the last "
-                "seconds may be missing after a power failure",
+                "%s: this file system cannot flush folders to the disk (%s); files are flushed, but the newest one may "
+                "be missing after a power failure",
                 *(path, error.strerror),
             )
     finally:
