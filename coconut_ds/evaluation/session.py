@@ -36,6 +36,7 @@ from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
+from coconut_ds.runs.launch_facts import refuse_unequal_launch
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
@@ -44,7 +45,9 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
 
     Returns one evaluation for each number of thoughts.
     """
-    return run_job(evaluation_job(config, alone() if ranks is None else ranks))
+    ranks = alone() if ranks is None else ranks
+    refuse_unequal_launch(ranks, "evaluation", config)
+    return run_job(evaluation_job(config, ranks))
 
 
 def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
@@ -68,6 +71,7 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     """Runs ``run.only_eval``: evaluates ``run.load_model_path`` on the test problems, else the validation problems."""
+    refuse_unequal_launch(ranks, "evaluation", config)
     source = open_source(config.data, config.run.seed, config.run.debug)
     problems, split = _problems(config.data, source)
     backbone = starting_backbone(config, source)

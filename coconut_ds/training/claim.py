@@ -11,7 +11,6 @@ from coconut_ds.runs.attempts import Start, choose_start, folder_to_lock
 from coconut_ds.runs.identity import signature
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.training.experiment import Experiment
-from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.problems import Notify
 
 
@@ -25,11 +24,12 @@ class Claim:
     """Everything that the signature of the run is computed from."""
 
 
-def claim_attempt(experiment: Experiment, stack: ExitStack, notify: Notify) -> Claim:
+def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: ExitStack, notify: Notify) -> Claim:
     """Locks the run, chooses an attempt and removes files that killed launches left in it. Called on rank 0 only.
 
     Args:
         experiment: what is to be trained.
+        ingredients: of the signature.
         stack: releases the lock when it closes, and then removes the folders of the run that are empty.
         notify: receives lines for the log.
 
@@ -38,8 +38,7 @@ def claim_attempt(experiment: Experiment, stack: ExitStack, notify: Notify) -> C
             not exist or belongs to another run.
         CheckpointError: the attempt has checkpoints, but none can be used.
     """
-    config, ingredients = experiment.config, run_ingredients(experiment)
-    name = signature(ingredients)
+    config, name = experiment.config, signature(ingredients)
     folder = folder_to_lock(config, name, ingredients)
     # Runs after the lock is released: a launch that fails before it writes anything leaves no folders behind.
     stack.callback(_remove_empty, folder)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
+from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -14,12 +15,14 @@ from coconut_ds.files import remove, shell_word, write_whole
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
+from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings import Config
 from coconut_ds.training.claim import claim_attempt
 from coconut_ds.training.engine import Engine, convert_state
 from coconut_ds.training.engine_file import read_engine_file, zero_stage
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
 from coconut_ds.training.progress import ProgressBar
@@ -40,6 +43,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     """
     started = time.perf_counter()
     progress = ProgressBar(ranks.is_first)
+    refuse_unequal_launch(ranks, "training", config)
     read_engine_file(config)
     tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
     with ExitStack() as stack:
@@ -48,7 +52,10 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         backbone = experiment.backbone
         # Checked now rather than when the first checkpoint is written, so that no training is lost.
         ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
-        claim = ranks.on_first(lambda: claim_attempt(experiment, stack, progress.line))
+        ingredients = run_ingredients(experiment)
+        kernels = experiment.kernels.describe(backbone.model)
+        refuse_disagreement(ranks, lambda: {**without_code(ingredients), "kernels": kernels})
+        claim = ranks.on_first(lambda: claim_attempt(experiment, ingredients, stack, progress.line))
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None
         engine = _start_engine(experiment, start, progress.line)
