@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
@@ -40,6 +41,7 @@ from coconut_ds.runs.selection import select, select_one
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    prepare_streams()
     options = _parser().parse_args(argv)
     try:
         code: int = options.command(options)
