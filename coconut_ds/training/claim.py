@@ -8,6 +8,7 @@ from typing import Any
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import remove
 from coconut_ds.runs.attempts import Start, choose_start, folder_to_lock
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.identity import signature
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.training.experiment import Experiment
@@ -20,6 +21,8 @@ class Claim:
 
     start: Start
     lock: RunLock
+    fence: Fence
+    """Through which rank 0 changes the files of the run."""
     ingredients: dict[str, Any]
     """Everything that the signature of the run is computed from."""
 
@@ -36,7 +39,7 @@ def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: Ex
     Raises:
         ConfigError: another launch holds the lock, ``run.save_path`` cannot be written, or the requested attempt does
             not exist or belongs to another run.
-        CheckpointError: the attempt has checkpoints, but none can be used.
+        CheckpointError: the attempt has checkpoints, but none can be used; or another launch has taken over the run.
     """
     config, name = experiment.config, signature(ingredients)
     folder = folder_to_lock(config, name, ingredients)
@@ -44,16 +47,20 @@ def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: Ex
     stack.callback(_remove_empty, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(RunLock(folder, notify, waits=True))
+        fence = Fence(folder, lock)
     except OSError as error:
         raise ConfigError(f"run.save_path={config.run.save_path}: cannot be written to ({error})") from error
-    lock = stack.enter_context(RunLock(folder, notify, waits=True))
+    stack.callback(fence.close)
+    # Read only now: from here on, no earlier launch can change what it finds.
     start = choose_start(config, name, ingredients, notify)
-    lock.name_attempt(start.path.name)
+    lock.name_attempt(start.path.name, fence.number)
     for path in start.folder.left_overs():
+        fence.check()
         # A left-over that cannot be removed does no harm.
         with suppress(OSError):
             remove(path)
-    return Claim(start, lock, ingredients)
+    return Claim(start, lock, fence, ingredients)
 
 
 def _remove_empty(folder: Path) -> None:
