@@ -25,10 +25,8 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *(
-        f"distributed.{name}"
-        for name in ("agreement", "held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
-    ),
+    *(f"distributed.{name}" for name in ("agreement", "held_weights", "process_group", "ranks", "random_states")),
+    *(f"distributed.{name}" for name in ("start_weights", "status_board", "watchdog", "zero")),
     "runs.launch_facts",
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),

@@ -28,6 +28,8 @@ NOT_A_NUMBER = (
     "run.project",
     "run.wandb_entity",
     "run.wandb",
+    "run.watchdog_s",
+    "run.watchdog_ends",
     "run.save_only_improve",
     "training.save_every",
     "training.save_every_steps",

@@ -41,6 +41,11 @@ class RunConfig(Group):
     """Dotted keys, or whole groups, in which the attempt of resume_attempt_id may differ from this configuration."""
     signature_ignore_keys: tuple[str, ...] = ()
     """Dotted keys to leave out of the signature, which decides whether two launches belong to the same run."""
+    watchdog_s: Annotated[float, Field(gt=0)] | None = 300.0
+    """Seconds without any progress of any rank after which each rank writes to its log where it waits, and the lock's
+    heartbeat stops. Null: never."""
+    watchdog_ends: bool = False
+    """Whether the ranks of a run without progress are then ended, with exit code 70 and without saving."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None

@@ -81,6 +81,7 @@ class Engine:
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
         """Returns ``task(loop, *arguments)``, called through DeepSpeed, with the parameters gathered under ZeRO-3."""
+        self._ranks.progress.step()
         if self._held is not None:
             self._held.gather()
         return self._engine(task, *arguments)

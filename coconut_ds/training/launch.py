@@ -11,6 +11,7 @@ from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.watchdog import Watchdog
 from coconut_ds.files import remove, shell_word
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start
@@ -44,10 +45,12 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     """
     started = time.perf_counter()
     progress = ProgressBar(ranks.is_first)
-    refuse_unequal_launch(ranks, "training", config)
-    read_engine_file(config)
-    tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
+    ranks.progress.begin()
     with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(ranks, config.run.watchdog_s, config.run.watchdog_ends))
+        refuse_unequal_launch(ranks, "training", config)
+        read_engine_file(config)
+        tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
         interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
         backbone = experiment.backbone
@@ -56,7 +59,10 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         ingredients = run_ingredients(experiment)
         kernels = experiment.kernels.describe(backbone.model)
         refuse_disagreement(ranks, lambda: {**without_code(ingredients), "kernels": kernels})
-        claim = ranks.on_first(lambda: claim_attempt(experiment, ingredients, stack, progress.line))
+        with ranks.progress.during("waiting for the lock of the run", excused=True):
+            claim = ranks.on_first(
+                lambda: claim_attempt(experiment, ingredients, stack, progress.line, lambda: watchdog.stalled)
+            )
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None
         engine = _start_engine(experiment, start, None if claim is None else claim.fence, progress.line)
@@ -115,7 +121,8 @@ def _start_engine(experiment: Experiment, start: Start, fence: Fence | None, not
     notify(f"converting the state of {saved_by} ranks for {ranks.size}")
     out = ranks.from_first(None if fence is None else fence.part("universal"))
     assert out is not None
-    ranks.first_decides(lambda: convert_state(folder, out))
+    with ranks.progress.during("converting a checkpoint", excused=True):
+        ranks.first_decides(lambda: convert_state(folder, out))
     engine.load_state(out, same_ranks=False)
     ranks.wait()
     ranks.first_decides(lambda: remove(out))
