@@ -15,6 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.distributed.state_file import StateTree
 from coconut_ds.generation import thinking_engine
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.train import main
@@ -80,6 +81,18 @@ def putting(countdown: Countdown, first: bool) -> None:
     patch(Fence, "put", put)
 
 
+def between_shards(countdown: Countdown) -> None:
+    """Dies after it has written its part of the engine's state, before its random states."""
+    original = StateTree.write
+
+    def write(tree: StateTree, path: Path) -> None:
+        if path.name.startswith("random_"):
+            countdown.visit()
+        original(tree, path)
+
+    patch(StateTree, "write", write)
+
+
 def half_pruned(countdown: Countdown) -> None:
     """Dies while a checkpoint is removed: it has been renamed and has lost one file."""
     original = Fence.discard
@@ -116,7 +129,7 @@ def patch(owner: Any, name: str, value: Any) -> None:
 
 POINTS: dict[str, Callable[[Countdown], None]] = {
     "mid_update": lambda countdown: before(engine.Engine, "_step", countdown),
-    "between_shards": lambda countdown: before(engine, "random_state", countdown),
+    "between_shards": between_shards,
     "before_rename": lambda countdown: putting(countdown, first=True),
     "after_rename": lambda countdown: putting(countdown, first=False),
     "pruning": half_pruned,

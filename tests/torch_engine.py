@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from making_saver import WrittenLater
 from torch import Tensor
 
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.distributed.start_weights import StartWeights
+from coconut_ds.distributed.state_file import read_state, write_state
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.objectives.base import Tensors
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.engine import random_file
+from coconut_ds.training.engine_state import random_file
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.update_result import UpdateResult
 
@@ -104,12 +106,15 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)
         self.num_resets = getattr(self, "num_resets", 0) + 1
 
+    def snapshot(self, folder: Path) -> WrittenLater:
+        return WrittenLater(self.save_state)
+
     def save_state(self, folder: Path) -> None:
         state = {"weights": self.loop.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.loop.value_directions is not None:
             state["directions"] = self.loop.value_directions.weights
         torch.save(state, folder / "torch_state.pt")
-        torch.save(random_state(), random_file(folder, 0))
+        write_state(random_state(), random_file(folder, 0))
 
     def load_state(self, folder: Path) -> None:
         state = torch.load(folder / "torch_state.pt", weights_only=False)
@@ -117,7 +122,7 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.loop.value_directions is not None:
             self.loop.value_directions.use(state["directions"], self.device, torch.float32)
-        set_random_state(torch.load(random_file(folder, 0), weights_only=False))
+        set_random_state(read_state(random_file(folder, 0)))
 
     def model_state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.loop.model.state_dict().items()}

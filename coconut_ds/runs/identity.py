@@ -29,6 +29,7 @@ NOT_A_NUMBER = (
     "run.wandb_entity",
     "run.wandb",
     "run.save_only_improve",
+    "run.async_save",
     "training.save_every",
     "training.save_every_steps",
     "training.keep_last",

@@ -3,10 +3,11 @@
 import copy
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
+from coconut_ds.distributed.background import Background
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -18,8 +19,9 @@ from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings import Config
 from coconut_ds.training.claim import claim_attempt
-from coconut_ds.training.engine import Engine, convert_state
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import read_engine_file, zero_stage
+from coconut_ds.training.engine_state import convert_state
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
@@ -56,7 +58,8 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         with open_record(experiment, claim, start.path, progress.line) as record:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)
             lock, fence = (None, None) if claim is None else (claim.lock, claim.fence)
-            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, notify=progress.line)
+            background = Background(ranks) if config.run.async_save else None
+            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, background, notify=progress.line)
             if start.checkpoint is not None and start.resume_state is not None:
                 saver.resume_from(start.checkpoint, start.resume_state.scores)
                 position = copy.deepcopy(start.resume_state.position)
@@ -67,7 +70,8 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
             if start.checkpoint is None and fence is not None:
                 _write_problems(experiment, start.folder, fence)
-            Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
+            with closing(saver):
+                Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
             if manifest is not None and fence is not None:
                 _write_summary(start.folder, position, saver, fence, time.perf_counter() - started)
                 manifest.reason = SOLVED if position.solved else None

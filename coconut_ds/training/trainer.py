@@ -83,6 +83,7 @@ class Trainer:
             self._epoch(position, stage, problems, batches)
             evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
             self._end_epoch(position, stage, evaluation)
+        self.saver.finish()
         self.progress.close()
         return position
 
@@ -125,8 +126,8 @@ class Trainer:
         return self.experiment.ranks.size == 1
 
     def _asked_to_stop(self) -> bool:
-        """Whether this rank has been asked to stop."""
-        return self.interrupts.requested or self.saver.lock_lost
+        """Whether this rank has been asked to stop, or must, since no more checkpoints can be written."""
+        return self.interrupts.requested or self.saver.lock_lost or self.saver.failed
 
     def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
         """Stops if any rank was asked to stop. All ranks call it after the same update."""
@@ -136,9 +137,11 @@ class Trainer:
     def _stop(self, position: Position, stage: int, saved: bool) -> None:
         """Raises ``Interrupted``, on all ranks; saves first unless ``saved``."""
         self.progress.close()
+        self.saver.finish()
         self.saver.check_lock()
         if not saved:
             self.saver.save(self.engine, position, stage)
+            self.saver.finish()
         raise Interrupted(self.interrupts.reason)
 
     def _steps(
