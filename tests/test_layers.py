@@ -27,7 +27,10 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 HEAVY = (
     *(
         f"distributed.{name}"
-        for name in ("held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
+        for name in (
+            *("background", "held_weights", "process_group", "ranks", "random_states", "start_weights", "state_file"),
+            "zero",
+        )
     ),
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
@@ -35,6 +38,7 @@ HEAVY = (
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
+    *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {

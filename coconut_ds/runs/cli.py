@@ -24,6 +24,7 @@ from coconut_ds.runs.fencing import left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
 from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.pickles import convert_pickles, pickles_of
 from coconut_ds.runs.pruning import superfluous
 from coconut_ds.runs.report import (
     attempt_values,
@@ -102,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_verify)
 
     one = commands.add_parser(
-        "accept", help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes"
+        "accept",
+        help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes; convert the "
+        "pickles of an earlier version",
     )
     one.add_argument("folder", type=Path, metavar="CHECKPOINT", help="the folder of a checkpoint, or a copy of it")
     one.add_argument("--dry-run", action="store_true", help="only show what changed")
@@ -239,6 +242,11 @@ def _accept(options: argparse.Namespace) -> int:
         accept(options.folder, edits)
     count = f"{len(edits)} edited file{'' if len(edits) == 1 else 's'}"
     print(f"{'would accept' if options.dry_run else 'accepted'} {count}" if edits else "no text file was edited")
+    if pickles := pickles_of(options.folder):
+        for path in pickles:
+            print(f"{'would convert' if options.dry_run else 'converting'} {shell_word(path)}")
+        if not options.dry_run:
+            convert_pickles(options.folder)
     return 0
 
 
