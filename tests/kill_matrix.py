@@ -1,14 +1,17 @@
 """Kills a tiny run again and again, and compares its result bit for bit with a run that was never disturbed.
 
 ``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1`` kills the run at each of the named points, then at random
-moments, and starts the same command again until the run is complete. It compares the last checkpoint's weights,
-optimizer state, random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line
-of output is one JSON object. More overrides may follow, such as ``objective=codi deepspeed=zero3``. ``--signal TERM``
-asks the run to stop instead of killing it; then no update may be made twice. ``REAL_PROCESSES=1`` in the environment
-starts each launch as a fresh process (see ``launching.py``).
+moments, and starts the same command again until the run is complete. In every fourth launch, one rank or all of them
+are stopped for a while (SIGSTOP) before the kill; in another fourth, the disk refuses a random write instead (ENOSPC or
+EIO). It compares the last checkpoint's weights, optimizer state, random states, position and scores, and
+``metrics.jsonl`` without ``perf/*`` and times. The last line of output is one JSON object; ``kills`` counts every
+launch that was disturbed. More overrides may follow, such as ``objective=codi deepspeed=zero3``. ``--signal TERM`` asks
+the run to stop instead of killing it; then no update may be made twice. ``REAL_PROCESSES=1`` in the environment starts
+each launch as a fresh process (see ``launching.py``).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -51,9 +54,14 @@ POINTS = {
     "manifest": 4,
     "stage_switch": 1,
     "evaluation": 40,
+    "disk_fault": 30,
+    "stall": 6,
 }
-"""The visit to each point at which the run dies."""
-ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest"}
+"""The visit to each point at which the run dies, meets an error of the disk, or is stopped for a while, then killed."""
+LAST_WRITE, LAST_OF_OTHERS = 60, 6
+"""At random, the disk refuses one of this many first writes of rank 0, or of the writes of another rank."""
+STALL_S = 0.3
+ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest", "disk_fault"}
 PATIENCE_S = 300.0
 MISSES = 3
 """Launches that may end before they reach a point. A resumed launch visits it less often."""
@@ -75,7 +83,10 @@ class Matrix:
         environment.pop("KILL_AT", None)
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
-        worker = [ROOT / "tests" / "kill_worker.py", *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
+        # A global batch is at least one micro batch of each rank.
+        micro_batch = f"batch_size_training={min(16, 32 // self.ranks)}"
+        options = [*RUN, micro_batch, *self.overrides, f"run.save_path={self.folder / name}"]
+        worker = [ROOT / "tests" / "kill_worker.py", *options]
         with (self.folder / f"{name}.log").open("ab") as log:
             return start(worker, environment, self.ranks, stdout=log, stderr=log)
 
@@ -117,14 +128,39 @@ def end(process: Process, number: int) -> None:
     raise SystemExit("ranks outlived their launcher by a minute")
 
 
-def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
-    """Lets the run make some updates, then ends it. Returns whether it was ended; it may have completed before."""
+def stall(process: Process, draw: random.Random) -> None:
+    """Stops all processes of a launch, or one of them, for a while."""
+    pids = group(process.pid)
+    chosen = pids if draw.random() < 0.5 else [draw.choice(pids)] if pids else []
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        time.sleep(STALL_S)
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        # A process may end while this looks at it.
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[2]) == leader:
+                found.append(int(path.parent.name))
+    return found
+
+
+def kill_at_random(matrix: Matrix, draw: random.Random, number: int, stalls: bool) -> bool:
+    """Lets the run make some updates, then ends it; before, with ``stalls``, it is stopped for a while. Returns whether
+    it was ended; it may have completed before."""
     before = matrix.updates("killed")
     process = matrix.start("killed")
     wanted, since = before + draw.randint(0, 4), time.monotonic()
     while process.poll() is None and matrix.updates("killed") < wanted and time.monotonic() - since < PATIENCE_S:
         time.sleep(0.01)
     time.sleep(draw.random() * 0.2)
+    if stalls and process.poll() is None:
+        stall(process, draw)
     code = process.poll()
     if code is None:
         end(process, number)
@@ -133,11 +169,24 @@ def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
     return code is None
 
 
-def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) -> bool:
-    """Launches the run so that a rank dies at a point. Returns whether it died there."""
-    rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
+def disk_fault_at_random(matrix: Matrix, draw: random.Random) -> bool:
+    """Launches the run so that the disk refuses a write of a rank. Returns whether it came to that write."""
+    rank = draw.randrange(matrix.ranks)
+    return die_at_point(matrix, "disk_fault", draw.randint(1, LAST_OF_OTHERS if rank else LAST_WRITE), draw, rank)
+
+
+def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random, rank: int | None = None) -> bool:
+    """Launches the run so that a rank dies or meets an error of the disk at a point. Returns whether it came there."""
+    if rank is None:
+        rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
     matrix.died.unlink(missing_ok=True)
     process = matrix.start("killed", f"{point}:{visit}:{rank}")
+    if point == "stall":
+        while process.poll() is None and not matrix.died.exists():
+            time.sleep(0.01)
+        stall(process, draw)
+        time.sleep(draw.random() * 0.2)
+        end_group(process)
     code = process.wait(PATIENCE_S)
     end_group(process)
     died = matrix.died.exists()
@@ -233,14 +282,20 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
         visits = {**POINTS, "mid_update": 10}
         points = [(point, visits[point]) for point, _ in points if point != "stage_switch"]
     found: list[str] = []
-    done = lost = runs = missed = 0
+    done = lost = runs = missed = stalls = faults = 0
     matrix.launches = 0
     while done < kills:
-        if not points:
-            done += kill_at_random(matrix, draw, signal.SIGTERM if term else signal.SIGKILL)
+        kind = "kill" if term else draw.choice(("kill", "kill", "stall", "fault"))
+        if not points and kind == "fault":
+            came = disk_fault_at_random(matrix, draw)
+            done, faults = done + came, faults + came
+        elif not points:
+            ended = kill_at_random(matrix, draw, signal.SIGTERM if term else signal.SIGKILL, kind == "stall")
+            done, stalls = done + ended, stalls + (ended and kind == "stall")
         elif die_at_point(matrix, *points[0], draw):
-            points.pop(0)
+            point, _ = points.pop(0)
             done, missed = done + 1, 0
+            stalls, faults = stalls + (point == "stall"), faults + (point == "disk_fault")
         elif (missed := missed + 1) == MISSES:
             raise SystemExit(f"the run never reaches the point {points[0][0]}")
         attempt = matrix.attempt("killed")
@@ -249,6 +304,7 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
             runs += 1
             (folder / "killed").rename(folder / f"killed_{runs}")
     numbers = {"kills": done, "resumes": matrix.launches - runs, "mismatches": len(found), "lost_updates": lost}
+    numbers |= {"stalls": stalls, "disk_faults": faults}
     return {**numbers, "points_left": [point for point, _ in points], "ranks": ranks, "differences": found[:10]}
 
 

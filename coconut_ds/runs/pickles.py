@@ -26,8 +26,8 @@ def refusal(checkpoint: Path) -> str | None:
     if not found:
         return None
     return (
-        f"{found[0].relative_to(checkpoint)} is a pickle, as earlier versions wrote them, and reading one can run code; "
-        f"if nobody else can write to this folder, convert it with: coconut-runs accept {shell_word(checkpoint)}"
+        f"{found[0].relative_to(checkpoint)} is a pickle of an earlier version, and reading a pickle can run code; if "
+        f"nobody else can write to this folder, convert it with: coconut-runs accept {shell_word(checkpoint)}"
     )
 
 
@@ -59,6 +59,6 @@ def convert_pickles(checkpoint: Path) -> None:
             path.unlink()
     except OSError as error:
         raise CheckpointError(
-            f"{checkpoint}: cannot be written ({error}); make room or correct its permissions, and start the same command "
-            "again"
+            f"{checkpoint}: cannot be written ({error}); make room or correct its permissions, and start the same "
+            "command again"
         ) from error
