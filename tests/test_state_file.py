@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from kill_matrix import unequal
+from equal_runs import unequal
 from making_runs import RUN, make_attempt
 
 from coconut_ds.distributed.random_states import random_state
