@@ -23,7 +23,7 @@ from coconut_ds.runs.edits import accept, edits_of, how_to_accept
 from coconut_ds.runs.fencing import left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
-from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.lock import FILE, RunLock
 from coconut_ds.runs.pickles import convert_pickles, pickles_of
 from coconut_ds.runs.pruning import superfluous
 from coconut_ds.runs.report import (
@@ -189,7 +189,10 @@ def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path]) -
     """
     freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
     doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
-    left = [*attempt.folder.left_overs(), *left_over_parts(attempt.path.parent)]
+    left = attempt.folder.left_overs()
+    # A launch may be working on another attempt of the run; without --dry-run, the lock rules that out.
+    if not options.dry_run or not (attempt.path.parent / FILE).exists():
+        left += left_over_parts(attempt.path.parent)
     for path in [*(one for one in left if one not in seen), *doomed]:
         seen.add(path)
         count = folder_bytes(path)

@@ -54,6 +54,10 @@ class CheckpointContent:
         self.best_before = self.resume.scores.best_checkpoint
         """The best checkpoint when the content was collected."""
 
+    def release(self) -> None:
+        """Gives up the tensors, which take memory."""
+        self.engine, self.model, self.feed = EngineSnapshot([]), {}, None
+
 
 class CheckpointWriter:
     """Writes checkpoints, and removes those that are not to be kept. Only rank 0 has a fence and a manifest."""

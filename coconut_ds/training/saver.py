@@ -107,19 +107,26 @@ class RunSaver:
             CheckpointError: a rank could not write this checkpoint or the one before, or another launch took over the
                 run. Earlier checkpoints are untouched.
         """
-        began = time.perf_counter()
         self.finish()
+        began = time.perf_counter()
         self.check_lock()
         content = self._content(engine, position, stage, improved)
         if self._copies(content):
             assert self.background is not None
-            gather = self.background.gather
-            self.background.start(lambda: self._writer.write(content, gather))
             self._unfinished = content
+            self.background.start(lambda: self._write_copy(content))
         else:
             self._writer.write(content, self.experiment.ranks.gather)
             self._forget_best(content)
         self.seconds += time.perf_counter() - began
+
+    def _write_copy(self, content: CheckpointContent) -> None:
+        """What the second thread does."""
+        assert self.background is not None
+        try:
+            self._writer.write(content, self.background.gather)
+        finally:
+            content.release()
 
     def _content(self, engine: Engine, position: Position, stage: int, improved: bool) -> CheckpointContent:
         """Collects what the checkpoint consists of on this rank; the engine's tensors are not copied yet."""
