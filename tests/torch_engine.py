@@ -5,14 +5,15 @@ DeepSpeed on any number of ranks. ``test_engine.py`` holds the real engine to pl
 may use this one and need no processes.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from making_saver import WrittenLater
 from torch import Tensor
 
 from coconut_ds.distributed.random_states import random_state, set_random_state
@@ -54,6 +55,22 @@ def run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path / "tiny" / "signature" / "attempt")
     folder.path.mkdir(parents=True)
     return folder
+
+
+@dataclass
+class TorchSnapshot:
+    """Takes the place of ``EngineSnapshot``: the state changes with the engine until it is copied."""
+
+    engine: "TorchEngine"
+    state: dict[str, Any]
+    randoms: dict[str, Any]
+    num_bytes: int = 1
+
+    def copy(self) -> None:
+        self.state = copy.deepcopy(self.state)
+
+    def write(self, folder: Path) -> None:
+        self.engine.save_state(folder, self.state, self.randoms)
 
 
 class TorchEngine:
@@ -106,15 +123,15 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)
         self.num_resets = getattr(self, "num_resets", 0) + 1
 
-    def snapshot(self, folder: Path) -> WrittenLater:
-        return WrittenLater(self.save_state)
-
-    def save_state(self, folder: Path) -> None:
+    def snapshot(self, folder: Path) -> "TorchSnapshot":
         state = {"weights": self.loop.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.loop.value_directions is not None:
             state["directions"] = self.loop.value_directions.weights
+        return TorchSnapshot(self, state, random_state())
+
+    def save_state(self, folder: Path, state: dict[str, Any], randoms: dict[str, Any]) -> None:
         torch.save(state, folder / "torch_state.pt")
-        write_state(random_state(), random_file(folder, 0))
+        write_state(randoms, random_file(folder, 0))
 
     def load_state(self, folder: Path) -> None:
         state = torch.load(folder / "torch_state.pt", weights_only=False)
