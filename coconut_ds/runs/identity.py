@@ -31,6 +31,7 @@ NOT_A_NUMBER = (
     "run.watchdog_s",
     "run.watchdog_ends",
     "run.save_only_improve",
+    "run.async_save",
     "training.save_every",
     "training.save_every_steps",
     "training.keep_last",

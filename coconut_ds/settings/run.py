@@ -28,6 +28,9 @@ class RunConfig(Group):
     """Evaluate the checkpoint load_model_path and write its scores, without training."""
     save_only_improve: bool = False
     """Keep only the newest checkpoint and the best one of the latest stage (as keep_last=1 keep_best=true)."""
+    async_save: bool = True
+    """Copy a checkpoint to the memory of the host and write it while training goes on. Training waits instead where the
+    copy would take more than half of the available memory."""
     load_model_path: str | None = None
     """Checkpoint to start from. A model folder, or a state dict file of the reference implementation."""
     resume: Natural = 0

@@ -85,6 +85,7 @@ class Trainer:
             self._epoch(position, stage, problems, batches)
             evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
             self._end_epoch(position, stage, evaluation)
+        self._finish_saving()
         self.progress.close()
         return position
 
@@ -104,6 +105,10 @@ class Trainer:
     def _save(self, position: Position, stage: int) -> None:
         with self._saving():
             self.saver.save(self.engine, position, stage)
+
+    def _finish_saving(self) -> None:
+        with self._saving():
+            self.saver.finish()
 
     def _saving(self) -> AbstractContextManager[None]:
         return self.experiment.ranks.progress.during("saving a checkpoint", host_work=True)
@@ -136,8 +141,8 @@ class Trainer:
         return self.experiment.ranks.size == 1
 
     def _asked_to_stop(self) -> bool:
-        """Whether this rank has been asked to stop."""
-        return self.interrupts.requested or self.saver.lock_lost
+        """Whether this rank has been asked to stop, or must, since no more checkpoints can be written."""
+        return self.interrupts.requested or self.saver.lock_lost or self.saver.failed
 
     def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
         """Stops if any rank was asked to stop. All ranks call it after the same update."""
@@ -147,9 +152,11 @@ class Trainer:
     def _stop(self, position: Position, stage: int, saved: bool) -> None:
         """Raises ``Interrupted``, on all ranks; saves first unless ``saved``."""
         self.progress.close()
+        self._finish_saving()
         self.saver.check_lock()
         if not saved:
             self._save(position, stage)
+            self._finish_saving()
         raise Interrupted(self.interrupts.reason)
 
     def _steps(
