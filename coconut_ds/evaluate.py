@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _run(config)
     except Interrupted as stop:
-        end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == 0)
+        end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == stop.speaker)
         return EXIT_CODE
     except CoconutError as error:
         end_with(f"error: {error}\n", is_first_on_machine())

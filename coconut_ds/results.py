@@ -8,7 +8,6 @@ another identity is replaced only if the user asks for it with ``overwrite``.
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import remove, write_whole
+from coconut_ds.files import remove, temporary_folder, write_whole
 from coconut_ds.runs.identity import differences, signature
 from coconut_ds.strict_json import parse_loosely
 
@@ -149,16 +148,13 @@ class ResultFolder:
         """
         self.refuse_other()
         self.path.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.path))
-        try:
+        with temporary_folder(self.path) as made:
             yield made
             self.refuse_other()
             self._clear()
             self._write_identity()
             for path in sorted(made.iterdir(), key=lambda path: path.name == self.names[-1]):
                 os.replace(path, self.path / path.name)
-        finally:
-            remove(made)
 
     def _found(self) -> Iterator[Path]:
         return (path for name in (FILE, *self.names) for path in self.path.glob(name))

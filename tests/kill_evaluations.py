@@ -1,0 +1,153 @@
+"""Kills an evaluation again and again, under one process id, and compares its scores with those of one left alone.
+
+``python tests/kill_evaluations.py --kills 100 --seed 0 --json`` starts a small sweep, kills it with SIGKILL, and starts
+the same command again until it is complete; then another one begins. Half of the kills come at random moments: while
+the checkpoint is loaded, between predictions, while results are written and moved. The others come in the middle of the
+write of a prediction, after a random share of its line, half of them with zeros behind, as a file system may leave them
+after a power failure. All launches have the same host name and process id, as containers do. The last line of output is
+one JSON object. ``REAL_PROCESSES=1`` in the environment starts each launch as a fresh process.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launching import environment, run, start
+from making import make_backbone, make_card
+
+from coconut_ds.model.checkpoint import save_model
+
+WORKER = Path(__file__).with_name("killed_evaluation.py")
+PROBLEMS = 47
+BUDGETS = (0, 2)
+PATIENCE_S = 120.0
+
+
+class Evaluations:
+    """The launches of one evaluation, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.launches = folder, 0
+        backbone = make_backbone(seed=5)
+        save_model(
+            folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone)
+        )
+        words = ["1", "2", "3", "+", "="]
+        # A character of several bytes, which a kill can cut in two.
+        questions = [" ".join(words[n // 5**k % 5] for k in range(4)) + " é日本" for n in range(PROBLEMS)]
+        items = [{"question": question, "steps": ["1"], "answer": "3"} for question in questions]
+        (folder / "data.json").write_text(json.dumps(items))
+
+    def command(self, name: str, *how: str) -> list[str | Path]:
+        """A launch of the evaluation called ``name``; ``how`` is when it is killed."""
+        self.launches += 1
+        budgets = f"n_thoughts={','.join(map(str, BUDGETS))}"
+        out, data = self.folder / name, self.folder / "data.json"
+        asked = (f"checkpoint={self.folder / 'model'}", f"data={data}", f"out={out}", budgets, "batch_size=5")
+        return [WORKER, " ".join(how) or "never", *asked, "max_new_tokens=6"]
+
+    def finish(self, name: str) -> float:
+        """Launches the evaluation until it is complete. Returns the seconds that it took."""
+        began = time.monotonic()
+        done = run(self.command(name), environment(), timeout=PATIENCE_S)
+        if done.returncode:
+            raise SystemExit(f"{name} cannot be continued: {done.stderr}")
+        return time.monotonic() - began
+
+    def kept(self, name: str) -> int:
+        """Number of complete lines of stored predictions."""
+        return sum(path.read_bytes().count(b"\n") for path in (self.folder / name).glob(".partial/*/*.jsonl"))
+
+    def results(self, name: str) -> dict[str, Any]:
+        """All files of the results, without times and speeds."""
+        out, found = self.folder / name, {}
+        for path in sorted(out.rglob("*")):
+            text = path.read_text() if path.suffix in (".json", ".jsonl") else ""
+            lines = [json.loads(line) for line in (text.splitlines() if path.suffix == ".jsonl" else [text]) if line]
+            found[str(path.relative_to(out))] = [_plain(line) for line in lines]
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items() if key not in ("latency_s", "run", "out", "files")}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def kill(evaluations: Evaluations, draw: random.Random, whole_s: float) -> bool:
+    """Launches the evaluation and kills it. Returns whether it was killed; it may have ended before."""
+    if draw.random() < 0.5:
+        # In the middle of the write of one of the next predictions.
+        how = ("write", str(draw.randint(1, 15)), f"{draw.random():.4f}", str(draw.choice((0, 0, 7, 4096))))
+        done = run(evaluations.command("killed", *how), environment(), timeout=PATIENCE_S)
+        code, said = done.returncode, done.stderr
+    else:
+        log = evaluations.folder / "log"
+        with log.open("w") as stream:
+            process = start(evaluations.command("killed"), environment(), stdout=stream, stderr=stream)
+        time.sleep(draw.random() * whole_s)
+        process.kill()
+        code, said = process.wait(PATIENCE_S), log.read_text()
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"a launch ended by itself with exit code {code}: {said}")
+    return code != 0
+
+
+def run_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Makes all kills, and compares the results of each killed evaluation with those of the undisturbed one."""
+    draw = random.Random(seed)
+    evaluations = Evaluations(folder)
+    whole_s = evaluations.finish("undisturbed")
+    expected = evaluations.results("undisturbed")
+    done = complete = most = 0
+    different: list[str] = []
+    while done < kills:
+        killed = kill(evaluations, draw, whole_s)
+        done += killed
+        most = max(most, evaluations.kept("killed"))
+        if done == kills:
+            evaluations.finish("killed")
+        elif killed:
+            continue
+        complete += 1
+        found = evaluations.results("killed")
+        different += [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+        (folder / "killed").rename(folder / f"killed_{complete}")
+    return {
+        "kills": done,
+        "launches": evaluations.launches,
+        "evaluations": complete,
+        "most_kept": most,
+        "mismatches": len(different),
+        "differences": different[:10],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print only the last line")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_kills(Path(folder), options.kills, options.seed)
+    if not options.json:
+        print(f"{result['kills']} kills, {result['mismatches']} files that differ from those of the undisturbed one")
+    print(json.dumps(result))
+    return 1 if result["mismatches"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
