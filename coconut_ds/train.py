@@ -15,7 +15,7 @@ from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
-from coconut_ds.errors import CoconutError
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 from coconut_ds.training.batches import BatchGeometry
@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
     """
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
-        config = compose_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        _check_early(config)
-        _run(config)
+        with paths_checked():
+            arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
+            config = compose_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            _check_early(config)
+            _run(config)
     except Interrupted as stop:
         end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == 0)
         return EXIT_CODE

@@ -114,7 +114,8 @@ class Grpo(Objective):
         """The singular values and vectors of all value projections (``model/value_directions.py``)."""
         if self.exploration.kind != "svp":
             return 0
-        width, sizes = loop.width, [each.size for each in value_projections(loop.model)]
+        width = int(loop.model.config.get_text_config().hidden_size)
+        sizes = [each.size for each in value_projections(loop.model)]
         return sum(min(width, size) * (width + 1 + size) for size in sizes)
 
     def equip(self, loop: LatentLoop) -> LatentLoop:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
 from coconut_ds.runs.edits import accept, edits_of, how_to_accept
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
-        code: int = options.command(options)
+        with paths_checked():
+            code: int = options.command(options)
         sys.stdout.flush()
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")

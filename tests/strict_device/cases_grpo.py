@@ -64,7 +64,13 @@ def check_grpo(syncs, loop: LatentLoop, objective: Grpo, num_thoughts: int, know
     [
         ("gpt2", torch.float32, ("grpo.beta=0.1",), False, True),
         ("llama", torch.bfloat16, ("grpo.beta=0", "thinking=jacobi", "method.iterations=2"), True, False),
-        ("llama", torch.float32, ("grpo.exploration=dropout", "grpo.epsilon_high=0.4"), False, True),
+        (
+            "llama",
+            torch.float32,
+            ("grpo.exploration=dropout", "grpo.epsilon_high=0.4", "grpo.num_iterations=2"),
+            False,
+            True,
+        ),
         ("gpt2", torch.bfloat16, ("grpo.exploration=dropout", "grpo.temperature=0.7"), True, False),
         ("gpt2", torch.float32, (SVP, "grpo.beta=0.1"), True, True),
         ("gpt2", torch.bfloat16, (SVP, "grpo.beta=0"), False, False),
