@@ -12,6 +12,7 @@ if __package__ in (None, ""):
     # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
     """
+    prepare_streams(outlives_readers=True)
     given = sys.argv[1:] if argv is None else argv
     try:
         with paths_checked():

@@ -3,12 +3,15 @@
 A *sealed* folder contains a manifest with the size and SHA-256 of each of its other files. Checkpoints are sealed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from typing import Any
 
 from coconut_ds.strict_json import read_json
 
+log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
 SEAL = "manifest.json"
 """The manifest of a sealed folder."""
@@ -24,6 +28,10 @@ TEMPORARY = ".part"
 """How the names of temporary folders end."""
 MAX_TEXT = 8192
 """Largest size, in bytes, of a JSON file whose text the manifest records."""
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Error numbers of fsync on a folder where a file system cannot flush folders, as some network file systems."""
+_cannot_sync: set[int] = set()
+"""Devices whose file system cannot flush folders, of which the user has been told."""
 
 
 def project_folder(name: str) -> Path:
@@ -238,10 +246,25 @@ def _lock(folder: Path, how: int) -> int | None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file or folder to the disk (fsync)."""
+    """Flushes a file or folder to the disk (fsync).
+
+    Where the file system cannot flush folders, it logs one warning and leaves the folder to the file system: files are
+    flushed as everywhere, but a new name may be lost if the machine fails within the next seconds.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        facts = os.fstat(descriptor)
+        if error.errno not in UNSUPPORTED or not stat.S_ISDIR(facts.st_mode):
+            raise
+        if facts.st_dev not in _cannot_sync:
+            _cannot_sync.add(facts.st_dev)
+            log.warning(
+                "%s: this file system cannot flush folders to the disk (%s); files are flushed, but the newest one may "
+                "be missing after a power failure",
+                *(path, error.strerror),
+            )
     finally:
         os.close(descriptor)
 

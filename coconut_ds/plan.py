@@ -16,6 +16,7 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, but imports need the project's root.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import Config
@@ -65,6 +66,7 @@ class PlanArguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the plan. Returns the exit code: 2 for an error that the user can correct."""
+    prepare_streams()
     given = sys.argv[1:] if argv is None else argv
     own = [each for each in given if each.split("=", 1)[0] in OWN_KEYS]
     rest = [each for each in given if each not in own and each != "--json"]

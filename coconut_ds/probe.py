@@ -6,6 +6,7 @@ all of them. The results are written to a folder as JSON, CSV and PNG files.
 
 import sys
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import ProbeConfig
 from coconut_ds.settings.compose import compose_probe_config, parse_arguments, print_config
@@ -19,6 +20,7 @@ USAGE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Composes the configuration and runs the mode. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         with paths_checked():

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.downloads import check_count, downloaded, expected_counts
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
@@ -119,6 +120,7 @@ def by_split(paths: Sequence[Path]) -> dict[str, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     parser = argparse.ArgumentParser(description="Write problem files from lines of GSM8K-Aug.")
     parser.add_argument(
         "files", type=Path, nargs="*", metavar="FILE.txt", help="files to convert instead of the three in --raw"

@@ -7,9 +7,10 @@ import pytest
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
-from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
+from coconut_ds.training.metrics import MetricsLog, begin_metrics, read_metrics
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver, Scores
 from coconut_ds.training.trainer import Trainer
@@ -40,7 +41,7 @@ def train(
         state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text())
         engine.load_state(checkpoint / ENGINE)
         position, scores = Position(**state["position"]), Scores(**state["scores"])
-        cut_metrics(folder.metrics, state["metrics_bytes"])
+        begin_metrics(folder.metrics, state["metrics_bytes"], Fence(folder.path.parent))
     with MetricsLog(folder.metrics) as metrics:
         own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
         progress = ProgressBar(is_first=False)

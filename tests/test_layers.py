@@ -27,8 +27,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 HEAVY = (
     *(
         f"distributed.{name}"
-        for name in ("held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
+        for name in ("agreement", "held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
     ),
+    "runs.launch_facts",
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),

@@ -17,7 +17,7 @@ import yaml
 from kill_matrix import RUN
 from launching import Process, environment, forking, starting
 
-from coconut_ds.distributed.interrupts import POLL_S
+from coconut_ds.distributed.interrupts import POLL_S, Interrupts
 from coconut_ds.distributed.launcher import launcher
 from coconut_ds.files import damage
 
@@ -54,14 +54,39 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
             os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_signals_of_terminals_and_schedulers_ask_to_stop(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with Interrupts(launched=False) as interrupts:
+        assert not interrupts.requested
+        signal.raise_signal(number)
+        assert (interrupts.requested, interrupts.reason) == (True, name)
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_signal_that_is_ignored_or_handled_stays_so(handler):
+    """As SIGHUP under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with Interrupts(launched=False) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupts.requested
+            assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 COMMANDS = {
     "process": (signal.SIGTERM, None),
+    "process, before a time limit": (signal.SIGUSR1, None),
     "launcher": (signal.SIGINT, None),
     "launcher, terminated": (signal.SIGTERM, None),
     "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
 }
 """The signal, and part of the command line of the only process that gets it; None: the process that the test starts.
-The first run has no launcher; the others have two ranks under ``deepspeed``."""
+The runs whose name begins with "process" have no launcher; the others have two ranks under ``deepspeed``."""
 
 
 def begin(number: signal.Signals, ranks: int, folder: Path) -> Process:
@@ -105,7 +130,7 @@ def until(condition: Any, seconds: float) -> bool:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
     number, child = COMMANDS[name]
-    process = begin(number, 1 if name == "process" else 2, tmp_path)
+    process = begin(number, 1 if name.startswith("process") else 2, tmp_path)
     try:
         records = lambda: [path for path in tmp_path.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]  # noqa: E731
         assert until(lambda: records() or process.poll() is not None, 300), (tmp_path / "log").read_text()
@@ -120,7 +145,7 @@ def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
         process.wait()
     log_text = (tmp_path / "log").read_text()
     assert "saved; run the same command to resume" in log_text
-    if name == "process":
+    if name.startswith("process"):
         assert process.returncode == 75
     (record,) = records()
     manifest = yaml.safe_load((record.parent / "run_manifest.yaml").read_text())

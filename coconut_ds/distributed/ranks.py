@@ -66,6 +66,15 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
 
+    def same(self, digest: bytes) -> bool:
+        """Whether all ranks pass the same bytes, of the same length. Every rank receives the same answer."""
+        if self.size == 1:
+            return True
+        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own)
+        return bool((torch.stack(found) == own).all().item())
+
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in order of rank; every rank receives the list."""
         if self.size == 1:

@@ -17,6 +17,7 @@ import torch
 from coconut_ds.data.checks import name_of, warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
+from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
 from coconut_ds.distributed.peers import Peers
 from coconut_ds.distributed.ranks import Ranks, alone
@@ -37,6 +38,7 @@ from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
+from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
@@ -47,6 +49,7 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
     """
     ranks = alone() if ranks is None else ranks
     with Peers(ranks) as peers:
+        refuse_unequal_launch(ranks, "evaluation", config)
         return run_job(evaluation_job(config, ranks), peers)
 
 
@@ -72,6 +75,7 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     """Runs ``run.only_eval``: evaluates ``run.load_model_path`` on the test problems, else the validation problems."""
     with Peers(ranks) as peers:
+        refuse_unequal_launch(ranks, "evaluation", config)
         return run_job(_job_of_run(config, ranks), peers)[0]
 
 
@@ -115,10 +119,14 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     Returns one evaluation for each thought budget, on every rank.
 
     Raises:
-        ConfigError: the folder of the results holds those of another evaluation.
+        ConfigError: the folder of the results holds those of another evaluation, or the ranks have loaded different
+            weights or problems.
     """
     ranks = job.ranks
-    results = ranks.first_decides(job.results)
+    own = job.results()
+    # Weights and problems, as they were loaded. Rank 0 alone identifies the code by its commit.
+    refuse_disagreement(ranks, lambda: without_code(own.identity.values))
+    results = ranks.from_first(own)
     ranks.first_decides(results.refuse_other)
     partial = PartialPredictions(results.path, results.identity.signature)
     finished = ranks.first_decides(lambda: finished_evaluations(job, results))

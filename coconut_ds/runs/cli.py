@@ -16,10 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
 from coconut_ds.runs.edits import accept, edits_of, how_to_accept
+from coconut_ds.runs.fencing import left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
 from coconut_ds.runs.lock import RunLock
@@ -40,6 +42,7 @@ from coconut_ds.runs.selection import select, select_one
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    prepare_streams()
     options = _parser().parse_args(argv)
     try:
         with paths_checked():
@@ -162,7 +165,7 @@ def _run_folder(root: Path, text: str) -> Path:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    freed = 0
+    freed, seen = 0, set[Path]()
     for attempt in _selected(options):
         with ExitStack() as stack:
             try:
@@ -174,16 +177,21 @@ def _prune(options: argparse.Namespace) -> int:
             except ConfigError:
                 print(f"{shell_word(attempt.path)}: {coloured('running')}, skipped")
                 continue
-            freed += _prune_one(attempt, options)
+            freed += _prune_one(attempt, options, seen)
     print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
     return 0
 
 
-def _prune_one(attempt: Attempt, options: argparse.Namespace) -> int:
-    """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``."""
+def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path]) -> int:
+    """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``.
+
+    ``seen``: receives what was removed; attempts of one run share what killed launches have left.
+    """
     freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
     doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
-    for path in [*attempt.folder.left_overs(), *doomed]:
+    left = [*attempt.folder.left_overs(), *left_over_parts(attempt.path.parent)]
+    for path in [*(one for one in left if one not in seen), *doomed]:
+        seen.add(path)
         count = folder_bytes(path)
         if not options.dry_run:
             _remove(path)

@@ -129,9 +129,9 @@ class RunLock:
             pass
         return not self.lost
 
-    def name_attempt(self, attempt: str) -> None:
-        """Writes into the lock file which attempt its holder works on."""
-        self._holder = replace(self._holder, attempt=attempt)
+    def name_attempt(self, attempt: str, launch: int | None = None) -> None:
+        """Writes into the lock file which attempt its holder works on, and the number of its launch folder."""
+        self._holder = replace(self._holder, attempt=attempt, launch=launch)
         with self._file_in_use, suppress(OSError), self._ours(os.O_RDWR) as file:
             if file is not None:
                 os.ftruncate(file, os.pwrite(file, self._holder.as_text(), 0))

@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.methods import METHODS
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
@@ -92,6 +93,7 @@ class TableCell:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison from the command line and returns the exit code: 1 if a run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/compare"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))

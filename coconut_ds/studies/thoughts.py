@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
@@ -30,6 +31,7 @@ measurement as finished."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study from the command line and returns the exit code: 1 if a training run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(
         prog="python -m coconut_ds.probe study",
         description=__doc__,

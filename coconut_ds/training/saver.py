@@ -5,7 +5,6 @@ A checkpoint is a sealed folder (see ``files``). Its top level is the model, for
 """
 
 import errno
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -17,10 +16,11 @@ from safetensors import SafetensorError
 
 from coconut_ds.errors import CheckpointError, CoconutError
 from coconut_ds.evaluation.prediction import Evaluation, Prediction, with_category, writes_all_steps
-from coconut_ds.files import is_complete, put_in_place, remove_folder, seal
+from coconut_ds.files import is_complete, seal
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import write_model
 from coconut_ds.model.feed import feed_state
+from coconut_ds.runs.fencing import Fence, LostRunError, pinned
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest
@@ -38,17 +38,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass
 class RunSaver:
-    """Writes checkpoints. All ranks must make the same calls; only rank 0 has manifest, metrics and lock."""
+    """Writes checkpoints. All ranks must make the same calls; only rank 0 has manifest, metrics, lock and fence."""
 
     experiment: Experiment
     folder: RunFolder
     manifest: RunManifest | None = None
     metrics: MetricsLog | None = None
     lock: RunLock | None = None
+    fence: Fence | None = None
+    """Through which the files of the run are changed; None: ``lock`` gets a new one on rank 0."""
     scores: Scores = field(default_factory=Scores)
     notify: Callable[[str], None] = print
     seconds: float = 0.0
     """Time that this launch has spent on saving."""
+
+    def __post_init__(self) -> None:
+        if self.fence is None and self.experiment.ranks.is_first:
+            self.fence = Fence(self.folder.path.parent, self.lock)
 
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
         """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``).
@@ -71,7 +77,11 @@ class RunSaver:
 
         samples = [analysed(one) for one in evaluation.predictions[:NUM_SAMPLES]]
         try:
-            self.folder.write_samples(epoch, [one.as_dict() for one in samples])
+            assert self.fence is not None
+            self.folder.write_samples(epoch, [one.as_dict() for one in samples], self.fence.write)
+        except LostRunError:
+            # All ranks learn of it at the next update.
+            return
         except OSError as error:
             self.notify(f"warning: {self.folder.path}: the samples of epoch {epoch} could not be written ({error})")
 
@@ -99,10 +109,10 @@ class RunSaver:
         began, ranks = time.perf_counter(), self.experiment.ranks
         self.check_lock()
         target = self.folder.checkpoint(position.epoch, position.batch)
-        # A random name, so that no other process writes there, not even a rank that outlived an earlier launch.
-        temporary = target.with_name(f".{target.name}.part.{ranks.from_first(secrets.token_hex(4))}")
-        self._raise_on_all(target, temporary, self._try_on_first(lambda: (temporary / ENGINE).mkdir(parents=True)))
-        self._raise_on_all(target, temporary, _try_to(lambda: engine.save_state(temporary / ENGINE)))
+        temporary = ranks.from_first(None if self.fence is None else self.fence.part(target.name))
+        assert temporary is not None
+        self._raise_on_all(target, temporary, self._try_on_first(lambda: _make(temporary)))
+        self._raise_on_all(target, temporary, _try_to(lambda: _save_state(engine, temporary)))
         state, trained = engine.model_state(), self.experiment.backbone.feed
         feed = None if trained is None else feed_state(trained, ranks.is_first)
         self.scores.last_checkpoint = target.name
@@ -125,13 +135,10 @@ class RunSaver:
         """Checks that this launch still holds the lock of the run. A launch that was suspended may have lost it.
 
         Raises:
-            CheckpointError: another launch has taken over the run; raised on all ranks.
+            LostRunError: another launch has taken over the run; raised on all ranks.
         """
-        if self.experiment.ranks.any(self.lock is not None and not self.lock.still_ours()):
-            raise CheckpointError(
-                f"{self.folder.path}: another launch took the run over while this one gave no sign of life; this one "
-                "stops"
-            )
+        if self.experiment.ranks.any(self.fence is not None and self.fence.lost):
+            raise LostRunError(self.folder.path)
 
     def resume_from(self, checkpoint: Path, scores: Scores) -> None:
         """Restores the scores of a checkpoint, and removes old checkpoints that its launch may have had no time for."""
@@ -149,16 +156,19 @@ class RunSaver:
         stage: int,
     ) -> None:
         """Adds the model and the resume state to the engine's files, then seals the folder and gives it its name."""
-        backbone = self.experiment.backbone
-        write_model(temporary, backbone.model, state, backbone.tokenizer, self._card(position, stage), feed)
+        backbone, fence = self.experiment.backbone, self.fence
+        assert fence is not None
+        with pinned(temporary) as path:
+            write_model(path, backbone.model, state, backbone.tokenizer, self._card(position, stage), feed)
         metrics_bytes = self.metrics.flushed() if self.metrics is not None else 0
         resume_state = ResumeState(position, self.scores, metrics_bytes, self.experiment.ranks.size)
         resume_state.write(temporary / ENGINE / RESUME_STATE)
         absent = [str(rank) for rank in range(self.experiment.ranks.size) if not _wrote(temporary, rank)]
         if absent:
             raise OSError(f"files of rank {', '.join(absent)} are missing: {SHARED}")
-        seal(temporary, signature=self.folder.signature, epoch=position.epoch, global_step=position.global_step)
-        put_in_place(temporary, target)
+        facts = {"epoch": position.epoch, "global_step": position.global_step, "launch": fence.number}
+        seal(temporary, signature=self.folder.signature, **facts)
+        fence.put(temporary, target)
 
     def _try_on_first(self, write: Callable[[], object]) -> Exception | None:
         """Runs ``write`` on rank 0 only; returns the exception that kept it from writing, or None."""
@@ -170,6 +180,7 @@ class RunSaver:
         errors = {rank: one for rank, one in enumerate(self.experiment.ranks.gather(found)) if one is not None}
         if not errors:
             return
+        self.check_lock()
         if self.experiment.ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
         texts = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in errors.items())
@@ -189,7 +200,8 @@ class RunSaver:
         self.manifest.stage = stage
         self.manifest.last_checkpoint, self.manifest.best_checkpoint = scores.last_checkpoint, scores.best_checkpoint
         self.manifest.best_accuracy = None if scores.best_stage < 0 else scores.best_accuracy
-        self.manifest.write(self.folder.manifest)
+        assert self.fence is not None
+        self.manifest.write(self.folder.manifest, self.fence.write)
 
     def _prune(self, newest: Path) -> None:
         """Removes complete checkpoints that are neither among the newest nor the best. Keeps damaged ones."""
@@ -204,7 +216,8 @@ class RunSaver:
             is_best = path.name == self.scores.best_checkpoint and self._keeps_best
             if path not in kept and not is_best:
                 try:
-                    remove_folder(path)
+                    assert self.fence is not None
+                    self.fence.discard(path)
                 except OSError as error:
                     # On a network file system, a folder cannot be removed while another process reads one of its files.
                     self.notify(f"warning: {path}: could not be removed ({error}); the next launch will remove it")
@@ -235,6 +248,17 @@ class RunSaver:
             run.config.parallel,
             None if run.backbone.feed is None else run.backbone.feed.spec,
         )
+
+
+def _make(temporary: Path) -> None:
+    # Without missing parents: the launch folder no longer exists if another launch has taken over the run.
+    temporary.mkdir()
+    (temporary / ENGINE).mkdir()
+
+
+def _save_state(engine: Engine, temporary: Path) -> None:
+    with pinned(temporary / ENGINE) as path:
+        engine.save_state(path)
 
 
 def _wrote(temporary: Path, rank: int) -> bool:
