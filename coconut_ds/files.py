@@ -13,7 +13,7 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
     Call it before the folder receives its final name: the rename then makes a complete folder appear at once.
     """
-    files = {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+    files = fingerprints(folder)
     found = {path.name: text_of(path) for path in _files(folder) if path.parent == folder}
     texts = {name: text for name, text in found.items() if text is not None}
     text = json.dumps({**facts, "files": files, "texts": texts}, indent=2) + "\n"
@@ -134,20 +134,34 @@ def damage(folder: Path, hashes: bool = False, without: str | None = None, large
     values = seal_of(folder)
     if values is None:
         return [f"{SEAL} is missing or broken"]
-    found = []
-    for name, known in values["files"].items():
-        if without is not None and Path(name).parts[0] == without:
-            continue
-        try:
-            fault = _fault(folder / name, known, hashes and (largest is None or known["bytes"] <= largest))
-        except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
-        if fault:
-            found.append(f"{name} {fault}")
-    return found
+    files = {name: known for name, known in values["files"].items() if Path(name).parts[0] != without}
+    return faults_of(folder, files, hashes, largest)
+
+
+def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a folder, by its path there; a seal is left out."""
+    return {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+
+
+def faults_of(
+    folder: Path, files: Mapping[str, dict[str, Any]], hashes: bool = True, largest: int | None = None
+) -> list[str]:
+    """Describes each file of a folder that is not as its fingerprint says; see ``damage``."""
+    found = [
+        (name, _fault(folder / name, known, hashes and (largest is None or known["bytes"] <= largest)))
+        for name, known in files.items()
+    ]
+    return [f"{name} {fault}" for name, fault in found if fault]
 
 
 def _fault(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
+    try:
+        return _difference(path, known, hashes)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _difference(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != known["bytes"]:

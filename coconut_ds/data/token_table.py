@@ -267,7 +267,7 @@ def _hashes_of(metadata: Mapping[bytes, bytes], number: int, arrays: Sequence[ND
     found = {}
     for name, array in zip(HASHED, arrays, strict=True):
         digest = hashlib.sha256(start)
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
         found[name] = digest.hexdigest()
     return found
 

@@ -67,7 +67,8 @@ class Peers:
 
     def __enter__(self) -> Self:
         if self._ranks.size > 1:
-            store, prefix = dist.distributed_c10d._get_default_store(), f"coconut_ds/peers/{next(_uses)}"
+            store: Any = dist.distributed_c10d._get_default_store()
+            prefix = f"coconut_ds/peers/{next(_uses)}"
             # A client of its own for each thread: calls of one client wait for each other.
             self._store, beats = (dist.PrefixStore(prefix, store.clone()) for _ in range(2))
             threading.Thread(target=self._beat, args=(beats,), daemon=True).start()

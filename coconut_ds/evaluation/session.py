@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from coconut_ds.data.checks import name_of, warnings_about
+from coconut_ds.data.checks import file_warnings, name_of, warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
 from coconut_ds.distributed.agreement import refuse_disagreement
@@ -123,10 +123,10 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
             weights or problems.
     """
     ranks = job.ranks
-    own = job.results()
+    loaded = job.results()
     # Weights and problems, as they were loaded. Rank 0 alone identifies the code by its commit.
-    refuse_disagreement(ranks, lambda: without_code(own.identity.values))
-    results = ranks.from_first(own)
+    refuse_disagreement(ranks, lambda: without_code(loaded.identity.values))
+    results = ranks.from_first(loaded)
     ranks.first_decides(results.refuse_other)
     partial = PartialPredictions(results.path, results.identity.signature)
     finished = ranks.first_decides(lambda: finished_evaluations(job, results))
@@ -135,7 +135,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
         ranks.on_first(partial.discard)
         return finished
     if ranks.is_first:
-        lines = warnings_about(job.problems, job.reasoner.card.text_format, job.source)
+        lines = file_warnings(job.source) + warnings_about(job.problems, job.reasoner.card.text_format, job.source)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
     job.reasoner.log_unknown([problem.question for problem in job.problems])
     stored: dict[Key, Prediction] = ranks.first_decides(lambda: partial.read(_warn))

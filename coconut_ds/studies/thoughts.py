@@ -75,6 +75,7 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
     from coconut_ds.probing.measures import MEASURED, measure_checkpoint, summary, write_measured
+    from coconut_ds.probing.parts import Parts
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = stored_json(run / "summary.json")["last_checkpoint"]
@@ -90,11 +91,13 @@ def measure_cell(cell: TableCell, run: Path, data: Sequence[str], options: argpa
     known = {problem.question for problem in scored}
     # An epoch number that no training run reaches, so these problems are drawn independently of the training's.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
+    parts = Parts(results)
     made = measure_checkpoint(
-        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
+        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens, parts=parts
     )
     with results.replacing() as out:
         write_measured(made, out, f"{TASKS[cell.task].words}, {cell.method}")
         write_whole(out / TABLES, summary(made))
         write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
+    parts.discard()
     return summary(made)
