@@ -14,10 +14,13 @@ from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.probe import main
 from coconut_ds.probing import measures
-from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
+from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
+from coconut_ds.probing.parts import Parts
 from coconut_ds.probing.reports import FILES
-from coconut_ds.probing.superposition import superposition
+from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.reasoner import load_reasoner
+from coconut_ds.results import Identity, ResultFolder
 from coconut_ds.studies.thoughts import main as study
 
 
@@ -139,6 +142,14 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
     assert json.loads((out / "counterfactuals.json").read_text(encoding="utf-8"))["num_problems"] == 6
     assert json.loads((out / "graph.json").read_text(encoding="utf-8"))["question"] == problems[1].question
     assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
+    # What an interrupted probe has kept is what it computed.
+    parts, found = Parts(ResultFolder(tmp_path / "kept", Identity({}), ())), counterfactuals(reasoner, problems)
+    for kind, value in (
+        (tuple[GraphView, ...], tuple(views)),
+        (tuple[GroupValue, ...], tuple(superposition(reasoner, problems))),
+        (Counterfactuals, found),
+    ):
+        assert parts.get(str(kind), kind, lambda value=value: value) == parts.get(str(kind), kind, stopped) == value
 
 
 def stopped(*arguments, **more):
@@ -151,9 +162,10 @@ def test_an_interrupted_probe_continues_with_the_part_it_was_at(checkpoint, prob
     assert main([*line, f"out={tmp_path / 'whole'}"]) == 0
     out = [f"out={tmp_path / 'stopped'}"]
     for name, kept in (("linear_probes", ["answers"]), ("measure_effects", ["answers", "probes"])):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(measures, name, stopped)
-            main([*line, *out])
+            with pytest.raises(KeyboardInterrupt):
+                main([*line, *out])
         (folder,) = (tmp_path / "stopped" / ".partial").iterdir()
         assert sorted(path.stem for path in folder.iterdir()) == kept
     path = folder / "probes.json"

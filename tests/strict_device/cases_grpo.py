@@ -54,7 +54,7 @@ def check_grpo(syncs, loop: LatentLoop, objective: Grpo, num_thoughts: int, know
         old, reference = replayed if known else None, replayed if objective.keeps_start else None
         parts = loop(objective.loss, replace(batch, old=old, reference=reference))
         parts[:2].sum().backward()
-    assert (replayed.device, replayed.shape) == (DEVICE, batch.advantages.shape)
+    assert (replayed.device, replayed.shape) == (DEVICE, batch.columns.advantages.shape)
     assert (parts.device, parts.dtype, parts.shape) == (DEVICE, torch.float32, (5,))
     check_gradients(loop)
 
