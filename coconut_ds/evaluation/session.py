@@ -124,6 +124,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     """
     ranks = job.ranks
     loaded = job.results()
+    peers.meet(peers.check)
     # Weights and problems, as they were loaded. Rank 0 alone identifies the code by its commit.
     refuse_disagreement(ranks, lambda: without_code(loaded.identity.values))
     results = ranks.from_first(loaded)
