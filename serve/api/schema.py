@@ -226,7 +226,7 @@ class ChatRequest(Generation):
             )
         question = "\n".join(message.text for message in self.messages)
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
-        if most is None:
+        if self.max_tokens is not None or most is None:
             return self.ask((question,), likeliest, self.max_tokens)
         return replace(self.ask((question,), likeliest, most), length_field="max_completion_tokens")
 
