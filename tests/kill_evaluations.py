@@ -1,15 +1,16 @@
 """Kills an evaluation again and again, under one process id, and compares its scores with those of one left alone.
 
 ``python tests/kill_evaluations.py --kills 100 --seed 0 --json`` starts a small sweep, kills it with SIGKILL, and starts
-the same command again until it is complete; then another one begins. Half of the kills come at random moments: while
-the checkpoint is loaded, between predictions, while results are written and moved. The others come in the middle of the
+the same command again until it is complete; then another one begins. Half of the kills come at random moments: before
+the first prediction, between predictions, while results are written and moved. The others come in the middle of the
 write of a prediction, after a random share of its line, half of them with zeros behind, as a file system may leave them
-after a power failure. All launches have the same host name and process id, as containers do. The last line of output is
-one JSON object. ``REAL_PROCESSES=1`` in the environment starts each launch as a fresh process.
+after a power failure. All launches have the same host name and process id, as in containers, and are forks of a process
+that has loaded the model. The last line of output is one JSON object.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -23,7 +24,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launching import can_fork, environment, run, start, zygote
+from launching import environment, start
 from making import make_backbone, make_card
 
 from coconut_ds.model.checkpoint import save_model
@@ -35,7 +36,7 @@ PATIENCE_S = 120.0
 
 
 class Evaluations:
-    """The launches of one evaluation, in one folder."""
+    """The launches of one evaluation, in one folder. They are forks of a process that has loaded the model."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.launches = folder, 0
@@ -48,21 +49,43 @@ class Evaluations:
         questions = [" ".join(words[n // 5**k % 5] for k in range(4)) + " é日本" for n in range(PROBLEMS)]
         items = [{"question": question, "steps": ["1"], "answer": "3"} for question in questions]
         (folder / "data.json").write_text(json.dumps(items))
-
-    def command(self, name: str, *how: str) -> list[str | Path]:
-        """A launch of the evaluation called ``name``; ``how`` is when it is killed."""
-        self.launches += 1
+        pipes = folder / "requests", folder / "replies"
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        asked = (f"checkpoint={folder / 'model'}", f"data={folder / 'data.json'}", "batch_size=5", "max_new_tokens=6")
         budgets = f"n_thoughts={','.join(map(str, BUDGETS))}"
-        out, data = self.folder / name, self.folder / "data.json"
-        asked = (f"checkpoint={self.folder / 'model'}", f"data={data}", f"out={out}", budgets, "batch_size=5")
-        return [WORKER, " ".join(how) or "never", *asked, "max_new_tokens=6"]
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self._server = start([WORKER, *pipes, *asked, budgets], environment(), stdout=log, stderr=log)
+        self._requests = pipes[0].open("w", buffering=1)
+        self._replies = pipes[1].open()
+
+    def close(self) -> None:
+        """Ends the process that makes the launches."""
+        self._requests.close()
+        self._replies.close()
+        self._server.wait(PATIENCE_S)
+
+    def launch(self, name: str, when: str = "never", after_s: float | None = None) -> int:
+        """Launches the evaluation called ``name``; returns its exit code.
+
+        Args:
+            name: of the evaluation.
+            when: when it kills itself (``killed_evaluation.py``).
+            after_s: seconds after which it is killed; None: never.
+        """
+        self.launches += 1
+        asked = {"out": str(self.folder / name), "when": when, "after_s": after_s}
+        self._requests.write(json.dumps(asked) + "\n")
+        code = int(self._replies.readline())
+        if code not in (0, -signal.SIGKILL):
+            raise SystemExit(f"{name} cannot be continued: {self.log.read_text()}")
+        return code
 
     def finish(self, name: str) -> float:
         """Launches the evaluation until it is complete. Returns the seconds that it took."""
         began = time.monotonic()
-        done = run(self.command(name), environment(), timeout=PATIENCE_S)
-        if done.returncode:
-            raise SystemExit(f"{name} cannot be continued: {done.stderr}")
+        assert self.launch(name) == 0
         return time.monotonic() - began
 
     def kept(self, name: str) -> int:
@@ -89,19 +112,9 @@ def kill(evaluations: Evaluations, draw: random.Random, whole_s: float) -> bool:
     """Launches the evaluation and kills it. Returns whether it was killed; it may have ended before."""
     if draw.random() < 0.5:
         # In the middle of the write of one of the next predictions.
-        how = ("write", str(draw.randint(1, 15)), f"{draw.random():.4f}", str(draw.choice((0, 0, 7, 4096))))
-        done = run(evaluations.command("killed", *how), environment(), timeout=PATIENCE_S)
-        code, said = done.returncode, done.stderr
-    else:
-        log = evaluations.folder / "log"
-        with log.open("w") as stream:
-            process = start(evaluations.command("killed"), environment(), stdout=stream, stderr=stream)
-        time.sleep(draw.random() * whole_s)
-        process.kill()
-        code, said = process.wait(PATIENCE_S), log.read_text()
-    if code not in (0, -signal.SIGKILL):
-        raise SystemExit(f"a launch ended by itself with exit code {code}: {said}")
-    return code != 0
+        when = f"write {draw.randint(1, 15)} {draw.random():.4f} {draw.choice((0, 0, 7, 4096))}"
+        return evaluations.launch("killed", when) != 0
+    return evaluations.launch("killed", after_s=draw.random() * whole_s) != 0
 
 
 def run_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -109,7 +122,6 @@ def run_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     evaluations = Evaluations(folder)
     evaluations.finish("undisturbed")
-    # The first launch may have waited for the process that the others are forked from.
     whole_s = evaluations.finish("measured")
     expected = evaluations.results("undisturbed")
     done = complete = most = 0
@@ -126,6 +138,7 @@ def run_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         found = evaluations.results("killed")
         different += [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
         (folder / "killed").rename(folder / f"killed_{complete}")
+    evaluations.close()
     return {
         "kills": done,
         "launches": evaluations.launches,
@@ -143,9 +156,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print only the last line")
     options = parser.parse_args(argv)
-    if can_fork():
-        # With matplotlib imported, which each evaluation needs in the end.
-        zygote(many=True)
     with tempfile.TemporaryDirectory() as folder:
         result = run_kills(Path(folder), options.kills, options.seed)
     if not options.json:

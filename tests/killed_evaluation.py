@@ -1,18 +1,32 @@
-"""One launch of an evaluation for ``kill_evaluations.py``: it always has the same process id.
+"""Launches of an evaluation for ``kill_evaluations.py``: forks of a process that has loaded the model.
 
-python tests/killed_evaluation.py WHEN key=value …, where WHEN is "never", or "write PREDICTIONS SHARE ZEROS": at this
-prediction the process writes the given share of its line and some zeros, and dies.
+As far as they can see, all have one process id.
+
+python tests/killed_evaluation.py REQUESTS REPLIES key=value … reads a JSON line from the pipe REQUESTS for each launch,
+with the keys ``out``, ``when`` and ``after_s``, and writes its exit code to REPLIES. The launch is killed after
+``after_s`` seconds, unless that is null. ``when`` is "never", or "write PREDICTIONS SHARE ZEROS": at this prediction the
+launch writes the given share of its line and some zeros, and dies.
 """
 
+import json
 import os
 import signal
 import sys
+import time
+import traceback
+from pathlib import Path
 from typing import IO, Any
 
-from coconut_ds.evaluate import main
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
+from zygote import fork
+
+from coconut_ds.distributed.ranks import alone
 from coconut_ds.evaluation import session
 from coconut_ds.evaluation.partial import PartialPredictions
 from coconut_ds.evaluation.prediction import Prediction
+from coconut_ds.settings import EvalConfig
+from coconut_ds.settings.compose import compose_eval_config
 
 PID = 7
 """In a container, the first process of an evaluation has the same small id each time."""
@@ -28,7 +42,7 @@ class Dying:
         """Writes the beginning of ``data``."""
         self._file.write(data[: int(self._share * len(data))] + bytes(self._zeros))
         self._file.flush()
-        os.kill(REAL_PID, signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
 
 
 class DyingPredictions(PartialPredictions):
@@ -45,13 +59,42 @@ class DyingPredictions(PartialPredictions):
         super().add(budget, prediction)
 
 
-if __name__ == "__main__":
-    REAL_PID = os.getpid()
+def launch(config: EvalConfig, out: str, when: str) -> int:
+    """Evaluates, in a new process. Returns the exit code."""
     os.getpid = lambda: PID
-    when, *values = sys.argv[1].split()
-    if when == "write":
+    kind, *values = when.split()
+    if kind == "write":
         # The file is opened with the first prediction.
         DyingPredictions.left = int(values[0]) + 1
         DyingPredictions.share, DyingPredictions.zeros = float(values[1]), int(values[2])
         session.PartialPredictions = DyingPredictions  # type: ignore[misc]
-    sys.exit(main(sys.argv[2:]))
+    try:
+        session.evaluate(config.model_copy(update={"out": out}))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve(requests: Path, replies: Path, words: list[str]) -> None:
+    """Makes the launches that are asked for, one after the other, until the pipe is closed."""
+    config = compose_eval_config(words)
+    reasoner = session._reasoner(config, alone())
+    session._reasoner = lambda config, ranks: reasoner  # type: ignore[assignment]
+    with requests.open() as asked, replies.open("w", buffering=1) as told:
+        for line in asked:
+            values = json.loads(line)
+            pid = fork()
+            if pid == 0:
+                code = launch(config, values["out"], values["when"])
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            if values["after_s"] is not None:
+                time.sleep(values["after_s"])
+                os.kill(pid, signal.SIGKILL)
+            told.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
