@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ PATIENCE_S = 120.0
 class Evaluations:
     """The launches of one evaluation, in one folder. They are forks of a process that has loaded the model."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, problems: int) -> None:
         self.folder, self.launches = folder, 0
         backbone = make_backbone(seed=5)
         save_model(
@@ -46,25 +47,26 @@ class Evaluations:
         )
         words = ["1", "2", "3", "+", "="]
         # A character of several bytes, which a kill can cut in two.
-        questions = [" ".join(words[n // 5**k % 5] for k in range(4)) + " é日本" for n in range(PROBLEMS)]
+        questions = [" ".join(words[n // 5**k % 5] for k in range(4)) + " é日本" for n in range(problems)]
         items = [{"question": question, "steps": ["1"], "answer": "3"} for question in questions]
         (folder / "data.json").write_text(json.dumps(items))
-        pipes = folder / "requests", folder / "replies"
-        for pipe in pipes:
-            os.mkfifo(pipe)
+        pipe = folder / "requests"
+        os.mkfifo(pipe)
         asked = (f"checkpoint={folder / 'model'}", f"data={folder / 'data.json'}", "batch_size=5", "max_new_tokens=6")
         budgets = f"n_thoughts={','.join(map(str, BUDGETS))}"
         self.log = folder / "log"
         with self.log.open("w") as log:
-            self._server = start([WORKER, *pipes, *asked, budgets], environment(), stdout=log, stderr=log)
-        self._requests = pipes[0].open("w", buffering=1)
-        self._replies = pipes[1].open()
+            command = [WORKER, pipe, *asked, budgets]
+            self._server = start(command, environment(), stdout=subprocess.PIPE, stderr=log)
+        # Opened for reading too, so that this does not wait for the other process.
+        self._requests = os.fdopen(os.open(pipe, os.O_RDWR), "w", buffering=1)
 
     def close(self) -> None:
         """Ends the process that makes the launches."""
         self._requests.close()
-        self._replies.close()
         self._server.wait(PATIENCE_S)
+        assert self._server.stdout is not None
+        self._server.stdout.close()
 
     def launch(self, name: str, when: str = "never", after_s: float | None = None) -> int:
         """Launches the evaluation called ``name``; returns its exit code.
@@ -77,10 +79,11 @@ class Evaluations:
         self.launches += 1
         asked = {"out": str(self.folder / name), "when": when, "after_s": after_s}
         self._requests.write(json.dumps(asked) + "\n")
-        code = int(self._replies.readline())
-        if code not in (0, -signal.SIGKILL):
+        assert self._server.stdout is not None
+        reply = self._server.stdout.readline()
+        if reply.strip() not in ("0", str(-signal.SIGKILL)):
             raise SystemExit(f"{name} cannot be continued: {self.log.read_text()}")
-        return code
+        return int(reply)
 
     def finish(self, name: str) -> float:
         """Launches the evaluation until it is complete. Returns the seconds that it took."""
@@ -117,10 +120,10 @@ def kill(evaluations: Evaluations, draw: random.Random, whole_s: float) -> bool:
     return evaluations.launch("killed", after_s=draw.random() * whole_s) != 0
 
 
-def run_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def run_kills(folder: Path, kills: int, seed: int, problems: int = PROBLEMS) -> dict[str, Any]:
     """Makes all kills, and compares the results of each killed evaluation with those of the undisturbed one."""
     draw = random.Random(seed)
-    evaluations = Evaluations(folder)
+    evaluations = Evaluations(folder, problems)
     evaluations.finish("undisturbed")
     whole_s = evaluations.finish("measured")
     expected = evaluations.results("undisturbed")

@@ -2,8 +2,8 @@
 
 As far as they can see, all have one process id.
 
-python tests/killed_evaluation.py REQUESTS REPLIES key=value … reads a JSON line from the pipe REQUESTS for each launch,
-with the keys ``out``, ``when`` and ``after_s``, and writes its exit code to REPLIES. The launch is killed after
+python tests/killed_evaluation.py REQUESTS key=value … reads a JSON line from the pipe REQUESTS for each launch, with the
+keys ``out``, ``when`` and ``after_s``, and writes its exit code to standard output. The launch is killed after
 ``after_s`` seconds, unless that is null. ``when`` is "never", or "write PREDICTIONS SHARE ZEROS": at this prediction
 the launch writes the given share of its line and some zeros, and dies.
 """
@@ -76,16 +76,17 @@ def launch(config: EvalConfig, out: str, when: str) -> int:
     return 0
 
 
-def serve(requests: Path, replies: Path, words: list[str]) -> None:
+def serve(requests: Path, words: list[str]) -> None:
     """Makes the launches that are asked for, one after the other, until the pipe is closed."""
     config = compose_eval_config(words)
     reasoner = session._reasoner(config, alone())
     session._reasoner = lambda config, ranks: reasoner  # type: ignore[assignment]
-    with requests.open() as asked, replies.open("w", buffering=1) as told:
+    with requests.open() as asked:
         for line in asked:
             values = json.loads(line)
             pid = fork()
             if pid == 0:
+                os.dup2(2, 1)
                 code = launch(config, values["out"], values["when"])
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -93,8 +94,8 @@ def serve(requests: Path, replies: Path, words: list[str]) -> None:
             if values["after_s"] is not None:
                 time.sleep(values["after_s"])
                 os.kill(pid, signal.SIGKILL)
-            told.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    serve(Path(sys.argv[1]), sys.argv[2:])
