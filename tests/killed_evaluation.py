@@ -2,8 +2,8 @@
 
 As far as they can see, all have one process id.
 
-python tests/killed_evaluation.py REQUESTS key=value … reads a JSON line from the pipe REQUESTS for each launch, with the
-keys ``out``, ``when`` and ``after_s``, and writes its exit code to standard output. The launch is killed after
+python tests/killed_evaluation.py REQUESTS key=value … reads a JSON line from the pipe REQUESTS for each launch, with
+the keys ``out``, ``when`` and ``after_s``, and writes its exit code to standard output. The launch is killed after
 ``after_s`` seconds, unless that is null. ``when`` is "never", or "write PREDICTIONS SHARE ZEROS": at this prediction
 the launch writes the given share of its line and some zeros, and dies.
 """
