@@ -7,7 +7,7 @@ The harness's own command cannot name models from other packages. This command r
 import sys
 
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CoconutError
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.packages import needs
 
 
@@ -17,7 +17,8 @@ def main() -> int:
     try:
         with needs("harness"):
             from coconut_ds.lm_model.model import run_command
-        run_command()
+        with paths_checked():
+            run_command()
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

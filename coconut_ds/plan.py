@@ -18,7 +18,7 @@ if __package__ in (None, ""):
 
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.launcher import launched_rank
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 
@@ -71,16 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     own = [each for each in given if each.split("=", 1)[0] in OWN_KEYS]
     rest = [each for each in given if each not in own and each != "--json"]
     try:
-        arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
-        asked = PlanArguments.read(own)
-        config = compose_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.memory.report import plan_of, plan_table
+        with paths_checked():
+            arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
+            asked = PlanArguments.read(own)
+            config = compose_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            # Imported here, so that a wrong command line is refused before torch is loaded.
+            from coconut_ds.memory.report import plan_of, plan_table
 
-        plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
+            plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
     except CoconutError as error:
         if launched_rank() == 0:
             sys.stderr.write(f"error: {error}\n")

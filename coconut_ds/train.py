@@ -16,7 +16,7 @@ from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
-from coconut_ds.errors import CoconutError
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 from coconut_ds.training.batches import BatchGeometry
@@ -31,15 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     prepare_streams(outlives_readers=True)
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
-        config = compose_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        _check_early(config)
-        _run(config)
+        with paths_checked():
+            arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
+            config = compose_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            _check_early(config)
+            _run(config)
     except Interrupted as stop:
-        end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == 0)
+        end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == stop.speaker)
         return EXIT_CODE
     except CoconutError as error:
         # One message per machine: a file may be missing on only one of them.

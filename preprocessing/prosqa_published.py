@@ -16,8 +16,9 @@ if __name__ == "__main__":
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.downloads import check_count, downloaded, expected_counts
 from coconut_ds.data.problem import load_problems
-from coconut_ds.data.writing import Outputs, fingerprint
+from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
+from coconut_ds.files import fingerprint
 
 NAMES = ("prosqa_train.json", "prosqa_valid.json", "prosqa_test.json")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.cli.parser import Parser
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.packages import needs
 from serve.api.prefix import root_path_of
 from serve.limits import EngineSettings, Limits
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        _serve(arguments)
+        with paths_checked():
+            _serve(arguments)
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -54,15 +54,23 @@ def train(
         return trainer.fit(position), engine
 
 
-def run_left_alone_and_stopped(path: Path, *overrides: str) -> tuple[RunFolder, RunFolder]:
-    """The same run twice: once in one launch, and once stopped after some updates in each of two launches."""
+def run_left_alone_and_stopped(
+    path: Path, *overrides: str, stops: tuple[int, int] = (4, 3)
+) -> tuple[RunFolder, RunFolder, TorchEngine]:
+    """The same run twice: once in one launch, and once stopped in each of two launches. Also the first one's engine.
+
+    Args:
+        path: an empty folder.
+        overrides: of the run.
+        stops: at which look for interruptions, counted from 0, each launch stops.
+    """
     whole, stopped = run_folder(path / "whole"), run_folder(path / "stopped")
-    train(whole, *overrides)
-    for at in (4, 3):
+    _, engine = train(whole, *overrides)
+    for at in stops:
         with pytest.raises(Interrupted):
             train(stopped, *overrides, interrupts=AskedToStop(at))
     train(stopped, *overrides)
-    return whole, stopped
+    return whole, stopped, engine
 
 
 def record(folder: RunFolder) -> list[dict]:

@@ -4,10 +4,9 @@ import os
 
 import pytest
 import torch
-from making_training import AskedToStop, column, record, train
+from making_training import column, record, run_left_alone_and_stopped, train
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
-from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.distributed.state_file import write_state
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
 from coconut_ds.runs.attempts import Start
@@ -38,13 +37,8 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
         "size.train=16",
     )
     more = (*more, "grpo.exploration=svp", "grpo.svp_renew=3")
-    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
-    _, engine = train(whole, *more)
+    whole, stopped, engine = run_left_alone_and_stopped(tmp_path, *more, stops=(1, 2))
     assert len(engine.rates) == 4 * 4
-    for at in (1, 2):
-        with pytest.raises(Interrupted):
-            train(stopped, *more, interrupts=AskedToStop(at))
-    train(stopped, *more)
     assert record(stopped) == record(whole)
     ends = [one.checkpoint(2) for one in (whole, stopped)]
     for part in ("model.safetensors", "coconut.json"):
@@ -173,6 +167,10 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
             ["data=prosqa_symbolic", "advance=epochs", "grpo.max_completion_length=4"],
             "max_completion_length=4 has no effect with data.format=symbolic, whose answers are one token",
         ),
+        (
+            ["grpo.epsilon=0.3", "grpo.epsilon_high=0.4"],
+            r"epsilon=0.3 has no effect with one update for each sampling.*num_iterations=2(.|\n)*epsilon_high=null",
+        ),
         (["grpo.num_generations=1"], "num_generations"),
         (["grpo.temperature=0"], "temperature"),
         (["grpo.reward=exact"], "reward"),
@@ -185,6 +183,11 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
 def test_settings_that_cannot_work_are_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         compose_config(["objective=grpo", *overrides])
+
+
+def test_settings_of_the_clipping_need_several_updates_for_each_sampling():
+    for key in ("num_iterations", "steps_per_generation"):
+        assert compose_config(["objective=grpo", "grpo.epsilon=0.3", f"grpo.{key}=2"]).objective.grpo.epsilon == 0.3
 
 
 @pytest.mark.parametrize(

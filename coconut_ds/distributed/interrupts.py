@@ -28,6 +28,9 @@ FORCE_QUIT_S = 1.0
 class Interrupted(CoconutError):
     """The run was interrupted by a signal or by the end of its launcher."""
 
+    speaker = 0
+    """The rank that tells the user."""
+
 
 class Interrupts:
     """Within ``with Interrupts(…) as interrupts``, signals that ask to stop only set ``interrupts.requested``.

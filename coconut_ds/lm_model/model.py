@@ -17,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, simple_parse_args_string
 from tqdm import tqdm
 
+from coconut_ds.data.encoding import encode
 from coconut_ds.errors import DataError
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Completion, Request
@@ -232,12 +233,14 @@ class CoconutLM(LM):
     def _question(self, context: str) -> list[int]:
         """The token ids of a task's context."""
         if isinstance(context, Rendered):
-            return self._tokens(context)
+            # The template wrote special tokens into it by name.
+            ids: list[int] = self.tokenizer.encode(context, add_special_tokens=False)
+            return ids
         return self._reasoner.prompter.encode([context])[0]
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._reasoner.backbone.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        """The token ids of a text of a task; names of special tokens in it are ordinary text."""
+        return encode(self.tokenizer, [text])[0]
 
     @staticmethod
     def _scoring_request(prompt: Layout, tokens: Sequence[int]) -> Request:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
 from coconut_ds.runs.edits import accept, edits_of, how_to_accept
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     options = _parser().parse_args(argv)
     try:
-        code: int = options.command(options)
+        with paths_checked():
+            code: int = options.command(options)
         sys.stdout.flush()
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")

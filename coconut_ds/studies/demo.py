@@ -30,6 +30,7 @@ from coconut_ds.studies.harness import (
     data_overrides,
     launch_run,
     score_on_test,
+    stored_json,
     study_identity,
 )
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.refuse_other()
         if results.is_finished:
             sys.stdout.write("finished before; these are the stored results (--overwrite runs the demo again)\n")
-            print_result(json.loads((results.path / SUMMARY).read_text(encoding="utf-8")), results.path)
+            print_result(stored_json(results.path / SUMMARY), results.path)
         else:
             run_demo(arguments.seed, arguments.overrides, (arguments.out or ROOT) / "runs", results)
     except HarnessError as error:

@@ -104,6 +104,7 @@ def _describe(experiment: Experiment, tf32: str | None) -> str:
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
     notes = [experiment.kernels.describe(experiment.backbone.model), tf32, *start_notes(experiment)]
+    notes += experiment.objective.notes(experiment.problems.train(experiment.config.run.resume))
     return "\n".join([description, *(note for note in notes if note)])
 
 

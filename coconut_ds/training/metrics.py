@@ -23,6 +23,7 @@ from typing import IO, Any, Protocol, Self
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.runs.fencing import Fence
+from coconut_ds.strict_json import parse_loosely
 
 
 class Mirror(Protocol):
@@ -103,8 +104,18 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All whole lines of a ``metrics.jsonl``; the last one of a process that was killed may have no end.
+
+    Raises:
+        CheckpointError: a line is damaged.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(parse_loosely(line.decode(), number))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: line {number} is damaged ({error}); remove the line") from error
+    return found
 
 
 def begin_metrics(path: Path, length: int, fence: Fence) -> Path | None:
