@@ -46,15 +46,12 @@ def write_results(
         with results.replacing() as out:
             _write(job, out, evaluations, scores)
         _print(job, results.path, scores)
+        # Drawn last: scores and predictions are stored and shown even if the picture fails.
+        _draw(job, results.path, scores)
     except OSError as error:
         raise DataError(
             f"{results.path}: cannot be written ({error}); the predictions are kept, set out= to another folder"
         ) from error
-    try:
-        _draw(job, results.path, scores)
-    except Exception as error:
-        # Scores and predictions are stored. Matplotlib's errors have no common base.
-        sys.stderr.write(f"warning: {results.path / PICTURE}: cannot be drawn ({type(error).__name__}: {error})\n")
 
 
 def _write(job: EvaluationJob, out: Path, evaluations: Sequence[Evaluation], scores: Sequence[dict[str, Any]]) -> None:
