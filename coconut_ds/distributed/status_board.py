@@ -12,6 +12,8 @@ from coconut_ds.distributed.ranks import Ranks
 PREFIX = "coconut_ds/watchdog"
 MOST_SHOWN = 16
 """Largest number of ranks that are described one by one."""
+ENDING_S = 2.0
+"""Seconds to wait for the thread's end."""
 _uses = count()
 """Numbers the uses, which gives each one keys of its own in the store."""
 
@@ -67,7 +69,8 @@ class StatusBoard:
     def close(self) -> None:
         """Ends the thread, unless the store does not answer it."""
         self._closed.set()
-        self._thread.join(self._pause_s)
+        self._told.set()
+        self._thread.join(ENDING_S)
 
     def _run(self) -> None:
         last: int | None = None

@@ -65,10 +65,10 @@ class Watchdog:
 
     def __exit__(self, *error: object) -> None:
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
         if self._board is not None:
             self._board.close()
+        if self._thread is not None:
+            self._thread.join()
 
     def _watch(self, limit_s: float, pause_s: float) -> None:
         meter = _Meter(self._ranks.progress, self._ranks.device.type == "cpu")
