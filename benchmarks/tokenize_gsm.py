@@ -71,13 +71,17 @@ def measure(data: Path, tokenizer: str, cache: Path) -> None:
     # Imported here, since the process that starts this one must stay small. torch, since every run imports it.
     import torch  # noqa: F401
 
-    from coconut_ds.data.token_table import cached_tokens
+    from coconut_ds.data.token_table import TokenTable, cached_tokens
     from coconut_ds.data.tokens import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     began = time.perf_counter()
     table = cached_tokens(data, loaded, cache, notify=print)
     opened = time.perf_counter() - began
+    (path,) = cache.glob("*.arrow")
+    began = time.perf_counter()
+    TokenTable(path)
+    checked, size = time.perf_counter() - began, path.stat().st_size
     used = resource.getrusage(resource.RUSAGE_SELF)
     chance = random.Random(0)
     indices = [chance.randrange(len(table)) for _ in range(READS)]
@@ -86,6 +90,7 @@ def measure(data: Path, tokenizer: str, cache: Path) -> None:
         table[index]
     reading = (time.perf_counter() - began) / READS * 1e6
     print(f"  {len(table):,} problems in {opened:.2f} s; {reading:.1f} microseconds to read one")
+    print(f"  opening and checking {size / 1e6:.0f} MB takes {checked:.2f} s of this: {size / checked / 1e9:.1f} GB/s")
     print(f"  process so far: {used.ru_utime + used.ru_stime:.1f} CPU s, peak RSS {used.ru_maxrss / 2**20:.2f} GiB")
 
 

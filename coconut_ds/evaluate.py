@@ -12,10 +12,11 @@ if __package__ in (None, ""):
     # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
-from coconut_ds.errors import CoconutError
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.evaluation.paired import compare_predictions
 from coconut_ds.settings import EvalConfig
 from coconut_ds.settings.compose import compose_eval_config, parse_arguments, print_config
@@ -31,19 +32,21 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
     """
+    prepare_streams(outlives_readers=True)
     given = sys.argv[1:] if argv is None else argv
     try:
-        if "--compare" in given:
-            sys.stdout.write(_compare(given) + "\n")
-            return 0
-        arguments = parse_arguments(given, EvalConfig, USAGE)
-        config = compose_eval_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        _run(config)
+        with paths_checked():
+            if "--compare" in given:
+                sys.stdout.write(_compare(given) + "\n")
+                return 0
+            arguments = parse_arguments(given, EvalConfig, USAGE)
+            config = compose_eval_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            _run(config)
     except Interrupted as stop:
-        end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == 0)
+        end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == stop.speaker)
         return EXIT_CODE
     except CoconutError as error:
         end_with(f"error: {error}\n", is_first_on_machine())

@@ -3,22 +3,35 @@
 A *sealed* folder contains a manifest with the size and SHA-256 of each of its other files. Checkpoints are sealed.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.strict_json import read_json
 
+log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
 SEAL = "manifest.json"
 """The manifest of a sealed folder."""
+TEMPORARY = ".part"
+"""How the names of temporary folders end."""
 MAX_TEXT = 8192
 """Largest size, in bytes, of a JSON file whose text the manifest records."""
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Error numbers of fsync on a folder where a file system cannot flush folders, as some network file systems."""
+_cannot_sync: set[int] = set()
+"""Devices whose file system cannot flush folders, of which the user has been told."""
 
 
 def project_folder(name: str) -> Path:
@@ -87,7 +100,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
     Call it before the folder receives its final name: the rename then makes a complete folder appear at once.
     """
-    files = {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+    files = fingerprints(folder)
     found = {path.name: text_of(path) for path in _files(folder) if path.parent == folder}
     texts = {name: text for name, text in found.items() if text is not None}
     text = json.dumps({**facts, "files": files, "texts": texts}, indent=2) + "\n"
@@ -121,20 +134,34 @@ def damage(folder: Path, hashes: bool = False, without: str | None = None, large
     values = seal_of(folder)
     if values is None:
         return [f"{SEAL} is missing or broken"]
-    found = []
-    for name, known in values["files"].items():
-        if without is not None and Path(name).parts[0] == without:
-            continue
-        try:
-            fault = _fault(folder / name, known, hashes and (largest is None or known["bytes"] <= largest))
-        except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
-        if fault:
-            found.append(f"{name} {fault}")
-    return found
+    files = {name: known for name, known in values["files"].items() if Path(name).parts[0] != without}
+    return faults_of(folder, files, hashes, largest)
+
+
+def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a folder, by its path there; a seal is left out."""
+    return {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+
+
+def faults_of(
+    folder: Path, files: Mapping[str, dict[str, Any]], hashes: bool = True, largest: int | None = None
+) -> list[str]:
+    """Describes each file of a folder that is not as its fingerprint says; see ``damage``."""
+    found = [
+        (name, _fault(folder / name, known, hashes and (largest is None or known["bytes"] <= largest)))
+        for name, known in files.items()
+    ]
+    return [f"{name} {fault}" for name, fault in found if fault]
 
 
 def _fault(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
+    try:
+        return _difference(path, known, hashes)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _difference(path: Path, known: dict[str, Any], hashes: bool) -> str | None:
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != known["bytes"]:
@@ -173,6 +200,8 @@ def put_in_place(new: Path, folder: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Renames a folder, then removes it: nothing can mistake a half-removed folder for a complete one."""
     gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
+    # A process with the same id may have been killed while it removed a folder of this name.
+    shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
     shutil.rmtree(gone)
 
@@ -185,11 +214,71 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder in ``parent``, which is removed in the end; so are those that killed processes left there.
+
+    The folder is locked (``flock``) while it is in use: the system unlocks it when its process ends, however that ends.
+    """
+    for path in parent.glob(f".*{TEMPORARY}"):
+        if path.is_dir() and (lock := _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+    made, lock = _locked_folder(parent)
+    try:
+        yield made
+    finally:
+        remove(made)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new folder and its lock; None where the file system has no locks, and no process removes another's folder."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=".", suffix=TEMPORARY, dir=parent))
+        lock = _lock(made, fcntl.LOCK_EX)
+        # Another process may have removed the folder before it was locked.
+        if made.is_dir():
+            return made, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, how: int) -> int | None:
+    """Locks a folder; the descriptor that holds the lock until it is closed. None if it cannot be locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def sync(path: Path) -> None:
-    """Flushes a file or folder to the disk (fsync)."""
+    """Flushes a file or folder to the disk (fsync).
+
+    Where the file system cannot flush folders, it logs one warning and leaves the folder to the file system: files are
+    flushed as everywhere, but a new name may be lost if the machine fails within the next seconds.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        facts = os.fstat(descriptor)
+        if error.errno not in UNSUPPORTED or not stat.S_ISDIR(facts.st_mode):
+            raise
+        if facts.st_dev not in _cannot_sync:
+            _cannot_sync.add(facts.st_dev)
+            log.warning(
+                "%s: this file system cannot flush folders to the disk (%s); files are flushed, but the newest one may "
+                "be missing after a power failure",
+                *(path, error.strerror),
+            )
     finally:
         os.close(descriptor)
 

@@ -6,16 +6,19 @@ The harness's own command cannot name models from other packages. This command r
 
 import sys
 
-from coconut_ds.errors import CoconutError
+from coconut_ds.cli.streams import prepare_streams
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.packages import needs
 
 
 def main() -> int:
     """Runs the harness's command. Returns the exit code: 2 for an error that the user can correct."""
+    prepare_streams()
     try:
         with needs("harness"):
             from coconut_ds.lm_model.model import run_command
-        run_command()
+        with paths_checked():
+            run_command()
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

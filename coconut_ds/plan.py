@@ -16,8 +16,9 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, but imports need the project's root.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.launcher import launched_rank
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 
@@ -65,20 +66,22 @@ class PlanArguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the plan. Returns the exit code: 2 for an error that the user can correct."""
+    prepare_streams()
     given = sys.argv[1:] if argv is None else argv
     own = [each for each in given if each.split("=", 1)[0] in OWN_KEYS]
     rest = [each for each in given if each not in own and each != "--json"]
     try:
-        arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
-        asked = PlanArguments.read(own)
-        config = compose_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        # Imported here, so that a wrong command line is refused before torch is loaded.
-        from coconut_ds.memory.report import plan_of, plan_table
+        with paths_checked():
+            arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
+            asked = PlanArguments.read(own)
+            config = compose_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            # Imported here, so that a wrong command line is refused before torch is loaded.
+            from coconut_ds.memory.report import plan_of, plan_table
 
-        plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
+            plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
     except CoconutError as error:
         if launched_rank() == 0:
             sys.stderr.write(f"error: {error}\n")

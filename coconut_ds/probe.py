@@ -6,7 +6,8 @@ all of them. The results are written to a folder as JSON, CSV and PNG files.
 
 import sys
 
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.cli.streams import prepare_streams
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import ProbeConfig
 from coconut_ds.settings.compose import compose_probe_config, parse_arguments, print_config
 from coconut_ds.settings.probing import MODES
@@ -19,25 +20,27 @@ USAGE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Composes the configuration and runs the mode. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        if given[:1] == ["study"]:
-            from coconut_ds.studies.thoughts import main as study
+        with paths_checked():
+            if given[:1] == ["study"]:
+                from coconut_ds.studies.thoughts import main as study
 
-            return study(given[1:])
-        named = bool(given) and "=" not in given[0] and not given[0].startswith("-")
-        mode = given.pop(0) if named else "think"
-        if mode not in MODES:
-            raise ConfigError(f"{mode}: no such mode; expected one of {', '.join(MODES)}, study")
-        arguments = parse_arguments(given, ProbeConfig, USAGE)
-        config = compose_probe_config(mode, arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        # Imported here, so that a wrong command line is rejected before torch is loaded.
-        from coconut_ds.probing.reports import write_report
+                return study(given[1:])
+            named = bool(given) and "=" not in given[0] and not given[0].startswith("-")
+            mode = given.pop(0) if named else "think"
+            if mode not in MODES:
+                raise ConfigError(f"{mode}: no such mode; expected one of {', '.join(MODES)}, study")
+            arguments = parse_arguments(given, ProbeConfig, USAGE)
+            config = compose_probe_config(mode, arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            # Imported here, so that a wrong command line is rejected before torch is loaded.
+            from coconut_ds.probing.reports import write_report
 
-        write_report(config)
+            write_report(config)
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -8,7 +8,6 @@ another identity is replaced only if the user asks for it with ``overwrite``.
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import remove, write_whole
+from coconut_ds.files import faults_of, fingerprints, remove, temporary_folder, write_whole
 from coconut_ds.runs.identity import differences, signature
 from coconut_ds.strict_json import parse_loosely
 
 FILE = "identity.json"
 """File with the identity of the results in its folder."""
+FILES = "files"
+"""Its key for the size and the SHA-256 of each file of the results."""
 PNG_KEY = "coconut-ds"
 """Key of the PNG text that holds the identity of a picture."""
 MOST_SHOWN, MOST_CHARACTERS = 6, 60
@@ -76,10 +77,15 @@ class ResultFolder:
 
     def stored(self) -> Identity | None:
         """The identity of the results in the folder; None if there are none, or if they have no valid identity."""
+        return Identity.from_dict(self._read())
+
+    def _read(self) -> dict[str, Any]:
+        """The content of ``identity.json``; empty if there is none, or no valid one."""
         try:
-            return Identity.from_dict(parse_loosely((self.path / FILE).read_text(encoding="utf-8")))
+            values = parse_loosely((self.path / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
+            return {}
+        return values if isinstance(values, dict) else {}
 
     @property
     def is_own(self) -> bool:
@@ -95,6 +101,12 @@ class ResultFolder:
     def is_finished(self) -> bool:
         """Whether the folder holds a complete result of this identity, and the user has not asked to make it again."""
         return not self.overwrite and self.is_own and (self.path / self.names[-1]).is_file()
+
+    def damage(self) -> list[str]:
+        """Describes each file of a complete result that is not as it was written. A version that stored no hashes has
+        none to compare."""
+        files = self._read().get(FILES)
+        return faults_of(self.path, files) if isinstance(files, dict) else []
 
     def refuse_other(self) -> None:
         """Refuses a folder with a result of another identity, or of an unknown one (made by an earlier version).
@@ -149,16 +161,14 @@ class ResultFolder:
         """
         self.refuse_other()
         self.path.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.path))
-        try:
+        with temporary_folder(self.path) as made:
             yield made
             self.refuse_other()
+            files = fingerprints(made)
             self._clear()
-            self._write_identity()
+            self._write_identity(files)
             for path in sorted(made.iterdir(), key=lambda path: path.name == self.names[-1]):
                 os.replace(path, self.path / path.name)
-        finally:
-            remove(made)
 
     def _found(self) -> Iterator[Path]:
         return (path for name in (FILE, *self.names) for path in self.path.glob(name))
@@ -167,8 +177,9 @@ class ResultFolder:
         for path in list(self._found()):
             remove(path)
 
-    def _write_identity(self) -> None:
-        write_whole(self.path / FILE, json.dumps(self.identity.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    def _write_identity(self, files: Mapping[str, Any] | None = None) -> None:
+        values = self.identity.as_dict() | ({FILES: files} if files else {})
+        write_whole(self.path / FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def free_or_own(folder: ResultFolder, beside: Path | None = None) -> ResultFolder:

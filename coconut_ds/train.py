@@ -11,11 +11,12 @@ if __package__ in (None, ""):
     # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
-from coconut_ds.errors import CoconutError
+from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 from coconut_ds.training.batches import BatchGeometry
@@ -28,16 +29,18 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, 2 for an error that the user can fix, or 75 after an interruption.
     """
+    prepare_streams(outlives_readers=True)
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
-        config = compose_config(arguments.overrides, arguments.config_dir)
-        if arguments.cfg:
-            print_config(config)
-            return 0
-        _check_early(config)
-        _run(config)
+        with paths_checked():
+            arguments = parse_arguments(sys.argv[1:] if argv is None else argv, Config, USAGE)
+            config = compose_config(arguments.overrides, arguments.config_dir)
+            if arguments.cfg:
+                print_config(config)
+                return 0
+            _check_early(config)
+            _run(config)
     except Interrupted as stop:
-        end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == 0)
+        end_with(f"interrupted ({stop}): saved; run the same command to resume\n", launched_rank() == stop.speaker)
         return EXIT_CODE
     except CoconutError as error:
         # One message per machine: a file may be missing on only one of them.

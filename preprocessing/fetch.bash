@@ -1,7 +1,7 @@
 # Downloads files and checks their sha256. The other scripts in this folder source it. Needs curl and sha256sum.
 #
-# A list has one file per line: sha256 (or "unknown"), bytes (or "-"), number of problems, file name. A file is
-# downloaded to NAME.part; a later run continues where an earlier one stopped. The file gets its final name when it is
+# A list has one file per line: sha256 (or "unknown", or "content:" and the sha256 of its problems, which the conversion
+# checks), bytes (or "-"), number of problems, file name. A file is downloaded to NAME.part; a later run continues where an earlier one stopped. The file gets its final name when it is
 # complete and its sha256 is correct.
 
 fail() {
@@ -20,6 +20,7 @@ fetch_all() {
   mkdir -p "$folder"
   while read -r sum bytes problems name; do
     if [[ -n $sum && $sum != \#* ]]; then
+      [[ $sum != content:* ]] || sum=content
       fetch "$(url_of "$name")" "$folder/$name" "$sum" "$bytes" "$mirror"
     fi
   done <"$list"
@@ -30,7 +31,7 @@ fetch() {
   local url=$1 file=$2 sum=$3 bytes=$4 mirror=$5 found
   if [[ -f $file ]]; then
     found=$(sum_of "$file")
-    [[ $sum == unknown || $found == "$sum" ]] ||
+    [[ $sum == unknown || $sum == content || $found == "$sum" ]] ||
       fail "$file: found sha256 $found, expected $sum; delete the file and run this script again"
     echo "$file: already there"
   else
@@ -40,7 +41,7 @@ fetch() {
     fi
     [[ -f $file.part ]] || : >"$file.part" # curl writes no file if the download is empty
     found=$(sum_of "$file.part")
-    if [[ $sum != unknown && $found != "$sum" ]]; then
+    if [[ $sum != unknown && $sum != content && $found != "$sum" ]]; then
       rm -f "$file.part" # continuing a wrong file would never correct it
       fail "$url: found sha256 $found, expected $sum; deleted the download; run this script again or set $mirror to a mirror"
     fi

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 if __name__ == "__main__":
     # Run as a file: put the root of the checkout on the path instead of this folder.
@@ -19,7 +20,8 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from coconut_ds.data.downloads import check_count, downloaded, expected_counts
+from coconut_ds.cli.streams import prepare_streams
+from coconut_ds.data.downloads import ContentHash, check_count, downloaded, expected_contents, expected_counts
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
@@ -76,23 +78,45 @@ def read_problems(path: Path) -> Iterator[Problem]:
             bar.update(len(raw))
 
 
-def convert(files: Mapping[str, Path], out: Path, counts: Mapping[str, int], overwrite: bool = False) -> str:
-    """Writes gsm_SPLIT.json for each split's file, and the manifest. Returns a summary of the files."""
+def plain_steps(problem: Problem) -> list[str]:
+    """The steps as the reference implementation reads them: what is between single spaces of the line."""
+    return as_line(problem).partition("||")[2].partition("##")[0].strip().split(" ")
+
+
+def convert(
+    files: Mapping[str, Path],
+    out: Path,
+    counts: Mapping[str, int],
+    overwrite: bool = False,
+    contents: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Writes gsm_SPLIT.json for each split's file, and the manifest. Returns a summary of the files.
+
+    Args:
+        files: by split.
+        out: folder of the new files.
+        counts: expected numbers of problems, by file name.
+        overwrite: whether existing files with other content are replaced.
+        contents: expected hashes of problems, by file name.
+    """
     for path in files.values():
         if not path.is_file():
             raise DataError(f"{path}: no such file; download it with: bash preprocessing/gsm_icot.bash")
     without_steps = other_spacing = 0
     with Outputs(out, "gsm", overwrite) as outputs:
         for split, path in files.items():
-            file = outputs.open(f"gsm_{split}.json", [path])
+            file, content = outputs.open(f"gsm_{split}.json", [path]), ContentHash()
             with downloaded(path, counts):
                 for problem in read_problems(path):
                     file.write(problem)
+                    if path.name in contents:
+                        content.add(problem.question, problem.answer, plain_steps(problem))
                     without_steps += not problem.steps
                     other_spacing += bool(problem.extra)
                 if not file.problems:
                     raise DataError(f"{path}: holds no problems, expected lines {FORM}")
                 check_count(path, file.problems, counts)
+                content.check(path, {name: digest for name, digest in contents.items() if name == path.name})
     notes = [f"problems without steps: {without_steps}"]
     notes += [f"lines with other spacing, kept in the key 'line': {other_spacing}"] if other_spacing else []
     return "\n".join([outputs.summary(), *notes])
@@ -119,6 +143,7 @@ def by_split(paths: Sequence[Path]) -> dict[str, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     parser = argparse.ArgumentParser(description="Write problem files from lines of GSM8K-Aug.")
     parser.add_argument(
         "files", type=Path, nargs="*", metavar="FILE.txt", help="files to convert instead of the three in --raw"
@@ -130,13 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of train.txt, valid.txt and test.txt (%(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
-    parser.add_argument("--counts", type=Path, metavar="LIST", help="check the numbers of lines against this list")
+    parser.add_argument("--counts", type=Path, metavar="LIST", help="check the files against this list")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(arguments)
     try:
         files = by_split(options.files or [options.raw / f"{split}.txt" for split in SPLITS])
         counts = expected_counts(options.counts) if options.counts else {}
-        print(convert(files, options.out, counts, options.overwrite))
+        contents = expected_contents(options.counts) if options.counts else {}
+        print(convert(files, options.out, counts, options.overwrite, contents))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
@@ -156,6 +157,7 @@ def _shown(found: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     parser = argparse.ArgumentParser(description="Write problem files from a raw ProntoQA file.")
     raw = Path("data/5hop_0shot_random.json")
     parser.add_argument(

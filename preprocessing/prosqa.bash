@@ -12,7 +12,7 @@ source "$here/fetch.bash"
   fail "usage: bash preprocessing/prosqa.bash [--overwrite] (found: $*)"
 
 url_of() {
-  local folder=${PROSQA_URL:-https://raw.githubusercontent.com/facebookresearch/coconut/main/data}
+  local folder=${PROSQA_URL:-https://raw.githubusercontent.com/facebookresearch/coconut/27273cb8cca4bb763c041a63b036d0c3b7cbbb48/data}
   echo "${folder%/}/$1"
 }
 

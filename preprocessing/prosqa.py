@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.graph_stats import graph_stats, stats_table
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.prosqa import generate_split
@@ -54,6 +55,7 @@ def _size(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     parser = argparse.ArgumentParser(description="Write ProsQA files, or print statistics of graph files.")
     parser.add_argument("--out", type=Path, default=Path("data"), help="output folder (%(default)s)")
     parser.add_argument(

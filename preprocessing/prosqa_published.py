@@ -13,10 +13,12 @@ if __name__ == "__main__":
     # Run as a file: put the root of the checkout on the path instead of this folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.downloads import check_count, downloaded, expected_counts
 from coconut_ds.data.problem import load_problems
-from coconut_ds.data.writing import Outputs, fingerprint
+from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
+from coconut_ds.files import fingerprint
 
 NAMES = ("prosqa_train.json", "prosqa_valid.json", "prosqa_test.json")
 
@@ -51,6 +53,7 @@ def install(raw: Path, out: Path, counts: Mapping[str, int], overwrite: bool) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     parser = argparse.ArgumentParser(description="Copy the published ProsQA files to the data folder.")
     parser.add_argument(
         "--raw", type=Path, default=Path("data/prosqa_raw"), help="folder of the downloaded files (%(default)s)"

@@ -50,6 +50,8 @@ class Ask:
     """Number of most likely tokens that the answer reports for each thought."""
     all_layers: bool = False
     """Whether it reports them for the states of all layers."""
+    length_field: str = "max_tokens"
+    """The name under which the caller gave ``max_new_tokens``, for messages."""
     client: Client = IN_PROCESS
     """Who asks."""
     timeout_s: float | None = None
@@ -67,8 +69,8 @@ def check_numbers(ask: Ask, limits: Limits) -> None:
     bounds: dict[str, tuple[int | None, int, int, str | None]] = {
         "prompt": (len(ask.prompts), 1, limits.max_prompts, "the server's option --max-prompts"),
         "n": (ask.samples, 1, limits.max_samples, "the server's option --max-samples"),
-        "max_tokens": (ask.max_new_tokens, 1, limits.max_new_tokens, "the server's option --max-new-tokens"),
-        "min_tokens": (ask.min_new_tokens, 0, most_tokens, "max_tokens"),
+        ask.length_field: (ask.max_new_tokens, 1, limits.max_new_tokens, "the server's option --max-new-tokens"),
+        "min_tokens": (ask.min_new_tokens, 0, most_tokens, ask.length_field),
         "n_thoughts": (ask.n_thoughts, 0, *most_thoughts),
         "force_text_after": (ask.force_text_after, 0, *most_thoughts),
         "min_thoughts": (ask.min_thoughts, 0, *most_thoughts),
@@ -206,8 +208,8 @@ def _fitted(request: Request, ask: Ask, capacity: int) -> Request:
     if ask.max_new_tokens is None and room >= max(1, ask.min_new_tokens):
         return replace(request, max_new_tokens=min(request.max_new_tokens, room))
     if request.num_new > room:
-        name = "prompt" if room < 1 else "max_tokens"
-        send = "send a shorter prompt" if room < 1 else f"send a max_tokens of at most {room}"
+        name = "prompt" if room < 1 else ask.length_field
+        send = "send a shorter prompt" if room < 1 else f"send a {ask.length_field} of at most {room}"
         raise RequestError(
             f"{name}: question, thoughts and markers take {capacity - room} positions, and up to {request.num_new} new "
             f"tokens follow; there is room for {capacity} positions in total, the smaller of the server's option "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.cli.parser import Parser
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.packages import needs
 from serve.access_options import access_of, add_access_options
 from serve.limits import EngineSettings, Limits
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(arguments.log_json)
     with stopping_at_once():
         try:
-            _serve(arguments)
+            with paths_checked():
+                _serve(arguments)
         except CoconutError as error:
             sys.stderr.write(f"error: {error}\n")
             return 2

@@ -1,11 +1,10 @@
 """Checks a model folder before anything in it is loaded: only safetensors, JSON and text, no code, no links elsewhere.
 
 The check itself only looks at file names, parses JSON and reads the headers of safetensors files. It skips a
-checkpoint's ``engine/`` folder: that contains pickles, which the server never opens; only resuming the training run
-reads them.
+checkpoint's ``engine/`` folder, which the server never opens: only resuming the training run reads it, and checkpoints
+of earlier versions have pickles there.
 """
 
-import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.files import not_downloaded
 from coconut_ds.model.folder_files import check_folder_files, conversion
 from coconut_ds.runs.folder import ENGINE
+from coconut_ds.strict_json import parse_loosely
 
 READ = frozenset({".safetensors", ".json", ".txt"})
 """Suffixes of files that loading may read."""
@@ -110,8 +110,8 @@ def _check_json(path: Path) -> None:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_loosely(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
     if path.name in ("tokenizer.json", "vocab.json", "manifest.json"):
         # Large tables, whose keys are words and file names.

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 
+from coconut_ds.distributed.background import Background
 from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
-from coconut_ds.training.metrics import MetricsLog, cut_metrics, read_metrics
+from coconut_ds.training.metrics import MetricsLog, begin_metrics, read_metrics
 from coconut_ds.training.progress import ProgressBar
 from coconut_ds.training.saver import RunSaver, Scores
 from coconut_ds.training.trainer import Trainer
@@ -30,7 +32,11 @@ class AskedToStop:
 
 
 def train(
-    folder: RunFolder, *overrides: str, interrupts: AskedToStop | None = None, engine_class: type = TorchEngine
+    folder: RunFolder,
+    *overrides: str,
+    interrupts: AskedToStop | None = None,
+    engine_class: type = TorchEngine,
+    background: Background | None = None,
 ) -> tuple[Position, TorchEngine]:
     """One launch: it continues from the newest checkpoint of the folder, if there is one."""
     experiment = tiny_experiment(*overrides)
@@ -40,23 +46,31 @@ def train(
         state = json.loads((checkpoint / ENGINE / RESUME_STATE).read_text())
         engine.load_state(checkpoint / ENGINE)
         position, scores = Position(**state["position"]), Scores(**state["scores"])
-        cut_metrics(folder.metrics, state["metrics_bytes"])
+        begin_metrics(folder.metrics, state["metrics_bytes"], Fence(folder.path.parent))
     with MetricsLog(folder.metrics) as metrics:
-        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
+        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores, background=background)
         progress = ProgressBar(is_first=False)
         trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
         return trainer.fit(position), engine
 
 
-def run_left_alone_and_stopped(path: Path, *overrides: str) -> tuple[RunFolder, RunFolder]:
-    """The same run twice: once in one launch, and once stopped after some updates in each of two launches."""
+def run_left_alone_and_stopped(
+    path: Path, *overrides: str, stops: tuple[int, int] = (4, 3)
+) -> tuple[RunFolder, RunFolder, TorchEngine]:
+    """The same run twice: once in one launch, and once stopped in each of two launches. Also the first one's engine.
+
+    Args:
+        path: an empty folder.
+        overrides: of the run.
+        stops: at which look for interruptions, counted from 0, each launch stops.
+    """
     whole, stopped = run_folder(path / "whole"), run_folder(path / "stopped")
-    train(whole, *overrides)
-    for at in (4, 3):
+    _, engine = train(whole, *overrides)
+    for at in stops:
         with pytest.raises(Interrupted):
             train(stopped, *overrides, interrupts=AskedToStop(at))
     train(stopped, *overrides)
-    return whole, stopped
+    return whole, stopped, engine
 
 
 def record(folder: RunFolder) -> list[dict]:

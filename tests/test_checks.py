@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from coconut_ds.data.checks import graph_warnings, is_scored, name_of, warnings_about
+from coconut_ds.data.checks import file_warnings, graph_warnings, is_scored, name_of, warnings_about
 from coconut_ds.data.graph_answers import has_usable_graph, is_graph_problem
 from coconut_ds.data.graph_stats import graph_stats, question_of
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
 from coconut_ds.formats import SYMBOLIC, TEXT
 from coconut_ds.settings import DataConfig
@@ -92,3 +93,17 @@ def test_a_split_has_the_name_of_its_file() -> None:
     data = DataConfig(kind="file", val_path="v.json", test_path="t.json")
     assert (name_of(data, "test"), name_of(data, "validation")) == ("t.json", "v.json")
     assert name_of(DataConfig(kind="modular_sum"), "test") == "data=modular_sum, test"
+
+
+def test_a_prepared_file_that_has_changed_is_told(tmp_path):
+    with Outputs(tmp_path, "mine") as outputs:
+        file = outputs.open("a.json")
+        for one in (Problem("q", (), "1"), Problem("r", (), "2")):
+            file.write(one)
+    path = tmp_path / "a.json"
+    (tmp_path / "other_manifest.json").write_text("[1")
+    assert file_warnings(path) == file_warnings("data=prosqa, test") == file_warnings(tmp_path / "b.json") == []
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"q", b"p"))
+    (line,) = file_warnings(str(path))
+    assert line.startswith(f"warning: {path}: is not the file that mine_manifest.json describes (its SHA-256 differs)")

@@ -209,7 +209,7 @@ RUN = (
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     """With dropout, a falling learning rate, a curriculum whose first stage has no thoughts, and a learned feed."""
-    whole, stopped = run_left_alone_and_stopped(tmp_path, *RUN)
+    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *RUN)
     assert record(stopped) == record(whole)
     parts = [column(whole, f"train/loss_{name}") for name in Codi.parts]
     assert [sum(values) for values in zip(*parts, strict=True)] == pytest.approx(column(whole, "train/loss"))

@@ -187,6 +187,8 @@ def test_accumulation_on_the_command_line_replaces_the_global_batch_of_a_preset(
         ("learning_rat=2", ["learning_rat=2", "no group has this key"]),
         ("training.num_epoch=2", ["no group has this key", "did you mean", "training.num_epochs"]),
         ("load_model_pth=P", ["no group has this key", "did you mean", "load_model_path"]),
+        ("beta=1", ["beta=1", "did you mean grpo.beta"]),
+        ("gama=1", ["gama=1", "did you mean codi.gamma"]),
         ("xyzzy=1", ["xyzzy=1", "no group has this key", "--help"]),
         ("hydra.run.dir=x", ["hydra.run.dir=x", "no group has this key"]),
         ("method=cott", ["method=cott: no such option", ", ".join(OPTIONS["method"])]),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making_preprocessing import gsm
 
-from coconut_ds.data.downloads import expected_counts
+from coconut_ds.data.downloads import ContentHash, expected_counts
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import DataError
 
@@ -191,6 +193,40 @@ def test_wrong_files_are_refused_with_a_remedy(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_of_which_only_the_problems_are_known_is_checked_when_it_is_converted(checkout: Checkout) -> None:
+    """Whatever its line ends are; another step, answer or order of problems is refused."""
+    right = checkout.server.files["test.txt"]
+    content = ContentHash()
+    for problem in gsm.read_problems(FIXTURES / "gsm_valid.txt"):
+        content.add(problem.question, problem.answer, gsm.plain_steps(problem))
+    digest = content.hexdigest()
+    listed = checkout.folder / "preprocessing" / "gsm_icot.sha256"
+    lines = listed.read_text().splitlines()
+    checkout.server.files["test.txt"] = right[: len(right) // 2]
+    listed.write_text("\n".join([*lines[:-1], f"content:{digest} - 10 test.txt"]) + "\n")
+    done = checkout.run("gsm_icot.bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not checked" not in done.stdout
+    file = checkout.data / "gsm_raw" / "test.txt"
+    before = file.read_text()
+    for wrong in (before.replace("1", "2", 1), "".join(sorted(before.splitlines(keepends=True)))):
+        file.write_text(wrong)
+        error = one_line(checkout.run("gsm_icot.bash", "--overwrite"))
+        assert error.startswith("data/gsm_raw/test.txt: found problems with sha256 ")
+        assert f", expected {digest}; delete data/gsm_raw/test.txt and run the script" in error
+
+
+def test_the_hash_of_problems_is_that_of_their_json() -> None:
+    problems = list(gsm.read_problems(FIXTURES / "gsm_valid.txt"))
+    items, content = [], ContentHash()
+    for one in problems:
+        items.append({"question": one.question, "answer": one.answer, "steps": gsm.plain_steps(one)})
+        content.add(one.question, one.answer, gsm.plain_steps(one))
+    assert content.hexdigest() == sha(json.dumps(items, indent=2, ensure_ascii=False).encode())
+    assert ContentHash().hexdigest() == sha(b"[]")
+
+
+@pytest.mark.slow
 def test_without_network_or_file_one_line_says_what_to_do(checkout: Checkout) -> None:
     part = checkout.data / "gsm_raw" / "train.txt.part"
     part.parent.mkdir(parents=True)
@@ -243,6 +279,17 @@ def test_published_prosqa_of_another_size_is_refused(checkout: Checkout) -> None
     assert contents(checkout.data) == {}
 
 
+def test_every_download_has_a_commit_and_a_hash() -> None:
+    """No file comes from a branch, and none is accepted unchecked."""
+    for name, files in (("gsm_icot", 3), ("prosqa", 3)):
+        folder = ROOT / "preprocessing"
+        lines = [line.split() for line in (folder / f"{name}.sha256").read_text().splitlines() if line[:1] != "#"]
+        assert len(lines) == files
+        assert all(re.fullmatch("(content:)?[0-9a-f]{64}", line[0]) for line in lines)
+        (commit,) = re.findall(r"/([0-9a-f]{40})/data", (folder / f"{name}.bash").read_text())
+        assert f"at {commit}, folder data" in (folder / f"{name}.sha256").read_text().splitlines()[0]
+
+
 def test_lists_of_downloads_hold_every_split_and_name_a_bad_line(tmp_path: Path) -> None:
     folder = ROOT / "preprocessing"
     assert expected_counts(folder / "gsm_icot.sha256") == {"train.txt": 385_620, "valid.txt": 500, "test.txt": 1319}
@@ -254,6 +301,15 @@ def test_lists_of_downloads_hold_every_split_and_name_a_bad_line(tmp_path: Path)
     (tmp_path / "list").write_text(f"unknown - {'1' * 5000} a.txt\n")
     with pytest.raises(DataError, match=r"list: line 1: found 'unknown - 1{70}'"):
         expected_counts(tmp_path / "list")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no larger samples here")
+def test_the_published_hash_of_problems_is_that_of_the_real_file() -> None:
+    """The list that states the hash for test.txt states this one for valid.txt."""
+    content = ContentHash()
+    for one in gsm.read_problems(REAL / "gsm8k_aug_valid.txt"):
+        content.add(one.question, one.answer, gsm.plain_steps(one))
+    assert content.hexdigest() == "1cc0d534fc020afc0165faba35f105283e5e7afed51acc0ea041c29ca0c97928"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no larger samples here")

@@ -5,17 +5,14 @@ import signal
 import subprocess
 from pathlib import Path
 
-import launching
 import pytest
 import torch
 from held_evaluation import HELD_AT
 from launching import EVALUATE, environment, start
-from making import make_backbone, make_card
+from making_evaluations import arguments_of, count_kept, make_place, predictions, run_evaluation
 from waiting import wait_until
 
 from coconut_ds.evaluate import main
-from coconut_ds.model.checkpoint import save_model
-from coconut_ds.reasoner import Reasoner
 
 HELD = Path(__file__).parent / "held_evaluation.py"
 PROBLEMS = 499
@@ -26,18 +23,7 @@ SWEEP = ["n_thoughts=0,2", "batch_size=16"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A checkpoint, and problems of which it answers some correctly."""
-    folder = tmp_path_factory.mktemp("evaluations")
-    backbone = make_backbone(seed=5)
-    save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
-    words = ["1", "2", "3", "+", "="]
-    questions = [" ".join(words[n // 5**k % 5] for k in range(5)) for n in range(PROBLEMS)]
-    answers = Reasoner(backbone, make_card(backbone)).generate(questions, n_thoughts=2, max_new_tokens=6)
-    items = [
-        {"question": question, "steps": ["1"] * (n % 4 + 1), "answer": answer.answer if n % 3 else "none"}
-        for n, (question, answer) in enumerate(zip(questions, answers, strict=True))
-    ]
-    (folder / "data.json").write_text(json.dumps(items))
-    return folder
+    return make_place(tmp_path_factory.mktemp("evaluations"), PROBLEMS)
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +37,8 @@ def command_of(place: Path, out: Path, *more: str) -> list[str]:
     return [str(EVALUATE), *arguments_of(place, out), *more]
 
 
-def arguments_of(place: Path, out: Path) -> list[str]:
-    return [f"checkpoint={place / 'model'}", f"data={place / 'data.json'}", f"out={out}", "max_new_tokens=6"]
-
-
 def run(command: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    done = launching.run(command, environment(), ranks, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def predictions(out: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["latency_s"]
-    return lines
+    return run_evaluation(command[1:], ranks)
 
 
 def scores(out: Path) -> dict:
@@ -118,10 +91,6 @@ def test_an_evaluation_that_is_ended_keeps_what_it_has_and_carries_on(place, swe
     again = json.loads((out / "sweep.json").read_text())[0]["run"]
     assert round(again["problems_per_s"] * again["seconds"]) == pytest.approx(2 * PROBLEMS - kept, rel=0.02)
     assert "accuracy" in done.stdout
-
-
-def count_kept(out: Path) -> int:
-    return sum(path.read_text().count("\n") for path in out.glob(".partial/*/*.jsonl"))
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ SUPPORTED: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "starcoder2": {"sliding_window": 64},
     "granite": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "nemotron": {"head_dim": 8},
 }
 """Families that work, with the values of their configuration that differ from ``SMALL``."""

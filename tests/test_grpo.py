@@ -23,7 +23,8 @@ from coconut_ds.model.exploration import NoiseSizes
 from coconut_ds.model.feed import Projection
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.objectives.grpo import Completions, Grpo, noise_sizes
-from coconut_ds.training.advantages import advantages, token_weights
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.training.advantages import advantages, longest_completion, token_weights
 from coconut_ds.training.batches import BatchGeometry, plan_update
 from coconut_ds.training.iterations import Iterations, prepare_noise
 from coconut_ds.training.rollouts import Batch, explored
@@ -48,7 +49,10 @@ SVP = "grpo.exploration=svp"
 CASES = {
     "gaussian": Case(("grpo.sigma=0.7",)),
     "only_update": Case(("grpo.sigma=0.7", "grpo.temperature=0.6"), known=False, ranks=1),
-    "dropout": Case(("grpo.exploration=dropout", "grpo.dropout=0.4", "grpo.epsilon_high=0.4"), checkpointing=True),
+    "dropout": Case(
+        ("grpo.exploration=dropout", "grpo.dropout=0.4", "grpo.epsilon_high=0.4", "grpo.num_iterations=2"),
+        checkpointing=True,
+    ),
     "feed": Case(("objective.feed=projection", "grpo.beta=0.5"), "llama"),
     "jacobi": Case(("thinking=jacobi", "method.iterations=9", "grpo.beta=0"), "llama", ranks=1),
     "chunks": Case(("grpo.beta=0.3",), chunked=True),
@@ -234,6 +238,14 @@ def at_temperature(loop, row, temperature, run):
     places = [place for place, label in enumerate(row.labels) if label != IGNORE]
     every = logits.log_softmax(dim=-1)
     return [float(every[place - 1, row.labels[place]]) for place in places]
+
+
+def test_an_answer_of_one_token_counts_as_one_token():
+    """``dr_grpo`` divides by the largest number of tokens, which is 1 there, whatever ``max_new_tokens`` says."""
+    cases = {"data=prosqa_symbolic": 1, "data=prosqa": 32, "grpo.max_completion_length=7": 7}
+    for override, longest in cases.items():
+        config = compose_config(["objective=grpo", "advance=epochs", "max_new_tokens=32", override])
+        assert longest_completion(config.objective.grpo, config.data) == longest
 
 
 def test_advantages_and_weights():

@@ -4,18 +4,20 @@ import os
 
 import pytest
 import torch
-from making_training import AskedToStop, column, record, train
+from making_training import column, record, run_left_alone_and_stopped, train
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
-from coconut_ds.distributed.interrupts import Interrupted
+from coconut_ds.distributed.state_file import write_state
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
 from coconut_ds.runs.attempts import Start
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE
 from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training import launch
-from coconut_ds.training.engine import DIRECTIONS, Engine
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.engine_state import DIRECTIONS
 from coconut_ds.training.iterations import start_notes
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=4", "warmup_steps=0", "lr=1e-2")
@@ -35,13 +37,8 @@ def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
         "size.train=16",
     )
     more = (*more, "grpo.exploration=svp", "grpo.svp_renew=3")
-    whole, stopped = run_folder(tmp_path / "whole"), run_folder(tmp_path / "stopped")
-    _, engine = train(whole, *more)
+    whole, stopped, engine = run_left_alone_and_stopped(tmp_path, *more, stops=(1, 2))
     assert len(engine.rates) == 4 * 4
-    for at in (1, 2):
-        with pytest.raises(Interrupted):
-            train(stopped, *more, interrupts=AskedToStop(at))
-    train(stopped, *more)
     assert record(stopped) == record(whole)
     ends = [one.checkpoint(2) for one in (whole, stopped)]
     for part in ("model.safetensors", "coconut.json"):
@@ -99,11 +96,11 @@ def test_the_weights_that_noise_follows_are_resumed_on_any_number_of_ranks(saved
     state = ResumeState(Position(), Scores(), 0, world_size=saved_by)
     start = Start(tmp_path, False, tmp_path / "checkpoint_1", state)
     with pytest.raises(CheckpointError, match=f"{DIRECTIONS}: is missing"):
-        launch._start_engine(run, start, lambda line: None)
+        launch._start_engine(run, start, Fence(tmp_path), lambda line: None)
     saved = [torch.randn(16, 16)]
     file.parent.mkdir(parents=True)
-    torch.save(saved, file)
-    found = launch._start_engine(run, start, lambda line: None)._loop.value_directions
+    write_state(saved, file)
+    found = launch._start_engine(run, start, Fence(tmp_path), lambda line: None)._loop.value_directions
     assert torch.equal(found.weights[0], saved[0])
     basis = found._bases[0]
     torch.testing.assert_close(basis.left * basis.values @ basis.right, saved[0])
@@ -170,6 +167,10 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
             ["data=prosqa_symbolic", "advance=epochs", "grpo.max_completion_length=4"],
             "max_completion_length=4 has no effect with data.format=symbolic, whose answers are one token",
         ),
+        (
+            ["grpo.epsilon=0.3", "grpo.epsilon_high=0.4"],
+            r"epsilon=0.3 has no effect with one update for each sampling.*num_iterations=2(.|\n)*epsilon_high=null",
+        ),
         (["grpo.num_generations=1"], "num_generations"),
         (["grpo.temperature=0"], "temperature"),
         (["grpo.reward=exact"], "reward"),
@@ -182,6 +183,11 @@ def test_a_reward_that_fails_names_problem_and_function_and_loses_nothing(tmp_pa
 def test_settings_that_cannot_work_are_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         compose_config(["objective=grpo", *overrides])
+
+
+def test_settings_of_the_clipping_need_several_updates_for_each_sampling():
+    for key in ("num_iterations", "steps_per_generation"):
+        assert compose_config(["objective=grpo", "grpo.epsilon=0.3", f"grpo.{key}=2"]).objective.grpo.epsilon == 0.3
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.objectives import objective_of
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.settings import Config
+from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry, plan_update
 
 MARKERS = MarkerIds(start=36, end=37, thought=38)
@@ -153,12 +154,30 @@ def test_recorded_numbers_are_reproduced():
     assert factor <= 1, worst
 
 
+def test_a_warning_says_that_many_steps_are_cut():
+    """Of the eleven steps, eight have more than one token, five more than two, and three more than three."""
+    steps = [problem for problem in PROBLEMS for _ in range(2)]
+    said = {}
+    for block in (1, 3, 5):
+        for flat in (False, True):
+            config = compose_config(
+                ["objective=lotus", f"c_thought={block}", f"lotus.flat={flat}", "lotus.in_loop=false"]
+            )
+            said[block, flat] = objective_of(config).notes(steps)
+    assert said.pop((1, False)) == [
+        "warning: objective=lotus learns only the first training.c_thought=1 tokens of each step, and 70% of the steps "
+        "are longer; set training.c_thought=5, which is enough for 90% of them"
+    ]
+    assert "thought=3 tokens of each step, and 20% of" in said.pop((3, False))[0]
+    assert not any(said.values())
+
+
 RUN = ("objective=lotus", "c_thought=2", DROPOUT)
 
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path):
     """With dropout; the first stage has no thoughts. Its checkpoint thinks as it was trained, with no option given."""
-    whole, stopped = run_left_alone_and_stopped(tmp_path, *RUN)
+    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *RUN)
     assert record(stopped) == record(whole)
     answers, steps = (column(whole, f"train/loss_{part}") for part in ("answer", "step"))
     assert [a + b for a, b in zip(answers, steps, strict=True)] == pytest.approx(column(whole, "train/loss"))

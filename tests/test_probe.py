@@ -13,10 +13,14 @@ from matplotlib.image import imread
 from coconut_ds.data.problem import load_problems
 from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.probe import main
-from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing import measures
+from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
+from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
+from coconut_ds.probing.parts import Parts
 from coconut_ds.probing.reports import FILES
-from coconut_ds.probing.superposition import superposition
+from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.reasoner import load_reasoner
+from coconut_ds.results import Identity, ResultFolder
 from coconut_ds.studies.thoughts import main as study
 
 
@@ -138,6 +142,49 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
     assert json.loads((out / "counterfactuals.json").read_text(encoding="utf-8"))["num_problems"] == 6
     assert json.loads((out / "graph.json").read_text(encoding="utf-8"))["question"] == problems[1].question
     assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
+    # What an interrupted probe has kept is what it computed.
+    parts, found = Parts(ResultFolder(tmp_path / "kept", Identity({}), ())), counterfactuals(reasoner, problems)
+    for kind, value in (
+        (tuple[GraphView, ...], tuple(views)),
+        (tuple[GroupValue, ...], tuple(superposition(reasoner, problems))),
+        (Counterfactuals, found),
+    ):
+        assert parts.get(str(kind), kind, lambda value=value: value) == parts.get(str(kind), kind, stopped) == value
+
+
+def stopped(*arguments, **more):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_probe_continues_with_the_part_it_was_at(checkpoint, problems, tmp_path, monkeypatch, capsys):
+    """Its files are those of a probe left alone; a part that is damaged is computed again."""
+    line = ["effects", f"checkpoint={checkpoint}", f"data={problems}", "max_new_tokens=2", "num_problems=4"]
+    assert main([*line, f"out={tmp_path / 'whole'}"]) == 0
+    out = [f"out={tmp_path / 'stopped'}"]
+    for name, kept in (("linear_probes", ["answers"]), ("measure_effects", ["answers", "probes"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(measures, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                main([*line, *out])
+        (folder,) = (tmp_path / "stopped" / ".partial").iterdir()
+        assert sorted(path.stem for path in folder.iterdir()) == kept
+    path = folder / "probes.json"
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(measures, "sweep", stopped)
+        assert main([*line, *out]) == 0
+    said = capsys.readouterr().err
+    assert "answers: computed before, and read from" in said
+    assert "probes.json: is damaged (its SHA-256 differs) and is computed again" in said
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
+    for each in files:
+        del each["identity.json"]
+    assert files[0] == files[1]
+    # A result whose file has changed since is not shown.
+    (tmp_path / "stopped" / "sweep.csv").write_text("")
+    assert main([*line, *out]) == 2
+    assert "its results are damaged: sweep.csv has 0 bytes, expected" in capsys.readouterr().err
 
 
 def test_each_question_keeps_its_own_results_and_the_same_line_finds_them(checkpoint, tmp_path, monkeypatch, capsys):

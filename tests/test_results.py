@@ -150,3 +150,28 @@ def test_long_values_that_differ_only_at_their_ends_are_told_apart(tmp_path):
     write(one, "first")
     with pytest.raises(ConfigError, match=r"data \('/data/xx.*xx/one\.json' there, '/data/xx.*xx/other\.json' now\)"):
         other.refuse_other()
+
+
+def test_a_result_knows_when_a_file_of_it_has_changed(tmp_path):
+    out = tmp_path / "out"
+    write(folder_of(out), "first")
+    assert folder_of(out).damage() == []
+    (out / "a.txt").write_text("firsT")
+    (out / "b.txt").unlink()
+    assert folder_of(out).damage() == ["a.txt has other content than when it was written", "b.txt is missing"]
+    values = json.loads((out / FILE).read_text())
+    del values["files"]
+    (out / FILE).write_text(json.dumps(values))
+    assert folder_of(out).damage() == [], "an earlier version stored no hashes"
+
+
+def test_folders_that_killed_processes_left_are_removed_and_those_in_use_are_not(tmp_path):
+    out = tmp_path / "out"
+    with folder_of(out).replacing() as used:
+        (out / ".left.part").mkdir()
+        (out / ".left.part" / "x").touch()
+        for name in ("a.txt", "b.txt"):
+            (used / name).touch()
+        write(folder_of(out), "other")
+        assert sorted(path.name for path in out.glob(".*")) == [used.name]
+    assert not list(out.glob(".*"))

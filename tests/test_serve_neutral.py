@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from serve.api import neutral
 from serve.api.schema import ChatRequest, CompletionRequest, Message, StreamOptions, TextPart, ThoughtsRequest
-from serve.asking import Ask
+from serve.asking import Ask, check_numbers
 from serve.errors import RequestError
+from serve.limits import Limits
 
 COMPLETION = {"model": "m", "prompt": "hello", "max_tokens": 9}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
@@ -176,6 +177,17 @@ def test_two_names_of_one_limit_must_agree():
     assert ask_of("chat", max_completion_tokens=9) == PLAIN
     with pytest.raises(RequestError, match="is 9, but its alias max_completion_tokens is 8"):
         ask_of("chat", max_completion_tokens=8)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_is_reported_under_the_name_that_was_sent(name):
+    limits = Limits()
+    for values, says in (({}, "expected 1 to"), ({"min_tokens": 10**6}, f"{name} sets this limit")):
+        most = 10**6 if not values else 9
+        ask = ChatRequest.model_validate({**CHAT, "max_tokens": None, name: most, **values}).to_ask()
+        with pytest.raises(RequestError, match=says) as caught:
+            check_numbers(ask, limits)
+        assert caught.value.param == ("min_tokens" if values else name)
 
 
 def test_no_log_probabilities_may_be_requested_in_full():

@@ -150,6 +150,12 @@ def test_a_decoder_that_no_model_can_have_is_refused() -> None:
         (["thinking=jacobi"], "set method.thinking=sequential"),
         (["thinking=looped"], "method.thinking=looped does not compute; set method.thinking=sequential"),
         (["sim_cot.from_stage=8"], "no stage is later than 7, so the decoder would never learn"),
+        (
+            ["num_epochs=11", "epochs_per_stage=5", "sim_cot.from_stage=3"],
+            "in training.num_epochs=11 epochs no stage is",
+        ),
+        (["advance=accuracy", "num_epochs=9", "min_epochs_per_stage=4", "sim_cot.from_stage=3"], "is later than 2,"),
+        (["stage_switches=[1,2,99]", "num_epochs=99", "sim_cot.from_stage=3"], "at most 2"),
         (["method=coconut_no_curriculum", "sim_cot.from_stage=1"], "has only stage 0"),
         (["sim_cot.decoder_layers=0"], "objective.sim_cot.decoder_layers: found 0"),
         (["sim_cot.decoder_width=8"], "set objective.sim_cot.decoder_init=random"),

@@ -1,6 +1,7 @@
 """JSON files with faults that Python's parser does not report as such are refused by name, in every reader."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,23 @@ from making_config import composed, config
 
 from coconut_ds.data.problem import load_problems
 from coconut_ds.data.writing import Outputs
-from coconut_ds.errors import CoconutError, ConfigError, DataError
+from coconut_ds.errors import CheckpointError, CoconutError, ConfigError, DataError
 from coconut_ds.evaluation.paired import compare_predictions
 from coconut_ds.files import seal_of
 from coconut_ds.runs.holder import Holder
 from coconut_ds.runs.identity import ingredients, read_ingredients
 from coconut_ds.strict_json import JsonError, is_deeper, parse_json, read_json, shown
 from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.metrics import read_metrics
 
+ELSEWHERE = {
+    "strict_json.py",
+    "serve/api/bodies.py",  # bodies of requests: its errors name fields
+    "data/token_table.py",  # text that a hash protects
+    "data/tokens.py",  # these two: the state of a library's object
+    "data/token_bytes.py",
+}
+"""Files that call Python's own parser."""
 NESTED = "[" * 400 + "1" + "]" * 400
 LONG, DEEP = "1" * 5000, "[" * 100_000 + "]" * 100_000
 FAULTS = {
@@ -177,3 +187,24 @@ def depth(value: Any) -> int:
 @given(VALUES, st.integers(0, 4))
 def test_depth_is_that_of_a_recursive_count(value: Any, limit: int) -> None:
     assert is_deeper(value, limit) == (depth(value) > limit)
+
+
+def test_no_file_is_read_with_pythons_own_parser():
+    """It accepts NaN and repeated keys, and raises errors without a place, or other ones, for what a crash has torn."""
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix().removeprefix("coconut_ds/")
+        for package in ("coconut_ds", "serve")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"\bjson\.loads?\(", path.read_text(encoding="utf-8"))
+    }
+    assert found == ELSEWHERE
+
+
+def test_a_record_of_a_killed_process_is_read_up_to_its_last_whole_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": "\xe2\x80\xa8"}\n{"a": 2}\n{"a": "\xe2\x80')
+    assert read_metrics(path) == [{"a": "\u2028"}, {"a": 2}]
+    path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is damaged \(broken JSON at line 2, column 7"):
+        read_metrics(path)

@@ -22,6 +22,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 import coconut_ds
 from coconut_ds.data import token_table
 from coconut_ds.data.problem import Problem, iter_problems, load_problems
+from coconut_ds.data.token_arrays import arrays_of
 from coconut_ds.data.token_table import TokenTable, cached_tokens, hash_question
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer, load_tokenizer, tokenize
 from coconut_ds.errors import ConfigError, DataError
@@ -211,6 +212,53 @@ def test_a_damaged_table_is_made_again(
     assert list(TokenTable(path)) == tokenize(tokenizer, PROBLEMS)
 
 
+def test_any_flipped_bit_is_found_and_the_table_made_again(
+    data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """In ids, bounds, hashes of questions or the common cue; padding of the file holds nothing that could change."""
+    cache, expected = tmp_path / "cache", tokenize(tokenizer, PROBLEMS, SYMBOLIC)
+    hashes = cached_tokens(data, tokenizer, cache, SYMBOLIC, chunk=3).question_hashes.tolist()
+    (path,) = cache.glob("*.arrow")
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            table = TokenTable(path)
+        except (OSError, ValueError, KeyError, pa.ArrowException):
+            continue
+        assert list(table) == expected
+        assert table.question_hashes.tolist() == hashes
+    ids = np.array([token for one in expected[3:6] for token in one.question], np.int32)
+    path.write_bytes(swapped(whole, list(ids[:3]), [*ids[:2], ids[2] ^ 1]))
+    lines: list[str] = []
+    assert list(cached_tokens(data, tokenizer, cache, SYMBOLIC, notify=lines.append)) == expected
+    (line,) = lines
+    assert line.startswith(f"warning: {path} is damaged: the ids of problems ")
+    assert line.endswith(f"(their SHA-256 differs); tokenizing 7 problems of {data} again")
+
+
+def test_ids_beyond_the_vocabulary_are_not_loaded(
+    data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that was written wrongly has hashes that agree; a tokenizer that is wrong each time is refused."""
+    cache = tmp_path / "cache"
+    for wrong in (-1, len(tokenizer)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                token_table,
+                "arrays_of",
+                lambda tokens, wrong=wrong: (made := arrays_of(tokens))._replace(ids=np.full_like(made.ids, wrong)),
+            )
+            said = rf"cannot be used: holds the token id {wrong}, expected 0 to {len(tokenizer) - 1}"
+            with pytest.raises(DataError, match=said):
+                cached_tokens(data, tokenizer, cache)
+        lines: list[str] = []
+        assert list(cached_tokens(data, tokenizer, cache, notify=lines.append)) == tokenize(tokenizer, PROBLEMS)
+        assert [f"holds the token id {wrong}" in line for line in lines] == [True]
+        for path in cache.glob("*.arrow"):
+            path.unlink()
+
+
 def test_what_fails_midway_leaves_no_table(data: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     bad = tmp_path / "bad.json"
@@ -254,6 +302,7 @@ def test_a_folder_that_cannot_be_written_matters_only_when_it_must_be(
 WORKER = f"""
 import json, sys
 sys.path[0] = {str(CHECKOUT)!r}
+from coconut_ds.data.token_arrays import arrays_of
 from coconut_ds.data.token_table import cached_tokens
 from coconut_ds.data.tokens import build_word_tokenizer
 _, data, cache = sys.argv

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.problem import Problem, file_digest, load_problems
 from coconut_ds.errors import CoconutError
 from coconut_ds.files import shell_word
@@ -27,6 +28,7 @@ DEFAULT_PNG = Path("outputs/data_report.png")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 2 for an error that the user can fix."""
+    prepare_streams()
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["convert"]:
         from coconut_ds.data.convert_files import main as convert

@@ -5,12 +5,14 @@ is scored, but gets no category and does not count for the shortcuts.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from coconut_ds.data.graph_answers import graph_fault, is_graph_problem
 from coconut_ds.data.problem import Problem
+from coconut_ds.files import fingerprint
 from coconut_ds.formats import Format
 from coconut_ds.settings import DataConfig
-from coconut_ds.strict_json import shown
+from coconut_ds.strict_json import read_json, shown
 
 
 def warnings_about(problems: Sequence[Problem], form: Format, where: str) -> list[str]:
@@ -23,6 +25,31 @@ def warnings_about(problems: Sequence[Problem], form: Format, where: str) -> lis
     """
     lines = (_unread(problems, form, where), _altered(problems, form, where))
     return [f"warning: {line}" for line in lines if line is not None] + graph_warnings(problems, where)
+
+
+def file_warnings(path: str | Path) -> list[str]:
+    """A line if a file of problems is not as the program that prepared it recorded (``*_manifest.json`` beside it).
+
+    It may have been edited; or a disk or a copy has damaged it, which nothing else would show.
+
+    Args:
+        path: a file of problems, or the name of generated ones.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    for manifest in sorted(path.parent.glob("*_manifest.json")):
+        try:
+            known = read_json(manifest)["outputs"].get(path.name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            # Another program's file.
+            continue
+        if isinstance(known, dict) and known.get("sha256") not in (None, fingerprint(path)["sha256"]):
+            return [
+                f"warning: {path}: is not the file that {manifest.name} describes (its SHA-256 differs): it was edited "
+                "or is damaged; if you have not edited it, prepare it again"
+            ]
+    return []
 
 
 def graph_warnings(problems: Sequence[Problem], where: str) -> list[str]:

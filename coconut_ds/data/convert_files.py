@@ -14,8 +14,9 @@ from coconut_ds.data import convert
 from coconut_ds.data.checks import warnings_about
 from coconut_ds.data.convert import SPLITS, Converter, KeyMapping
 from coconut_ds.data.problem import Problem, parse_items
-from coconut_ds.data.writing import ProblemWriter, fingerprint
+from coconut_ds.data.writing import ProblemWriter
 from coconut_ds.errors import CoconutError, DataError
+from coconut_ds.files import fingerprint
 from coconut_ds.formats import TEXT
 from coconut_ds.strict_json import JsonError, parse_loosely, printable, shown
 

@@ -4,6 +4,10 @@ The file has the Arrow IPC format, with one row per problem. ``pieces`` is [ques
 token ids; ``question_hash`` identifies questions that occur in two files. The cue, which all problems share, is in the
 metadata of the file. The name of a table is a hash of everything that determines its content, so a table is never
 outdated, and it gets this name only when it is complete. ``tokens`` converts problems to ids.
+
+Each record batch has the SHA-256 of each of its arrays. They are checked when a table is opened, once in a launch, so
+that a bit that flipped on the disk is found before training starts: about a second per gigabyte and core. A table that
+fails is made again.
 """
 
 import gc
@@ -12,13 +16,15 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +42,7 @@ from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
 
-VERSION = 2
+VERSION = 3
 """Increase this when the code can no longer read older tables, or reads other problems in the same file."""
 CHUNK = 8192
 """Number of problems that are tokenized together and form one record batch."""
@@ -45,6 +51,9 @@ ROWS, CUE = b"rows", b"cue"
 """Keys of the file's metadata: the number of problems of the complete table, and the common cue as JSON."""
 PROBE = Problem("a 1\n", ("b 2", ""), "c")
 """An arbitrary problem. Its tokens show the common cue, and whether tokenization has changed."""
+
+HASHED = ("rows", "pieces", "ids", "question hashes")
+"""The arrays of a record batch, as keys of their hashes and in messages."""
 
 Encode = Callable[[Sequence[Problem]], list[TokenizedProblem]]
 
@@ -56,19 +65,39 @@ class TokenTable(ProblemArrays):
         """Maps the file.
 
         Raises:
-            OSError, ValueError, KeyError, pyarrow.ArrowException: the file is missing or incomplete.
+            OSError, ValueError, KeyError, pyarrow.ArrowException: the file is missing, incomplete or damaged.
         """
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if not reader.schema.equals(SCHEMA):
-            raise pa.ArrowInvalid(f"{path}: has other columns")
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        for batch in batches:
+            raise pa.ArrowInvalid("has other columns")
+        read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
+        for batch, _ in read:
             batch.validate(full=True)
-        self._hashes = [batch.column("question_hash").to_numpy() for batch in batches]
+        self._hashes = [batch.column("question_hash").to_numpy() for batch, _ in read]
         metadata = reader.schema.metadata or {}
-        super().__init__([_mapped(batch.column("pieces")) for batch in batches], json.loads(metadata[CUE]))
+        super().__init__([_mapped(batch.column("pieces")) for batch, _ in read], json.loads(metadata[CUE]))
         if metadata.get(ROWS) != str(len(self)).encode():
-            raise pa.ArrowInvalid(f"{path}: has {len(self)} problems, expected {metadata.get(ROWS)!r}")
+            raise pa.ArrowInvalid(f"has {len(self)} problems, expected {metadata.get(ROWS)!r}")
+        # hashlib and NumPy let other threads run while they read an array.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            stored = [custom or {} for _, custom in read]
+            ids = list(pool.map(partial(self._checked, metadata), range(len(read)), stored))
+        self.smallest_id = min((low for low, _ in ids), default=0)
+        """The smallest token id of all problems; 0 if there are none."""
+        self.largest_id = max((high for _, high in ids), default=0)
+        """The largest token id of all problems; 0 if there are none."""
+
+    def _checked(self, metadata: Mapping[bytes, bytes], number: int, stored: Mapping[bytes, bytes]) -> tuple[int, int]:
+        """Compares the hashes of a record batch with the stored ones. Returns its smallest and its largest id."""
+        part = self._parts[number]
+        for name, found in _hashes_of(metadata, number, (*part, self._hashes[number])).items():
+            if stored.get(name.encode()) != found.encode():
+                first = self._starts[number]
+                raise ValueError(
+                    f"the {name} of problems {first:,} to {first + len(part.rows) - 2:,} are not those that were "
+                    "written (their SHA-256 differs)"
+                )
+        return (int(part.ids.min()), int(part.ids.max())) if len(part.ids) else (0, 0)
 
     @cached_property
     def question_hashes(self) -> NDArray[np.uint64]:
@@ -98,26 +127,31 @@ def cached_tokens(
         tokenizer: see ``tokens``.
         cache: folder of tables; ``~`` is expanded.
         format: the format of the data.
-        notify: receives a line when this process tokenizes (unless the terminal shows a progress bar) or waits.
+        notify: receives a line when this process tokenizes (unless the terminal shows a progress bar) or waits, and a
+            warning if a table is damaged.
         chunk: number of problems to tokenize together.
 
     Raises:
-        DataError: the file cannot be read or contains an invalid item.
+        DataError: the file cannot be read or contains an invalid item, or the tokenizer gives ids beyond its
+            vocabulary.
         ConfigError: the table does not exist yet and ``cache`` cannot be written.
     """
     digest = file_digest(path)
     cache = Path(cache).expanduser()
     target = cache / f"{_key(digest, tokenizer, format)}.arrow"
-    table = _open_whole(target)
+    table, _ = _open_whole(target, tokenizer)
     if table is not None:
         return table
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock"), notify, f"waiting for the process that tokenizes {path}"):
-            table = _open_whole(target)
+            table, fault = _open_whole(target, tokenizer)
             if table is None:
-                _build(path, digest, partial(tokenize, tokenizer, format=format), target, notify, chunk)
-                table = TokenTable(target)
+                encode = partial(tokenize, tokenizer, format=format)
+                _build(path, digest, encode, target, notify, chunk, fault)
+                table, fault = _open_whole(target, tokenizer)
+            if table is None:
+                raise DataError(f"data.cache_path={cache}: the tokens of {path} cannot be used: {fault}")
             return table
     except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
         raise ConfigError(
@@ -125,11 +159,23 @@ def cached_tokens(
         ) from error
 
 
-def _open_whole(path: Path) -> TokenTable | None:
+def _open_whole(path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable | None, str | None]:
+    """The table, or what is wrong with its file; neither if there is no file."""
     try:
-        return TokenTable(path)
-    except (OSError, ValueError, KeyError, pa.ArrowException):  # what Arrow raises for a damaged file
-        return None
+        table = TokenTable(path)
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # what Arrow raises for a damaged file
+        return None, f"is damaged: {' '.join(str(error).split())[:200]}"
+    if table.smallest_id >= 0 and (table.largest_id < len(tokenizer) or table.largest_id <= _last_id(tokenizer)):
+        return table, None
+    wrong = table.smallest_id if table.smallest_id < 0 else table.largest_id
+    return None, f"holds the token id {wrong:,}, expected 0 to {_last_id(tokenizer):,}"
+
+
+def _last_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of a tokenizer. Its vocabulary may have gaps, so it can be larger than the number of tokens."""
+    return max(tokenizer.get_vocab().values())
 
 
 def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str:
@@ -165,14 +211,20 @@ def _build(
     target: Path,
     notify: Callable[[str], None],
     chunk: int,
+    fault: str | None,
 ) -> None:
-    """Writes the table under a temporary name and renames it when it is complete."""
+    """Writes the table under a temporary name and renames it when it is complete.
+
+    ``fault`` says what is wrong with the table that there is; None if there is none.
+    """
     # The lock excludes other processes of this machine, but perhaps not those of others on a shared file system.
     part = target.with_suffix(f".{platform.node()}.part")
     try:
         with _no_collection():
             problems = iter_problems(path)
-            if not sys.stderr.isatty():
+            if fault is not None:
+                notify(f"warning: {target} {fault}; tokenizing {length_hint(problems):,} problems of {path} again")
+            elif not sys.stderr.isatty():
                 notify(f"tokenizing {length_hint(problems):,} problems of {path} (once)")
             _write(part, problems, encode, chunk)
         if file_digest(path) != digest:
@@ -188,18 +240,36 @@ def _write(path: Path, problems: Iterator[Problem], encode: Encode, chunk: int) 
     bar = tqdm(total=total, desc="tokenizing", unit=" problems", unit_scale=True, disable=None, dynamic_ncols=True)
     with path.open("wb") as file, bar:
         with pa.ipc.new_file(file, schema) as writer:
+            number = 0
             while some := list(islice(problems, chunk)):
-                writer.write_batch(_record_batch(some, encode(some)))
+                writer.write_batch(*_record_batch(some, encode(some), schema.metadata, number))
                 bar.update(len(some))
+                number += 1
         file.flush()
         os.fsync(file.fileno())
 
 
-def _record_batch(problems: Sequence[Problem], tokens: Sequence[TokenizedProblem]) -> pa.RecordBatch:
-    rows, pieces, ids = map(pa.array, arrays_of(tokens))
+def _record_batch(
+    problems: Sequence[Problem], tokens: Sequence[TokenizedProblem], metadata: Mapping[bytes, bytes], number: int
+) -> tuple[pa.RecordBatch, dict[str, str]]:
+    """A record batch, and the hashes that are stored with it."""
+    arrays = arrays_of(tokens)
+    hashes = np.array([hash_question(each.question) for each in problems], np.uint64)
+    rows, pieces, ids = map(pa.array, arrays)
     nested = pa.ListArray.from_arrays(rows, pa.ListArray.from_arrays(pieces, ids))
-    hashes = pa.array([hash_question(each.question) for each in problems], pa.uint64())
-    return pa.record_batch([nested, hashes], schema=SCHEMA)
+    batch = pa.record_batch([nested, pa.array(hashes)], schema=SCHEMA)
+    return batch, _hashes_of(metadata, number, (*arrays, hashes))
+
+
+def _hashes_of(metadata: Mapping[bytes, bytes], number: int, arrays: Sequence[NDArray[Any]]) -> dict[str, str]:
+    """The SHA-256 of each array of a record batch, with the place of the batch and what all batches share."""
+    start = json.dumps([metadata[ROWS].decode(), metadata[CUE].decode(), number]).encode()
+    found = {}
+    for name, array in zip(HASHED, arrays, strict=True):
+        digest = hashlib.sha256(start)
+        digest.update(np.ascontiguousarray(array).data)
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _mapped(pieces: pa.ListArray) -> TokenArrays:

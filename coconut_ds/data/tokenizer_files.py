@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from coconut_ds.data.encoding import encoding_difference, encoding_fault
 from coconut_ds.errors import ModelError
+from coconut_ds.strict_json import read_json
 
 CONFIG_FILE = "tokenizer_config.json"
 WHOLE_FILE = "tokenizer.json"
@@ -58,7 +59,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if _difference(tokenizer, folder) is None:
         return
     path = folder / CONFIG_FILE
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, finite=False)
     path.write_text(json.dumps({**values, "tokenizer_class": AS_IT_IS}, indent=2) + "\n", encoding="utf-8")
     if difference := _difference(tokenizer, folder):
         raise ModelError(

@@ -5,7 +5,6 @@ in `preprocessing/` create the problems; `coconut_ds.data.problem` reads them. T
 folders, so the same problems always give the same manifest.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
-from coconut_ds.files import shell_word
+from coconut_ds.files import fingerprint, shell_word
 from coconut_ds.runs.identity import differences, flattened
 from coconut_ds.strict_json import read_json
 
@@ -148,12 +147,6 @@ class Outputs:
                 "inputs": [of_input[path] for path in output.inputs],
             }
         return dict(sorted(entries.items()))
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """The size of a file in bytes, and its sha256."""
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from coconut_ds.errors import CoconutError
 
 EXIT_CODE = 75
 """Exit code of every rank after an interrupted run was saved (EX_TEMPFAIL: run the same command again)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that always ask a run to stop."""
+CLUSTER_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
+)
+"""Signals that ask a run to stop unless somebody has decided otherwise: SIGHUP comes from a terminal that is closed
+(``nohup`` ignores it), the others from schedulers before a time limit."""
 POLL_S = 1.0
 """Seconds between two checks that the launcher is alive."""
 FORCE_QUIT_S = 1.0
@@ -21,9 +28,15 @@ FORCE_QUIT_S = 1.0
 class Interrupted(CoconutError):
     """The run was interrupted by a signal or by the end of its launcher."""
 
+    speaker = 0
+    """The rank that tells the user."""
+
 
 class Interrupts:
-    """Within ``with Interrupts(…) as interrupts``, SIGTERM and SIGINT only set ``interrupts.requested``.
+    """Within ``with Interrupts(…) as interrupts``, signals that ask to stop only set ``interrupts.requested``.
+
+    These are ``STOP_SIGNALS``, and those of ``CLUSTER_SIGNALS`` that would end the process otherwise: one that is
+    ignored or has a handler keeps it.
 
     Args:
         launched: whether a launcher started this process; its end is then a request to stop as well. Without a
@@ -50,7 +63,8 @@ class Interrupts:
     def __enter__(self) -> Self:
         # Only the main thread may install signal handlers; a run in another thread ends with the process.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            ends = [number for number in CLUSTER_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+            for number in (*STOP_SIGNALS, *ends):
                 self._old[number] = signal.signal(number, self._note)
         if self._launched:
             threading.Thread(target=self._watch, args=(launcher_processes(),), daemon=True).start()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from coconut_ds.distributed.progress import Progress
 from coconut_ds.errors import CoconutError
 
 Value = TypeVar("Value")
@@ -29,6 +30,8 @@ class Ranks:
     """Where the model computes, and where collectives expect their tensors."""
     launched: bool = False
     """Whether a launcher (``deepspeed``, ``torchrun``) started this process."""
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
+    """How far this process has come, for the watchdog."""
     _calls: Iterator[int] = field(default_factory=count, repr=False, compare=False)
     """Numbers the calls of ``first_decides``."""
 
@@ -43,7 +46,9 @@ class Ranks:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return float(tensor.item())
+        value = float(tensor.item())
+        self.progress.step()
+        return value
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Replaces the tensor, on ``device``, by its sum over all ranks. The host does not wait for the result."""
@@ -66,12 +71,22 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
 
+    def same(self, digest: bytes) -> bool:
+        """Whether all ranks pass the same bytes, of the same length. Every rank receives the same answer."""
+        if self.size == 1:
+            return True
+        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own)
+        return bool((torch.stack(found) == own).all().item())
+
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in order of rank; every rank receives the list."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
+        self.progress.step()
         return values
 
     def from_first(self, value: Value) -> Value:
@@ -80,6 +95,7 @@ class Ranks:
             return value
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
+        self.progress.step()
         return holder[0]
 
     def first_decides(self, decide: Callable[[], Value]) -> Value:

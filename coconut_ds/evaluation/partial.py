@@ -1,13 +1,22 @@
 """Stores the predictions of an unfinished evaluation, so that an interrupted evaluation continues where it stopped.
 
 Each prediction is written to disk as soon as it is made, and no prediction is made twice. The files are in
-``.partial/<hash of everything that predictions depend on>/`` in the folder of the results, one file per process. A line
-that a process was writing when it was killed is ignored. The folder is removed once the evaluation is complete.
+``.partial/<hash of everything that predictions depend on>/`` in the folder of the results. The folder is removed once
+the evaluation is complete.
+
+Each process writes a file of its own, whose name contains a random part, and never appends to an existing file: the
+process id alone does not tell two processes apart, since containers and Slurm jobs often reuse one. Each line begins
+with a checksum of the rest. A line that a process was writing when it was killed, or that the disk has changed, is
+ignored, and its prediction is made again.
 """
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,57 +42,85 @@ class PartialPredictions:
         """
         self._all = out / FOLDER
         self._folder = self._all / identity
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     @property
     def folder(self) -> Path:
         """The folder of the stored predictions."""
         return self._folder
 
-    def read(self) -> dict[Key, Prediction]:
+    def read(self, warn: Callable[[str], None] = lambda line: None) -> dict[Key, Prediction]:
         """The predictions that earlier launches of this evaluation stored.
 
+        Args:
+            warn: receives a line for each file with whole lines that are damaged; their predictions are left out.
+
         Raises:
-            DataError: a complete line of a file is not a prediction.
+            DataError: a file cannot be read.
         """
         found: dict[Key, Prediction] = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            # A complete line ends with a newline; what follows the last newline was cut off.
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                try:
-                    item = parse_loosely(line)
-                    found[item["arm"], item["prediction"]["index"]] = Prediction(**item["prediction"])
-                except (ValueError, TypeError, KeyError) as error:
-                    raise DataError(
-                        f"{path}: a stored prediction is damaged ({error}); remove the file and start again"
-                    ) from error
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error}); remove the file and start again") from error
+            # A whole line ends with a newline. What follows the last newline was cut off: half a line, half a character
+            # of UTF-8, or the zeros that a file system leaves after a power failure.
+            read = [_read(line) for line in content.split(b"\n")[:-1]]
+            found |= dict(item for item in read if item is not None)
+            if damaged := read.count(None):
+                warn(f"warning: {path}: {damaged:,} stored predictions are damaged and are made again")
         return found
 
     def add(self, budget: int, prediction: Prediction) -> None:
         """Stores a prediction made with thought budget number ``budget``.
 
         Raises:
-            DataError: the file cannot be created.
+            DataError: the file cannot be created or written.
         """
-        if self._file is None:
-            try:
+        text = json.dumps({"arm": budget, "prediction": prediction.as_dict()}, ensure_ascii=False)
+        try:
+            if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                name = f"{os.uname().nodename}-{os.getpid()}.jsonl"
-                self._file = (self._folder / name).open("a", encoding="utf-8")
-            except OSError as error:
-                raise DataError(f"{self._folder}: cannot be written ({error}); set out= to another folder") from error
-        line: Mapping[str, Any] = {"arm": budget, "prediction": prediction.as_dict()}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+                name = f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(6)}.jsonl"
+                self._file = (self._folder / name).open("xb")
+            self._file.write(_line(text.encode()))
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"{self._folder}: cannot be written ({error}); the predictions stored there so far are kept; make room "
+                "there, or set out= to another folder"
+            ) from error
 
     def close(self) -> None:
         """Closes the file, if one was opened."""
         if self._file is not None:
-            self._file.close()
+            # After a write that failed, the file still holds the rest of the line; that error has been raised.
+            with suppress(OSError):
+                self._file.close()
 
     def discard(self) -> None:
         """Removes the stored predictions; those of other evaluations in the same results folder stay."""
         if self._folder.is_dir():
             remove_folder(self._folder)
+        # What processes left that were killed here.
+        for path in self._all.glob(f".{self._folder.name}.gone.*"):
+            shutil.rmtree(path, ignore_errors=True)
         if self._all.is_dir() and not any(self._all.iterdir()):
             self._all.rmdir()
+
+
+def _line(text: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read(line: bytes) -> tuple[Key, Prediction] | None:
+    """What a whole line stores; None if it is damaged."""
+    text = line[9:]
+    if _line(text) != line + b"\n":
+        return None
+    try:
+        item: Mapping[str, Any] = parse_loosely(text.decode())
+        return (item["arm"], item["prediction"]["index"]), Prediction(**item["prediction"])
+    except (ValueError, TypeError, KeyError):
+        return None

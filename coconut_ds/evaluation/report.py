@@ -82,6 +82,8 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
     """
     if not results.is_finished:
         return None
+    if faults := results.damage():
+        raise DataError(f"{results.path}: its results are damaged: {'; '.join(faults[:3])}; {job.again}")
     found, scores = [], []
     for name in job.names:
         evaluation, one = _read(job, results.path / name)

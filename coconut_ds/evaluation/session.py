@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from coconut_ds.data.checks import name_of, warnings_about
+from coconut_ds.data.checks import file_warnings, name_of, warnings_about
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, open_source
+from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
+from coconut_ds.distributed.peers import Peers
 from coconut_ds.distributed.ranks import Ranks, alone
 from coconut_ds.evaluation.evaluator import ThoughtBudget, Work
 from coconut_ds.evaluation.job import EvaluationJob
@@ -36,6 +38,7 @@ from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
+from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
@@ -44,7 +47,10 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
 
     Returns one evaluation for each number of thoughts.
     """
-    return run_job(evaluation_job(config, alone() if ranks is None else ranks))
+    ranks = alone() if ranks is None else ranks
+    with Peers(ranks) as peers:
+        refuse_unequal_launch(ranks, "evaluation", config)
+        return run_job(evaluation_job(config, ranks), peers)
 
 
 def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
@@ -68,6 +74,12 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
 
 def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     """Runs ``run.only_eval``: evaluates ``run.load_model_path`` on the test problems, else the validation problems."""
+    with Peers(ranks) as peers:
+        refuse_unequal_launch(ranks, "evaluation", config)
+        return run_job(_job_of_run(config, ranks), peers)[0]
+
+
+def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
     source = open_source(config.data, config.run.seed, config.run.debug)
     problems, split = _problems(config.data, source)
     backbone = starting_backbone(config, source)
@@ -89,17 +101,16 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
     writing, size = Writing(config.data.max_new_tokens), config.training.batch_size_eval
     budgets = [ThoughtBudget(reasoner.thoughts(), card.stage)]
     settings = config.model_dump(mode="json", exclude={"training": {"batch_size_eval"}})
-    job = EvaluationJob(
+    return EvaluationJob(
         *(reasoner, problems, split, budgets, [""], writing, size, out, ranks),
         again="remove the folder to evaluate again",
         settings=settings,
         answers=config.data.answers,
         source=name_of(config.data, split),
     )
-    return run_job(job)[0]
 
 
-def run_job(job: EvaluationJob) -> list[Evaluation]:
+def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     """Makes the predictions that are not stored yet, then writes the results on rank 0.
 
     Finds the results if the same evaluation has been finished before. Otherwise warns about problems that cannot be
@@ -108,22 +119,29 @@ def run_job(job: EvaluationJob) -> list[Evaluation]:
     Returns one evaluation for each thought budget, on every rank.
 
     Raises:
-        ConfigError: the folder of the results holds those of another evaluation.
+        ConfigError: the folder of the results holds those of another evaluation, or the ranks have loaded different
+            weights or problems.
     """
     ranks = job.ranks
-    results = ranks.first_decides(job.results)
+    loaded = job.results()
+    peers.meet(peers.check)
+    # Weights and problems, as they were loaded. Rank 0 alone identifies the code by its commit.
+    refuse_disagreement(ranks, lambda: without_code(loaded.identity.values))
+    results = ranks.from_first(loaded)
     ranks.first_decides(results.refuse_other)
+    partial = PartialPredictions(results.path, results.identity.signature)
     finished = ranks.first_decides(lambda: finished_evaluations(job, results))
     if finished is not None:
+        # A launch may have been killed after it wrote the results.
+        ranks.on_first(partial.discard)
         return finished
     if ranks.is_first:
-        lines = warnings_about(job.problems, job.reasoner.card.text_format, job.source)
+        lines = file_warnings(job.source) + warnings_about(job.problems, job.reasoner.card.text_format, job.source)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
     job.reasoner.log_unknown([problem.question for problem in job.problems])
-    partial = PartialPredictions(results.path, results.identity.signature)
-    stored: dict[Key, Prediction] = ranks.first_decides(partial.read)
+    stored: dict[Key, Prediction] = ranks.first_decides(lambda: partial.read(_warn))
     began = time.perf_counter()
-    made = _predict(job, results, partial, stored)
+    made = _predict(job, results, partial, stored, peers)
     seconds = time.perf_counter() - began
     predictions = stored | {key: one for part in ranks.gather(made) for key, one in part.items()}
     evaluator = job.evaluator()
@@ -168,11 +186,16 @@ def _trace(reasoner: Reasoner, problem: Problem, answer: Answer, kind: str) -> T
 
 
 def _predict(
-    job: EvaluationJob, results: ResultFolder, partial: PartialPredictions, stored: dict[Key, Prediction]
+    job: EvaluationJob,
+    results: ResultFolder,
+    partial: PartialPredictions,
+    stored: dict[Key, Prediction],
+    peers: Peers,
 ) -> dict[Key, Prediction]:
-    """Makes this rank's share of the missing predictions.
+    """Makes this rank's share of the missing predictions, and waits for those of the other ranks.
 
-    A request to stop takes effect before the engine's next operation; it does not wait for the problem to be finished.
+    A request to stop, of this rank or another one, takes effect before the engine's next operation; it does not wait
+    for the problem to be finished.
     """
     evaluator = job.evaluator()
     made: dict[Key, Prediction] = {}
@@ -188,12 +211,15 @@ def _predict(
 
     with Interrupts(job.ranks.launched) as interrupts:
 
+        def kept() -> str:
+            # The other ranks keep theirs too.
+            least = "at least " if job.ranks.size > 1 else ""
+            return f"{least}{len(stored) + len(made):,} predictions are kept in {shell_word(partial.folder)}"
+
         def check_interrupts(due: int) -> int:
             if interrupts.requested:
-                raise Interrupted(
-                    f"{interrupts.reason}; {len(stored) + len(made):,} predictions are kept in "
-                    f"{shell_word(partial.folder)}"
-                )
+                raise Interrupted(f"{interrupts.reason}; {kept()}")
+            peers.check(kept)
             return due
 
         try:
@@ -206,9 +232,15 @@ def _predict(
                 progress=True,
                 agree=check_interrupts,
             )
+            # One rank may have more to do than others: they wait here, where they notice if it ends.
+            peers.meet(lambda: check_interrupts(0))
         finally:
             partial.close()
     return made
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _tell(note: str | None, ranks: Ranks) -> None:

@@ -51,13 +51,14 @@ def positions_within(free: int, each: int, least: int) -> int:
 def position_bytes(loop: LatentLoop) -> int:
     """About how many bytes one position takes during a pass, cache excluded.
 
-    A layer's activations have as many numbers as all its projections have outputs, that is its weights over D or fewer;
-    twice as many are alive at a time.
+    A layer's activations have as many numbers as all its projections have outputs, that is its weights over the hidden
+    size or fewer; twice as many are alive at a time.
     """
     parameters = list(loop.model.base_model.parameters())
     embeddings = sum(map(_count, loop.model.get_input_embeddings().parameters()))
     weights = sum(map(_count, parameters)) - embeddings
-    return max(1, 2 * weights // (loop.num_layers * loop.width) * parameters[0].element_size())
+    hidden = int(loop.model.config.get_text_config().hidden_size)
+    return max(1, 2 * weights // (loop.num_layers * hidden) * parameters[0].element_size())
 
 
 def _count(parameter: Tensor) -> int:

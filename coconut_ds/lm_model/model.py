@@ -233,11 +233,14 @@ class CoconutLM(LM):
     def _question(self, context: str) -> list[int]:
         """The token ids of a task's context."""
         if isinstance(context, Rendered):
-            return self._tokens(context)
+            # The template wrote special tokens into it by name.
+            ids: list[int] = self.tokenizer.encode(context, add_special_tokens=False)
+            return ids
         return self._reasoner.prompter.encode([context])[0]
 
     def _tokens(self, text: str) -> list[int]:
-        return encode(self._reasoner.backbone.tokenizer, [text], names_are_tokens=True)[0]
+        """The token ids of a text of a task; names of special tokens in it are ordinary text."""
+        return encode(self.tokenizer, [text])[0]
 
     @staticmethod
     def _scoring_request(prompt: Layout, tokens: Sequence[int]) -> Request:

@@ -27,6 +27,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.lora import add_adapters
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.model.starting import wanted_feed
+from coconut_ds.model.support import state_size
 from coconut_ds.objectives import objective_of
 from coconut_ds.objectives.base import Examples
 from coconut_ds.settings import Config
@@ -103,7 +104,7 @@ def build_loop(
         if config.model.lora.rank:
             add_adapters(model, ANY_MARKERS, config.model.lora)
         spec = feed or wanted_feed(config, model)
-        built = None if spec is None else FEEDS[spec.kind](sized.get_text_config().hidden_size, spec.width)
+        built = None if spec is None else FEEDS[spec.kind](state_size(model), spec.width)
         # A plan for sequences of a given length has no tokenizer.
         auxiliary = objective_of(config).auxiliary(Backbone(model, cast(Any, None), ANY_MARKERS, feed=built))
     for module in (*auxiliary.values(), *([] if built is None else [built])):

@@ -36,7 +36,7 @@ from coconut_ds.model.compatibility import check_config, check_model_type
 from coconut_ds.model.feed_file import FEED_FILE, read_feed, write_feed
 from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.generation_config import check_generation_config
-from coconut_ds.model.support import CONSTRUCTION, refuse_partial, stored_buffers
+from coconut_ds.model.support import CONSTRUCTION, refuse_partial, state_size, stored_buffers
 from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
 
@@ -123,8 +123,7 @@ def load_folder(
     try:
         check_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         model, report = _load_weights(folder, attn_implementation, dtype)
-        size = int(model.config.get_text_config().hidden_size)
-        feed = read_feed(folder, None if card is None else card.feed, size, dtype)
+        feed = read_feed(folder, None if card is None else card.feed, state_size(model), dtype)
     except CoconutError:
         raise
     except FAULTS as error:

@@ -5,7 +5,6 @@ here. The libraries that load a folder would report this in their own terms; the
 do.
 """
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import not_downloaded, shell_word
 from coconut_ds.model.weights_file import read_header
+from coconut_ds.strict_json import JsonError, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names of the weights in one file, and of the list of files if there are several."""
@@ -99,8 +99,8 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: the file does not contain a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = read_json(path, finite=False)
+    except (OSError, JsonError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}); copy or download it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: contains {type(values).__name__}, expected a JSON object")

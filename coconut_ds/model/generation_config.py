@@ -1,12 +1,12 @@
 """The file ``generation_config.json`` of a model folder, of which one key counts here: the tokens that end a text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.strict_json import JsonError, read_json
 
 FILE, KEY = "generation_config.json", "eos_token_id"
 
@@ -26,8 +26,8 @@ def check_generation_config(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = read_json(path, finite=False)
+    except (OSError, JsonError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); restore it, or remove it to use {KEY} of config.json"
         ) from error

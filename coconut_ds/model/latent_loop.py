@@ -46,6 +46,7 @@ from coconut_ds.model.liger import fuse_layers
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import last_hidden_states, passes_of
 from coconut_ds.model.step_columns import StepColumns
+from coconut_ds.model.support import state_size
 from coconut_ds.model.value_directions import ValueDirections
 
 Result = TypeVar("Result")
@@ -113,8 +114,8 @@ class LatentLoop(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, the hidden size; also the size of an input embedding."""
-        return int(self.model.config.get_text_config().hidden_size)
+        """D, the size of a state that is fed back, and of an input embedding."""
+        return state_size(self.model)
 
     @property
     def vocabulary(self) -> int:

@@ -17,6 +17,7 @@ from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder
 from coconut_ds.model.feed import Feed, FeedSpec, build_feed
 from coconut_ds.model.reference_state import load_state_dict
+from coconut_ds.model.support import state_size
 from coconut_ds.model.tables import recompute_tables
 from coconut_ds.settings import Config
 
@@ -69,7 +70,7 @@ def wanted_feed(config: Config, model: PreTrainedModel) -> FeedSpec | None:
     objective = config.objective
     if objective.feed == "identity":
         return None
-    return FeedSpec(objective.feed, objective.feed_width or int(model.config.get_text_config().hidden_size))
+    return FeedSpec(objective.feed, objective.feed_width or state_size(model))
 
 
 def starting_feed(backbone: Backbone, wanted: FeedSpec | None, method: Method, seed: int) -> Feed | None:
@@ -96,7 +97,7 @@ def starting_feed(backbone: Backbone, wanted: FeedSpec | None, method: Method, s
             "before they are fed back; set a method with thoughts, such as method=coconut"
         )
     if loaded is None:
-        return build_feed(spec, int(backbone.model.config.get_text_config().hidden_size), seed)
+        return build_feed(spec, state_size(backbone.model), seed)
     if wanted not in (None, spec):
         raise ConfigError(
             f"run.load_model_path: the feed of this checkpoint is {spec}, the objective needs {wanted}; set the "

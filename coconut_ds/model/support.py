@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from coconut_ds.distributed.zero import whole_shape
 from coconut_ds.errors import CheckpointError
 
 CONSTRUCTION = threading.RLock()
@@ -26,6 +27,15 @@ def embedding_weight(module: nn.Module | None) -> Tensor:
     weight = getattr(module, "weight", None)
     assert isinstance(weight, Tensor), "an embedding has a weight matrix"
     return weight
+
+
+def state_size(model: PreTrainedModel) -> int:
+    """D, the size of a last hidden state, and of an input embedding.
+
+    It differs from the hidden size of the layers where a model projects its embeddings (``word_embed_proj_dim`` of
+    OPT-350M).
+    """
+    return int(whole_shape(embedding_weight(model.get_input_embeddings()))[-1])
 
 
 def attention_window(config: PreTrainedConfig) -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.methods.base import Method
+from coconut_ds.methods.base import Method, TokenizedProblem
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Collator
@@ -113,6 +113,10 @@ class Objective(ABC):
         """
         (view,) = views
         return collator.collate(view)
+
+    def notes(self, problems: Sequence[TokenizedProblem]) -> list[str]:
+        """Lines for the log about what this objective does with the training problems; often nothing."""
+        return []
 
     @abstractmethod
     def loss(self, loop: LatentLoop, batch: Any) -> Tensor:

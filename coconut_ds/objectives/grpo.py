@@ -17,7 +17,7 @@ Shapes:
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.model.collate import Batch, Collator, on_host
+from coconut_ds.model.collate import Batch, Collator, on_host, packed, viewed
 from coconut_ds.model.exploration import Exploration, NoiseSizes, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
@@ -61,18 +61,27 @@ class Completions(Examples):
 
 
 @dataclass(frozen=True)
+class TokenColumns:
+    """What is known of the target tokens of a micro batch before anything is computed; views of one buffer."""
+
+    shares: Tensor
+    """[N] weight of each token in a mean over all tokens of the mini-batch; 0 for copies."""
+    advantages: Tensor
+    """[N] advantage of each token's completion."""
+    banned: Tensor
+    """[k] int64, ids of tokens that are never sampled."""
+
+
+@dataclass(frozen=True)
 class GrpoBatch:
     """The tensors of a micro batch."""
 
     batch: Batch
     """``Targets.weights`` are the weights of the tokens in the loss."""
-    shares: Tensor
-    """[N] weight of each token in a mean over all tokens of the mini-batch; 0 for copies."""
-    advantages: Tensor
-    """[N] advantage of each token's completion."""
+    columns: TokenColumns
+    buffer: Tensor
+    """Of ``columns``, as that of ``collate.Batch``."""
     noise: ThoughtNoise | None
-    banned: Tensor
-    """[k] int64, ids of tokens that are never sampled."""
     is_only_update: bool
     """See ``Completions``."""
     old: Tensor | None = field(default=None)
@@ -82,13 +91,15 @@ class GrpoBatch:
 
     def to(self, device: torch.device) -> "GrpoBatch":
         """The same tensors on ``device``; the host does not wait for the copies."""
-
-        def moved(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        noise = None if self.noise is None else self.noise.to(device)
-        columns = {name: moved(getattr(self, name)) for name in ("shares", "advantages", "banned", "old", "reference")}
-        return replace(self, batch=self.batch.to(device), noise=noise, **columns)
+        if self.buffer.device == device:
+            return self
+        noise, buffer = None if self.noise is None else self.noise.to(device), self.buffer.to(device, non_blocking=True)
+        # The log probabilities are computed on the device; only ``coconut-plan`` assumes some before.
+        old, reference = (
+            None if each is None else each.to(device, non_blocking=True) for each in (self.old, self.reference)
+        )
+        moved = replace(self, columns=viewed(self.columns, buffer), buffer=buffer, old=old, reference=reference)
+        return replace(moved, batch=self.batch.to(device), noise=noise)
 
 
 class Grpo(Objective):
@@ -114,7 +125,8 @@ class Grpo(Objective):
         """The singular values and vectors of all value projections (``model/value_directions.py``)."""
         if self.exploration.kind != "svp":
             return 0
-        width, sizes = loop.width, [each.size for each in value_projections(loop.model)]
+        width = int(loop.model.config.get_text_config().hidden_size)
+        sizes = [each.size for each in value_projections(loop.model)]
         return sum(min(width, size) * (width + 1 + size) for size in sizes)
 
     def equip(self, loop: LatentLoop) -> LatentLoop:
@@ -147,32 +159,34 @@ class Grpo(Objective):
             noise = self.exploration.draw(keys, view.num_thoughts, examples.sizes, collator.pinned)
         assumed = None
         if examples.assumed is not None:
-            assumed = _floats(np.full(int(numbers.sum()), examples.assumed), collator.pinned)
-        return GrpoBatch(
-            batch,
-            _floats(np.full(int(numbers.sum()), counts / total), collator.pinned),
-            _floats(np.repeat(examples.advantages[view.rows], numbers), collator.pinned),
-            noise,
-            on_host(np.array(examples.banned, np.int64), collator.pinned),
-            examples.is_only_update,
-            reference=assumed,
+            assumed = on_host(np.full(int(numbers.sum()), examples.assumed, np.float32), collator.pinned)
+        buffer, tensors = packed(
+            {
+                np.dtype(np.int64): {"banned": np.array(examples.banned, np.int64)},
+                np.dtype(np.float32): {
+                    "shares": np.full(int(numbers.sum()), counts / total, np.float32),
+                    "advantages": np.repeat(examples.advantages[view.rows], numbers).astype(np.float32),
+                },
+            },
+            collator.pinned,
         )
+        return GrpoBatch(batch, TokenColumns(**tensors), buffer, noise, examples.is_only_update, reference=assumed)
 
     def loss(self, loop: LatentLoop, batch: GrpoBatch) -> Tensor:
         """The two parts and the three measures, [5]."""
         targets = batch.batch.targets
         # A column that is not read: chunks need some tensor.
-        unread = batch.advantages
+        unread = batch.columns.advantages
         tokens = Tokens(
             targets.ids,
-            batch.advantages,
+            batch.columns.advantages,
             unread if batch.old is None else batch.old,
             unread if batch.reference is None else batch.reference,
         )
         assert batch.is_only_update or batch.old is not None, "the completions were not replayed before the update"
         assert batch.reference is not None or not self.keeps_start, "the completions were not replayed at the start"
         compute = partial(clipped_sums, loop.head, self._policy(batch), self._clipping, batch.is_only_update)
-        weights = torch.stack([targets.weights, batch.shares], dim=1)
+        weights = torch.stack([targets.weights, batch.columns.shares], dim=1)
         return sum_over_targets(
             compute, loop.vocabulary, targets.max_targets, weights, predictors(loop, batch), *tokens
         )
@@ -191,7 +205,7 @@ class Grpo(Objective):
         return torch.cat(found)
 
     def _policy(self, batch: GrpoBatch) -> Policy:
-        return Policy(self.config.objective.grpo.temperature, batch.banned)
+        return Policy(self.config.objective.grpo.temperature, batch.columns.banned)
 
 
 def noise_sizes(loop: LatentLoop) -> NoiseSizes:
@@ -204,7 +218,3 @@ def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:
     """[N, D] the states that predict the tokens of a micro batch, computed with the noise of its completions."""
     inputs, targets = batch.batch
     return loop.encode(inputs, all_states=False, noise=batch.noise).flatten(0, 1)[targets.index]
-
-
-def _floats(values: Floats, pinned: bool) -> Tensor:
-    return on_host(values.astype(np.float32), pinned)

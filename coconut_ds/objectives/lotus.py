@@ -27,13 +27,18 @@ from torch import Tensor
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.methods.base import Ids, join
+from coconut_ds.methods.base import Ids, TokenizedProblem, join
 from coconut_ds.methods.layout import IGNORE
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.collate import Batch, Collator, LatentInputs, Targets
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.objectives.base import Examples, Objective
+
+MOST_CUT = 0.1
+"""Share of steps that may be cut before a warning is given."""
+MOST_COUNTED = 1000
+"""Number of problems whose steps are looked at for it."""
 
 
 class LotusBatch(NamedTuple):
@@ -62,6 +67,20 @@ class Lotus(Objective):
         steps = [sequences.replaced_steps(epoch, stage, index, problems[index]) for index in indices]
         lotus, block = self.config.objective.lotus, self.config.training.c_thought
         return Examples((written, with_step_labels(written, steps, block, lotus.flat)))
+
+    def notes(self, problems: Sequence[TokenizedProblem]) -> list[str]:
+        """A warning if many steps are longer than the thoughts that stand for them."""
+        block = self.config.training.c_thought
+        lengths = sorted(len(step) for problem in problems[:MOST_COUNTED] for step in problem.steps)
+        cut = sum(length > block for length in lengths)
+        if self.config.objective.lotus.flat or cut <= MOST_CUT * len(lengths):
+            return []
+        enough = lengths[min(len(lengths) - 1, int((1 - MOST_CUT) * len(lengths)))]
+        return [
+            f"warning: objective=lotus learns only the first training.c_thought={block} tokens of each step, and "
+            f"{cut / len(lengths):.0%} of the steps are longer; set training.c_thought={enough}, which is enough for "
+            f"{1 - MOST_CUT:.0%} of them"
+        ]
 
     def collate(self, collator: Collator, examples: Examples, views: Sequence[MicroBatch]) -> LotusBatch:
         """Both kinds of targets of one micro batch."""

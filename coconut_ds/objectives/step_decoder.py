@@ -26,7 +26,7 @@ from coconut_ds.model.fused import fuse_activations
 from coconut_ds.model.head import vocabulary_product
 from coconut_ds.model.lora import FROZEN
 from coconut_ds.model.passes import whole_states
-from coconut_ds.model.support import CONSTRUCTION
+from coconut_ds.model.support import CONSTRUCTION, state_size
 from coconut_ds.model.trial import hides_cache
 from coconut_ds.settings import SimCotConfig
 
@@ -93,6 +93,12 @@ def build_step_decoder(
     Raises:
         ModelError: the decoder would be deeper than the model, or cannot have the width that is asked for.
     """
+    hidden = int(model.config.get_text_config().hidden_size)
+    if state_size(model) != hidden:
+        raise ModelError(
+            f"objective=sim_cot: the model projects its embeddings from {state_size(model)} to {hidden} numbers, and a "
+            "decoder of this architecture cannot read its thoughts; use another model, or objective=likelihood"
+        )
     config = _architecture(model, settings)
     family: Any = type(model)
     try:
@@ -105,8 +111,7 @@ def build_step_decoder(
             f"objective.sim_cot.decoder_width={settings.decoder_width}: no {family.__name__} can have this width "
             f"({error}); set another one, or objective.sim_cot.decoder_width=null"
         ) from error
-    size = int(model.config.get_text_config().hidden_size)
-    decoder = StepDecoder(made, size, first_position, activation_checkpointing, hides_cache(model))
+    decoder = StepDecoder(made, state_size(model), first_position, activation_checkpointing, hides_cache(model))
     if settings.decoder_init == "model":
         _copy_weights(model, made)
     return decoder

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def write_json(path: Path, value: Plain | Sequence[Plain] | Mapping[str, Any]) -> None:
     """Writes results as JSON. The file is written atomically."""
-    write_whole(path, json.dumps(_as_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(as_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
@@ -45,11 +45,12 @@ def row_of(result: Any, **more: Any) -> Row:
     return row
 
 
-def _as_plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Results, and lists and mappings of them, as values for JSON."""
     if isinstance(value, Plain):
         return value.as_dict()
     if isinstance(value, Mapping):
-        return {key: _as_plain(one) for key, one in value.items()}
+        return {key: as_plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_as_plain(one) for one in value]
+        return [as_plain(one) for one in value]
     return value

@@ -16,6 +16,7 @@ from coconut_ds.probing.effects import Effect, measure_effects
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
+from coconut_ds.probing.parts import Parts
 from coconut_ds.reasoner import Reasoner
 
 STANDARD_KINDS = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
@@ -41,6 +42,7 @@ def measure_checkpoint(
     seed: int,
     max_new_tokens: int = 128,
     answers: str = "text",
+    parts: Parts | None = None,
 ) -> Measured:
     """Makes all measurements.
 
@@ -52,22 +54,33 @@ def measure_checkpoint(
         seed: seed of the shuffled labels and of the choice of donors.
         max_new_tokens: length limit of the generated texts, in tokens.
         answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
+        parts: where each of the three measurements is kept as soon as it is made; None: nowhere.
     """
+    parts = parts or Parts()
     questions, known = [p.question for p in scored], [p.answer for p in scored]
     count = reasoner.card.num_latents
     changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD_KINDS]
-    with progress_bar("answers after k thoughts") as progress:
-        points = sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress, answers=answers)
-    probes = linear_probes(reasoner, fit, scored, seed=seed)
-    with progress_bar("changed thoughts") as progress:
-        found = measure_effects(
-            *(reasoner, questions, changes, known),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            progress=progress,
-            answers=answers,
-        )
-    return Measured(tuple(points), tuple(probes), tuple(found))
+
+    def points() -> tuple[SweepPoint, ...]:
+        with progress_bar("answers after k thoughts") as progress:
+            return tuple(sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress, answers=answers))
+
+    def effects() -> tuple[Effect, ...]:
+        with progress_bar("changed thoughts") as progress:
+            found = measure_effects(
+                *(reasoner, questions, changes, known),
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                progress=progress,
+                answers=answers,
+            )
+        return tuple(found)
+
+    return Measured(
+        parts.get("answers", tuple[SweepPoint, ...], points),
+        parts.get("probes", tuple[ProbeScore, ...], lambda: tuple(linear_probes(reasoner, fit, scored, seed=seed))),
+        parts.get("effects", tuple[Effect, ...], effects),
+    )
 
 
 MEASURED = (

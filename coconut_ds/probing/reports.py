@@ -23,11 +23,12 @@ from coconut_ds.probing import figures, graph_figures
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.export import row_of, write_csv, write_json
-from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
-from coconut_ds.probing.superposition import superposition
+from coconut_ds.probing.parts import Parts
+from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.results import Identity, ResultFolder
@@ -68,6 +69,8 @@ def write_report(config: ProbeConfig) -> Path:
     results.refuse_other()
     out = results.path
     if results.is_finished:
+        if faults := results.damage():
+            raise DataError(f"{out}: its results are damaged: {'; '.join(faults[:3])}; overwrite=true computes again")
         text = (out / SUMMARY).read_text(encoding="utf-8")
         sys.stdout.write(f"computed before; this is the stored summary (overwrite=true computes again)\n{text}{out}\n")
         return out
@@ -75,9 +78,11 @@ def write_report(config: ProbeConfig) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"out={out}: cannot be created ({error.strerror}); set out= to another folder") from error
+    parts = Parts(results)
     with results.replacing() as folder:
-        text = MODES[config.mode](config, reasoner, folder)
+        text = MODES[config.mode](config, reasoner, folder, parts)
         write_whole(folder / SUMMARY, text)
+    parts.discard()
     sys.stdout.write(f"{text}{shell_word(out)}\n")
     return out
 
@@ -98,7 +103,7 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     return ResultFolder(Path(config.out or default), identity, FILES, config.overwrite)
 
 
-def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
+def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
     """Mode ``think``: the trace of one question, and its answers after k thoughts. Returns a summary, as all modes."""
     question, known = _question(config)
     trace = trace_thoughts(
@@ -136,7 +141,7 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
+def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
     """Mode ``intervene``: an intervention on one question, its effect and its controls."""
     question, _ = _question(config)
     if config.kind not in list(Kind):
@@ -172,18 +177,18 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
+def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
     """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
     made = measure_checkpoint(
-        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.answers
+        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.answers, parts
     )
     write_measured(made, out, f"{reasoner.name}, {config.data_name}")
     return summary(made)
 
 
-def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
+def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
     """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
     found = _problems(config, config.data)
@@ -193,10 +198,16 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     if not problems:
         raise DataError(f"data={config.data_name}: no problem has a graph; make some with preprocessing/prosqa.py")
     title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
-    with progress_bar("values of nodes") as progress:
-        views = graph_views(reasoner, problems, frontier_only=True, progress=progress)
+
+    def values() -> tuple[GraphView, ...]:
+        with progress_bar("values of nodes") as progress:
+            return tuple(graph_views(reasoner, problems, frontier_only=True, progress=progress))
+
+    views = parts.get("values", tuple[GraphView, ...], values)
     curves, heights = parallelism(views), height_values(views)
-    changed = counterfactuals(reasoner, problems, seed=config.seed)
+    changed = parts.get(
+        "counterfactuals", Counterfactuals, lambda: counterfactuals(reasoner, problems, seed=config.seed)
+    )
     write_json(out / "values.json", views)
     write_json(out / "parallelism.json", curves)
     write_csv(out / "heights.csv", [row_of(one) for one in heights])
@@ -208,14 +219,16 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path) -> str:
     if curves:
         graph_figures.draw_parallelism(curves, out / "parallelism.png", f"Values of the best candidates: {title}")
         graph_figures.draw_heights(heights, out / "heights.png", f"Values by height: {title}")
-    groups = superposition(reasoner, problems) if reasoner.card.num_latents else []
+    groups: tuple[GroupValue, ...] = ()
+    if reasoner.card.num_latents:
+        groups = parts.get("groups", tuple[GroupValue, ...], lambda: tuple(superposition(reasoner, problems)))
     write_csv(out / "groups.csv", [row_of(one) for one in groups])
     if groups:
         graph_figures.draw_groups(groups, out / "groups.png", f"Groups of nodes and edges: {title}")
     return _changed_lines(changed)
 
 
-MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path], str]] = {
+MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path, Parts], str]] = {
     "think": report_think,
     "intervene": report_intervene,
     "effects": report_effects,

@@ -16,13 +16,16 @@ from typing import Any
 from tqdm import tqdm
 
 from coconut_ds.cli.parser import Parser
-from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.cli.streams import prepare_streams
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.files import damage, remove, remove_folder, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
 from coconut_ds.runs.edits import accept, edits_of, how_to_accept
+from coconut_ds.runs.fencing import left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
-from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.lock import FILE, RunLock
+from coconut_ds.runs.pickles import convert_pickles, pickles_of
 from coconut_ds.runs.pruning import superfluous
 from coconut_ds.runs.report import (
     attempt_values,
@@ -40,9 +43,11 @@ from coconut_ds.runs.selection import select, select_one
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    prepare_streams()
     options = _parser().parse_args(argv)
     try:
-        code: int = options.command(options)
+        with paths_checked():
+            code: int = options.command(options)
         sys.stdout.flush()
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -101,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_verify)
 
     one = commands.add_parser(
-        "accept", help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes"
+        "accept",
+        help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes; convert the "
+        "pickles of an earlier version",
     )
     one.add_argument("folder", type=Path, metavar="CHECKPOINT", help="the folder of a checkpoint, or a copy of it")
     one.add_argument("--dry-run", action="store_true", help="only show what changed")
@@ -161,7 +168,7 @@ def _run_folder(root: Path, text: str) -> Path:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    freed = 0
+    freed, seen = 0, set[Path]()
     for attempt in _selected(options):
         with ExitStack() as stack:
             try:
@@ -173,16 +180,24 @@ def _prune(options: argparse.Namespace) -> int:
             except ConfigError:
                 print(f"{shell_word(attempt.path)}: {coloured('running')}, skipped")
                 continue
-            freed += _prune_one(attempt, options)
+            freed += _prune_one(attempt, options, seen)
     print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
     return 0
 
 
-def _prune_one(attempt: Attempt, options: argparse.Namespace) -> int:
-    """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``."""
+def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path]) -> int:
+    """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``.
+
+    ``seen``: receives what was removed; attempts of one run share what killed launches have left.
+    """
     freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
     doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
-    for path in [*attempt.folder.left_overs(), *doomed]:
+    left = attempt.folder.left_overs()
+    # A launch may be working on another attempt of the run; without --dry-run, the lock rules that out.
+    if not options.dry_run or not (attempt.path.parent / FILE).exists():
+        left += left_over_parts(attempt.path.parent)
+    for path in [*(one for one in left if one not in seen), *doomed]:
+        seen.add(path)
         count = folder_bytes(path)
         if not options.dry_run:
             _remove(path)
@@ -233,6 +248,11 @@ def _accept(options: argparse.Namespace) -> int:
         accept(options.folder, edits)
     count = f"{len(edits)} edited file{'' if len(edits) == 1 else 's'}"
     print(f"{'would accept' if options.dry_run else 'accepted'} {count}" if edits else "no text file was edited")
+    if pickles := pickles_of(options.folder):
+        for path in pickles:
+            print(f"{'would convert' if options.dry_run else 'converting'} {shell_word(path)}")
+        if not options.dry_run:
+            convert_pickles(options.folder)
     return 0
 
 

@@ -40,6 +40,12 @@ def code_identity(package: Path = PACKAGE) -> dict[str, str]:
     return {"version": _installed_version(), "source": _hash(package, filter(_may_count, source))}
 
 
+def source_hashes(package: Path = PACKAGE) -> dict[str, str]:
+    """A hash of the content of each Python file of the package, by its path in it. Needs no git."""
+    names = sorted(os.fsencode(path.relative_to(package)) for path in package.rglob("*.py"))
+    return {os.fsdecode(name): _hash(package, [name]) for name in filter(_may_count, names)}
+
+
 def _git(package: Path, *arguments: str) -> bytes | None:
     """Standard output of git, run in the package's folder; None if it fails."""
     kept = {name: value for name, value in os.environ.items() if _is_kept(name)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL, damage, fingerprint, seal_of, shell_word, text_of, write_whole
+from coconut_ds.strict_json import parse_json
 
 EDITABLE = (".json", ".jinja", ".txt", ".md")
 """Suffixes of the files whose changes can be accepted."""
@@ -117,7 +118,7 @@ def _checked_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+            parse_json(text, finite=False)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be accepted: it is not valid JSON or not text ({error})") from error
     return text

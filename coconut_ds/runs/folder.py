@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from coconut_ds.files import damage
 RUN_LINE = "run: "
 """Prefix of the log line that names the directory of the attempt, as one word of a shell command."""
 ENGINE = "engine"
-"""Subfolder of a checkpoint that is read only when its own run resumes; it contains pickle files."""
+"""Subfolder of a checkpoint that is read only when its own run resumes."""
 RESUME_STATE = "resume_state.json"
 """File in ``engine/`` with position, scores and the length of ``metrics.jsonl``."""
 CHECKPOINT = re.compile(r"checkpoint_(\d+)(?:_(\d+))?")
@@ -85,12 +86,11 @@ class RunFolder:
         name = path.name.removeprefix(".").partition(".")[0]
         return not (self.path / name).exists() and not damage(path)
 
-    def write_samples(self, epoch: int, samples: list[dict[str, Any]]) -> None:
+    def write_samples(self, epoch: int, samples: list[dict[str, Any]], write: Callable[[Path, str], None]) -> None:
         """Writes a few validation problems, with what the model wrote, to ``samples/epoch_<N>.json``."""
         folder = self.path / "samples"
         folder.mkdir(exist_ok=True)
-        text = json.dumps(samples, indent=2, ensure_ascii=False)
-        (folder / f"epoch_{epoch}.json").write_text(text + "\n", encoding="utf-8")
+        write(folder / f"epoch_{epoch}.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
 
 
 def new_attempt_id() -> str:

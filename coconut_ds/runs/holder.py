@@ -33,6 +33,11 @@ class Holder:
     time: str
     token: str = field(default_factory=lambda: secrets.token_hex(6))
     """Random; identifies this lock."""
+    launch: int | None = None
+    """Number of the holder's launch folder (see ``fencing``); None before it has one."""
+    stalled: bool = False
+    """Whether the run makes no progress (see ``watchdog``): another launch may then take it over although this process
+    exists."""
 
     @classmethod
     def this_process(cls) -> "Holder":

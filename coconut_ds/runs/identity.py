@@ -7,7 +7,7 @@ run whose reward failed continues with the corrected function.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,10 @@ NOT_A_NUMBER = (
     "run.project",
     "run.wandb_entity",
     "run.wandb",
+    "run.watchdog_s",
+    "run.watchdog_ends",
     "run.save_only_improve",
+    "run.async_save",
     "training.save_every",
     "training.save_every_steps",
     "training.keep_last",
@@ -146,9 +149,11 @@ def signature(ingredients: Mapping[str, Any]) -> str:
     return hashlib.blake2b(_canonical(ingredients).encode(), digest_size=6).hexdigest()
 
 
-def write_ingredients(folder: Path, ingredients: Mapping[str, Any]) -> None:
-    """Writes the table to ``signature.json``, atomically."""
-    write_whole(folder / FILE, json.dumps(ingredients, indent=2, ensure_ascii=False) + "\n")
+def write_ingredients(
+    folder: Path, ingredients: Mapping[str, Any], write: Callable[[Path, str], None] = write_whole
+) -> None:
+    """Writes the table to ``signature.json`` by means of ``write``, which replaces a file atomically."""
+    write(folder / FILE, json.dumps(ingredients, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_ingredients(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ class LaunchRecord(BaseModel):
     host: str
     pid: int
     """Process id of rank 0."""
+    number: int | None = None
+    """Number of its launch folder (see ``fencing``). Null: written by an earlier version."""
     world_size: int
     batch: str
     """Micro batch size × accumulation steps × ranks."""
@@ -66,10 +69,10 @@ class RunManifest(BaseModel):
     launches: list[LaunchRecord] = []
     command: list[str] = []
 
-    def write(self, path: Path) -> None:
-        """Sets ``updated`` to now and replaces the file."""
+    def write(self, path: Path, write: Callable[[Path, str], None] = write_whole) -> None:
+        """Sets ``updated`` to now and replaces the file by means of ``write``."""
         self.updated = now()
-        write_whole(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        write(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
 def read_manifest(path: Path) -> RunManifest | None:

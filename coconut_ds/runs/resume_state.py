@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.strict_json import parse_loosely
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -95,7 +96,7 @@ class ResumeState:
             where = ".".join(map(str, first["loc"])) or "the file"
             raise _unusable(path, f"{where}: {first['msg']}") from error
         # The dataclasses have defaults for a new run; a file that was written here has every field.
-        values = json.loads(text)
+        values = parse_loosely(text.decode())
         for name, part in (("position", Position), ("scores", Scores)):
             for one in fields(part):
                 if one.name not in values[name]:

@@ -106,7 +106,8 @@ class GrpoConfig(Group):
     weights is saved."""
     epsilon: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.2
     """Tokens stop learning where the ratio of their probability now to that when they were sampled leaves 1 - epsilon
-    to 1 + epsilon in the direction of their advantage. Matters only with several updates for each sampling."""
+    to 1 + epsilon in the direction of their advantage. Can be set only with several updates for each sampling
+    (num_iterations, steps_per_generation): with one, all ratios are 1."""
     epsilon_high: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Upper distance instead of epsilon; null: epsilon."""
     scale_rewards: Literal["none", "group", "batch"] = "none"

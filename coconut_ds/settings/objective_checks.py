@@ -1,6 +1,7 @@
 """Combinations with an objective that cannot work, and settings that would have no effect."""
 
 from coconut_ds.methods import METHODS
+from coconut_ds.methods.base import Method
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import MethodConfig
 from coconut_ds.settings.objective import NOISE_KEYS, READERS, GrpoConfig, ObjectiveConfig
@@ -111,16 +112,29 @@ def _sim_cot_problems(objective: ObjectiveConfig, method: MethodConfig, training
             f"{where} decodes the vectors that thoughts feed back one after the other, which method.thinking="
             f"{method.thinking} does not compute; set method.thinking=sequential, or objective=likelihood"
         )
-    last = training.max_latent_stage + 1 if kind.has_curriculum else 0
+    last = _last_stage(training, kind) if kind.has_curriculum else 0
     if objective.sim_cot.from_stage > last:
-        reason = (
-            f"no stage is later than {last}" if kind.has_curriculum else f"method.kind={kind.name} has only stage 0"
-        )
+        reason = f"method.kind={kind.name} has only stage 0"
+        if kind.has_curriculum:
+            within = "" if last > training.max_latent_stage else f"in training.num_epochs={training.num_epochs} epochs "
+            reason = f"{within}no stage is later than {last}"
         problems.append(
             f"objective.sim_cot.from_stage={objective.sim_cot.from_stage}: {reason}, so the decoder would never learn; "
             f"set objective.sim_cot.from_stage to at most {last}"
         )
     return problems
+
+
+def _last_stage(training: TrainingConfig, method: Method) -> int:
+    """The last stage that a run can reach, whatever its problems and its accuracy."""
+    last, epochs = training.max_latent_stage + 1, training.num_epochs
+    if training.stage_switches is not None:
+        return min(last, sum(switch < epochs for switch in training.stage_switches))
+    least = training.min_epochs_per_stage
+    if training.advance == "epochs":
+        least = method.epochs_per_stage or training.epochs_per_stage
+    # ``uniform_prob`` draws stages up to the number of a problem's steps, which is not known here.
+    return last if training.uniform_prob else min(last, (epochs - 1) // least)
 
 
 def _grpo_problems(
@@ -132,7 +146,7 @@ def _grpo_problems(
             f"{where} samples completions of a prompt that contains all thoughts, but with method.kind={method.kind} "
             "the model decides when to think; set method=coconut"
         ]
-    problems = [*_unread_noise(settings), *_unread_stages(where, training)]
+    problems = [*_unread_noise(settings), *_unread_clipping(settings), *_unread_stages(where, training)]
     if data.text_format.one_token and settings.max_completion_length is not None:
         problems.append(
             f"objective.grpo.max_completion_length={settings.max_completion_length} has no effect with data.format="
@@ -168,6 +182,19 @@ def _unread_noise(settings: GrpoConfig) -> list[str]:
                     f"this; set objective.grpo.exploration={kind}, or the default, objective.grpo.{key}={default}"
                 )
     return problems
+
+
+def _unread_clipping(settings: GrpoConfig) -> list[str]:
+    """Keys of the clipping that were set although all ratios are 1."""
+    if settings.num_iterations * settings.steps_per_generation > 1:
+        return []
+    return [
+        f"objective.grpo.{key}={found} has no effect with one update for each sampling, where all ratios are 1; set "
+        f"objective.grpo.num_iterations=2 or objective.grpo.steps_per_generation=2, or the default, "
+        f"objective.grpo.{key}={'null' if default is None else default}"
+        for key in ("epsilon", "epsilon_high")
+        if (found := getattr(settings, key)) != (default := getattr(GrpoConfig(), key))
+    ]
 
 
 def _unread_stages(where: str, training: TrainingConfig) -> list[str]:

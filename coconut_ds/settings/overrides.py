@@ -112,9 +112,21 @@ def full_key(override: Override, schema: type[BaseModel]) -> str:
         return candidates[0]
     if candidates:
         raise ConfigError(f"{key}={value}: several groups have this key; set one of {', '.join(candidates)}")
-    near = difflib.get_close_matches(key, [*keys, *(known.split(".")[-1] for known in keys)], n=3, cutoff=0.5)
+    near = _similar(key, keys)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; --help-all lists all keys"
     raise ConfigError(f"{key}={value}: no group has this key{hint}")
+
+
+def _similar(key: str, keys: Sequence[str]) -> list[str]:
+    """Up to three keys that the user may have meant, as they can be typed."""
+    # By their full names, and by their last parts; a key of a nested group (grpo.beta) needs the group's name.
+    typed: dict[str, list[str]] = {}
+    for known in keys:
+        short = known.split(".", 1)[-1]
+        for name in {known, known.split(".")[-1]}:
+            typed.setdefault(name, []).append(known if name == known else short)
+    near = difflib.get_close_matches(key, typed, n=3, cutoff=0.5)
+    return list(dict.fromkeys(each for name in near for each in typed[name]))[:3]
 
 
 class TextValues:

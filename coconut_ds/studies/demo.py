@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
@@ -29,6 +30,7 @@ from coconut_ds.studies.harness import (
     data_overrides,
     launch_run,
     score_on_test,
+    stored_json,
     study_identity,
 )
 
@@ -46,6 +48,7 @@ NUM_SHOWN = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo from the command line. Returns the exit code: 1 if a training fails, 2 for a folder in use."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: {ROOT}/seed_SEED-SIGNATURE)")
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.refuse_other()
         if results.is_finished:
             sys.stdout.write("finished before; these are the stored results (--overwrite runs the demo again)\n")
-            print_result(json.loads((results.path / SUMMARY).read_text(encoding="utf-8")), results.path)
+            print_result(stored_json(results.path / SUMMARY), results.path)
         else:
             run_demo(arguments.seed, arguments.overrides, (arguments.out or ROOT) / "runs", results)
     except HarnessError as error:

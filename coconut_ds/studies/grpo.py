@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.evaluation.paired import Comparison, compare_predictions
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own
@@ -45,6 +46,7 @@ FEW = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study from the command line and returns the exit code: 1 if a run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/compare_grpo"))
     parser.add_argument("--exploration", nargs="+", choices=KINDS, default=list(KINDS))

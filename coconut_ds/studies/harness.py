@@ -3,7 +3,6 @@
 For programs that train several models.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ from coconut_ds.runs.folder import RUN_LINE
 from coconut_ds.runs.identity import flattened
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.settings.overrides import text_override
+from coconut_ds.strict_json import JsonError, read_json
 from coconut_ds.training.metrics import read_metrics
 
 
@@ -84,8 +84,20 @@ def launch_run(
                 folder = Path(*shlex.split(line.removeprefix(RUN_LINE)))
     if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
         raise HarnessError(f"{label}: the training process failed (exit code {process.returncode}); see its output")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = stored_json(folder / "summary.json")
     return TrainedRun(label, folder, summary, time.perf_counter() - started)
+
+
+def stored_json(path: Path) -> Any:
+    """The content of a JSON file that a run or a study has written.
+
+    Raises:
+        HarnessError: it cannot be read.
+    """
+    try:
+        return read_json(path)
+    except (OSError, JsonError) as error:
+        raise HarnessError(f"{path}: is damaged ({error}); remove it and start again") from error
 
 
 def study_identity(**values: Any) -> Identity:

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.methods import METHODS
 from coconut_ds.studies.cells import TASKS, Cell, accuracy_columns, add_options, cells_of, run_table
 
@@ -21,6 +22,7 @@ ROWS = {name: (f"method={name}",) for name in METHODS}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison from the command line and returns the exit code: 1 if a run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "outputs/compare", ROWS, "--methods")
     options = parser.parse_args(argv)

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.methods import METHODS
 from coconut_ds.studies.cells import TASKS, Cell, accuracy_columns, add_options, cells_of, run_table
 
@@ -52,6 +53,7 @@ ROWS = {f"{objective}-{method}": _choices(objective, method) for objective, meth
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison from the command line and returns the exit code: 1 if a run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "outputs/compare_objectives", ROWS, "--rows")
     options = parser.parse_args(argv)

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.studies.cells import TASKS, Cell, run_all
-from coconut_ds.studies.harness import data_overrides, study_identity
+from coconut_ds.studies.harness import data_overrides, stored_json, study_identity
 from coconut_ds.studies.methods import ROWS
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
@@ -31,6 +32,7 @@ measurement as finished."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study from the command line and returns the exit code: 1 if a training run fails."""
+    prepare_streams(outlives_readers=True)
     parser = argparse.ArgumentParser(
         prog="python -m coconut_ds.probe study",
         description=__doc__,
@@ -74,14 +76,15 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
     from coconut_ds.probing.measures import MEASURED, measure_checkpoint, summary, write_measured
+    from coconut_ds.probing.parts import Parts
     from coconut_ds.reasoner import load_reasoner
 
-    checkpoint = json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_checkpoint"]
+    checkpoint = stored_json(run / "summary.json")["last_checkpoint"]
     measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
     plain = options.out / cell.task / cell.row / f"seed_{cell.seed}"
     results = free_or_own(ResultFolder(plain, study_identity(**measured_with), (*MEASURED, TABLES, OPTIONS)))
     for out in places_to_read(results, plain):
-        if (out / OPTIONS).is_file() and json.loads((out / OPTIONS).read_text(encoding="utf-8")) == measured_with:
+        if (out / OPTIONS).is_file() and stored_json(out / OPTIONS) == measured_with:
             return (out / TABLES).read_text(encoding="utf-8")
     config = compose_eval_config([text_override("checkpoint", checkpoint), *data, f"seed={cell.seed}"])
     source = open_source(config.data, cell.seed)
@@ -89,11 +92,13 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     known = {problem.question for problem in scored}
     # An epoch number that no training run reaches, so these problems are drawn independently of the training's.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
+    parts = Parts(results)
     made = measure_checkpoint(
-        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens
+        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens, parts=parts
     )
     with results.replacing() as out:
         write_measured(made, out, f"{TASKS[cell.task].words}, {cell.row}")
         write_whole(out / TABLES, summary(made))
         write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
+    parts.discard()
     return summary(made)

@@ -9,6 +9,7 @@ Shapes:
 import numpy as np
 from numpy.typing import NDArray
 
+from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.objective import GrpoConfig
 
 Floats = NDArray[np.float64]
@@ -58,6 +59,6 @@ def token_weights(lengths: Floats, count: float, tokens: float, longest: int, lo
     }[loss_type]
 
 
-def longest_completion(settings: GrpoConfig, max_new_tokens: int) -> int:
+def longest_completion(settings: GrpoConfig, data: DataConfig) -> int:
     """The largest number of tokens of a completion."""
-    return settings.max_completion_length or max_new_tokens
+    return 1 if data.text_format.one_token else settings.max_completion_length or data.max_new_tokens

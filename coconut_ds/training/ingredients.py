@@ -11,8 +11,12 @@ from coconut_ds.training.experiment import Experiment
 
 
 def run_ingredients(experiment: Experiment) -> dict[str, Any]:
-    """Everything that can change a number of the run, by dotted key. Called on rank 0, which has the weights' hash."""
-    config, data = experiment.config, {}
+    """Everything that can change a number of the run, by dotted key. All ranks call it.
+
+    Entries of the code are only in rank 0's table, because they depend on whether git is installed;
+    ``runs.launch_facts`` compares the files of the code.
+    """
+    config, ranks, data = experiment.config, experiment.ranks, {}
     if config.data.kind == "file":
         assert config.data.train_path is not None
         assert config.data.val_path is not None
@@ -22,9 +26,10 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         global_batch_size=experiment.geometry.global_batch_size,
         engine_file=read_engine_file(config),
         data=data,
-        weights=experiment.weights,
+        # The engine gives all ranks the weights of rank 0.
+        weights=ranks.from_first(experiment.weights),
         tokenizer=digest_tokenizer(experiment.backbone.tokenizer, experiment.backbone.eos_ids[1:]),
-        code=code_identity(),
+        code=code_identity() if ranks.is_first else {},
         batch=experiment.geometry.describe(),
         micro_batch=experiment.geometry.micro_batch_size,
     )

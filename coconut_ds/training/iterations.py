@@ -60,7 +60,7 @@ class Iterations:
         assert run.reward is not None, "the objective grpo has a reward"
         config, settings = run.config, run.config.objective.grpo
         prompter = Prompter(run.backbone, run.method, config.data.text_format, config.parallel)
-        longest = longest_completion(settings, config.data.max_new_tokens)
+        longest = longest_completion(settings, config.data)
         return Sampler(
             prompter,
             Writing(longest, sampling=sampling_of(settings.temperature)),
@@ -126,7 +126,7 @@ class Iteration:
         if number > 1:
             random.Random(f"mini-batches/{config.run.seed}/{self._batch.iteration}").shuffle(kept)
         count, tokens = len(rollouts) / number, sum(len(each.tokens) for each in rollouts) / number
-        longest = longest_completion(settings, config.data.max_new_tokens)
+        longest = longest_completion(settings, config.data)
         found = []
         for part in range(number):
             # Parts of nearly equal size; there may be fewer completions than parts.

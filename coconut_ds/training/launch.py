@@ -3,23 +3,30 @@
 import copy
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
+from coconut_ds.distributed.agreement import refuse_disagreement
+from coconut_ds.distributed.background import Background
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
-from coconut_ds.files import remove, shell_word, write_whole
+from coconut_ds.distributed.watchdog import Watchdog
+from coconut_ds.files import remove, shell_word
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
+from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings import Config
-from coconut_ds.training.claim import claim_attempt
-from coconut_ds.training.engine import Engine, convert_state
+from coconut_ds.training.claim import Claim, claim_attempt
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import read_engine_file, zero_stage
+from coconut_ds.training.engine_state import convert_state
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
 from coconut_ds.training.progress import ProgressBar
@@ -40,22 +47,23 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     """
     started = time.perf_counter()
     progress = ProgressBar(ranks.is_first)
-    read_engine_file(config)
-    tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
+    ranks.progress.begin()
     with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(ranks, config.run.watchdog_s, config.run.watchdog_ends))
+        refuse_unequal_launch(ranks, "training", config)
+        read_engine_file(config)
+        tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
         interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
-        backbone = experiment.backbone
-        # Checked now rather than when the first checkpoint is written, so that no training is lost.
-        ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
-        claim = ranks.on_first(lambda: claim_attempt(experiment, stack, progress.line))
+        claim = _claim(experiment, stack, watchdog, progress.line)
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None
-        engine = _start_engine(experiment, start, progress.line)
+        engine = _start_engine(experiment, start, None if claim is None else claim.fence, progress.line)
         with open_record(experiment, claim, start.path, progress.line) as record:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)
-            lock = None if claim is None else claim.lock
-            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, notify=progress.line)
+            lock, fence = (None, None) if claim is None else (claim.lock, claim.fence)
+            background = Background(ranks) if config.run.async_save else None
+            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, background, notify=progress.line)
             if start.checkpoint is not None and start.resume_state is not None:
                 saver.resume_from(start.checkpoint, start.resume_state.scores)
                 position = copy.deepcopy(start.resume_state.position)
@@ -64,11 +72,12 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
             progress.line(f"{RUN_LINE}{shell_word(start.path)}\n{_describe(experiment, tf32)}")
             if start.checkpoint is not None:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
-            if start.checkpoint is None and ranks.is_first:
-                experiment.problems.write(start.folder.problems)
-            Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
-            if manifest is not None:
-                _write_summary(start.folder, position, saver, time.perf_counter() - started)
+            if start.checkpoint is None and fence is not None:
+                _write_problems(experiment, start.folder, fence)
+            with closing(saver):
+                Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
+            if manifest is not None and fence is not None:
+                _write_summary(start.folder, position, saver, fence, time.perf_counter() - started)
                 manifest.reason = SOLVED if position.solved else None
     best = start.folder.path / str(saver.scores.best_checkpoint or saver.scores.last_checkpoint)
     progress.line(
@@ -78,17 +87,30 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     return start.folder
 
 
+def _claim(experiment: Experiment, stack: ExitStack, watchdog: Watchdog, notify: Notify) -> Claim | None:
+    """Compares the ingredients of the signature on all ranks; rank 0 then locks the run and chooses an attempt."""
+    ranks, backbone = experiment.ranks, experiment.backbone
+    # Checked now rather than when the first checkpoint is written, so that no training is lost.
+    ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
+    ingredients, kernels = run_ingredients(experiment), experiment.kernels.describe(backbone.model)
+    refuse_disagreement(ranks, lambda: {**without_code(ingredients), "kernels": kernels})
+    with ranks.progress.during("waiting for the lock of the run", excused=True):
+        return ranks.on_first(lambda: claim_attempt(experiment, ingredients, stack, notify, lambda: watchdog.stalled))
+
+
 def _describe(experiment: Experiment, tf32: str | None) -> str:
     """What is trained, and how precisely, for the log."""
     description = experiment.describe()
     if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
         description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
     notes = [experiment.kernels.describe(experiment.backbone.model), tf32, *start_notes(experiment)]
+    notes += experiment.objective.notes(experiment.problems.train(experiment.config.run.resume))
     return "\n".join([description, *(note for note in notes if note)])
 
 
-def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engine:
-    """Builds the engine and loads the state of the checkpoint, if there is one. All ranks call it."""
+def _start_engine(experiment: Experiment, start: Start, fence: Fence | None, notify: Notify) -> Engine:
+    """Builds the engine and loads the state of the checkpoint, if there is one. All ranks call it; rank 0 passes the
+    fence of the run."""
     config, ranks, resume_state = experiment.config, experiment.ranks, start.resume_state
     saved_by = ranks.size if resume_state is None else resume_state.world_size
     converts = saved_by != ranks.size and zero_stage(config) > 0
@@ -104,15 +126,25 @@ def _start_engine(experiment: Experiment, start: Start, notify: Notify) -> Engin
         engine.load_state(folder, same_ranks=saved_by == ranks.size)
         return engine
     notify(f"converting the state of {saved_by} ranks for {ranks.size}")
-    out = start.path / f".{start.checkpoint.name}.universal"
-    ranks.first_decides(lambda: convert_state(folder, out))
+    out = ranks.from_first(None if fence is None else fence.part("universal"))
+    assert out is not None
+    with ranks.progress.during("converting a checkpoint", excused=True):
+        ranks.first_decides(lambda: convert_state(folder, out))
     engine.load_state(out, same_ranks=False)
     ranks.wait()
     ranks.first_decides(lambda: remove(out))
     return engine
 
 
-def _write_summary(folder: RunFolder, position: Position, saver: RunSaver, seconds: float) -> None:
+def _write_problems(experiment: Experiment, folder: RunFolder, fence: Fence) -> None:
+    """Writes generated problems to the folder of the attempt, for inspection."""
+    part = fence.part(folder.problems.name)
+    experiment.problems.write(part)
+    if part.is_dir():
+        fence.put(part, folder.problems)
+
+
+def _write_summary(folder: RunFolder, position: Position, saver: RunSaver, fence: Fence, seconds: float) -> None:
     """Writes ``summary.json``: what the finished run has reached."""
     scores = saver.scores
     values: dict[str, Any] = {
@@ -127,7 +159,7 @@ def _write_summary(folder: RunFolder, position: Position, saver: RunSaver, secon
         "duration_s": round(seconds, 1),
         "saving_s": round(saver.seconds, 1),
     }
-    write_whole(folder.summary, json.dumps(values, indent=2) + "\n")
+    fence.write(folder.summary, json.dumps(values, indent=2) + "\n")
 
 
 def _path(folder: RunFolder, name: str | None) -> str | None:

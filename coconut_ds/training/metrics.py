@@ -14,13 +14,16 @@ Two equal runs differ only in ``perf/*`` and ``time``.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.runs.fencing import Fence
+from coconut_ds.strict_json import parse_loosely
 
 
 class Mirror(Protocol):
@@ -40,19 +43,36 @@ class MetricsLog:
     """
 
     def __init__(
-        self, path: Path, mirror: Mirror | None = None, notify: Callable[[str], None] = lambda line: None
+        self,
+        path: Path,
+        mirror: Mirror | None = None,
+        notify: Callable[[str], None] = lambda line: None,
+        lost: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        self._mirror, self._notify = mirror, notify
+        """Opens the file.
 
-    def flushed(self) -> int:
-        """Syncs the file to the disk and returns its length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        Args:
+            path: the file; ``begin_metrics`` has prepared it.
+            mirror: the second destination.
+            notify: receives lines for the log.
+            lost: whether another launch has taken over the run; from then on nothing is written.
+        """
+        self._file = path.open("a", encoding="utf-8")
+        self._mirror, self._notify, self._lost = mirror, notify, lost
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file, in bytes."""
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Flushes what was written to the disk."""
+        os.fsync(self._file.fileno())
 
     def log(self, values: dict[str, Any]) -> None:
         """Writes one line. ``values`` must contain ``global_step``."""
+        if self._lost():
+            return
         self._file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
         self._with_mirror(lambda mirror: mirror.log(values, int(values["global_step"])))
@@ -84,24 +104,36 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All whole lines of a ``metrics.jsonl``; the last one of a process that was killed may have no end.
+
+    Raises:
+        CheckpointError: a line is damaged.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(parse_loosely(line.decode(), number))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: line {number} is damaged ({error}); remove the line") from error
+    return found
 
 
-def cut_metrics(path: Path, length: int) -> Path | None:
-    """Truncates a record to its length when a checkpoint was written, so that no update appears twice after a resume.
+def begin_metrics(path: Path, length: int, fence: Fence) -> Path | None:
+    """Cuts a record to its length when a checkpoint was written, so that no update appears twice after a resume.
 
-    The rest, lines of updates that will be repeated, is appended to ``<name>.lost.jsonl``.
+    The rest, lines of updates that will be repeated, is added to ``<name>.lost.jsonl``. Both become new files, so that
+    a launch that has lost the run, and has the former ones open, changes neither.
 
     Args:
         path: a ``metrics.jsonl``; may be missing if ``length`` is 0.
         length: the length in bytes that the checkpoint recorded.
+        fence: of the launch that will continue the record.
 
     Returns:
         The path of the file with the removed lines; None if nothing was removed.
 
     Raises:
-        CheckpointError: the record is shorter than ``length``.
+        CheckpointError: the record is shorter than ``length``, or another launch has taken over the run.
     """
     there = path.stat().st_size if path.exists() else 0
     if there < length:
@@ -109,18 +141,34 @@ def cut_metrics(path: Path, length: int) -> Path | None:
             f"{path}: has {there} bytes, but had {length} when the checkpoint was written; metrics of this run are "
             "lost: restore the file, or start a new attempt with run.resume_mode=never"
         )
-    if there == length:
-        return None
-    lost = path.with_suffix(".lost.jsonl")
-    with path.open("rb+") as record, lost.open("ab+") as tail:
-        record.seek(length)
+    kept = fence.part(path.name)
+    rest = b""
+    with kept.open("xb") as new:
+        if there:
+            with path.open("rb") as record:
+                _copy(record, new, length)
+                rest = record.read()
+    lost = _add(path.with_suffix(".lost.jsonl"), rest, fence) if rest else None
+    fence.put(kept, path)
+    return lost
+
+
+def _add(path: Path, rest: bytes, fence: Fence) -> Path:
+    """Adds lines to a file, by replacing it."""
+    part = fence.part(path.name)
+    if path.exists():
+        shutil.copyfile(path, part)
+    with part.open("ab+") as tail:
         # A full disk or a killed process may have left a line without its end; the next one starts on a new line.
         if tail.tell():
             tail.seek(-1, os.SEEK_END)
             tail.write(b"" if tail.read() == b"\n" else b"\n")
-        tail.write(record.read())
-        tail.flush()
-        os.fsync(tail.fileno())
-        record.truncate(length)
-        os.fsync(record.fileno())
-    return lost
+        tail.write(rest)
+    fence.put(part, path)
+    return path
+
+
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+    while length and (piece := source.read(min(length, 1 << 20))):
+        target.write(piece)
+        length -= len(piece)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from coconut_ds.data.checks import is_scored, name_of, warnings_about
+from coconut_ds.data.checks import file_warnings, is_scored, name_of, warnings_about
 from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, check_splits, training_file
@@ -43,8 +43,9 @@ class RunProblems:
         self._source = source
         self._tokenizer, self._format = tokenizer, data.text_format
         self.valid = source.valid()
-        where = name_of(data, "validation")
-        for line in warnings_about(self.valid, data.text_format, where):
+        where, path = name_of(data, "validation"), training_file(source)
+        lines = [*(() if path is None else file_warnings(path)), *file_warnings(where)]
+        for line in lines + warnings_about(self.valid, data.text_format, where):
             notify(line)
         if not any(is_scored(problem, data.text_format) for problem in self.valid):
             raise DataError(
@@ -57,7 +58,6 @@ class RunProblems:
         self._texts: list[Problem] = []
         self._tokens = ProblemArrays([], ())
         self._check: Check = lambda split, problems: None
-        path = training_file(source)
         self._is_file = path is not None
         if path is not None:
             self._tokens = table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import CheckpointError, ConfigError
-from coconut_ds.files import remove, write_whole
+from coconut_ds.files import remove
+from coconut_ds.runs.fencing import Fence, LostRunError
 from coconut_ds.runs.identity import write_ingredients
 from coconut_ds.runs.manifest import RunManifest, command_line, now, read_manifest, this_launch
 from coconut_ds.settings.schema import to_yaml
 from coconut_ds.training.claim import Claim
 from coconut_ds.training.experiment import Experiment
-from coconut_ds.training.metrics import MetricsLog, cut_metrics
+from coconut_ds.training.metrics import MetricsLog, begin_metrics
 from coconut_ds.training.problems import Notify
 from coconut_ds.training.versions import versions
 from coconut_ds.training.wandb_mirror import open_mirror
@@ -30,6 +31,7 @@ class RunRecord:
 
     manifest: RunManifest
     metrics: MetricsLog
+    fence: Fence
 
 
 @contextmanager
@@ -49,7 +51,8 @@ def open_record(
 
     Raises:
         ConfigError: wandb was requested and cannot start.
-        CheckpointError: the disk is full or read-only, or ``metrics.jsonl`` is shorter than the checkpoint says.
+        CheckpointError: the disk is full or read-only, ``metrics.jsonl`` is shorter than the checkpoint says, or
+            another launch has taken over the run.
     """
     with _clear_disk_errors(attempt), ExitStack() as stack:
 
@@ -62,29 +65,28 @@ def open_record(
         if record is None or claim is None:
             yield None
             return
-        manifest, path = record.manifest, claim.start.folder.manifest
+        manifest, path, write = record.manifest, claim.start.folder.manifest, claim.fence.write
         try:
             yield record
             manifest.status, manifest.ended = "completed", now()
-            manifest.write(path)
+            manifest.write(path, write)
         except BaseException as error:
-            if not claim.lock.still_ours():
-                # Another launch has taken over the run and its manifest.
-                raise
             manifest.status, manifest.ended = "failed", now()
             interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
             manifest.reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            # A full disk may refuse even this; the next launch relies on the checkpoints.
-            with suppress(OSError):
-                manifest.write(path)
+            # A full disk may refuse even this; the next launch relies on the checkpoints. If another launch has taken
+            # over the run, the manifest is its own.
+            with suppress(OSError, LostRunError):
+                manifest.write(path, write)
             raise
 
 
 def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStack) -> RunRecord:
     """Writes the files that an attempt has from the start. ``stack`` closes the metrics."""
-    config, start, folder = experiment.config, claim.start, claim.start.folder
+    config, start, folder, fence = experiment.config, claim.start, claim.start.folder, claim.fence
     manifest = _manifest(experiment, claim, notify)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    fence.check()
+    folder.path.mkdir(exist_ok=True)
     manifest.wandb_run_id = manifest.wandb_run_id or uuid.uuid4().hex[:8]
     try:
         mirror, line = open_mirror(config, folder.path, manifest.wandb_run_id)
@@ -94,21 +96,22 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
         raise
     if line:
         notify(line)
-    lost = cut_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0)
+    lost = begin_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0, fence)
     if lost is not None:
         notify(f"metrics of updates after the checkpoint were moved to {lost.name}; these updates are repeated")
     if start.is_new:
-        write_ingredients(folder.path.parent, claim.ingredients)
-    write_whole(folder.config, to_yaml(config))
-    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify))
-    manifest.write(folder.manifest)
-    return RunRecord(manifest, metrics)
+        write_ingredients(folder.path.parent, claim.ingredients, fence.write)
+    fence.write(folder.config, to_yaml(config))
+    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify, lambda: fence.lost))
+    manifest.write(folder.manifest, fence.write)
+    return RunRecord(manifest, metrics, fence)
 
 
 def _manifest(experiment: Experiment, claim: Claim, notify: Notify) -> RunManifest:
     """The manifest of the attempt with this launch added; not written yet."""
     config, ranks, start = experiment.config, experiment.ranks, claim.start
     launch = this_launch(ranks.size, experiment.geometry.describe())
+    launch.number = claim.fence.number
     if start.resume_state is not None and start.checkpoint is not None:
         launch.from_checkpoint = start.checkpoint.name
         launch.converted = start.resume_state.world_size != ranks.size

@@ -5,6 +5,7 @@ have no effect are in ``serve.api.neutral``. ``serve.asking`` checks what depend
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -237,7 +238,9 @@ class ChatRequest(Generation):
             )
         question = "\n".join(message.text for message in self.messages)
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
-        return self.ask((question,), likeliest, self.max_tokens if most is None else most)
+        if self.max_tokens is not None or most is None:
+            return self.ask((question,), likeliest, self.max_tokens)
+        return replace(self.ask((question,), likeliest, most), length_field="max_completion_tokens")
 
 
 class ThoughtsRequest(Body):

@@ -21,7 +21,7 @@ INTRODUCTION = (
     "as a random sample of many similar ones. The intervals do not cover variation between training runs. A probe that "
     "finds a label shows that the state contains it, not that the model uses it."
 )
-MAX_DRAWS = 8
+MAX_DRAWS_A_PROBLEM = 8
 CANCEL_WITHIN_S = 5.0
 """Seconds after which a measurement is reported as cancelled even if its handler has not ended."""
 
@@ -122,7 +122,7 @@ def _components() -> DataSetPage:
         )
         draws = gr.Slider(
             1,
-            MAX_DRAWS,
+            MAX_DRAWS_A_PROBLEM,
             value=2,
             step=1,
             label="Draws per problem (of noise, random directions or other problems)",
@@ -168,7 +168,7 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     ) -> AsyncGenerator[ComponentUpdates, None]:
         thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
         num_problems = whole_number("problems", count, MIN_MEASURED, MAX_MEASURED)
-        num_draws = whole_number("draws", draws, 1, MAX_DRAWS)
+        num_draws = whole_number("draws", draws, 1, MAX_DRAWS_A_PROBLEM)
         steps = measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws)
         async with _Run.among(running) as run, aclosing(steps):
             yield {**results.cleared(), page.kept: None}

@@ -54,7 +54,7 @@ def check_grpo(syncs, loop: LatentLoop, objective: Grpo, num_thoughts: int, know
         old, reference = replayed if known else None, replayed if objective.keeps_start else None
         parts = loop(objective.loss, replace(batch, old=old, reference=reference))
         parts[:2].sum().backward()
-    assert (replayed.device, replayed.shape) == (DEVICE, batch.advantages.shape)
+    assert (replayed.device, replayed.shape) == (DEVICE, batch.columns.advantages.shape)
     assert (parts.device, parts.dtype, parts.shape) == (DEVICE, torch.float32, (5,))
     check_gradients(loop)
 
@@ -64,7 +64,13 @@ def check_grpo(syncs, loop: LatentLoop, objective: Grpo, num_thoughts: int, know
     [
         ("gpt2", torch.float32, ("grpo.beta=0.1",), False, True),
         ("llama", torch.bfloat16, ("grpo.beta=0", "thinking=jacobi", "method.iterations=2"), True, False),
-        ("llama", torch.float32, ("grpo.exploration=dropout", "grpo.epsilon_high=0.4"), False, True),
+        (
+            "llama",
+            torch.float32,
+            ("grpo.exploration=dropout", "grpo.epsilon_high=0.4", "grpo.num_iterations=2"),
+            False,
+            True,
+        ),
         ("gpt2", torch.bfloat16, ("grpo.exploration=dropout", "grpo.temperature=0.7"), True, False),
         ("gpt2", torch.float32, (SVP, "grpo.beta=0.1"), True, True),
         ("gpt2", torch.bfloat16, (SVP, "grpo.beta=0"), False, False),

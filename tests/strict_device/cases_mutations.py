@@ -131,7 +131,11 @@ MUTATIONS = {
         uploads, "_host_tensor", "host.pin_memory()", "host", upload_tokens, (HostSync, "uploads.py")
     ),
     "banned_tokens": Mutation(
-        GrpoBatch, "to", '"advantages", "banned",', '"advantages",', partial(train_on_completions, kind="gaussian")
+        GrpoBatch,
+        "to",
+        "self.buffer.to(device, non_blocking=True)",
+        "self.buffer",
+        partial(train_on_completions, kind="gaussian"),
     ),
     "noise_of_thoughts": Mutation(
         ThoughtNoise,
