@@ -20,23 +20,20 @@ EACH_ROW = 20
 """Further positions that may be encoded between two steps for each further request that the engine has. A step over
 more requests takes longer; 20 positions take about three times as long as a request adds to it. Requests that wait
 count too: the more of them wait, the more it costs to take steps with few requests."""
-MOST_PIECES = 4
-"""The work between two steps is never more than this many times the work beside a single request."""
-
 ENOUGH = 0.75
 """No further pass comes before the next step once this part of the positions that may be computed has been, because
 passes over few positions take almost as long as passes over some more."""
 
 
 def default_piece(loop: LatentLoop) -> int:
-    """The number of positions that take about three times as long as a step of a single request.
+    """The number of positions that take about twice as long as a step of a single request.
 
     Measured on a CPU with GPT-2's shape (six layers, 512 wide); on a GPU, where the ratio of arithmetic to memory is
     larger, it is an estimate.
     """
     if loop.device.type != "cpu":
         return 1024
-    return 128 if loop.model.dtype == torch.float32 else 256
+    return 64 if loop.model.dtype == torch.float32 else 128
 
 
 class Encoding(NamedTuple):
@@ -135,7 +132,7 @@ class Prefill:
         if self._piece is None:
             return math.inf
         others = self._table.num_running + len(self._table.waiting) - 1
-        return min(MOST_PIECES * self._piece, self._piece + EACH_ROW * others)
+        return self._piece + EACH_ROW * others
 
     def _cost(self, start: int) -> float:
         """How many positions at a prompt's beginning take as long as one after ``start`` others.
