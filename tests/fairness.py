@@ -84,7 +84,7 @@ def load(kind: str, server: ServerProcess, key: str = "") -> Iterator[None]:
         yield
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def measures(server: ServerProcess, seconds: float) -> dict[str, Any]:
@@ -126,10 +126,10 @@ def prompts(server: ServerProcess, seconds: float) -> dict[str, Any]:
 
 def greedy(server: ServerProcess, seconds: float) -> dict[str, Any]:
     """Small requests while another client has hundreds of completions in progress."""
-    small_requests(server, KEYS["small"], 2, 10)
-    alone, _ = small_requests(server, KEYS["small"], seconds / 4, 20)
+    small_requests(server, KEYS["small"], seconds / 8, 5)
+    alone, _ = small_requests(server, KEYS["small"], seconds / 4, 10)
     with load("greedy", server, KEYS["busy"]):
-        under, statuses = small_requests(server, KEYS["small"], seconds, 20)
+        under, statuses = small_requests(server, KEYS["small"], seconds, 10)
     return {
         "alone_p50_ms": 1e3 * at(alone, 0.5),
         "alone_p95_ms": 1e3 * at(alone, 0.95),
