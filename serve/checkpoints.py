@@ -20,7 +20,7 @@ log = logging.getLogger("serve")
 SCAN_S = 1.0
 """Shortest time between two looks at the folders, in seconds."""
 SCAN_SHARE = 0.01
-"""Largest share of the time that looking at the folders may take."""
+"""Largest share of a processor's time that looking at the folders may take."""
 REPLACING_S = 0.1
 """Seconds after which a folder that has vanished is looked for once more: to replace a folder, programs rename the old
 one, then the new one."""
@@ -121,7 +121,7 @@ class Checkpoints:
             await asyncio.wait([asyncio.wrap_future(scan)], timeout=WAIT_S)
 
     def _run_scan(self, future: "Future[None]") -> None:
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.thread_time()
         try:
             self.refresh()
         except Exception:
@@ -129,7 +129,8 @@ class Checkpoints:
         now = time.monotonic()
         with self._lock:
             self._scan = None
-            self._next_scan = now + max(SCAN_S, (now - began) / SCAN_SHARE)
+            # A disk that needs long is left alone for as long.
+            self._next_scan = now + max(SCAN_S, now - began, (time.thread_time() - computed) / SCAN_SHARE)
         future.set_result(None)
 
     def refresh(self) -> None:

@@ -114,7 +114,10 @@ def mark_of(folder: Path) -> Mark:
     Raises:
         OSError: the folder cannot be read, or a file vanished meanwhile.
     """
-    states = ((str(path.relative_to(folder)), path.stat()) for path in entries(folder))
+    # Links that lead nowhere are refused by the checks.
+    states = (
+        (str(path.relative_to(folder)), path.stat() if path.exists() else path.lstat()) for path in entries(folder)
+    )
     return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
 
 

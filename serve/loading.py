@@ -12,6 +12,7 @@ from coconut_ds.reasoner import Reasoner, load_reasoner
 from serve.errors import CheckpointFailedError, ServiceError
 from serve.finding import ServedCheckpoint
 from serve.limits import EngineSettings
+from serve.loads import again
 from serve.memory import needed_bytes
 from serve.model_thread import ModelThread
 from serve.room import Loaded, Room
@@ -42,6 +43,7 @@ def load_model(
         CheckpointFailedError: it cannot be loaded.
     """
     began, thread = time.perf_counter(), None
+    failure: ServiceError | None = None
     try:
         # Checked again: the folder may have changed since the checkpoint was found.
         check_folder(checkpoint.folder, checkpoint.root)
@@ -51,19 +53,23 @@ def load_model(
         thread = start(checkpoint.name, reasoner)
         # Copies the tokenizer for ``encode``, and waits until the model's thread runs.
         thread.run(lambda one: one.prompter.encode(["1"])).result()
+    except ServiceError as error:
+        failure = again(error)
     except Exception as error:
-        if thread is not None:
-            thread.stop()
-        room.give_back(checkpoint.name)
-        if isinstance(error, ServiceError):
-            raise
         # Any exception may come: what a broken file makes the libraries raise is not known.
         known = isinstance(error, CheckpointError)
         log.error("%s cannot be loaded: %s", checkpoint.name, error, exc_info=None if known else error)
-        raise CheckpointFailedError(
+        failure = CheckpointFailedError(
             f"model: {checkpoint.name} cannot be loaded; the server's log has the reason", "model"
-        ) from None
-    finally:
+        )
+    if failure is not None or thread is None:
+        if thread is not None:
+            thread.stop()
+        room.give_back(checkpoint.name)
+        # Frees what the load has left in reference cycles.
         gc.collect()
+        assert failure is not None, "without a thread there is a failure"
+        # Outside of the handlers, so that the error does not refer to what these functions had in memory.
+        raise failure
     log.info("%s: loaded in %.1f s, %.2f GB", checkpoint.name, time.perf_counter() - began, needed / 1e9)
     return Loaded(checkpoint, thread, needed)

@@ -36,6 +36,11 @@ class Waiters:
         return [one for name in list(self._waiting) for one in self.take(name)]
 
 
+def again(error: ServiceError) -> ServiceError:
+    """The same error for another caller. A traceback refers to everything that the functions in it had in memory."""
+    return type(error)(str(error), error.param, error.retry_after_s)
+
+
 class Failures:
     """Checkpoints that could not be loaded, by name and state of files. The user holds a lock during each call."""
 
@@ -47,7 +52,7 @@ class Failures:
         """Remembers a failure for a while."""
         now = self._clock()
         self._known = {key: value for key, value in self._known.items() if value[0] > now}
-        self._known[checkpoint.name, checkpoint.mark] = (now + REMEMBER_S, error)
+        self._known[checkpoint.name, checkpoint.mark] = (now + REMEMBER_S, again(error))
 
     def of(self, checkpoint: ServedCheckpoint) -> ServiceError | None:
         """Why the checkpoint could not be loaded; None if it has not been tried lately, or its files have changed."""

@@ -22,7 +22,7 @@ from serve.finding import ServedCheckpoint
 from serve.jobs import Observer
 from serve.limits import EngineSettings, Limits
 from serve.loading import load_model
-from serve.loads import Failures, Waiters, Waiting
+from serve.loads import Failures, Waiters, Waiting, again
 from serve.memory import default_budget, device_of, needed_bytes
 from serve.model_thread import ModelThread
 from serve.room import Loaded, Room
@@ -78,6 +78,12 @@ class Models:
         """Threads of the loaded models by name, the least recently used first."""
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
+
+    @property
+    def threads(self) -> list[ModelThread]:
+        """Threads of all models in memory, also of those that leave it once their last callers are done."""
+        with self._lock:
+            return list(self._held)
 
     @property
     def used_bytes(self) -> int:
@@ -189,7 +195,7 @@ class Models:
                 if self._closing:
                     raise _stopping()
                 if one is None and failure is not None:
-                    raise type(failure)(str(failure), failure.param)
+                    raise again(failure)
                 if one is None or self._is_outdated(one, checkpoint):
                     if self._waiters.add(name, waiting):
                         loader = threading.Thread(target=self._load_for, args=[name], name=f"load-{name}", daemon=True)
@@ -218,19 +224,22 @@ class Models:
                     old = self._loaded.pop(name, None)
                     self._loaded[name] = made
             one = self._loaded.get(name)
+            if isinstance(error, CheckpointFailedError) and one is not None:
+                log.warning("%s: requests still get the model that was loaded before its files changed", name)
+                error = None
             if error is None and one is not None:
                 one.holders += len(waiting)
         for each in waiting:
             if error is None and one is not None:
                 each.set_result(one.thread)
             else:
-                each.set_exception(error or _stopping())
+                each.set_exception(_stopping() if error is None else again(error))
         for leaving in (old, made if one is not made else None):
             if leaving is not None and not leaving.holders:
                 self._unload(leaving)
 
     def _try_to_load(self, name: str) -> tuple[Loaded | None, ServiceError | None]:
-        """The model; or why it cannot be loaded. Neither if an older version of it stays in use instead."""
+        """The model, or why it cannot be loaded."""
         error: ServiceError | None = None
         for _ in range(TRIES):
             checkpoint = self.checkpoints.get(name)
@@ -250,9 +259,6 @@ class Models:
         with self._lock:
             if checkpoint is not None and error is not None:
                 self._failures.add(checkpoint, error)
-            if name in self._loaded:
-                log.warning("%s: requests still get the model that was loaded before its files changed", name)
-                return None, None
         return None, error
 
     def _start(self, name: str, reasoner: Reasoner) -> ModelThread:

@@ -172,7 +172,7 @@ class Service:
         """Fails all running and waiting requests with the error that the server is stopping."""
         self.draining = True
         self.models.stop_loading()
-        for thread in self.models.loaded.values():
+        for thread in self.models.threads:
             thread.stop()
 
     def close(self) -> None:

@@ -57,7 +57,8 @@ class Right:
 class World:
     """The folder that a server offers, and what was in it when."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, prompts: Sequence[str] = PROMPTS) -> None:
+        self.prompts = prompts
         self.root, self._sources = folder / "served", folder / "sources"
         self._random = random.Random(seed)
         self._history: dict[str, list[tuple[float, str | None]]] = {name: [] for name in NAMES}
@@ -72,17 +73,20 @@ class World:
             self._put(name, versions[0])
 
     def _answer(self, version: str, reasoner: Reasoner) -> None:
-        prompter = reasoner.prompter
+        prompter, cases, requests = reasoner.prompter, [], []
         for kind, fields in ASKS.items():
             thoughts = reasoner.thoughts(fields.get("n_thoughts") if reasoner.card.num_thoughts else None)
             sampling = Sampling(fields.get("temperature", 0.0), seed=fields.get("seed", 0))
             writing = Writing(TOKENS, sampling=sampling, log_probabilities=True, num_likeliest=2)
-            for prompt in PROMPTS:
+            for prompt in self.prompts:
                 request = prompter.request(prompter.encode([prompt])[0], thoughts, writing)
-                requests = list(request.samples(fields.get("n", 1)))
-                made = generate(reasoner.loop, requests, prompter.eos_ids, 4, prompter.text)
-                texts = tuple(prompter.text(one.tokens) for one in made)
-                self.right[version, kind, prompt] = Right(texts, tuple(made[0].log_probabilities), thoughts.count)
+                cases.append((kind, prompt, thoughts.count, fields.get("n", 1)))
+                requests += request.samples(cases[-1][-1])
+        made = iter(generate(reasoner.loop, requests, prompter.eos_ids, 8, prompter.text))
+        for kind, prompt, num_thoughts, samples in cases:
+            own = [next(made) for _ in range(samples)]
+            texts = tuple(prompter.text(one.tokens) for one in own)
+            self.right[version, kind, prompt] = Right(texts, tuple(own[0].log_probabilities), num_thoughts)
 
     def fields_of(self, name: str, kind: str) -> dict[str, Any]:
         """The fields of a request of this kind to this name."""

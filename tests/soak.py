@@ -32,7 +32,7 @@ from statistics import median
 from typing import Any
 
 from asking_http import Connection
-from making_checkpoints import BROKEN, NAMES, PROMPTS, TOKENS, World
+from making_checkpoints import BROKEN, NAMES, TOKENS, World
 from serving import ServerProcess, serving
 from tqdm import tqdm
 
@@ -101,7 +101,7 @@ class Client:
 
     async def _ask(self, kind: str) -> None:
         """A valid request, whose answer must be that of a state that the checkpoint had lately."""
-        name, prompt = self._random.choice(list(NAMES)), self._random.choice(PROMPTS)
+        name, prompt = self._random.choice(list(NAMES)), self._random.choice(self._world.prompts)
         asked = kind if kind in ("thoughts", "sampled", "logprobs") else "greedy"
         body = {"model": name, "max_tokens": TOKENS, **self._world.fields_of(name, asked)}
         path = {"chat": "/v1/chat/completions", "trace": "/v1/thoughts"}.get(kind, "/v1/completions")

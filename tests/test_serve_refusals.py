@@ -57,6 +57,7 @@ def openai_client(app, key: str) -> openai.OpenAI:
         ({"max_tokens": True}, 400, "max_tokens", "valid integer"),
         ({"n_thoughts": 65}, 400, "n_thoughts", "expected 0 to 64"),
         ({"n": 17}, 400, "n", "expected 1 to 16"),
+        ({"prompt": ["a", "b"], "n": 16, "max_tokens": 100, "logprobs": 50}, 400, "logprobs", "--max-probabilities"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal"),
         ({"max_tokens": 2049}, 400, "max_tokens", "the server's option --max-new-tokens sets this limit"),
         ({"max_tokens": 300}, 400, "max_tokens", "send a max_tokens of at most 246"),
