@@ -37,7 +37,7 @@ def make(checkpoint):
 
     def one(slots: int = 4, **limits: float) -> Service:
         bounds = Limits(**limits)
-        settings, room = EngineSettings(slots), bounds.client_room
+        settings, room = EngineSettings(slots), bounds.room
         models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
         made.append(Service(models, bounds))
         return made[-1]
