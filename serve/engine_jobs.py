@@ -141,11 +141,7 @@ class EngineJobs:
 
     def fail(self, ticket: int, error: Exception) -> None:
         """Ends the job with this ticket because it alone failed."""
-        job = self._tickets.get(ticket)
-        if job is None:
-            # Its last event was already sent when the observer or the receiver raised.
-            log.error("a completion was made, but reporting it failed", exc_info=error)
-            return
+        job = self._tickets[ticket]
         log.error("the request %s failed alone", job.request_id, exc_info=error)
         what = str(error) if isinstance(error, CoconutError) else "the server's log has the details under its id"
         self.end(ticket, Failed(EngineFailedError(f"the request failed, and no other: {what}")))
@@ -265,9 +261,11 @@ class EngineJobs:
                 self.observer.on_failed(job)
             else:
                 self.observer.on_cancelled(job)
-        finally:
-            if event is not None:
-                self.send(job, event)
+        except Exception:
+            # The job's receiver waits for its last event, and other jobs run.
+            log.exception("the end of the request %s could not be counted", job.request_id)
+        if event is not None:
+            self.send(job, event)
 
     def _fail_running(self, error: ServiceError) -> None:
         for ticket in list(self._tickets):
