@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from serve.access import source_of
 from serve.limits import ConnectionLimits
 from serve.metrics import Metrics
 from serve.throttled import ThrottledLog
@@ -61,11 +62,10 @@ class Connections:
     """All connections of a server."""
 
     def __init__(
-        self, limits: ConnectionLimits, metrics: Metrics, is_exempt: Callable[[str], bool] = lambda source: False
+        self, limits: ConnectionLimits, metrics: Metrics, log: ThrottledLog, is_exempt: Callable[[str], bool]
     ) -> None:
         """``is_exempt``: whether an address may have as many connections as there may be in total."""
-        self.limits = limits
-        self.log = ThrottledLog(logging.getLogger("serve"))
+        self.limits, self.log = limits, log
         self._is_exempt = is_exempt
         self._open: dict[str, int] = {}
         """Number of connections by address."""
@@ -85,9 +85,10 @@ class Connections:
         """Whether so many requests are being answered that the server takes no others."""
         return self.num_working > self.limits.most_working
 
-    def has_room_for(self, source: str) -> bool:
+    def has_room_for(self, address: str) -> bool:
         """Whether a new connection of an address may be opened; one that waits is ended if it has to make room."""
-        if not self._is_exempt(source) and self._open.get(source, 0) >= self.limits.most_of_an_address:
+        source = source_of(address)
+        if not self._is_exempt(address) and self._open.get(source, 0) >= self.limits.most_of_an_address:
             return self._end_longest(source)
         if len(self._all) < self.limits.most:
             return True
@@ -138,7 +139,6 @@ class Connections:
             reason = one.overdue(now)
             if reason is not None:
                 self.end(one, reason)
-        self.log.flush()
 
     def _end_longest(self, source: str) -> bool:
         """Ends the connection of an address that has waited longest, and says whether there was one."""

@@ -129,7 +129,7 @@ class Listener:
                 return
             accepted.setblocking(False)
             source = source_of(str(address[0]))
-            if self._connections.has_room_for(source):
+            if self._connections.has_room_for(str(address[0])):
                 self._open(accepted, source)
             else:
                 self._refuse(accepted, source)
@@ -151,7 +151,7 @@ class Listener:
             self._connections.remove(connection)
             accepted.close()
             self._connections.log.write(
-                "handshake", f"no connection with {source_of(connection.source)}: {error!r}", logging.DEBUG
+                "handshake", f"no connection with {connection.source}: {error!r}", logging.DEBUG
             )
 
     def _refuse(self, accepted: socket.socket, source: str) -> None:

@@ -23,12 +23,10 @@ def set_up_logging(as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def throttle_others() -> ThrottledLog:
-    """Makes uvicorn and asyncio write each kind of warning only once in a while; the result must be flushed."""
-    throttled = ThrottledLog(logging.getLogger("serve"))
+def throttle_others(throttled: ThrottledLog) -> None:
+    """Makes uvicorn and asyncio write each kind of warning only once in a while."""
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(ThrottledRecords(throttled))
-    return throttled
 
 
 class JsonLines(logging.Formatter):

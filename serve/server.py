@@ -5,6 +5,7 @@ finish within ``--drain-s`` seconds; those that do not finish get an error. A se
 """
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -15,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve.access import Access, address_of
-from serve.api.app import create_app
+from serve.api.app import Hooks, create_app
 from serve.api.records import Record
 from serve.connections import Connection, Connections
 from serve.listener import Listener, listening
@@ -24,6 +25,7 @@ from serve.metrics import Metrics
 from serve.network_options import Network
 from serve.service import Service
 from serve.stopping import within
+from serve.throttled import ThrottledLog
 
 log = logging.getLogger("serve")
 GRACE_S = 2.0
@@ -48,7 +50,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._connections = service, connections
         self._sockets, self._network = sockets, network
-        self._throttled = throttle_others()
         self._ends_at: float | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -63,7 +64,6 @@ class Server(uvicorn.Server):
                 loop.run_until_complete(asyncio.wait(left, timeout=1))
         finally:
             self._connections.log.flush(everything=True)
-            self._throttled.flush(everything=True)
             loop.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         """Called by uvicorn ten times a second; stops the server when all requests finished or the limit is over."""
         if counter % SWEEP_TICKS == 0:
             self._connections.sweep(asyncio.get_running_loop().time())
-            self._throttled.flush()
+            self._connections.log.flush()
         if self._ends_at is not None and not self.should_exit:
             late = time.monotonic() >= self._ends_at
             if late or not self._service.num_requests:
@@ -128,13 +128,16 @@ def run_server(
         ConfigError: the address cannot be listened on.
     """
 
-    def is_exempt(source: str) -> bool:
-        address = address_of(source)
-        return access.trusts(source) or (address is not None and address.is_loopback)
+    def is_exempt(address: str) -> bool:
+        found = address_of(address)
+        return access.trusts(address) or (found is not None and found.is_loopback)
 
     sockets = listening(network.host, network.port)
-    connections = Connections(network.limits, metrics, is_exempt)
-    app = create_app(service, metrics, access, mounts, network.root_path, lambda: connections.is_full, receivers)
+    throttled = ThrottledLog(log)
+    throttle_others(throttled)
+    connections = Connections(network.limits, metrics, throttled, is_exempt)
+    hooks = Hooks(lambda: connections.is_full, receivers, throttled)
+    app = create_app(service, metrics, access, mounts, network.root_path, hooks)
     config = uvicorn.Config(
         app,
         host=network.host,
@@ -155,6 +158,10 @@ def run_server(
     )
     config.load()
     config.ssl = network.tls
+    # Modules and models stay to the end. Without this, each full garbage collection would examine their million objects
+    # while nothing else runs.
+    gc.collect()
+    gc.freeze()
     try:
         Server(config, service, connections, sockets, network).run()
     finally:

@@ -38,14 +38,19 @@ class ThrottledLog:
             message: the line.
             level: of the line.
         """
+        if self.admits(kind, message, level):
+            self._log.log(level, "%s", message)
+
+    def admits(self, kind: str, message: str, level: int) -> bool:
+        """Whether an event may be written now; if not, it is counted. Arguments: see ``write``."""
         with self._lock:
             now, found = self._clock(), self._kinds.get(kind)
-            if found is not None and (found.num_since or now - found.written_at < PERIOD_S):
-                found.num_since += 1
-                found.message = message
-                return
-            self._kinds[kind] = _Kind(level, now)
-        self._log.log(level, "%s", message)
+            if found is None or (not found.num_since and now - found.written_at >= PERIOD_S):
+                self._kinds[kind] = _Kind(level, now)
+                return True
+            found.num_since += 1
+            found.message = message
+            return False
 
     def flush(self, everything: bool = False) -> None:
         """Writes the lines whose period is over; the server calls this about once a second.
@@ -65,18 +70,17 @@ class ThrottledLog:
 
 
 class ThrottledRecords(logging.Filter):
-    """Passes the lines of another package on to a ``ThrottledLog``, one kind for each place that writes them."""
+    """Lets the warnings of another package pass once in a while, of each place in its code; the others are counted."""
 
     def __init__(self, log: ThrottledLog) -> None:
         super().__init__()
         self._throttled = log
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See ``logging.Filter``. Lines below a warning pass as they are."""
+        """See ``logging.Filter``. Lines below a warning pass always."""
         if record.levelno < logging.WARNING:
             return True
-        message = record.getMessage()
+        message = record.getMessage().strip()
         if record.exc_info and record.exc_info[1] is not None:
             message += f": {record.exc_info[1]!r}"
-        self._throttled.write(f"{record.name}: {record.pathname}:{record.lineno}", message, record.levelno)
-        return False
+        return self._throttled.admits(f"{record.pathname}:{record.lineno}", message, record.levelno)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from serve.access import Access
 from serve.api.guards import Guards
 from serve.keys import Keys
 from serve.limits import Limits
+from serve.throttled import ThrottledLog
 
 KEY = "sesame"
 
@@ -78,20 +80,25 @@ class Guarded:
 
     def __init__(self, app: Callable[..., Awaitable[None]] = echo, key: str | None = None, **limits: float) -> None:
         self.work = Work()
+        self.log = ThrottledLog(logging.getLogger("serve"))
+        self.method, self.client = "POST", None
         self.counter = Counter("answers", "Answers.", ("status",), registry=CollectorRegistry())
         access = Access(None if key is None else Keys.single(key))
-        self._guards = Guards(app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter)
+        self._guards = Guards(
+            app, self.work, Limits(**{"body_bytes": BODY_BYTES, **limits}), access, self.counter, self.log
+        )
 
     def ask(
         self,
         path: str = "/v1/completions",
-        headers: dict[bytes, bytes] | None = None,
+        headers: dict[bytes, bytes] | list[tuple[bytes, bytes]] | None = None,
         exchange: Exchange | None = None,
         kind: str = "http",
     ) -> Exchange:
         """Sends a request through the guards; at the end no request may be counted as work any more."""
         exchange = exchange or Exchange()
-        scope = {"type": kind, "path": path, "headers": list((headers or {}).items()), "method": "POST"}
+        listed = headers if isinstance(headers, list) else list((headers or {}).items())
+        scope = {"type": kind, "path": path, "headers": listed, "method": self.method, "client": self.client}
         try:
             asyncio.run(self._guards(scope, exchange.receive, exchange.send))
         finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -130,7 +131,15 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(
+def serving(*checkpoints: Path | str, **options: Any) -> Iterator[ServerProcess]:
+    """A server that is ready; arguments: see ``starting``."""
+    with starting(*checkpoints, **options) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@contextmanager
+def starting(
     *checkpoints: Path | str,
     key: str | None = None,
     options: tuple[str, ...] = (),
@@ -138,7 +147,7 @@ def serving(
     program: tuple[str, ...] = ("-m", "serve"),
     descriptors: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """A server that is killed at the end, if it still runs.
+    """A server that has just been started. It is killed at the end, if it still runs.
 
     Args:
         checkpoints: what it serves.
@@ -164,7 +173,6 @@ def serving(
         process = start(command, environment, cwd=ROOT, stderr=subprocess.PIPE)
     server = ServerProcess(process, key)
     try:
-        server.wait_until_ready()
         yield server
     finally:
         if process.poll() is None:

@@ -1,8 +1,8 @@
 """Thousands of clients that send nothing, or a byte at a time, to a server that may open few files.
 
 ``python tests/slow_connections.py --json`` starts a server that may have 1,024 open files, opens 2,000 connections of
-five kinds (see ``KINDS``), opens each again a second after the server closed it, and asks for ``/health`` all the while,
-each time on a new connection, as a load balancer does. The last line is a JSON object; the exit code is 0 if all
+five kinds (see ``KINDS``), opens each again a second after the server closed it, and asks for ``/health`` all the
+while, each time on a new connection, as a load balancer does. The last line is a JSON object; the exit code is 0 if all
 figures are within ``BOUNDS``. The test suite runs a smaller form.
 """
 

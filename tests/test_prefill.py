@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from making_requests import FAMILIES, LATENT, Ends, draw_request, draw_ways, prompt_of, run_with_arrivals
+from making_requests import LATENT, Ends, draw_request, draw_ways, prompt_of, run_with_arrivals
 from recording import Recorder
 from slow_loop import slow_generate
 from tiny_models import make_model
@@ -20,7 +20,7 @@ from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.latent_loop import LatentLoop
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_pieces_change_no_token(tiny_model, family, monkeypatch):
     """Random requests of up to three owners: prompts, thoughts, ways to compute them, lengths, arrivals, slots, sizes
     of pieces and of passes, steps of fixed shape; each request against the slow loop."""
@@ -33,14 +33,14 @@ def test_pieces_change_no_token(tiny_model, family, monkeypatch):
         return extend(self, slot, start, embeds, all_states)
 
     monkeypatch.setattr(thinking_engine.SlotPasses, "extend", counting)
-    for case in range(6):
+    for case in range(5):
         rng = random.Random(f"pieces/{family}/{case}")
-        monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([8, 16, 60]))
+        monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([8, 16]))
         monkeypatch.setattr(prefill, "EACH_ROW", rng.choice([0, 1]))
-        eos, questions = rng.randrange(1, LATENT), []
+        eos, questions = rng.randrange(1, LATENT), [[rng.randrange(1, LATENT) for _ in range(40)]]
         drawn = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(2, 7))]
         requests = [replace(one, owner=rng.choice("aab")) for one in draw_ways(rng, drawn)]
-        capturer = Recorder() if case == 5 else None
+        capturer = Recorder() if case == 4 else None
         piece = rng.choice([1, 3, 8])
         engine = ThinkingEngine(LatentLoop(model), [eos], rng.randint(1, 4), 96, capturer=capturer, piece=piece)
         made = run_with_arrivals(engine, requests, rng)
@@ -61,10 +61,8 @@ def test_the_last_piece_may_be_a_single_position(tiny_model, monkeypatch):
         Request(prompt_of([5, 6], 1, ()), 3, at_once=AtOnce(Parallel("jacobi", 2), LATENT)),
     ]
     requests = [*late, *late, Request(prompt_of([4, 5], 1), 20, min_new_tokens=20)]
-    # In the first slot that is free, so that the stream is after it.
-    engine.submit(requests[0], ends)
-    engine.submit(requests[1], ends)
-    engine.submit(requests[4], ends)
+    for request in (*late, requests[4]):
+        engine.submit(request, ends)
     while not ends.completions:
         engine.step(engine.due())
     for request in requests[2:4]:

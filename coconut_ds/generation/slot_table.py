@@ -78,7 +78,7 @@ class SlotTable:
         """Removes a row from its slot and returns it. Its keys and values remain and can be copied, unless some may not
         be finite."""
         row = self[slot]
-        if row.failure is None and (row.num_finite >= row.length or self._is_finite(slot)):
+        if row.failure is None and self._is_proven(slot, row.length):
             self._leftover[slot] = row.cached
         else:
             self._clear(slot)
@@ -135,13 +135,15 @@ class SlotTable:
             if row.num_finite >= row.length:
                 self._leftover[source] = row.cached
             else:
-                self._clear(source)
+                # Cheaper than to wait for the device and ask: nothing is lost, since the row has it all.
+                self._clear(source, row.length)
             self._rows[target], self._rows[source] = row, None
         return moves
 
-    def _clear(self, slot: int) -> None:
-        """Removes what may not be finite from a slot, so that it cannot spoil the next row there."""
-        self._cache.clear(slot)
+    def _clear(self, slot: int, columns: int | None = None) -> None:
+        """Removes what may not be finite from the first columns of a slot, so that it cannot spoil the next row there;
+        ``columns`` None: from all."""
+        self._cache.clear(slot, columns)
         self._leftover[slot] = NOTHING
 
     def _best_source(self, row: Row) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class ThinkingEngine:
             capacity: positions in a slot; a sequence that reaches it ends there.
             decode: turns tokens into text; needed only for stop strings.
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
-            piece: the largest number of positions of prompts to encode between two steps of a few running requests,
+            piece: about the largest number of positions of prompts to encode between two steps of one running request,
                 for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
             pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
@@ -104,7 +104,7 @@ class ThinkingEngine:
         self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
         self._table = SlotTable(self.cache, slots, self._passes.is_finite)
-        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened)
+        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened, loop.width)
         self._progress = Progress(self._table, self._passes)
         self._steps_made: Steps | None = None
         self._has_noise = False
@@ -137,8 +137,7 @@ class ThinkingEngine:
 
     @torch.no_grad()
     def take_memory(self) -> None:
-        """Takes the memory of all slots now instead of when requests need it; for a new engine. It makes one pass, from
-        which the sizes follow."""
+        """Takes the memory of all slots of a new engine now, after a pass from which the sizes follow."""
         with self._attention:
             self._passes.encode([[0]], [0])
             self.cache.take_memory()
@@ -188,7 +187,7 @@ class ThinkingEngine:
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
-            if table.to_encode and not (iterates and prefill.alternates and prefill.was_encoding):
+            if table.to_encode and (prefill.encodes_first or not iterates):
                 return Op.ENCODE
             if iterates:
                 return Op.ITERATE
@@ -232,7 +231,7 @@ class ThinkingEngine:
         else:
             with self._noise(rows):
                 self._passes.encode(parts, slots)
-        self._prefill.note(sum(map(len, parts)), num_stepping, is_encoding=True)
+        self._prefill.note(sum(map(len, parts)), rows[0].length, num_stepping, is_encoding=True)
         for slot, row, part in zip(slots, rows, parts, strict=True):
             row.length += len(part)
             if row.length == len(row.prefix):
@@ -255,7 +254,7 @@ class ThinkingEngine:
             row.failure = error
         with self._noise([row]):
             states = self._passes.extend(slot, row.length, inputs)
-        self._prefill.note(len(inputs), num_stepping, is_encoding=False)
+        self._prefill.note(len(inputs), row.length, num_stepping, is_encoding=False)
         self._progress.after_thoughts(slot, *states)
 
     def _choose(self) -> None:

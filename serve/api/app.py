@@ -1,6 +1,8 @@
 """Creates the server's ASGI app from its routes, error handlers and guards."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
@@ -20,9 +22,22 @@ from serve.api.safe_headers import SafeHeaders
 from serve.api.streams import ClientGoneError
 from serve.metrics import Metrics
 from serve.service import Service
+from serve.throttled import ThrottledLog
 
 CLIENT_GONE = 499
 """Status counted for a request whose client disconnected before the response (nginx's number)."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What connects the app with the process that serves it."""
+
+    is_full: Callable[[], bool] = lambda: False
+    """Whether so many requests are in progress that the server takes no others."""
+    receivers: Sequence[Callable[[Record], None]] = ()
+    """Called with the record of each request that has ended."""
+    log: ThrottledLog = field(default_factory=lambda: ThrottledLog(logging.getLogger("serve")))
+    """Gets the events that clients can cause at will; the process flushes it."""
 
 
 def create_app(
@@ -31,8 +46,7 @@ def create_app(
     access: Access | None = None,
     mounts: Mapping[str, ASGIApp] | None = None,
     root_path: str | None = None,
-    is_full: Callable[[], bool] = lambda: False,
-    receivers: Sequence[Callable[[Record], None]] = (),
+    hooks: Hooks | None = None,
 ) -> FastAPI:
     """Creates the server's ASGI app.
 
@@ -42,8 +56,7 @@ def create_app(
         access: who may use the server; None: everybody who can connect to it.
         mounts: further ASGI apps by path, protected in the same way.
         root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
-        is_full: whether so many requests are in progress that the server takes no others.
-        receivers: called with the record of each request that has ended.
+        hooks: what connects the app with its process; None: nothing.
     """
     app = FastAPI(
         title="coconut-ds",
@@ -58,7 +71,7 @@ def create_app(
     add_handlers(app)
     for gone in (ClientGoneError, ClientDisconnect):
         app.add_exception_handler(gone, _on_client_gone)
-    mounts = mounts or {}
+    mounts, hooks = mounts or {}, hooks or Hooks()
     add_pages(app, service, mounts)
     for path, mounted in mounts.items():
         app.mount(path, mounted)
@@ -70,10 +83,11 @@ def create_app(
         access=access or Access(),
         counter=metrics.http_requests,
         mounts=mounts,
-        is_full=is_full,
+        is_full=hooks.is_full,
+        log=hooks.log,
     )
     app.add_middleware(SafeHeaders, mounts=mounts)
-    app.add_middleware(Records, receivers=receivers)
+    app.add_middleware(Records, receivers=hooks.receivers)
     # Added last, so that it comes first: the guards compare paths without the prefix.
     app.add_middleware(Prefix, root_path=root_path)
     return app

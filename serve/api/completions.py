@@ -39,8 +39,8 @@ from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
 from serve.service import Service
 
-LARGE = 1000
-"""Log probabilities. If a choice has more, it is written aside of the event loop."""
+LARGE = 200
+"""Probabilities. If a choice reports more, it is written aside of the event loop."""
 NUM_AT_ONCE = 32
 """Number of tokens whose log probabilities are written at once."""
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -109,12 +109,12 @@ class _Exchange:
         for number in range(len(choices)):
             choice, decoded = choices.pop(0), thoughts.pop(0)
             comma = "," if number else ""
-            is_large = len(choice.completion.scores) * (self._ask.num_likeliest or 0) > LARGE or decoded
-            written = (
-                await aside(self._written, prompter, choice, decoded)
-                if is_large
-                else self._written(prompter, choice, decoded)
-            )
+            num_scores = len(choice.completion.scores) * (1 + (self._ask.num_likeliest or 0))
+            if num_scores + len(decoded or ()) * self._ask.num_decoded > LARGE:
+                written = await aside(self._written, prompter, choice, decoded)
+            else:
+                await asyncio.sleep(0)
+                written = self._written(prompter, choice, decoded)
             yield (comma + written).encode()
         yield f'],"usage":{dumps(usage)}}}'.encode()
 

@@ -8,7 +8,6 @@ is plain ASGI, so that streams pass unchanged.
 import asyncio
 import base64
 import binascii
-import logging
 import math
 import re
 import secrets
@@ -65,6 +64,7 @@ class Guards:
         limits: Limits,
         access: Access,
         counter: Counter,
+        log: ThrottledLog,
         mounts: Collection[str] = (),
         is_full: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -75,13 +75,14 @@ class Guards:
             limits: of the body.
             access: who may use the server.
             counter: of responses, by status.
+            log: gets the refusals.
             mounts: paths of apps that pages of other sites may not use.
             is_full: whether so many requests are in progress that the server takes no others.
         """
         self._app, self._service, self._limits, self._counter = app, service, limits, counter
         self._access, self._mounts, self._is_full = access, tuple(mounts), is_full
         self._requests, self._wrong_keys = Rates(), Rates()
-        self.log = ThrottledLog(logging.getLogger("serve"))
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -126,7 +127,12 @@ class Guards:
             ServiceError: the request is refused, because of its headers or because of how many there were.
         """
         _check_headers(scope)
-        access, host = self._access, values_of(scope, b"host")
+        access = self._access
+        peer = (scope.get("client") or ("unknown",))[0]
+        forwarded = [value.decode("latin-1") for value in values_of(scope, b"x-forwarded-for")]
+        sender = access.sender_of(peer, forwarded)
+        scope.setdefault("state", {})["address"] = sender
+        host = values_of(scope, b"host")
         # Programs that speak HTTP 1.0 need not send the header; browsers do.
         if host and not access.hosts.allow(host[0].decode("latin-1")):
             self.log.write("host", f"refused: the host name {host[0][:100]!r} is not among those that are allowed")
@@ -142,9 +148,6 @@ class Guards:
                 "pages of other sites may not use the app; if this is the app's own page behind a proxy, start the "
                 "server with --allowed-host and the name in the browser's address bar"
             )
-        peer = (scope.get("client") or ("unknown",))[0]
-        forwarded = [value.decode("latin-1") for value in values_of(scope, b"x-forwarded-for")]
-        sender = access.sender_of(peer, forwarded)
         client = client_at(sender) if path in OPEN else self._identified(scope, sender)
         if scope.get("method") == "POST" and path.startswith("/v1/"):
             self._check_rate(client)

@@ -10,9 +10,9 @@ from typing import Any
 from starlette.requests import Request
 
 from serve.api.prefix import App, Message, Receive, Scope, Send
+from serve.continuations import Choice
 from serve.jobs import Times
 from serve.logs import ACCESS, FIELDS
-from serve.service import Choice
 
 log = logging.getLogger(ACCESS)
 MAX_CHARACTERS = 256
@@ -33,6 +33,8 @@ class Record:
     request_id: str = ""
     client: str | None = None
     """None: the request was refused before it was known who sends it."""
+    address: str | None = None
+    """The network address that sent it, as far as proxies are trusted."""
     status: int | None = None
     """None: the client left before there was an answer."""
     is_whole: bool = False
@@ -55,6 +57,7 @@ class Record:
         return {
             "id": self.request_id,
             "client": self.client,
+            "address": self.address,
             "method": self.method,
             "path": self.path,
             "model": self.model,
@@ -101,6 +104,7 @@ class Records:
         finally:
             record.ended = time.perf_counter()
             record.request_id = state.get("request_id", "")
+            record.address = state.get("address")
             record.client = state["client"].name if "client" in state else None
             for receiver in self._receivers:
                 receiver(record)

@@ -1,0 +1,336 @@
+"""Connections: time limits, who makes room for whom, encryption, and what happens when files run out; in process."""
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+import ssl
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from serving import ROOT
+from uvicorn.server import ServerState
+
+from coconut_ds.errors import ConfigError
+from serve import connections as connections_module
+from serve.connections import Connection, Connections, Phase
+from serve.descriptors import FEWEST, MOST_CONNECTIONS, max_connections, raise_limit
+from serve.limits import ConnectionLimits
+from serve.listener import PAUSE_S, Listener, listening
+from serve.metrics import Metrics
+from serve.throttled import ThrottledLog
+from serve.tls import tls_of
+
+LOG = logging.getLogger("serve")
+TLS = ROOT / "tests" / "fixtures" / "tls"
+ASK = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEAD = b"POST /read HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def app(scope, receive, send):
+    """Answers at once, when the body has arrived, when told to, or with more than the system keeps for a client."""
+    path = scope["path"]
+    if path == "/read":
+        while (message := await receive()).get("more_body", False):
+            pass
+        if message["type"] == "http.disconnect":
+            return
+    if path == "/wait":
+        await scope["state"]["go"].wait()
+    body = b"x" * (64 << 20 if path == "/large" else 2)
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Running:
+    """A server in this event loop."""
+
+    def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool) -> None:
+        self.metrics, self.go = Metrics(), asyncio.Event()
+        self.writers: list[asyncio.StreamWriter] = []
+        limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8)
+        self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
+        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
+        config.load()
+        state = ServerState()
+        self.sockets = listening("127.0.0.1", 0)
+        self.address = self.sockets[0].getsockname()
+        self.listener = Listener(
+            self.sockets,
+            self.connections,
+            lambda source: Connection(config, state, {"go": self.go}, self.connections, source),
+            tls,
+        )
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"coconut:{name}", labels) or 0.0
+
+    async def open(self, sends: bytes = b"", **options) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self.address, **options)
+        self.writers.append(writer)
+        writer.write(sends)
+        return reader, writer
+
+    async def ask(self, path: bytes = b"x", **options) -> bytes:
+        reader, writer = await self.open(ASK % path, **options)
+        answer = await reader.readuntil(b"\r\n\r\nxx")
+        writer.close()
+        return answer
+
+
+def serve(test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: bool = True) -> None:
+    """Runs a coroutine with a server, which looks at its connections all the time."""
+
+    async def sweep(running: Running) -> None:
+        while True:
+            running.connections.sweep(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def running():
+        one = Running(most, tls, is_exempt)
+        sweeping = asyncio.ensure_future(sweep(one))
+        try:
+            yield one
+        finally:
+            one.go.set()
+            sweeping.cancel()
+            one.listener.close()
+            for writer in one.writers:
+                writer.transport.abort()
+            for connection in list(one.connections._all):
+                connection.end("the test is over")
+            await asyncio.sleep(0.05)
+
+    async def whole() -> None:
+        async with asyncio.timeout(20), running() as one:
+            await test(one)
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize(
+    ("sends", "drips", "least_s", "says"),
+    [
+        (b"", b"", 0.4, b""),
+        (b"GET / HT", b"", 0.4, b"HTTP/1.1 408 "),
+        (HEAD + b"X: ", b"x", 0.4, b"HTTP/1.1 408 "),
+        (ASK % b"x" + b"GET", b"x", 0.4, b"HTTP/1.1 200 "),
+        (ASK % b"x", b"", 0.8, b"HTTP/1.1 200 "),
+        (HEAD.replace(b"read", b"early") + b"Content-Length: 9\r\n\r\n", b"x", 0.3, b"HTTP/1.1 200 "),
+    ],
+    ids=["silent", "half a head", "dripping head", "half a second head", "idle", "dripping rest of a body"],
+)
+def test_a_client_that_keeps_the_server_waiting_is_not_waited_for(monkeypatch, sends, drips, least_s, says):
+    monkeypatch.setattr(connections_module, "REST_S", 0.3)
+
+    async def test(running: Running) -> None:
+        began = time.monotonic()
+        reader, writer = await running.open(sends)
+        got = b""
+        while not reader.at_eof():
+            writer.write(drips)
+            try:
+                async with asyncio.timeout(0.05):
+                    got += await reader.read(4096)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert got.startswith(says)
+        assert bool(got) == bool(says)
+        assert least_s <= time.monotonic() - began < least_s + 3
+        assert not running.connections._all
+
+    serve(test)
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
+    """Neither the connection nor the answer that it does not read is kept."""
+    monkeypatch.setattr(connections_module, "UNREAD_S", 0.5)
+
+    async def test(running: Running) -> None:
+        _, writer = await running.open(ASK % b"large")
+        writer.transport.pause_reading()
+        while not running.count("connections_ended_total", reason="unread"):
+            await asyncio.sleep(0.02)
+        assert not running.connections._all
+        writer.close()
+
+    serve(test)
+
+
+def test_a_client_that_reads_slowly_gets_everything(monkeypatch):
+    monkeypatch.setattr(connections_module, "UNREAD_S", 0.3)
+
+    async def test(running: Running) -> None:
+        reader, writer = await running.open(ASK % b"large", limit=1 << 20)
+        num = 0
+        while num < 64 << 20:
+            num += len(await reader.read(2 << 20))
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    serve(test)
+
+
+def test_the_connection_that_waited_longest_makes_room(monkeypatch):
+    """Those at work stay. If all work, a new one is refused, with an answer; then there is room again."""
+
+    async def test(running: Running) -> None:
+        waiting = [await running.open(sends) for sends in (b"", b"GET", HEAD + b"Content-Length: 9\r\n\r\nx", b"")]
+        working = [await running.open(ASK % b"wait") for _ in range(4)]
+        while running.connections.num_working < 4:
+            await asyncio.sleep(0.01)
+        more = []
+        for reader, _ in waiting:
+            assert len(running.connections._all) == 8
+            more.append(await running.open(ASK % b"wait"))
+            assert await reader.read() == b""
+            while running.connections.num_working < 4 + len(more):
+                await asyncio.sleep(0.01)
+        assert running.connections.is_full
+        reader, _ = await running.open(ASK % b"x")
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        assert running.count("connections_refused_total") == 1
+        assert running.count("connections_open", state="working") == 8
+        running.go.set()
+        for reader, _ in working + more:
+            assert await reader.readuntil(b"\r\n\r\nxx")
+        assert await running.ask()
+
+    serve(test)
+
+
+def test_an_address_does_not_take_the_room_of_others():
+    async def test(running: Running) -> None:
+        working = [await running.open(ASK % b"wait") for _ in range(2)]
+        reader, _ = await running.open(ASK % b"x")
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        running.go.set()
+        for reader, _ in working:
+            assert await reader.readuntil(b"\r\n\r\nxx")
+        assert await running.ask()
+
+    serve(test, is_exempt=False)
+
+
+class Noted:
+    """A connection that only notes that it was ended."""
+
+    def __init__(self, source: str, number: int, ended: list[int], phase: Phase = Phase.HEAD) -> None:
+        self.source, self.phase = source, phase
+        self.end = lambda reason: ended.append(number)
+
+
+def test_of_the_address_with_most_connections_one_makes_room():
+    connections, ended = Connections(ConnectionLimits(6), Metrics(), ThrottledLog(LOG), lambda address: True), []
+    made = [Noted(source, number, ended) for number, source in enumerate("baabba")]
+    for one in made:
+        connections.add(one)
+    connections.add(Noted("a", 6, ended))
+    assert connections.has_room_for("c")
+    assert ended == [1]
+    for one in (made[2], made[5]):
+        one.phase = Phase.WORK
+        connections.move(one)
+    assert connections.has_room_for("c")
+    assert ended == [1, 0]
+
+
+def test_connections_may_be_encrypted():
+    """A client that speaks no TLS, or says nothing, takes nothing away from the others."""
+    tls = tls_of(TLS / "cert.pem", TLS / "key.pem")
+    client = ssl.create_default_context(cafile=str(TLS / "cert.pem"))
+
+    async def test(running: Running) -> None:
+        silent, _ = await running.open()
+        plain, _ = await running.open(ASK % b"x")
+        assert b"HTTP" not in await plain.read()
+        assert await running.ask(ssl=client, server_hostname="localhost")
+        reader, writer = await running.open(b"GET", ssl=client, server_hostname="localhost")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        assert await silent.read() == b""
+        assert running.count("connections_ended_total", reason="silent") == 1
+
+    serve(test, tls=tls)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "says"),
+    [
+        ("cert.pem", None, "--tls-key is missing"),
+        (None, "key.pem", "--tls-cert is missing"),
+        ("cert.pem", "other_key.pem", "cannot be used"),
+        ("cert.pem", "none.pem", "cannot be read"),
+        ("cert.pem", "../gsm_valid.txt", "in PEM format"),
+        ("key.pem", "key.pem", "cannot be used"),
+        ("cert.pem", "encrypted_key.pem", "is encrypted"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_refused(certificate, key, says):
+    with pytest.raises(ConfigError, match=says):
+        tls_of(certificate and TLS / certificate, key and TLS / key)
+    assert tls_of(None, None) is None
+
+
+# --- open files
+
+
+def test_running_out_of_files_is_reported_once_and_does_not_take_the_processor(monkeypatch, caplog):
+    """A listener without files accepts nothing for a moment, and goes on when there are some."""
+    accepts: list[float] = []
+    lacks = True
+
+    async def test(running: Running) -> None:
+        nonlocal lacks
+        listens = running.sockets[0]
+        real = socket.socket.accept
+
+        def accept(one: socket.socket):
+            accepts.append(time.monotonic())
+            if lacks:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real(one)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        reader, _ = await running.open(ASK % b"x")
+        await asyncio.sleep(2.5 * PAUSE_S)
+        assert 2 <= len(accepts) <= 8
+        lacks = False
+        assert (await reader.read(12)).startswith(b"HTTP/1.1 200")
+        assert listens.fileno() > 0
+
+    serve(test)
+    assert len([one for one in caplog.records if "no connection can be accepted" in one.message]) == 1
+
+
+def test_connections_leave_files_for_others():
+    for descriptors, most in ((FEWEST, FEWEST // 2), (1024, 768), (65_536, MOST_CONNECTIONS)):
+        assert max_connections(descriptors, None) == most
+    assert max_connections(1024, 700) == 700
+    with pytest.raises(ConfigError, match="--max-connections 769: expected 1 to 768"):
+        max_connections(1024, 769)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[0]), before[1]))
+        assert raise_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_address_that_cannot_be_listened_on():
+    (taken,) = listening("127.0.0.1", 0)
+    with taken, pytest.raises(ConfigError, match=r"cannot listen there \(Address already in use\)"):
+        listening("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="has no address"):
+        listening("no.such.host.invalid", 0)
+    both = listening("localhost", 0)
+    assert len({one.getsockname()[1] for one in both}) == 1
+    for one in both:
+        one.close()
