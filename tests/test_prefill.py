@@ -33,20 +33,20 @@ def test_pieces_change_no_token(tiny_model, family, monkeypatch):
         return extend(self, slot, start, embeds, all_states)
 
     monkeypatch.setattr(thinking_engine.SlotPasses, "extend", counting)
-    for case in range(5):
+    for case in range(3):
         rng = random.Random(f"pieces/{family}/{case}")
         monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([8, 16]))
         monkeypatch.setattr(prefill, "EACH_ROW", rng.choice([0, 1]))
         eos, questions = rng.randrange(1, LATENT), [[rng.randrange(1, LATENT) for _ in range(40)]]
         drawn = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(2, 7))]
         requests = [replace(one, owner=rng.choice("aab")) for one in draw_ways(rng, drawn)]
-        capturer = Recorder() if case == 4 else None
+        capturer = Recorder() if case == 2 else None
         piece = rng.choice([1, 3, 8])
         engine = ThinkingEngine(LatentLoop(model), [eos], rng.randint(1, 4), 96, capturer=capturer, piece=piece)
         made = run_with_arrivals(engine, requests, rng)
         assert [one.tokens for one in made] == [slow_generate(model, request, eos, 96) for request in requests], case
         shared += engine.num_shared
-    assert pieces > 20
+    assert pieces > 10
     assert shared
 
 
