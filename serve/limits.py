@@ -35,7 +35,8 @@ class Limits:
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
     client_room: int = 32
-    """Completions per model that each client may have even if those of other clients fill the queue."""
+    """Completions per model that each client may have even if those of other clients fill the queue; at least
+    ``max_completions``, the number that one request may have (``room``)."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
     stream_comment_s: float = 15.0
@@ -50,11 +51,6 @@ class Limits:
         if self.max_waiting < self.max_completions:
             raise ConfigError(
                 f"max_waiting={self.max_waiting}: expected at least max_completions={self.max_completions}, the "
-                "number of completions that one request may have"
-            )
-        if self.client_room < self.max_completions:
-            raise ConfigError(
-                f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
 
@@ -84,6 +80,11 @@ class ConnectionLimits:
     def most_working(self) -> int:
         """Connections that may work at the same time."""
         return max(1, self.most - HEADROOM)
+
+    @property
+    def room(self) -> int:
+        """Completions per model that each client may have even if those of other clients fill the queue."""
+        return max(self.client_room, self.max_completions)
 
 
 @dataclass(frozen=True)

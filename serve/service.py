@@ -234,8 +234,7 @@ class Service:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
         jobs = [
-            Job(each, receiver, index, wants_steps, name, ask.client, deadline.ends_at)
-            for index, each in enumerate(requests)
+            Job(each, receiver, index, wants_steps, name, ask.client, deadline) for index, each in enumerate(requests)
         ]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []

@@ -92,6 +92,12 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
         (["--checkpoint", tiny, "--max-waiting", "1"], "max_waiting=1"),
         (["--checkpoint", tiny, "--slots", "0"], "slots=0"),
         (["--checkpoint", tiny, "--root-path", "models"], "--root-path models"),
+        (["--checkpoint", tiny, "--allowed-host", "http://a.b"], "without scheme"),
+        (["--checkpoint", tiny, "--trusted-proxy", "a.b"], "IP address of a proxy"),
+        (["--checkpoint", tiny, "--requests-per-minute", "0"], "expected 1 or more"),
+        (["--checkpoint", tiny, "--max-connections", "0"], "expected 1 to"),
+        (["--checkpoint", tiny, "--head-s", "0"], "head_s=0"),
+        (["--checkpoint", tiny, "--tls-cert", str(tmp_path / "empty")], "--tls-key is missing"),
     ):
         assert main(["api", *arguments]) == 2
         told = capsys.readouterr().err
