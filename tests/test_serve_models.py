@@ -17,11 +17,13 @@ from coconut_ds.model.card import MAX_LATENTS, ModelCard
 from serve import checkpoints as checkpoints_module
 from serve import loading
 from serve import loads as loads_module
+from serve.asking import Ask
 from serve.checkpoints import find_checkpoints
 from serve.errors import CheckpointFailedError, UnavailableError, UnknownModelError
-from serve.limits import EngineSettings
+from serve.limits import EngineSettings, Limits
 from serve.memory import usable_bytes
 from serve.models import Models, needed_bytes
+from serve.service import Service
 
 SETTINGS = EngineSettings(slots=2, max_positions=64)
 QUESTION = "the cat"
@@ -218,6 +220,25 @@ def test_a_caller_that_stops_waiting_does_not_hold_the_model(versions, tmp_path,
     scan(models)
     wait_until(lambda: thread.problem is not None)
     models.close()
+
+
+def test_a_request_of_several_steps_gets_one_model(versions, tmp_path):
+    """Its files change after the first step; the second one, such as decoding thoughts, still gets the same model."""
+    put(versions["x"][0], tmp_path / "one")
+    models = served(tmp_path)
+    service, ask = Service(models, Limits()), Ask("one", (QUESTION,), max_new_tokens=8)
+
+    async def ask_twice() -> list[str]:
+        async with service.keeping(ask):
+            texts = [(await service.answer(ask))[1][0].text]
+            put(versions["y"][0], tmp_path / "one")
+            await asyncio.to_thread(scan, models)
+            models.release("one", await asyncio.to_thread(models.hold, "one"))
+            texts.append((await service.answer(ask))[1][0].text)
+        return [*texts, (await service.answer(ask))[1][0].text]
+
+    assert asyncio.run(ask_twice()) == [versions["x"][1], versions["x"][1], versions["y"][1]]
+    service.close()
 
 
 CGROUPS = {
