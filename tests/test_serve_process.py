@@ -108,7 +108,7 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
 def test_bodies_of_every_kind_harm_nobody(tmp_path):
     """A small ``python tests/fuzz_bodies.py``; how long others wait is only measured there."""
     with serving(*checkpoints(tmp_path), options=("--slots", "8")) as server:
-        result = run_fuzz(server, Fuzz(server, 0, tmp_path / "wrong", heavy=0.03, only=None), 150, warm_up=20)
+        result = run_fuzz(server, Fuzz(server, 0, tmp_path / "wrong", heavy=0.03, only=None), 100, warm_up=20)
         faults = {name: result[name] for name in ("wrong", "others_failed", "health_failed")}
         assert not any(faults.values()), (faults, result["first_wrong"], result["first_others"], server.log[-3000:])
     assert result["others"] > 3
