@@ -40,12 +40,11 @@ def request_of(question: list[int], thoughts: int, length: int = NEW_TOKENS) -> 
     return Request(layout, length, min_new_tokens=length, suppress=(START, THOUGHT, END))
 
 
-def model_of(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The benchmark's model, with the same random weights in each call."""
+def model_of(dtype: torch.dtype, device: torch.device, positions: int = 1024) -> PreTrainedModel:
+    """The benchmark's model with a context of ``positions``, with the same random weights in each call."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=512, n_layer=6, n_head=8, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS
-    )
+    shape = {"n_embd": 512, "n_layer": 6, "n_head": 8, "n_positions": positions}
+    config = GPT2Config(**shape, vocab_size=VOCABULARY, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
     model = AutoModelForCausalLM.from_config(config).to(device).eval()
     cast(model, dtype, device)
     return model

@@ -5,16 +5,38 @@ a long prompt itself. More threads would not finish this work earlier, since Pyt
 """
 
 import asyncio
+import ctypes
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+from weakref import WeakSet
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 THREADS = 2
+TIDY_S = 1.0
+"""Seconds after which memory that such work has freed is given back to the system."""
 _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="aside")
+_tidying: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+"""Event loops that will give memory back."""
 
 
 async def aside(function: Callable[Arguments, Result], *arguments: Arguments.args) -> Result:  # type: ignore[valid-type]
     """Calls a function on one of the threads, as soon as one is free, and returns its result."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(_threads, function, *arguments)
+    finally:
+        if loop not in _tidying and sys.platform == "linux":
+            _tidying.add(loop)
+            loop.call_later(TIDY_S, _tidy, loop)
+
+
+def _tidy(loop: asyncio.AbstractEventLoop) -> None:
+    """Gives back what the C library keeps for later, which after large requests is more than the server needs."""
+    _tidying.discard(loop)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    # Only glibc has this function.
+    if trim is not None:
+        _threads.submit(trim, 0)

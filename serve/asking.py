@@ -126,8 +126,8 @@ def requests_of(ask: Ask, reasoner: Reasoner, capacity: int, limits: Limits) -> 
             # As in ``Reasoner.generate``: each question has its own random draws.
             sampling = Sampling(ask.temperature, ask.top_k, ask.top_p, seed, sample=index * ask.samples)
             request = prompter.request(ids, thoughts, _writing(ask, sampling))
-            own = replace(request, owner=ask.client.name)
-            requests += _fitted(own, ask, capacity).samples(ask.samples)
+            own = replace(_fitted(request, ask, capacity), owner=ask.client.name)
+            requests += own.samples(ask.samples)
         _check_probabilities(requests, ask, reasoner, limits)
     except RequestError:
         raise

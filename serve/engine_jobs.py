@@ -18,7 +18,7 @@ from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
 from serve.clients import Client
-from serve.errors import EngineFailedError, RequestError, ServiceError, TimeLimitError
+from serve.errors import EngineFailedError, RequestError, ServiceError
 from serve.fair_queue import FairQueue
 from serve.jobs import Done, Event, Failed, Job, Observer, Receiver, Thought, Token
 from serve.limits import EngineSettings
@@ -56,9 +56,7 @@ class _JobListener(Listener):
         self._jobs.end(ticket, Done(completion))
 
     def on_failed(self, ticket: int, error: Exception) -> None:
-        log.error("request %s failed, and no other with it", self._job.request_id, exc_info=error)
-        failed = EngineFailedError("this request failed; the server's log has the details under the request's id")
-        self._jobs.end(ticket, Failed(failed))
+        self._jobs.fail(ticket, error)
 
 
 class EngineJobs:
@@ -141,6 +139,17 @@ class EngineJobs:
         """Ends the job with this ticket."""
         self._finish(self._forget(ticket), event)
 
+    def fail(self, ticket: int, error: Exception) -> None:
+        """Ends the job with this ticket because it alone failed."""
+        job = self._tickets[ticket]
+        log.error("the request %s failed alone", job.request_id, exc_info=error)
+        what = str(error) if isinstance(error, CoconutError) else "the server's log has the details under its id"
+        self.end(ticket, Failed(EngineFailedError(f"the request failed, and no other: {what}")))
+
+    def take_memory(self) -> None:
+        """Takes the memory of the engine's cache now."""
+        self._engine.take_memory()
+
     def fail_all(self, error: ServiceError) -> None:
         """Ends all jobs with an error."""
         self._fail_running(error)
@@ -151,7 +160,11 @@ class EngineJobs:
         """Hands the events in the outbox to their receivers."""
         outbox, self._outbox = self._outbox, {}
         for receiver, events in outbox.items():
-            receiver.deliver(events)
+            try:
+                receiver.deliver(events)
+            except Exception:
+                names = ", ".join(sorted({job.request_id for job, _ in events}))
+                log.exception("the events of these requests could not be delivered: %s", names)
 
     def recover(self, error: Exception) -> str | None:
         """Fails the jobs in the engine, and replaces it by a new one.
@@ -171,7 +184,10 @@ class EngineJobs:
             )
         )
         try:
+            # Two caches may not fit into the memory.
+            self._engine.close()
             self._engine = self._new_engine()
+            self.take_memory()
             self.try_engine()
         except Exception as second:
             log.error("%s can no longer be used", self._reasoner.name, exc_info=second)
@@ -187,15 +203,9 @@ class EngineJobs:
         return time.perf_counter() - began
 
     def _new_engine(self) -> ThinkingEngine:
-        prompter = self._reasoner.prompter
-        return ThinkingEngine(
-            self._reasoner.loop,
-            prompter.eos_ids,
-            self._settings.num_rows,
-            self._capacity,
-            prompter.text,
-            piece=default_piece(self._reasoner.loop),
-        )
+        prompter, settings, loop = self._reasoner.prompter, self._settings, self._reasoner.loop
+        piece = default_piece(loop) if settings.piece is None else settings.piece
+        return ThinkingEngine(loop, prompter.eos_ids, settings.num_rows, self._capacity, prompter.text, piece=piece)
 
     def _give_slots(self) -> bool:
         """Hands waiting jobs to the engine while there are slots for them. Returns whether it handed over any."""
@@ -219,8 +229,8 @@ class EngineJobs:
 
     def _enter(self, job: Job) -> None:
         """Hands a job to the engine."""
-        if time.monotonic() >= job.ends_at:
-            self._finish(job, Failed(TimeLimitError("the request's time limit ended while it waited for a slot")))
+        if job.deadline is not None and not job.deadline.remaining_s:
+            self._finish(job, Failed(job.deadline.error()))
             return
         try:
             ticket = self._engine.submit(job.request, _JobListener(self, job))
@@ -244,12 +254,16 @@ class EngineJobs:
         job.ended = True
         self._count()
         self._on_ended(job)
-        if isinstance(event, Done):
-            self.observer.on_done(job, event.completion)
-        elif isinstance(event, Failed):
-            self.observer.on_failed(job)
-        else:
-            self.observer.on_cancelled(job)
+        try:
+            if isinstance(event, Done):
+                self.observer.on_done(job, event.completion)
+            elif isinstance(event, Failed):
+                self.observer.on_failed(job)
+            else:
+                self.observer.on_cancelled(job)
+        except Exception:
+            # The job's receiver waits for its last event, and other jobs run.
+            log.exception("the end of the request %s could not be counted", job.request_id)
         if event is not None:
             self.send(job, event)
 

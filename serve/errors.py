@@ -110,6 +110,13 @@ class UnavailableError(ServiceError):
     code = "unavailable"
 
 
+class CheckpointFailedError(UnavailableError):
+    """A checkpoint cannot be loaded. Not 503, which tells proxies that the server itself is unavailable."""
+
+    status = 500
+    code = "checkpoint_failed"
+
+
 class TimeLimitError(ServiceError):
     """The request exceeded the time limit."""
 

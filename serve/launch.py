@@ -1,6 +1,7 @@
 """Builds the service and starts the server, from parsed command-line options."""
 
 import argparse
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,10 @@ def start(
     service, metrics = make_service(arguments.checkpoint, settings, limits, budget)
     checkpoints = service.models.checkpoints
     log.info("%d checkpoints: %s", len(checkpoints.names), ", ".join(checkpoints.names[:20]))
+    mounts = app_mounts(service, arguments.data) if arguments.app else None
+    # When a model is unloaded, the garbage collector looks at all objects, during which nothing else runs. Those of the
+    # imported libraries, a million of them, stay for ever.
+    gc.freeze()
     first = checkpoints.first_thinking if arguments.app else checkpoints.names[0]
     if arguments.load:
         load(service, first)
@@ -48,7 +53,6 @@ def start(
         except CheckpointError as error:
             # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
-    mounts = app_mounts(service, arguments.data) if arguments.app else None
     receivers: list[Callable[[Record], None]] = []
     if arguments.access_log or arguments.log_json:
         receivers.append(write)
@@ -80,9 +84,7 @@ def make_service(
         CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    models = Models(
-        find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.client_room
-    )
+    models = Models(find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.room)
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 

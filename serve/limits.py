@@ -35,7 +35,8 @@ class Limits:
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
     client_room: int = 32
-    """Completions per model that each client may have even if those of other clients fill the queue."""
+    """Completions per model that each client may have even if those of other clients fill the queue; at least
+    ``max_completions``, the number that one request may have (``room``)."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
     stream_comment_s: float = 15.0
@@ -50,11 +51,6 @@ class Limits:
         if self.max_waiting < self.max_completions:
             raise ConfigError(
                 f"max_waiting={self.max_waiting}: expected at least max_completions={self.max_completions}, the "
-                "number of completions that one request may have"
-            )
-        if self.client_room < self.max_completions:
-            raise ConfigError(
-                f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
 
@@ -85,6 +81,11 @@ class ConnectionLimits:
         """Connections that may work at the same time."""
         return max(1, self.most - HEADROOM)
 
+    @property
+    def room(self) -> int:
+        """Completions per model that each client may have even if those of other clients fill the queue."""
+        return max(self.client_room, self.max_completions)
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -104,6 +105,10 @@ class EngineSettings:
     """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
     ``slots``, at least 1."""
 
+    piece: int | None = None
+    """Positions of prompts that are encoded between two steps of a few running completions; None: see
+    ``default_piece`` in ``coconut_ds/generation/prefill.py``."""
+
     def __post_init__(self) -> None:
         if self.slots < 1 or self.max_positions < 2:
             raise ConfigError(
@@ -111,6 +116,8 @@ class EngineSettings:
             )
         if self.spare_slots is not None and self.spare_slots < 0:
             raise ConfigError(f"spare_slots={self.spare_slots}: expected 0 or more")
+        if self.piece is not None and self.piece < 1:
+            raise ConfigError(f"piece={self.piece}: expected 1 or more positions")
 
     @property
     def num_rows(self) -> int:

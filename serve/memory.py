@@ -34,7 +34,9 @@ def needed_bytes(folder: Path, settings: EngineSettings) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     context = getattr(config, "max_position_embeddings", None) or settings.max_positions
-    positions = settings.slots * min(settings.max_positions, context)
+    # Graphs of CUDA need one more position in each row.
+    columns = min(settings.max_positions, context) + (device_of(settings).type == "cuda")
+    positions = settings.num_rows * columns
     return int(weights + 2 * config.num_hidden_layers * positions * heads * head * size)
 
 

@@ -1,59 +1,42 @@
 """Loaded models. A model is loaded when it is first requested; when memory runs short, unused models are unloaded.
 
-All loaded models together stay within a memory budget: the least recently used models that no caller holds are unloaded
-first. Loading is slow, so call ``hold`` from a thread that may block.
+All loaded models together stay within a memory budget (``Room``): the least recently used models that no caller holds
+are unloaded first. Each model is loaded on a thread of its own, once for all callers that wait for it, so that a
+checkpoint that takes long or cannot be loaded delays only its own callers. When a checkpoint's files have changed, it
+is loaded anew; callers that hold the old model finish with it.
 """
 
 import gc
 import logging
-import struct
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from transformers import AutoConfig
-
-from coconut_ds.distributed.ranks import alone
-from coconut_ds.errors import CheckpointError, ConfigError
-from coconut_ds.model.feed_file import FEED_FILE
-from coconut_ds.model.folder_files import weight_files
-from coconut_ds.model.precision import multiplies_bf16, use_tf32
-from coconut_ds.reasoner import Reasoner, load_reasoner
-from coconut_ds.strict_json import parse_json
-from serve.checkpoints import Checkpoints, ServedCheckpoint
-from serve.errors import QueueFullError, ServiceError, UnavailableError
+from coconut_ds.model.precision import use_tf32
+from coconut_ds.reasoner import Reasoner
+from serve.checkpoints import Checkpoints
+from serve.errors import CheckpointFailedError, ServiceError, UnavailableError, UnknownModelError
+from serve.finding import ServedCheckpoint
 from serve.jobs import Observer
 from serve.limits import EngineSettings, Limits
+from serve.loading import load_model
+from serve.loads import Failures, Waiters, Waiting, again
+from serve.memory import default_budget, device_of, needed_bytes
 from serve.model_thread import ModelThread
-from serve.safety import check_folder
+from serve.room import Loaded, Room
 
 log = logging.getLogger("serve")
-FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, struct.error)
-"""Exceptions that loading a broken or too large checkpoint may raise; the project's own errors are subclasses."""
 CLOSE_S = 2.0
-"""Seconds that the threads of models get for their last pass when the server stops."""
-
-
-@dataclass
-class Loaded:
-    """A model in memory."""
-
-    checkpoint: ServedCheckpoint
-    thread: ModelThread
-    num_bytes: int
-    """Memory of its weights and its key/value cache."""
-    holders: int = 0
-    """Number of ``hold`` calls without their ``release``."""
+"""Seconds that the threads of all models may take to end when the server stops."""
+TRIES = 2
+"""How often a model is loaded if its files change meanwhile."""
+__all__ = ["Models", "needed_bytes"]
 
 
 class Models:
-    """Loads and unloads models, which are named after their checkpoints."""
+    """Loads and unloads models, which are named after their checkpoints. Any thread may call the methods."""
 
     def __init__(
         self,
@@ -72,17 +55,23 @@ class Models:
             budget_bytes: memory that the weights and caches of all loaded models may take together; None: see
                 ``default_budget``.
             observer: given a model's name, returns the observer of its requests.
-            client_room: number of completions per model that each client may have even if others fill the queue.
+            client_room: see ``Limits.client_room``.
         """
         self.checkpoints, self.settings = checkpoints, settings
         note = use_tf32("--tf32", settings.tf32, settings.dtype != "float32", device_of(settings))
         if note is not None:
             log.info("%s", note)
         self.budget_bytes = default_budget(settings) if budget_bytes is None else budget_bytes
-        self._max_waiting, self._client_room, self._observer = max_waiting, client_room, observer
+        self._max_waiting, self._observer, self._client_room = max_waiting, observer, client_room
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        """By name, the least recently used first."""
+        self._held: dict[ModelThread, Loaded] = {}
+        """All models in memory, also those that are about to leave it."""
         self._lock = threading.RLock()
-        self._loading = threading.Lock()
+        self._room = Room(self.budget_bytes, self._lock, self._loaded, self._unload)
+        self._waiters, self._failures = Waiters(), Failures()
+        self._closing = False
+        checkpoints.on_change = self._retire_vanished
 
     @property
     def loaded(self) -> dict[str, ModelThread]:
@@ -90,15 +79,40 @@ class Models:
         with self._lock:
             return {name: one.thread for name, one in self._loaded.items()}
 
-    def hold_if_loaded(self, name: str) -> ModelThread | None:
-        """Like ``hold``, but returns None if the model is not loaded, instead of loading it."""
+    @property
+    def threads(self) -> list[ModelThread]:
+        """Threads of all models in memory, also of those that leave it once their last callers are done."""
         with self._lock:
-            one = self._loaded.get(name)
-            if one is None:
+            return list(self._held)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the budget that models take, or will take that are being loaded."""
+        return self._room.used_bytes
+
+    def hold_if_loaded(self, name: str) -> ModelThread | None:
+        """Like ``hold``, but returns None if the model has to be loaded first. Does not block."""
+        self.checkpoints.scan()
+        with self._lock:
+            one, checkpoint = self._loaded.get(name), self.checkpoints.get(name)
+            if one is None or checkpoint is None or self._is_outdated(one, checkpoint):
                 return None
-            self._loaded.move_to_end(name)
-            one.holders += 1
-            return one.thread
+            return self._hold(one)
+
+    def hold_soon(self, name: str) -> Waiting:
+        """Like ``hold``, but does not block: the future gets the thread, or the error.
+
+        A caller that no longer wants the model cancels the future. If that fails, the caller holds the model, or will:
+        ``future.add_done_callback(models.release_unwanted)`` then releases it.
+        """
+        waiting: Waiting = Waiting()
+        if (thread := self.hold_if_loaded(name)) is not None:
+            waiting.set_result(thread)
+        elif self.checkpoints.get(name) is None:
+            self.checkpoints.scan().add_done_callback(lambda _: self._wait(name, waiting))
+        else:
+            self._wait(name, waiting)
+        return waiting
 
     def hold(self, name: str) -> ModelThread:
         """Keeps a model in memory until ``release`` is called, after loading it if necessary.
@@ -106,25 +120,31 @@ class Models:
         Raises:
             UnknownModelError: no checkpoint has this name.
             QueueFullError: the models in use leave no memory for it.
-            UnavailableError: it cannot be loaded.
+            UnavailableError: it cannot be loaded, or the server is stopping.
         """
-        checkpoint = self.checkpoints[name]
-        with self._loading:
-            thread = self.hold_if_loaded(name)
-            if thread is not None:
-                return thread
-            one = self._load(checkpoint)
-            one.holders = 1
-            with self._lock:
-                self._loaded[name] = one
-            return one.thread
+        return self.hold_soon(name).result()
 
-    def release(self, name: str) -> None:
-        """Ends one ``hold`` of a model, which may be unloaded once nothing holds it."""
+    def release(self, name: str, thread: ModelThread | None = None) -> None:
+        """Ends one ``hold`` of a model, which may be unloaded once nothing holds it.
+
+        Args:
+            name: name of the model.
+            thread: what ``hold`` returned; None: the model that now has this name.
+        """
         with self._lock:
-            one = self._loaded.get(name)
-            if one is not None:
-                one.holders -= 1
+            one = self._loaded.get(name) if thread is None else self._held.get(thread)
+            if one is None:
+                return
+            one.holders -= 1
+            leaves = not one.holders and self._loaded.get(one.checkpoint.name) is not one
+        if leaves:
+            self._unload_soon(one)
+
+    def release_unwanted(self, waiting: Waiting) -> None:
+        """Releases the model that a caller got that no longer waits for it; see ``hold_soon``."""
+        if not waiting.cancelled() and waiting.exception() is None:
+            thread = waiting.result()
+            self.release("", thread)
 
     @contextmanager
     def holding(self, name: str) -> Iterator[ModelThread]:
@@ -133,139 +153,148 @@ class Models:
         try:
             yield thread
         finally:
-            self.release(name)
+            self.release(name, thread)
+
+    def stop_loading(self) -> None:
+        """Fails all callers that wait for a model. Models that are being loaded are not kept."""
+        with self._lock:
+            self._closing = True
+            waiting = self._waiters.take_all()
+        for one in waiting:
+            one.set_exception(_stopping())
 
     def close(self) -> None:
-        """Unloads all models and ends their threads.
-
-        Waits at most ``CLOSE_S`` seconds for all of them together; a thread whose pass takes longer is left behind.
-        """
+        """Unloads all models and ends their threads, within ``CLOSE_S``."""
+        self.stop_loading()
         with self._lock:
-            threads = [one.thread for one in self._loaded.values()]
+            models = list(self._held.values())
             self._loaded.clear()
-        ends_at = time.monotonic() + CLOSE_S
-        for thread in threads:
-            thread.stop()
-        for thread in threads:
-            thread.close(max(0.0, ends_at - time.monotonic()))
+            self._held.clear()
+        for one in models:
+            one.thread.stop()
+        ends = time.monotonic() + CLOSE_S
+        for one in models:
+            if one.thread.close(max(0.0, ends - time.monotonic())):
+                self._room.freed(one)
 
-    def _load(self, checkpoint: ServedCheckpoint) -> Loaded:
-        began = time.perf_counter()
+    def _hold(self, one: Loaded) -> ModelThread:
+        self._loaded.move_to_end(one.checkpoint.name)
+        one.holders += 1
+        return one.thread
+
+    def _is_outdated(self, one: Loaded, checkpoint: ServedCheckpoint) -> bool:
+        """Whether the model's files have changed, and can be loaded as far as is known."""
+        return one.checkpoint.mark != checkpoint.mark and self._failures.of(checkpoint) is None
+
+    def _wait(self, name: str, waiting: Waiting) -> None:
+        """Adds a caller to those of a model, and has the model loaded if this is the first one."""
         try:
-            # Checked again: the folder may have changed since the server started.
-            check_folder(checkpoint.folder, checkpoint.root)
-            needed = needed_bytes(checkpoint.folder, self.settings)
-            self._make_room(checkpoint, needed)
-            reasoner = self._read(checkpoint.folder)
-            observer = self._observer(checkpoint.name) if self._observer is not None else None
-            thread = ModelThread(reasoner, self.settings, self._max_waiting, observer, self._client_room)
-            # Initializes the tokenizer while no other thread uses it, and waits until the model's thread runs.
-            thread.run(lambda one: one.prompter.encode(["1"])).result()
-        except ServiceError:
-            raise
-        except FAULTS as error:
-            log.error("%s cannot be loaded: %s", checkpoint.name, error)
-            raise UnavailableError(
-                f"model: {checkpoint.name} cannot be loaded; the server's log has the reason", "model"
-            ) from error
-        log.info("%s: loaded in %.1f s, %.2f GB", checkpoint.name, time.perf_counter() - began, needed / 1e9)
-        return Loaded(checkpoint, thread, needed)
+            with self._lock:
+                checkpoint = self.checkpoints[name]
+                one, failure = self._loaded.get(name), self._failures.of(checkpoint)
+                if self._closing:
+                    raise _stopping()
+                if one is None and failure is not None:
+                    raise again(failure)
+                if one is None or self._is_outdated(one, checkpoint):
+                    if self._waiters.add(name, waiting):
+                        loader = threading.Thread(target=self._load_for, args=[name], name=f"load-{name}", daemon=True)
+                        loader.start()
+                    return
+                thread = self._hold(one) if waiting.set_running_or_notify_cancel() else None
+        except ServiceError as error:
+            if waiting.set_running_or_notify_cancel():
+                waiting.set_exception(error)
+            return
+        if thread is not None:
+            waiting.set_result(thread)
 
-    def _read(self, folder: Path) -> Reasoner:
-        """Loads the model on a temporary thread.
+    # On other threads
 
-        OpenMP keeps a worker pool for every thread that has ever computed. With more workers than cores they stop
-        busy-waiting for work, and the engine's passes over single positions take a fifth longer.
-        """
-        dtype, device = getattr(torch, self.settings.dtype), self.settings.device
-        with ThreadPoolExecutor(1, "loader") as loader:
-            return loader.submit(load_reasoner, folder, dtype=dtype, device=device).result()
-
-    def _make_room(self, checkpoint: ServedCheckpoint, needed: int) -> None:
-        """Unloads models that nothing holds, the least recently used first, until ``needed`` bytes are free."""
-        if needed > self.budget_bytes:
-            raise CheckpointError(
-                f"{checkpoint.folder}: weights and cache need {needed / 1e9:.2f} GB, but the memory budget is "
-                f"{self.budget_bytes / 1e9:.2f} GB; raise --memory-gb, or lower --slots or --max-positions"
-            )
-        leaving = []
+    def _load_for(self, name: str) -> None:
+        """Loads a model, and answers all callers that wait for it. Runs on a thread of its own."""
+        made, error = self._try_to_load(name)
+        old = None
         with self._lock:
-            free = self.budget_bytes - sum(one.num_bytes for one in self._loaded.values())
-            for name, one in list(self._loaded.items()):
-                if free >= needed:
-                    break
-                if not one.holders:
-                    leaving.append(self._loaded.pop(name))
-                    free += one.num_bytes
-            if free < needed:
-                for one in reversed(leaving):
-                    self._loaded[one.checkpoint.name] = one
-                    self._loaded.move_to_end(one.checkpoint.name, last=False)
-                raise QueueFullError(
-                    "model: other models in use leave no memory for it; retry later", "model", retry_after_s=5
-                )
-        for one in leaving:
-            log.info("%s: unloaded", one.checkpoint.name)
-            one.thread.close()
-        if leaving:
-            del one, leaving
-            gc.collect()
+            waiting = self._waiters.take(name)
+            if made is not None:
+                self._room.take_over(made)
+                self._held[made.thread] = made
+                if not self._closing:
+                    old = self._loaded.pop(name, None)
+                    self._loaded[name] = made
+            one = self._loaded.get(name)
+            if isinstance(error, CheckpointFailedError) and one is not None:
+                log.warning("%s: requests still get the model that was loaded before its files changed", name)
+                error = None
+            if error is None and one is not None:
+                one.holders += len(waiting)
+        for each in waiting:
+            if error is None and one is not None:
+                each.set_result(one.thread)
+            else:
+                each.set_exception(_stopping() if error is None else again(error))
+        for leaving in (old, made if one is not made else None):
+            if leaving is not None and not leaving.holders:
+                self._unload(leaving)
+
+    def _try_to_load(self, name: str) -> tuple[Loaded | None, ServiceError | None]:
+        """The model, or why it cannot be loaded."""
+        error: ServiceError | None = None
+        for _ in range(TRIES):
+            checkpoint = self.checkpoints.get(name)
+            if checkpoint is None:
+                return None, _vanished(name)
+            try:
+                return load_model(checkpoint, self.settings, self._room, self._start), None
+            except CheckpointFailedError as raised:
+                error = raised
+            except ServiceError as raised:
+                return None, raised
+            # Its files may have been replaced or removed while they were read.
+            self.checkpoints.refresh()
+            now = self.checkpoints.get(name)
+            if now is not None and now.mark == checkpoint.mark:
+                break
+        with self._lock:
+            if checkpoint is not None and error is not None:
+                self._failures.add(checkpoint, error)
+        return None, error
+
+    def _start(self, name: str, reasoner: Reasoner) -> ModelThread:
+        observer = self._observer(name) if self._observer is not None else None
+        return ModelThread(reasoner, self.settings, self._max_waiting, observer, self._client_room)
+
+    def _retire_vanished(self) -> None:
+        """Unloads the models of checkpoints that have vanished, once nothing holds them."""
+        with self._lock:
+            gone = [one for name, one in self._loaded.items() if self.checkpoints.get(name) is None]
+            for one in gone:
+                del self._loaded[one.checkpoint.name]
+            unused = [one for one in gone if not one.holders]
+        for one in unused:
+            self._unload_soon(one)
+
+    def _unload_soon(self, one: Loaded) -> None:
+        threading.Thread(target=self._unload, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
+
+    def _unload(self, one: Loaded) -> None:
+        """Ends a model's thread and frees its memory. Nothing holds it, and callers can no longer get it."""
+        self._room.leaves(one)
+        if not one.thread.close():
+            log.error("%s: its thread does not end, so its memory stays in use", one.checkpoint.name)
+            return
+        with self._lock:
+            self._held.pop(one.thread, None)
+        gc.collect()
+        self._room.freed(one)
 
 
-def default_budget(settings: EngineSettings) -> int:
-    """Memory budget in bytes: 0.8 of the memory of a CUDA device; otherwise 0.5 of the machine's memory.
-
-    Raises:
-        ConfigError: the system does not report its memory.
-    """
-    device = device_of(settings)
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024 // 2
-    raise ConfigError("memory: /proc/meminfo does not report this machine's memory; set --memory-gb")
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping", "model", retry_after_s=5)
 
 
-def device_of(settings: EngineSettings) -> torch.device:
-    """The device that models run on."""
-    return torch.device(settings.device) if settings.device is not None else alone().device
-
-
-def needed_bytes(folder: Path, settings: EngineSettings) -> int:
-    """Bytes of a model's weights and of its key/value cache, computed from its config and its files' headers.
-
-    Raises:
-        CheckpointError: a file's header is not that of a safetensors file.
-    """
-    dtype = getattr(torch, settings.dtype)
-    if dtype == torch.bfloat16 and not multiplies_bf16(device_of(settings)):
-        dtype = torch.float32
-    size = torch.empty(0, dtype=dtype).element_size()
-    files = [*weight_files(folder), *(path for path in [folder / FEED_FILE] if path.is_file())]
-    weights = sum(numel for path in files for numel in _numels(path)) * size
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    context = getattr(config, "max_position_embeddings", None) or settings.max_positions
-    positions = settings.num_rows * min(settings.max_positions, context)
-    return int(weights + 2 * config.num_hidden_layers * positions * heads * head * size)
-
-
-def _numels(path: Path) -> Iterator[int]:
-    """Number of elements of each tensor of a safetensors file, from its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(100_000_000, path.stat().st_size):
-            raise CheckpointError(f"{path}: is not a safetensors file")
-        try:
-            header = parse_json(file.read(length).decode())
-        except ValueError as error:
-            raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for extent in tensor["shape"]:
-                count *= extent
-            yield count
+def _vanished(name: str) -> UnknownModelError:
+    return UnknownModelError(
+        f"model: the checkpoint {name[:100]!r} has vanished; GET /v1/models lists the others", "model"
+    )

@@ -44,7 +44,7 @@ def check_folder(folder: Path, root: Path) -> None:
         raise CheckpointError(
             f"{folder}: is a link to a folder outside {root}; give the folder that it points to as --checkpoint"
         )
-    for path in _entries(folder):
+    for path in entries(folder):
         _check_entry(path, root)
     for name in NEEDED:
         if not (folder / name).is_file():
@@ -64,7 +64,7 @@ _ADVICE = {
 }
 
 
-def _entries(folder: Path) -> Iterator[Path]:
+def entries(folder: Path) -> Iterator[Path]:
     """All files, folders and links in a folder, recursively, except ``engine/`` and hidden folders.
 
     Loading opens neither; ``.git`` and ``.cache`` are left by programs that download models.
@@ -74,7 +74,7 @@ def _entries(folder: Path) -> Iterator[Path]:
             continue
         yield path
         if path.is_dir() and not path.is_symlink():
-            yield from _entries(path)
+            yield from entries(path)
 
 
 def _check_entry(path: Path, root: Path) -> None:

@@ -12,10 +12,17 @@ class Connection:
 
     async def post(self, path: str, body: bytes, headers: str = "") -> tuple[int, bytes]:
         """Sends a body as JSON; returns the status and the body of the answer."""
+        return await self._ask("POST", path, body, f"Content-Type: application/json\r\n{headers}")
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Returns the status and the body of the answer."""
+        return await self._ask("GET", path, b"", "")
+
+    async def _ask(self, method: str, path: str, body: bytes, headers: str) -> tuple[int, bytes]:
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address, limit=1 << 22)
         reader, writer = self._streams
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{headers}"
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
         head_lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")

@@ -35,7 +35,7 @@ from waiting import wait_until
 
 KEYS = {"small": "the key of small requests", "busy": "the key of the others"}
 SMALL = {"model": MODEL, "prompt": "the cat", "max_tokens": 16, "min_tokens": 16}
-STREAM = {"model": MODEL, "prompt": "the cat", "max_tokens": 400, "min_tokens": 400, "stream": True}
+STREAM = {"model": MODEL, "prompt": "the cat", "max_tokens": 150, "min_tokens": 150, "stream": True}
 LIMITS = {"ratio": 3.0, "p99_ratio": 5.0, "p95_ratio": 5.0, "refused": 0, "unhealthy": 0, "reported_s": 30, "late": 0}
 """The largest value of each figure that is allowed."""
 
@@ -84,7 +84,7 @@ def load(kind: str, server: ServerProcess, key: str = "") -> Iterator[None]:
         yield
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def measures(server: ServerProcess, seconds: float) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def prompts(server: ServerProcess, seconds: float) -> dict[str, Any]:
     gaps(server, KEYS["small"], 1)
     alone = gaps(server, KEYS["small"], 3)
     with load("prompts", server, KEYS["busy"]):
-        under = gaps(server, KEYS["small"], max(1, round(seconds / 10)))
+        under = gaps(server, KEYS["small"], max(1, round(seconds / 5)))
     return {
         "alone_p50_ms": 1e3 * at(alone, 0.5),
         "alone_p99_ms": 1e3 * at(alone, 0.99),
@@ -126,10 +126,10 @@ def prompts(server: ServerProcess, seconds: float) -> dict[str, Any]:
 
 def greedy(server: ServerProcess, seconds: float) -> dict[str, Any]:
     """Small requests while another client has hundreds of completions in progress."""
-    small_requests(server, KEYS["small"], 2, 10)
-    alone, _ = small_requests(server, KEYS["small"], seconds / 4, 20)
+    small_requests(server, KEYS["small"], seconds / 8, 5)
+    alone, _ = small_requests(server, KEYS["small"], seconds / 4, 10)
     with load("greedy", server, KEYS["busy"]):
-        under, statuses = small_requests(server, KEYS["small"], seconds, 20)
+        under, statuses = small_requests(server, KEYS["small"], seconds, 10)
     return {
         "alone_p50_ms": 1e3 * at(alone, 0.5),
         "alone_p95_ms": 1e3 * at(alone, 0.95),

@@ -24,12 +24,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from asking_http import Connection
-from making_bodies import Body, body_of
+from making_bodies import HEAVY, LIGHT, Body, body_of
 from serving import ServerProcess, save_checkpoint, serving, thirteen_tokens
 from tqdm import tqdm
 
@@ -44,8 +45,8 @@ LIMITS = {"wrong": 0, "others_failed": 0, "health_failed": 0, "worst_health_ms":
 class Fuzz:
     """Bodies for one server."""
 
-    def __init__(self, server: ServerProcess, seed: int, out: Path) -> None:
-        self._server, self._seed, self._out = server, seed, out
+    def __init__(self, server: ServerProcess, seed: int, out: Path, heavy: float, only: str | None) -> None:
+        self._seed, self._out, self._heavy, self._only = seed, out, heavy, only
         host, _, port = server.url.removeprefix("http://").partition(":")
         self._address = host, int(port)
         self.statuses: Counter[int] = Counter()
@@ -57,20 +58,22 @@ class Fuzz:
         """When each body was sent and answered (``time.monotonic``), its number and kind."""
         self._expected: dict[str, Any] = {}
 
-    async def run(self, first: int, count: int, heavy: float) -> None:
-        """Sends the bodies with these numbers, beside the known requests."""
-        numbers = iter(range(first, first + count))
+    async def run(self, first: int, count: int, most_s: float = float("inf")) -> int:
+        """Sends these bodies, and the known requests, until ``most_s`` seconds are over; returns how many bodies."""
+        ends, before = time.monotonic() + most_s, len(self.times)
+        numbers = takewhile(lambda _: time.monotonic() < ends, range(first, first + count))
         with tqdm(total=count, desc="bodies", mininterval=2) as bar:
             others = [asyncio.ensure_future(self._other(number)) for number in range(2)]
-            await asyncio.gather(*(self._client(numbers, heavy, bar) for _ in range(CLIENTS)))
+            await asyncio.gather(*(self._client(numbers, bar) for _ in range(CLIENTS)))
             for one in others:
                 one.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+        return len(self.times) - before
 
-    async def _client(self, numbers: Any, heavy: float, bar: Any) -> None:
+    async def _client(self, numbers: Any, bar: Any) -> None:
         connection = Connection(*self._address)
         for number in numbers:
-            body = body_of(self._seed, number, heavy)
+            body = body_of(self._seed, number, self._heavy, self._only)
             self.kinds[body.kind] += 1
             began = time.monotonic()
             try:
@@ -89,20 +92,20 @@ class Fuzz:
 
     async def _other(self, number: int) -> None:
         """Sends known requests, one after another; every answer must be the first one."""
-        connection = Connection(*self._address)
-        while True:
-            for model, prompt, count in KNOWN:
-                fields = {"model": model, "prompt": prompt, "max_tokens": count, "min_tokens": count, "logprobs": 2}
-                self.num_others += 1
-                try:
-                    status, answer = await connection.post("/v1/completions", json.dumps(fields).encode())
-                    shown = known_of(answer) if status == 200 else f"{status} {answer[:500]!r}"
-                except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-                    shown = repr(error)
-                    connection.close()
-                if self._expected.setdefault(model, shown) != shown or isinstance(shown, str):
-                    self.others_failed.append(f"{model}: {shown}, expected {self._expected[model]}")
-                await asyncio.sleep(0.02)
+        with closing(Connection(*self._address)) as connection:
+            while True:
+                for model, prompt, count in KNOWN:
+                    fields = {"model": model, "prompt": prompt, "max_tokens": count, "min_tokens": count, "logprobs": 2}
+                    self.num_others += 1
+                    try:
+                        status, answer = await connection.post("/v1/completions", json.dumps(fields).encode())
+                        shown = known_of(answer) if status == 200 else f"{status} {answer[:500]!r}"
+                    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                        shown = repr(error)
+                        connection.close()
+                    if self._expected.setdefault(model, shown) != shown or isinstance(shown, str):
+                        self.others_failed.append(f"{model}: {shown}, expected {self._expected[model]}")
+                    await asyncio.sleep(0.02)
 
     def _keep(self, number: int, body: Body, fault: str) -> None:
         """Writes a body with a wrong answer to a file."""
@@ -172,21 +175,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return [*made, save_checkpoint(folder / "long", positions=2048)]
 
 
-def run_fuzz(server: ServerProcess, count: int, seed: int, out: Path, heavy: float, warm_up: int) -> dict[str, Any]:
+def run_fuzz(
+    server: ServerProcess, fuzz: Fuzz, count: int, warm_up: int, most_s: float = float("inf")
+) -> dict[str, Any]:
     """Sends bodies to a running server; returns the figures."""
-    fuzz = Fuzz(server, seed, out)
     # Numbers of the warm-up are negative, and a fault in one of these counts too.
-    asyncio.run(fuzz.run(-warm_up, warm_up, heavy))
+    asyncio.run(fuzz.run(-warm_up, warm_up))
     time.sleep(2 if warm_up > 50 else 0)
     before, began = memory_mb(server), time.monotonic()
     with watching(server) as lines:
-        asyncio.run(fuzz.run(0, count, heavy))
+        count = asyncio.run(fuzz.run(0, count, most_s))
     seconds = time.monotonic() - began
     time.sleep(3 if count > 1000 else 0.2)
     health = json.loads(lines[-1])
     return {
         "bodies": count,
-        "seed": seed,
         "seconds": round(seconds, 1),
         "worst_health_ms": health["worst_ms"],
         "health": health,
@@ -215,15 +218,18 @@ def main() -> int:
     parser.add_argument("--bodies", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heavy", type=float, default=0.02, help="share of bodies of up to 1 MiB and largest answers")
+    parser.add_argument("--only", choices=[*LIGHT, *HEAVY], help="send only bodies of this kind")
     parser.add_argument("--warm-up", type=int, default=300, help="bodies before the memory is measured")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz_bodies"), help="folder of bodies with faults")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="send no further bodies after this time")
     parser.add_argument("--json", action="store_true", help="print only the line of JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = ("--slots", "8", "--load")
         with serving(*checkpoints(Path(folder)), options=options, real=True) as server:
-            given = arguments.bodies, arguments.seed, arguments.out, arguments.heavy, arguments.warm_up
-            result = run_fuzz(server, *given)
+            fuzz = Fuzz(server, arguments.seed, arguments.out, arguments.heavy, arguments.only)
+            figures = run_fuzz(server, fuzz, arguments.bodies, arguments.warm_up, arguments.seconds)
+            result = {"seed": arguments.seed, **figures}
             result["tracebacks"] = server.log.count("Traceback")
             if result["tracebacks"] and not arguments.json:
                 print(server.log[-6000:])

@@ -22,17 +22,18 @@ class Body:
     content: bytes
 
 
-def body_of(seed: int, number: int, heavy: float = 0.02) -> Body:
+def body_of(seed: int, number: int, heavy: float = 0.02, only: str | None = None) -> Body:
     """The body with this number.
 
     Args:
         seed: of the whole sequence.
         number: of the body.
         heavy: share of bodies of up to 1 MiB and of requests for the largest answers.
+        only: the only kind; None: all kinds.
     """
     rng = random.Random(f"{seed}/{number}")
     names = list(HEAVY) if rng.random() < heavy else list(LIGHT)
-    kind = rng.choice(names)
+    kind = rng.choice(names) if only is None else only
     path, content = {**LIGHT, **HEAVY}[kind](rng)
     return Body(kind, path, content if isinstance(content, bytes) else _encoded(rng, content))
 

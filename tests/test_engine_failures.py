@@ -145,13 +145,12 @@ def test_what_belongs_to_a_request_fails_it_alone(tiny_model, name):
             assert one.thoughts is None or torch.equal(one.thoughts, other.thoughts)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("fixed_shape", [False, True])
+@pytest.mark.parametrize(("family", "fixed_shape"), [("llama", False), ("gpt2", True)])
 def test_numbers_that_are_not_finite_stay_with_their_request(tiny_model, family, fixed_shape):
-    """Random requests, a third of them poisoned at a random thought, some cancelled: the others are continued as each
+    """Random requests, half of them poisoned at a random thought, some cancelled: the others are continued as each
     is alone, beside the poisoned ones and in the slots that these leave, wherever slots were moved or copied."""
     model, poisoned = tiny_model(family), 0
-    for case in range(6):
+    for case in range(4):
         rng, questions = random.Random(f"{family}/{case}"), []
         drawn = draw_ways(rng, [draw_request(rng, questions, model, 0) for _ in range(9)])
         bad = {n for n, one in enumerate(drawn) if one.prompt.num_thoughts and rng.random() < 0.5}
@@ -174,7 +173,7 @@ def test_numbers_that_are_not_finite_stay_with_their_request(tiny_model, family,
                 poisoned += tickets[n] in ends.failures
             elif n not in cancelled:
                 assert ends.completions[tickets[n]].tokens == slow_generate(model, one, 0, 96), (case, n)
-    assert poisoned > 5
+    assert poisoned > 3
 
 
 def test_a_token_with_a_broken_embedding_fails_the_requests_that_contain_it():
@@ -182,6 +181,7 @@ def test_a_token_with_a_broken_embedding_fails_the_requests_that_contain_it():
     model = make_model("llama")
     requests = [Request(prompt_of([*QUESTION, n, 5, 5, 5, 5, 5], 1), 4) for n in (7, 8, 33)]
     requests += [Request(prompt_of([33], 0), 4), Request(prompt_of([3, 4], 2), 4)]
+    requests = [replace(request, suppress=(0, 33)) for request in requests]
     expected = [slow_generate(model, request, LATENT) for request in requests]
     for token in (33, 0):
         with torch.no_grad():
@@ -210,7 +210,7 @@ def test_bf16_on_a_cpu_reads_no_slot_that_may_not_be_finite():
 
 
 def test_offline_the_error_of_a_request_is_raised(tiny_model):
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match=r"problem 1: .* not finite"):
         generate(LatentLoop(tiny_model("gpt2")), [OTHERS[0], NAN], [0])
     with pytest.raises(Broken):
         generate(LatentLoop(tiny_model("gpt2")), [replace(PLAIN, edit_thought=breaks)], [0])

@@ -194,7 +194,7 @@ def test_further_files_of_a_download_do_no_harm(folder):
     (folder / ".git" / "hooks" / "pre-push.sample").write_text("#!/bin/sh")
     load_reasoner(folder)
     assert find_checkpoints([str(folder)]).names == ["model"]
-    settings = EngineSettings(slots=1, max_positions=8)
+    settings = EngineSettings(slots=1, max_positions=8, spare_slots=0)
     weights = sum(value.numel() * 4 for value in load_file(folder / WEIGHTS).values())
     assert needed_bytes(folder, settings) == weights + 2 * 2 * 8 * 32 * 4
 

@@ -9,6 +9,7 @@ from making_probing import QUESTIONS, make_reasoner
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
+from coconut_ds.parts import in_parts
 from coconut_ds.probing import linear
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.labels import labels_of
@@ -36,7 +37,13 @@ def test_probes_find_what_is_there_and_nothing_else(monkeypatch):
         # In the first state as the head reads it, in the last in other directions.
         features[index, 0] += rows[ids[words.index(step)]] * 3
         features[index, 1, 2 + words.index(step)] += 1.0
-    monkeypatch.setattr(linear, "_features", lambda *arguments: features)
+
+    @in_parts
+    def given(*arguments):
+        yield None
+        return features
+
+    monkeypatch.setattr(linear, "_features", given)
     found = {(one.state, one.label): one for one in linear_probes(reasoner, problems[:160], problems[160:])}
     assert set(found) == {(s, label) for s in ("thought 1", BEFORE_TEXT) for label in ("step 1", "answer")}
     for state in ("thought 1", BEFORE_TEXT):

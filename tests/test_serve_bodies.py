@@ -2,15 +2,20 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from serve.api.bodies import JsonRoute, parse
+from serve.api import bodies
+from serve.api.bodies import JsonRoute, checked, parse
 from serve.api.errors import add_handlers
+from serve.api.schema import ChatRequest, CompletionRequest, ThoughtsRequest
 from serve.errors import MediaTypeError, RequestError
 
 VALUE = st.recursive(
@@ -55,6 +60,48 @@ def test_every_other_body_is_refused_and_nothing_else_happens(body):
     else:
         with pytest.raises((RequestError, MediaTypeError), match=r"send|encode"):
             parse(body)
+
+
+def long_list(item: str) -> str:
+    """As many items as the largest body has room for."""
+    return "[" + ",".join([item] * ((1 << 20) // (len(item) + 1) - 200)) + "]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CompletionRequest, '"model": "m", "prompt": ' + long_list("null")),
+        (CompletionRequest, '"model": "m", "prompt": [1, "a", ' + long_list("1.5")[1:]),
+        (CompletionRequest, '"model": "m", "prompt": "a", "stop": ' + long_list("1")),
+        (CompletionRequest, '"prompt": "a", ' + ", ".join(f'"{number:x}": 0' for number in range(30_000))),
+        (ChatRequest, '"model": "m", "messages": ' + long_list("1")),
+        (ChatRequest, '"model": "m", "messages": [{"role": "user", "content": ' + long_list("1") + "}]"),
+        (ThoughtsRequest, '"model": "m", "question": "a", "tokens": ' + long_list("1")),
+        (CompletionRequest, '"model": "m", "prompt": "a", "tools": ' + long_list("1")),
+        (CompletionRequest, f'"model": "m", "prompt": "a", "tools": {"[" * 900}{"]" * 900}'),
+        (CompletionRequest, '"model": "m", "prompt": "a", "user": ' + long_list('{"":0}')),
+        (CompletionRequest, '"model": "m", "prompt": "a", "user": ' + "[" * 500_000),
+    ],
+    ids=range(11),
+)
+def test_the_first_fault_ends_the_check_of_a_large_body(kind, fields):
+    """A list of 500,000 wrong items would otherwise be 500,000 errors, several times over."""
+    with pytest.raises((RequestValidationError, RequestError)) as caught:
+        checked(TypeAdapter(kind), f"{{{fields}}}".encode())
+    assert len(getattr(caught.value, "errors", list)()) <= 8
+    assert len(repr(caught.value)) < 3000
+
+
+@settings(max_examples=60)
+@given(value=VALUE)
+def test_only_marks_outside_of_texts_count(value):
+    for text in (json.dumps({"a": value}), json.dumps({"a": value}, ensure_ascii=False)):
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+        count = sum(map(outside.count, "{[:"))
+        for most in (count - 1, count):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(bodies, "MOST_MARKS", most)
+                assert bodies._has_many_marks(text) == (most < count)
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_the_least_recently_used_model_leaves_and_a_held_one_never(checkpoint, t
 
 
 def test_the_memory_that_a_model_needs_is_told_by_its_headers(checkpoint, tmp_path):
-    settings = EngineSettings(slots=3, max_positions=100)
+    settings = EngineSettings(slots=3, max_positions=100, spare_slots=0)
     models = Models(find_checkpoints([str(checkpoint)]), settings, 8, 10**9)
     with models.holding("tiny") as thread:
         thread.run(lambda reasoner: reasoner.generate("a", max_new_tokens=1)).result()

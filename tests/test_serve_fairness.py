@@ -37,14 +37,8 @@ def make(checkpoint):
 
     def one(slots: int = 4, **limits: float) -> Service:
         bounds = Limits(**limits)
-        models = Models(
-            find_checkpoints([str(checkpoint)]),
-            EngineSettings(slots),
-            bounds.max_waiting,
-            10**9,
-            None,
-            bounds.client_room,
-        )
+        settings, room = EngineSettings(slots), bounds.room
+        models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
         made.append(Service(models, bounds))
         return made[-1]
 
@@ -63,7 +57,7 @@ def thread_of(service: Service):
         return thread
 
 
-def test_whoever_used_least_comes_first_and_absence_earns_no_credit():
+def test_the_one_that_used_least_comes_first_and_absence_earns_no_credit():
     shares: Shares[str] = Shares()
     turns = []
     for _ in range(6):
@@ -86,7 +80,7 @@ def test_a_client_whose_long_requests_hold_all_slots_does_not_make_others_wait(m
         ended.append(name)
 
     async def crowd() -> None:
-        greedy = [asyncio.ensure_future(note(ask(GREEDY, 60, samples=8), f"greedy {i}")) for i in range(3)]
+        greedy = [asyncio.ensure_future(note(ask(GREEDY, 40, samples=6), f"greedy {i}")) for i in range(2)]
         await until(lambda: thread.num_running >= 4)
         await asyncio.gather(*(note(ask(SMALL, 2), "small") for _ in range(6)))
         assert ended == ["small"] * 6
@@ -141,17 +135,17 @@ def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make)
 
 
 def test_requests_and_functions_of_several_clients_share_the_time(make):
-    """Three endless functions run beside a request: it gets half of the turns' time, and each client's functions equal
-    parts of the rest."""
+    """Three endless functions run beside a request: passes get two thirds of the time, and the clients of the
+    functions equal parts of the rest."""
     service = make()
-    thread, seconds, used = thread_of(service), 0.002, dict.fromkeys(("a", "b", "c"), 0)
+    thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
 
     def endless(name: str):
         while True:
             began = time.perf_counter()
-            while time.perf_counter() - began < seconds:
+            while time.perf_counter() - began < 0.002:
                 pass
-            used[name] += 1
+            used[name] += time.perf_counter() - began
             yield None
 
     def begin(name: str, client: Client) -> Future[None]:
@@ -162,14 +156,13 @@ def test_requests_and_functions_of_several_clients_share_the_time(make):
     began, before = time.perf_counter(), sum(used.values())
     service.answer_now(ask(THIRD, 100))
     passed, parts = time.perf_counter() - began, sum(used.values()) - before
-    assert 0.2 < parts * seconds / passed < 0.7
-    assert abs(used["a"] - used["b"]) <= 1
-    assert 0.6 < used["c"] / (used["a"] + used["b"]) < 1.6
+    assert 0.2 < parts / passed < 0.45
+    assert 0.5 < used["a"] / used["b"] < 2
+    assert 0.5 < used["c"] / (used["a"] + used["b"]) < 2
     for one in endlessly:
         assert one.cancel()
-    count = sum(used.values())
     wait_until(lambda: not thread._functions.can_run)
-    assert sum(used.values()) <= count + 1
+    thread.run(lambda reasoner: None).result(20)
 
 
 def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):

@@ -9,8 +9,8 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
     "errors limits deadlines clients keys rates throttled logs stopping descriptors tls access shares aside jobs "
-    "fair_queue open_jobs pass_clock functions engine_jobs mailbox text safety checkpoints model_thread asking "
-    "continuations metrics models service tracing",
+    "fair_queue open_jobs pass_clock functions engine_jobs mailbox text safety finding checkpoints memory model_thread "
+    "room loads loading asking continuations metrics models service tracing",
     "api network_options connections listener spans server",
     "app",
     "access_options log_options launch cli ray_app __main__",

@@ -13,6 +13,7 @@ from coconut_ds.generation.requests import Sampling
 from coconut_ds.model.latent_loop import LatentLoop
 from serve.asking import Ask
 from serve.checkpoints import find_checkpoints
+from serve.clients import Client
 from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
 from serve.limits import EngineSettings, Limits
 from serve.models import Models
@@ -241,3 +242,66 @@ def test_samples_of_all_prompts_have_draws_of_their_own(checkpoint):
     made = reasoner.generate(["a", "a"], temperature=1.0, samples=2, seed=3, max_new_tokens=12)
     assert len({tuple(one.completion.tokens) for one in made}) == 4
     assert Sampling(1.0, seed=3, sample=2) != Sampling(1.0, seed=3)
+
+
+def test_a_request_that_fails_alone_ends_with_an_error_and_the_others_go_on(make, caplog):
+    """Its observer raises at its second token; the engine stays the same one."""
+    service = make()
+    thread, good = thread_of(service), service.answer_now(ask(min_new_tokens=8))[0].completion.tokens
+    observer, engine = thread._jobs.observer, thread._jobs._engine
+
+    def on_token(job, previous):
+        if job.request_id == "bad" and previous:
+            raise ZeroDivisionError
+
+    observer.on_token = on_token
+
+    async def both():
+        return await asyncio.gather(
+            service.answer(ask(min_new_tokens=8), "good"),
+            service.answer(ask(min_new_tokens=8), "bad"),
+            return_exceptions=True,
+        )
+
+    (_, (choice,)), error = asyncio.run(both())
+    assert choice.completion.tokens == good
+    assert isinstance(error, EngineFailedError)
+    assert "the request failed, and no other" in str(error)
+    assert "the request bad failed alone" in caplog.text
+    assert thread._jobs._engine is engine
+    assert thread.num_open == 0
+
+
+def test_what_is_cached_of_a_prompt_is_told_to_its_client_only(make):
+    service = make()
+    question = "a question that two clients send"
+    asked = [
+        service.answer_now(ask(question, client=Client(name)))[0].completion
+        for name in ("key:a", "key:a", "key:b", "key:b")
+    ]
+    assert [one.num_shared > 0 for one in asked] == [False, True, False, True]
+    assert len({tuple(one.tokens) for one in asked}) == 1
+
+
+def test_the_cache_is_taken_when_a_model_is_loaded_and_freed_before_there_is_another(make):
+    service = make()
+    thread = thread_of(service)
+    thread.run(lambda reasoner: None).result()
+    first = thread._jobs._engine.cache
+    assert first.num_bytes == 2 * 2 * EngineSettings(4).num_rows * 256 * 32 * 4
+    states = LatentLoop.states
+
+    def fail_once(loop, *arguments, **named):
+        assert first.num_bytes
+        thread.reasoner.loop.states = held
+        raise RuntimeError("a kernel failed")
+
+    def held(*arguments, **named):
+        assert not first.num_bytes, "the first cache is freed before the second engine makes a pass"
+        return states(thread.reasoner.loop, *arguments, **named)
+
+    thread.reasoner.loop.states = fail_once.__get__(thread.reasoner.loop)
+    with pytest.raises(EngineFailedError):
+        service.answer_now(ask())
+    assert service.answer_now(ask())[0].completion.tokens
+    assert first.num_bytes == 0

@@ -5,8 +5,10 @@ import signal
 import threading
 import time
 
+import fairness
 import httpx
 import pytest
+from fuzz_bodies import Fuzz, checkpoints, run_fuzz
 from mixed_load import holds, run_load
 from schema_cases import run_cases
 from serving import save_checkpoint, serving
@@ -103,6 +105,16 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
         assert says in told
 
 
+def test_bodies_of_every_kind_harm_nobody(tmp_path):
+    """A small ``python tests/fuzz_bodies.py``; how long others wait is only measured there."""
+    with serving(*checkpoints(tmp_path), options=("--slots", "8")) as server:
+        result = run_fuzz(server, Fuzz(server, 0, tmp_path / "wrong", heavy=0.03, only=None), 100, warm_up=20)
+        faults = {name: result[name] for name in ("wrong", "others_failed", "health_failed")}
+        assert not any(faults.values()), (faults, result["first_wrong"], result["first_others"], server.log[-3000:])
+    assert result["others"] > 3
+    assert result["statuses"][200] > 10
+
+
 def test_a_load_of_mixed_requests(tmp_path):
     """A small ``python tests/mixed_load.py``."""
     result = run_load(250, tmp_path)
@@ -115,3 +127,10 @@ def test_cases_made_of_the_description(tmp_path):
     assert not result["faults"], result["output"]
     assert "500" not in result["statuses"]
     assert result["cases"] > 400
+
+
+def test_a_greedy_client_leaves_room_for_others():
+    """A small ``python tests/fairness.py greedy``: none of another client's requests is refused."""
+    result = fairness.run("greedy", seconds=0.5, layers=1, width=64, real=False)
+    assert result["refused"] == 0, result
+    assert result["requests"] >= 10

@@ -57,6 +57,7 @@ def openai_client(app, key: str) -> openai.OpenAI:
         ({"max_tokens": True}, 400, "max_tokens", "valid integer"),
         ({"n_thoughts": 65}, 400, "n_thoughts", "expected 0 to 64"),
         ({"n": 17}, 400, "n", "expected 1 to 16"),
+        ({"prompt": ["a", "b"], "n": 16, "max_tokens": 100, "logprobs": 50}, 400, "logprobs", "--max-probabilities"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal"),
         ({"max_tokens": 2049}, 400, "max_tokens", "the server's option --max-new-tokens sets this limit"),
         ({"max_tokens": 300}, 400, "max_tokens", "send a max_tokens of at most 246"),
@@ -140,3 +141,22 @@ def test_errors_are_those_that_openais_client_knows(app):
         client.completions.create(model="nothing", prompt="a")
     with pytest.raises(openai.BadRequestError, match="thoughts"):
         client.completions.create(model="coconut", prompt="a", extra_body={"thoughts": 3})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "says"),
+    [
+        ("soon", 400, "expected a number of seconds"),
+        ("-1", 400, "is '-1'"),
+        ("nan", 400, "is 'nan'"),
+        ("1e-9", 504, "1e-09 s"),
+    ],
+)
+@pytest.mark.parametrize("route", ["completions", "thoughts"])
+def test_a_client_may_say_how_long_it_waits(http, route, seconds, status, says):
+    body = {"model": "coconut", "prompt" if route == "completions" else "question": "a"}
+    answer = http.post(f"/v1/{route}", json=body, headers={"X-Request-Timeout": seconds})
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]["message"]
+    assert "X-Request-Timeout" in answer.json()["error"]["message"]
+    assert http.post(f"/v1/{route}", json=body, headers={"X-Request-Timeout": "60"}).status_code == 200

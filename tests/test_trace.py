@@ -1,6 +1,7 @@
 """Traces of thoughts, against the layers of a pass over the whole sequence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,3 +80,15 @@ def test_the_state_before_the_text_and_attention_are_those_of_the_whole_pass(rea
             torch.arange(len(case.prompt)) > torch.tensor([*range(first - 1, first + 2), len(case.prompt) - 1])[:, None]
         )
         assert not weights[:, later].any()
+
+
+@pytest.mark.parametrize("pass_positions", [1, 5, 16])
+def test_small_passes_compute_the_same_states(reasoner, pass_positions):
+    """A server limits the positions of each pass: to fewer than a prompt has, or than several prompts have together."""
+    questions = [QUESTION, *REFERENCES]
+    limited = replace(reasoner, pass_positions=pass_positions)
+    known, again = (baselines_of(one, questions, max_new_tokens=2) for one in (reasoner, limited))
+    assert [one.tokens for one in again] == [one.tokens for one in known]
+    cases, fed = [one.case for one in known], [one.fed for one in known]
+    for one, other in zip(layer_states(reasoner, cases, fed), layer_states(limited, cases, fed), strict=True):
+        torch.testing.assert_close(one.layers, other.layers, rtol=1e-4, atol=1e-4)

@@ -30,6 +30,8 @@ def main() -> None:
         try:
             connection.sendall(request)
             answer = connection.recv(65536)
+            while answer and not answer.endswith(b"}"):
+                answer += connection.recv(65536)
         except OSError:
             answer = b""
         ended = time.monotonic()

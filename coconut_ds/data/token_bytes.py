@@ -74,23 +74,28 @@ class TokenBytes:
             ids: the tokens.
             before: the tokens of the same text before ``ids``; the last ``CONTEXT`` of them suffice.
         """
-        names = self._tokenizer.convert_ids_to_tokens(list(ids))
         if self._is_byte_level:
-            return [_byte_level_bytes(name or "") for name in names]
-        found, everything = [], [*before[-CONTEXT:], *ids]
-        for place, name in enumerate(names, len(everything) - len(ids)):
-            byte = BYTE_TOKEN.fullmatch(name or "") if self._has_byte_tokens else None
-            # Tokenizers with byte fallback may leave out a space at the beginning of a text, also if it is a byte.
-            if byte is not None and (place or byte[1] != "20"):
-                found.append(bytes.fromhex(byte[1]))
-            else:
-                found.append(self._added(everything[max(0, place - CONTEXT) : place + 1]))
-        return found
+            # The bytes of such a token do not depend on others.
+            return self.of_each(ids)
+        everything = [*before[-CONTEXT:], *ids]
+        places = range(len(everything) - len(ids), len(everything))
+        return [self.of_each([everything[place]], everything[max(0, place - CONTEXT) : place])[0] for place in places]
 
     def of_each(self, ids: Sequence[int], before: Sequence[int] = ()) -> list[bytes]:
         """The bytes that each token would add to the text of the tokens before it, if it came next."""
-        # The bytes of a byte-level token do not depend on others.
-        return self.of(ids) if self._is_byte_level else [self.of([token], before)[0] for token in ids]
+        names = self._tokenizer.convert_ids_to_tokens(list(ids))
+        if self._is_byte_level:
+            return [_byte_level_bytes(name or "") for name in names]
+        context = before[-CONTEXT:]
+        text, found = _decode(self._tokenizer, context), []
+        for token, name in zip(ids, names, strict=True):
+            byte = BYTE_TOKEN.fullmatch(name or "") if self._has_byte_tokens else None
+            # Tokenizers with byte fallback may leave out a space at the beginning of a text, also if it is a byte.
+            if byte is not None and (context or byte[1] != "20"):
+                found.append(bytes.fromhex(byte[1]))
+            else:
+                found.append(_rest(_decode(self._tokenizer, [*context, token]), text).encode())
+        return found
 
     def token_of_name(self, name: str) -> int | None:
         """The token of a part of a character whose bytes ``token_name`` shows like this; None if there is none."""
@@ -104,12 +109,6 @@ class TokenBytes:
         written = byte_level if self._is_byte_level else f"<0x{piece.hex().upper()}>"
         token = self._tokenizer.convert_tokens_to_ids(written)
         return token if isinstance(token, int) and self._tokenizer.convert_ids_to_tokens(token) == written else None
-
-    def _added(self, ids: Sequence[int]) -> bytes:
-        """What the last of ``ids`` adds to the text of the others."""
-        shorter, longer = _decode(self._tokenizer, ids[:-1]), _decode(self._tokenizer, ids)
-        num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shorter, longer, strict=False)))
-        return longer[num_common:].encode()
 
 
 def is_text(piece: bytes) -> bool:
@@ -131,6 +130,13 @@ def token_name(piece: bytes) -> str:
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def _rest(longer: str, shorter: str) -> str:
+    """What follows in a text after the characters that it has in common with another."""
+    if longer.startswith(shorter):
+        return longer[len(shorter) :]
+    return longer[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shorter, longer, strict=False))) :]
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from coconut_ds.errors import ModelError
 from coconut_ds.generation.requests import Completion, Request, check_prompts
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -35,7 +36,7 @@ def generate(
 
     Raises:
         DataError: a prompt leaves no room for a token in the model's context.
-        ModelError: the model's layers do not accept an attention function.
+        ModelError: the model's layers do not accept an attention function, or its numbers for a request are not finite.
     """
     limit = context_length(loop.model)
     check_prompts([request.prompt for request in requests], limit)
@@ -70,3 +71,8 @@ class _CompletionCollector(Listener):
         self.completions[ticket] = completion
         if self._on_done is not None:
             self._on_done(ticket, completion)
+
+    def on_failed(self, ticket: int, error: Exception) -> None:
+        if isinstance(error, ModelError):
+            raise ModelError(f"problem {ticket}: {error}") from error
+        raise error

@@ -16,9 +16,13 @@ from coconut_ds.generation.rows import Row
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.model.latent_loop import LatentLoop
 
-EACH_ROW = 24
-"""Positions that may be encoded between two steps for each request that takes part in them. A step over more requests
-takes longer, so more prompts may come between two of them."""
+EACH_ROW = 20
+"""Further positions that may be encoded between two steps for each further request that takes part in them. A step over
+more requests takes longer; 20 positions take about three times as long as a request adds to it."""
+
+ENOUGH = 0.75
+"""No further pass comes before the next step once this part of the positions that may be computed has been, because
+passes over few positions take almost as long as passes over some more."""
 
 
 def default_piece(loop: LatentLoop) -> int:
@@ -43,27 +47,28 @@ class Encoding(NamedTuple):
 class Prefill:
     """Divides the work between steps and other passes."""
 
-    def __init__(self, piece: int | None, widened: Callable[[int], int]) -> None:
+    def __init__(self, piece: int | None, widened: Callable[[int], int], width: int) -> None:
         """
         Args:
-            piece: the largest number of positions to encode between two steps of a few requests; None: no limit.
+            piece: the largest number of positions to encode between two steps of one request; None: no limit.
             widened: the width of a pass over some positions.
+            width: the model's hidden size.
         """
-        self._piece, self._widened = piece, widened
-        self._spent = 0
+        self._piece, self._widened, self._width = piece, widened, width
+        self._spent = 0.0
         """Positions since the last step, while there were requests that waited for the next."""
         self._took_oldest = False
-        self.was_encoding = False
+        self._was_encoding = False
         """Whether the last pass that is not a step encoded prompts."""
 
     @property
-    def alternates(self) -> bool:
-        """Whether prompts and thoughts that are computed together take turns; otherwise prompts come first."""
-        return self._piece is not None
+    def encodes_first(self) -> bool:
+        """Whether prompts come before thoughts that are computed together: without pieces always, else in turns."""
+        return self._piece is None or not self._was_encoding
 
     def may_work(self, num_stepping: int) -> bool:
         """Whether another pass may come before the next step of ``num_stepping`` requests."""
-        return not num_stepping or self._spent < 0.75 * self._limit(num_stepping)
+        return not num_stepping or self._spent < ENOUGH * self._limit(num_stepping)
 
     def admitted(self, num_stepping: int, most: int) -> float:
         """The largest number of positions that should wait in slots to be encoded (``SlotTable.admit``).
@@ -72,14 +77,14 @@ class Prefill:
         """
         return math.inf if self._piece is None else 2 * min(most, self._limit(num_stepping) if num_stepping else most)
 
-    def note(self, positions: int, num_stepping: int, is_encoding: bool) -> None:
-        """Counts a pass that was made before the next step of ``num_stepping`` requests."""
-        self._spent += positions if num_stepping else 0
-        self.was_encoding = is_encoding
+    def note(self, positions: int, start: int, num_stepping: int, is_encoding: bool) -> None:
+        """Counts a pass over positions from ``start`` on, made before the next step of ``num_stepping`` requests."""
+        self._spent += positions * self._cost(start) if num_stepping else 0
+        self._was_encoding = is_encoding
 
     def note_step(self) -> None:
         """Counts a step."""
-        self._spent = 0
+        self._spent = 0.0
 
     def next(self, table: SlotTable, most: int) -> Encoding:
         """The next pass: over several prompts of which nothing is cached, or over (a part of) the rest of one.
@@ -90,7 +95,7 @@ class Prefill:
         """
         num_stepping = len(table.stepping)
         if num_stepping and self._piece is not None:
-            most = min(most, math.ceil(self._limit(num_stepping)) - self._spent)
+            most = min(most, int(self._limit(num_stepping) - self._spent))
         first = self._first(table)
         row = table[first]
         if row.length:
@@ -120,14 +125,22 @@ class Prefill:
 
     def _limit(self, num_stepping: int) -> float:
         """Positions that may be encoded between two steps of some requests."""
-        return math.inf if self._piece is None else max(self._piece, EACH_ROW * num_stepping)
+        return math.inf if self._piece is None else self._piece + EACH_ROW * (num_stepping - 1)
+
+    def _cost(self, start: int) -> float:
+        """How many positions at a prompt's beginning take as long as one after ``start`` others.
+
+        In each layer, a position is multiplied with about 12 D² weights and twice with D numbers of each position
+        before it.
+        """
+        return 1 + start / (6 * self._width)
 
     def _end(self, row: Row, most: int) -> int | None:
-        """Where the next piece of a prompt ends; None: at the prompt's end. Pieces of a prompt have about equal sizes.
+        """Where the next piece of a prompt ends; None: at the prompt's end. Pieces that remain have about equal sizes.
 
         Prompts with noise on values are encoded in one pass.
         """
-        rest = len(row.prefix) - row.length
-        if self._piece is None or rest <= most or row.request.codes is not None:
+        rest, size = len(row.prefix) - row.length, max(1, int(most / self._cost(row.length)))
+        if self._piece is None or rest <= size or row.request.codes is not None:
             return None
-        return row.length + math.ceil(rest / math.ceil(rest / most))
+        return row.length + math.ceil(rest / math.ceil(rest / size))

@@ -78,7 +78,7 @@ class SlotTable:
         """Removes a row from its slot and returns it. Its keys and values remain and can be copied, unless some may not
         be finite."""
         row = self[slot]
-        if row.failure is None and (row.num_finite >= row.length or self._is_finite(slot)):
+        if row.failure is None and self._is_proven(slot, row.length):
             self._leftover[slot] = row.cached
         else:
             self._clear(slot)
@@ -93,8 +93,8 @@ class SlotTable:
         A row waits on if it begins like a prompt that is about to be encoded and can then be copied.
 
         Args:
-            most: no row enters while the prompts that are to be encoded have this many positions left, of which each
-                prompt counts at most the half.
+            most: no row enters while the prompts of its owner that are to be encoded have this many positions left, of
+                which each prompt counts at most the half.
         """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         if not free or not self.waiting:
@@ -102,8 +102,9 @@ class SlotTable:
         first = list(itertools.islice(self.waiting, len(free)))
         to_encode = [self[slot] for slot in self.to_encode]
         for row in first:
-            if sum(min(len(other.prefix) - other.length, most / 2) for other in to_encode) >= most:
-                return
+            own = [other for other in to_encode if other.request.owner == row.request.owner]
+            if sum(min(len(other.prefix) - other.length, most / 2) for other in own) >= most:
+                continue
             source, shared = self._best_source(row)
             if max((_num_reusable(row, other.beginning) for other in to_encode), default=0) > shared:
                 continue
@@ -134,13 +135,15 @@ class SlotTable:
             if row.num_finite >= row.length:
                 self._leftover[source] = row.cached
             else:
-                self._clear(source)
+                # Cheaper than to wait for the device and ask: nothing is lost, since the row has it all.
+                self._clear(source, row.length)
             self._rows[target], self._rows[source] = row, None
         return moves
 
-    def _clear(self, slot: int) -> None:
-        """Removes what may not be finite from a slot, so that it cannot spoil the next row there."""
-        self._cache.clear(slot)
+    def _clear(self, slot: int, columns: int | None = None) -> None:
+        """Removes what may not be finite from the first columns of a slot, so that it cannot spoil the next row there;
+        ``columns`` None: from all."""
+        self._cache.clear(slot, columns)
         self._leftover[slot] = NOTHING
 
     def _best_source(self, row: Row) -> tuple[int, int]:

@@ -165,11 +165,11 @@ class SlotLayer(CacheLayerMixin):
             self.keys[target, :, :columns] = self.keys[source, :, :columns]
             self.values[target, :, :columns] = self.values[source, :, :columns]
 
-    def clear(self, slot: int) -> None:
-        """Sets the keys and values of one slot to 0."""
+    def clear(self, slot: int, columns: int | None = None) -> None:
+        """Sets the keys and values of one slot to 0, in the first ``columns`` columns, or in all."""
         if self.is_initialized:
-            self.keys[slot] = 0
-            self.values[slot] = 0
+            self.keys[slot, :, :columns] = 0
+            self.values[slot, :, :columns] = 0
 
     def get_seq_length(self) -> int:
         """Part of transformers' interface. Not used: the engine always passes position ids, and masks where needed."""
@@ -201,10 +201,10 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.copy_row(source, target, columns)
 
-    def clear(self, slot: int) -> None:
-        """Sets the keys and values of one slot to 0, in all layers."""
+    def clear(self, slot: int, columns: int | None = None) -> None:
+        """Sets the keys and values of one slot to 0 in all layers, in the first ``columns`` columns, or in all."""
         for layer in self.slot_layers:
-            layer.clear(slot)
+            layer.clear(slot, columns)
 
     def take_memory(self) -> None:
         """Takes the memory for all slots now, after a first pass, instead of when they are written to."""
@@ -236,12 +236,16 @@ def _copy_rows(stored: Tensor, slots: Tensor, lengths: Tensor, states: Tensor) -
     """Copies the first ``lengths`` [R] positions of states [R, H, Q, E] to the given slots [R] of ``stored``
     [S, H, C, E], the others as zeros or not at all."""
     if stored.device.type == "cpu":
-        # Row by row, since a CPU would go element by element otherwise; like this each head is copied as one block.
-        for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
-            stored[slot, :, :length] = states[row, :, :length]
+        _row_by_row(stored, slots, lengths, states)
     else:
         is_padding = torch.arange(states.shape[2], device=states.device) >= lengths[:, None]
         stored[:, :, : states.shape[2]].index_copy_(0, slots, states.masked_fill(is_padding[:, None, :, None], 0))
+
+
+def _row_by_row(stored: Tensor, slots: Tensor, lengths: Tensor, states: Tensor) -> None:
+    """Like ``_copy_rows``. A CPU would go element by element otherwise; like this each head is copied as one block."""
+    for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        stored[slot, :, :length] = states[row, :, :length]
 
 
 def _copies_parts(states: Tensor) -> bool:

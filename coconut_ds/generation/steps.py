@@ -87,7 +87,7 @@ class StaticSteps:
         lists = padded(banned, self._orders.shape[1] - 2, NO_TOKEN)
         fill(self._orders[:count], [[*place, *each] for place, each in zip(places, lists, strict=True)])
         self._graphs.run((count, columns), partial(self._step, count, columns))
-        self._answered = {(row.ticket, row.length + 1) for row in rows}
+        self._answered = {(row.ticket, row.length + 1) for row in rows if row.takes_steps}
 
     def choices(self, slots: Sequence[int], rows: Sequence[Row]) -> list[Choice]:
         """See ``Steps``."""

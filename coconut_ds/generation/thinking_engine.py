@@ -21,8 +21,7 @@ lets them agree on each operation, and a rank that has no work of that kind make
 If a prompt begins like one whose keys and values are still in the cache, these are copied instead of computed. This
 pays off for several samples of a prompt, several numbers of thoughts, and a long common introduction.
 
-What belongs to one request can fail this request only (``Listener.on_failed``): its callbacks, and numbers that are not
-finite.
+A request's callbacks, and its numbers that are not finite, make only this request fail (``Listener.on_failed``).
 
 Shapes:
     n  thoughts that are computed together
@@ -90,10 +89,9 @@ class ThinkingEngine:
             capacity: positions in a slot; a sequence that reaches it ends there.
             decode: turns tokens into text; needed only for stop strings.
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
-            piece: the largest number of positions of prompts to encode between two steps of a few running requests,
+            piece: about the largest number of positions of prompts to encode between two steps of one running request,
                 for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
-            pass_positions: the largest number of positions in a pass over several prompts, and with ``piece`` over one;
-                None: ``PASS_POSITIONS``, or more on CUDA.
+            pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
             ModelError: the model's layers do not accept an attention function.
@@ -106,7 +104,7 @@ class ThinkingEngine:
         self._attention = switch_for(loop.model)
         self._tickets = itertools.count()
         self._table = SlotTable(self.cache, slots, self._passes.is_finite)
-        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened)
+        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened, loop.width)
         self._progress = Progress(self._table, self._passes)
         self._steps_made: Steps | None = None
         self._has_noise = False
@@ -137,6 +135,20 @@ class ThinkingEngine:
         """Number of prompt positions so far that were copied from another prompt instead of encoded."""
         return self._table.num_shared
 
+    @torch.no_grad()
+    def take_memory(self) -> None:
+        """Takes the memory of all slots of a new engine now, after a pass from which the sizes follow."""
+        with self._attention:
+            self._passes.encode([[0]], [0])
+            self.cache.take_memory()
+            if self._capturer is not None:
+                # Its buffers have a row of logits for each slot.
+                _ = self._steps
+
+    def close(self) -> None:
+        """Gives the memory of the cache back at once. The engine cannot be used any more."""
+        self.cache.release()
+
     def submit(self, request: Request, listener: Listener | None = None) -> int:
         """Adds a request to the queue. Returns its ticket, the number by which listener and ``cancel`` identify it.
 
@@ -161,8 +173,7 @@ class ThinkingEngine:
     def run(self, agree: Callable[[int], int] = int) -> None:
         """Steps until no rank has anything left to do.
 
-        Args:
-            agree: returns the maximum of its argument over all ranks; by default there is one rank.
+        ``agree`` returns the maximum of its argument over all ranks; by default there is one rank.
         """
         while op := Op(agree(self.due())):
             self.step(op)
@@ -171,12 +182,12 @@ class ThinkingEngine:
         """The next operation. Also ends requests that are finished and gives their slots to waiting ones."""
         self._progress.end_rows()
         table, prefill = self._table, self._prefill
-        stepping = table.stepping
-        table.admit(prefill.admitted(len(stepping), self._pass_positions or PASS_POSITIONS))
+        if table.waiting:
+            table.admit(prefill.admitted(len(table.stepping), self._pass_positions or PASS_POSITIONS))
         stepping = table.stepping
         if prefill.may_work(len(stepping)):
             iterates = any(table[slot].together is not None for slot in table.running)
-            if table.to_encode and not (iterates and prefill.alternates and prefill.was_encoding):
+            if table.to_encode and (prefill.encodes_first or not iterates):
                 return Op.ENCODE
             if iterates:
                 return Op.ITERATE
@@ -211,8 +222,7 @@ class ThinkingEngine:
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
         table, num_stepping = self._table, len(self._table.stepping)
-        most = self._pass_positions or self._pass_size.positions(PASS_POSITIONS)
-        slots, end = self._prefill.next(table, most)
+        slots, end = self._prefill.next(table, self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
         rows = [table[slot] for slot in slots]
         parts = [row.prefix[row.length : end] for row in rows]
         if rows[0].length:
@@ -221,7 +231,7 @@ class ThinkingEngine:
         else:
             with self._noise(rows):
                 self._passes.encode(parts, slots)
-        self._prefill.note(sum(map(len, parts)), num_stepping, is_encoding=True)
+        self._prefill.note(sum(map(len, parts)), rows[0].length, num_stepping, is_encoding=True)
         for slot, row, part in zip(slots, rows, parts, strict=True):
             row.length += len(part)
             if row.length == len(row.prefix):
@@ -244,7 +254,7 @@ class ThinkingEngine:
             row.failure = error
         with self._noise([row]):
             states = self._passes.extend(slot, row.length, inputs)
-        self._prefill.note(len(inputs), num_stepping, is_encoding=False)
+        self._prefill.note(len(inputs), row.length, num_stepping, is_encoding=False)
         self._progress.after_thoughts(slot, *states)
 
     def _choose(self) -> None:

@@ -80,7 +80,7 @@ def _header(file: IO[bytes]) -> dict[str, Stored]:
         raise ValueError("it ends within the length of its header")
     (length,) = struct.unpack("<Q", start)
     if length > min(MAX_HEADER_BYTES, size - 8):
-        raise ValueError(f"its header should have {length:,} bytes")
+        raise ValueError(f"its first 8 bytes are not a safetensors file's: a header of {length:,} bytes")
     values = parse_json(file.read(length).decode())
     if not isinstance(values, dict):
         raise ValueError("its header is not a JSON object")
@@ -112,6 +112,6 @@ def _stored(name: str, value: Any, offset: int) -> Stored:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     size = f"{path.stat().st_size:,}" if path.exists() else "no"
     return CheckpointError(
-        f"{path}: cannot be loaded: it is not a complete safetensors file, or not a safetensors file at all ({error}; "
-        f"it has {size} bytes); copy or download it again"
+        f"{path}: cannot be loaded: it is not a complete safetensors file ({error}; it has {size} bytes); copy or "
+        "download it again"
     )

@@ -94,4 +94,5 @@ def outcomes_of(
         answer = extract_answer(text, reasoner.card.text_format)
         change = log_probability - baseline.log_probability
         found.append(Outcome(text, answer, answer == baseline.answer, log_probability, change))
+        yield None
     return found

@@ -105,7 +105,7 @@ def measure_effects(
         # An answer may be empty if it is a model's own, as in a comparison with its unchanged texts.
         return is_correct(outcome.text, answer, form, answers) if form.gold(answer) else outcome.answer == answer
 
-    planned = _planned_effects(reasoner, baselines, interventions, seed)
+    planned = yield from _planned_effects(reasoner, baselines, interventions, seed)
     trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
     outcomes = iter((yield from outcomes_of.parts(reasoner, trials, max_new_tokens, progress)))
     found = []
@@ -117,19 +117,16 @@ def measure_effects(
 
 def _planned_effects(
     reasoner: Reasoner, baselines: Sequence[Baseline], interventions: Sequence[Intervention], seed: int
-) -> list[_PlannedEffect]:
+) -> Parts[list[_PlannedEffect]]:
     """The interventions and controls that can be applied to at least one problem, with their trials."""
     planned = []
     for intervention in interventions:
         if not any(len(one.fed) >= max(intervention.thought, intervention.other or 1) for one in baselines):
             raise DataError(f"{intervention.name} of thought {intervention.thought}: no problem has this many thoughts")
-        planned.append(
-            _PlannedEffect(
-                intervention.name, intervention, _trials(reasoner, baselines, intervention, seed), is_control=False
-            )
-        )
+        trials = yield from _trials(reasoner, baselines, intervention, seed)
+        planned.append(_PlannedEffect(intervention.name, intervention, trials, is_control=False))
         if intervention.kind is Kind.PATCH:
-            same = _trials(reasoner, baselines, intervention, seed, same_answer=True)
+            same = yield from _trials(reasoner, baselines, intervention, seed, same_answer=True)
             planned.append(_PlannedEffect(f"{intervention.name}, same answer", intervention, same, is_control=True))
     return [effect for effect in planned if effect.problems]
 
@@ -166,7 +163,7 @@ def _effect(
 
 def _trials(
     reasoner: Reasoner, baselines: Sequence[Baseline], intervention: Intervention, seed: int, same_answer: bool = False
-) -> list[_ProblemTrials]:
+) -> Parts[list[_ProblemTrials]]:
     """The trials for each problem that has the thought to change and, if the intervention needs one, a donor."""
     least = max(intervention.thought, intervention.other or 1)
     means: dict[int, Tensor] = {}
@@ -199,6 +196,7 @@ def _trials(
         ]
         if trials:
             found.append(_ProblemTrials(index, trials, [donor.answer for donor in donors if donor is not None]))
+        yield None
     return found
 
 

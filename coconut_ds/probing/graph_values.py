@@ -135,7 +135,10 @@ def graph_views(
         DataError: a problem has no graph.
     """
     form = reasoner.card.text_format
-    texts = [graph_text(problem, form, f"problem {index}") for index, problem in enumerate(problems)]
+    texts = []
+    for index, problem in enumerate(problems):
+        texts.append(graph_text(problem, form, f"problem {index}"))
+        yield None
     size = max(reasoner.card.c_thought, 1)
     numbers = range(0, reasoner.card.num_latents + 1, size) if numbers is None else numbers
     requests: list[Request] = []

@@ -85,7 +85,7 @@ def linear_probes(
     if shared:
         raise DataError(f"linear probes: {len(shared)} questions are in both sets, e.g. {min(shared)!r}")
     everything = [*fit, *scored]
-    features = yield from _features(reasoner, everything, n_thoughts, layer)
+    features = yield from _features.parts(reasoner, everything, n_thoughts, layer)
     count = features.shape[1] - 1
     names = [*(f"thought {number}" for number in range(1, count + 1)), BEFORE_TEXT]
     scores = []
@@ -104,6 +104,7 @@ def linear_probes(
     return scores
 
 
+@in_parts
 def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Parts[Tensor]:
     """[problems, L + 1, D] the states of the thoughts and the state before the text, at one layer."""
     known = yield from baselines_of.parts(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)

@@ -76,7 +76,7 @@ def _states_at(
     """
     base, length = reasoner.loop.model.base_model, embeds.shape[1]
     piece = length if reasoner.pass_positions is None else max(1, reasoner.pass_positions // len(embeds))
-    cache = DynamicCache(config=base.config) if piece < length else None
+    cache = DynamicCache(config=reasoner.backbone.model.config) if piece < length else None
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in positions]
     for start in range(0, length, piece):
         part = embeds[:, start : start + piece]

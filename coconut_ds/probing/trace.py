@@ -17,7 +17,7 @@ from coconut_ds.formats import extract_answer
 from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_thoughts, nearest_tokens, token_id
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
-from coconut_ds.parts import Parts, in_parts
+from coconut_ds.parts import Parts, all_parts, in_parts
 from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
@@ -95,7 +95,7 @@ def trace_thoughts(
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [vectors for one in made if (vectors := one.fed) is not None]
     return [
-        _trace(reasoner, case, states, completion, top_k, chosen, temperature)
+        all_parts(_trace(reasoner, case, states, completion, top_k, chosen, temperature))
         for case, completion, states in zip(cases, made, layer_states(reasoner, cases, fed), strict=True)
     ]
 
@@ -129,7 +129,7 @@ def trace_of(
     fed = torch.stack(list(case.given.values())) if case.given else completion.fed
     assert fed is not None, "the completion must keep its thoughts"
     (states,) = yield from layer_states.parts(reasoner, [case], [fed])
-    return _trace(reasoner, case, states, completion, top_k, chosen, 1.0)
+    return (yield from _trace(reasoner, case, states, completion, top_k, chosen, 1.0))
 
 
 def _trace(
@@ -140,8 +140,12 @@ def _trace(
     top_k: int,
     chosen: Sequence[int],
     temperature: float,
-) -> ThoughtTrace:
-    decoded = decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, states.layers, top_k, chosen, temperature)
+) -> Parts[ThoughtTrace]:
+    limit, count = reasoner.pass_positions, states.layers.shape[1]
+    decoded: list[list[DecodedThought]] = []
+    for layers in states.layers.split(len(states.layers) if limit is None else max(1, limit // count)):
+        decoded += decode_thoughts(reasoner.loop, reasoner.backbone.tokenizer, layers, top_k, chosen, temperature)
+        yield None
     prompter = reasoner.prompter
     text = prompter.text(completion.tokens)
     return ThoughtTrace(

@@ -20,6 +20,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 ADVICE = "send the request's fields as a JSON object with 'Content-Type: application/json'"
 LARGE = 16_384
 """Bytes. Bodies that are larger than this are read aside of the event loop."""
+MOST_MARKS = 32_768
+"""Braces, brackets and colons that a body may have outside of texts. Reading more would take long and much memory."""
 _loading = threading.Lock()
 
 
@@ -114,12 +116,30 @@ def parse(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise RequestError(f"body: is empty; {ADVICE}")
-    value, fault = _loaded(_text(body))
+    text = _text(body)
+    if _has_many_marks(text):
+        raise RequestError(
+            f"body: has more than {MOST_MARKS} objects, lists and fields, or is nested too deeply; send a JSON object "
+            "as /docs describes it"
+        )
+    value, fault = _loaded(text)
     if fault is not None:
         raise RequestError(f"body: {fault}")
     if not isinstance(value, dict):
         raise RequestError(f"body: is {_KINDS[type(value)]}; send a JSON object with the fields that /docs lists")
     return value
+
+
+def _has_many_marks(text: str) -> bool:
+    """Whether a JSON text has more braces, brackets and colons than it may have."""
+    if _num_marks(text) <= MOST_MARKS:
+        return False
+    # The slow way, for bodies whose texts may have them. What escapes a quotation mark goes first.
+    return _num_marks("".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])) > MOST_MARKS
+
+
+def _num_marks(text: str) -> int:
+    return sum(map(text.count, "{[:"))
 
 
 def _loaded(text: str) -> tuple[Any, str | None]:

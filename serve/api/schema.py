@@ -254,8 +254,8 @@ class ThoughtsRequest(Body):
     layers: bool | None = Field(
         None, description="Whether the response also has each thought decoded at each layer; default false"
     )
-    tokens: Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = Field(
-        None, description="Texts of one token each, whose rank and log probability are reported for each thought"
+    tokens: Annotated[list[Annotated[Text, Field(max_length=256)]], Field(max_length=16, fail_fast=True)] | None = (
+        Field(None, description="Texts of one token each, whose rank and log probability are reported for each thought")
     )
 
     def to_ask(self) -> Ask:

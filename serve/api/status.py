@@ -14,7 +14,7 @@ from starlette.responses import Response
 import coconut_ds
 from coconut_ds.methods import METHODS
 from serve.api.responses import ErrorResponse, ResponseModel
-from serve.checkpoints import ServedCheckpoint
+from serve.finding import ServedCheckpoint
 from serve.metrics import Metrics
 from serve.service import Service
 
@@ -69,6 +69,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/models", response_model=ModelsResponse, summary="Lists all checkpoints")
     async def models() -> dict[str, Any]:
+        await service.models.checkpoints.up_to_date()
         loaded = service.models.loaded
         data = [_described(checkpoint, checkpoint.name in loaded) for checkpoint in service.models.checkpoints]
         return {"object": "list", "data": data}
@@ -80,6 +81,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         summary="Describes one checkpoint",
     )
     async def model(model: str) -> dict[str, Any]:
+        await service.models.checkpoints.up_to_date()
         return _described(service.models.checkpoints[model], model in service.models.loaded)
 
     def state() -> Response:

@@ -4,12 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 Result = TypeVar("Result")
 SEND_S = 30.0
@@ -80,10 +80,11 @@ class PiecesResponse(Response):
 
     async def _send(self, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await self._send_message(send, start)
             async for piece in self._pieces:
-                await self._send_piece(send, piece)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._send_message(send, {"type": "http.response.body", "body": piece, "more_body": True})
+            await self._send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
         except (TimeoutError, OSError):
             return
         finally:
@@ -91,9 +92,9 @@ class PiecesResponse(Response):
             if close is not None:
                 await close()
 
-    async def _send_piece(self, send: Send, piece: bytes) -> None:
+    async def _send_message(self, send: Send, message: Message) -> None:
         async with asyncio.timeout(SEND_S):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send(message)
 
 
 async def json_response(pieces: AsyncIterator[bytes]) -> Response:
@@ -142,17 +143,19 @@ class EventStream(PiecesResponse):
         finally:
             comments.cancel()
 
-    async def _send_piece(self, send: Send, piece: bytes) -> None:
+    async def _send_message(self, send: Send, message: Message) -> None:
         async with self._sending:
-            await super()._send_piece(send, piece)
+            await super()._send_message(send, message)
         self._sent_at = time.monotonic()
 
     async def _send_comments(self, send: Send) -> None:
-        """Sends comments, never in the middle of an event."""
-        while True:
-            await asyncio.sleep(max(0.001, self._sent_at + self._comment_s - time.monotonic()))
-            if time.monotonic() - self._sent_at >= self._comment_s and not self._sending.locked():
-                await self._send_piece(send, COMMENT)
+        """Sends comments, but none before the head or while an event waits for the client."""
+        comment = {"type": "http.response.body", "body": COMMENT, "more_body": True}
+        with suppress(TimeoutError, OSError):
+            while True:
+                await asyncio.sleep(max(0.001, self._sent_at + self._comment_s - time.monotonic()))
+                if time.monotonic() - self._sent_at >= self._comment_s and not self._sending.locked():
+                    await self._send_message(send, comment)
 
 
 def event(values: dict[str, Any]) -> bytes:

@@ -109,22 +109,25 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
     """Makes the app, when opened by a link, restore the link's view and compute its results."""
     press = gr.Textbox(visible=False)
 
-    def opened(request: gr.Request) -> ComponentUpdates:
+    async def opened(request: gr.Request) -> ComponentUpdates:
+        await studio.checkpoints.up_to_date()
+        names = studio.checkpoints.names
+        # The page was made when the server started; since then checkpoints may have appeared or vanished.
+        listed: dict[Any, dict[str, Any]] = {one: {"choices": names} for one in (bar.model, pages.compare.model)}
+        if bar.model.value not in names and names:
+            listed[bar.model]["value"] = studio.checkpoints.first_thinking
         query = {name: text for name, text in dict(request.query_params).items() if isinstance(text, str)}
         view = view_of(query)
         if "view" not in query:
-            return {press: ""}
+            return {press: "", **{component: gr.update(**changes) for component, changes in listed.items()}}
         update: ComponentUpdates = {
             tabs: gr.update(selected=view.view),
             press: view.view if view.view in LABELS else "",
         }
-        for component, text, known in (
-            (bar.model, view.model, studio.checkpoints.names),
-            (bar.file, view.file, list(studio.files)),
-            (pages.compare.model, view.other_model, studio.checkpoints.names),
-        ):
-            if text in known:
-                update[component] = text
+        for component, text in ((bar.model, view.model), (pages.compare.model, view.other_model)):
+            update[component] = gr.update(**{**listed[component], **({"value": text} if text in names else {})})
+        if view.file in studio.files:
+            update[bar.file] = view.file
         chosen = studio.file(view.file)
         text = view.question or (chosen.problems[0].question if chosen is not None else "")
         update |= {bar.question: text} if text else {}

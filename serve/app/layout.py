@@ -5,12 +5,13 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from serve.app import compare, dataset, export, intervene, markup, question, search, think
 from serve.app.addresses import ICON, MANIFEST, OwnAddresses
 from serve.app.event_stream import WholeEvents
 from serve.app.events import MAX_RUNNING, MAX_WAITING
+from serve.app.housekeeping import FILES_S, MAX_SESSIONS, Housekeeping
 from serve.app.studio import Studio
 from serve.app.theme import CSS, theme
 
@@ -21,7 +22,7 @@ HEADING = "Show, test and compare continuous thoughts"
 
 def blocks_of(studio: Studio) -> gr.Blocks:
     """All pages."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(FILES_S, FILES_S)) as blocks:
         gr.HTML(f'<div class="app-title"><h1>{markup.escape(HEADING)}</h1></div>')
         bar = question.build(studio)
         with gr.Tabs() as tabs:
@@ -51,6 +52,7 @@ def make_app(studio: Studio) -> ASGIApp:
     """The app itself, with Gradio's sharing, telemetry and loading of external resources disabled."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     blocks = blocks_of(studio)
+    blocks.state_session_capacity = MAX_SESSIONS
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         outer,
@@ -69,7 +71,7 @@ def make_app(studio: Studio) -> ASGIApp:
         css=CSS,
         head=_preload_plotly(),
     )
-    return OwnAddresses(WholeEvents(_StartsQueue(outer, blocks)))
+    return OwnAddresses(WholeEvents(Housekeeping(outer, blocks.state_holder)))
 
 
 def _preload_plotly() -> str:
@@ -78,18 +80,3 @@ def _preload_plotly() -> str:
     return "".join(
         f'<script type="module">import("./assets/{one.name}")</script>' for one in assets.glob("PlotlyPlot-*.js")
     )
-
-
-class _StartsQueue:
-    """Starts Gradio's queue at the first request, because its tasks must belong to the server's event loop."""
-
-    def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
-        self._app, self._blocks, self._started = app, blocks, False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if not self._started:
-            self._started = True
-            self._blocks.run_startup_events()
-            await self._blocks.run_extra_startup_events()
-        await self._app(scope, receive, send)

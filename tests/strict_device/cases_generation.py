@@ -209,6 +209,39 @@ def test_all_kinds_of_requests_with_steps_of_fixed_shape(syncs, name, family, ca
         assert ends.completions[ticket].tokens == written(request)
 
 
+@pytest.mark.parametrize(("name", "family"), [("reuse", "gpt2"), ("jacobi", "llama"), ("greedy", "gpt2")])
+def test_prompts_in_pieces_and_memory_that_is_taken_at_once(syncs, name, family, capturing):
+    engine, ends = ThinkingEngine(loop_of(family), EOS, 3, 64, piece=5), Ends()
+    engine.take_memory()
+    taken = engine.cache.num_bytes
+    for request in REQUESTS[name]:
+        engine.submit(request, ends)
+    engine.run()
+    assert [ends.completions[n].tokens for n in range(len(REQUESTS[name]))] == list(map(written, REQUESTS[name]))
+    assert engine.cache.num_bytes == taken
+    engine.close()
+    assert not engine.cache.num_bytes
+
+
+def test_requests_that_fail_or_are_cancelled(loop):
+    """Their slots are cleared on the device."""
+
+    def breaks(index, state):
+        raise ZeroDivisionError
+
+    engine, ends = ThinkingEngine(loop, EOS, 3, 64), Ends()
+    failures = []
+    ends.on_failed = lambda ticket, error: failures.append(ticket)
+    for request in (FOUR, replace(FOUR, edit_thought=breaks), replace(FOUR, max_new_tokens=9), FOUR, SHORT):
+        engine.submit(request, ends)
+    for _ in range(3):
+        engine.step(engine.due())
+    assert engine.cancel(0)
+    engine.run()
+    assert failures == [1]
+    assert [ends.completions[n].tokens for n in (2, 3, 4)] == [[0] * 9, [0] * 4, [0] * 4]
+
+
 def test_steps_that_cannot_be_captured(loop, capturing):
     capturing.fails = True
     run(loop, [replace(PLAIN, max_new_tokens=8)])
