@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until the process gets a signal. Does not wait for threads in which something is still computed."""
-        # Started before any signal, since a handler must not start threads: it may interrupt code that holds their lock.
+        # Started before any signal, since a handler cannot: it may interrupt code that holds the lock of all threads.
         threading.Thread(target=self._end_late, name="late", daemon=True).start()
         loop = asyncio.new_event_loop()
         try:
