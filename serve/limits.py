@@ -54,6 +54,11 @@ class Limits:
                 "number of completions that one request may have"
             )
 
+    @property
+    def room(self) -> int:
+        """Completions per model that each client may have even if those of other clients fill the queue."""
+        return max(self.client_room, self.max_completions)
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -81,11 +86,6 @@ class ConnectionLimits:
         """Connections that may work at the same time."""
         return max(1, self.most - HEADROOM)
 
-    @property
-    def room(self) -> int:
-        """Completions per model that each client may have even if those of other clients fill the queue."""
-        return max(self.client_room, self.max_completions)
-
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -104,7 +104,6 @@ class EngineSettings:
     spare_slots: int | None = None
     """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
     ``slots``, at least 1."""
-
     piece: int | None = None
     """Positions of prompts that are encoded between two steps of a few running completions; None: see
     ``default_piece`` in ``coconut_ds/generation/prefill.py``."""
