@@ -18,7 +18,7 @@ from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
 from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.reasoner import Reasoner
 from serve.clients import Client
-from serve.errors import EngineFailedError, RequestError, ServiceError, TimeLimitError
+from serve.errors import EngineFailedError, RequestError, ServiceError
 from serve.fair_queue import FairQueue
 from serve.jobs import Done, Event, Failed, Job, Observer, Receiver, Thought, Token
 from serve.limits import EngineSettings
@@ -229,8 +229,8 @@ class EngineJobs:
 
     def _enter(self, job: Job) -> None:
         """Hands a job to the engine."""
-        if time.monotonic() >= job.ends_at:
-            self._finish(job, Failed(TimeLimitError("the request's time limit ended while it waited for a slot")))
+        if job.deadline is not None and not job.deadline.remaining_s:
+            self._finish(job, Failed(job.deadline.error()))
             return
         try:
             ticket = self._engine.submit(job.request, _JobListener(self, job))

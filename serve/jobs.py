@@ -1,6 +1,5 @@
 """Jobs of a model's engine: a request, the events it produces, and the receiver of these events."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from coconut_ds.generation.requests import Completion, Request, Score
 from serve.clients import IN_PROCESS, Client
+from serve.deadlines import Deadline
 from serve.errors import ServiceError
 
 
@@ -85,8 +85,8 @@ class Job:
     """Identifies the HTTP request in the log."""
     client: Client = IN_PROCESS
     """Who asked for it."""
-    ends_at: float = math.inf
-    """Time of ``time.monotonic`` at which its caller stops waiting; it then gets no slot any more."""
+    deadline: Deadline | None = None
+    """When its caller stops waiting; it then gets no slot any more."""
     times: Times = field(default_factory=Times)
     ended: bool = False
     """Whether the job completed, failed or was cancelled. Only the model's thread writes it."""

@@ -84,9 +84,7 @@ def make_service(
         CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    models = Models(
-        find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.client_room
-    )
+    models = Models(find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.room)
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 

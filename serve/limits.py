@@ -35,7 +35,8 @@ class Limits:
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
     client_room: int = 32
-    """Completions per model that each client may have even if those of other clients fill the queue."""
+    """Completions per model that each client may have even if those of other clients fill the queue; at least
+    ``max_completions``, the number that one request may have (``room``)."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
     stream_comment_s: float = 15.0
@@ -52,11 +53,11 @@ class Limits:
                 f"max_waiting={self.max_waiting}: expected at least max_completions={self.max_completions}, the "
                 "number of completions that one request may have"
             )
-        if self.client_room < self.max_completions:
-            raise ConfigError(
-                f"client_room={self.client_room}: expected at least max_completions={self.max_completions}, the "
-                "number of completions that one request may have"
-            )
+
+    @property
+    def room(self) -> int:
+        """Completions per model that each client may have even if those of other clients fill the queue."""
+        return max(self.client_room, self.max_completions)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ class EngineSettings:
     spare_slots: int | None = None
     """Further slots, for clients that hold less than an equal share while others hold all slots; None: an eighth of
     ``slots``, at least 1."""
-
     piece: int | None = None
     """Positions of prompts that are encoded between two steps of a few running completions; None: see
     ``default_piece`` in ``coconut_ds/generation/prefill.py``."""

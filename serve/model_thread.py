@@ -1,8 +1,8 @@
 """The thread that owns a loaded model: runs requests through its engine, and other functions between two passes.
 
 Only this thread touches the model. Any thread may submit or cancel jobs and may have a function run; events of a job go
-to the job's receiver. While both requests and functions wait, each kind gets half of the time: the thread alternates
-between forward passes and parts of functions. When a forward pass fails, the requests in the engine fail with it. The
+to the job's receiver. While both requests and functions wait, the thread alternates between forward passes, which get
+two thirds of the time, and parts of functions. When a forward pass fails, the requests in the engine fail with it. The
 thread then continues with a new engine, unless that one cannot complete the simplest request either; then the model
 becomes unusable.
 """
@@ -30,6 +30,8 @@ from serve.pass_clock import PassClock
 from serve.shares import Shares
 
 Result = TypeVar("Result")
+PART_WEIGHT = 2.0
+"""A second of parts of functions counts as this many seconds of forward passes when they take turns."""
 PROBING_PIECES = 2
 """Passes of probing have at most this many times the positions of a piece of a prompt (``generation/prefill.py``)."""
 BATCHED = 16
@@ -235,7 +237,8 @@ class ModelThread:
         else:
             with self._clock.running("a part of a function"):
                 self._functions.run_part()
-        self._turns.charge(kind, time.perf_counter() - began)
+        used_s = time.perf_counter() - began
+        self._turns.charge(kind, used_s if kind == "pass" else PART_WEIGHT * used_s)
 
     def _stop(self) -> None:
         self._stopped = True

@@ -9,8 +9,10 @@ frees the slots of its requests after at most one pass, and no further part of i
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -39,6 +41,19 @@ LONG_PROMPT = 20_000
 """Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
 LONG_TEXT = 512
 """Tokens. Continuations that have more in total become text aside of the event loop."""
+
+
+_kept: ContextVar[Mapping[str, ModelThread]] = ContextVar("kept", default=MappingProxyType({}))
+"""Models that the current coroutine keeps, see ``Service.keeping``."""
+
+
+@contextmanager
+def _keeping(model: str, thread: ModelThread) -> Iterator[None]:
+    token = _kept.set({**_kept.get(), model: thread})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 class Service:
@@ -83,6 +98,28 @@ class Service:
         """
         async with self._running(ask, request_id, wants_steps=True) as (running, mailbox):
             yield running.prompter, self._deltas(running, mailbox)
+
+    @asynccontextmanager
+    async def keeping(self, ask: Ask) -> AsyncIterator[None]:
+        """Within it, all that this coroutine asks of a model gets the same one, also if its files change meanwhile.
+
+        Args:
+            ask: what it asks first.
+
+        Raises:
+            ServiceError: the request is refused, the model cannot be used, or the deadline has passed.
+        """
+        check_numbers(ask, self.limits)
+        async with self._holding(ask.model, self.deadline_of(ask)) as thread:
+            with _keeping(ask.model, thread):
+                yield
+
+    @contextmanager
+    def keeping_that_of(self, prompter: Prompter, model: str) -> Iterator[None]:
+        """Like ``keeping``, for the model of a running stream; ``prompter``: what ``streaming`` has returned."""
+        threads = [one for one in self.models.threads if one.reasoner.backbone is prompter.backbone]
+        with _keeping(model, threads[0]) if threads else nullcontext():
+            yield
 
     async def call(self, model: str, function: Callable[[Reasoner], Result], client: Client = IN_PROCESS) -> Result:
         """Runs a function on the model's thread, between two passes; the model's running requests wait for it.
@@ -190,6 +227,9 @@ class Service:
     async def _holding(self, model: str, deadline: Deadline) -> AsyncIterator[ModelThread]:
         """Holds a model, which another thread loads if necessary."""
         self._check_accepting()
+        if (kept := _kept.get().get(model)) is not None:
+            yield kept
+            return
         thread = self.models.hold_if_loaded(model)
         if thread is None:
             waiting = self.models.hold_soon(model)
@@ -234,8 +274,7 @@ class Service:
         """Submits jobs and cancels them at the end of the block, which has no effect on jobs that have ended."""
         name = request_id or secrets.token_hex(8)
         jobs = [
-            Job(each, receiver, index, wants_steps, name, ask.client, deadline.ends_at)
-            for index, each in enumerate(requests)
+            Job(each, receiver, index, wants_steps, name, ask.client, deadline) for index, each in enumerate(requests)
         ]
         prompter = thread.reasoner.prompter
         streams = [TextStream(prompter.text, ask.stop) for _ in jobs] if wants_steps else []

@@ -38,10 +38,11 @@ async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence
     question = ask.prompts[0]
     assert isinstance(question, str), "traces need a question as text"
     deadline = service.deadline_of(ask)
-    _, (choice,) = await service.answer(ask, request_id)
 
     def decode(reasoner: Reasoner) -> Parts[ThoughtTrace]:
         count = reasoner.thoughts(ask.n_thoughts, ask.force_text_after).count
         return trace_of.parts(reasoner, question, choice.completion, count, top_k=top_k, tokens=tokens)
 
-    return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, deadline))
+    async with service.keeping(ask):
+        _, (choice,) = await service.answer(ask, request_id)
+        return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, deadline))

@@ -35,7 +35,7 @@ from waiting import wait_until
 
 KEYS = {"small": "the key of small requests", "busy": "the key of the others"}
 SMALL = {"model": MODEL, "prompt": "the cat", "max_tokens": 16, "min_tokens": 16}
-STREAM = {"model": MODEL, "prompt": "the cat", "max_tokens": 400, "min_tokens": 400, "stream": True}
+STREAM = {"model": MODEL, "prompt": "the cat", "max_tokens": 150, "min_tokens": 150, "stream": True}
 LIMITS = {"ratio": 3.0, "p99_ratio": 5.0, "p95_ratio": 5.0, "refused": 0, "unhealthy": 0, "reported_s": 30, "late": 0}
 """The largest value of each figure that is allowed."""
 
@@ -111,7 +111,7 @@ def prompts(server: ServerProcess, seconds: float) -> dict[str, Any]:
     gaps(server, KEYS["small"], 1)
     alone = gaps(server, KEYS["small"], 3)
     with load("prompts", server, KEYS["busy"]):
-        under = gaps(server, KEYS["small"], max(1, round(seconds / 10)))
+        under = gaps(server, KEYS["small"], max(1, round(seconds / 5)))
     return {
         "alone_p50_ms": 1e3 * at(alone, 0.5),
         "alone_p99_ms": 1e3 * at(alone, 0.99),

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Fuzz:
         self._expected: dict[str, Any] = {}
 
     async def run(self, first: int, count: int, most_s: float = float("inf")) -> int:
-        """Sends the bodies with these numbers, beside the known requests, for at most so long; returns how many."""
+        """Sends these bodies, and the known requests, until ``most_s`` seconds are over; returns how many bodies."""
         ends, before = time.monotonic() + most_s, len(self.times)
         numbers = takewhile(lambda _: time.monotonic() < ends, range(first, first + count))
         with tqdm(total=count, desc="bodies", mininterval=2) as bar:
@@ -92,20 +92,20 @@ class Fuzz:
 
     async def _other(self, number: int) -> None:
         """Sends known requests, one after another; every answer must be the first one."""
-        connection = Connection(*self._address)
-        while True:
-            for model, prompt, count in KNOWN:
-                fields = {"model": model, "prompt": prompt, "max_tokens": count, "min_tokens": count, "logprobs": 2}
-                self.num_others += 1
-                try:
-                    status, answer = await connection.post("/v1/completions", json.dumps(fields).encode())
-                    shown = known_of(answer) if status == 200 else f"{status} {answer[:500]!r}"
-                except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-                    shown = repr(error)
-                    connection.close()
-                if self._expected.setdefault(model, shown) != shown or isinstance(shown, str):
-                    self.others_failed.append(f"{model}: {shown}, expected {self._expected[model]}")
-                await asyncio.sleep(0.02)
+        with closing(Connection(*self._address)) as connection:
+            while True:
+                for model, prompt, count in KNOWN:
+                    fields = {"model": model, "prompt": prompt, "max_tokens": count, "min_tokens": count, "logprobs": 2}
+                    self.num_others += 1
+                    try:
+                        status, answer = await connection.post("/v1/completions", json.dumps(fields).encode())
+                        shown = known_of(answer) if status == 200 else f"{status} {answer[:500]!r}"
+                    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                        shown = repr(error)
+                        connection.close()
+                    if self._expected.setdefault(model, shown) != shown or isinstance(shown, str):
+                        self.others_failed.append(f"{model}: {shown}, expected {self._expected[model]}")
+                    await asyncio.sleep(0.02)
 
     def _keep(self, number: int, body: Body, fault: str) -> None:
         """Writes a body with a wrong answer to a file."""

@@ -73,17 +73,20 @@ class World:
             self._put(name, versions[0])
 
     def _answer(self, version: str, reasoner: Reasoner) -> None:
-        prompter = reasoner.prompter
+        prompter, cases, requests = reasoner.prompter, [], []
         for kind, fields in ASKS.items():
             thoughts = reasoner.thoughts(fields.get("n_thoughts") if reasoner.card.num_thoughts else None)
             sampling = Sampling(fields.get("temperature", 0.0), seed=fields.get("seed", 0))
             writing = Writing(TOKENS, sampling=sampling, log_probabilities=True, num_likeliest=2)
             for prompt in self.prompts:
                 request = prompter.request(prompter.encode([prompt])[0], thoughts, writing)
-                requests = list(request.samples(fields.get("n", 1)))
-                made = generate(reasoner.loop, requests, prompter.eos_ids, 4, prompter.text)
-                texts = tuple(prompter.text(one.tokens) for one in made)
-                self.right[version, kind, prompt] = Right(texts, tuple(made[0].log_probabilities), thoughts.count)
+                cases.append((kind, prompt, thoughts.count, fields.get("n", 1)))
+                requests += request.samples(cases[-1][-1])
+        made = iter(generate(reasoner.loop, requests, prompter.eos_ids, 8, prompter.text))
+        for kind, prompt, num_thoughts, samples in cases:
+            own = [next(made) for _ in range(samples)]
+            texts = tuple(prompter.text(one.tokens) for one in own)
+            self.right[version, kind, prompt] = Right(texts, tuple(own[0].log_probabilities), num_thoughts)
 
     def fields_of(self, name: str, kind: str) -> dict[str, Any]:
         """The fields of a request of this kind to this name."""
@@ -95,13 +98,14 @@ class World:
     def allowed(self, name: str, began: float) -> set[str | None]:
         """The states that a name may have for a request that began then and has just ended.
 
-        A server goes on with a model that it has loaded when its files break, so the version before is right, too.
+        A server goes on with a model that it has loaded when its files break, so the version before is right, too; and
+        the one before that, if no request came in between.
         """
         states = self._history[name]
         first = max((place for place, (since, _) in enumerate(states) if since <= began - LAG_S), default=0)
         found = {state for _, state in states[first:]}
         if BROKEN in found:
-            found |= {state for _, state in states[max(0, first - 1) : first]}
+            found |= {state for _, state in states[max(0, first - 2) : first]}
         return found
 
     def change(self, names: Sequence[str] = ("changing", "coming", "breaking")) -> str:

@@ -1,5 +1,6 @@
 """What visitors of the app leave behind does not stay: sessions end by number and by age, and nothing is stored."""
 
+import asyncio
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,12 +19,17 @@ def app(monkeypatch, tmp_path):
     """A small application of Gradio, which writes its files to ``tmp_path``."""
     monkeypatch.setattr(housekeeping, "EVERY_S", 0.01)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    with gr.Blocks(analytics_enabled=False, delete_cache=(1, 1)) as blocks:
-        gr.File()
-    blocks.state_session_capacity = 5
-    outer = FastAPI()
-    gr.mount_gradio_app(outer, blocks, path="/", ssr_mode=False)
-    return Housekeeping(outer, blocks.state_holder)
+
+    async def make() -> Housekeeping:
+        # In a coroutine: without a running event loop, Gradio makes one of its own and never closes it.
+        with gr.Blocks(analytics_enabled=False, delete_cache=(1, 1)) as blocks:
+            gr.File()
+        blocks.state_session_capacity = 5
+        outer = FastAPI()
+        gr.mount_gradio_app(outer, blocks, path="/", ssr_mode=False)
+        return Housekeeping(outer, blocks.state_holder)
+
+    return asyncio.run(make())
 
 
 def test_routes_that_store_files_do_not_exist(app, tmp_path):

@@ -51,6 +51,7 @@ class Running:
 
     def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool) -> None:
         self.metrics, self.go = Metrics(), asyncio.Event()
+        self.writers: list[asyncio.StreamWriter] = []
         limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8)
         self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
         config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
@@ -70,6 +71,7 @@ class Running:
 
     async def open(self, sends: bytes = b"", **options) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.address, **options)
+        self.writers.append(writer)
         writer.write(sends)
         return reader, writer
 
@@ -98,6 +100,11 @@ def serve(test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: boo
             one.go.set()
             sweeping.cancel()
             one.listener.close()
+            for writer in one.writers:
+                writer.transport.abort()
+            for connection in list(one.connections._all):
+                connection.end("the test is over")
+            await asyncio.sleep(0.05)
 
     async def whole() -> None:
         async with asyncio.timeout(20), running() as one:

@@ -37,7 +37,7 @@ def make(checkpoint):
 
     def one(slots: int = 4, **limits: float) -> Service:
         bounds = Limits(**limits)
-        settings, room = EngineSettings(slots), bounds.client_room
+        settings, room = EngineSettings(slots), bounds.room
         models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
         made.append(Service(models, bounds))
         return made[-1]
@@ -135,8 +135,8 @@ def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make)
 
 
 def test_requests_and_functions_of_several_clients_share_the_time(make):
-    """Three endless functions run beside a request: passes get half of the time, and the clients of the functions equal
-    parts of the other half."""
+    """Three endless functions run beside a request: passes get two thirds of the time, and the clients of the
+    functions equal parts of the rest."""
     service = make()
     thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
 
@@ -156,7 +156,7 @@ def test_requests_and_functions_of_several_clients_share_the_time(make):
     began, before = time.perf_counter(), sum(used.values())
     service.answer_now(ask(THIRD, 100))
     passed, parts = time.perf_counter() - began, sum(used.values()) - before
-    assert 0.25 < parts / passed < 0.65
+    assert 0.2 < parts / passed < 0.45
     assert 0.5 < used["a"] / used["b"] < 2
     assert 0.5 < used["c"] / (used["a"] + used["b"]) < 2
     for one in endlessly:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import json
 import random
 from collections.abc import AsyncIterator
@@ -55,8 +56,13 @@ class Client:
         self.pieces.append(message.get("body", b""))
 
     def read(self, response: Any) -> bytes:
-        """The body of a response."""
-        asyncio.run(response({"type": "http"}, self.receive, self.send))
+        """The body of a response, or of one that a coroutine makes."""
+
+        async def read_it():
+            made = await response if inspect.isawaitable(response) else response
+            await made({"type": "http"}, self.receive, self.send)
+
+        asyncio.run(read_it())
         return b"".join(self.pieces)
 
 
@@ -120,8 +126,8 @@ def test_short_answers_have_a_length_and_long_ones_come_in_pieces(sizes):
         for size in sizes:
             yield b"x" * size
 
-    client, response = Client(), asyncio.run(json_response(pieces()))
-    assert len(client.read(response)) == sum(sizes)
+    client = Client()
+    assert len(client.read(json_response(pieces()))) == sum(sizes)
     assert (b"content-length" in dict(client.start["headers"])) == (sum(sizes) <= streams.WHOLE)
     assert max(map(len, client.pieces), default=0) <= streams.WHOLE
 

@@ -92,6 +92,12 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
         (["--checkpoint", tiny, "--max-waiting", "1"], "max_waiting=1"),
         (["--checkpoint", tiny, "--slots", "0"], "slots=0"),
         (["--checkpoint", tiny, "--root-path", "models"], "--root-path models"),
+        (["--checkpoint", tiny, "--allowed-host", "http://a.b"], "without scheme"),
+        (["--checkpoint", tiny, "--trusted-proxy", "a.b"], "IP address of a proxy"),
+        (["--checkpoint", tiny, "--requests-per-minute", "0"], "expected 1 or more"),
+        (["--checkpoint", tiny, "--max-connections", "0"], "expected 1 to"),
+        (["--checkpoint", tiny, "--head-s", "0"], "head_s=0"),
+        (["--checkpoint", tiny, "--tls-cert", str(tmp_path / "empty")], "--tls-key is missing"),
     ):
         assert main(["api", *arguments]) == 2
         told = capsys.readouterr().err
@@ -102,7 +108,7 @@ def test_wrong_command_lines_are_refused_in_one_line(folder, tmp_path, capsys, m
 def test_bodies_of_every_kind_harm_nobody(tmp_path):
     """A small ``python tests/fuzz_bodies.py``; how long others wait is only measured there."""
     with serving(*checkpoints(tmp_path), options=("--slots", "8")) as server:
-        result = run_fuzz(server, Fuzz(server, 0, tmp_path / "wrong", heavy=0.03, only=None), 150, warm_up=20)
+        result = run_fuzz(server, Fuzz(server, 0, tmp_path / "wrong", heavy=0.03, only=None), 100, warm_up=20)
         faults = {name: result[name] for name in ("wrong", "others_failed", "health_failed")}
         assert not any(faults.values()), (faults, result["first_wrong"], result["first_others"], server.log[-3000:])
     assert result["others"] > 3

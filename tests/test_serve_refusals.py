@@ -141,3 +141,22 @@ def test_errors_are_those_that_openais_client_knows(app):
         client.completions.create(model="nothing", prompt="a")
     with pytest.raises(openai.BadRequestError, match="thoughts"):
         client.completions.create(model="coconut", prompt="a", extra_body={"thoughts": 3})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "says"),
+    [
+        ("soon", 400, "expected a number of seconds"),
+        ("-1", 400, "is '-1'"),
+        ("nan", 400, "is 'nan'"),
+        ("1e-9", 504, "1e-09 s"),
+    ],
+)
+@pytest.mark.parametrize("route", ["completions", "thoughts"])
+def test_a_client_may_say_how_long_it_waits(http, route, seconds, status, says):
+    body = {"model": "coconut", "prompt" if route == "completions" else "question": "a"}
+    answer = http.post(f"/v1/{route}", json=body, headers={"X-Request-Timeout": seconds})
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]["message"]
+    assert "X-Request-Timeout" in answer.json()["error"]["message"]
+    assert http.post(f"/v1/{route}", json=body, headers={"X-Request-Timeout": "60"}).status_code == 200

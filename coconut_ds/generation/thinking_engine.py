@@ -137,8 +137,7 @@ class ThinkingEngine:
 
     @torch.no_grad()
     def take_memory(self) -> None:
-        """Takes the memory of all slots now instead of when requests need it; for a new engine. It makes one pass, from
-        which the sizes follow."""
+        """Takes the memory of all slots of a new engine now, after a pass from which the sizes follow."""
         with self._attention:
             self._passes.encode([[0]], [0])
             self.cache.take_memory()

@@ -119,7 +119,8 @@ def parse(body: bytes) -> dict[str, Any]:
     text = _text(body)
     if _has_many_marks(text):
         raise RequestError(
-            f"body: has more than {MOST_MARKS} objects, lists and fields; send a JSON object as /docs describes it"
+            f"body: has more than {MOST_MARKS} objects, lists and fields, or is nested too deeply; send a JSON object "
+            "as /docs describes it"
         )
     value, fault = _loaded(text)
     if fault is not None:

@@ -95,9 +95,10 @@ class _Exchange:
 
     async def whole(self) -> Response:
         """The response to a request without ``stream``."""
-        prompter, choices = await self._service.answer(self._ask, self._request_id)
-        self._record.add(choices)
-        thoughts = await self._thoughts(choices)
+        async with self._service.keeping(self._ask):
+            prompter, choices = await self._service.answer(self._ask, self._request_id)
+            self._record.add(choices)
+            thoughts = await self._thoughts(choices)
         return await json_response(self._pieces(prompter, choices, thoughts))
 
     async def _pieces(
@@ -143,7 +144,7 @@ class _Exchange:
                     continue
                 if delta.index not in unsent.begun:
                     unsent.begun.add(delta.index)
-                    async for opening in self._opening(delta.index, unsent):
+                    async for opening in self._opening(delta.index, unsent, prompter):
                         yield opening
                 if delta.text or delta.choice is not None:
                     reason = None if delta.choice is None else delta.choice.finish_reason
@@ -160,7 +161,7 @@ class _Exchange:
             yield event(body_of(error))
         yield END
 
-    async def _opening(self, index: int, unsent: "_Unsent") -> AsyncIterator[bytes]:
+    async def _opening(self, index: int, unsent: "_Unsent", prompter: Prompter) -> AsyncIterator[bytes]:
         """The events before a continuation's first text: the role of a chat message, and decoded thoughts."""
         first = self._format.first(index)
         if first is not None:
@@ -168,7 +169,8 @@ class _Exchange:
         if top_k := self._body.top_k_of_thoughts:
             states = unsent.thoughts.pop(index, [])
             stacked = torch.stack(states) if states else torch.zeros(0)
-            decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
+            with self._service.keeping_that_of(prompter, self._ask.model):
+                decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
             yield self._chunk({**self._format.chunk(index, "", None, None), "thoughts": thoughts_of(decoded)})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:

@@ -127,8 +127,7 @@ class Studio:
     @asynccontextmanager
     async def answering(self, checked: CheckedQuestion) -> AsyncIterator[AsyncIterator[Delta]]:
         """Streams the answer: ``async with studio.answering(checked) as deltas``."""
-        ask = Ask(checked.model, (checked.question,), n_thoughts=checked.n_thoughts, keep_thoughts=True)
-        async with self.service.streaming(ask) as (_, deltas):
+        async with self.service.streaming(_ask(checked)) as (_, deltas):
             yield deltas
 
     async def trace(self, checked: CheckedQuestion, choice: Choice, followed: Sequence[str] = ()) -> ThoughtTrace:
@@ -143,7 +142,7 @@ class Studio:
 
     async def think(self, checked: CheckedQuestion, followed: Sequence[str] = ()) -> ThoughtTrace:
         """Generates an answer and decodes its thoughts."""
-        async with self.answering(checked) as deltas:
+        async with self.service.keeping(_ask(checked)), self.answering(checked) as deltas:
             async for delta in deltas:
                 if delta.choice is not None:
                     return await self.trace(checked, delta.choice, followed)
@@ -180,6 +179,10 @@ def _retrieve_exception(work: "asyncio.Future[Any]") -> None:
     """Retrieves the exception of a future, so that asyncio does not log it as never retrieved."""
     if not work.cancelled():
         work.exception()
+
+
+def _ask(checked: CheckedQuestion) -> Ask:
+    return Ask(checked.model, (checked.question,), n_thoughts=checked.n_thoughts, keep_thoughts=True)
 
 
 def checked_text(text: str) -> str:
