@@ -27,8 +27,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 HEAVY = (
     *(
         f"distributed.{name}"
-        for name in ("agreement", "held_weights", "process_group", "ranks", "random_states", "start_weights", "zero")
+        for name in ("agreement", "held_weights", "peers", "process_group", "ranks", "random_states")
     ),
+    *("distributed.start_weights", "distributed.zero"),
     "runs.launch_facts",
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
