@@ -19,7 +19,6 @@ from typing import IO, Any
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
-from zygote import fork
 
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.evaluation import session
@@ -84,7 +83,8 @@ def serve(requests: Path, words: list[str]) -> None:
     with requests.open() as asked:
         for line in asked:
             values = json.loads(line)
-            pid = fork()
+            # The threads that loaded the model are idle, and a launch does not use them.
+            pid = os.fork()
             if pid == 0:
                 os.dup2(2, 1)
                 code = launch(config, values["out"], values["when"])

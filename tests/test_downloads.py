@@ -206,7 +206,7 @@ def test_a_file_of_which_only_the_problems_are_known_is_checked_when_it_is_conve
     listed.write_text("\n".join([*lines[:-1], f"content:{digest} - 10 test.txt"]) + "\n")
     done = checkout.run("gsm_icot.bash")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "not checked" not in done.stdout
+    assert "test.txt: sha256" not in done.stdout
     file = checkout.data / "gsm_raw" / "test.txt"
     before = file.read_text()
     for wrong in (before.replace("1", "2", 1), "".join(sorted(before.splitlines(keepends=True)))):
