@@ -1,8 +1,8 @@
 """Checks a model folder before anything in it is loaded: only safetensors, JSON and text, no code, no links elsewhere.
 
 The check itself only looks at file names, parses JSON and reads the headers of safetensors files. It skips a
-checkpoint's ``engine/`` folder: that contains pickles, which the server never opens; only resuming the training run
-reads them.
+checkpoint's ``engine/`` folder, which the server never opens: only resuming the training run reads it, and checkpoints
+of earlier versions have pickles there.
 """
 
 import stat

@@ -1,14 +1,17 @@
 """Kills a tiny run again and again, and compares its result bit for bit with a run that was never disturbed.
 
 ``python tests/kill_matrix.py --kills 25 --seed 0 --ranks 1`` kills the run at each of the named points, then at random
-moments, and starts the same command again until the run is complete. It compares the last checkpoint's weights,
-optimizer state, random states, position and scores, and ``metrics.jsonl`` without ``perf/*`` and times. The last line
-of output is one JSON object. More overrides may follow, such as ``objective=codi deepspeed=zero3``. ``--signal TERM``
-asks the run to stop instead of killing it; then no update may be made twice. ``REAL_PROCESSES=1`` in the environment
-starts each launch as a fresh process (see ``launching.py``).
+moments, and starts the same command again until the run is complete. In every fourth launch, one rank or all of them
+are stopped for a while (SIGSTOP) before the kill; in another fourth, the disk refuses a random write instead (ENOSPC or
+EIO). It compares the last checkpoint's weights, optimizer state, random states, position and scores, and
+``metrics.jsonl`` without ``perf/*`` and times. The last line of output is one JSON object; ``kills`` counts every
+launch that was disturbed. More overrides may follow, such as ``objective=codi deepspeed=zero3``. ``--signal TERM`` asks
+the run to stop instead of killing it; then no update may be made twice. ``REAL_PROCESSES=1`` in the environment starts
+each launch as a fresh process (see ``launching.py``).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -24,12 +27,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy
-import torch
+from equal_runs import differences
 from launching import Process, start
 
 from coconut_ds.runs.manifest import read_manifest
-from coconut_ds.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = (
@@ -51,9 +52,14 @@ POINTS = {
     "manifest": 4,
     "stage_switch": 1,
     "evaluation": 40,
+    "disk_fault": 30,
+    "stall": 6,
 }
-"""The visit to each point at which the run dies."""
-ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest"}
+"""The visit to each point at which the run dies, meets an error of the disk, or is stopped for a while, then killed."""
+LAST_WRITE, LAST_OF_OTHERS = 60, 6
+"""At random, the disk refuses one of this many first writes of rank 0, or of the writes of another rank."""
+STALL_S = 0.3
+ON_FIRST_ONLY = {"before_rename", "after_rename", "pruning", "manifest", "disk_fault"}
 PATIENCE_S = 300.0
 MISSES = 3
 """Launches that may end before they reach a point. A resumed launch visits it less often."""
@@ -75,7 +81,10 @@ class Matrix:
         environment.pop("KILL_AT", None)
         if kill_at is not None:
             environment |= {"KILL_AT": kill_at, "KILLED": str(self.died)}
-        worker = [ROOT / "tests" / "kill_worker.py", *RUN, *self.overrides, f"run.save_path={self.folder / name}"]
+        # A global batch is at least one micro batch of each rank.
+        micro_batch = f"batch_size_training={min(16, 32 // self.ranks)}"
+        options = [*RUN, micro_batch, *self.overrides, f"run.save_path={self.folder / name}"]
+        worker = [ROOT / "tests" / "kill_worker.py", *options]
         with (self.folder / f"{name}.log").open("ab") as log:
             return start(worker, environment, self.ranks, stdout=log, stderr=log)
 
@@ -117,14 +126,39 @@ def end(process: Process, number: int) -> None:
     raise SystemExit("ranks outlived their launcher by a minute")
 
 
-def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
-    """Lets the run make some updates, then ends it. Returns whether it was ended; it may have completed before."""
+def stall(process: Process, draw: random.Random) -> None:
+    """Stops all processes of a launch, or one of them, for a while."""
+    pids = group(process.pid)
+    chosen = pids if draw.random() < 0.5 else [draw.choice(pids)] if pids else []
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        time.sleep(STALL_S)
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        # A process may end while this looks at it.
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[2]) == leader:
+                found.append(int(path.parent.name))
+    return found
+
+
+def kill_at_random(matrix: Matrix, draw: random.Random, number: int, stalls: bool) -> bool:
+    """Lets the run make some updates, then ends it; before, with ``stalls``, it is stopped for a while. Returns whether
+    it was ended; it may have completed before."""
     before = matrix.updates("killed")
     process = matrix.start("killed")
     wanted, since = before + draw.randint(0, 4), time.monotonic()
     while process.poll() is None and matrix.updates("killed") < wanted and time.monotonic() - since < PATIENCE_S:
         time.sleep(0.01)
     time.sleep(draw.random() * 0.2)
+    if stalls and process.poll() is None:
+        stall(process, draw)
     code = process.poll()
     if code is None:
         end(process, number)
@@ -133,11 +167,24 @@ def kill_at_random(matrix: Matrix, draw: random.Random, number: int) -> bool:
     return code is None
 
 
-def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random) -> bool:
-    """Launches the run so that a rank dies at a point. Returns whether it died there."""
-    rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
+def disk_fault_at_random(matrix: Matrix, draw: random.Random) -> bool:
+    """Launches the run so that the disk refuses a write of a rank. Returns whether it came to that write."""
+    rank = draw.randrange(matrix.ranks)
+    return die_at_point(matrix, "disk_fault", draw.randint(1, LAST_OF_OTHERS if rank else LAST_WRITE), draw, rank)
+
+
+def die_at_point(matrix: Matrix, point: str, visit: int, draw: random.Random, rank: int | None = None) -> bool:
+    """Launches the run so that a rank dies or meets an error of the disk at a point. Returns whether it came there."""
+    if rank is None:
+        rank = 0 if point in ON_FIRST_ONLY else draw.randrange(matrix.ranks)
     matrix.died.unlink(missing_ok=True)
     process = matrix.start("killed", f"{point}:{visit}:{rank}")
+    if point == "stall":
+        while process.poll() is None and not matrix.died.exists():
+            time.sleep(0.01)
+        stall(process, draw)
+        time.sleep(draw.random() * 0.2)
+        end_group(process)
     code = process.wait(PATIENCE_S)
     end_group(process)
     died = matrix.died.exists()
@@ -154,73 +201,6 @@ def end_group(process: Process) -> None:
         return
 
 
-def differences(left: Path, right: Path) -> list[str]:
-    """Describes each difference between two attempts."""
-    found = []
-    ours, theirs = (sorted(p.name for p in folder.glob("checkpoint_*")) for folder in (left, right))
-    if ours != theirs:
-        return [f"checkpoints {ours} and {theirs}"]
-    last = max(ours, key=lambda name: [int(part) for part in name.split("_")[1:]])
-    files = [{p.relative_to(folder / last) for p in (folder / last).rglob("*")} for folder in (left, right)]
-    found += [f"only one of them has {name}" for name in sorted(files[0] ^ files[1])]
-    for name in sorted(files[0] & files[1]):
-        path, other = left / last / name, right / last / name
-        if path.is_dir() or path.name == "manifest.json":
-            continue
-        if path.suffix == ".pt":
-            found += [f"{name}: {where}" for where in unequal(read(path), read(other), "")]
-        elif path.name == "resume_state.json":
-            values = [json.loads(each.read_text()) for each in (path, other)]
-            found += [f"{name}: {key}" for key in ("position", "scores") if values[0][key] != values[1][key]]
-        elif path.read_bytes() != other.read_bytes():
-            found.append(str(name))
-    records = [[plain(line) for line in read_metrics(folder / "metrics.jsonl")] for folder in (left, right)]
-    if records[0] != records[1]:
-        at = next((i for i, (a, b) in enumerate(zip(*records, strict=False)) if a != b), min(map(len, records)))
-        found.append(f"metrics.jsonl: {len(records[0])} and {len(records[1])} lines, the first to differ is {at}")
-    return found
-
-
-def plain(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the record without the values that depend on the clock."""
-    return {key: value for key, value in line.items() if not key.startswith("perf/") and key != "time"}
-
-
-def read(path: Path) -> Any:
-    """Loads a file that a run of this program has pickled."""
-    return torch.load(path, map_location="cpu", weights_only=False)
-
-
-def unequal(a: Any, b: Any, where: str) -> list[str]:
-    """Paths to the parts of two nested values that are not equal bit for bit."""
-    if isinstance(a, torch.Tensor):
-        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
-        # Compared as bytes, since 0 equals -0, and NaN does not equal itself.
-        return [] if same and torch.equal(octets(a), octets(b)) else [where]
-    if isinstance(a, dict):
-        if not isinstance(b, dict) or a.keys() != b.keys():
-            return [where]
-        return [path for key in a for path in unequal(a[key], b[key], f"{where}.{key}")]
-    if isinstance(a, (list, tuple)):
-        if type(a) is not type(b) or len(a) != len(b):
-            return [where]
-        return [path for i, (x, y) in enumerate(zip(a, b, strict=True)) for path in unequal(x, y, f"{where}[{i}]")]
-    if isinstance(a, (int, float, str, bytes, bool, type(None))):
-        return [] if a == b else [where]
-    if type(a).__module__ == "numpy":
-        return [] if type(a) is type(b) and a.dtype == b.dtype and numpy.array_equal(a, b) else [where]
-    # Objects of DeepSpeed (its configuration, an enumeration) are compared by their attributes.
-    inner = getattr(a, "__dict__", None)
-    if inner:
-        return unequal(inner, getattr(b, "__dict__", None), where)
-    return [] if a == b else [where]
-
-
-def octets(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor's elements."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
 def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, overrides: Sequence[str]) -> dict[str, Any]:
     """Makes all kills and compares each run that was killed with the undisturbed one."""
     draw = random.Random(seed)
@@ -233,14 +213,20 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
         visits = {**POINTS, "mid_update": 10}
         points = [(point, visits[point]) for point, _ in points if point != "stage_switch"]
     found: list[str] = []
-    done = lost = runs = missed = 0
+    done = lost = runs = missed = stalls = faults = 0
     matrix.launches = 0
     while done < kills:
-        if not points:
-            done += kill_at_random(matrix, draw, signal.SIGTERM if term else signal.SIGKILL)
+        kind = "kill" if term else draw.choice(("kill", "kill", "stall", "fault"))
+        if not points and kind == "fault":
+            came = disk_fault_at_random(matrix, draw)
+            done, faults = done + came, faults + came
+        elif not points:
+            ended = kill_at_random(matrix, draw, signal.SIGTERM if term else signal.SIGKILL, kind == "stall")
+            done, stalls = done + ended, stalls + (ended and kind == "stall")
         elif die_at_point(matrix, *points[0], draw):
-            points.pop(0)
+            point, _ = points.pop(0)
             done, missed = done + 1, 0
+            stalls, faults = stalls + (point == "stall"), faults + (point == "disk_fault")
         elif (missed := missed + 1) == MISSES:
             raise SystemExit(f"the run never reaches the point {points[0][0]}")
         attempt = matrix.attempt("killed")
@@ -249,6 +235,7 @@ def run_matrix(folder: Path, kills: int, seed: int, ranks: int, term: bool, over
             runs += 1
             (folder / "killed").rename(folder / f"killed_{runs}")
     numbers = {"kills": done, "resumes": matrix.launches - runs, "mismatches": len(found), "lost_updates": lost}
+    numbers |= {"stalls": stalls, "disk_faults": faults}
     return {**numbers, "points_left": [point for point, _ in points], "ranks": ranks, "differences": found[:10]}
 
 

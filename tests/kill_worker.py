@@ -5,6 +5,7 @@ count-th time, it creates the file named by ``KILLED`` and kills itself with SIG
 does the same as ``coconut_ds/train.py``.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.distributed.state_file import StateTree
 from coconut_ds.generation import thinking_engine
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.train import main
@@ -31,7 +33,7 @@ class Countdown:
     """Counts the visits to a point."""
 
     def __init__(self, count: int) -> None:
-        self.left = count
+        self.left = self.number = count
 
     def visit(self) -> None:
         """Kills the process on the last visit."""
@@ -80,6 +82,18 @@ def putting(countdown: Countdown, first: bool) -> None:
     patch(Fence, "put", put)
 
 
+def between_shards(countdown: Countdown) -> None:
+    """Dies after it has written its part of the engine's state, before its random states."""
+    original = StateTree.write
+
+    def write(tree: StateTree, path: Path) -> None:
+        if path.name.startswith("random_"):
+            countdown.visit()
+        original(tree, path)
+
+    patch(StateTree, "write", write)
+
+
 def half_pruned(countdown: Countdown) -> None:
     """Dies while a checkpoint is removed: it has been renamed and has lost one file."""
     original = Fence.discard
@@ -109,6 +123,38 @@ def half_written_manifest(countdown: Countdown) -> None:
     patch(Fence, "write", write)
 
 
+def disk_fault(countdown: Countdown) -> None:
+    """A write meets an error of the disk: in turn, the disk is full or broken."""
+
+    def refuse() -> None:
+        countdown.left -= 1
+        if countdown.left == 0:
+            Path(os.environ["KILLED"]).touch()
+            raise OSError((errno.ENOSPC, errno.EIO)[countdown.number % 2], "injected")
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (StateTree, "write"), (Path, "rename")):
+        original = getattr(owner, name)
+
+        def refusing(*arguments: Any, original: Any = original, **options: Any) -> Any:
+            refuse()
+            return original(*arguments, **options)
+
+        patch(owner, name, refusing)
+
+
+def stall(countdown: Countdown) -> None:
+    """Tells that an update has begun; the program that started this one then stops one rank or all."""
+    original = engine.Engine._step
+
+    def step(*arguments: Any) -> Any:
+        countdown.left -= 1
+        if countdown.left == 0:
+            Path(os.environ["KILLED"]).touch()
+        return original(*arguments)
+
+    patch(engine.Engine, "_step", step)
+
+
 def patch(owner: Any, name: str, value: Any) -> None:
     """Replaces an attribute for the rest of the process."""
     setattr(owner, name, value)
@@ -116,16 +162,16 @@ def patch(owner: Any, name: str, value: Any) -> None:
 
 POINTS: dict[str, Callable[[Countdown], None]] = {
     "mid_update": lambda countdown: before(engine.Engine, "_step", countdown),
-    "between_shards": lambda countdown: before(engine, "random_state", countdown),
+    "between_shards": between_shards,
     "before_rename": lambda countdown: putting(countdown, first=True),
     "after_rename": lambda countdown: putting(countdown, first=False),
     "pruning": half_pruned,
     "manifest": half_written_manifest,
     "stage_switch": lambda countdown: after(engine.Engine, "reset_optimizer", countdown),
+    "disk_fault": disk_fault,
+    "stall": stall,
     "evaluation": lambda countdown: before(thinking_engine.ThinkingEngine, "step", countdown),
 }
-ON_FIRST_ONLY = ("before_rename", "after_rename", "pruning", "manifest")
-"""Points that only rank 0 reaches."""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 
+from coconut_ds.distributed.background import Background
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
@@ -31,7 +32,11 @@ class AskedToStop:
 
 
 def train(
-    folder: RunFolder, *overrides: str, interrupts: AskedToStop | None = None, engine_class: type = TorchEngine
+    folder: RunFolder,
+    *overrides: str,
+    interrupts: AskedToStop | None = None,
+    engine_class: type = TorchEngine,
+    background: Background | None = None,
 ) -> tuple[Position, TorchEngine]:
     """One launch: it continues from the newest checkpoint of the folder, if there is one."""
     experiment = tiny_experiment(*overrides)
@@ -43,7 +48,7 @@ def train(
         position, scores = Position(**state["position"]), Scores(**state["scores"])
         begin_metrics(folder.metrics, state["metrics_bytes"], Fence(folder.path.parent))
     with MetricsLog(folder.metrics) as metrics:
-        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores)
+        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores, background=background)
         progress = ProgressBar(is_first=False)
         trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
         return trainer.fit(position), engine

@@ -26,7 +26,7 @@ def truncated(checkpoint: Path) -> None:
 
 def flipped(checkpoint: Path) -> None:
     """Flips one bit of the optimizer's state."""
-    (path,) = checkpoint.glob("engine/state/*optim_states.pt")
+    (path,) = checkpoint.glob("engine/state/*optim_states.safetensors")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -42,6 +42,12 @@ class Trap:
         return Path.write_text, (self.path, "")
 
 
+def trapped(checkpoint: Path) -> None:
+    """Replaces the random states by a pickle that writes a file when it is loaded."""
+    content = pickle.dumps(Trap(checkpoint.parent / "executed"))
+    (checkpoint / "engine" / "random_0.safetensors").write_bytes(content)
+
+
 def without_engine(checkpoint: Path) -> None:
     """Leaves a whole, sealed model without any state to resume from."""
     shutil.rmtree(checkpoint / "engine")
@@ -52,9 +58,9 @@ def without_engine(checkpoint: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated": truncated,
     "flipped bit": flipped,
-    "missing shard": lambda path: (path / "engine/state/mp_rank_00_model_states.pt").unlink(),
+    "missing shard": lambda path: (path / "engine/state/mp_rank_00_model_states.safetensors").unlink(),
     "no resume state": lambda path: (path / "engine/resume_state.json").unlink(),
-    "trap": lambda path: (path / "engine/random_0.pt").write_bytes(pickle.dumps(Trap(path.parent / "executed"))),
+    "trap": trapped,
     "no seal": lambda path: (path / SEAL).unlink(),
     "broken seal": lambda path: os.truncate(path / SEAL, 100),
     "misspelt seal": lambda path: (path / SEAL).write_text((path / SEAL).read_text().replace('"bytes"', '"bytez"', 1)),
@@ -134,7 +140,7 @@ def evaluation(worker: Worker) -> Outcome:
     with contextlib.redirect_stdout(io.StringIO()):
         scores.append(evaluate(compose_eval_config(config))[0].predictions)
         watch = False
-        for path in place.newest.glob("engine/**/*.pt"):
+        for path in place.newest.glob("engine/**/*.safetensors"):
             path.write_bytes(bytes(path.stat().st_size))
         scores.append(evaluate(compose_eval_config(config))[0].predictions)
     refused = {}

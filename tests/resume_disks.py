@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from resuming import Outcome, Worker, at
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coconut_ds.distributed.state_file import StateTree
 from coconut_ds.training.engine import Engine
 from coconut_ds.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ def one_cannot_write(worker: Worker, rank: int) -> Outcome:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     # Each rank saves its shard of the optimizer's state, rank 0 the weights before.
-    broken = at(torch, "save", 5 if rank == 0 else 3, fail, first=True)
+    broken = at(StateTree, "write", 5 if rank == 0 else 3, fail, first=True)
     errors = worker.ranks.gather(place.launch(hook=broken)["error"])
     seconds = time.monotonic() - began
     state = place.state()

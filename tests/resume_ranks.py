@@ -12,7 +12,7 @@ import launching
 from resume_disks import one_cannot_write
 from resuming import DIES_AT, Outcome, Worker, losses
 
-from coconut_ds.training import engine
+from coconut_ds.training import engine_state
 
 ZEROS = ("zero0", "zero1", "zero3")
 STEADY = [
@@ -30,7 +30,7 @@ def forked_conversions() -> Iterator[None]:
         assert options == {"capture_output": True, "text": True}
         return launching.run(command[1:], os.environ)
 
-    with mock.patch.object(engine, "subprocess", SimpleNamespace(run=run)):
+    with mock.patch.object(engine_state, "subprocess", SimpleNamespace(run=run)):
         yield
 
 

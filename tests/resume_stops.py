@@ -17,7 +17,7 @@ STOPS: dict[str, tuple[Callable[[Callable[..., Any]], contextlib.AbstractContext
     "update": (lambda action: after_update(5, action), signal.SIGTERM),
     "interrupt": (lambda action: after_update(5, action), signal.SIGINT),
     "saved anyway": (lambda action: after_update(3, action), signal.SIGTERM),
-    "saving": (lambda action: at(Engine, "save_state", 2, action), signal.SIGTERM),
+    "saving": (lambda action: at(Engine, "snapshot", 2, action), signal.SIGTERM),
     "evaluation": (lambda action: at(Evaluator, "generate", 2, action, first=True), signal.SIGTERM),
     "last evaluation": (lambda action: at(Evaluator, "generate", 4, action), signal.SIGTERM),
     "before the first update": (lambda action: at(Trainer, "fit", 1, action, first=True), signal.SIGTERM),

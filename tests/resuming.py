@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from kill_matrix import RUN, differences
+from equal_runs import differences
+from kill_matrix import RUN
 
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.files import damage

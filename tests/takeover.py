@@ -43,6 +43,7 @@ from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.claim import claim_attempt
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.run_record import open_record
 from coconut_ds.training.saver import RunSaver
 
@@ -79,7 +80,7 @@ def launch(experiment: Experiment, host: str, holds: Callable[[], object] = lamb
             mock.patch.object(Holder, "this_process", return_value=this),
             mock.patch.object(RunLock, "__enter__", taken),
         ):
-            claim = claim_attempt(experiment, stack, lambda line: None)
+            claim = claim_attempt(experiment, run_ingredients(experiment), stack, lambda line: None)
         state = claim.start.resume_state
         engine, position = StillEngine(experiment), Position() if state is None else state.position
         with open_record(experiment, claim, claim.start.path, lambda line: None) as record:

@@ -7,14 +7,17 @@ import torch
 from making_training import column, record, run_left_alone_and_stopped, train
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
+from coconut_ds.distributed.state_file import write_state
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError, RewardError
 from coconut_ds.runs.attempts import Start
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE
 from coconut_ds.runs.resume_state import Position, ResumeState, Scores
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training import launch
-from coconut_ds.training.engine import DIRECTIONS, Engine
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import read_engine_file
+from coconut_ds.training.engine_state import DIRECTIONS
 from coconut_ds.training.iterations import start_notes
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=4", "warmup_steps=0", "lr=1e-2")
@@ -93,11 +96,11 @@ def test_the_weights_that_noise_follows_are_resumed_on_any_number_of_ranks(saved
     state = ResumeState(Position(), Scores(), 0, world_size=saved_by)
     start = Start(tmp_path, False, tmp_path / "checkpoint_1", state)
     with pytest.raises(CheckpointError, match=f"{DIRECTIONS}: is missing"):
-        launch._start_engine(run, start, lambda line: None)
+        launch._start_engine(run, start, Fence(tmp_path), lambda line: None)
     saved = [torch.randn(16, 16)]
     file.parent.mkdir(parents=True)
-    torch.save(saved, file)
-    found = launch._start_engine(run, start, lambda line: None)._loop.value_directions
+    write_state(saved, file)
+    found = launch._start_engine(run, start, Fence(tmp_path), lambda line: None)._loop.value_directions
     assert torch.equal(found.weights[0], saved[0])
     basis = found._bases[0]
     torch.testing.assert_close(basis.left * basis.values @ basis.right, saved[0])

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from kill_matrix import POINTS, differences, unequal
+from equal_runs import differences, unequal
+from kill_matrix import POINTS
 from launching import environment, run
 
 MATRIX = Path(__file__).parent / "kill_matrix.py"

@@ -25,18 +25,16 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *(
-        f"distributed.{name}"
-        for name in ("agreement", "held_weights", "peers", "process_group", "ranks", "random_states")
-    ),
-    *("distributed.start_weights", "distributed.zero"),
-    "runs.launch_facts",
+    *(f"distributed.{name}" for name in ("agreement", "background", "held_weights", "peers", "process_group", "ranks")),
+    *(f"distributed.{name}" for name in ("random_states", "start_weights", "state_file", "status_board", "watchdog")),
+    *("distributed.zero", "runs.launch_facts"),
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
+    *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )
 ONLY_IN: dict[str, set[str]] = {

@@ -29,10 +29,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(outc
 
 NAMED = {
     "truncated": "model.safetensors has ",
-    "flipped bit": "engine/state/zero_pp_rank_0_mp_rank_00_optim_states.pt has other content",
-    "missing shard": "engine/state/mp_rank_00_model_states.pt is missing",
+    "flipped bit": "engine/state/zero_pp_rank_0_mp_rank_00_optim_states.safetensors has other content",
+    "missing shard": "engine/state/mp_rank_00_model_states.safetensors is missing",
     "no resume state": "engine/resume_state.json is missing",
-    "trap": "engine/random_0.pt has ",
+    "trap": "engine/random_0.safetensors has ",
     "no seal": "manifest.json is missing or broken",
     "misspelt seal": "manifest.json is missing or broken",
     "broken seal": "manifest.json is missing or broken",
@@ -97,7 +97,7 @@ def test_an_evaluation_reads_nothing_of_the_engine_and_refuses_a_damaged_folder(
     assert outcome["same"]
     for name, words in (
         ("truncated", "model.safetensors has "),
-        ("missing shard", "mp_rank_00_model_states.pt is mis"),
+        ("missing shard", "mp_rank_00_model_states.safetensors is mis"),
     ):
         assert outcome["refused"][name].startswith("CheckpointError: ")
         assert "/checkpoint_4: is damaged: " in outcome["refused"][name]

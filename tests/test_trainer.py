@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,9 +126,9 @@ def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
     folder, saves = run_folder(tmp_path), []
 
     class Counting(TorchEngine):
-        def save_state(self, folder: Path) -> None:
+        def save_state(self, folder: Path, *state: Any) -> None:
             saves.append(folder)
-            super().save_state(folder)
+            super().save_state(folder, *state)
 
     for at in (2, 0):
         with pytest.raises(Interrupted):

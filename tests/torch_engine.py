@@ -5,8 +5,10 @@ DeepSpeed on any number of ranks. ``test_engine.py`` holds the real engine to pl
 may use this one and need no processes.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from torch import Tensor
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.distributed.start_weights import StartWeights
+from coconut_ds.distributed.state_file import read_state, write_state
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.objectives.base import Tensors
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config
-from coconut_ds.training.engine import random_file
+from coconut_ds.training.engine_state import random_file
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.update_result import UpdateResult
 
@@ -52,6 +55,22 @@ def run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path / "tiny" / "signature" / "attempt")
     folder.path.mkdir(parents=True)
     return folder
+
+
+@dataclass
+class TorchSnapshot:
+    """Takes the place of ``EngineSnapshot``: the state changes with the engine until it is copied."""
+
+    engine: "TorchEngine"
+    state: dict[str, Any]
+    randoms: dict[str, Any]
+    num_bytes: int = 1
+
+    def copy(self) -> None:
+        self.state = copy.deepcopy(self.state)
+
+    def write(self, folder: Path) -> None:
+        self.engine.save_state(folder, self.state, self.randoms)
 
 
 class TorchEngine:
@@ -104,12 +123,15 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters, **self.options)
         self.num_resets = getattr(self, "num_resets", 0) + 1
 
-    def save_state(self, folder: Path) -> None:
+    def snapshot(self, folder: Path) -> "TorchSnapshot":
         state = {"weights": self.loop.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.loop.value_directions is not None:
             state["directions"] = self.loop.value_directions.weights
+        return TorchSnapshot(self, state, random_state())
+
+    def save_state(self, folder: Path, state: dict[str, Any], randoms: dict[str, Any]) -> None:
         torch.save(state, folder / "torch_state.pt")
-        torch.save(random_state(), random_file(folder, 0))
+        write_state(randoms, random_file(folder, 0))
 
     def load_state(self, folder: Path) -> None:
         state = torch.load(folder / "torch_state.pt", weights_only=False)
@@ -117,7 +139,7 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.loop.value_directions is not None:
             self.loop.value_directions.use(state["directions"], self.device, torch.float32)
-        set_random_state(torch.load(random_file(folder, 0), weights_only=False))
+        set_random_state(read_state(random_file(folder, 0)))
 
     def model_state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.loop.model.state_dict().items()}

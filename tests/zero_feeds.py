@@ -58,7 +58,8 @@ def fed(config: Config, folder: Path, ranks: Ranks) -> dict:
     state = feed_state(feed, ranks.is_first)
     weights = {name: value.float().tolist() for name, value in state.items()}
     if sharded:
-        engine.save_state(folder)
+        folder.mkdir(exist_ok=True)
+        engine.snapshot(folder).write(folder)
         ranks.wait()
         engine, feed = new_engine()
         engine.load_state(folder, same_ranks=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from coconut_ds.distributed.progress import Progress
 from coconut_ds.errors import CoconutError
 
 Value = TypeVar("Value")
@@ -29,6 +30,8 @@ class Ranks:
     """Where the model computes, and where collectives expect their tensors."""
     launched: bool = False
     """Whether a launcher (``deepspeed``, ``torchrun``) started this process."""
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
+    """How far this process has come, for the watchdog."""
     _calls: Iterator[int] = field(default_factory=count, repr=False, compare=False)
     """Numbers the calls of ``first_decides``."""
 
@@ -43,7 +46,9 @@ class Ranks:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return float(tensor.item())
+        value = float(tensor.item())
+        self.progress.step()
+        return value
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Replaces the tensor, on ``device``, by its sum over all ranks. The host does not wait for the result."""
@@ -81,6 +86,7 @@ class Ranks:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
+        self.progress.step()
         return values
 
     def from_first(self, value: Value) -> Value:
@@ -89,6 +95,7 @@ class Ranks:
             return value
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
+        self.progress.step()
         return holder[0]
 
     def first_decides(self, decide: Callable[[], Value]) -> Value:

@@ -8,8 +8,10 @@ or write such a parameter, all ranks must enter ``whole`` together.
 import logging
 import os
 import warnings
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,3 +99,24 @@ def _gathered(parameters: list[Tensor], changed: bool) -> Iterator[None]:
         return
     with library().zero.GatheredParameters(parameters, modifier_rank=0 if changed else None):
         yield
+
+
+def state_classes() -> dict[str, type]:
+    """The classes of DeepSpeed whose objects occur in the state of an engine, by name. They hold numbers only."""
+    library()
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return {one.__name__: one for one in (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)}
+
+
+def convert_to_universal(source: Path, target: Path) -> None:
+    """Runs DeepSpeed's converter, which makes of the state of some ranks one that any number of ranks can load."""
+    library()
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = Namespace(input_folder=str(source), output_folder=str(target), inject_missing_state=True)
+    options.num_extract_workers, options.num_merge_workers = 4, 2
+    options.keep_temp_folder, options.strict = False, True
+    ds_to_universal.main(options)

@@ -231,6 +231,7 @@ class _SamePasses:
         self._ranks, self._check, self._count = ranks, check, 0
 
     def __call__(self, due: int) -> int:
+        self._ranks.progress.step()
         if self._count % CHECK_EVERY == 0:
             self._check()
         self._count += 1
@@ -247,6 +248,7 @@ class _OwnPasses:
         self._ranks, self._check, self._count = ranks, check, 0
 
     def __call__(self, due: int) -> int:
+        self._ranks.progress.step()
         if due:
             if self._count % CHECK_EVERY == 0:
                 self._meet(works=True)

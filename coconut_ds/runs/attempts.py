@@ -11,6 +11,7 @@ from coconut_ds.runs.edits import how_to_accept
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
 from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
 from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.runs.pickles import refusal
 from coconut_ds.runs.resume_state import ResumeState
 from coconut_ds.settings import Config
 
@@ -114,14 +115,17 @@ def is_unfinished(manifest: RunManifest | None, num_epochs: int) -> bool:
 
 
 def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files all match their hashes; None if there is no checkpoint at all.
+    """The newest checkpoint whose files all match their hashes, and none of which is a pickle; None if there is no
+    checkpoint at all.
 
     Raises:
-        CheckpointError: there are checkpoints, and all are damaged.
+        CheckpointError: there are checkpoints, and all are damaged or hold pickles.
     """
-    there = folder.checkpoints()
+    there, refused = folder.checkpoints(), 0
     for path in there:
-        found = damage(path, hashes=True)
+        pickled = refusal(path)
+        refused += pickled is not None
+        found = [pickled] if pickled else damage(path, hashes=True)
         if not found and not (path / ENGINE / RESUME_STATE).is_file():
             found = [f"{ENGINE}/{RESUME_STATE} is missing"]
         if not found:
@@ -130,9 +134,10 @@ def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path 
         hint = f" ({accepting})" if accepting else ""
         notify(f"warning: {path} cannot be used: {'; '.join(found[:3])}; trying the previous one{hint}")
     if there:
+        what = "convert those with pickles (see the warnings above)" if refused else "restore the damaged files"
         raise CheckpointError(
-            f"{folder.path}: none of its {len(there)} checkpoints can be used; restore the damaged files, or start "
-            "a new attempt with run.resume_mode=never"
+            f"{folder.path}: none of its {len(there)} checkpoints can be used; {what}, or start a new attempt with "
+            "run.resume_mode=never"
         )
     return None
 

@@ -24,7 +24,8 @@ from coconut_ds.runs.edits import accept, edits_of, how_to_accept
 from coconut_ds.runs.fencing import left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
-from coconut_ds.runs.lock import RunLock
+from coconut_ds.runs.lock import FILE, RunLock
+from coconut_ds.runs.pickles import convert_pickles, pickles_of
 from coconut_ds.runs.pruning import superfluous
 from coconut_ds.runs.report import (
     attempt_values,
@@ -105,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_verify)
 
     one = commands.add_parser(
-        "accept", help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes"
+        "accept",
+        help="show the edited text files of a checkpoint, such as coconut.json, and accept their changes; convert the "
+        "pickles of an earlier version",
     )
     one.add_argument("folder", type=Path, metavar="CHECKPOINT", help="the folder of a checkpoint, or a copy of it")
     one.add_argument("--dry-run", action="store_true", help="only show what changed")
@@ -189,7 +192,10 @@ def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path]) -
     """
     freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
     doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
-    left = [*attempt.folder.left_overs(), *left_over_parts(attempt.path.parent)]
+    left = attempt.folder.left_overs()
+    # A launch may be working on another attempt of the run; without --dry-run, the lock rules that out.
+    if not options.dry_run or not (attempt.path.parent / FILE).exists():
+        left += left_over_parts(attempt.path.parent)
     for path in [*(one for one in left if one not in seen), *doomed]:
         seen.add(path)
         count = folder_bytes(path)
@@ -242,6 +248,11 @@ def _accept(options: argparse.Namespace) -> int:
         accept(options.folder, edits)
     count = f"{len(edits)} edited file{'' if len(edits) == 1 else 's'}"
     print(f"{'would accept' if options.dry_run else 'accepted'} {count}" if edits else "no text file was edited")
+    if pickles := pickles_of(options.folder):
+        for path in pickles:
+            print(f"{'would convert' if options.dry_run else 'converting'} {shell_word(path)}")
+        if not options.dry_run:
+            convert_pickles(options.folder)
     return 0
 
 

@@ -14,7 +14,7 @@ from coconut_ds.files import damage
 RUN_LINE = "run: "
 """Prefix of the log line that names the directory of the attempt, as one word of a shell command."""
 ENGINE = "engine"
-"""Subfolder of a checkpoint that is read only when its own run resumes; it contains pickle files."""
+"""Subfolder of a checkpoint that is read only when its own run resumes."""
 RESUME_STATE = "resume_state.json"
 """File in ``engine/`` with position, scores and the length of ``metrics.jsonl``."""
 CHECKPOINT = re.compile(r"checkpoint_(\d+)(?:_(\d+))?")

@@ -35,6 +35,9 @@ class Holder:
     """Random; identifies this lock."""
     launch: int | None = None
     """Number of the holder's launch folder (see ``fencing``); None before it has one."""
+    stalled: bool = False
+    """Whether the run makes no progress (see ``watchdog``): another launch may then take it over although this process
+    exists."""
 
     @classmethod
     def this_process(cls) -> "Holder":

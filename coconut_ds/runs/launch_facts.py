@@ -75,7 +75,7 @@ def launch_facts(program: str, config: BaseModel, ranks: Ranks) -> dict[str, Any
 
 def without_code(ingredients: Mapping[str, Any]) -> dict[str, Any]:
     """The ingredients of a signature that ranks compare: only rank 0 identifies the code by its commit."""
-    return {key: value for key, value in ingredients.items() if not key.startswith("code.")}
+    return {key: value for key, value in ingredients.items() if key.partition(".")[0] != "code"}
 
 
 def _of_setting(key: str, value: Any) -> dict[str, Any]:

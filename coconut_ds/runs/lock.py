@@ -1,8 +1,9 @@
 """A lock file that lets only one launch at a time work on a run, also when machines share the folder.
 
-The file names its holder. It is created with ``O_EXCL``, and the holder updates its modification time every
-``heartbeat_s`` seconds. A lock is *stale* if its holder's process no longer exists, or, where this machine cannot check
-the process, if the file has not been touched for ``stale_after_s`` seconds. Another launch may replace a stale lock.
+The file names its holder. It appears with its content (``lock_file``), and the holder updates its modification time
+every ``heartbeat_s`` seconds, as long as the run makes progress. A lock is *stale* if its holder's process no longer
+exists, or if the file has not been touched for ``stale_after_s`` seconds and either this machine cannot check the
+process or the holder has written that its run makes no progress. Another launch may replace a stale lock.
 
 To replace or remove a lock, a process must first create a *replacement lock*: a second lock file whose name contains
 the token of the first. This guarantees that the lock being replaced is the one that was found stale, however long the
@@ -24,12 +25,13 @@ from typing import Self
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.runs.holder import Holder
+from coconut_ds.runs.lock_file import create_with
 
 FILE = "lock.json"
 """Name of the lock file, in the folder that all attempts of a run share."""
 PATIENCE_S, PAUSE_S = 0.5, 0.02
-"""Seconds to wait for the content of an empty lock file, which its creator writes a moment after creating it, and
-seconds between two looks."""
+"""Seconds to wait for the content of an empty lock file, which its creator writes a moment after creating it where a
+file system has no hard links, and seconds between two looks."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class _Seen:
         holder = self.holder
         if holder is None:
             return "a process that has not written its id yet"
+        makes = ", whose run makes no progress" if holder.stalled else ""
         attempt = f" (attempt {holder.attempt})" if holder.attempt else ""
-        return f"process {holder.pid} on {holder.host}{attempt} since {holder.time}"
+        return f"process {holder.pid} on {holder.host}{attempt} since {holder.time}{makes}"
 
 
 class RunLock:
@@ -64,6 +67,7 @@ class RunLock:
         heartbeat_s: float = 10,
         stale_after_s: float = 60,
         waits: bool = False,
+        stalled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepares the lock; ``with`` takes it.
 
@@ -72,14 +76,16 @@ class RunLock:
             notify: receives one line when a stale lock is taken over, and one before waiting.
             heartbeat_s: seconds between two updates of the file's modification time.
             stale_after_s: seconds without a heartbeat after which a holder on another machine counts as dead.
-            waits: if the lock is held on another machine, wait up to ``stale_after_s`` for a heartbeat before raising.
-                A cluster may restart a job seconds after the machine that ran it has died.
+            waits: if this machine cannot tell whether the holder lives, or the holder's run makes no progress, wait up
+                to ``stale_after_s`` for a heartbeat before raising. A cluster may restart a job seconds after the
+                machine that ran it has died.
+            stalled: whether the run makes no progress; the heartbeat then stops.
         """
         assert 0 < heartbeat_s < stale_after_s
         self.path, self.lost = folder / FILE, False
         """``lost`` becomes True, for good, once the lock file is found missing or written by another process."""
         self._notify, self._heartbeat_s, self._stale_after_s = notify, heartbeat_s, stale_after_s
-        self._waits = waits
+        self._waits, self._stalled = waits, stalled
         self._holder = Holder.this_process()
         self._stop = threading.Event()
         # Keeps the heartbeat thread from reading the file while the main thread writes to it.
@@ -131,8 +137,13 @@ class RunLock:
 
     def name_attempt(self, attempt: str, launch: int | None = None) -> None:
         """Writes into the lock file which attempt its holder works on, and the number of its launch folder."""
-        self._holder = replace(self._holder, attempt=attempt, launch=launch)
-        with self._file_in_use, suppress(OSError), self._ours(os.O_RDWR) as file:
+        with self._file_in_use:
+            self._holder = replace(self._holder, attempt=attempt, launch=launch)
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Writes the holder into the file, if it is still ours."""
+        with suppress(OSError), self._ours(os.O_RDWR) as file:
             if file is not None:
                 os.ftruncate(file, os.pwrite(file, self._holder.as_text(), 0))
 
@@ -156,18 +167,23 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self.lost and not self._stop.wait(self._heartbeat_s):
-            # A temporary error of the file system does not mean that the lock is lost.
-            with self._file_in_use, suppress(OSError), self._ours() as file:
-                if file is not None:
-                    os.utime(file)
+            stalled = self._stalled()
+            with self._file_in_use:
+                if stalled != self._holder.stalled:
+                    self._holder = replace(self._holder, stalled=stalled)
+                    self._rewrite()
+                # A temporary error of the file system does not mean that the lock is lost.
+                with suppress(OSError), self._ours() as file:
+                    if file is not None and not stalled:
+                        os.utime(file)
 
     def _wait_for(self, other: _Seen) -> _Seen | None:
-        """Waits for a holder whose process this machine cannot check.
+        """Waits for a holder that may be dead: this machine cannot check its process, or its run makes no progress.
 
         Returns None once the holder is stale and this process has taken the lock; else the lock of a live holder.
         """
         last: _Seen | None = other
-        if other.holder is None or other.holder.lives() is not None:
+        if other.holder is not None and other.holder.lives() is not None and not other.holder.stalled:
             return other
         self._notify(
             f"{self.path}: held by {other.describe()}, silent for {other.silent_s:.0f} s; waiting until it gives a "
@@ -214,7 +230,8 @@ class RunLock:
 
     def _why_stale(self, seen: _Seen) -> str | None:
         lives = None if seen.holder is None else seen.holder.lives()
-        if lives is None and seen.silent_s > self._stale_after_s:
+        stalled = seen.holder is not None and seen.holder.stalled
+        if (lives is None or stalled) and seen.silent_s > self._stale_after_s:
             return f"gave no sign of life for {seen.silent_s:.0f} s"
         return "no longer exists" if lives is False else None
 
@@ -255,19 +272,10 @@ def _replacement_lock(path: Path, token: str) -> Path:
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Creates the lock file at ``path`` and writes the holder into it; returns False if a file already exists."""
-    try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
+    """Creates the lock file at ``path`` with the holder in it; returns False if a file already exists."""
+    if not create_with(path, holder.as_text(), path.with_name(f".{FILE}.part.{holder.token}")):
         return False
-    try:
-        os.write(file, holder.as_text())
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(file)
     with suppress(FileNotFoundError):
-        # If this process was suspended after creating the empty file, another may have replaced it.
+        # If this process was suspended while it wrote into an empty file, another may have replaced it.
         return holder.wrote(path.read_bytes())
     return False

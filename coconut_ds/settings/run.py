@@ -28,6 +28,9 @@ class RunConfig(Group):
     """Evaluate the checkpoint load_model_path and write its scores, without training."""
     save_only_improve: bool = False
     """Keep only the newest checkpoint and the best one of the latest stage (as keep_last=1 keep_best=true)."""
+    async_save: bool = True
+    """Copy a checkpoint to the memory of the host and write it while training goes on. Training waits instead where the
+    copy would take more than half of the available memory."""
     load_model_path: str | None = None
     """Checkpoint to start from. A model folder, or a state dict file of the reference implementation."""
     resume: Natural = 0
@@ -41,6 +44,11 @@ class RunConfig(Group):
     """Dotted keys, or whole groups, in which the attempt of resume_attempt_id may differ from this configuration."""
     signature_ignore_keys: tuple[str, ...] = ()
     """Dotted keys to leave out of the signature, which decides whether two launches belong to the same run."""
+    watchdog_s: Annotated[float, Field(gt=0)] | None = 300.0
+    """Seconds without any progress of any rank after which each rank writes to its log where it waits, and the lock's
+    heartbeat stops. Null: never."""
+    watchdog_ends: bool = False
+    """Whether the ranks of a run without progress are then ended, with exit code 70 and without saving."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None

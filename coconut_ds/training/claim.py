@@ -1,5 +1,6 @@
 """Rank 0 decides which attempt of a run this launch works on, and locks the run so that no other launch does."""
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,13 @@ class Claim:
     """Everything that the signature of the run is computed from."""
 
 
-def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: ExitStack, notify: Notify) -> Claim:
+def claim_attempt(
+    experiment: Experiment,
+    ingredients: dict[str, Any],
+    stack: ExitStack,
+    notify: Notify,
+    stalled: Callable[[], bool] = lambda: False,
+) -> Claim:
     """Locks the run, chooses an attempt and removes files that killed launches left in it. Called on rank 0 only.
 
     Args:
@@ -35,6 +42,7 @@ def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: Ex
         ingredients: of the signature.
         stack: releases the lock when it closes, and then removes the folders of the run that are empty.
         notify: receives lines for the log.
+        stalled: whether the run makes no progress; another launch may then take it over.
 
     Raises:
         ConfigError: another launch holds the lock, ``run.save_path`` cannot be written, or the requested attempt does
@@ -47,7 +55,7 @@ def claim_attempt(experiment: Experiment, ingredients: dict[str, Any], stack: Ex
     stack.callback(_remove_empty, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(RunLock(folder, notify, waits=True))
+        lock = stack.enter_context(RunLock(folder, notify, waits=True, stalled=stalled))
         fence = Fence(folder, lock)
     except OSError as error:
         raise ConfigError(f"run.save_path={config.run.save_path}: cannot be written to ({error})") from error

@@ -7,8 +7,6 @@ works around.
 
 import io
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -19,9 +17,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from coconut_ds.distributed.held_weights import HeldWeights
-from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.start_weights import StartWeights
+from coconut_ds.distributed.state_file import read_state
 from coconut_ds.distributed.zero import library, whole, without_compiler
 from coconut_ds.errors import CheckpointError, ConfigError, NonFiniteError
 from coconut_ds.model.latent_loop import LatentLoop
@@ -31,14 +29,9 @@ from coconut_ds.objectives.base import Tensors
 from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.engine_file import engine_values, holds_weights
+from coconut_ds.training.engine_state import DIRECTIONS, SHARED, STATE, EngineSnapshot, load_engine_state, snapshot_of
 from coconut_ds.training.step_numbers import StepNumbers
 from coconut_ds.training.update_result import UpdateResult
-
-STATE = "state"
-"""DeepSpeed's tag of a saved state: the name of a subfolder of the folder given to ``Engine.save_state``."""
-DIRECTIONS = "value_directions.pt"
-"""The file with the weights that the noise on values follows (``ValueDirections.weights``), beside the state."""
-SHARED = "run.save_path must be on a file system that all nodes share"
 
 
 class Engine:
@@ -81,6 +74,7 @@ class Engine:
 
     def __call__(self, task: Callable[..., Any], *arguments: Any) -> Any:
         """Returns ``task(loop, *arguments)``, called through DeepSpeed, with the parameters gathered under ZeRO-3."""
+        self._ranks.progress.step()
         if self._held is not None:
             self._held.gather()
         return self._engine(task, *arguments)
@@ -167,53 +161,42 @@ class Engine:
                 elif isinstance(value, (int, float)):
                     state[key] = type(value)(0)
 
-    def save_state(self, folder: Path) -> None:
-        """Writes weights, optimizer state and random states, one or more files per rank. All ranks must call it.
+    def snapshot(self, folder: Path) -> EngineSnapshot:
+        """Notes weights, optimizer state and random states, to be written to ``folder``. All ranks must call it.
 
-        Raises:
-            OSError, RuntimeError: this rank could not write. The other ranks finish the call without an error.
+        The files are written by ``EngineSnapshot.write``, right now or, once copied, while the engine goes on.
         """
-        with _errors_at_the_end(self._engine):
-            self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
         directions = self._loop.value_directions
-        if directions is not None and self._ranks.is_first:
-            torch.save(directions.weights, folder / DIRECTIONS)
-        torch.save(random_state(), random_file(folder, self._ranks.rank))
+        weights = directions.weights if directions is not None and self._ranks.is_first else None
+        return snapshot_of(self._engine, folder, self._ranks.rank, weights)
 
     def load_state(self, folder: Path, same_ranks: bool) -> None:
-        """Reads what ``save_state`` wrote. The files are pickles, so load only those that this run has written.
+        """Reads what a snapshot wrote. No content of these files can run code.
 
         Args:
-            folder: the folder given to ``save_state``, or the output of ``convert_state``.
+            folder: the folder of the snapshot, or the output of ``convert_state``.
             same_ranks: whether the same number of ranks saved it; only then are the random states restored.
 
         Raises:
-            CheckpointError: the folder has no state, or the file of this rank is missing.
+            CheckpointError: the folder has no state, or the file of this rank is missing or malformed.
         """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=self._tag)
-        if path is None:
-            raise CheckpointError(f"{folder}: contains no state of the engine")
-        if same_ranks:
-            file = random_file(folder, self._ranks.rank)
-            if not file.is_file():
-                raise CheckpointError(f"{file}: is missing; {SHARED}")
-            set_random_state(torch.load(file, weights_only=False))
+        load_engine_state(self._engine, folder, self._tag, self._ranks.rank if same_ranks else None)
 
     def load_directions(self, folder: Path) -> None:
         """Reads the weights that the noise on values follows, if the objective adds such noise.
 
         Args:
-            folder: the folder given to ``save_state``, also where the state itself is converted for other ranks.
+            folder: the folder of the snapshot, also where the state itself is converted for other ranks.
 
         Raises:
-            CheckpointError: the file is missing.
+            CheckpointError: the file is missing or malformed.
         """
         directions, file = self._loop.value_directions, folder / DIRECTIONS
         if directions is None:
             return
         if not file.is_file():
             raise CheckpointError(f"{file}: is missing; it has the weights that the noise on values follows. {SHARED}")
-        directions.use(torch.load(file), self.device, self._loop.model.dtype)
+        directions.use(read_state(file), self.device, self._loop.model.dtype)
 
     def model_state(self) -> dict[str, Tensor]:
         """The state dict of the Hugging Face model: full tensors on the CPU, in the compute dtype, adapters merged.
@@ -237,55 +220,6 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(device))
-
-
-def random_file(folder: Path, rank: int) -> Path:
-    """The file with the random states of a rank, which ``save_state`` writes last."""
-    return folder / f"random_{rank}.pt"
-
-
-@contextmanager
-def _errors_at_the_end(engine: Any) -> Iterator[None]:
-    """Delays write errors of DeepSpeed's ``save_checkpoint`` to its end.
-
-    A rank that raised at once would never reach the final barrier, at which the other ranks wait.
-    """
-    writer, failed = engine.checkpoint_engine, []
-    write = writer.save
-
-    def save(*arguments: Any, **options: Any) -> None:
-        try:
-            write(*arguments, **options)
-        except (OSError, RuntimeError) as error:
-            failed.append(error)
-
-    writer.save = save
-    # On rank 0, DeepSpeed would copy its recovery scripts next to the state.
-    engine._copy_recovery_script = lambda path: None
-    try:
-        yield
-    finally:
-        del writer.save, engine._copy_recovery_script
-    if failed:
-        raise failed[0]
-
-
-def convert_state(folder: Path, out: Path) -> None:
-    """Converts a saved state, which only the same number of ranks can load, to one for any number of ranks.
-
-    Args:
-        folder: the folder given to ``save_state``.
-        out: the folder to create.
-
-    Raises:
-        CheckpointError: DeepSpeed's converter failed; the message contains its last lines of output.
-    """
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(folder / STATE), "--output_folder", str(out / f"{STATE}_universal")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
-        raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -3,14 +3,16 @@
 import copy
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.agreement import refuse_disagreement
+from coconut_ds.distributed.background import Background
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.watchdog import Watchdog
 from coconut_ds.files import remove, shell_word
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start
@@ -19,9 +21,10 @@ from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings import Config
-from coconut_ds.training.claim import claim_attempt
-from coconut_ds.training.engine import Engine, convert_state
+from coconut_ds.training.claim import Claim, claim_attempt
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import read_engine_file, zero_stage
+from coconut_ds.training.engine_state import convert_state
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
@@ -42,28 +45,24 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     Raises:
         Interrupted: the launch was asked to stop, and has saved; the same call resumes the run.
     """
-    started = time.perf_counter()
-    progress = ProgressBar(ranks.is_first)
-    refuse_unequal_launch(ranks, "training", config)
-    read_engine_file(config)
-    tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
+    started, progress = time.perf_counter(), ProgressBar(ranks.is_first)
+    ranks.progress.begin()
     with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(ranks, config.run.watchdog_s, config.run.watchdog_ends))
+        refuse_unequal_launch(ranks, "training", config)
+        read_engine_file(config)
+        tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
         interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
-        backbone = experiment.backbone
-        # Checked now rather than when the first checkpoint is written, so that no training is lost.
-        ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
-        ingredients = run_ingredients(experiment)
-        kernels = experiment.kernels.describe(backbone.model)
-        refuse_disagreement(ranks, lambda: {**without_code(ingredients), "kernels": kernels})
-        claim = ranks.on_first(lambda: claim_attempt(experiment, ingredients, stack, progress.line))
+        claim = _claim(experiment, stack, watchdog, progress.line)
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None
         engine = _start_engine(experiment, start, None if claim is None else claim.fence, progress.line)
         with open_record(experiment, claim, start.path, progress.line) as record:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)
             lock, fence = (None, None) if claim is None else (claim.lock, claim.fence)
-            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, notify=progress.line)
+            background = Background(ranks) if config.run.async_save else None
+            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, background, notify=progress.line)
             if start.checkpoint is not None and start.resume_state is not None:
                 saver.resume_from(start.checkpoint, start.resume_state.scores)
                 position = copy.deepcopy(start.resume_state.position)
@@ -74,7 +73,8 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
                 progress.line(f"resuming from {start.checkpoint.name}: {position.global_step:,} updates done")
             if start.checkpoint is None and fence is not None:
                 _write_problems(experiment, start.folder, fence)
-            Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
+            with closing(saver):
+                Trainer(experiment, engine, saver, progress, metrics, interrupts).fit(position)
             if manifest is not None and fence is not None:
                 _write_summary(start.folder, position, saver, fence, time.perf_counter() - started)
                 manifest.reason = SOLVED if position.solved else None
@@ -84,6 +84,17 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         f"{shell_word(best)}"
     )
     return start.folder
+
+
+def _claim(experiment: Experiment, stack: ExitStack, watchdog: Watchdog, notify: Notify) -> Claim | None:
+    """Compares the ingredients of the signature on all ranks; rank 0 then locks the run and chooses an attempt."""
+    ranks, backbone = experiment.ranks, experiment.backbone
+    # Checked now rather than when the first checkpoint is written, so that no training is lost.
+    ranks.on_first(lambda: check_saving(backbone.tokenizer, backbone.model.config))
+    ingredients, kernels = run_ingredients(experiment), experiment.kernels.describe(backbone.model)
+    refuse_disagreement(ranks, lambda: {**without_code(ingredients), "kernels": kernels})
+    with ranks.progress.during("waiting for the lock of the run", excused=True):
+        return ranks.on_first(lambda: claim_attempt(experiment, ingredients, stack, notify, lambda: watchdog.stalled))
 
 
 def _describe(experiment: Experiment, tf32: str | None) -> str:
@@ -116,7 +127,8 @@ def _start_engine(experiment: Experiment, start: Start, fence: Fence | None, not
     notify(f"converting the state of {saved_by} ranks for {ranks.size}")
     out = ranks.from_first(None if fence is None else fence.part("universal"))
     assert out is not None
-    ranks.first_decides(lambda: convert_state(folder, out))
+    with ranks.progress.during("converting a checkpoint", excused=True):
+        ranks.first_decides(lambda: convert_state(folder, out))
     engine.load_state(out, same_ranks=False)
     ranks.wait()
     ranks.first_decides(lambda: remove(out))

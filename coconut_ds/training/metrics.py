@@ -60,11 +60,14 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
         self._mirror, self._notify, self._lost = mirror, notify, lost
 
-    def flushed(self) -> int:
-        """Syncs the file to the disk and returns its length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file, in bytes."""
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Flushes what was written to the disk."""
+        os.fsync(self._file.fileno())
 
     def log(self, values: dict[str, Any]) -> None:
         """Writes one line. ``values`` must contain ``global_step``."""

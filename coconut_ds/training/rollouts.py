@@ -82,8 +82,7 @@ class Sampler:
         mine = range(self.ranks.rank, len(batch.indices), self.ranks.size)
         requests = [request for place in mine for request in self.requests(batch, batch.indices[place])]
         keys = [key for place in mine for key in self.keys(batch, batch.indices[place])]
-        agree = self.ranks.largest if self.same_passes else int
-        made = call(explored, requests, keys, self.exploration, self.prompter.eos_ids, self.slots, agree)
+        made = call(explored, requests, keys, self.exploration, self.prompter.eos_ids, self.slots, self._agree)
         found: list[list[Rollout]] = []
         failed: str | None = None
         try:
@@ -104,6 +103,11 @@ class Sampler:
             raise RewardError(errors[0])
         return [gathered[place % self.ranks.size][0][place // self.ranks.size] for place in range(len(batch.indices))]
 
+    def _agree(self, due: int) -> int:
+        """See ``ThinkingEngine.run``."""
+        self.ranks.progress.step()
+        return self.ranks.largest(due) if self.same_passes else due
+
     def requests(self, batch: Batch, index: int) -> list[Request]:
         """The requests for the completions of a problem, without noise."""
         text = f"{self.seed}/{batch.iteration}/{index}"
@@ -118,6 +122,7 @@ class Sampler:
         return [f"{self.seed}/{batch.iteration}/{index}/{sample}" for sample in range(self.num_generations)]
 
     def _rewarded(self, key: str, request: Request, completion: Completion, problem: Problem) -> Rollout:
+        self.ranks.progress.step()
         tokens, has_ended = completion.tokens, completion.finish_reason == "eos"
         return Rollout(key, request.prompt, tokens, has_ended, self.reward(problem, self.prompter.text(tokens)))
 

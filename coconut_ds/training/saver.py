@@ -1,39 +1,31 @@
-"""Writes the checkpoints of a run: decides when, keeps track of the best one, and removes those not to be kept.
+"""Saves the checkpoints of a run: decides when, collects what they consist of, and keeps track of the best one.
 
-A checkpoint is a sealed folder (see ``files``). Its top level is the model, for evaluation and serving; its subfolder
-``engine/`` is needed only to resume the run.
+``checkpoint_writer`` writes them, in the background if the run is configured so.
 """
 
-import errno
-import shutil
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-
-from coconut_ds.errors import CheckpointError, CoconutError
+from coconut_ds.distributed.background import Background
 from coconut_ds.evaluation.prediction import Evaluation, Prediction, with_category, writes_all_steps
-from coconut_ds.files import is_complete, seal
 from coconut_ds.model.card import ModelCard, marker_table
-from coconut_ds.model.checkpoint import write_model
 from coconut_ds.model.feed import feed_state
-from coconut_ds.runs.fencing import Fence, LostRunError, pinned
-from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
+from coconut_ds.runs.fencing import Fence, LostRunError
+from coconut_ds.runs.folder import ENGINE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest
 from coconut_ds.runs.resume_state import Position, ResumeState, Scores
-from coconut_ds.training.engine import SHARED, Engine, random_file
+from coconut_ds.training.checkpoint_writer import CheckpointContent, CheckpointWriter, keeps_best
+from coconut_ds.training.engine import Engine
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.versions import versions
 
 NUM_SAMPLES = 5
 """Validation problems per epoch that are written to the run folder with the model's answers."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk."""
 
 
 @dataclass
@@ -47,14 +39,24 @@ class RunSaver:
     lock: RunLock | None = None
     fence: Fence | None = None
     """Through which the files of the run are changed; None: ``lock`` gets a new one on rank 0."""
+    background: Background | None = None
+    """The thread that writes checkpoints while training goes on; None: training waits."""
     scores: Scores = field(default_factory=Scores)
     notify: Callable[[str], None] = print
     seconds: float = 0.0
-    """Time that this launch has spent on saving."""
+    """Time for which this launch has not trained because of saving."""
+    _unfinished: CheckpointContent | None = None
+    """The checkpoint that is being written in the background."""
+    _said_no_room: bool = False
 
     def __post_init__(self) -> None:
         if self.fence is None and self.experiment.ranks.is_first:
             self.fence = Fence(self.folder.path.parent, self.lock)
+        self._writer = CheckpointWriter(
+            self.experiment, self.folder, self.fence, self.manifest, self.metrics, self.notify
+        )
+        if self.background is not None:
+            self._writer.own_tokenizer()
 
     def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
         """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``).
@@ -63,7 +65,7 @@ class RunSaver:
         """
         improved = self.scores.record(stage, evaluation.accuracy)
         due = position.epoch % self.experiment.config.training.save_every == 0
-        if due or last or (improved and self._keeps_best):
+        if due or last or (improved and keeps_best(self.experiment.config)):
             self.save(engine, position, stage, improved)
         if self.experiment.ranks.is_first:
             self._write_samples(position.epoch, stage, evaluation)
@@ -85,16 +87,15 @@ class RunSaver:
         except OSError as error:
             self.notify(f"warning: {self.folder.path}: the samples of epoch {epoch} could not be written ({error})")
 
-    @property
-    def _keeps_best(self) -> bool:
-        return self.experiment.config.training.keep_best or self.experiment.config.run.save_only_improve
-
     def is_saved(self, position: Position) -> bool:
         """Whether the checkpoint written last is of this position."""
         return self.scores.last_checkpoint == self.folder.checkpoint(position.epoch, position.batch).name
 
     def save(self, engine: Engine, position: Position, stage: int, improved: bool = False) -> None:
         """Writes a checkpoint, then removes those that are not to be kept.
+
+        With ``background``, it only copies what the checkpoint consists of, provided that there is memory for it on
+        every rank; ``finish`` waits until it is written. A checkpoint that is still being written is waited for first.
 
         Args:
             engine: holds weights and optimizer state.
@@ -103,28 +104,94 @@ class RunSaver:
             improved: whether this is the best checkpoint so far.
 
         Raises:
-            CheckpointError: a rank could not write, or another launch took over the run. Earlier checkpoints are
-                untouched.
+            CheckpointError: a rank could not write this checkpoint or the one before, or another launch took over the
+                run. Earlier checkpoints are untouched.
         """
-        began, ranks = time.perf_counter(), self.experiment.ranks
+        self.finish()
+        began = time.perf_counter()
         self.check_lock()
+        content = self._content(engine, position, stage, improved)
+        if self._copies(content):
+            assert self.background is not None
+            self._unfinished = content
+            self.background.start(lambda: self._write_copy(content))
+        else:
+            self._writer.write(content, self.experiment.ranks.gather)
+            self._forget_best(content)
+        self.seconds += time.perf_counter() - began
+
+    def _write_copy(self, content: CheckpointContent) -> None:
+        """What the second thread does."""
+        assert self.background is not None
+        try:
+            self._writer.write(content, self.background.gather)
+        finally:
+            content.release()
+
+    def _content(self, engine: Engine, position: Position, stage: int, improved: bool) -> CheckpointContent:
+        """Collects what the checkpoint consists of on this rank; the engine's tensors are not copied yet."""
+        ranks, trained = self.experiment.ranks, self.experiment.backbone.feed
         target = self.folder.checkpoint(position.epoch, position.batch)
         temporary = ranks.from_first(None if self.fence is None else self.fence.part(target.name))
         assert temporary is not None
-        self._raise_on_all(target, temporary, self._try_on_first(lambda: _make(temporary)))
-        self._raise_on_all(target, temporary, _try_to(lambda: _save_state(engine, temporary)))
-        state, trained = engine.model_state(), self.experiment.backbone.feed
+        self._writer.make_folder(temporary, target)
+        snapshot, state = engine.snapshot(temporary / ENGINE), engine.model_state()
         feed = None if trained is None else feed_state(trained, ranks.is_first)
         self.scores.last_checkpoint = target.name
         if improved:
             self.scores.best_checkpoint = target.name
-        self._raise_on_all(
-            target,
-            temporary,
-            self._try_on_first(lambda: self._write_rest(temporary, target, state, feed, position, stage)),
-        )
-        self._raise_on_all(self.folder.path, temporary, self._try_on_first(lambda: self._tidy(target, position, stage)))
+        metrics_bytes = self.metrics.num_bytes if self.metrics is not None else 0
+        resume = ResumeState(copy.deepcopy(position), replace(self.scores), metrics_bytes, ranks.size)
+        return CheckpointContent(target, temporary, stage, snapshot, state, feed, self._card(position, stage), resume)
+
+    def _copies(self, content: CheckpointContent) -> bool:
+        """Copies the engine's tensors if the checkpoint is to be written in the background; returns whether it is."""
+        if self.background is None:
+            return False
+        num_bytes = content.engine.num_bytes
+        if self.experiment.ranks.any(not self.background.has_room(num_bytes)):
+            if not self._said_no_room:
+                self.notify(
+                    "run.async_save: there is too little memory for a copy of the engine's state "
+                    f"({num_bytes / 1e9:.1f} GB on rank 0), so training waits while checkpoints are written"
+                )
+            self._said_no_room = True
+            return False
+        content.engine.copy()
+        return True
+
+    def finish(self) -> None:
+        """Waits until the checkpoint that is being written is complete. All ranks call it.
+
+        Raises:
+            CheckpointError: it could not be written, or another launch took over the run.
+        """
+        if self.background is None or self._unfinished is None:
+            return
+        began, content, self._unfinished = time.perf_counter(), self._unfinished, None
+        error = self.background.wait()
         self.seconds += time.perf_counter() - began
+        if error is not None:
+            raise error
+        self._forget_best(content)
+
+    def close(self) -> None:
+        """Waits until the checkpoint that is being written is complete, and reports if it could not be written. Unlike
+        ``finish``, a rank may call it alone: after an error, the others may be elsewhere."""
+        self._unfinished = None
+        error = None if self.background is None else self.background.wait()
+        if error is not None:
+            self.notify(f"warning: {error}")
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written in the background; ``finish`` raises the error."""
+        return self.background is not None and self.background.failed
+
+    def _forget_best(self, content: CheckpointContent) -> None:
+        """Forgets the best checkpoint if it was gone once ``content`` had been written."""
+        if content.resume.scores.best_checkpoint is None and self.scores.best_checkpoint == content.best_before:
+            self.scores.best_checkpoint = None
 
     @property
     def lock_lost(self) -> bool:
@@ -144,86 +211,7 @@ class RunSaver:
         """Restores the scores of a checkpoint, and removes old checkpoints that its launch may have had no time for."""
         self.scores = replace(scores)
         if self.experiment.ranks.is_first:
-            self._prune(checkpoint)
-
-    def _write_rest(
-        self,
-        temporary: Path,
-        target: Path,
-        state: dict[str, Any],
-        feed: dict[str, Any] | None,
-        position: Position,
-        stage: int,
-    ) -> None:
-        """Adds the model and the resume state to the engine's files, then seals the folder and gives it its name."""
-        backbone, fence = self.experiment.backbone, self.fence
-        assert fence is not None
-        with pinned(temporary) as path:
-            write_model(path, backbone.model, state, backbone.tokenizer, self._card(position, stage), feed)
-        metrics_bytes = self.metrics.flushed() if self.metrics is not None else 0
-        resume_state = ResumeState(position, self.scores, metrics_bytes, self.experiment.ranks.size)
-        resume_state.write(temporary / ENGINE / RESUME_STATE)
-        absent = [str(rank) for rank in range(self.experiment.ranks.size) if not _wrote(temporary, rank)]
-        if absent:
-            raise OSError(f"files of rank {', '.join(absent)} are missing: {SHARED}")
-        facts = {"epoch": position.epoch, "global_step": position.global_step, "launch": fence.number}
-        seal(temporary, signature=self.folder.signature, **facts)
-        fence.put(temporary, target)
-
-    def _try_on_first(self, write: Callable[[], object]) -> Exception | None:
-        """Runs ``write`` on rank 0 only; returns the exception that kept it from writing, or None."""
-        return _try_to(write) if self.experiment.ranks.is_first else None
-
-    def _raise_on_all(self, target: Path, temporary: Path, error: Exception | None) -> None:
-        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first."""
-        found = None if error is None else (str(error) or type(error).__name__, getattr(error, "errno", None))
-        errors = {rank: one for rank, one in enumerate(self.experiment.ranks.gather(found)) if one is not None}
-        if not errors:
-            return
-        self.check_lock()
-        if self.experiment.ranks.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        texts = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in errors.items())
-        room = "make room and " if any(number in (None, *FULL) for _, number in errors.values()) else ""
-        raise CheckpointError(
-            f"{target}: could not be written ({texts}); earlier checkpoints are untouched: {room}start the same "
-            "command again"
-        )
-
-    def _tidy(self, newest: Path, position: Position, stage: int) -> None:
-        """Removes checkpoints that are not to be kept, then records the new state in the manifest."""
-        self._prune(newest)
-        if self.manifest is None:
-            return
-        scores = self.scores
-        self.manifest.resume_epoch, self.manifest.resume_step = position.epoch, position.global_step
-        self.manifest.stage = stage
-        self.manifest.last_checkpoint, self.manifest.best_checkpoint = scores.last_checkpoint, scores.best_checkpoint
-        self.manifest.best_accuracy = None if scores.best_stage < 0 else scores.best_accuracy
-        assert self.fence is not None
-        self.manifest.write(self.folder.manifest, self.fence.write)
-
-    def _prune(self, newest: Path) -> None:
-        """Removes complete checkpoints that are neither among the newest nor the best. Keeps damaged ones."""
-        training, run = self.experiment.config.training, self.experiment.config.run
-        found = self.folder.checkpoints()
-        # Damaged checkpoints, and later ones than the one that was resumed from, do not count: they must not displace a
-        # checkpoint that can be resumed from.
-        there = [path for path in found[found.index(newest) :] if is_complete(path)]
-        keep_last = 1 if run.save_only_improve else training.keep_last
-        kept = there if keep_last is None else there[:keep_last]
-        for path in there:
-            is_best = path.name == self.scores.best_checkpoint and self._keeps_best
-            if path not in kept and not is_best:
-                try:
-                    assert self.fence is not None
-                    self.fence.discard(path)
-                except OSError as error:
-                    # On a network file system, a folder cannot be removed while another process reads one of its files.
-                    self.notify(f"warning: {path}: could not be removed ({error}); the next launch will remove it")
-        best = self.scores.best_checkpoint
-        if best is not None and not (self.folder.path / best).is_dir():
-            self.scores.best_checkpoint = None
+            self._writer.prune(checkpoint, self.scores)
 
     def _card(self, position: Position, stage: int) -> ModelCard:
         run = self.experiment
@@ -248,34 +236,3 @@ class RunSaver:
             run.config.parallel,
             None if run.backbone.feed is None else run.backbone.feed.spec,
         )
-
-
-def _make(temporary: Path) -> None:
-    # Without missing parents: the launch folder no longer exists if another launch has taken over the run.
-    temporary.mkdir()
-    (temporary / ENGINE).mkdir()
-
-
-def _save_state(engine: Engine, temporary: Path) -> None:
-    with pinned(temporary / ENGINE) as path:
-        engine.save_state(path)
-
-
-def _wrote(temporary: Path, rank: int) -> bool:
-    """Whether the files of a rank have arrived; the one checked here is written last."""
-    return random_file(temporary / ENGINE, rank).is_file()
-
-
-def _try_to(write: Callable[[], object]) -> Exception | None:
-    """Runs ``write``; returns the exception that kept it from writing, or None. Other exceptions are raised."""
-    try:
-        write()
-    # On a full disk, the writers of DeepSpeed and torch raise RuntimeError.
-    except (OSError, RuntimeError, SafetensorError, CoconutError) as error:
-        return error
-    except Exception as error:
-        # The tokenizers library raises plain Exception; a subclass is another error.
-        if type(error) is not Exception:
-            raise
-        return error
-    return None

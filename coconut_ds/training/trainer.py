@@ -6,6 +6,7 @@ It contains no policy: stages and learning rates come from ``curriculum``, batch
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -76,13 +77,15 @@ class Trainer:
             if position.batch == 0 and resets_optimizer(training, stage, position.previous_stage):
                 self.engine.reset_optimizer()
                 position.updates_since_reset = 0
-            problems = run.problems.train(position.epoch)
+            with run.ranks.progress.during("preparing the problems of an epoch", host_work=True):
+                problems = run.problems.train(position.epoch)
             batches = epoch_batches(run.config.run.seed, position.epoch, len(problems), run.geometry.global_batch_size)
             self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
             began = time.perf_counter()
             self._epoch(position, stage, problems, batches)
             evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
             self._end_epoch(position, stage, evaluation)
+        self._finish_saving()
         self.progress.close()
         return position
 
@@ -95,8 +98,20 @@ class Trainer:
             self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
-        self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        with self._saving():
+            self.saver.after_epoch(self.engine, position, stage, evaluation, last)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
+
+    def _save(self, position: Position, stage: int) -> None:
+        with self._saving():
+            self.saver.save(self.engine, position, stage)
+
+    def _finish_saving(self) -> None:
+        with self._saving():
+            self.saver.finish()
+
+    def _saving(self) -> AbstractContextManager[None]:
+        return self.experiment.ranks.progress.during("saving a checkpoint", host_work=True)
 
     def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
@@ -105,6 +120,7 @@ class Trainer:
         total = len(batches) * (training.num_epochs - self.experiment.config.run.resume)
         for step in self._steps(position, stage, problems, batches[position.batch :]):
             began = time.perf_counter()
+            self.experiment.ranks.progress.begin_update(position.global_step + 1)
             lr = learning_rate(training, position.updates_since_reset)
             lr *= schedule_factor(training, position.global_step, total)
             update = self._update(position, stage, step, lr)
@@ -115,7 +131,7 @@ class Trainer:
             self._log_update(position, stage, step.num_tokens, update, lr, time.perf_counter() - began)
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
-                self.saver.save(self.engine, position, stage)
+                self._save(position, stage)
             # Several ranks have agreed on it within the update, so that it needs no exchange of its own.
             if update.stops or (self._is_alone and self._asked_to_stop()):
                 self._stop(position, stage, saved=saves)
@@ -125,8 +141,8 @@ class Trainer:
         return self.experiment.ranks.size == 1
 
     def _asked_to_stop(self) -> bool:
-        """Whether this rank has been asked to stop."""
-        return self.interrupts.requested or self.saver.lock_lost
+        """Whether this rank has been asked to stop, or must, since no more checkpoints can be written."""
+        return self.interrupts.requested or self.saver.lock_lost or self.saver.failed
 
     def _stop_if_requested(self, position: Position, stage: int, saved: bool) -> None:
         """Stops if any rank was asked to stop. All ranks call it after the same update."""
@@ -136,9 +152,11 @@ class Trainer:
     def _stop(self, position: Position, stage: int, saved: bool) -> None:
         """Raises ``Interrupted``, on all ranks; saves first unless ``saved``."""
         self.progress.close()
+        self._finish_saving()
         self.saver.check_lock()
         if not saved:
-            self.saver.save(self.engine, position, stage)
+            self._save(position, stage)
+            self._finish_saving()
         raise Interrupted(self.interrupts.reason)
 
     def _steps(
@@ -175,7 +193,7 @@ class Trainer:
             # Raised on all ranks, before the weights change.
             self.progress.close()
             if position.global_step and not self.saver.is_saved(position):
-                self.saver.save(self.engine, position, stage)
+                self._save(position, stage)
             raise
 
     def _log_update(
@@ -203,7 +221,8 @@ class Trainer:
     def _validate_or_save(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
         """Validates. If that fails, saves first what the epoch has trained, so that a resume repeats only this."""
         try:
-            return self._validate(position, stage, train_loss, train_began)
+            with self.experiment.ranks.progress.during("validating"):
+                return self._validate(position, stage, train_loss, train_began)
         except (Interrupted, CheckpointError):
             raise
         except Exception as error:
@@ -212,7 +231,7 @@ class Trainer:
             if self.experiment.ranks.size == 1 or isinstance(error, CoconutError):
                 self.progress.close()
                 if not self.saver.is_saved(position):
-                    self.saver.save(self.engine, position, stage)
+                    self._save(position, stage)
                 self.progress.line(
                     f"the validation of epoch {position.epoch + 1} failed; its updates are saved, so the same command "
                     "continues with the validation"

@@ -1,19 +1,31 @@
 """Mirrors the metrics of a run to wandb. The only module that imports wandb, and only when wandb may be used."""
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config
+from coconut_ds.training.child_processes import child_processes, kill
+from coconut_ds.training.mirror_thread import MirrorThread
+
+TEARDOWN_S = 5.0
+"""Seconds for wandb's own cleaning up after its process was killed."""
 
 
 class WandbMirror:
-    """A wandb run that receives every line of metrics."""
+    """A wandb run that receives every line of metrics.
+
+    wandb does not receive what the run prints: to capture that, it would take the place of the standard streams, and
+    once its process has died, every line that the run prints would fail.
+    """
 
     def __init__(self, config: Config, folder: Path, mode: str, run_id: str) -> None:
         import wandb
 
+        before = child_processes()
         try:
             self._run = wandb.init(
                 project=config.run.project,
@@ -24,9 +36,11 @@ class WandbMirror:
                 dir=str(folder),
                 mode=mode,  # type: ignore[arg-type]
                 config=config.model_dump(mode="json"),
+                settings=wandb.Settings(console="off"),
             )
         except (wandb.Error, OSError, ValueError) as error:
             raise ConfigError(f"run.wandb={mode}: wandb did not start ({error}); set run.wandb=disabled") from error
+        self._processes = child_processes() - before
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Sends the values of one line."""
@@ -35,6 +49,21 @@ class WandbMirror:
     def close(self) -> None:
         """Uploads what has not been sent, and ends the wandb run."""
         self._run.finish()
+
+    def abandon(self) -> None:
+        """Kills wandb's processes, and makes it forget them: it would wait for them when this process ends."""
+        import wandb
+
+        kill(self._processes)
+        thread = threading.Thread(target=lambda: _quietly(lambda: wandb.teardown(exit_code=1)), daemon=True)
+        thread.start()
+        thread.join(TEARDOWN_S)
+
+
+def _quietly(call: Any) -> None:
+    # wandb's errors have no common base; what fails here has been reported.
+    with suppress(Exception):
+        call()
 
 
 def wandb_mode(config: Config) -> tuple[str, str | None]:
@@ -48,15 +77,20 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
         return os.environ["WANDB_MODE"], None
     import wandb
 
-    if wandb.login(prompt=False, verify=False):
-        return "online", None
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online", None
+        why = "not logged in"
+    except Exception as error:
+        # An invalid key or a file that cannot be read; wandb's errors have no common base.
+        why = f"cannot log in ({error})"
     return (
         "disabled",
-        "wandb: not logged in, so metrics go to metrics.jsonl only (to change this, set run.wandb=offline|online)",
+        f"wandb: {why}, so metrics go to metrics.jsonl only (to change this, set run.wandb=offline|online)",
     )
 
 
-def open_mirror(config: Config, folder: Path, run_id: str) -> tuple[WandbMirror | None, str | None]:
+def open_mirror(config: Config, folder: Path, run_id: str) -> tuple[MirrorThread | None, str | None]:
     """Starts the mirror of a run.
 
     Args:
@@ -71,4 +105,4 @@ def open_mirror(config: Config, folder: Path, run_id: str) -> tuple[WandbMirror 
         ConfigError: wandb was requested and cannot start.
     """
     mode, line = wandb_mode(config)
-    return (None if mode == "disabled" else WandbMirror(config, folder, mode, run_id)), line
+    return (None if mode == "disabled" else MirrorThread(WandbMirror(config, folder, mode, run_id))), line

@@ -63,10 +63,7 @@ NO_TENSORS = {
     "generation/requests.py:check_prompts": CONFIGURATION,
     "training/engine.py:Engine.load_directions": FILES,
     "training/engine.py:Engine.load_state": FILES,
-    "training/engine.py:Engine.save_state": FILES,
-    "training/engine.py:_errors_at_the_end": FILES,
-    "training/engine.py:convert_state": FILES,
-    "training/engine.py:random_file": FILES,
+    "training/engine.py:Engine.snapshot": FILES,
 }
 """Files, and functions or classes in them, whose lines are not counted, with the reason. A line in one of them that
 touches a tensor on the device belongs elsewhere."""

@@ -1,0 +1,86 @@
+"""Runs one call at a time in a second thread of each rank, whose exchanges do not disturb those of the first one."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from coconut_ds.distributed.ranks import Ranks
+
+LONGEST = timedelta(days=1)
+"""How long the second threads of other ranks may wait for the slowest one."""
+SHARE = 0.5
+"""Share of the available memory that a call may be given to hold."""
+
+
+class Background:
+    """The second thread of a rank. All ranks must make the same calls in the same order."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks, self._group = ranks, None
+        if ranks.size > 1:
+            # Two threads must not use one group at the same time. gloo exchanges Python objects without a GPU.
+            self._group = dist.new_group(backend="gloo", timeout=LONGEST)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order of rank. For the second threads only."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self._ranks.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def start(self, call: Callable[[], object]) -> None:
+        """Begins a call; the previous one must have been waited for."""
+        assert self._thread is None
+        self._thread = threading.Thread(target=self._run, args=(call,), name="background")
+        self._thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no call that was not waited for."""
+        return self._thread is None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the call has ended with an error, which ``wait`` will return."""
+        return self._error is not None
+
+    def wait(self) -> BaseException | None:
+        """Waits for the end of the call, if there is one; returns its error."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        return error
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether every rank of this machine may hold that many bytes more."""
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+        neighbours = next((int(os.environ[name]) for name in names if name in os.environ), self._ranks.size)
+        return num_bytes * neighbours <= SHARE * available_bytes()
+
+    def _run(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            self._error = error
+
+
+def available_bytes() -> float:
+    """Memory that processes may still take on this machine or, if that is less, in this container."""
+    available = float("inf")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):
+        # Without a limit the first file reads "max".
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        available = min(available, limit - used)
+    return available

@@ -1,0 +1,170 @@
+"""Checkpoints that are written while training goes on: the same bits and the same guarantees as without."""
+
+import errno
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from making_saver import StillEngine, WrittenLater, contents, names, raising, with_settings
+from making_training import train
+from torch_engine import TorchEngine, run_folder, tiny_experiment
+
+from coconut_ds.distributed import background as threads
+from coconut_ds.distributed.background import Background
+from coconut_ds.distributed.ranks import ALONE
+from coconut_ds.errors import CheckpointError
+from coconut_ds.files import SEAL
+from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
+from coconut_ds.runs.resume_state import Position
+from coconut_ds.training.checkpoint_writer import CheckpointWriter
+from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.saver import RunSaver
+
+RESUME = f"{ENGINE}/{RESUME_STATE}"
+FULL = OSError(errno.ENOSPC, "nothing left")
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return with_settings(tiny_experiment(), keep_last=None)
+
+
+class Gate:
+    """An engine's state whose writing waits until the gate is opened, or fails then."""
+
+    def __init__(self, experiment: Experiment, error: Exception | None = None) -> None:
+        self.still = StillEngine(experiment, raising(error) if error else lambda: None)
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def snapshot(self, folder: Path) -> WrittenLater:
+        return WrittenLater(self.write)
+
+    def write(self, folder: Path) -> None:
+        self.reached.set()
+        assert self.open.wait(20)
+        self.still.save_state(folder)
+
+    def model_state(self):
+        return self.still.model_state()
+
+
+def of_training(folder: RunFolder) -> dict[str, dict[str, bytes]]:
+    """The files of all checkpoints, without the number of the launch, hashes, and the length of the record, whose lines
+    have times."""
+    found = {path.name: contents(path) for path in folder.checkpoints()}
+    for files in found.values():
+        del files[SEAL]
+        files[RESUME] = re.sub(rb'"metrics_bytes": \d+', b"", files[RESUME])
+    return found
+
+
+def test_the_files_are_those_of_a_save_that_training_waits_for(tmp_path, monkeypatch):
+    """Each write begins only after the next update has changed the weights."""
+    at_once, later = run_folder(tmp_path / "at_once"), run_folder(tmp_path / "later")
+    options = ("num_epochs=1", "save_every_steps=1")
+    train(at_once, *options)
+    write, updates = CheckpointWriter.write, []
+
+    class Counting(TorchEngine):
+        def update(self, *arguments, **options):
+            updates.append(super().update(*arguments, **options))
+            return updates[-1]
+
+    def late(self, content, gather):
+        count, deadline = len(updates), time.monotonic() + 0.3
+        while len(updates) == count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        write(self, content, gather)
+
+    monkeypatch.setattr(CheckpointWriter, "write", late)
+    train(later, *options, background=Background(ALONE), engine_class=Counting)
+    assert list(of_training(at_once)) == ["checkpoint_1", "checkpoint_0_2", "checkpoint_0_1"]
+    assert of_training(later) == of_training(at_once)
+
+
+def test_training_goes_on_and_the_next_save_waits(tmp_path, experiment):
+    folder, gate = run_folder(tmp_path), Gate(experiment)
+    saver = RunSaver(experiment, folder, background=Background(ALONE))
+    saver.save(gate, Position(epoch=1), 0)
+    assert gate.reached.wait(20)
+    assert saver.is_saved(Position(epoch=1))
+    assert names(folder) == set(), "a checkpoint exists only when it is complete"
+    before = saver.seconds
+    threading.Timer(0.2, gate.open.set).start()
+    saver.save(StillEngine(experiment), Position(epoch=2), 0)
+    assert "checkpoint_1" in names(folder)
+    assert saver.seconds - before > 0.1, "the time of waiting counts"
+    saver.finish()
+    assert names(folder) == {"checkpoint_1", "checkpoint_2"}
+
+
+def test_a_write_that_fails_is_raised_by_whatever_comes_next(tmp_path, experiment):
+    folder, gate = run_folder(tmp_path), Gate(experiment, FULL)
+    saver = RunSaver(experiment, folder, background=Background(ALONE))
+    saver.save(StillEngine(experiment), Position(epoch=1), 0)
+    saver.save(gate, Position(epoch=2), 0)
+    assert not saver.failed
+    gate.open.set()
+    with pytest.raises(CheckpointError, match=r"checkpoint_2: could not be written .*nothing left.*make room"):
+        saver.save(StillEngine(experiment), Position(epoch=3), 0)
+    assert names(folder) == {"checkpoint_1"}
+    saver.save(StillEngine(experiment), Position(epoch=3), 0)
+    saver.finish()
+    assert names(folder) == {"checkpoint_1", "checkpoint_3"}
+
+
+def test_a_run_whose_checkpoint_cannot_be_written_stops_at_the_next_update(tmp_path):
+    class Failing(TorchEngine):
+        def save_state(self, folder, *state):
+            raise FULL
+
+        def update(self, *arguments, **options):
+            time.sleep(0.05)
+            return super().update(*arguments, **options)
+
+    engines = []
+
+    def made(experiment):
+        engines.append(Failing(experiment))
+        return engines[-1]
+
+    with pytest.raises(CheckpointError, match="checkpoint_0_1: could not be written"):
+        train(run_folder(tmp_path), "save_every_steps=1", background=Background(ALONE), engine_class=made)
+    assert len(engines[0].rates) == 2
+
+
+def test_after_an_error_the_launch_waits_and_says_what_could_not_be_written(tmp_path, experiment):
+    lines: list[str] = []
+    for error in (None, FULL):
+        folder, gate = run_folder(tmp_path / str(error)), Gate(experiment, error)
+        saver = RunSaver(experiment, folder, background=Background(ALONE), notify=lines.append)
+        saver.save(gate, Position(epoch=1), 0)
+        threading.Timer(0.05, gate.open.set).start()
+        saver.close()
+        assert names(folder) == (set() if error else {"checkpoint_1"})
+    (line,) = lines
+    assert "checkpoint_1: could not be written" in line
+
+
+def test_without_memory_for_a_copy_training_waits(tmp_path, experiment, monkeypatch):
+    monkeypatch.setattr(threads, "available_bytes", lambda: 1.0)
+    lines: list[str] = []
+    engine = TorchEngine(tiny_experiment())
+    saver = RunSaver(experiment, run_folder(tmp_path), background=Background(ALONE), notify=lines.append)
+    for epoch in (1, 2):
+        saver.save(engine, Position(epoch=epoch), 0)
+        assert f"checkpoint_{epoch}" in names(saver.folder)
+    (line,) = lines
+    assert "too little memory" in line
+
+
+def test_the_memory_of_a_machine_is_shared_by_its_ranks(monkeypatch):
+    assert threads.available_bytes() > 0
+    monkeypatch.setattr(threads, "available_bytes", lambda: 800.0)
+    assert Background(ALONE).has_room(400)
+    assert not Background(ALONE).has_room(401)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Background(ALONE).has_room(100)
+    assert not Background(ALONE).has_room(101)

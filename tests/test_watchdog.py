@@ -1,0 +1,144 @@
+"""A run without progress says on each rank where it waits; legitimate work is not called so."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import launching
+import pytest
+from kill_matrix import RUN
+from launching import environment
+from waiting import wait_until
+
+from coconut_ds.distributed import watchdog
+from coconut_ds.distributed.progress import Progress
+from coconut_ds.distributed.ranks import Ranks
+from coconut_ds.distributed.watchdog import EXIT_CODE, Watchdog
+
+WORKER = Path(__file__).resolve().parent / "stalling.py"
+LIMIT_S = 0.4
+
+
+def test_a_process_that_waits_says_where_and_one_that_goes_on_says_so(capsys):
+    ranks = Ranks()
+    ranks.progress.begin_update(7)
+    with Watchdog(ranks, LIMIT_S) as watched:
+        for _ in range(10):
+            time.sleep(LIMIT_S / 4)
+            ranks.progress.step()
+        assert not watched.stalled
+        wait_until(lambda: watched.stalled)
+        with ranks.progress.during("validating"):
+            wait_until(lambda: not watched.stalled)
+    said = capsys.readouterr().err
+    assert "watchdog, rank 0: the run has made no progress for " in said
+    assert f"at update 7, training (process {os.getpid()} on " in said
+    assert "in test_a_process_that_waits_says_where_and_one_that_goes_on_says_so" in said
+    assert "watchdog, rank 0: the run continues, at update 7, validating\n" in said
+    assert said.count("no progress") == 1
+
+
+def test_a_stalled_process_is_ended_if_asked(monkeypatch, capsys):
+    ended = threading.Event()
+    codes = []
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", end)
+    ranks = Ranks()
+    ranks.progress.begin_update(1)
+    ranks.progress.begin_update(2)
+    with Watchdog(ranks, LIMIT_S, ends=True):
+        assert ended.wait(20)
+    assert codes == [EXIT_CODE]
+    assert "ends this process (run.watchdog_ends)" in capsys.readouterr().err
+
+
+def test_nothing_is_watched_without_a_limit():
+    with Watchdog(Ranks(), None):
+        assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+@pytest.mark.parametrize(
+    ("host_work", "on_cpu", "cpu_s", "moved_bytes", "moves"),
+    [
+        # An update on a GPU: a thread that waits for the GPU may use the processor.
+        (False, False, 1.0, 1 << 30, False),
+        (False, True, 1.0, 0, True),
+        (False, True, 0.001, 1 << 30, False),
+        # Saving and loading.
+        (True, False, 1.0, 0, True),
+        (True, False, 0.001, 1 << 21, True),
+        (True, False, 0.001, 100, False),
+    ],
+)
+def test_what_counts_as_progress(monkeypatch, host_work, on_cpu, cpu_s, moved_bytes, moves):
+    used, moved = [0.0], [0]
+    monkeypatch.setattr(time, "process_time", lambda: used[0])
+    monkeypatch.setattr(watchdog, "_bytes_moved", lambda: moved[0])
+    progress = Progress()
+    progress.is_host_work = host_work
+    meter = watchdog._Meter(progress, on_cpu)
+    used[0], moved[0] = cpu_s, moved_bytes
+    assert meter.has_moved(1.0) is moves
+    assert meter.has_moved(1.0) is False
+    progress.step()
+    assert meter.has_moved(1.0)
+    with progress.during("waiting for another program", excused=True):
+        assert all(meter.has_moved(1.0) for _ in range(3))
+    assert meter.has_moved(1.0)
+    assert not meter.has_moved(1.0)
+
+
+def test_the_system_says_how_much_is_read_and_written(tmp_path):
+    before = watchdog._bytes_moved()
+    (tmp_path / "file").write_bytes(bytes(1 << 21))
+    assert watchdog._bytes_moved() - before >= 1 << 21
+
+
+@pytest.mark.slow
+def test_ranks_say_which_one_is_stopped_and_which_ones_wait_where(tmp_path):
+    """First rank 1 is stopped for a while; later it skips a collective."""
+    long = [*RUN, "num_epochs=1000", "save_every=1000", "save_every_steps=null", "max_latent_stage=0"]
+    command = [WORKER, tmp_path / "skip", *long, f"run.save_path={tmp_path}", "run.watchdog_s=1.5"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = launching.start(command, environment(), 2, stdout=file, stderr=file)
+    ranks = []
+
+    def says(*parts: str) -> bool:
+        text = log.read_text()
+        return all(part in text for part in parts)
+
+    def stalled() -> bool:
+        (lock,) = tmp_path.glob("killed/*/lock.json")
+        return json.loads(lock.read_text() or "{}").get("stalled")
+
+    try:
+        wait_until(lambda: [one for one in tmp_path.glob("*/*/*/metrics.jsonl") if one.stat().st_size > 1000], 300)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ranks = [one for one in map(int, children) if b"stalling" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        os.kill(ranks[1], signal.SIGSTOP)
+        wait_until(lambda: says("rank 0: rank 1 gives no sign of life: it is stopped"), 60)
+        assert says(
+            "watchdog, rank 0: the run has made no progress for", "in all_reduce", "rank 0: rank 0 waits at update"
+        )
+        assert not says("watchdog, rank 1")
+        wait_until(stalled, 10)
+        os.kill(ranks[1], signal.SIGCONT)
+        wait_until(lambda: says("watchdog, rank 0: the run continues, at update "), 60)
+        wait_until(lambda: stalled() is False, 10)
+        (tmp_path / "skip").touch()
+        wait_until(
+            lambda: says("watchdog, rank 1: the run has made no progress", "rank 0: rank 1 waits at update "), 60
+        )
+    finally:
+        for one in (*ranks, process.pid):
+            os.kill(one, signal.SIGKILL)
+        process.wait()
