@@ -96,9 +96,8 @@ def measure(data: Path, tokenizer: str, cache: Path) -> None:
         table[index]
     reading = (time.perf_counter() - began) / READS * 1e6
     print(f"  {len(table):,} problems in {opened:.2f} s; {reading:.1f} microseconds to read one")
-    print(
-        f"  opening and checking its {size / 1e6:.0f} MB: {checked:.3f} CPU s, {size / checked / 1e9:.2f} GB per CPU second"
-    )
+    rate = size / checked / 1e9
+    print(f"  opening and checking its {size / 1e6:.0f} MB takes {checked:.3f} CPU s, {rate:.2f} GB per CPU s")
     print(f"  process so far: {used.ru_utime + used.ru_stime:.1f} CPU s, peak RSS {used.ru_maxrss / 2**20:.2f} GiB")
 
 
