@@ -37,7 +37,7 @@ class StillEngine:
         return WrittenLater(self.save_state)
 
     def save_state(self, folder: Path) -> None:
-        (folder / f"state_{self.experiment.ranks.rank}.pt").write_bytes(b"state")
+        (folder / f"state_{self.experiment.ranks.rank}.bin").write_bytes(b"state")
         self.failing()
         random_file(folder, self.experiment.ranks.rank).write_bytes(b"random")
 

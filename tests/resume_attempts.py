@@ -126,6 +126,6 @@ def taken_over(worker: Worker) -> Outcome:
         left["manifest"] = (place.attempt / "run_manifest.yaml").read_bytes()
 
     left: dict[str, bytes] = {}
-    outcome = {**place.launch(hook=after_update(7, sleep_too_long)), **place.state()}
+    outcome = {**place.launch("async_save=false", hook=after_update(7, sleep_too_long)), **place.state()}
     same = left["manifest"] == (place.attempt / "run_manifest.yaml").read_bytes()
     return {**outcome, "same_manifest": same, "lock": json.loads((place.attempt.parent / "lock.json").read_text())}

@@ -175,7 +175,7 @@ def test_every_rank_writes_its_part_and_the_first_one_the_rest(tmp_path, experim
     assert names(folder) == {"checkpoint_1"}
     assert is_complete(folder.checkpoint(1))
     parts = {path.name for path in (folder.checkpoint(1) / ENGINE).iterdir()}
-    assert parts == {"state_0.pt", "state_1.pt", "random_0.safetensors", "random_1.safetensors", RESUME_STATE}
+    assert parts == {"state_0.bin", "state_1.bin", "random_0.safetensors", "random_1.safetensors", RESUME_STATE}
     assert json.loads((folder.checkpoint(1) / ENGINE / RESUME_STATE).read_text())["world_size"] == 2
 
 
