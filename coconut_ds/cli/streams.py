@@ -1,7 +1,7 @@
 """Standard output and standard error that cannot end a program.
 
 A text that a stream's encoding lacks (``→`` in ASCII or cp1252) is written with escapes instead. Long work also goes on
-when nobody reads what it prints: its terminal was closed, the pipe's reader has ended, or the disk of its log is full.
+when nothing reads what it prints: its terminal was closed, the pipe's reader has ended, or the disk of its log is full.
 """
 
 import io
