@@ -28,6 +28,7 @@ if __name__ == "__main__":
 from launching import environment, start
 from making import make_backbone, make_card
 
+from coconut_ds.evaluation.report import PNG_END
 from coconut_ds.model.checkpoint import save_model
 
 WORKER = Path(__file__).with_name("killed_evaluation.py")
@@ -101,7 +102,8 @@ class Evaluations:
         for path in sorted(out.rglob("*")):
             text = path.read_text() if path.suffix in (".json", ".jsonl") else ""
             lines = [json.loads(line) for line in (text.splitlines() if path.suffix == ".jsonl" else [text]) if line]
-            found[str(path.relative_to(out))] = [_plain(line) for line in lines]
+            whole = [path.read_bytes().endswith(PNG_END)] if path.suffix == ".png" else []
+            found[str(path.relative_to(out))] = whole + [_plain(line) for line in lines]
         return found
 
 

@@ -33,7 +33,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kill_matrix import RUN
-from launching import environment, start
+from launching import Process, environment, start
 from making_saver import StillEngine, evaluation
 from torch_engine import tiny_experiment
 
@@ -41,6 +41,7 @@ from coconut_ds.errors import CoconutError
 from coconut_ds.runs.holder import Holder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.resume_state import Position
+from coconut_ds.train import main as train_main
 from coconut_ds.training.claim import claim_attempt
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
@@ -60,6 +61,8 @@ STEPS = (
 )
 """Audit events of Python before which the loser may be suspended."""
 EPOCHS = 2
+TRAIN = "--train"
+"""First argument of a process that trains."""
 OLD_S = 1000.0
 ELSEWHERE = "COCONUT_TESTS_ELSEWHERE"
 """Environment variable: the process says that it runs on another machine, where nobody can check whether it lives."""
@@ -165,23 +168,30 @@ def suspended_here(folder: Path, suspension: Suspension, step: int) -> int:
 
 def suspended_process(folder: Path, draw: random.Random) -> int:
     """Both launches are processes; the loser is stopped at a random moment of a save. Returns the bytes it wrote."""
-    words = [*RUN, "num_epochs=2", "save_every_steps=1", f"run.save_path={folder / 'runs'}"]
+    runs, log_file = folder / "runs", folder / "log"
+    words = [Path(__file__), TRAIN, *RUN, "num_epochs=1", "save_every_steps=1", f"run.save_path={runs}"]
     environ = environment(DS_ACCELERATOR="cpu", LOGLEVEL="ERROR")
-    with (folder / "log").open("ab") as log:
-        loser = start([Path(__file__), "--loser", *words], {**environ, ELSEWHERE: "1"}, stdout=log, stderr=log)
-        saves, wanted = set[str](), draw.randint(1, 4)
-        while loser.poll() is None and len(saves) < wanted:
-            saves |= {str(path) for path in (folder / "runs").glob("killed/*/.launch.*/*.checkpoint_*")}
-        time.sleep(draw.random() * 0.03)
-        loser.send_signal(signal.SIGSTOP)
-        make_silent(folder / "runs")
-        winner = start([Path(__file__), "--loser", *words], environ, stdout=log, stderr=log)
-        assert winner.wait(300) == 0, (folder / "log").read_text()[-3000:]
-        before = tree(folder / "runs")
+    with log_file.open("ab") as log:
+        loser = start(words, {**environ, ELSEWHERE: "1"}, stdout=log, stderr=log)
+        stop_in_a_save(loser, runs, draw)
+        make_silent(runs)
+        winner = start(words, environ, stdout=log, stderr=log)
+        assert winner.wait(300) == 0, log_file.read_text()[-3000:]
+        before = tree(runs)
         loser.send_signal(signal.SIGCONT)
         code = loser.wait(300)
-    assert code == 2, f"the loser ended with {code}: {(folder / 'log').read_text()[-3000:]}"
-    return bytes_changed(before, tree(folder / "runs"))
+    # 0: it was stopped after it had completed the run, or was too fast to be stopped.
+    assert code in (0, 2), f"the loser ended with {code}: {log_file.read_text()[-3000:]}"
+    return bytes_changed(before, tree(runs))
+
+
+def stop_in_a_save(process: Process, runs: Path, draw: random.Random) -> None:
+    """Stops a launch a moment after it has begun to write one of its first checkpoints."""
+    saves, wanted = set[str](), draw.randint(1, 3)
+    while process.poll() is None and len(saves) < wanted:
+        saves |= {str(path) for path in runs.glob("killed/*/.launch.*/*.checkpoint_*")}
+    time.sleep(draw.random() * 0.03)
+    process.send_signal(signal.SIGSTOP)
 
 
 def make_silent(folder: Path) -> None:
@@ -236,16 +246,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result["bytes_by_the_loser"] else 0
 
 
-def train_as_loser() -> int:
-    """A training process that says it runs on another machine."""
-    from coconut_ds.train import main as train
-
-    sys.argv.remove("--loser")
+def train() -> int:
+    """A training process, which may say that it runs on another machine."""
+    sys.argv.remove(TRAIN)
     if ELSEWHERE in os.environ:
         this = Holder.this_process
         Holder.this_process = classmethod(lambda cls: replace(this(), host="elsewhere"))  # type: ignore[assignment]
-    return train()
+    return train_main()
 
 
 if __name__ == "__main__":
-    raise SystemExit(train_as_loser() if "--loser" in sys.argv else main())
+    raise SystemExit(train() if TRAIN in sys.argv else main())

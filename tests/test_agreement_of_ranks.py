@@ -41,7 +41,7 @@ def test_ranks_that_differ_in_anything_refuse_to_begin_and_say_what_differs(tmp_
         assert first[name].startswith("ConfigError: the ranks were not started alike, so nothing was begun: ")
     assert "1 entry differs from rank 0\n" in first["seed"]
     assert not (tmp_path / "outputs").exists()
-    # 22 ms on two free cores.
+    # 17 ms on two free cores.
     assert min(ms) < 500
 
 

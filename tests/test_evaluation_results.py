@@ -10,6 +10,7 @@ from making import contents, make_backbone, make_card
 
 from coconut_ds import evaluate as evaluate_script
 from coconut_ds.distributed.ranks import ALONE
+from coconut_ds.evaluation.report import PNG_END
 from coconut_ds.evaluation.session import evaluation_job
 from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import load_reasoner
@@ -184,3 +185,13 @@ def test_scores_are_stored_although_the_picture_fails(run, tmp_path, monkeypatch
         run("out=here")
     assert {"scores.json", "predictions.jsonl", FILE} <= contents(tmp_path / "here").keys()
     assert "evaluated before" in run("out=here")
+    # The next launch draws what is missing or was not written to its end.
+    monkeypatch.setattr(
+        "coconut_ds.evaluation.report.draw_sweep", lambda points, path, *more: path.write_bytes(PNG_END)
+    )
+    picture = tmp_path / "here" / "accuracy.png"
+    for before in (None, b"\x89PNG"):
+        if before is not None:
+            picture.write_bytes(before)
+        assert "evaluated before" in run("out=here")
+        assert picture.read_bytes() == PNG_END

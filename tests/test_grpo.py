@@ -242,7 +242,7 @@ def at_temperature(loop, row, temperature, run):
 
 def test_an_answer_of_one_token_counts_as_one_token():
     """``dr_grpo`` divides by the largest number of tokens, which is 1 there, whatever ``max_new_tokens`` says."""
-    cases = {"data=prosqa_symbolic": 1, "data=prosqa": 32, "grpo.max_completion_length=7": 7}
+    cases = {"data=prosqa_symbolic": 1, "data=prosqa_file": 32, "grpo.max_completion_length=7": 7}
     for override, longest in cases.items():
         config = compose_config(["objective=grpo", "advance=epochs", "max_new_tokens=32", override])
         assert longest_completion(config.objective.grpo, config.data) == longest

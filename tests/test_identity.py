@@ -38,7 +38,7 @@ GIVEN: dict[str, Any] = {
 }
 FREE = {
     *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb")),
-    *(f"run.{name}" for name in ("save_only_improve", "only_eval", "watchdog_s", "watchdog_ends")),
+    *(f"run.{name}" for name in ("save_only_improve", "only_eval", "async_save", "watchdog_s", "watchdog_ends")),
     *(f"run.{name}" for name in ("resume_mode", "resume_attempt_id", "allow_mismatch", "signature_ignore_keys")),
     *(f"training.{name}" for name in ("num_epochs", "save_every", "save_every_steps", "keep_last", "keep_best")),
     *(f"training.{name}" for name in ("batch_size_training", "batch_size_eval", "gradient_accumulation_steps")),

@@ -25,7 +25,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
 HEAVY = (
-    *(f"distributed.{name}" for name in ("agreement", "background", "held_weights", "process_group", "ranks")),
+    *(f"distributed.{name}" for name in ("agreement", "background", "held_weights", "peers", "process_group", "ranks")),
     *(f"distributed.{name}" for name in ("random_states", "start_weights", "state_file", "status_board", "watchdog")),
     *("distributed.zero", "runs.launch_facts"),
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),

@@ -169,7 +169,8 @@ def test_a_pickle_with_code_is_not_converted(old, capsys):
 
 def test_no_module_unpickles_without_restrictions():
     for path in (*(ROOT / "coconut_ds").rglob("*.py"), *(ROOT / "serve").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "torch.load" in text or "pickle" in text else ():
             if not isinstance(node, ast.Call):
                 continue
             name = ast.unparse(node.func)

@@ -1,6 +1,7 @@
 """A launch that lost its run in the middle of a save, at any of its steps, changes nothing any more."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from coconut_ds.runs.lock import RunLock
 
 @pytest.mark.slow
 def test_a_launch_that_lost_its_run_at_a_step_of_a_save_writes_nothing():
-    done = run([Path(__file__).parent / "takeover.py", "--trials", "9", "--processes", "1", "--json"], environment())
+    done = run([Path(__file__).parent / "takeover.py", "--trials", "6", "--processes", "1", "--json"], environment())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["trials"], result["bytes_by_the_loser"]) == (9, 0)
+    assert (result["trials"], result["bytes_by_the_loser"]) == (6, 0)
     assert result["steps"] > 200
 
 
@@ -53,6 +54,12 @@ def test_a_launch_that_lost_the_run_before_it_has_a_folder_removes_none(tmp_path
             Fence(tmp_path, sleeper)
         assert names(tmp_path) == [winner.path.name, "lock.json"]
         sleeper.lost = True
+
+
+def test_the_error_keeps_its_text_on_other_ranks():
+    """They receive it as a pickle."""
+    error = LostRunError.of(Path("runs/one"))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_each_change_fails_although_the_check_before_it_passed(tmp_path):

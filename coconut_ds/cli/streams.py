@@ -1,7 +1,7 @@
 """Standard output and standard error that cannot end a program.
 
 A text that a stream's encoding lacks (``→`` in ASCII or cp1252) is written with escapes instead. Long work also goes on
-when nobody reads what it prints: its terminal was closed, the pipe's reader has ended, or the disk of its log is full.
+when nothing reads what it prints: its terminal was closed, the pipe's reader has ended, or the disk of its log is full.
 """
 
 import io
@@ -41,9 +41,10 @@ def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     """A stream that writes to the same file, and never fails. The old one stays open for those who use it."""
     stream.flush()
     raw = _OutlivingReaders(stream.fileno())
+    # As under ``python -u``: a stream without buffers has none below it either.
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
     return io.TextIOWrapper(
-        # As under ``python -u``: a stream without buffers has none below it either.
-        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[type-var]
+        buffer,
         encoding=stream.encoding,
         errors=ALL_ERRORS,
         line_buffering=stream.line_buffering,

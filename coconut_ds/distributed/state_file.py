@@ -49,8 +49,8 @@ class StateTree:
     """A nested state, divided into its tensors and everything else."""
 
     tensors: list[Tensor]
-    text: str
-    """JSON, in which tensors are named by their index."""
+    tree: Any
+    """Values of JSON, in which tensors are named by their index."""
 
     @classmethod
     def of(cls, state: Any) -> "StateTree":
@@ -61,7 +61,7 @@ class StateTree:
         """
         writer = _Encoder()
         tree = writer.encode(state)
-        return cls(writer.tensors, json.dumps(tree, allow_nan=False))
+        return cls(writer.tensors, tree)
 
     @property
     def num_bytes(self) -> int:
@@ -76,7 +76,7 @@ class StateTree:
         """Writes a safetensors file, one tensor after the other."""
         # In the order of the sizes of elements, so that each tensor is aligned.
         order = sorted(range(len(self.tensors)), key=lambda index: -self.tensors[index].element_size())
-        header: dict[str, Any] = {"__metadata__": {TREE: self.text}}
+        header: dict[str, Any] = {"__metadata__": {TREE: json.dumps(self.tree, allow_nan=False)}}
         offset = 0
         for index in order:
             tensor = self.tensors[index]

@@ -4,6 +4,7 @@ import threading
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
+from typing import Any
 
 import torch.distributed as dist
 
@@ -32,7 +33,7 @@ class StatusBoard:
         self._line: str | None = None
         self._lines: dict[int, str] = {}
         self._told, self._closed = threading.Event(), threading.Event()
-        store = dist.distributed_c10d._get_default_store()
+        store: Any = dist.distributed_c10d._get_default_store()
         # A client of its own: calls of one client wait for each other.
         self._store = dist.PrefixStore(f"{PREFIX}/{next(_uses)}", store.clone())
         self._thread = threading.Thread(target=self._run, name="watchdog's calls", daemon=True)

@@ -15,6 +15,9 @@ from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
 from coconut_ds.strict_json import parse_loosely
 
+PNG_END = b"IEND\xaeB`\x82"
+"""The last bytes of a complete PNG file."""
+
 
 def write_results(
     job: EvaluationJob, results: ResultFolder, evaluations: Sequence[Evaluation], run: dict[str, Any]
@@ -91,7 +94,25 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
         scores.append(one)
     sys.stdout.write(f"evaluated before; these are the stored results ({job.again})\n")
     _print(job, results.path, scores)
+    if not _is_whole(results.path / PICTURE):
+        _draw_again(job, results.path, scores)
     return found
+
+
+def _is_whole(picture: Path) -> bool:
+    try:
+        return picture.read_bytes().endswith(PNG_END)
+    except OSError:
+        return False
+
+
+def _draw_again(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> None:
+    """Draws the figure that a launch lacks which was killed after it had written the scores."""
+    try:
+        _draw(job, out, scores)
+    except Exception as error:
+        # The stored results are complete without it. The errors of matplotlib have no common base.
+        sys.stderr.write(f"warning: {out / PICTURE}: cannot be drawn ({type(error).__name__}: {error})\n")
 
 
 def _read(job: EvaluationJob, folder: Path) -> tuple[Evaluation, dict[str, Any]]:

@@ -44,10 +44,10 @@ AT_WORKING_FOLDER, EXCHANGE = -100, 2
 class LostRunError(CheckpointError):
     """Another launch has taken over the run; this one must change nothing any more."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            f"{folder}: another launch took the run over while this one gave no sign of life; this one stops"
-        )
+    @classmethod
+    def of(cls, folder: Path) -> "LostRunError":
+        """The error with its message; ``folder``: of the run or of its attempt."""
+        return cls(f"{folder}: another launch took the run over while this one gave no sign of life; this one stops")
 
 
 class Fence:
@@ -96,7 +96,7 @@ class Fence:
             LostRunError: another launch has taken it over.
         """
         if self.lost:
-            raise LostRunError(self.run)
+            raise LostRunError.of(self.run)
 
     def part(self, name: str) -> Path:
         """A new path in the launch folder. ``name``: what the file or folder will be called in its final place."""
@@ -181,11 +181,11 @@ def pinned(folder: Path) -> Iterator[Path]:
     """A path to an existing folder under which nothing can be created once the folder has been removed.
 
     Libraries that write models create missing folders, and would make the folder of a launch that has lost its run
-    again. Linux has such paths; elsewhere this is the folder itself.
+    again. Linux has such paths, which child processes may use too; elsewhere this is the folder itself.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        path = Path(f"/proc/self/fd/{descriptor}")
+        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
         yield path if path.is_dir() else folder
     finally:
         os.close(descriptor)

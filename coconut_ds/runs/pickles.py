@@ -1,7 +1,7 @@
 """Pickles in the ``engine/`` of checkpoints that an earlier version has written.
 
-A pickle can name any function, which is called when the file is read: whoever can write to ``run.save_path`` could run
-code as the user who resumes the run. Such checkpoints are refused before one of these files is opened, until
+A pickle can name any function, which is called when the file is read: everyone who can write to ``run.save_path`` could
+run code as the user who resumes the run. Such checkpoints are refused before one of these files is opened, until
 ``coconut-runs accept`` has converted them.
 """
 
@@ -27,7 +27,7 @@ def refusal(checkpoint: Path) -> str | None:
         return None
     return (
         f"{found[0].relative_to(checkpoint)} is a pickle of an earlier version, and reading a pickle can run code; if "
-        f"nobody else can write to this folder, convert it with: coconut-runs accept {shell_word(checkpoint)}"
+        f"no other user can write to this folder, convert it with: coconut-runs accept {shell_word(checkpoint)}"
     )
 
 

@@ -179,7 +179,7 @@ class CheckpointWriter:
         if not errors:
             return
         if any(gather(self._fence is not None and self._fence.lost)):
-            raise LostRunError(self._folder.path)
+            raise LostRunError.of(self._folder.path)
         if self._ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
         texts = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in errors.items())

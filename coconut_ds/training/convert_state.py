@@ -16,7 +16,7 @@ from coconut_ds.distributed.zero import convert_to_universal
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     source, target = map(Path, sys.argv[1:] if argv is None else argv)
-    # The folder belongs to this user alone, so nobody else can put another file in the place of a link.
+    # The folder belongs to this user alone, so no other user can put another file in the place of a link.
     with tempfile.TemporaryDirectory() as links, loading_no_code():
         for path in source.glob(f"*{SUFFIX}"):
             (Path(links) / path.name).with_suffix(".pt").symlink_to(path.resolve())

@@ -16,6 +16,7 @@ from typing import Any
 from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.state_file import SUFFIX, StateTree, is_state, loading_no_code, read_pickle, read_state
 from coconut_ds.errors import CheckpointError
+from coconut_ds.runs.fencing import pinned
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder that the state is written to."""
@@ -154,8 +155,10 @@ def convert_state(folder: Path, out: Path) -> None:
     Raises:
         CheckpointError: DeepSpeed's converter failed; the message contains its last lines of output.
     """
-    command = [sys.executable, "-m", CONVERTER, str(folder / STATE), str(out / f"{STATE}_universal")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    out.mkdir()
+    with pinned(out) as path:
+        command = [sys.executable, "-m", CONVERTER, str(folder / STATE), str(path / f"{STATE}_universal")]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
         raise CheckpointError(f"{folder}: cannot be converted for another number of ranks: {lines}")

@@ -45,8 +45,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     Raises:
         Interrupted: the launch was asked to stop, and has saved; the same call resumes the run.
     """
-    started = time.perf_counter()
-    progress = ProgressBar(ranks.is_first)
+    started, progress = time.perf_counter(), ProgressBar(ranks.is_first)
     ranks.progress.begin()
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(ranks, config.run.watchdog_s, config.run.watchdog_ends))

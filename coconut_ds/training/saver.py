@@ -205,7 +205,7 @@ class RunSaver:
             LostRunError: another launch has taken over the run; raised on all ranks.
         """
         if self.experiment.ranks.any(self.fence is not None and self.fence.lost):
-            raise LostRunError(self.folder.path)
+            raise LostRunError.of(self.folder.path)
 
     def resume_from(self, checkpoint: Path, scores: Scores) -> None:
         """Restores the scores of a checkpoint, and removes old checkpoints that its launch may have had no time for."""

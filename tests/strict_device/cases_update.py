@@ -121,7 +121,8 @@ def test_epochs_with_their_validation(syncs, monkeypatch, objective):
     with torch.device(DEVICE):
         experiment = tiny_experiment(size, "num_epochs=2", *objective, ranks=Ranks(device=DEVICE))
     engine = make_engine(monkeypatch, syncs, experiment.loop(), experiment.config)
-    saver = SimpleNamespace(lock_lost=False, is_saved=lambda position: True, after_epoch=lambda *arguments: None)
+    saver = SimpleNamespace(lock_lost=False, failed=False, is_saved=lambda position: True)
+    saver.after_epoch = saver.finish = lambda *arguments: None
     trainer = Trainer(experiment, engine, saver, ProgressBar(is_first=False), None, AskedToStop())
     position = trainer.fit(Position())
     assert (position.epoch, position.global_step) == (2, 4)
