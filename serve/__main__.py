@@ -1,6 +1,6 @@
 """``python -m serve``."""
 
-from serve.stopping import stopping_at_once
+from serve.network.stopping import stopping_at_once
 
 if __name__ == "__main__":
     # Before the first library is imported, since a signal may come at any moment.

@@ -9,12 +9,12 @@ from typing import Any
 from coconut_ds.cli.parser import Parser
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.packages import needs
-from serve.access_options import access_of, add_access_options
 from serve.limits import EngineSettings, Limits
-from serve.log_options import add_log_options
-from serve.logs import set_up_logging
-from serve.network_options import add_network_options, network_of
-from serve.stopping import leave_if_busy, stopping_at_once
+from serve.monitoring.logs import set_up_logging
+from serve.network.stopping import leave_if_busy, stopping_at_once
+from serve.options.access import access_of, add_access_options
+from serve.options.logs import add_log_options
+from serve.options.network import add_network_options, network_of
 
 RUNS = "outputs"
 """Default folder of runs."""

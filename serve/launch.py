@@ -11,16 +11,16 @@ from starlette.types import ASGIApp
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.packages import needs
-from serve.access import Access
 from serve.api.records import Record, write
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
+from serve.clients.access import Access
 from serve.errors import ServiceError
 from serve.limits import EngineSettings, Limits
-from serve.metrics import Metrics
-from serve.models import Models
-from serve.network_options import Network
-from serve.server import run_server
-from serve.service import Service
+from serve.models.pool import Models
+from serve.monitoring.metrics import Metrics
+from serve.network.server import run_server
+from serve.network.settings import Network
+from serve.requests.service import Service
 
 log = logging.getLogger("serve")
 
@@ -60,7 +60,7 @@ def start(
         run_server(service, metrics, access, network, mounts, receivers)
         return
     with needs("otel"):
-        from serve.spans import Spans
+        from serve.network.spans import Spans
 
         spans = Spans()
     try:

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from serve.access import Access
 from serve.api.app import create_app
-from serve.keys import read_keys
+from serve.clients.access import Access
+from serve.clients.keys import read_keys
 from serve.launch import load, make_service
 from serve.limits import EngineSettings, Limits
 
@@ -47,7 +47,7 @@ class Options(BaseModel):
 
 
 class Replica:
-    """One replica: the service and its HTTP layer, without the server process of ``serve.server``."""
+    """One replica: the service and its HTTP layer, without the server process of ``serve.network.server``."""
 
     def __init__(self, options: Options) -> None:
         settings = EngineSettings(options.slots, options.max_positions, options.dtype, tf32=options.tf32)

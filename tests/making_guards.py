@@ -9,11 +9,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
-from serve.access import Access
 from serve.api.guards import Guards
-from serve.keys import Keys
+from serve.clients.access import Access
+from serve.clients.keys import Keys
 from serve.limits import Limits
-from serve.throttled import ThrottledLog
+from serve.monitoring.throttled import ThrottledLog
 
 KEY = "sesame"
 

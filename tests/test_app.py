@@ -35,7 +35,7 @@ from serve.app.studio import MAX_CHARACTERS, CheckedQuestion, Studio, followed_t
 from serve.cli import main
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
-from serve.service import Service
+from serve.requests.service import Service
 
 NEW_TOKENS = 6
 

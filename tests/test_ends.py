@@ -27,11 +27,11 @@ from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.training.ingredients import run_ingredients
-from serve.asking import Ask
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings, Limits
-from serve.models import Models
-from serve.service import Service
+from serve.models.pool import Models
+from serve.requests.asking import Ask
+from serve.requests.service import Service
 
 QUESTIONS = ["1 + 2", "3", "2 + 2 =", "3 + 3", "1 ="]
 LENGTH = 12

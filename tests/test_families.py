@@ -22,9 +22,9 @@ from coconut_ds.model.support import context_length
 from coconut_ds.reasoner import load_reasoner
 from coconut_ds.settings import EvalConfig
 from coconut_ds.settings.compose import compose_eval_config
-from serve.asking import Ask
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
+from serve.requests.asking import Ask
 
 SMALL: dict[str, Any] = SHAPES["llama"]
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}

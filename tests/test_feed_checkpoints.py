@@ -31,9 +31,9 @@ from coconut_ds.model.starting import starting_feed
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.saver import RunSaver
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
-from serve.models import Models, needed_bytes
+from serve.models.pool import Models, needed_bytes
 
 QUESTIONS = ["1 + 2", "3", "2 + 2 ="]
 

@@ -22,9 +22,9 @@ from coconut_ds.model.folder_files import CONVERT, INDEX, WEIGHTS
 from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.reasoner import load_reasoner
 from coconut_ds.settings import ModelConfig
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
-from serve.models import needed_bytes
+from serve.models.pool import needed_bytes
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
 

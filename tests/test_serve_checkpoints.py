@@ -14,10 +14,10 @@ from serving import ROOT, save_checkpoint
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import seal
 from coconut_ds.runs.cli import main
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
 from serve.errors import QueueFullError, UnavailableError, UnknownModelError
 from serve.limits import EngineSettings
-from serve.models import Models, needed_bytes
+from serve.models.pool import Models, needed_bytes
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ import sys
 sys.path[0] = {str(ROOT)!r}
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from serve.asking import Ask
+from serve.requests.asking import Ask
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 service, _ = make_service([{str(tmp_path)!r}], EngineSettings(slots=2), Limits())

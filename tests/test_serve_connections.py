@@ -15,14 +15,14 @@ from serving import ROOT
 from uvicorn.server import ServerState
 
 from coconut_ds.errors import ConfigError
-from serve import connections as connections_module
-from serve.connections import Connection, Connections, Phase
-from serve.descriptors import FEWEST, MOST_CONNECTIONS, max_connections, raise_limit
 from serve.limits import ConnectionLimits
-from serve.listener import PAUSE_S, Listener, listening
-from serve.metrics import Metrics
-from serve.throttled import ThrottledLog
-from serve.tls import tls_of
+from serve.monitoring.metrics import Metrics
+from serve.monitoring.throttled import ThrottledLog
+from serve.network import connections as connections_module
+from serve.network.connections import Connection, Connections, Phase
+from serve.network.descriptors import FEWEST, MOST_CONNECTIONS, max_connections, raise_limit
+from serve.network.listener import PAUSE_S, Listener, listening
+from serve.network.tls import tls_of
 
 LOG = logging.getLogger("serve")
 TLS = ROOT / "tests" / "fixtures" / "tls"

@@ -13,15 +13,15 @@ from waiting import until, wait_until
 
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.parts import all_parts, in_parts, on_another_thread
-from serve import pass_clock
-from serve.asking import Ask
-from serve.checkpoints import find_checkpoints
-from serve.clients import Client
+from serve.checkpoints.offered import find_checkpoints
+from serve.clients.client import Client
+from serve.engine import pass_clock
+from serve.engine.shares import Shares
 from serve.errors import QueueFullError, TimeLimitError, UnavailableError
 from serve.limits import EngineSettings, Limits
-from serve.models import Models
-from serve.service import Service
-from serve.shares import Shares
+from serve.models.pool import Models
+from serve.requests.asking import Ask
+from serve.requests.service import Service
 
 GREEDY, SMALL, THIRD = Client("key:greedy"), Client("key:small"), Client("key:third")
 

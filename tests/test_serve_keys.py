@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from making_guards import KEY, Exchange, Guarded, basic, bearer, echo
 
 from coconut_ds.errors import ConfigError
-from serve.access import Access, Hosts, hosts_for, networks_of, source_of
 from serve.api import guards
-from serve.clients import Client
-from serve.keys import VARIABLE, Keys, read_keys
-from serve.rates import Rates
+from serve.clients.access import Access, Hosts, hosts_for, networks_of, source_of
+from serve.clients.client import Client
+from serve.clients.keys import VARIABLE, Keys, read_keys
+from serve.clients.rates import Rates
 
 ALICE = Client("key:alice", 16, 2)
 BOB = Client("key:bob")

@@ -8,26 +8,32 @@ from imports import ROOT, check_no_cycle, graph, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits deadlines clients keys rates throttled logs stopping descriptors tls access shares aside jobs "
-    "fair_queue open_jobs pass_clock functions engine_jobs mailbox text safety finding checkpoints memory model_thread "
-    "room loads loading asking continuations metrics models service tracing",
-    "api network_options connections listener spans server",
+    "errors limits",
+    "clients",
+    "checkpoints",
+    "engine",
+    "models",
+    "monitoring",
+    "requests",
+    "api",
+    "network",
+    "options",
     "app",
-    "access_options log_options launch cli ray_app __main__",
+    "launch cli ray_app __main__",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}
 PAGES = ("think", "search", "intervene", "compare", "dataset")
 ONLY_IN = {
     "ray": {"serve.ray_app"},
-    "uvicorn": {"serve.server", "serve.connections"},
-    "h11": {"serve.connections"},
-    "opentelemetry": {"serve.spans"},
+    "uvicorn": {"serve.network.server", "serve.network.connections"},
+    "h11": {"serve.network.connections"},
+    "opentelemetry": {"serve.network.spans"},
     "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "layout")},
     "plotly": {
         f"serve.app.{name}"
         for name in ("charts", "thought_figures", "intervention_figures", "dataset_figures", "graph_drawing")
     },
-    "prometheus_client": {"serve.metrics", "serve.api.guards", "serve.api.status"},
+    "prometheus_client": {"serve.monitoring.metrics", "serve.api.guards", "serve.api.status"},
 }
 MODULES = modules("serve")
 EDGES = graph(MODULES)

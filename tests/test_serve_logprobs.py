@@ -20,9 +20,9 @@ from coconut_ds.model.backbone import Backbone
 from serve.api.completions import _Unsent
 from serve.api.logprobs import ScoredText, within
 from serve.api.responses import ChatFormat, CompletionFormat
-from serve.continuations import Choice, Delta
-from serve.jobs import Times
-from serve.text import TextStream
+from serve.engine.jobs import Times
+from serve.requests.continuations import Choice, Delta
+from serve.requests.text import TextStream
 
 KINDS = ("gpt2", "llama", "gemma", "words", "wordpiece")
 STOPS = st.lists(st.text(st.sampled_from("the ca.é😀\N{REPLACEMENT CHARACTER}"), min_size=1, max_size=3), max_size=2)

@@ -7,10 +7,10 @@ from serving import save_checkpoint
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.model.card import MAX_LATENTS, ModelCard
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
-from serve.memory import needed_bytes, usable_bytes
-from serve.models import Models
+from serve.models.memory import needed_bytes, usable_bytes
+from serve.models.pool import Models
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from waiting import until, wait_until
 from coconut_ds import load_reasoner
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.model.latent_loop import LatentLoop
-from serve.asking import Ask
-from serve.checkpoints import find_checkpoints
-from serve.clients import Client
+from serve.checkpoints.offered import find_checkpoints
+from serve.clients.client import Client
 from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
 from serve.limits import EngineSettings, Limits
-from serve.models import Models
-from serve.service import Service
+from serve.models.pool import Models
+from serve.requests.asking import Ask
+from serve.requests.service import Service
 
 
 @pytest.fixture(scope="module")

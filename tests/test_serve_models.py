@@ -12,15 +12,15 @@ from serving import save_checkpoint
 
 from coconut_ds import load_reasoner
 from coconut_ds.files import put_in_place, remove_folder
-from serve import checkpoints as checkpoints_module
-from serve import loading
-from serve import loads as loads_module
-from serve.asking import Ask
-from serve.checkpoints import find_checkpoints
+from serve.checkpoints import offered as checkpoints_module
+from serve.checkpoints.offered import find_checkpoints
 from serve.errors import CheckpointFailedError, UnavailableError, UnknownModelError
 from serve.limits import EngineSettings, Limits
-from serve.models import Models, needed_bytes
-from serve.service import Service
+from serve.models import loading
+from serve.models import loads as loads_module
+from serve.models.pool import Models, needed_bytes
+from serve.requests.asking import Ask
+from serve.requests.service import Service
 
 SETTINGS = EngineSettings(slots=2, max_positions=64)
 QUESTION = "the cat"

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from serve.api import neutral
 from serve.api.schema import ChatRequest, CompletionRequest, Message, StreamOptions, TextPart, ThoughtsRequest
-from serve.asking import Ask, check_numbers
 from serve.errors import RequestError
 from serve.limits import Limits
+from serve.requests.asking import Ask, check_numbers
 
 COMPLETION = {"model": "m", "prompt": "hello", "max_tokens": 9}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}

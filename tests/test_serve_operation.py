@@ -18,9 +18,9 @@ from slow_connections import BOUNDS, attack
 
 from serve.api.records import Record, Records
 from serve.api.safe_headers import SafeHeaders
-from serve.jobs import Times
-from serve.spans import Spans
-from serve.throttled import PERIOD_S, ThrottledLog
+from serve.engine.jobs import Times
+from serve.monitoring.throttled import PERIOD_S, ThrottledLog
+from serve.network.spans import Spans
 
 KEYS = '{"name": "alice", "key": "sesame"}\n{"name": "bob", "key": "open", "requests_per_minute": 2}\n'
 PROMPT = "a question that no log may contain"
@@ -221,7 +221,7 @@ def test_a_body_that_drips_is_not_waited_for(monkeypatch):
 
 
 def test_signals_before_the_server_serves_end_the_process(monkeypatch):
-    from serve import stopping
+    from serve.network import stopping
 
     ended: list[int] = []
     monkeypatch.setattr(stopping.os, "_exit", ended.append)

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from coconut_ds.model.card import ModelCard
 from serve.api.app import create_app
 from serve.api.neutral import REQUEST
-from serve.checkpoints import Checkpoints, ServedCheckpoint
+from serve.checkpoints.offered import Checkpoints, ServedCheckpoint
 from serve.limits import Limits
 
 HOSTILE = "<script>alert('a & b')</script>"

@@ -30,8 +30,8 @@ from serve.api.pieces import joined
 from serve.api.responses import ChatFormat, CompletionFormat, thoughts_of, usage_of
 from serve.api.schema import ChatRequest, CompletionRequest
 from serve.api.streams import COMMENT, EventStream, PiecesResponse, json_response
-from serve.continuations import Choice
-from serve.jobs import Times
+from serve.engine.jobs import Times
+from serve.requests.continuations import Choice
 
 
 class Client:

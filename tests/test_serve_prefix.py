@@ -11,10 +11,10 @@ from serving import save_checkpoint
 from starlette.testclient import TestClient
 
 from coconut_ds.errors import ConfigError
-from serve.access import Access
 from serve.api.app import create_app
 from serve.api.prefix import ROUTES, Prefix, root_path_of, route_of
-from serve.keys import Keys
+from serve.clients.access import Access
+from serve.clients.keys import Keys
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 

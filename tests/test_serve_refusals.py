@@ -8,10 +8,10 @@ import pytest
 from serving import save_checkpoint
 from starlette.testclient import TestClient
 
-from serve.access import Access
 from serve.api.app import create_app
 from serve.cli import LIMITS
-from serve.keys import Keys
+from serve.clients.access import Access
+from serve.clients.keys import Keys
 from serve.launch import make_service
 from serve.limits import EngineSettings, Limits
 

@@ -9,8 +9,8 @@ from making_tokenizers import tokenizers
 from serving import byte_tokenizer
 
 from coconut_ds.data.tokens import MARKERS, add_markers, build_word_tokenizer, decode
-from serve import text as text_module
-from serve.text import TextStream, first_place
+from serve.requests import text as text_module
+from serve.requests.text import TextStream, first_place
 
 BYTES = byte_tokenizer()
 WORDS = build_word_tokenizer(["the cat sat. on the mat, 1 + 2 = 3"])

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import coconut_ds
-from serve.access import Access
 from serve.api import completions, status, thoughts
 from serve.api.errors import add_handlers
 from serve.api.guards import Guards
@@ -20,9 +19,10 @@ from serve.api.prefix import Prefix
 from serve.api.records import Record, Records
 from serve.api.safe_headers import SafeHeaders
 from serve.api.streams import ClientGoneError
-from serve.metrics import Metrics
-from serve.service import Service
-from serve.throttled import ThrottledLog
+from serve.clients.access import Access
+from serve.monitoring.metrics import Metrics
+from serve.monitoring.throttled import ThrottledLog
+from serve.requests.service import Service
 
 CLIENT_GONE = 499
 """Status counted for a request whose client disconnected before the response (nginx's number)."""

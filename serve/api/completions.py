@@ -33,11 +33,11 @@ from serve.api.responses import (
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, json_response, while_connected
 from serve.api.timeouts import timeout_of
-from serve.aside import aside
-from serve.asking import Ask
-from serve.continuations import Choice, Delta
 from serve.errors import ServiceError
-from serve.service import Service
+from serve.requests.aside import aside
+from serve.requests.asking import Ask
+from serve.requests.continuations import Choice, Delta
+from serve.requests.service import Service
 
 LARGE = 200
 """Probabilities. If a choice reports more, it is written aside of the event loop."""

@@ -16,11 +16,12 @@ from collections.abc import Callable, Collection
 from prometheus_client import Counter
 from starlette.requests import Request
 
-from serve.access import Access, client_at
 from serve.api.errors import response_of
 from serve.api.origins import is_foreign, values_of
 from serve.api.prefix import App, Message, Receive, Scope, Send, route_of
-from serve.clients import Client
+from serve.clients.access import Access, client_at
+from serve.clients.client import Client
+from serve.clients.rates import Rates
 from serve.errors import (
     ForeignOriginError,
     NotAuthorizedError,
@@ -33,9 +34,8 @@ from serve.errors import (
     WrongHostError,
 )
 from serve.limits import Limits
-from serve.rates import Rates
-from serve.service import Service
-from serve.throttled import ThrottledLog
+from serve.monitoring.throttled import ThrottledLog
+from serve.requests.service import Service
 
 OPEN = frozenset({"/health", "/live", "/ready"})
 """Paths that do not require the key."""

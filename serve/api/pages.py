@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from serve.service import Service
+from serve.requests.service import Service
 
 Schema = Mapping[str, Any]
 STYLE = """

@@ -10,9 +10,9 @@ from typing import Any
 from starlette.requests import Request
 
 from serve.api.prefix import App, Message, Receive, Scope, Send
-from serve.continuations import Choice
-from serve.jobs import Times
-from serve.logs import ACCESS, FIELDS
+from serve.engine.jobs import Times
+from serve.monitoring.logs import ACCESS, FIELDS
+from serve.requests.continuations import Choice
 
 log = logging.getLogger(ACCESS)
 MAX_CHARACTERS = 256

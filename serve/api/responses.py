@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coconut_ds.generation.decoding import DecodedThought
 from serve.api.logprobs import NamedToken, ScoredToken
-from serve.continuations import Choice
+from serve.requests.continuations import Choice
 
 
 class ResponseModel(BaseModel):

@@ -1,7 +1,7 @@
 """Bodies of requests: OpenAI's fields, and further fields about thoughts. Unknown fields are refused.
 
 Types are strict: ``"8"`` is not accepted as a number, but 8.0 is accepted as an integer. Fields of OpenAI's API that
-have no effect are in ``serve.api.neutral``. ``serve.asking`` checks what depends on limits and on the model.
+have no effect are in ``serve.api.neutral``. ``serve.requests.asking`` checks what depends on limits and on the model.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from serve.api import neutral
 from serve.api.neutral import Neutral
-from serve.asking import Ask, Prompt
 from serve.errors import RequestError
+from serve.requests.asking import Ask, Prompt
 
 
 def _whole(value: Any) -> Any:

@@ -14,9 +14,9 @@ from starlette.responses import Response
 import coconut_ds
 from coconut_ds.methods import METHODS
 from serve.api.responses import ErrorResponse, ResponseModel
-from serve.finding import ServedCheckpoint
-from serve.metrics import Metrics
-from serve.service import Service
+from serve.checkpoints.finding import ServedCheckpoint
+from serve.monitoring.metrics import Metrics
+from serve.requests.service import Service
 
 
 class ModelResponse(ResponseModel):

@@ -17,7 +17,7 @@ from coconut_ds.probing.trace import ThoughtTrace
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import signature
 from serve.app.results import CompareResult, DataSetResult, InterventionResult, Result, SearchResult, ThinkResult
-from serve.checkpoints import Checkpoints
+from serve.checkpoints.offered import Checkpoints
 
 
 @dataclass(frozen=True)

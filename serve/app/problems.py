@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
-from serve.finding import ServedCheckpoint
+from serve.checkpoints.finding import ServedCheckpoint
 
 log = logging.getLogger("serve")
 MAX_PROBLEMS = 2000

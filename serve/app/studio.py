@@ -21,11 +21,11 @@ from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
 from serve.app.problems import ProblemFile
-from serve.asking import Ask
-from serve.checkpoints import Checkpoints
-from serve.continuations import Choice, Delta
+from serve.checkpoints.offered import Checkpoints
 from serve.errors import RequestError
-from serve.service import Service
+from serve.requests.asking import Ask
+from serve.requests.continuations import Choice, Delta
+from serve.requests.service import Service
 
 Result = TypeVar("Result")
 MAX_CHARACTERS = 6000

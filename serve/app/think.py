@@ -13,7 +13,7 @@ from serve.app.measures import answers_by_thoughts
 from serve.app.question import Bar
 from serve.app.results import ThinkResult
 from serve.app.studio import CheckedQuestion, Studio, followed_tokens
-from serve.continuations import Choice
+from serve.requests.continuations import Choice
 
 INTRODUCTION = (
     "Each thought is decoded with the model's own output head: the figures show the most likely tokens. This is a "

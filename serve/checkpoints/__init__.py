@@ -1,0 +1,1 @@
+"""Which checkpoints the server offers, and whether they are safe to load."""

@@ -1,0 +1,1 @@
+"""Who sends requests: clients, their API keys and limits."""

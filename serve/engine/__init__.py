@@ -1,0 +1,1 @@
+"""The thread that owns a model: jobs, whose turn it is, and their events."""

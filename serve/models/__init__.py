@@ -1,0 +1,1 @@
+"""Loaded models: loading, unloading and the memory budget."""

@@ -1,0 +1,131 @@
+"""The memory budget of all models, and which of them leave memory when another one needs it."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coconut_ds.errors import CheckpointError
+from serve.checkpoints.finding import ServedCheckpoint
+from serve.engine.model_thread import ModelThread
+from serve.errors import QueueFullError
+
+log = logging.getLogger("serve")
+LEAVING_S = 10.0
+"""Seconds to wait for memory of models that are being unloaded."""
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory."""
+
+    checkpoint: ServedCheckpoint
+    thread: ModelThread
+    num_bytes: int
+    """Memory of its weights and its key/value cache."""
+    holders: int = 0
+    """Number of ``hold`` calls without their ``release``."""
+
+
+class Room:
+    """Divides the memory budget: among models in memory, those that are being loaded, and those that leave."""
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        lock: threading.RLock,
+        loaded: OrderedDict[str, Loaded],
+        unload: Callable[[Loaded], None],
+    ) -> None:
+        """
+        Args:
+            budget_bytes: memory of all models together.
+            lock: protects ``loaded``.
+            loaded: the models that callers can get, the least recently used first. Those that leave are taken out.
+            unload: ends a model's thread, and then calls ``freed``.
+        """
+        self._budget, self._loaded, self._unload = budget_bytes, loaded, unload
+        self._changed = threading.Condition(lock)
+        self._reserved: dict[str, int] = {}
+        """Bytes for models that are being loaded, by name."""
+        self._taken: dict[ModelThread, int] = {}
+        """Bytes of models in memory, also of those that leave."""
+        self._leaving: set[ModelThread] = set()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that are taken or reserved."""
+        with self._changed:
+            return sum(self._reserved.values()) + sum(self._taken.values())
+
+    def reserve(self, checkpoint: ServedCheckpoint, needed: int) -> None:
+        """Reserves memory for a checkpoint, after unloading models that nothing holds, the least recently used first.
+
+        Raises:
+            CheckpointError: it needs more than the whole budget.
+            QueueFullError: models in use leave no memory for it.
+        """
+        if needed > self._budget:
+            raise CheckpointError(
+                f"{checkpoint.folder}: weights and cache need {needed / 1e9:.2f} GB, but the memory budget is "
+                f"{self._budget / 1e9:.2f} GB; raise --memory-gb, or lower --slots or --max-positions"
+            )
+        ends = time.monotonic() + LEAVING_S
+        while (leaving := self._try(checkpoint.name, needed, may_wait=time.monotonic() < ends)) is not None:
+            for one in leaving:
+                log.info("%s: unloaded", one.checkpoint.name)
+                self._unload(one)
+
+    def _try(self, name: str, needed: int, may_wait: bool) -> list[Loaded] | None:
+        """Reserves memory and returns None; or takes out and returns models that have to leave first.
+
+        Returns an empty list after it has waited for models that are leaving already.
+        """
+        with self._changed:
+            free = self._budget - self.used_bytes
+            if free >= needed:
+                self._reserved[name] = needed
+                return None
+            coming = free + sum(self._taken.get(thread, 0) for thread in self._leaving)
+            chosen = []
+            # An older version of the same checkpoint leaves first.
+            for one in sorted(self._loaded.values(), key=lambda one: one.checkpoint.name != name):
+                if coming < needed and not one.holders:
+                    chosen.append(one)
+                    coming += one.num_bytes
+            if coming < needed or not (chosen or may_wait):
+                raise QueueFullError(
+                    "model: other models in use leave no memory for it; retry later", "model", retry_after_s=5
+                )
+            for one in chosen:
+                del self._loaded[one.checkpoint.name]
+                self._leaving.add(one.thread)
+            if not chosen:
+                self._changed.wait(1.0)
+            return chosen
+
+    def give_back(self, name: str) -> None:
+        """Ends the reservation of a model that was not loaded."""
+        with self._changed:
+            self._reserved.pop(name, None)
+            self._changed.notify_all()
+
+    def take_over(self, one: Loaded) -> None:
+        """Turns the reservation of a model into its memory."""
+        with self._changed:
+            self._reserved.pop(one.checkpoint.name, None)
+            self._taken[one.thread] = one.num_bytes
+
+    def leaves(self, one: Loaded) -> None:
+        """Says that a model is about to be unloaded."""
+        with self._changed:
+            self._leaving.add(one.thread)
+
+    def freed(self, one: Loaded) -> None:
+        """Says that the memory of a model is free."""
+        with self._changed:
+            self._taken.pop(one.thread, None)
+            self._leaving.discard(one.thread)
+            self._changed.notify_all()

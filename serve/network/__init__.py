@@ -1,0 +1,1 @@
+"""The server process: connections and their limits, TLS, traces, starting and stopping."""

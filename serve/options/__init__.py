@@ -1,0 +1,1 @@
+"""Command-line options by subject, and the settings that they become."""
