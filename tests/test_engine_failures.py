@@ -186,7 +186,7 @@ def test_a_token_with_a_broken_embedding_fails_the_requests_that_contain_it():
     for token in (33, 0):
         with torch.no_grad():
             model.get_input_embeddings().weight[token] = float("nan")
-    engine, ends = ThinkingEngine(LatentLoop(model), [LATENT], 3, 96), Hears()
+    engine, ends = ThinkingEngine(LatentLoop(model), [LATENT], 5, 96), Hears()
     for _ in range(2):
         for request in requests:
             engine.submit(request, ends)
@@ -197,15 +197,20 @@ def test_a_token_with_a_broken_embedding_fails_the_requests_that_contain_it():
     }
 
 
-def test_bf16_on_a_cpu_reads_no_slot_that_may_not_be_finite():
-    """There, a step reads whole slots."""
+@pytest.mark.parametrize("cancels", [False, True])
+def test_bf16_on_a_cpu_reads_no_slot_that_may_not_be_finite(cancels):
+    """There, a step reads whole slots; the request before failed, or was cancelled when it already had a NaN."""
     loop = LatentLoop(make_model("llama").to(torch.bfloat16))
     engine, ends = ThinkingEngine(loop, [LATENT], 1, 96), Hears()
     short = replace(PLAIN, prompt=prompt_of([4, 5], 1))
-    for request in (replace(NAN, prompt=prompt_of([5] * 30, 6)), short):
-        engine.submit(request, ends)
+    engine.submit(replace(NAN, prompt=prompt_of([5] * 30, 6)), ends)
+    for _ in range(4):
+        engine.step(engine.due())
+    if cancels:
+        engine.cancel(0)
+    engine.submit(short, ends)
     engine.run()
-    assert list(ends.failures) == [0]
+    assert list(ends.failures) == ([] if cancels else [0])
     assert ends.completions[1].scores == generate(loop, [short], [LATENT])[0].scores
 
 

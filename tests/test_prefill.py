@@ -54,21 +54,27 @@ def test_the_last_piece_may_be_a_single_position(tiny_model, monkeypatch):
     """With steps of fixed shape, in which a prompt that is being encoded and thoughts that are computed together have
     a place: logits at that place are not taken for those after the next piece or pass."""
     monkeypatch.setattr(prefill, "EACH_ROW", 0)
-    model, ends = tiny_model("gpt2"), Ends()
+    model = tiny_model("gpt2")
     engine = ThinkingEngine(LatentLoop(model), [LATENT], 3, 96, capturer=Recorder(), piece=2)
     late = [
-        Request(prompt_of([9, 8, 7, 6, 5], 0), 3),
+        Request(prompt_of([9, 8, 7, 6, 5], 0, ()), 3),
         Request(prompt_of([5, 6], 1, ()), 3, at_once=AtOnce(Parallel("jacobi", 2), LATENT)),
     ]
-    requests = [*late, *late, Request(prompt_of([4, 5], 1), 20, min_new_tokens=20)]
-    for request in (*late, requests[4]):
-        engine.submit(request, ends)
-    while not ends.completions:
-        engine.step(engine.due())
-    for request in requests[2:4]:
+    stream = Request(prompt_of([4, 5], 1), 30, min_new_tokens=30)
+
+    class Sends(Ends):
+        """Submits the next request as soon as one ends, so that it gets this slot, which is before the stream's."""
+
+        def on_done(self, ticket, completion):
+            super().on_done(ticket, completion)
+            if ticket < 2:
+                engine.submit(late[ticket], ends)
+
+    ends = Sends()
+    for request in (*late, stream):
         engine.submit(request, ends)
     engine.run()
-    expected = [slow_generate(model, requests[n], LATENT) for n in (0, 1, 4, 2, 3)]
+    expected = [slow_generate(model, request, LATENT) for request in (*late, stream, *late)]
     assert [ends.completions[n].tokens for n in range(5)] == expected
 
 
@@ -172,5 +178,5 @@ def test_memory_is_taken_at_once_and_given_back_at_once(dtype):
 
 def test_the_default_piece_depends_on_type_and_device(tiny_model):
     loop = LatentLoop(tiny_model("gpt2"))
-    assert default_piece(loop) == 128
-    assert default_piece(LatentLoop(make_model("gpt2").to(torch.bfloat16))) == 256
+    assert default_piece(loop) == 64
+    assert default_piece(LatentLoop(make_model("gpt2").to(torch.bfloat16))) == 128

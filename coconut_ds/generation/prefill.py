@@ -17,23 +17,23 @@ from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.model.latent_loop import LatentLoop
 
 EACH_ROW = 20
-"""Further positions that may be encoded between two steps for each further request that takes part in them. A step over
-more requests takes longer; 20 positions take about three times as long as a request adds to it."""
-
+"""Further positions that may be encoded between two steps for each further request that the engine has. A step over
+more requests takes longer; 20 positions take about three times as long as a request adds to it. Requests that wait
+count too: the more of them wait, the more it costs to take steps with few requests."""
 ENOUGH = 0.75
 """No further pass comes before the next step once this part of the positions that may be computed has been, because
 passes over few positions take almost as long as passes over some more."""
 
 
 def default_piece(loop: LatentLoop) -> int:
-    """The number of positions that take about three times as long as a step of a single request.
+    """The number of positions that take about twice as long as a step of a single request.
 
     Measured on a CPU with GPT-2's shape (six layers, 512 wide); on a GPU, where the ratio of arithmetic to memory is
     larger, it is an estimate.
     """
     if loop.device.type != "cpu":
         return 1024
-    return 128 if loop.model.dtype == torch.float32 else 256
+    return 64 if loop.model.dtype == torch.float32 else 128
 
 
 class Encoding(NamedTuple):
@@ -47,14 +47,15 @@ class Encoding(NamedTuple):
 class Prefill:
     """Divides the work between steps and other passes."""
 
-    def __init__(self, piece: int | None, widened: Callable[[int], int], width: int) -> None:
+    def __init__(self, table: SlotTable, piece: int | None, widened: Callable[[int], int], width: int) -> None:
         """
         Args:
+            table: the requests.
             piece: the largest number of positions to encode between two steps of one request; None: no limit.
             widened: the width of a pass over some positions.
             width: the model's hidden size.
         """
-        self._piece, self._widened, self._width = piece, widened, width
+        self._table, self._piece, self._widened, self._width = table, piece, widened, width
         self._spent = 0.0
         """Positions since the last step, while there were requests that waited for the next."""
         self._took_oldest = False
@@ -66,36 +67,38 @@ class Prefill:
         """Whether prompts come before thoughts that are computed together: without pieces always, else in turns."""
         return self._piece is None or not self._was_encoding
 
-    def may_work(self, num_stepping: int) -> bool:
-        """Whether another pass may come before the next step of ``num_stepping`` requests."""
-        return not num_stepping or self._spent < ENOUGH * self._limit(num_stepping)
+    @property
+    def may_work(self) -> bool:
+        """Whether another pass may come before the next step."""
+        return not self._table.stepping or self._spent < ENOUGH * self._limit
 
-    def admitted(self, num_stepping: int, most: int) -> float:
+    def admitted(self, most: int) -> float:
         """The largest number of positions that should wait in slots to be encoded (``SlotTable.admit``).
 
         Requests that wait in the queue instead take no part in the steps over the slots.
         """
-        return math.inf if self._piece is None else 2 * min(most, self._limit(num_stepping) if num_stepping else most)
+        if self._piece is None:
+            return math.inf
+        return 2 * (min(most, self._limit) if self._table.stepping else most)
 
-    def note(self, positions: int, start: int, num_stepping: int, is_encoding: bool) -> None:
-        """Counts a pass over positions from ``start`` on, made before the next step of ``num_stepping`` requests."""
-        self._spent += positions * self._cost(start) if num_stepping else 0
+    def note(self, positions: int, start: int, is_encoding: bool) -> None:
+        """Counts a pass over positions from ``start`` on, before the table knows of it."""
+        self._spent += positions * self._cost(start) if self._table.stepping else 0
         self._was_encoding = is_encoding
 
     def note_step(self) -> None:
         """Counts a step."""
         self._spent = 0.0
 
-    def next(self, table: SlotTable, most: int) -> Encoding:
+    def next(self, most: int) -> Encoding:
         """The next pass: over several prompts of which nothing is cached, or over (a part of) the rest of one.
 
         Args:
-            table: has prompts to encode.
             most: the largest number of positions in a pass over several prompts, padding included.
         """
-        num_stepping = len(table.stepping)
-        if num_stepping and self._piece is not None:
-            most = min(most, int(self._limit(num_stepping) - self._spent))
+        table = self._table
+        if table.stepping and self._piece is not None:
+            most = min(most, int(self._limit - self._spent))
         first = self._first(table)
         row = table[first]
         if row.length:
@@ -123,9 +126,13 @@ class Prefill:
             return table.to_encode[0]
         return min(table.to_encode, key=lambda slot: len(table[slot].prefix) - table[slot].length)
 
-    def _limit(self, num_stepping: int) -> float:
-        """Positions that may be encoded between two steps of some requests."""
-        return math.inf if self._piece is None else self._piece + EACH_ROW * (num_stepping - 1)
+    @property
+    def _limit(self) -> float:
+        """Positions that may be encoded between two steps."""
+        if self._piece is None:
+            return math.inf
+        others = self._table.num_running + len(self._table.waiting) - 1
+        return self._piece + EACH_ROW * others
 
     def _cost(self, start: int) -> float:
         """How many positions at a prompt's beginning take as long as one after ``start`` others.

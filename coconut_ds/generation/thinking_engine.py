@@ -101,10 +101,10 @@ class ThinkingEngine:
         self.capacity, self._loop, self._pass_positions = capacity, loop, pass_positions
         self._capturer = capturer or capturer_for(loop)
         self._passes = SlotPasses(loop, slots, capacity, scratch=self._capturer is not None)
-        self._attention = switch_for(loop.model)
-        self._tickets = itertools.count()
+        self._attention, self._tickets = switch_for(loop.model), itertools.count()
         self._table = SlotTable(self.cache, slots, self._passes.is_finite)
-        self._pass_size, self._prefill = PassSize(loop, self.cache), Prefill(piece, self._passes.widened, loop.width)
+        self._pass_size = PassSize(loop, self.cache)
+        self._prefill = Prefill(self._table, piece, self._passes.widened, loop.width)
         self._progress = Progress(self._table, self._passes)
         self._steps_made: Steps | None = None
         self._has_noise = False
@@ -183,9 +183,9 @@ class ThinkingEngine:
         self._progress.end_rows()
         table, prefill = self._table, self._prefill
         if table.waiting:
-            table.admit(prefill.admitted(len(table.stepping), self._pass_positions or PASS_POSITIONS))
+            table.admit(prefill.admitted(self._pass_positions or PASS_POSITIONS))
         stepping = table.stepping
-        if prefill.may_work(len(stepping)):
+        if prefill.may_work:
             iterates = any(table[slot].together is not None for slot in table.running)
             if table.to_encode and (prefill.encodes_first or not iterates):
                 return Op.ENCODE
@@ -221,8 +221,8 @@ class ThinkingEngine:
 
     def _encode(self) -> None:
         """One pass: over several prompts of which nothing is cached, or over the rest of one that is cached in part."""
-        table, num_stepping = self._table, len(self._table.stepping)
-        slots, end = self._prefill.next(table, self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
+        table = self._table
+        slots, end = self._prefill.next(self._pass_positions or self._pass_size.positions(PASS_POSITIONS))
         rows = [table[slot] for slot in slots]
         parts = [row.prefix[row.length : end] for row in rows]
         if rows[0].length:
@@ -231,7 +231,7 @@ class ThinkingEngine:
         else:
             with self._noise(rows):
                 self._passes.encode(parts, slots)
-        self._prefill.note(sum(map(len, parts)), rows[0].length, num_stepping, is_encoding=True)
+        self._prefill.note(sum(map(len, parts)), rows[0].length, is_encoding=True)
         for slot, row, part in zip(slots, rows, parts, strict=True):
             row.length += len(part)
             if row.length == len(row.prefix):
@@ -240,9 +240,8 @@ class ThinkingEngine:
 
     def _iterate(self) -> None:
         """One pass over all thoughts of one request; the last such pass makes them final."""
-        table, num_stepping = self._table, len(self._table.stepping)
-        slot = next(slot for slot in table.running if table[slot].together is not None)
-        row = table[slot]
+        slot = next(slot for slot in self._table.running if self._table[slot].together is not None)
+        row = self._table[slot]
         assert row.together is not None
         assert row.request.at_once is not None
         # Under ZeRO-3, every rank embeds tokens once in each pass, as ``idle`` does, and makes the pass in any case.
@@ -254,7 +253,7 @@ class ThinkingEngine:
             row.failure = error
         with self._noise([row]):
             states = self._passes.extend(slot, row.length, inputs)
-        self._prefill.note(len(inputs), row.length, num_stepping, is_encoding=False)
+        self._prefill.note(len(inputs), row.length, is_encoding=False)
         self._progress.after_thoughts(slot, *states)
 
     def _choose(self) -> None:

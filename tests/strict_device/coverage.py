@@ -19,6 +19,7 @@ MEASURED = ("model", "generation", "objectives", "training/engine.py", "training
 CONFIGURATION = "reads configurations, names and token ids, and refuses those that do not fit"
 FILES = "reads or writes files, with tensors on the CPU; the model moves to the device afterwards"
 ON_A_CPU = "computes on a CPU only"
+ON_STORAGES = "takes and frees storages, which tensors on this device do not have"
 ON_CUDA = "calls functions of torch.cuda"
 CUDA_ONLY = ("import triton", "from liger_kernel")
 """Files with one of these imports are not counted: their kernels run only on CUDA, or in an interpreter."""
@@ -52,7 +53,14 @@ NO_TENSORS = {
     "model/support.py:stored_buffers": CONFIGURATION,
     "model/trial.py:Trial.fault": CONFIGURATION,
     "generation/attention.py:_causal_blocks": ON_A_CPU,
+    "generation/slots.py:SlotLayer.release": ON_STORAGES,
     "generation/slots.py:SlotLayer.reserve": ON_A_CPU,
+    "generation/slots.py:SlotLayer.take_memory": ON_STORAGES,
+    "generation/slots.py:SlotLayer._longer": ON_A_CPU,
+    "generation/slots.py:SlotCache.release": ON_STORAGES,
+    "generation/slots.py:SlotCache.take_memory": ON_STORAGES,
+    "generation/thinking_engine.py:ThinkingEngine.close": ON_STORAGES,
+    "generation/thinking_engine.py:ThinkingEngine.take_memory": ON_STORAGES,
     "generation/slots.py:_row_by_row": ON_A_CPU,
     "generation/step_graphs.py:CudaCapturer": ON_CUDA,
     "generation/pass_size.py": ON_CUDA,
