@@ -122,11 +122,11 @@ def hosts_for(listens_on: str, allowed: Sequence[str], has_keys: bool) -> Hosts:
                 "such as models.example.org, or *.example.org for all below it, or * for all"
             )
         names.add(name)
-    if listens_on in LOOPBACK:
-        return Hosts(allowed=frozenset(names))
     if not names and has_keys:
         # A page under another name has no key, and the browser does not send it the one that it knows.
         return ALL_HOSTS
+    if listens_on in LOOPBACK:
+        return Hosts(allowed=frozenset(names))
     own = {"localhost", listens_on.lower(), socket.gethostname().lower()}
     return Hosts(frozenset(own), frozenset(names), addresses="all")
 

@@ -33,8 +33,8 @@ def add_access_options(parser: argparse.ArgumentParser, key_file: str, key_help:
         default=[],
         metavar="NAME",
         help="host name under which clients may address the server, such as that of a reverse proxy, or * for all; may "
-        "be given several times; default: localhost and loopback addresses if the server listens on loopback; "
-        "otherwise all names if there is a key, and IP addresses and this machine's names if there is none",
+        "be given several times; default: all names if there is a key; without one, localhost and loopback addresses "
+        "if the server listens on loopback, otherwise IP addresses and this machine's names",
     )
     add(
         "--trusted-proxy",

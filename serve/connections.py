@@ -82,7 +82,7 @@ class Connections:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many requests are being answered that the server takes no others."""
+        """Whether the server takes no other requests, since it is answering as many as it can."""
         return self.num_working > self.limits.most_working
 
     def has_room_for(self, address: str) -> bool:

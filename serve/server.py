@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -24,14 +25,16 @@ from serve.logs import throttle_others
 from serve.metrics import Metrics
 from serve.network_options import Network
 from serve.service import Service
-from serve.stopping import within
+from serve.stopping import end_at_once, within
 from serve.throttled import ThrottledLog
 
 log = logging.getLogger("serve")
 GRACE_S = 2.0
 """The last seconds of the drain limit, reserved for sending the error to requests that did not finish."""
-CLOSE_S = 3.0
+CLOSE_S = 1.5
 """Seconds that the models' threads may take to end after the server has stopped."""
+LATE_S = 4.0
+"""Seconds after the drain limit at which the process ends in any case."""
 SWEEP_TICKS = 5
 """Ticks between two looks at all connections; there are ten a second."""
 
@@ -51,9 +54,12 @@ class Server(uvicorn.Server):
         self._service, self._connections = service, connections
         self._sockets, self._network = sockets, network
         self._ends_at: float | None = None
+        self._signalled = threading.Event()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until the process gets a signal. Does not wait for threads in which something is still computed."""
+        # Started before any signal, since a handler cannot: it may interrupt code that holds the lock of all threads.
+        threading.Thread(target=self._end_late, name="late", daemon=True).start()
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self.serve())
@@ -61,7 +67,7 @@ class Server(uvicorn.Server):
             for one in left:
                 one.cancel()
             if left:
-                loop.run_until_complete(asyncio.wait(left, timeout=1))
+                loop.run_until_complete(asyncio.wait(left, timeout=0.5))
         finally:
             self._connections.log.flush(everything=True)
             loop.close()
@@ -83,6 +89,13 @@ class Server(uvicorn.Server):
             )
         self._ends_at = now + max(self._limit_s - GRACE_S, 0.0) if self._ends_at is None else now
         self._service.draining = True
+        self._signalled.set()
+
+    def _end_late(self) -> None:
+        """Ends the process if it still runs long after its time, for example because a model is being loaded."""
+        self._signalled.wait()
+        time.sleep(self._limit_s + LATE_S)
+        end_at_once("the server did not stop in time, and is ended")
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second; stops the server when all requests finished or the limit is over."""

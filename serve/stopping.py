@@ -31,10 +31,15 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    # Not an exception: what runs at the moment, such as the import of a library, might catch it.
+    end_at_once(f"stopped by {signal.Signals(number).name}")
+
+
+def end_at_once(reason: str) -> None:
+    """Ends the process with code 0, whatever runs in it."""
     try:
-        logging.getLogger("serve").info("stopped by %s", signal.Signals(number).name)
+        logging.getLogger("serve").info("%s", reason)
     finally:
-        # Not an exception: what runs at the moment, such as the import of a library, might catch it.
         os._exit(0)
 
 

@@ -1,5 +1,6 @@
 """A log that clients cannot fill: of each kind of event it writes one line in a while, with the number of events."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -80,7 +81,11 @@ class ThrottledRecords(logging.Filter):
         """See ``logging.Filter``. Lines below a warning pass always."""
         if record.levelno < logging.WARNING:
             return True
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            # The server itself ended a request that did not finish in time, and says so.
+            return False
         message = record.getMessage().strip()
-        if record.exc_info and record.exc_info[1] is not None:
-            message += f": {record.exc_info[1]!r}"
+        if error is not None:
+            message += f": {error!r}"
         return self._throttled.admits(f"{record.pathname}:{record.lineno}", message, record.levelno)

@@ -59,7 +59,7 @@ class Fuzz:
         self._expected: dict[str, Any] = {}
 
     async def run(self, first: int, count: int, most_s: float = float("inf")) -> int:
-        """Sends the bodies with these numbers, and the known requests, until ``most_s`` seconds are over; counts them."""
+        """Sends these bodies, and the known requests, until ``most_s`` seconds are over; returns how many bodies."""
         ends, before = time.monotonic() + most_s, len(self.times)
         numbers = takewhile(lambda _: time.monotonic() < ends, range(first, first + count))
         with tqdm(total=count, desc="bodies", mininterval=2) as bar:

@@ -33,7 +33,7 @@ class Hooks:
     """What connects the app with the process that serves it."""
 
     is_full: Callable[[], bool] = lambda: False
-    """Whether so many requests are in progress that the server takes no others."""
+    """Whether the server takes no other requests, since it is answering as many as it can."""
     receivers: Sequence[Callable[[Record], None]] = ()
     """Called with the record of each request that has ended."""
     log: ThrottledLog = field(default_factory=lambda: ThrottledLog(logging.getLogger("serve")))

@@ -77,7 +77,7 @@ class Guards:
             counter: of responses, by status.
             log: gets the refusals.
             mounts: paths of apps that pages of other sites may not use.
-            is_full: whether so many requests are in progress that the server takes no others.
+            is_full: whether the server takes no other requests, since it is answering as many as it can.
         """
         self._app, self._service, self._limits, self._counter = app, service, limits, counter
         self._access, self._mounts, self._is_full = access, tuple(mounts), is_full
@@ -201,7 +201,7 @@ class Guards:
             TooLargeError: the body exceeds the size limit.
             TooSlowError: the body did not arrive in time.
         """
-        # At least so many seconds, and longer while more arrives, but no longer than the limit.
+        # The time limit grows with what has arrived, up to ``body_s``.
         began, most_s = asyncio.get_running_loop().time(), self._limits.body_s
         most = self._limits.body_bytes
         too_large = TooLargeError(
