@@ -77,7 +77,7 @@ def gaps(server: ServerProcess, key: str, count: int) -> list[float]:
 def load(kind: str, server: ServerProcess, key: str = "") -> Iterator[None]:
     """Keeps the server busy; see ``fairness_load.py``."""
     command = [sys.executable, str(ROOT / "tests" / "fairness_load.py"), kind, server.url, key]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "ready", "the load has ended"
@@ -126,10 +126,11 @@ def prompts(server: ServerProcess, seconds: float) -> dict[str, Any]:
 
 def greedy(server: ServerProcess, seconds: float) -> dict[str, Any]:
     """Small requests while another client has hundreds of completions in progress."""
-    small_requests(server, KEYS["small"], seconds / 8, 5)
-    alone, _ = small_requests(server, KEYS["small"], seconds / 4, 10)
+    least = 4 + round(seconds)
+    small_requests(server, KEYS["small"], seconds / 8, 2)
+    alone, _ = small_requests(server, KEYS["small"], seconds / 4, least)
     with load("greedy", server, KEYS["busy"]):
-        under, statuses = small_requests(server, KEYS["small"], seconds, 10)
+        under, statuses = small_requests(server, KEYS["small"], seconds, least)
     return {
         "alone_p50_ms": 1e3 * at(alone, 0.5),
         "alone_p95_ms": 1e3 * at(alone, 0.95),

@@ -133,4 +133,4 @@ def test_a_greedy_client_leaves_room_for_others():
     """A small ``python tests/fairness.py greedy``: none of another client's requests is refused."""
     result = fairness.run("greedy", seconds=0.5, layers=1, width=64, real=False)
     assert result["refused"] == 0, result
-    assert result["requests"] >= 10
+    assert result["requests"] >= 4
