@@ -172,6 +172,11 @@ def become(request: dict[str, Any]) -> list[str]:
     for number, descriptor in enumerate(request["descriptors"]):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        # Python looks whether a file can seek when it opens a stream: those of the zygote belong to another file.
+        fresh = open(number, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
+        fresh.reconfigure(line_buffering=stream.line_buffering)
+        setattr(sys, "stdout" if number == 1 else "stderr", fresh)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
