@@ -26,7 +26,7 @@ passes over few positions take almost as long as passes over some more."""
 
 
 def default_piece(loop: LatentLoop) -> int:
-    """The number of positions that take about twice as long as a step of a single request.
+    """The number of positions that take about one and a half times as long as a step of a single request.
 
     Measured on a CPU with GPT-2's shape (six layers, 512 wide); on a GPU, where the ratio of arithmetic to memory is
     larger, it is an estimate.
