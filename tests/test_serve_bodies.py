@@ -7,7 +7,7 @@ import re
 import pytest
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
@@ -94,6 +94,8 @@ def test_the_first_fault_ends_the_check_of_a_large_body(kind, fields):
 
 @settings(max_examples=60)
 @given(value=VALUE)
+@example(value='"[:\\')
+@example(value='\\"{"')
 def test_only_marks_outside_of_texts_count(value):
     for text in (json.dumps({"a": value}), json.dumps({"a": value}, ensure_ascii=False)):
         outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)

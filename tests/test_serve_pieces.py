@@ -79,7 +79,9 @@ def choices_of(prompter: Prompter, rng: random.Random, count: int, length: int, 
             Score(-1.5, True, tuple((rng.randrange(known), -rng.random()) for _ in range(likeliest))) for _ in ids
         ]
         completion = Completion(ids, "length", scores, 0, None, 0, 0.0)
-        made.append(Choice(index, prompter.cut(ids, ()), "length", completion, 3, Times()))
+        # As if a stop string had cut the text: tokens of the rest are placed at its end.
+        text = prompter.cut(ids, ())[: length // 2]
+        made.append(Choice(index, text, "length", completion, 3, Times()))
     return made
 
 
