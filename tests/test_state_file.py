@@ -81,7 +81,9 @@ def test_a_copy_does_not_change_with_the_engine(tmp_path):
         assert torch.equal(kept, torch.ones(3) if one is tree else torch.zeros(3))
 
 
-@pytest.mark.parametrize("value", [Path("x"), {1, 2}, numpy.float32(1), lambda: None], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [Path("x"), {1, 2}, numpy.float32(1), lambda: None], ids=lambda value: type(value).__name__
+)
 def test_other_objects_cannot_be_written(tmp_path, value):
     with pytest.raises(CheckpointError, match="cannot be written without pickle"):
         write_state({"deep": [value]}, tmp_path / "state.safetensors")
