@@ -147,8 +147,8 @@ class Suspension:
 
 
 def suspended_here(folder: Path, suspension: Suspension, step: int) -> tuple[int, int]:
-    """The loser is suspended at this step in this process. Returns the number of bytes that it wrote afterwards, and 1 if
-    it ended with an error that does not say why, else 0."""
+    """The loser is suspended at this step in this process. Returns the number of bytes that it wrote afterwards, and 1
+    if it ended with an error that does not say why, else 0."""
     experiment = tiny_experiment("run.name=tiny", f"run.save_path={folder}", "keep_last=1", "keep_best=false")
     before: dict[str, bytes] = {}
     unexplained = 0
@@ -164,7 +164,10 @@ def suspended_here(folder: Path, suspension: Suspension, step: int) -> tuple[int
         except (CoconutError, OSError) as error:
             assert before, "only a launch that has lost its run may fail"
             unexplained += not isinstance(error, CoconutError)
-    assert before or not step
+    if step and not before:
+        # This run took fewer steps than the one that was counted.
+        shutil.rmtree(folder)
+        return suspended_here(folder, suspension, suspension.count)
     return bytes_changed(before, tree(folder)) if step else 0, unexplained
 
 
@@ -224,7 +227,7 @@ def run_trials(folder: Path, trials: int, seed: int, processes: int) -> dict[str
     steps, here = suspension.count, trials - processes
     for trial in range(here):
         # Spread over all steps, or through all of them again and again.
-        step = 1 + (trial * max(1, steps // max(1, here)) + trial // steps) % steps
+        step = 1 + (trial * steps // here if here < steps else trial % steps)
         more = suspended_here(folder / "trial", suspension, step)
         written, unexplained = written + more[0], unexplained + more[1]
         shutil.rmtree(folder / "trial")
