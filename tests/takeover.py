@@ -147,10 +147,12 @@ class Suspension:
                 self._busy = False
 
 
-def suspended_here(folder: Path, suspension: Suspension, step: int) -> int:
-    """The loser is suspended at this step in this process. Returns the number of bytes that it wrote afterwards."""
+def suspended_here(folder: Path, suspension: Suspension, step: int) -> tuple[int, int]:
+    """The loser is suspended at this step in this process. Returns the number of bytes that it wrote afterwards, and 1
+    if it ended with an error that does not say why, else 0."""
     experiment = tiny_experiment("run.name=tiny", f"run.save_path={folder}", "keep_last=1", "keep_best=false")
     before: dict[str, bytes] = {}
+    unexplained = 0
 
     def take_over() -> None:
         make_silent(folder)
@@ -160,10 +162,14 @@ def suspended_here(folder: Path, suspension: Suspension, step: int) -> int:
     with suspension.at(step, take_over):
         try:
             launch(experiment, "loser", suspension.begin)
-        except CoconutError:
+        except (CoconutError, OSError) as error:
             assert before, "only a launch that has lost its run may fail"
-    assert before or not step
-    return bytes_changed(before, tree(folder)) if step else 0
+            unexplained += not isinstance(error, CoconutError)
+    if step and not before:
+        # This run took fewer steps than the one that was counted.
+        shutil.rmtree(folder)
+        return suspended_here(folder, suspension, suspension.count)
+    return bytes_changed(before, tree(folder)) if step else 0, unexplained
 
 
 def suspended_process(folder: Path, draw: random.Random) -> int:
@@ -216,19 +222,21 @@ def bytes_changed(before: dict[str, bytes], after: dict[str, bytes]) -> int:
 
 def run_trials(folder: Path, trials: int, seed: int, processes: int) -> dict[str, Any]:
     """Makes the trials, of which some are with processes, and adds up what the losers wrote."""
-    draw, suspension, written = random.Random(seed), Suspension(), 0
+    draw, suspension, written, unexplained = random.Random(seed), Suspension(), 0, 0
     for name in ("first", "counted"):
         suspended_here(folder / name, suspension, 0)
     steps, here = suspension.count, trials - processes
     for trial in range(here):
         # Spread over all steps, or through all of them again and again.
-        step = 1 + (trial * max(1, steps // max(1, here)) + trial // steps) % steps
-        written += suspended_here(folder / "trial", suspension, step)
+        step = 1 + (trial * steps // here if here < steps else trial % steps)
+        more = suspended_here(folder / "trial", suspension, step)
+        written, unexplained = written + more[0], unexplained + more[1]
         shutil.rmtree(folder / "trial")
     for trial in range(processes):
         (folder / f"processes_{trial}").mkdir()
         written += suspended_process(folder / f"processes_{trial}", draw)
-    return {"trials": trials, "with_processes": processes, "steps": steps, "bytes_by_the_loser": written}
+    numbers = {"trials": trials, "with_processes": processes, "steps": steps}
+    return {**numbers, "bytes_by_the_loser": written, "unexplained_errors": unexplained}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

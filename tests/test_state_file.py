@@ -91,11 +91,10 @@ def test_other_objects_cannot_be_written(tmp_path, value):
 
 def test_no_way_of_reading_runs_the_code_of_a_pickle(tmp_path):
     trap, done = tmp_path / "trap.safetensors", tmp_path / "executed"
-    for content in (pickle.dumps(Trap(done)), None):
-        if content is None:
-            torch.save({"weights": torch.ones(1), "trap": Trap(done)}, trap)
-        else:
-            trap.write_bytes(content)
+    whole = tmp_path / "whole.pt"
+    torch.save({"weights": torch.ones(1), "trap": Trap(done)}, whole)
+    for content in (pickle.dumps(Trap(done)), whole.read_bytes()):
+        trap.write_bytes(content)
         for read in (read_state, read_pickle, lambda path: StateFiles(tmp_path).load(str(path)), torch_load):
             with pytest.raises(CheckpointError):
                 read(trap)
@@ -104,7 +103,7 @@ def test_no_way_of_reading_runs_the_code_of_a_pickle(tmp_path):
                 read(pickled)
             pickled.rename(trap)
     assert not done.exists()
-    torch.load(trap, weights_only=False)
+    torch.load(whole, weights_only=False)
     assert done.exists(), "the trap works"
 
 

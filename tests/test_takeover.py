@@ -19,7 +19,7 @@ def test_a_launch_that_lost_its_run_at_a_step_of_a_save_writes_nothing():
     done = run([Path(__file__).parent / "takeover.py", "--trials", "6", "--processes", "1", "--json"], environment())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["trials"], result["bytes_by_the_loser"]) == (6, 0)
+    assert (result["trials"], result["bytes_by_the_loser"], result["unexplained_errors"]) == (6, 0, 0)
     assert result["steps"] > 200
 
 

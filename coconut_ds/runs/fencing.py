@@ -78,7 +78,9 @@ class Fence:
             # A launch that takes the lock after this check finds this folder, and takes a larger number.
             self.check()
         except LostRunError:
-            self.path.rmdir()
+            # The other launch may have removed it.
+            with suppress(OSError):
+                self.path.rmdir()
             raise
         for path, number in _launches(run):
             if number < self.number:
@@ -113,7 +115,7 @@ class Fence:
             LostRunError: another launch has taken over the run; ``target`` is unchanged.
             OSError: the part cannot be flushed or renamed; ``target`` is unchanged.
         """
-        with self._explained():
+        with self.explained():
             if not part.is_dir():
                 sync(part)
                 self.check()
@@ -132,7 +134,7 @@ class Fence:
         """
         part = self.part(target.name)
         try:
-            with self._explained():
+            with self.explained():
                 part.write_text(text, encoding="utf-8")
             self.put(part, target)
         except OSError:
@@ -146,7 +148,7 @@ class Fence:
             LostRunError: another launch has taken over the run; nothing was removed.
             OSError: it cannot be removed.
         """
-        with self._explained():
+        with self.explained():
             self.check()
             gone = self.part(path.name)
             path.rename(gone)
@@ -164,8 +166,9 @@ class Fence:
                 self.path.rmdir()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """If a change fails because another launch has removed the launch folder, raises ``LostRunError``."""
+    def explained(self) -> Iterator[None]:
+        """Within it, an error of the disk becomes ``LostRunError`` if another launch has taken over the run: then the
+        launch folder no longer exists."""
         try:
             yield
         except OSError as error:

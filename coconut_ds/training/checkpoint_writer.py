@@ -150,10 +150,12 @@ class CheckpointWriter:
         """
         training, run, fence = self._config.training, self._config.run, self._fence
         assert fence is not None
+        fence.check()
         found = self._folder.checkpoints()
         # Damaged checkpoints, and later ones than the one that was resumed from, do not count: they must not displace a
         # checkpoint that can be resumed from.
-        there = [path for path in found[found.index(newest) :] if is_complete(path)]
+        older = found[found.index(newest) :] if newest in found else []
+        there = [path for path in older if is_complete(path)]
         keep_last = 1 if run.save_only_improve else training.keep_last
         kept = there if keep_last is None else there[:keep_last]
         for path in there:

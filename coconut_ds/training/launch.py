@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
@@ -128,17 +129,24 @@ def _start_engine(experiment: Experiment, start: Start, fence: Fence | None, not
     out = ranks.from_first(None if fence is None else fence.part("universal"))
     assert out is not None
     with ranks.progress.during("converting a checkpoint", excused=True):
-        ranks.first_decides(lambda: convert_state(folder, out))
+        ranks.first_decides(lambda: _convert(folder, out, fence))
     engine.load_state(out, same_ranks=False)
     ranks.wait()
     ranks.first_decides(lambda: remove(out))
     return engine
 
 
+def _convert(folder: Path, out: Path, fence: Fence | None) -> None:
+    assert fence is not None
+    with fence.explained():
+        convert_state(folder, out)
+
+
 def _write_problems(experiment: Experiment, folder: RunFolder, fence: Fence) -> None:
     """Writes generated problems to the folder of the attempt, for inspection."""
     part = fence.part(folder.problems.name)
-    experiment.problems.write(part)
+    with fence.explained():
+        experiment.problems.write(part)
     if part.is_dir():
         fence.put(part, folder.problems)
 

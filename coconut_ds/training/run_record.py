@@ -58,7 +58,7 @@ def open_record(
 
         def begin() -> RunRecord:
             assert claim is not None
-            with _clear_disk_errors(attempt):
+            with _clear_disk_errors(attempt), claim.fence.explained():
                 return _begin(experiment, claim, notify, stack)
 
         record = experiment.ranks.on_first(begin)
