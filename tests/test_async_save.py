@@ -13,6 +13,7 @@ from torch_engine import TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed import background as threads
 from coconut_ds.distributed.background import Background
+from coconut_ds.distributed.host_memory import available_bytes
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL
@@ -161,7 +162,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, experiment, monkeypa
 
 
 def test_the_memory_of_a_machine_is_shared_by_its_ranks(monkeypatch):
-    assert threads.available_bytes() > 0
+    assert available_bytes() > 0
     monkeypatch.setattr(threads, "available_bytes", lambda: 800.0)
     assert Background(ALONE).has_room(400)
     assert not Background(ALONE).has_room(401)

@@ -3,13 +3,12 @@
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from coconut_ds.distributed.host_memory import HostMemoryError, available_bytes
 from coconut_ds.distributed.ranks import Ranks
 
 LONGEST = timedelta(days=1)
@@ -64,23 +63,14 @@ class Background:
         """Whether every rank of this machine may hold that many bytes more."""
         names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
         neighbours = next((int(os.environ[name]) for name in names if name in os.environ), self._ranks.size)
-        return num_bytes * neighbours <= SHARE * available_bytes()
+        try:
+            return num_bytes * neighbours <= SHARE * available_bytes()
+        except HostMemoryError:
+            # Where the system does not say (not on Linux), a copy of what is in memory already is assumed to fit.
+            return True
 
     def _run(self, call: Callable[[], object]) -> None:
         try:
             call()
         except BaseException as error:
             self._error = error
-
-
-def available_bytes() -> float:
-    """Memory that processes may still take on this machine or, if that is less, in this container."""
-    available = float("inf")
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    with suppress(OSError, ValueError):
-        # Without a limit the first file reads "max".
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        available = min(available, limit - used)
-    return available
