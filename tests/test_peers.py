@@ -34,7 +34,13 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     )
     codes: list[int] = []
     monkeypatch.setattr(module.os, "_exit", codes.append)
-    for name, value in {"BEAT_S": 0.01, "SILENT_BEATS": 30, "GRACE_S": 0.1, "_uses": itertools.repeat(0)}.items():
+    for name, value in {
+        "BEAT_S": 0.01,
+        "SILENT_BEATS": 60,
+        "STARTING_BEATS": 100_000,
+        "GRACE_S": 0.1,
+        "_uses": itertools.repeat(0),
+    }.items():
         monkeypatch.setattr(module, name, value)
     yield codes
     del server
@@ -72,7 +78,7 @@ def test_a_silent_rank_counts_as_dead_and_a_slow_one_does_not(exits):
     with Peers(Ranks(0, 3)) as first, Peers(Ranks(2, 3)) as last:
         with Peers(Ranks(1, 3)):
             wait_until(lambda: first._heard[1] >= 0 and last._heard[0] >= 0)
-            time.sleep(0.6)
+            time.sleep(0.9)
             assert first.trouble() is last.trouble() is None
         lost = trouble_of(first)
         assert str(lost) == "rank 1 has ended or does not answer; 3 are kept"
