@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from coconut_ds.distributed.progress import Progress
 from coconut_ds.evaluation.evaluator import CHECK_EVERY, _OwnPasses, _SamePasses
 
 
@@ -29,7 +30,7 @@ class Threads:
 
 class Rank:
     def __init__(self, group: Threads, rank: int) -> None:
-        self.group, self.rank = group, rank
+        self.group, self.rank, self.progress = group, rank, Progress()
 
     def largest(self, value: int) -> int:
         return self.group.largest(self.rank, value)

@@ -35,7 +35,7 @@ def a_run(checkpoint: Path, root: Path, name: str, attempt: str, *numbers: int) 
     for number in numbers:
         folder = copy(checkpoint, root / name / "abcdef" / attempt / f"checkpoint_{number}")
         (folder / "engine").mkdir()
-        (folder / "engine" / "state.pt").write_bytes(b"pickle")
+        (folder / "engine" / "state.safetensors").write_bytes(b"pickle")
         seal(folder)
 
 

@@ -123,7 +123,7 @@ def test_what_a_run_leaves_behind(launched):
         "samples",
         "summary.json",
     ]
-    assert sorted(path.name for path in run.parent.iterdir()) == [run.name, "signature.json"]
+    assert sorted(path.name for path in run.parent.iterdir()) == [".launch.1", run.name, "signature.json"]
     card = json.loads((run / "checkpoint_3" / "coconut.json").read_text())
     assert (card["method"], card["stage"], card["num_thoughts"]) == ("coconut", 2, 4)
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["global_batch_size"] == 16

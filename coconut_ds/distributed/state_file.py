@@ -25,6 +25,7 @@ from torch import Tensor
 
 from coconut_ds.distributed.zero import state_classes
 from coconut_ds.errors import CheckpointError
+from coconut_ds.strict_json import parse_json
 
 SUFFIX = ".safetensors"
 TREE = "tree"
@@ -116,7 +117,7 @@ def read_state(path: Path) -> Any:
             text = (file.metadata() or {})[TREE]
             # Cloned, since tensors of a safetensors file are mapped to it, and it may be removed or replaced.
             tensors = [file.get_tensor(str(index)).clone() for index in range(len(file.keys()))]
-        return _decode(json.loads(text), tensors)
+        return _decode(parse_json(text), tensors)
     except (OSError, SafetensorError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is missing, or is not a state that this version has written ({type(error).__name__}: {error}); "

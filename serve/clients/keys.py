@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
+from coconut_ds.strict_json import parse_json
 from serve.clients.client import Client
 
 VARIABLE = "COCONUT_API_KEY"
@@ -107,7 +108,7 @@ def _parsed(line: str, where: str) -> tuple[bytes, Client]:
         ConfigError: the line is not a JSON object with the fields of ``FIELDS``.
     """
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise ConfigError(f"{where}: is not valid JSON ({error}); expected an object such as {_EXAMPLE}") from error
     if not isinstance(values, dict):

@@ -12,5 +12,5 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--otel",
         action="store_true",
         help="send a trace of each request to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, with the other "
-        "variables of OpenTelemetry; needs pip install 'coconut-ds[otel]'",
+        "variables of OpenTelemetry; needs the extra 'otel'",
     )
