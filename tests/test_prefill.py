@@ -178,5 +178,5 @@ def test_memory_is_taken_at_once_and_given_back_at_once(dtype):
 
 def test_the_default_piece_depends_on_type_and_device(tiny_model):
     loop = LatentLoop(tiny_model("gpt2"))
-    assert default_piece(loop) == 64
-    assert default_piece(LatentLoop(make_model("gpt2").to(torch.bfloat16))) == 128
+    assert default_piece(loop) == 96
+    assert default_piece(LatentLoop(make_model("gpt2").to(torch.bfloat16))) == 256

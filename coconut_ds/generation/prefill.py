@@ -16,9 +16,9 @@ from coconut_ds.generation.rows import Row
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.model.latent_loop import LatentLoop
 
-EACH_ROW = 20
-"""Further positions that may be encoded between two steps for each further request that the engine has. A step over
-more requests takes longer; 20 positions take about three times as long as a request adds to it. Requests that wait
+EACH_ROW = 0.2
+"""Share of a piece that may be encoded in addition between two steps, for each further request that the engine has. A
+step over more requests takes longer; this takes about three times as long as a request adds to it. Requests that wait
 count too: the more of them wait, the more it costs to take steps with few requests."""
 ENOUGH = 0.75
 """No further pass comes before the next step once this part of the positions that may be computed has been, because
@@ -26,14 +26,14 @@ passes over few positions take almost as long as passes over some more."""
 
 
 def default_piece(loop: LatentLoop) -> int:
-    """The number of positions that take about one and a half times as long as a step of a single request.
+    """The fewest positions with which a loaded server loses almost nothing of its rate (``benchmarks/pieces.py``).
 
     Measured on a CPU with GPT-2's shape (six layers, 512 wide); on a GPU, where the ratio of arithmetic to memory is
     larger, it is an estimate.
     """
     if loop.device.type != "cpu":
         return 1024
-    return 64 if loop.model.dtype == torch.float32 else 128
+    return 96 if loop.model.dtype == torch.float32 else 256
 
 
 class Encoding(NamedTuple):
@@ -132,7 +132,7 @@ class Prefill:
         if self._piece is None:
             return math.inf
         others = self._table.num_running + len(self._table.waiting) - 1
-        return self._piece + EACH_ROW * others
+        return self._piece * (1 + EACH_ROW * others)
 
     def _cost(self, start: int) -> float:
         """How many positions at a prompt's beginning take as long as one after ``start`` others.
