@@ -125,7 +125,7 @@ def test_only_an_owner_shares_the_beginning_of_a_prompt(tiny_model):
 
 
 def test_counters_can_be_read_from_other_threads(tiny_model):
-    """While requests come, share prompts, move, and end; each is a plausible number."""
+    """While requests come, share prompts, move, and end; the numbers of requests and positions are never too large."""
     loop, ends = LatentLoop(tiny_model("gpt2")), Ends()
     engine, stop, errors = ThinkingEngine(loop, [LATENT], 4, 96, piece=8), threading.Event(), []
 
