@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from making_saver import StillEngine, WrittenLater, contents, names, raising, with_settings
+from making import contents
+from making_saver import StillEngine, WrittenLater, names, raising, with_settings
 from making_training import train
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 from waiting import wait_until

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from serving import save_checkpoint
+from waiting import wait_until
 
 from coconut_ds import load_reasoner
 from coconut_ds.files import put_in_place, remove_folder
@@ -53,13 +54,6 @@ def put(version: Path, folder: Path) -> None:
 
 def text_of(thread) -> str:
     return thread.run(lambda reasoner: reasoner.generate(QUESTION, max_new_tokens=8)[0].text).result(60)
-
-
-def wait_until(holds) -> None:
-    ends = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
 
 
 def served(root: Path, budget_bytes: int = 10**8) -> Models:

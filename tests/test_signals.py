@@ -9,7 +9,8 @@ import time
 
 import pytest
 from launching import Process
-from making_signals import ENVIRONMENT, LONG, ROOT, not_saved, processes, signalled, until
+from making_signals import ENVIRONMENT, LONG, ROOT, not_saved, processes, signalled
+from waiting import wait_until
 
 from coconut_ds.distributed.interrupts import POLL_S, Interrupts
 
@@ -31,13 +32,13 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
     ) as shell:
         process = int(shell.stdout.readline())
         try:
-            assert until(written, 300), (tmp_path / "log").read_text()
+            wait_until(written, 300, tmp_path / "log")
             shell.stdin.close()
             assert shell.wait(30) is not None
             # Longer than ranks need to notice that their launcher is gone.
             time.sleep(3 * POLL_S)
             before = written()
-            assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
+            wait_until(lambda: written() > before, 30, tmp_path / "log")
         finally:
             os.kill(process, signal.SIGKILL)
 
