@@ -134,7 +134,7 @@ def test_a_write_that_fails_is_raised_by_whatever_comes_next(tmp_path, experimen
 
 
 def test_a_run_whose_checkpoint_cannot_be_written_stops_at_the_next_update(tmp_path):
-    """The write fails while the second update is made."""
+    """The write fails during the fourth update; the next checkpoint is due only at the end of the epoch."""
     background, goes_on, engines = Background(ALONE), threading.Event(), []
 
     class Failing(TorchEngine):
@@ -143,7 +143,7 @@ def test_a_run_whose_checkpoint_cannot_be_written_stops_at_the_next_update(tmp_p
             raise FULL
 
         def update(self, *arguments, **options):
-            if self.rates:
+            if len(self.rates) == 3:
                 goes_on.set()
                 wait_until(lambda: background.failed)
             return super().update(*arguments, **options)
@@ -152,9 +152,10 @@ def test_a_run_whose_checkpoint_cannot_be_written_stops_at_the_next_update(tmp_p
         engines.append(Failing(experiment))
         return engines[-1]
 
-    with pytest.raises(CheckpointError, match="checkpoint_0_1: could not be written"):
-        train(run_folder(tmp_path), "save_every_steps=1", background=background, engine_class=made)
-    assert len(engines[0].rates) == 2
+    options = ("global_batch_size=4", "save_every_steps=3")
+    with pytest.raises(CheckpointError, match="checkpoint_0_3: could not be written"):
+        train(run_folder(tmp_path), *options, background=background, engine_class=made)
+    assert len(engines[0].rates) == 4
 
 
 def test_after_an_error_the_launch_waits_and_says_what_could_not_be_written(tmp_path, experiment):
