@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def make(checkpoint):
 
     def one(slots: int = 4, **limits: float) -> Service:
         bounds = Limits(**limits)
-        settings, room = EngineSettings(slots), bounds.room
+        settings, room = EngineSettings(slots), bounds.guaranteed_room
         models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
         made.append(Service(models, bounds))
         return made[-1]
@@ -186,11 +187,42 @@ def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):
     assert (two, ten, type(error)) == (2, 10, ZeroDivisionError)
 
 
+def test_work_on_other_threads_shares_two_and_is_not_begun_for_callers_that_have_left():
+    go_on, begun = threading.Event(), []
+
+    def wait(number: int) -> str:
+        begun.append(number)
+        assert go_on.wait(20)
+        return threading.current_thread().name
+
+    works = [on_another_thread(partial(wait, number)) for number in range(5)]
+    needed = [next(work) for work in works]
+    wait_until(lambda: len(begun) == 2)
+    works[4].close()
+    go_on.set()
+    names = {future.result(20) for future in needed[:4]}
+    assert (len(names) <= 2, sorted(begun), needed[4].cancelled()) == (True, [0, 1, 2, 3], True)
+
+
+def test_the_first_pass_and_a_new_engine_are_reported_when_they_hang(make, monkeypatch):
+    service = make()
+    thread, hang = thread_of(service), threading.Event()
+    assert pass_clock.PassClock().plausible_s == pass_clock.FIRST_S
+    monkeypatch.setattr(pass_clock, "HUNG_S", 0.1)
+    thread._clock.plausible_s = 0.1
+    monkeypatch.setattr(thread._jobs, "recover", lambda error: None if hang.wait(20) else "too late")
+    thread._inbox.put(lambda: 1 / 0)
+    wait_until(lambda: thread.problem is not None)
+    assert "a new engine" in thread.problem
+    hang.set()
+    wait_until(lambda: thread.problem is None)
+
+
 def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
     service = make()
     thread, hang = thread_of(service), threading.Event()
     monkeypatch.setattr(pass_clock, "HUNG_S", 0.3)
-    wait_until(lambda: thread._clock.plausible_s > 0)
+    assert 0 < thread._clock.plausible_s < pass_clock.FIRST_S
     thread._clock.plausible_s = 0.1
 
     def parts() -> Iterator[None]:

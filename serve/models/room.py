@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coconut_ds.errors import CheckpointError
@@ -122,7 +123,7 @@ class Room:
 
     def unload_soon(self, one: Loaded) -> None:
         """Like ``unload``, on another thread."""
-        threading.Thread(target=self.unload, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
+        _on_a_thread(self.unload, one)
 
     def unload(self, one: Loaded) -> None:
         """Ends a model's thread and frees its memory. Nothing holds it, and callers can no longer get it.
@@ -135,7 +136,7 @@ class Room:
             self.freed(one)
             return
         log.error("%s: its thread does not end yet; its memory stays in use until it does", one.checkpoint.name)
-        threading.Thread(target=self._free_later, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
+        _on_a_thread(self._free_later, one)
 
     def _free_later(self, one: Loaded) -> None:
         one.thread.close(None)
@@ -151,3 +152,13 @@ class Room:
             self._taken.pop(one.thread, None)
             self._leaving.discard(one.thread)
             self._changed.notify_all()
+
+
+def _on_a_thread(function: Callable[[Loaded], None], one: Loaded) -> None:
+    """Calls a function that unloads a model, on a thread of its own."""
+    try:
+        threading.Thread(target=function, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
+    except RuntimeError as error:
+        # The caller only ends a request, which must not fail because of this.
+        log.error("%s: its memory stays in use, because it cannot be unloaded: %s", one.checkpoint.name, error)
+        one.thread.stop()
