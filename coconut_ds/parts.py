@@ -7,15 +7,16 @@ by part with ``result = yield from other.parts(…)``.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Parts = Generator[Future[Any] | None, None, Result]
 """Work that yields after each part; its return value is the result. If it yields a future, the next part needs that."""
+_threads = ThreadPoolExecutor(2, thread_name_prefix="part")
+"""Shared by all work: OpenMP keeps a pool of threads for each thread that has ever computed."""
 
 
 class InParts(Generic[Arguments, Result]):
@@ -49,15 +50,13 @@ def all_parts(parts: Parts[Result]) -> Result:
 
 
 def on_another_thread(function: Callable[[], Result]) -> Parts[Result]:
-    """A part that runs on a thread of its own: a function that does not need the model and may take long."""
-    future: Future[Result] = Future()
+    """A part that runs on another thread once one is free: a function that may take long and does not need the model.
 
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="part", daemon=True).start()
-    yield future
+    It must not wait for another function of this kind. If it has not begun when the work is closed, it never runs.
+    """
+    future = _threads.submit(function)
+    try:
+        yield future
+    finally:
+        future.cancel()
     return future.result()

@@ -84,7 +84,9 @@ def make_service(
         CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    models = Models(find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.room)
+    models = Models(
+        find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.guaranteed_room
+    )
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 
@@ -96,10 +98,10 @@ def load(service: Service, name: str) -> None:
         CheckpointError: the checkpoint cannot be loaded.
     """
     try:
-        service.models.hold(name)
+        thread = service.models.hold(name)
     except ServiceError as error:
         raise CheckpointError(f"--load: {error}") from error
-    service.models.release(name)
+    service.models.release(thread)
 
 
 def app_mounts(service: Service, data: list[Path]) -> dict[str, ASGIApp]:

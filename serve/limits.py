@@ -35,8 +35,8 @@ class Limits:
     max_waiting: int = 256
     """Completions per model that wait for a slot."""
     client_room: int = 32
-    """Completions per model that each client may have even if those of other clients fill the queue; at least
-    ``max_completions``, the number that one request may have (``room``)."""
+    """Completions per model that each client may have even if those of other clients fill the queue; if it is less
+    than ``max_completions``, that number counts (``guaranteed_room``), so that one request always fits."""
     request_s: float = 300.0
     """Seconds that a request may take, including waiting."""
     stream_comment_s: float = 15.0
@@ -55,7 +55,7 @@ class Limits:
             )
 
     @property
-    def room(self) -> int:
+    def guaranteed_room(self) -> int:
         """Completions per model that each client may have even if those of other clients fill the queue."""
         return max(self.client_room, self.max_completions)
 

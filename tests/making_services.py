@@ -16,7 +16,7 @@ def service_of(checkpoint: Path, slots: int = 4, **limits: float) -> Service:
     """A service of this checkpoint. ``limits``: fields of ``Limits``."""
     bounds = Limits(**limits)
     settings, checkpoints = EngineSettings(slots), find_checkpoints([str(checkpoint)])
-    return Service(Models(checkpoints, settings, bounds.max_waiting, 10**9, None, bounds.room), bounds)
+    return Service(Models(checkpoints, settings, bounds.max_waiting, 10**9, None, bounds.guaranteed_room), bounds)
 
 
 @contextmanager

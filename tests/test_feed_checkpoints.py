@@ -33,7 +33,8 @@ from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.saver import RunSaver
 from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
-from serve.models.pool import Models, needed_bytes
+from serve.models.memory import needed_bytes
+from serve.models.pool import Models
 
 QUESTIONS = ["1 + 2", "3", "2 + 2 ="]
 

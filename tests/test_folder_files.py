@@ -24,7 +24,7 @@ from coconut_ds.reasoner import load_reasoner
 from coconut_ds.settings import ModelConfig
 from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
-from serve.models.pool import needed_bytes
+from serve.models.memory import needed_bytes
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
 

@@ -16,7 +16,7 @@ from coconut_ds.probe import main
 from coconut_ds.probing import measures
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
-from coconut_ds.probing.parts import Parts
+from coconut_ds.probing.parts import KeptParts
 from coconut_ds.probing.reports import FILES
 from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.reasoner import load_reasoner
@@ -143,7 +143,7 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
     assert json.loads((out / "graph.json").read_text(encoding="utf-8"))["question"] == problems[1].question
     assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
     # What an interrupted probe has kept is what it computed.
-    parts, found = Parts(ResultFolder(tmp_path / "kept", Identity({}), ())), counterfactuals(reasoner, problems)
+    parts, found = KeptParts(ResultFolder(tmp_path / "kept", Identity({}), ())), counterfactuals(reasoner, problems)
     for kind, value in (
         (tuple[GraphView, ...], tuple(views)),
         (tuple[GroupValue, ...], tuple(superposition(reasoner, problems))),

@@ -17,7 +17,8 @@ from coconut_ds.runs.cli import main
 from serve.checkpoints.offered import find_checkpoints
 from serve.errors import QueueFullError, UnavailableError, UnknownModelError
 from serve.limits import EngineSettings
-from serve.models.pool import Models, needed_bytes
+from serve.models.memory import needed_bytes
+from serve.models.pool import Models
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def test_the_least_recently_used_model_leaves_and_a_held_one_never(checkpoint, t
     one = needed_bytes(folders["a"], settings)
     models = Models(find_checkpoints(map(str, folders.values())), settings, 8, 2 * one)
     for name in "abab":
-        models.release(name) if models.hold(name) else None
+        models.release(models.hold(name))
     assert list(models.loaded) == ["a", "b"]
     with models.holding("a"):
         with models.holding("c"):

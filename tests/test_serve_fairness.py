@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,10 +179,41 @@ def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):
     assert (two, ten, type(error)) == (2, 10, ZeroDivisionError)
 
 
+def test_work_on_other_threads_shares_two_and_is_not_begun_for_callers_that_have_left():
+    go_on, begun = threading.Event(), []
+
+    def wait(number: int) -> str:
+        begun.append(number)
+        assert go_on.wait(20)
+        return threading.current_thread().name
+
+    works = [on_another_thread(partial(wait, number)) for number in range(5)]
+    needed = [next(work) for work in works]
+    wait_until(lambda: len(begun) == 2)
+    works[4].close()
+    go_on.set()
+    names = {future.result(20) for future in needed[:4]}
+    assert (len(names) <= 2, sorted(begun), needed[4].cancelled()) == (True, [0, 1, 2, 3], True)
+
+
+def test_the_first_pass_and_a_new_engine_are_reported_when_they_hang(make, monkeypatch):
+    service = make()
+    thread, hang = thread_of(service), threading.Event()
+    assert pass_clock.PassClock().plausible_s == pass_clock.FIRST_S
+    monkeypatch.setattr(pass_clock, "HUNG_S", 0.1)
+    thread._clock.plausible_s = 0.1
+    monkeypatch.setattr(thread._jobs, "recover", lambda error: None if hang.wait(20) else "too late")
+    thread._inbox.put(lambda: 1 / 0)
+    wait_until(lambda: thread.problem is not None)
+    assert "a new engine" in thread.problem
+    hang.set()
+    wait_until(lambda: thread.problem is None)
+
+
 def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
     service, now = make(), [0.0]
     thread, hangs, hang = thread_of(service), threading.Event(), threading.Event()
-    wait_until(lambda: thread._clock.plausible_s > 0)
+    wait_until(lambda: 0 < thread._clock.plausible_s < pass_clock.FIRST_S)
     thread.run(lambda reasoner: None).result(20)
     monkeypatch.setattr(pass_clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     thread._clock.plausible_s = 0.1

@@ -1,5 +1,6 @@
 """The memory of models: the limit of a container, what is counted for a model, and cards that would need too much."""
 
+import json
 import shutil
 
 import pytest
@@ -43,3 +44,12 @@ def test_a_model_takes_the_memory_that_is_counted_for_it(checkpoint, dtype):
         cache = thread.run(lambda _: thread._jobs._engine.cache.num_bytes).result(60)
         assert models.used_bytes == needed_bytes(checkpoint, settings) == sum(weights.values()) + cache
     models.close()
+
+
+def test_a_window_limits_what_is_counted_as_it_limits_the_slots(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "window")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 40}))
+    shorter = needed_bytes(folder, EngineSettings(slots=3, max_positions=40))
+    assert needed_bytes(folder, EngineSettings(slots=3, max_positions=100)) == shorter
+    assert shorter < needed_bytes(checkpoint, EngineSettings(slots=3, max_positions=100))

@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 from making_services import ask_of as ask
 from making_services import service_of, services, thread_of
 from serving import save_checkpoint
@@ -16,6 +17,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 from serve.clients.client import Client
 from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
 from serve.limits import EngineSettings
+from serve.models.pool import Models
 from serve.requests.asking import Ask
 
 
@@ -131,6 +133,86 @@ def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, ca
     with pytest.raises(UnavailableError, match="cannot be used"):
         service.answer_now(ask())
     assert thread.num_open == 0
+
+
+def test_clients_are_answered_when_the_engine_cannot_even_cancel(make, monkeypatch):
+    """As after an error that a CUDA device keeps: everything that touches it fails."""
+
+    def broken(*arguments, **named):
+        raise RuntimeError("the device failed")
+
+    service = make(slots=1, request_s=10)
+    thread = thread_of(service)
+    for name in ("step", "cancel", "close"):
+        monkeypatch.setattr(thread._jobs._engine, name, broken)
+    with pytest.raises((EngineFailedError, UnavailableError)):
+        service.answer_now(ask("one", "two", "three"))
+    with pytest.raises(UnavailableError, match="cannot be used"):
+        service.answer_now(ask())
+    wait_until(lambda: thread.num_open == 0)
+    assert (thread.num_running, thread._thread.is_alive()) == (0, True)
+    other = make(slots=1, request_s=10)
+    thread = thread_of(other)
+    monkeypatch.setattr(thread._jobs._engine, "step", broken)
+    monkeypatch.setattr(thread._jobs, "recover", broken)
+    with pytest.raises(UnavailableError, match="could not be replaced"):
+        other.answer_now(ask("one", "two"))
+    assert thread._thread.is_alive()
+
+
+def test_neither_a_request_nor_a_function_that_fails_by_itself_affects_others(make, monkeypatch):
+    service = make(request_s=10)
+    thread = thread_of(service)
+    engine, submit = thread._jobs._engine, thread._jobs._engine.submit
+
+    def refuse(request, *arguments):
+        if request.max_new_tokens == 7:
+            raise ZeroDivisionError
+        return submit(request, *arguments)
+
+    def parts(reasoner):
+        try:
+            while True:
+                yield
+        finally:
+            raise ZeroDivisionError("cannot clean up")
+
+    monkeypatch.setattr(engine, "submit", refuse)
+
+    async def both():
+        text = asyncio.ensure_future(service.answer(ask(max_new_tokens=100, min_new_tokens=100)))
+        await until(lambda: thread.num_running)
+        work = thread.run_in_parts(parts)
+        with pytest.raises(EngineFailedError, match="could not accept"):
+            await service.answer(ask(max_new_tokens=7))
+        assert work.cancel()
+        return await text
+
+    assert asyncio.run(both())[1][0].completion.tokens
+    wait_until(lambda: thread.num_open == 0)
+    assert thread._jobs._engine is engine
+
+
+def test_all_steps_of_a_request_share_its_deadline(make):
+    service, states = make(), torch.zeros(2, 32)
+    thread_of(service)
+    begun = service.begun(ask(timeout_s=0.3))
+
+    async def steps():
+        await service.answer(begun)
+        await asyncio.sleep(begun.deadline.remaining_s)
+        with pytest.raises(TimeLimitError):
+            await service.decode_thoughts(begun, states, 1)
+        assert await service.decode_thoughts(ask(), states, 1)
+
+    asyncio.run(steps())
+
+
+def test_the_piece_of_the_settings_also_limits_probing(checkpoint):
+    models = Models(find_checkpoints([str(checkpoint)]), EngineSettings(2, piece=7), 8, 10**9)
+    with models.holding("tiny") as thread:
+        assert (thread.reasoner.pass_positions, thread._jobs._piece) == (14, 7)
+    models.close()
 
 
 def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make):

@@ -16,11 +16,13 @@ from coconut_ds import load_reasoner
 from coconut_ds.files import put_in_place, remove_folder
 from serve.checkpoints import offered as checkpoints_module
 from serve.checkpoints.offered import find_checkpoints
-from serve.errors import CheckpointFailedError, UnavailableError, UnknownModelError
+from serve.engine.engine_jobs import EngineJobs
+from serve.errors import CheckpointFailedError, TimeLimitError, UnavailableError, UnknownModelError
 from serve.limits import EngineSettings, Limits
-from serve.models import loading
+from serve.models import loading, room
 from serve.models import loads as loads_module
-from serve.models.pool import Models, needed_bytes
+from serve.models.memory import needed_bytes
+from serve.models.pool import Models
 from serve.requests.asking import Ask
 from serve.requests.service import Service
 
@@ -116,7 +118,7 @@ def test_a_model_goes_on_while_its_files_are_broken(versions, tmp_path):
     text_x, text_y = versions["x"][1], versions["y"][1]
     put(versions["x"][0], tmp_path / "one")
     models, weights = served(tmp_path), tmp_path / "one" / "model.safetensors"
-    models.release("one", models.hold("one"))
+    models.release(models.hold("one"))
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 2)
         file.write(b"\xff\xff\xff\x7f")
@@ -183,6 +185,96 @@ def test_a_failed_load_is_remembered_until_the_files_change(versions, tmp_path, 
     models.close()
 
 
+def test_a_model_that_cannot_run_is_remembered_like_one_that_cannot_be_loaded(versions, tmp_path, loads, monkeypatch):
+    put(versions["x"][0], tmp_path / "one")
+    models = served(tmp_path)
+
+    def broken(self):
+        raise RuntimeError("a kernel failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EngineJobs, "try_engine", broken)
+        for _ in range(2):
+            with pytest.raises(CheckpointFailedError, match="cannot run"):
+                models.hold("one")
+    assert (loads, models.used_bytes) == (["one"], 0)
+    models.close()
+
+
+def test_callers_are_answered_whatever_a_load_raises(versions, tmp_path, monkeypatch):
+    """Also if there is no thread for it; both the load and the look at the folders then work later."""
+    put(versions["x"][0], tmp_path / "one")
+    models, start = served(tmp_path), threading.Thread.start
+
+    def broken(*arguments, **named):
+        raise RuntimeError("Symlink loop")
+
+    def no_thread(thread):
+        if thread.name.startswith(("load-", "checkpoints")):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "_try_to_load", broken)
+        with pytest.raises(CheckpointFailedError):
+            models.hold("one", 10)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(UnavailableError, match="no thread"):
+            models.hold("one", 10)
+        scan(models)
+    put(versions["y"][0], tmp_path / "two")
+    scan(models)
+    assert models.checkpoints.names == ["one", "two"]
+    with models.holding("one", 60) as thread:
+        assert text_of(thread) == versions["x"][1]
+    models.close()
+
+
+def test_links_in_a_circle_do_not_stop_the_look_at_the_folders(versions, tmp_path):
+    for name in ("one", "two"):
+        put(versions["x"][0], tmp_path / name)
+    models = served(tmp_path)
+    (tmp_path / "one" / "extra.json").symlink_to("extra.json")
+    put(versions["y"][0], tmp_path / "three")
+    scan(models)
+    assert sorted(models.checkpoints.names) == ["one", "three", "two"]
+    assert sorted(served(tmp_path).checkpoints.names) == ["three", "two"]
+    models.close()
+
+
+def test_the_memory_of_a_thread_that_ends_late_is_freed_then(versions, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "ENDS_S", 0.05)
+    put(versions["x"][0], tmp_path / "one")
+    models, go_on = served(tmp_path), threading.Event()
+    with models.holding("one") as thread:
+        work = thread.run(lambda reasoner: go_on.wait(20))
+    remove_folder(tmp_path / "one")
+    scan(models)
+    wait_until(lambda: any(one.name == "unload-one" for one in threading.enumerate()))
+    time.sleep(0.2)
+    assert models.used_bytes
+    go_on.set()
+    assert work.result(20)
+    wait_until(lambda: models.used_bytes == 0)
+    assert models.threads == []
+    models.close()
+
+
+def test_a_plain_caller_waits_for_a_load_until_its_deadline(versions, tmp_path, loads):
+    put(versions["x"][0], tmp_path / "slow")
+    models, loads.held = served(tmp_path), "slow"
+    service = Service(models, Limits(request_s=0.1))
+    with pytest.raises(TimeLimitError):
+        service.answer_now(Ask("slow", (QUESTION,)))
+    with pytest.raises(TimeLimitError):
+        service.call_now("slow", lambda reasoner: None)
+    loads.go_on.set()
+    wait_until(lambda: "slow" in models.loaded)
+    wait_until(lambda: models._loaded["slow"].holders == 0)
+    service.close()
+
+
 def test_a_load_that_hangs_delays_neither_other_models_nor_the_end(versions, tmp_path, loads):
     for name in ("good", "slow"):
         put(versions["x"][0], tmp_path / name)
@@ -228,7 +320,7 @@ def test_a_request_of_several_steps_gets_one_model(versions, tmp_path):
             texts = [(await service.answer(ask))[1][0].text]
             put(versions["y"][0], tmp_path / "one")
             await asyncio.to_thread(scan, models)
-            models.release("one", await asyncio.to_thread(models.hold, "one"))
+            models.release(await asyncio.to_thread(models.hold, "one"))
             texts.append((await service.answer(ask))[1][0].text)
         return [*texts, (await service.answer(ask))[1][0].text]
 

@@ -93,8 +93,9 @@ class SlotTable:
         A row waits on if it begins like a prompt that is about to be encoded and can then be copied.
 
         Args:
-            most: no row enters while the prompts of its owner that are to be encoded have this many positions left, of
-                which each prompt counts at most the half.
+            most: a row waits while the prompts of its owner that are being encoded have at least this many positions
+                left in total; at most half of ``most`` is counted for each prompt, so one long prompt does not keep
+                the owner's next one out.
         """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         if not free or not self.waiting:

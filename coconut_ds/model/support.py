@@ -96,10 +96,14 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence in positions; None if the configuration does not limit it.
+    """The longest sequence in positions; None if the configuration does not limit it."""
+    return longest_sequence(model.config.get_text_config())
+
+
+def longest_sequence(config: PreTrainedConfig) -> int | None:
+    """The longest sequence of models with this configuration in positions; None if it does not limit them.
 
     An attention window counts as a limit, because beyond it the latent loop's full attention would be another model.
     """
-    config = model.config.get_text_config()
     limits = (getattr(config, "max_position_embeddings", None), attention_window(config))
     return min((int(limit) for limit in limits if limit), default=None)

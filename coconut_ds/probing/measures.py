@@ -16,7 +16,7 @@ from coconut_ds.probing.effects import Effect, measure_effects
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
-from coconut_ds.probing.parts import Parts
+from coconut_ds.probing.parts import KeptParts
 from coconut_ds.reasoner import Reasoner
 
 STANDARD_KINDS = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
@@ -42,7 +42,7 @@ def measure_checkpoint(
     seed: int,
     max_new_tokens: int = 128,
     answers: str = "text",
-    parts: Parts | None = None,
+    parts: KeptParts | None = None,
 ) -> Measured:
     """Makes all measurements.
 
@@ -56,7 +56,7 @@ def measure_checkpoint(
         answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
         parts: where each of the three measurements is kept as soon as it is made; None: nowhere.
     """
-    parts = parts or Parts()
+    parts = parts or KeptParts()
     questions, known = [p.question for p in scored], [p.answer for p in scored]
     count = reasoner.card.num_latents
     changes = [Intervention(kind, thought, draws=draws) for thought in range(1, count + 1) for kind in STANDARD_KINDS]

@@ -23,7 +23,7 @@ FOLDER = ".partial"
 Value = TypeVar("Value")
 
 
-class Parts:
+class KeptParts:
     """The parts of one result. Without a folder, nothing is kept."""
 
     def __init__(self, results: ResultFolder | None = None) -> None:

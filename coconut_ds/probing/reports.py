@@ -27,7 +27,7 @@ from coconut_ds.probing.graph_values import GraphView, graph_views, height_value
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
-from coconut_ds.probing.parts import Parts
+from coconut_ds.probing.parts import KeptParts
 from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
@@ -78,7 +78,7 @@ def write_report(config: ProbeConfig) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"out={out}: cannot be created ({error.strerror}); set out= to another folder") from error
-    parts = Parts(results)
+    parts = KeptParts(results)
     with results.replacing() as folder:
         text = MODES[config.mode](config, reasoner, folder, parts)
         write_whole(folder / SUMMARY, text)
@@ -103,7 +103,7 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     return ResultFolder(Path(config.out or default), identity, FILES, config.overwrite)
 
 
-def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
+def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``think``: the trace of one question, and its answers after k thoughts. Returns a summary, as all modes."""
     question, known = _question(config)
     trace = trace_thoughts(
@@ -141,7 +141,7 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Part
     return "\n".join(lines) + "\n"
 
 
-def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
+def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``intervene``: an intervention on one question, its effect and its controls."""
     question, _ = _question(config)
     if config.kind not in list(Kind):
@@ -177,7 +177,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: 
     return "\n".join(lines) + "\n"
 
 
-def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
+def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
     fit, scored = _splits(config, config.data)
@@ -188,7 +188,7 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Pa
     return summary(made)
 
 
-def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Parts) -> str:
+def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
     found = _problems(config, config.data)
@@ -228,7 +228,7 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Part
     return _changed_lines(changed)
 
 
-MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path, Parts], str]] = {
+MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path, KeptParts], str]] = {
     "think": report_think,
     "intervene": report_intervene,
     "effects": report_effects,

@@ -76,7 +76,7 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
     from coconut_ds.probing.measures import MEASURED, measure_checkpoint, summary, write_measured
-    from coconut_ds.probing.parts import Parts
+    from coconut_ds.probing.parts import KeptParts
     from coconut_ds.reasoner import load_reasoner
 
     checkpoint = stored_json(run / "summary.json")["last_checkpoint"]
@@ -92,7 +92,7 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
     known = {problem.question for problem in scored}
     # An epoch number that no training run reaches, so these problems are drawn independently of the training's.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
-    parts = Parts(results)
+    parts = KeptParts(results)
     made = measure_checkpoint(
         load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens, parts=parts
     )

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve.aside import aside
 from serve.errors import MediaTypeError, RequestError
-from serve.requests.aside import aside
 
 GZIP_MAGIC = b"\x1f\x8b"
 ADVICE = "send the request's fields as a JSON object with 'Content-Type: application/json'"

@@ -33,8 +33,8 @@ from serve.api.responses import (
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, json_response, while_connected
 from serve.api.timeouts import timeout_of
+from serve.aside import aside
 from serve.errors import ServiceError
-from serve.requests.aside import aside
 from serve.requests.asking import Ask
 from serve.requests.continuations import Choice, Delta
 from serve.requests.service import Service
@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, body: Generation, ask: Ask, format: ResponseFormat) -> Response:
-    ask = replace(ask, client=client_of(request), timeout_s=timeout_of(request))
+    ask = service.begun(replace(ask, client=client_of(request), timeout_s=timeout_of(request)))
     record = record_of(request)
     record.model = ask.model
     exchange = _Exchange(service, body, ask, format, record, request.state.request_id)
@@ -170,7 +170,7 @@ class _Exchange:
             states = unsent.thoughts.pop(index, [])
             stacked = torch.stack(states) if states else torch.zeros(0)
             with self._service.keeping_that_of(prompter, self._ask.model):
-                decoded = await self._service.decode_thoughts(self._ask.model, stacked, top_k, self._ask.client)
+                decoded = await self._service.decode_thoughts(self._ask, stacked, top_k)
             yield self._chunk({**self._format.chunk(index, "", None, None), "thoughts": thoughts_of(decoded)})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
@@ -186,7 +186,7 @@ class _Exchange:
         for choice in choices:
             thoughts = choice.completion.thoughts
             assert thoughts is not None
-            decoded = await self._service.decode_thoughts(self._ask.model, thoughts, top_k, self._ask.client)
+            decoded = await self._service.decode_thoughts(self._ask, thoughts, top_k)
             shown.append(decoded)
         return shown
 

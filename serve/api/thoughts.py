@@ -17,7 +17,7 @@ from serve.api.responses import ResponseModel, Usage, usage_of
 from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import json_response, while_connected
 from serve.api.timeouts import timeout_of
-from serve.requests.aside import aside
+from serve.aside import aside
 from serve.requests.service import Service
 from serve.requests.tracing import trace_request
 

@@ -141,6 +141,7 @@ def checked(found: Found) -> ServedCheckpoint:
         assert card is not None, "check_folder requires coconut.json"
         check_feed_file(folder, card.feed)
         created = int((folder / CARD).stat().st_mtime)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: links that lead back to themselves, up to Python 3.12.
         raise CheckpointError(f"{folder}: cannot be read ({error}); was it removed or replaced meanwhile?") from error
     return ServedCheckpoint(found.name, folder, root, card, created, mark)

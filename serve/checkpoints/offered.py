@@ -111,7 +111,11 @@ class Checkpoints:
                 future.set_result(None)
                 return future
             self._scan = future
-        threading.Thread(target=self._run_scan, args=(future,), name="checkpoints", daemon=True).start()
+        try:
+            threading.Thread(target=self._run_scan, args=(future,), name="checkpoints", daemon=True).start()
+        except RuntimeError as error:
+            log.error("the folders of checkpoints cannot be looked at now: %s", error)
+            self._end_scan(future, time.monotonic() + SCAN_S)
         return future
 
     async def up_to_date(self) -> None:
@@ -127,10 +131,12 @@ class Checkpoints:
         except Exception:
             log.exception("the folders of checkpoints could not be looked at")
         now = time.monotonic()
+        # A disk that needs long is left alone for as long.
+        self._end_scan(future, now + max(SCAN_S, now - began, (time.thread_time() - computed) / SCAN_SHARE))
+
+    def _end_scan(self, future: "Future[None]", next_scan: float) -> None:
         with self._lock:
-            self._scan = None
-            # A disk that needs long is left alone for as long.
-            self._next_scan = now + max(SCAN_S, now - began, (time.thread_time() - computed) / SCAN_SHARE)
+            self._scan, self._next_scan = None, next_scan
         future.set_result(None)
 
     def refresh(self) -> None:
@@ -177,7 +183,8 @@ class Checkpoints:
         for text in self._given:
             try:
                 found += folders_of(text)
-            except (CoconutError, OSError) as error:
+            except (CoconutError, OSError, RuntimeError) as error:
+                # RuntimeError: links that lead back to themselves, up to Python 3.12.
                 log.debug("%s", error)
         return found
 
@@ -185,7 +192,7 @@ class Checkpoints:
         """The checkpoint in a folder, if it may be served; else the one that was there before, if any."""
         try:
             mark = mark_of(found.folder)
-        except OSError:
+        except (OSError, RuntimeError):
             return old
         if (old is not None and old.mark == mark) or self._refused.get(found.folder) == mark:
             return old

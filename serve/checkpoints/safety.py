@@ -39,8 +39,8 @@ def check_folder(folder: Path, root: Path) -> None:
     Raises:
         CheckpointError: the folder is unsafe or incomplete; the message names the file and what to do.
     """
-    root = root.resolve()
-    if not folder.resolve().is_relative_to(root):
+    root = _resolved(root)
+    if not _resolved(folder).is_relative_to(root):
         raise CheckpointError(
             f"{folder}: is a link to a folder outside {root}; give the folder that it points to as --checkpoint"
         )
@@ -77,8 +77,16 @@ def entries(folder: Path) -> Iterator[Path]:
             yield from entries(path)
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        # Python 3.11 and 3.12 raise RuntimeError for links that lead back to themselves.
+        raise CheckpointError(f"{path}: cannot be followed as a link ({error}); remove it") from error
+
+
 def _check_entry(path: Path, root: Path) -> None:
-    if not path.resolve().is_relative_to(root):
+    if not _resolved(path).is_relative_to(root):
         raise CheckpointError(f"{path}: is a link to a path outside {root}; replace it by a copy of its target")
     mode = path.stat().st_mode if path.exists() else None
     if mode is None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

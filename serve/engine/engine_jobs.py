@@ -11,7 +11,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from coconut_ds.errors import CoconutError
-from coconut_ds.generation.prefill import default_piece
 from coconut_ds.generation.requests import Completion, Request, Score
 from coconut_ds.generation.rows import Listener
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -67,6 +66,7 @@ class EngineJobs:
         reasoner: Reasoner,
         settings: EngineSettings,
         capacity: int,
+        piece: int,
         observer: Observer,
         on_ended: Callable[[Job], None],
     ) -> None:
@@ -75,11 +75,13 @@ class EngineJobs:
             reasoner: the model.
             settings: slots of the engine.
             capacity: positions of a slot.
+            piece: see ``ThinkingEngine``.
             observer: notified of all jobs' progress.
             on_ended: called with each job that has ended, before its receiver gets its last event.
         """
         self.observer = observer
-        self._reasoner, self._settings, self._capacity, self._on_ended = reasoner, settings, capacity, on_ended
+        self._reasoner, self._settings, self._on_ended = reasoner, settings, on_ended
+        self._capacity, self._piece = capacity, piece
         self._waiting = FairQueue()
         self._tickets: dict[int, Job] = {}
         """The jobs that the engine has, by ticket."""
@@ -122,9 +124,10 @@ class EngineJobs:
         if job.ended:
             return
         if not self._waiting.remove(job):
-            ticket = next(ticket for ticket, other in self._tickets.items() if other is job)
-            self._engine.cancel(ticket)
-            self._forget(ticket)
+            ticket = next((ticket for ticket, other in self._tickets.items() if other is job), None)
+            if ticket is not None:
+                self._engine.cancel(ticket)
+                self._forget(ticket)
         self._finish(job, None)
 
     def send(self, job: Job, event: Event) -> None:
@@ -151,10 +154,11 @@ class EngineJobs:
         self._engine.take_memory()
 
     def fail_all(self, error: ServiceError) -> None:
-        """Ends all jobs with an error."""
+        """Ends all jobs with an error. Afterwards, the engine must not be used any more."""
         self._fail_running(error)
         for job in self._waiting.clear():
             self._finish(job, Failed(error))
+        self.num_running, self.cache_use = 0, 0.0
 
     def deliver(self) -> None:
         """Hands the events in the outbox to their receivers."""
@@ -189,6 +193,7 @@ class EngineJobs:
             self._engine = self._new_engine()
             self.take_memory()
             self.try_engine()
+            self._count()
         except Exception as second:
             log.error("%s can no longer be used", self._reasoner.name, exc_info=second)
             return f"its engine failed, and so did a new one ({type(second).__name__})"
@@ -203,9 +208,10 @@ class EngineJobs:
         return time.perf_counter() - began
 
     def _new_engine(self) -> ThinkingEngine:
-        prompter, settings, loop = self._reasoner.prompter, self._settings, self._reasoner.loop
-        piece = default_piece(loop) if settings.piece is None else settings.piece
-        return ThinkingEngine(loop, prompter.eos_ids, settings.num_rows, self._capacity, prompter.text, piece=piece)
+        prompter, rows = self._reasoner.prompter, self._settings.num_rows
+        return ThinkingEngine(
+            self._reasoner.loop, prompter.eos_ids, rows, self._capacity, prompter.text, piece=self._piece
+        )
 
     def _give_slots(self) -> bool:
         """Hands waiting jobs to the engine while there are slots for them. Returns whether it handed over any."""
@@ -236,6 +242,10 @@ class EngineJobs:
             ticket = self._engine.submit(job.request, _JobListener(self, job))
         except CoconutError as error:
             self._finish(job, Failed(RequestError(str(error))))
+        except Exception as error:
+            log.error("the engine could not accept the request %s", job.request_id, exc_info=error)
+            what = "the engine could not accept the request; the server's log has the details under its id"
+            self._finish(job, Failed(EngineFailedError(what)))
         else:
             job.times.started = time.perf_counter()
             self._tickets[ticket] = job
@@ -268,8 +278,8 @@ class EngineJobs:
             self.send(job, event)
 
     def _fail_running(self, error: ServiceError) -> None:
+        """Ends the jobs that the engine has. Does not touch the engine, which may fail again and is given up."""
         for ticket in list(self._tickets):
-            self._engine.cancel(ticket)
             self.end(ticket, Failed(error))
 
     def _count(self) -> None:

@@ -1,5 +1,6 @@
 """Functions that run on a model's thread, part by part. Their callers take turns, by the time that each has used."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from serve.clients.client import Client
 from serve.engine.shares import Shares
 from serve.errors import ServiceError
 
+log = logging.getLogger("serve")
 Result = TypeVar("Result")
 
 
@@ -54,8 +56,13 @@ class Function(Generic[Result]):
             self.future.set_exception(error)
 
     def _close(self) -> None:
-        if self._parts is not None:
+        """Has the parts clean up. If that fails, the model's requests must not fail with it."""
+        if self._parts is None:
+            return
+        try:
             self._parts.close()
+        except Exception:
+            log.exception("a function that was ended could not clean up")
 
 
 class Functions:

@@ -7,6 +7,7 @@ thread then continues with a new engine, unless that one cannot complete the sim
 becomes unusable.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -29,6 +30,7 @@ from serve.engine.shares import Shares
 from serve.errors import UnavailableError
 from serve.limits import EngineSettings, Limits
 
+log = logging.getLogger("serve")
 Result = TypeVar("Result")
 PART_WEIGHT = 2.0
 """A second of parts of functions counts as this many seconds of forward passes when they take turns."""
@@ -58,8 +60,8 @@ class ModelThread:
             client_room: number of jobs that each client may have even if those of others fill the queue.
         """
         # Probing must not keep requests waiting for long.
-        most = PROBING_PIECES * default_piece(reasoner.loop)
-        self.reasoner = reasoner = replace(reasoner, pass_positions=most)
+        piece = default_piece(reasoner.loop) if settings.piece is None else settings.piece
+        self.reasoner = reasoner = replace(reasoner, pass_positions=PROBING_PIECES * piece)
         self.settings = settings
         self.capacity = min(settings.max_positions, reasoner.context_length or settings.max_positions)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -68,7 +70,7 @@ class ModelThread:
         self._closing = self._stopped = False
         self._failure: str | None = None
         self._clock = PassClock()
-        self._jobs = EngineJobs(reasoner, settings, self.capacity, observer or Observer(), self._open.remove)
+        self._jobs = EngineJobs(reasoner, settings, self.capacity, piece, observer or Observer(), self._open.remove)
         self._functions = Functions(reasoner, wake=lambda: self._inbox.put(_nothing))
         self._turns: Shares[Literal["pass", "part"]] = Shares()
         """Seconds of forward passes and of parts of functions."""
@@ -167,15 +169,16 @@ class ModelThread:
                 self._closing = True
                 self._inbox.put(self._stop)
 
-    def close(self, timeout_s: float = 10.0) -> bool:
-        """Like ``stop``, but waits for the thread to end, for at most ``timeout_s`` seconds. Returns whether it did."""
+    def close(self, timeout_s: float | None = 10.0) -> bool:
+        """Like ``stop``, but waits for the thread to end, for at most ``timeout_s`` seconds (None: as long as it
+        takes). Returns whether it did."""
         self.stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _check_usable(self) -> None:
-        if self.problem is not None:
-            raise UnavailableError(f"the model cannot be used: {self.problem}")
+        if (problem := self.problem) is not None:
+            raise self._unusable(problem)
         if self._closing:
             raise UnavailableError("the model is being unloaded")
 
@@ -189,7 +192,7 @@ class ModelThread:
                 if self._failure is None:
                     self._take_turn()
                 else:
-                    self._fail_all(UnavailableError(f"the model cannot be used: {self._failure}"))
+                    self._fail_all(self._unusable(self._failure))
             except Exception as error:
                 self._recover(error)
             self._jobs.deliver()
@@ -198,9 +201,11 @@ class ModelThread:
         """Takes the memory of the cache, and measures the shortest pass, from which follows how long any pass may
         plausibly take."""
         try:
-            self._jobs.take_memory()
-            self._jobs.try_engine()
-            self._clock.plausible_s = self._jobs.try_engine() * PASS_POSITIONS / BATCHED
+            with self._clock.running("the first pass"):
+                self._jobs.take_memory()
+                self._jobs.try_engine()
+                shortest_s = self._jobs.try_engine()
+            self._clock.plausible_s = shortest_s * PASS_POSITIONS / BATCHED
         except Exception as error:
             self._recover(error)
 
@@ -245,7 +250,22 @@ class ModelThread:
         self._fail_all(UnavailableError("the server is stopping"))
 
     def _recover(self, error: Exception) -> None:
-        self._failure = self._jobs.recover(error)
+        """Replaces the engine after an error. Whatever else fails meanwhile, the thread goes on, and answers all."""
+        if self._failure is not None or self._stopped:
+            log.error("the thread of %s failed again", self.reasoner.name, exc_info=error)
+        else:
+            try:
+                with self._clock.running("the start of a new engine"):
+                    self._failure = self._jobs.recover(error)
+            except Exception as second:
+                log.error("%s can no longer be used", self.reasoner.name, exc_info=second)
+                self._failure = f"its engine failed, and could not be replaced ({type(second).__name__})"
+        if self._failure is not None:
+            self._fail_all(self._unusable(self._failure))
+
+    @staticmethod
+    def _unusable(failure: str) -> UnavailableError:
+        return UnavailableError(f"the model cannot be used: {failure}")
 
     def _fail_all(self, error: UnavailableError) -> None:
         self._jobs.fail_all(error)

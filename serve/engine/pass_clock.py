@@ -6,13 +6,16 @@ from contextlib import contextmanager
 
 HUNG_S = 20.0
 """Seconds by which a pass or a part may exceed what is plausible before it is reported as hung."""
+FIRST_S = 280.0
+"""Seconds that a pass may plausibly take as long as none has been measured: it takes the cache's memory, and on CUDA
+loads kernels and captures graphs."""
 
 
 class PassClock:
     """Knows since when the current pass or part has been running. The model's thread writes it, any thread reads it."""
 
     def __init__(self) -> None:
-        self.plausible_s = 0.0
+        self.plausible_s = FIRST_S
         """Seconds that a pass may plausibly take on this machine."""
         self._running: tuple[str, float] | None = None
         """What is running, and when it began."""

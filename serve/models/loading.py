@@ -40,7 +40,7 @@ def load_model(
 
     Raises:
         QueueFullError: see ``Room.reserve``.
-        CheckpointFailedError: it cannot be loaded.
+        CheckpointFailedError: it cannot be loaded, or cannot run.
     """
     began, thread = time.perf_counter(), None
     failure: ServiceError | None = None
@@ -55,6 +55,11 @@ def load_model(
         thread.run(lambda one: one.prompter.encode(["1"])).result()
     except ServiceError as error:
         failure = again(error)
+        if thread is not None:
+            log.error("%s was loaded, but cannot run: %s", checkpoint.name, error)
+            failure = CheckpointFailedError(
+                f"model: {checkpoint.name} cannot run; the server's log has the reason", "model"
+            )
     except Exception as error:
         # Any exception may come: what a broken file makes the libraries raise is not known.
         known = isinstance(error, CheckpointError)

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 from serve.checkpoints.finding import Mark, ServedCheckpoint
 from serve.engine.model_thread import ModelThread
-from serve.errors import ServiceError
+from serve.errors import ServiceError, UnavailableError, UnknownModelError
 
 REMEMBER_S = 60.0
 """Seconds after which a checkpoint that could not be loaded is tried again, although its files have not changed."""
@@ -30,6 +30,10 @@ class Waiters:
     def take(self, name: str) -> list[Waiting]:
         """Removes the callers of a model; returns those that still wait. These can no longer be cancelled."""
         return [one for one in self._waiting.pop(name, []) if one.set_running_or_notify_cancel()]
+
+    def forget(self, name: str) -> None:
+        """Removes the callers of a model, who get their answers elsewhere."""
+        self._waiting.pop(name, None)
 
     def take_all(self) -> list[Waiting]:
         """Like ``take``, for all models."""
@@ -58,3 +62,15 @@ class Failures:
         """Why the checkpoint could not be loaded; None if it has not been tried lately, or its files have changed."""
         until, error = self._known.get((checkpoint.name, checkpoint.mark), (0.0, None))
         return error if until > self._clock() else None
+
+
+def stopping() -> UnavailableError:
+    """The error of callers that wait for a model when the server stops."""
+    return UnavailableError("the server is stopping", "model", retry_after_s=5)
+
+
+def vanished(name: str) -> UnknownModelError:
+    """The error of callers that wait for a model whose checkpoint has vanished meanwhile."""
+    return UnknownModelError(
+        f"model: the checkpoint {name[:100]!r} has vanished; GET /v1/models lists the others", "model"
+    )

@@ -11,6 +11,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.model.feed_file import FEED_FILE
 from coconut_ds.model.folder_files import weight_files
 from coconut_ds.model.precision import multiplies_bf16
+from coconut_ds.model.support import longest_sequence
 from coconut_ds.model.weights_file import read_header
 from serve.limits import EngineSettings
 
@@ -30,7 +31,7 @@ def needed_bytes(folder: Path, settings: EngineSettings) -> int:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    context = getattr(config, "max_position_embeddings", None) or settings.max_positions
+    context = longest_sequence(config) or settings.max_positions
     # Graphs of CUDA need one more position in each row.
     columns = min(settings.max_positions, context) + (device_of(settings).type == "cuda")
     positions = settings.num_rows * columns

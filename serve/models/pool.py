@@ -6,7 +6,6 @@ checkpoint that takes long or cannot be loaded delays only its own callers. When
 is loaded anew; callers that hold the old model finish with it.
 """
 
-import gc
 import logging
 import threading
 import time
@@ -20,11 +19,11 @@ from serve.checkpoints.finding import ServedCheckpoint
 from serve.checkpoints.offered import Checkpoints
 from serve.engine.jobs import Observer
 from serve.engine.model_thread import ModelThread
-from serve.errors import CheckpointFailedError, ServiceError, UnavailableError, UnknownModelError
+from serve.errors import CheckpointFailedError, ServiceError, UnavailableError
 from serve.limits import EngineSettings, Limits
 from serve.models.loading import load_model
-from serve.models.loads import Failures, Waiters, Waiting, again
-from serve.models.memory import default_budget, device_of, needed_bytes
+from serve.models.loads import Failures, Waiters, Waiting, again, stopping, vanished
+from serve.models.memory import default_budget, device_of
 from serve.models.room import Loaded, Room
 
 log = logging.getLogger("serve")
@@ -32,7 +31,6 @@ CLOSE_S = 2.0
 """Seconds that the threads of all models may take to end when the server stops."""
 TRIES = 2
 """How often a model is loaded if its files change meanwhile."""
-__all__ = ["Models", "needed_bytes"]
 
 
 class Models:
@@ -68,7 +66,7 @@ class Models:
         self._held: dict[ModelThread, Loaded] = {}
         """All models in memory, also those that are about to leave it."""
         self._lock = threading.RLock()
-        self._room = Room(self.budget_bytes, self._lock, self._loaded, self._unload)
+        self._room = Room(self.budget_bytes, self._lock, self._loaded, self._held)
         self._waiters, self._failures = Waiters(), Failures()
         self._closing = False
         checkpoints.on_change = self._retire_vanished
@@ -114,46 +112,51 @@ class Models:
             self._wait(name, waiting)
         return waiting
 
-    def hold(self, name: str) -> ModelThread:
+    def hold(self, name: str, timeout_s: float | None = None) -> ModelThread:
         """Keeps a model in memory until ``release`` is called, after loading it if necessary.
 
+        Args:
+            name: name of the model.
+            timeout_s: seconds to wait for it at most; None: as long as it takes.
+
         Raises:
+            TimeoutError: it was not loaded in time.
             UnknownModelError: no checkpoint has this name.
             QueueFullError: the models in use leave no memory for it.
             UnavailableError: it cannot be loaded, or the server is stopping.
         """
-        return self.hold_soon(name).result()
+        waiting = self.hold_soon(name)
+        try:
+            return waiting.result(timeout_s)
+        except TimeoutError:
+            waiting.cancel()
+            waiting.add_done_callback(self.release_unwanted)
+            raise
 
-    def release(self, name: str, thread: ModelThread | None = None) -> None:
-        """Ends one ``hold`` of a model, which may be unloaded once nothing holds it.
-
-        Args:
-            name: name of the model.
-            thread: what ``hold`` returned; None: the model that now has this name.
-        """
+    def release(self, thread: ModelThread) -> None:
+        """Ends the ``hold`` of a model that returned this thread; once nothing holds it, it may be unloaded."""
         with self._lock:
-            one = self._loaded.get(name) if thread is None else self._held.get(thread)
+            one = self._held.get(thread)
             if one is None:
                 return
             one.holders -= 1
             leaves = not one.holders and self._loaded.get(one.checkpoint.name) is not one
         if leaves:
-            self._unload_soon(one)
+            self._room.unload_soon(one)
 
     def release_unwanted(self, waiting: Waiting) -> None:
         """Releases the model that a caller got that no longer waits for it; see ``hold_soon``."""
         if not waiting.cancelled() and waiting.exception() is None:
-            thread = waiting.result()
-            self.release("", thread)
+            self.release(waiting.result())
 
     @contextmanager
-    def holding(self, name: str) -> Iterator[ModelThread]:
-        """Holds a model during a ``with`` block: ``with models.holding(name) as thread``."""
-        thread = self.hold(name)
+    def holding(self, name: str, timeout_s: float | None = None) -> Iterator[ModelThread]:
+        """Holds a model during a ``with`` block: ``with models.holding(name) as thread``. Raises as ``hold`` does."""
+        thread = self.hold(name, timeout_s)
         try:
             yield thread
         finally:
-            self.release(name, thread)
+            self.release(thread)
 
     def stop_loading(self) -> None:
         """Fails all callers that wait for a model. Models that are being loaded are not kept."""
@@ -161,7 +164,7 @@ class Models:
             self._closing = True
             waiting = self._waiters.take_all()
         for one in waiting:
-            one.set_exception(_stopping())
+            one.set_exception(stopping())
 
     def close(self) -> None:
         """Unloads all models and ends their threads, within ``CLOSE_S``."""
@@ -193,13 +196,12 @@ class Models:
                 checkpoint = self.checkpoints[name]
                 one, failure = self._loaded.get(name), self._failures.of(checkpoint)
                 if self._closing:
-                    raise _stopping()
+                    raise stopping()
                 if one is None and failure is not None:
                     raise again(failure)
                 if one is None or self._is_outdated(one, checkpoint):
                     if self._waiters.add(name, waiting):
-                        loader = threading.Thread(target=self._load_for, args=[name], name=f"load-{name}", daemon=True)
-                        loader.start()
+                        self._start_loading(name)
                     return
                 thread = self._hold(one) if waiting.set_running_or_notify_cancel() else None
         except ServiceError as error:
@@ -209,11 +211,28 @@ class Models:
         if thread is not None:
             waiting.set_result(thread)
 
+    def _start_loading(self, name: str) -> None:
+        try:
+            threading.Thread(target=self._load_for, args=[name], name=f"load-{name}", daemon=True).start()
+        except RuntimeError as error:
+            log.error("%s cannot be loaded now: %s", name, error)
+            self._waiters.forget(name)
+            raise UnavailableError("model: no thread is free to load it; retry later", "model", 5) from error
+
     # On other threads
 
     def _load_for(self, name: str) -> None:
         """Loads a model, and answers all callers that wait for it. Runs on a thread of its own."""
-        made, error = self._try_to_load(name)
+        made: Loaded | None = None
+        error: ServiceError | None
+        try:
+            made, error = self._try_to_load(name)
+        except Exception:
+            # Its callers must get an answer, whatever happens.
+            log.exception("%s cannot be loaded", name)
+            error = CheckpointFailedError(
+                f"model: {name[:100]} cannot be loaded; the server's log has the reason", "model"
+            )
         old = None
         with self._lock:
             waiting = self._waiters.take(name)
@@ -233,10 +252,10 @@ class Models:
             if error is None and one is not None:
                 each.set_result(one.thread)
             else:
-                each.set_exception(_stopping() if error is None else again(error))
+                each.set_exception(stopping() if error is None else again(error))
         for leaving in (old, made if one is not made else None):
             if leaving is not None and not leaving.holders:
-                self._unload(leaving)
+                self._room.unload(leaving)
 
     def _try_to_load(self, name: str) -> tuple[Loaded | None, ServiceError | None]:
         """The model, or why it cannot be loaded."""
@@ -244,7 +263,7 @@ class Models:
         for _ in range(TRIES):
             checkpoint = self.checkpoints.get(name)
             if checkpoint is None:
-                return None, _vanished(name)
+                return None, vanished(name)
             try:
                 return load_model(checkpoint, self.settings, self._room, self._start), None
             except CheckpointFailedError as raised:
@@ -273,28 +292,4 @@ class Models:
                 del self._loaded[one.checkpoint.name]
             unused = [one for one in gone if not one.holders]
         for one in unused:
-            self._unload_soon(one)
-
-    def _unload_soon(self, one: Loaded) -> None:
-        threading.Thread(target=self._unload, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
-
-    def _unload(self, one: Loaded) -> None:
-        """Ends a model's thread and frees its memory. Nothing holds it, and callers can no longer get it."""
-        self._room.leaves(one)
-        if not one.thread.close():
-            log.error("%s: its thread does not end, so its memory stays in use", one.checkpoint.name)
-            return
-        with self._lock:
-            self._held.pop(one.thread, None)
-        gc.collect()
-        self._room.freed(one)
-
-
-def _stopping() -> UnavailableError:
-    return UnavailableError("the server is stopping", "model", retry_after_s=5)
-
-
-def _vanished(name: str) -> UnknownModelError:
-    return UnknownModelError(
-        f"model: the checkpoint {name[:100]!r} has vanished; GET /v1/models lists the others", "model"
-    )
+            self._room.unload_soon(one)

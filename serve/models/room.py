@@ -1,5 +1,6 @@
 """The memory budget of all models, and which of them leave memory when another one needs it."""
 
+import gc
 import logging
 import threading
 import time
@@ -13,6 +14,8 @@ from serve.engine.model_thread import ModelThread
 from serve.errors import QueueFullError
 
 log = logging.getLogger("serve")
+ENDS_S = 10.0
+"""Seconds that the thread of a model may take to end before others no longer wait for it."""
 LEAVING_S = 10.0
 """Seconds to wait for memory of models that are being unloaded."""
 
@@ -37,16 +40,16 @@ class Room:
         budget_bytes: int,
         lock: threading.RLock,
         loaded: OrderedDict[str, Loaded],
-        unload: Callable[[Loaded], None],
+        held: dict[ModelThread, Loaded],
     ) -> None:
         """
         Args:
             budget_bytes: memory of all models together.
-            lock: protects ``loaded``.
+            lock: protects ``loaded`` and ``held``.
             loaded: the models that callers can get, the least recently used first. Those that leave are taken out.
-            unload: ends a model's thread, and then calls ``freed``.
+            held: all models in memory. Those whose threads have ended are taken out.
         """
-        self._budget, self._loaded, self._unload = budget_bytes, loaded, unload
+        self._budget, self._loaded, self._held = budget_bytes, loaded, held
         self._changed = threading.Condition(lock)
         self._reserved: dict[str, int] = {}
         """Bytes for models that are being loaded, by name."""
@@ -76,7 +79,7 @@ class Room:
         while (leaving := self._try(checkpoint.name, needed, may_wait=time.monotonic() < ends)) is not None:
             for one in leaving:
                 log.info("%s: unloaded", one.checkpoint.name)
-                self._unload(one)
+                self.unload(one)
 
     def _try(self, name: str, needed: int, may_wait: bool) -> list[Loaded] | None:
         """Reserves memory and returns None; or takes out and returns models that have to leave first.
@@ -118,14 +121,44 @@ class Room:
             self._reserved.pop(one.checkpoint.name, None)
             self._taken[one.thread] = one.num_bytes
 
-    def leaves(self, one: Loaded) -> None:
-        """Says that a model is about to be unloaded."""
+    def unload_soon(self, one: Loaded) -> None:
+        """Like ``unload``, on another thread."""
+        _on_a_thread(self.unload, one)
+
+    def unload(self, one: Loaded) -> None:
+        """Ends a model's thread and frees its memory. Nothing holds it, and callers can no longer get it.
+
+        If the thread does not end soon, its memory is freed later, once the thread has ended.
+        """
         with self._changed:
             self._leaving.add(one.thread)
+        if one.thread.close(ENDS_S):
+            self.freed(one)
+            return
+        log.error("%s: its thread does not end yet; its memory stays in use until it does", one.checkpoint.name)
+        _on_a_thread(self._free_later, one)
+
+    def _free_later(self, one: Loaded) -> None:
+        one.thread.close(None)
+        log.info("%s: its thread has ended, and its memory is free", one.checkpoint.name)
+        self.freed(one)
 
     def freed(self, one: Loaded) -> None:
-        """Says that the memory of a model is free."""
+        """Frees the memory of a model whose thread has ended."""
+        with self._changed:
+            self._held.pop(one.thread, None)
+        gc.collect()
         with self._changed:
             self._taken.pop(one.thread, None)
             self._leaving.discard(one.thread)
             self._changed.notify_all()
+
+
+def _on_a_thread(function: Callable[[Loaded], None], one: Loaded) -> None:
+    """Calls a function that unloads a model, on a thread of its own."""
+    try:
+        threading.Thread(target=function, args=[one], name=f"unload-{one.checkpoint.name}", daemon=True).start()
+    except RuntimeError as error:
+        # The caller only ends a request, which must not fail because of this.
+        log.error("%s: its memory stays in use, because it cannot be unloaded: %s", one.checkpoint.name, error)
+        one.thread.stop()

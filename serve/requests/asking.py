@@ -9,6 +9,7 @@ from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.generation.requests import Request, Sampling
 from coconut_ds.reasoner import Reasoner
 from serve.clients.client import IN_PROCESS, Client
+from serve.engine.deadlines import Deadline
 from serve.errors import RequestError
 from serve.limits import Limits
 
@@ -56,6 +57,8 @@ class Ask:
     """Who asks."""
     timeout_s: float | None = None
     """Seconds after which the caller no longer wants the answer; None: the server's time limit holds alone."""
+    deadline: Deadline | None = None
+    """When the whole request must have ended; None: it begins with the next call of the service, see ``begun``."""
 
 
 def check_numbers(ask: Ask, limits: Limits) -> None:

@@ -9,10 +9,9 @@ frees the slots of its requests after at most one pass, and no further part of i
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from contextvars import ContextVar
-from types import MappingProxyType
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -22,17 +21,18 @@ from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.parts import Parts
 from coconut_ds.reasoner import Reasoner
+from serve.aside import aside
 from serve.clients.client import IN_PROCESS, Client
 from serve.engine.deadlines import Deadline
 from serve.engine.jobs import Done, Failed, Job, Receiver
 from serve.engine.mailbox import AsyncMailbox, Mailbox
 from serve.engine.model_thread import ModelThread
-from serve.errors import TimeLimitError, UnavailableError
+from serve.errors import UnavailableError
 from serve.limits import Limits
 from serve.models.pool import Models
-from serve.requests.aside import aside
 from serve.requests.asking import Ask, check_numbers, requests_of
 from serve.requests.continuations import Choice, Delta, Running
+from serve.requests.holding import holding, holding_now, keeping
 from serve.requests.text import TextStream
 
 log = logging.getLogger("serve")
@@ -41,19 +41,6 @@ LONG_PROMPT = 20_000
 """Characters or token ids. Prompts that are longer than this in total are read aside of the event loop."""
 LONG_TEXT = 512
 """Tokens. Continuations that have more in total become text aside of the event loop."""
-
-
-_kept: ContextVar[Mapping[str, ModelThread]] = ContextVar("kept", default=MappingProxyType({}))
-"""Models that the current coroutine keeps, see ``Service.keeping``."""
-
-
-@contextmanager
-def _keeping(model: str, thread: ModelThread) -> Iterator[None]:
-    token = _kept.set({**_kept.get(), model: thread})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
 
 
 class Service:
@@ -110,25 +97,39 @@ class Service:
             ServiceError: the request is refused, the model cannot be used, or the deadline has passed.
         """
         check_numbers(ask, self.limits)
-        async with self._holding(ask.model, self.deadline_of(ask)) as thread:
-            with _keeping(ask.model, thread):
+        self._check_accepting()
+        async with holding(self.models, ask.model, self.deadline_of(ask)) as thread:
+            with keeping(ask.model, thread):
                 yield
 
     @contextmanager
     def keeping_that_of(self, prompter: Prompter, model: str) -> Iterator[None]:
         """Like ``keeping``, for the model of a running stream; ``prompter``: what ``streaming`` has returned."""
         threads = [one for one in self.models.threads if one.reasoner.backbone is prompter.backbone]
-        with _keeping(model, threads[0]) if threads else nullcontext():
+        with keeping(model, threads[0]) if threads else nullcontext():
             yield
 
-    async def call(self, model: str, function: Callable[[Reasoner], Result], client: Client = IN_PROCESS) -> Result:
+    async def call(
+        self,
+        model: str,
+        function: Callable[[Reasoner], Result],
+        client: Client = IN_PROCESS,
+        deadline: Deadline | None = None,
+    ) -> Result:
         """Runs a function on the model's thread, between two passes; the model's running requests wait for it.
+
+        Args:
+            model: name of the checkpoint.
+            function: given the reasoner, returns the result.
+            client: who wants the result.
+            deadline: of the request that this call belongs to; None: the server's time limit begins now.
 
         Raises:
             ServiceError: the model cannot be used, or the time limit was exceeded.
         """
-        deadline = Deadline.after(self.limits.request_s)
-        async with self._holding(model, deadline) as thread, deadline.limiting():
+        deadline = deadline or Deadline.after(self.limits.request_s)
+        self._check_accepting()
+        async with holding(self.models, model, deadline) as thread, deadline.limiting():
             return await asyncio.wrap_future(thread.run(function, client))
 
     async def call_in_parts(
@@ -150,26 +151,32 @@ class Service:
             ServiceError: the model cannot be used, or the deadline has passed.
         """
         limiting = nullcontext() if deadline is None else deadline.limiting()
-        async with self._holding(model, deadline or Deadline.after(self.limits.request_s)) as thread, limiting:
+        loaded_by = deadline or Deadline.after(self.limits.request_s)
+        self._check_accepting()
+        async with holding(self.models, model, loaded_by) as thread, limiting:
             return await asyncio.wrap_future(thread.run_in_parts(begin, client))
 
-    async def decode_thoughts(
-        self, model: str, thoughts: torch.Tensor, top_k: int, client: Client = IN_PROCESS
-    ) -> list[DecodedThought]:
-        """Decodes thoughts [L, D] with the model's head: the ``top_k`` most likely tokens of each."""
+    async def decode_thoughts(self, ask: Ask, thoughts: torch.Tensor, top_k: int) -> list[DecodedThought]:
+        """Decodes thoughts [L, D] of an answer with the model's head: the ``top_k`` most likely tokens of each.
+
+        Raises:
+            ServiceError: the model cannot be used, or the request's deadline has passed.
+        """
         if not len(thoughts) or not top_k:
             return []
-        return await self.call(model, lambda reasoner: _decoded(reasoner, thoughts, top_k), client)
+        deadline = self.deadline_of(ask)
+        return await self.call(ask.model, lambda reasoner: _decoded(reasoner, thoughts, top_k), ask.client, deadline)
 
     # For plain threads
 
     def answer_now(self, ask: Ask) -> list[Choice]:
         """Like ``answer``, but blocks, and returns only the continuations."""
         check_numbers(ask, self.limits)
+        deadline = self.deadline_of(ask)
         self._check_accepting()
-        with self.models.holding(ask.model) as thread:
+        with holding_now(self.models, ask.model, deadline) as thread:
             requests, mailbox = requests_of(ask, thread.reasoner, thread.capacity, self.limits), Mailbox()
-            with self._submitted(ask, requests, thread, mailbox, "in-process", False, self.deadline_of(ask)) as running:
+            with self._submitted(ask, requests, thread, mailbox, "in-process", False, deadline) as running:
                 done: dict[int, Completion] = {}
                 while len(done) < len(running.jobs):
                     try:
@@ -184,9 +191,10 @@ class Service:
 
     def call_now(self, model: str, function: Callable[[Reasoner], Result]) -> Result:
         """Like ``call``, but blocks."""
+        deadline = Deadline.after(self.limits.request_s)
         self._check_accepting()
-        with self.models.holding(model) as thread:
-            future, deadline = thread.run(function), Deadline.after(self.limits.request_s)
+        with holding_now(self.models, model, deadline) as thread:
+            future = thread.run(function)
             try:
                 return future.result(deadline.remaining_s)
             except TimeoutError:
@@ -195,9 +203,13 @@ class Service:
 
     # State and shutdown
 
+    def begun(self, ask: Ask) -> Ask:
+        """The request with its deadline, which all calls for it share. Call it when the request arrives."""
+        return replace(ask, deadline=self.deadline_of(ask))
+
     def deadline_of(self, ask: Ask) -> Deadline:
-        """The deadline of a request that begins now."""
-        return Deadline.after(self.limits.request_s, ask.timeout_s)
+        """The deadline of a request; if it has none yet, that of one that begins now."""
+        return ask.deadline or Deadline.after(self.limits.request_s, ask.timeout_s)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -224,34 +236,14 @@ class Service:
             raise UnavailableError("the server is stopping", retry_after_s=5)
 
     @asynccontextmanager
-    async def _holding(self, model: str, deadline: Deadline) -> AsyncIterator[ModelThread]:
-        """Holds a model, which another thread loads if necessary."""
-        self._check_accepting()
-        if (kept := _kept.get().get(model)) is not None:
-            yield kept
-            return
-        thread = self.models.hold_if_loaded(model)
-        if thread is None:
-            waiting = self.models.hold_soon(model)
-            try:
-                async with deadline.limiting():
-                    thread = await asyncio.wrap_future(waiting)
-            except (asyncio.CancelledError, TimeLimitError):
-                waiting.add_done_callback(self.models.release_unwanted)
-                raise
-        try:
-            yield thread
-        finally:
-            self.models.release(model, thread)
-
-    @asynccontextmanager
     async def _running(
         self, ask: Ask, request_id: str, wants_steps: bool
     ) -> AsyncIterator[tuple[Running, AsyncMailbox]]:
         """Accepts a request: yields its jobs, and the mailbox that receives their events."""
         check_numbers(ask, self.limits)
         deadline = self.deadline_of(ask)
-        async with self._holding(ask.model, deadline) as thread:
+        self._check_accepting()
+        async with holding(self.models, ask.model, deadline) as thread:
             mailbox, arguments = AsyncMailbox(), (ask, thread.reasoner, thread.capacity, self.limits)
             if sum(map(len, ask.prompts)) > LONG_PROMPT:
                 requests = await aside(requests_of, *arguments)

@@ -34,10 +34,9 @@ async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence
     Raises:
         ServiceError: the request was refused or failed.
     """
-    ask = replace(ask, prompts=ask.prompts[:1], samples=1, keep_thoughts=True)
+    ask = service.begun(replace(ask, prompts=ask.prompts[:1], samples=1, keep_thoughts=True))
     question = ask.prompts[0]
     assert isinstance(question, str), "traces need a question as text"
-    deadline = service.deadline_of(ask)
 
     def decode(reasoner: Reasoner) -> Parts[ThoughtTrace]:
         count = reasoner.thoughts(ask.n_thoughts, ask.force_text_after).count
@@ -45,4 +44,4 @@ async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence
 
     async with service.keeping(ask):
         _, (choice,) = await service.answer(ask, request_id)
-        return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, deadline))
+        return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, ask.deadline))

@@ -49,6 +49,7 @@ NO_TENSORS = {
     "model/head.py:vocabulary_product": ON_A_CPU,
     "model/support.py:attention_window": CONFIGURATION,
     "model/support.py:context_length": CONFIGURATION,
+    "model/support.py:longest_sequence": CONFIGURATION,
     "model/support.py:refuse_partial": CONFIGURATION,
     "model/support.py:stored_buffers": CONFIGURATION,
     "model/trial.py:Trial.fault": CONFIGURATION,
