@@ -14,6 +14,7 @@ from waiting import until, wait_until
 from coconut_ds import load_reasoner
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.model.latent_loop import LatentLoop
+from serve.checkpoints.offered import find_checkpoints
 from serve.clients.client import Client
 from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
 from serve.limits import EngineSettings
