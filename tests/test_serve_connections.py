@@ -49,20 +49,21 @@ async def app(scope, receive, send):
 class Running:
     """A server in this event loop."""
 
-    def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool) -> None:
+    def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool, unread_s: float) -> None:
         self.metrics, self.go = Metrics(), asyncio.Event()
         self.writers: list[asyncio.StreamWriter] = []
-        limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8)
+        limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8, unread_s=unread_s)
         self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
-        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
+        # uvicorn's own timer has no effect.
+        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=0)
         config.load()
-        state = ServerState()
+        self.state = ServerState()
         self.sockets = listening("127.0.0.1", 0)
         self.address = self.sockets[0].getsockname()
         self.listener = Listener(
             self.sockets,
             self.connections,
-            lambda source: Connection(config, state, {"go": self.go}, self.connections, source),
+            lambda source: Connection(config, self.state, {"go": self.go}, self.connections, source),
             tls,
         )
 
@@ -82,7 +83,9 @@ class Running:
         return answer
 
 
-def serve(test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: bool = True) -> None:
+def serve(
+    test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: bool = True, unread_s: float = 30.0
+) -> None:
     """Runs a coroutine with a server, which looks at its connections all the time."""
 
     async def sweep(running: Running) -> None:
@@ -92,7 +95,7 @@ def serve(test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: boo
 
     @asynccontextmanager
     async def running():
-        one = Running(most, tls, is_exempt)
+        one = Running(most, tls, is_exempt, unread_s)
         sweeping = asyncio.ensure_future(sweep(one))
         try:
             yield one
@@ -149,9 +152,8 @@ def test_a_client_that_keeps_the_server_waiting_is_not_waited_for(monkeypatch, s
     serve(test)
 
 
-def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
+def test_a_client_that_does_not_read_is_not_waited_for():
     """Neither the connection nor the answer that it does not read is kept."""
-    monkeypatch.setattr(connections_module, "UNREAD_S", 0.5)
 
     async def test(running: Running) -> None:
         _, writer = await running.open(ASK % b"large")
@@ -161,12 +163,27 @@ def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
         assert not running.connections._all
         writer.close()
 
+    serve(test, unread_s=0.5)
+
+
+def test_a_client_that_does_not_read_why_its_head_was_refused_keeps_no_file_open():
+    """It is counted as long as its socket is open, and is reported once."""
+
+    async def test(running: Running) -> None:
+        _, writer = await running.open(ASK % b"large")
+        writer.transport.pause_reading()
+        await asyncio.sleep(0.1)
+        writer.write(b"GET")
+        while running.connections._all:
+            await asyncio.sleep(0.01)
+        assert not running.state.connections
+        assert running.count("connections_ended_total", reason="slow head") == 1
+        assert running.count("connections_ended_total", reason="unread") == 0
+
     serve(test)
 
 
-def test_a_client_that_reads_slowly_gets_everything(monkeypatch):
-    monkeypatch.setattr(connections_module, "UNREAD_S", 0.3)
-
+def test_a_client_that_reads_slowly_gets_everything():
     async def test(running: Running) -> None:
         reader, writer = await running.open(ASK % b"large", limit=1 << 20)
         num = 0
@@ -175,7 +192,7 @@ def test_a_client_that_reads_slowly_gets_everything(monkeypatch):
             await asyncio.sleep(0.02)
         writer.close()
 
-    serve(test)
+    serve(test, unread_s=0.3)
 
 
 def test_the_connection_that_waited_longest_makes_room(monkeypatch):
