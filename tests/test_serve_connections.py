@@ -193,7 +193,7 @@ def test_a_client_that_reads_slowly_gets_everything():
             await asyncio.sleep(0.02)
         writer.close()
 
-    serve(test, unread_s=0.3)
+    serve(test, unread_s=0.6)
 
 
 def test_the_connection_that_waited_longest_makes_room(monkeypatch):
