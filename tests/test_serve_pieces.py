@@ -185,6 +185,9 @@ def test_a_stream_is_not_begun_for_a_client_that_left_while_its_model_was_loaded
     class Loading:
         limits = Limits()
 
+        def begun(self, ask):
+            return ask
+
         @asynccontextmanager
         async def streaming(self, ask, request_id):
             try:
