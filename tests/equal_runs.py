@@ -23,9 +23,7 @@ def differences(left: Path, right: Path) -> list[str]:
         path, other = left / last / name, right / last / name
         if path.is_dir() or path.name == "manifest.json":
             continue
-        if path.suffix == ".pt":
-            found += [f"{name}: {where}" for where in unequal(read(path), read(other), "")]
-        elif path.name == "resume_state.json":
+        if path.name == "resume_state.json":
             values = [json.loads(each.read_text()) for each in (path, other)]
             found += [f"{name}: {key}" for key in ("position", "scores") if values[0][key] != values[1][key]]
         elif path.read_bytes() != other.read_bytes():
@@ -40,11 +38,6 @@ def differences(left: Path, right: Path) -> list[str]:
 def plain(line: dict[str, Any]) -> dict[str, Any]:
     """A line of the record without the values that depend on the clock."""
     return {key: value for key, value in line.items() if not key.startswith("perf/") and key != "time"}
-
-
-def read(path: Path) -> Any:
-    """Loads a file that a run of this program has pickled."""
-    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def unequal(a: Any, b: Any, where: str) -> list[str]:

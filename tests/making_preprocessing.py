@@ -21,7 +21,8 @@ def script(name: str) -> ModuleType:
 gsm, prontoqa = script("gsm_icot"), script("prontoqa")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of the files directly in a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 

@@ -66,10 +66,6 @@ def names(folder: RunFolder) -> set[str]:
     return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def manifest_of(folder: RunFolder) -> RunManifest:
     fixed = {"name": "tiny", "signature": folder.signature, "attempt": folder.path.name, "host": "here", "pid": 1}
     values = {"status": "running", "world_size": 1, "num_epochs": 9, "code": {}, "versions": {}}

@@ -4,15 +4,14 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import launching
 import yaml
 from kill_matrix import RUN
 from launching import Process, environment, forking, starting
+from waiting import wait_until
 
 from coconut_ds.distributed.launcher import launcher
 from coconut_ds.files import damage
@@ -51,14 +50,6 @@ def processes(session: int) -> Iterator[tuple[int, str]]:
             continue
 
 
-def until(condition: Any, seconds: float) -> bool:
-    """Waits until the condition holds; returns whether it did in time."""
-    end = time.monotonic() + seconds
-    while not (holds := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(holds)
-
-
 def records(folder: Path) -> list[Path]:
     """The record of the run in this folder, once it has made some updates."""
     return [path for path in folder.glob("*/*/*/metrics.jsonl") if path.stat().st_size > 1000]
@@ -69,9 +60,9 @@ def signalled(number: signal.Signals, ranks: int, folder: Path, target: Callable
     code of the process that was started."""
     process = begin(number, ranks, folder)
     try:
-        assert until(lambda: records(folder) or process.poll() is not None, 300), (folder / "log").read_text()
+        wait_until(lambda: records(folder) or process.poll() is not None, 300, folder / "log")
         os.kill(target(process), number)
-        assert until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
+        wait_until(lambda: process.poll() is not None and not list(processes(process.pid)), 90)
     finally:
         for pid, _ in processes(process.pid):
             os.kill(pid, signal.SIGKILL)

@@ -81,7 +81,3 @@ def record(folder: RunFolder) -> list[dict]:
 
 def column(folder: RunFolder, name: str) -> list:
     return [line[name] for line in record(folder) if name in line]
-
-
-def names(folder: RunFolder) -> set[str]:
-    return {path.name for path in folder.path.iterdir() if "checkpoint" in path.name}

@@ -24,6 +24,8 @@ DRAIN_S = (1, 4)
 """Values of ``--drain-s``: shorter and longer than most requests."""
 STARTING_S, SERVING_S = 8.0, 2.0
 """Longest time until the signal, from the beginning of the start and from the first request."""
+FORKED_S = 1.0
+"""Longest time until the signal while a forked server (``real=False``) starts, which has imported everything."""
 BODY = {"model": "coconut", "prompt": "a", "max_tokens": 200, "min_tokens": 200}
 REQUESTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/completions", {**BODY, "stream": True, "n": 4}),
@@ -74,7 +76,8 @@ def trial(folder: Path, draws: random.Random, while_starting: bool, real: bool =
         if not while_starting:
             server.wait_until_ready()
             threads = load(server, stops)
-        after_s = draws.uniform(0, STARTING_S if while_starting else SERVING_S)
+        starting_s = STARTING_S if real else FORKED_S
+        after_s = draws.uniform(0, starting_s if while_starting else SERVING_S)
         time.sleep(after_s)
         began = time.monotonic()
         code = server.stop(limit_s=drain_s + 30)

@@ -3,7 +3,8 @@
 ``python tests/slow_connections.py --json`` starts a server that may have 1,024 open files, opens 2,000 connections of
 five kinds (see ``KINDS``), opens each again a second after the server closed it, and asks for ``/health`` all the
 while, each time on a new connection, as a load balancer does. The last line is a JSON object; the exit code is 0 if all
-figures are within ``BOUNDS``. The test suite runs a smaller form.
+figures are within ``BOUNDS``. The test suite runs a smaller form,
+without the kind and the figure whose limits a busy machine may exceed.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -45,6 +47,7 @@ class Attack:
     num: int
     reopens_s: float
     """Seconds during which a connection that the server closed is opened again."""
+    kinds: Sequence[str] = tuple(KINDS)
     num_opened: int = 0
     longest_open_s: float = 0.0
     open: dict[socket.socket, tuple[str, float]] = field(default_factory=dict)
@@ -53,9 +56,9 @@ class Attack:
     def run(self, limit_s: float) -> dict[str, float]:
         """Opens the connections; returns figures when the server has closed all, or after ``limit_s`` seconds."""
         self._selector, began = selectors.DefaultSelector(), time.monotonic()
-        kinds, drips_at, closed = list(KINDS), began, deque[tuple[float, str]]()
+        drips_at, closed = began, deque[tuple[float, str]]()
         for index in range(self.num):
-            self._open(kinds[index % len(kinds)])
+            self._open(self.kinds[index % len(self.kinds)])
         while (self.open or closed) and time.monotonic() < began + limit_s:
             for key, _ in self._selector.select(0.05):
                 kind = self._ended(key.fileobj)
@@ -119,11 +122,13 @@ def ask_health(address: tuple[str, int], limit_s: float = 10.0) -> float | None:
     return (time.monotonic() - began) * 1000 if answer.startswith(b"HTTP/1.1 200 ") else None
 
 
-def attack(server: Any, num: int, reopens_s: float, limit_s: float) -> dict[str, Any]:
+def attack(
+    server: Any, num: int, reopens_s: float, limit_s: float, kinds: Sequence[str] = tuple(KINDS)
+) -> dict[str, Any]:
     """Attacks a running server (``serving.ServerProcess``) from another process, and returns the figures."""
     parts, num_lines = urlsplit(server.url), len(server.lines)
     address = (str(parts.hostname), int(parts.port or 0))
-    command = [sys.executable, __file__, "--attack", *map(str, (*address, num, reopens_s, limit_s))]
+    command = [sys.executable, __file__, "--attack", *map(str, (*address, num, reopens_s, limit_s)), *kinds]
     asked: list[float | None] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attacker:
         while attacker.poll() is None:
@@ -151,10 +156,10 @@ def holds(figures: dict[str, Any]) -> bool:
 def main() -> int:
     """Runs the whole attack."""
     if sys.argv[1:2] == ["--attack"]:
-        host, port, num, reopens_s, limit_s = sys.argv[2:]
+        host, port, num, reopens_s, limit_s, *kinds = sys.argv[2:]
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, int(num) + 500), hard))
-        print(json.dumps(Attack((host, int(port)), int(num), float(reopens_s)).run(float(limit_s))))
+        print(json.dumps(Attack((host, int(port)), int(num), float(reopens_s), kinds).run(float(limit_s))))
         return 0
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=2000)

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -75,9 +76,9 @@ class Client:
         self._address, self._world, self._counts = address, world, counts
         self._random, self._connection = random.Random(seed), Connection(*address)
 
-    async def run(self, ends: float) -> None:
-        """Sends requests until ``ends``, a time of ``time.monotonic``."""
-        while time.monotonic() < ends:
+    async def run(self, is_over: Callable[[], bool]) -> None:
+        """Sends requests until it is over."""
+        while not is_over():
             kind = self._random.choice(KINDS)
             self._counts.kinds[kind] += 1
             try:
@@ -199,10 +200,10 @@ class Gauge:
         self._folder = Path("/proc", str(pid))
         self.samples: list[tuple[int, int]] = []
 
-    async def run(self, ends: float, bar: tqdm) -> None:
-        """Samples until ``ends``."""
-        while time.monotonic() < ends:
-            await asyncio.sleep(min(1.0, max(0.05, ends - time.monotonic())))
+    async def run(self, is_over: Callable[[], bool], bar: tqdm) -> None:
+        """Samples until it is over."""
+        while not is_over():
+            await asyncio.sleep(1.0)
             pages = int((self._folder / "statm").read_text(encoding="ascii").split()[1])
             self.samples.append((pages * 4096, len(list((self._folder / "fd").iterdir()))))
             bar.update(min(1.0, bar.total - bar.n))
@@ -214,26 +215,35 @@ class Gauge:
         return round(median(values[-tenth:]) / median(values[:tenth]) - 1, 4)
 
 
-async def change_checkpoints(world: World, counts: Counts, ends: float, quick: bool) -> None:
-    """Changes checkpoints until ``ends``."""
+async def change_checkpoints(world: World, counts: Counts, is_over: Callable[[], bool], quick: bool) -> None:
+    """Changes checkpoints until it is over."""
     generator = random.Random(1)
     while True:
         pause = CHANGES_S[0] if quick else generator.choice(CHANGES_S) * (0.5 + generator.random())
-        if time.monotonic() + pause > ends:
-            return
-        await asyncio.sleep(pause)
+        changes_at = time.monotonic() + pause
+        while time.monotonic() < changes_at:
+            if is_over():
+                return
+            await asyncio.sleep(min(0.1, max(0.0, changes_at - time.monotonic())))
         await asyncio.to_thread(world.change)
         counts.changes += 1
 
 
-async def use(server: ServerProcess, world: World, seconds: float) -> dict[str, Any]:
-    """Uses a server for this time; returns the figures."""
+async def use(
+    server: ServerProcess, world: World, seconds: float, is_enough: Callable[[Counts], bool] = lambda counts: False
+) -> dict[str, Any]:
+    """Uses a server for this time, or until these counts are enough; returns the figures."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     counts, gauge, ends = Counts(), Gauge(server.process.pid), time.monotonic() + seconds
+
+    def is_over() -> bool:
+        return time.monotonic() >= ends or is_enough(counts)
+
     clients = [Client((host, int(port)), world, counts, seed) for seed in range(CLIENTS)]
     with tqdm(total=round(seconds), unit="s", disable=None, desc="soak") as bar:
-        work = [client.run(ends) for client in clients]
-        await asyncio.gather(*work, gauge.run(ends, bar), change_checkpoints(world, counts, ends, seconds < 60))
+        work = [client.run(is_over) for client in clients]
+        changing = change_checkpoints(world, counts, is_over, quick=seconds <= 60)
+        await asyncio.gather(*work, gauge.run(is_over, bar), changing)
     return {
         "wrong": len(counts.wrong),
         "server_errors": len(counts.server_errors),

@@ -178,14 +178,19 @@ def suspended_process(folder: Path, draw: random.Random) -> int:
     words = [Path(__file__), TRAIN, *RUN, "num_epochs=1", "save_every_steps=1", f"run.save_path={runs}"]
     environ = environment(DS_ACCELERATOR="cpu", LOGLEVEL="ERROR")
     with log_file.open("ab") as log:
-        loser = start(words, {**environ, ELSEWHERE: "1"}, stdout=log, stderr=log)
-        stop_in_a_save(loser, runs, draw)
-        make_silent(runs)
-        winner = start(words, environ, stdout=log, stderr=log)
-        assert winner.wait(300) == 0, log_file.read_text()[-3000:]
-        before = tree(runs)
-        loser.send_signal(signal.SIGCONT)
-        code = loser.wait(300)
+        launched = [start(words, {**environ, ELSEWHERE: "1"}, stdout=log, stderr=log)]
+        try:
+            stop_in_a_save(launched[0], runs, draw)
+            make_silent(runs)
+            launched.append(start(words, environ, stdout=log, stderr=log))
+            assert launched[1].wait(300) == 0, log_file.read_text()[-3000:]
+            before = tree(runs)
+            launched[0].send_signal(signal.SIGCONT)
+            code = launched[0].wait(300)
+        finally:
+            for process in launched:
+                process.kill()
+                process.wait()
     # 0: it was stopped after it had completed the run, or was too fast to be stopped.
     assert code in (0, 2), f"the loser ended with {code}: {log_file.read_text()[-3000:]}"
     return bytes_changed(before, tree(runs))

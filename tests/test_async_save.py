@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from making_saver import StillEngine, WrittenLater, contents, names, raising, with_settings
+from making import contents
+from making_saver import StillEngine, WrittenLater, names, raising, with_settings
 from making_training import train
 from torch_engine import TorchEngine, run_folder, tiny_experiment
+from waiting import wait_until
 
 from coconut_ds.distributed import background as threads
 from coconut_ds.distributed.background import Background
@@ -51,6 +53,20 @@ class Gate:
         return self.still.model_state()
 
 
+class Opening(Background):
+    """Opens a gate only once it is waited for, ``after_s`` seconds later."""
+
+    def __init__(self, gate: Gate, after_s: float = 0.0) -> None:
+        super().__init__(ALONE)
+        self.gate, self.after_s = gate, after_s
+
+    def wait(self) -> BaseException | None:
+        if not self.gate.open.is_set():
+            time.sleep(self.after_s)
+            self.gate.open.set()
+        return super().wait()
+
+
 def of_training(folder: RunFolder) -> dict[str, dict[str, bytes]]:
     """The files of all checkpoints, without the number of the launch, hashes, and the length of the record, whose lines
     have times."""
@@ -62,11 +78,11 @@ def of_training(folder: RunFolder) -> dict[str, dict[str, bytes]]:
 
 
 def test_the_files_are_those_of_a_save_that_training_waits_for(tmp_path, monkeypatch):
-    """Each write begins only after the next update has changed the weights."""
+    """Each write, except the last one, begins only after the next update has changed the weights."""
     at_once, later = run_folder(tmp_path / "at_once"), run_folder(tmp_path / "later")
     options = ("num_epochs=1", "save_every_steps=1")
     train(at_once, *options)
-    write, updates = CheckpointWriter.write, []
+    write, updates, late_ones = CheckpointWriter.write, [], []
 
     class Counting(TorchEngine):
         def update(self, *arguments, **options):
@@ -74,26 +90,27 @@ def test_the_files_are_those_of_a_save_that_training_waits_for(tmp_path, monkeyp
             return updates[-1]
 
     def late(self, content, gather):
-        count, deadline = len(updates), time.monotonic() + 0.3
-        while len(updates) == count and time.monotonic() < deadline:
-            time.sleep(0.001)
+        number = content.resume.position.batch
+        if number:
+            wait_until(lambda: len(updates) > number)
+            late_ones.append(content.target.name)
         write(self, content, gather)
 
     monkeypatch.setattr(CheckpointWriter, "write", late)
     train(later, *options, background=Background(ALONE), engine_class=Counting)
+    assert late_ones == ["checkpoint_0_1", "checkpoint_0_2"]
     assert list(of_training(at_once)) == ["checkpoint_1", "checkpoint_0_2", "checkpoint_0_1"]
     assert of_training(later) == of_training(at_once)
 
 
 def test_training_goes_on_and_the_next_save_waits(tmp_path, experiment):
     folder, gate = run_folder(tmp_path), Gate(experiment)
-    saver = RunSaver(experiment, folder, background=Background(ALONE))
+    saver = RunSaver(experiment, folder, background=Opening(gate, after_s=0.15))
     saver.save(gate, Position(epoch=1), 0)
     assert gate.reached.wait(20)
     assert saver.is_saved(Position(epoch=1))
     assert names(folder) == set(), "a checkpoint exists only when it is complete"
     before = saver.seconds
-    threading.Timer(0.2, gate.open.set).start()
     saver.save(StillEngine(experiment), Position(epoch=2), 0)
     assert "checkpoint_1" in names(folder)
     assert saver.seconds - before > 0.1, "the time of waiting counts"
@@ -117,32 +134,36 @@ def test_a_write_that_fails_is_raised_by_whatever_comes_next(tmp_path, experimen
 
 
 def test_a_run_whose_checkpoint_cannot_be_written_stops_at_the_next_update(tmp_path):
+    """The write fails during the fourth update; the next checkpoint is due only at the end of the epoch."""
+    background, goes_on, engines = Background(ALONE), threading.Event(), []
+
     class Failing(TorchEngine):
         def save_state(self, folder, *state):
+            assert goes_on.wait(20)
             raise FULL
 
         def update(self, *arguments, **options):
-            time.sleep(0.05)
+            if len(self.rates) == 3:
+                goes_on.set()
+                wait_until(lambda: background.failed)
             return super().update(*arguments, **options)
-
-    engines = []
 
     def made(experiment):
         engines.append(Failing(experiment))
         return engines[-1]
 
-    with pytest.raises(CheckpointError, match="checkpoint_0_1: could not be written"):
-        train(run_folder(tmp_path), "save_every_steps=1", background=Background(ALONE), engine_class=made)
-    assert len(engines[0].rates) == 2
+    options = ("global_batch_size=4", "save_every_steps=3")
+    with pytest.raises(CheckpointError, match="checkpoint_0_3: could not be written"):
+        train(run_folder(tmp_path), *options, background=background, engine_class=made)
+    assert len(engines[0].rates) == 4
 
 
 def test_after_an_error_the_launch_waits_and_says_what_could_not_be_written(tmp_path, experiment):
     lines: list[str] = []
     for error in (None, FULL):
         folder, gate = run_folder(tmp_path / str(error)), Gate(experiment, error)
-        saver = RunSaver(experiment, folder, background=Background(ALONE), notify=lines.append)
+        saver = RunSaver(experiment, folder, background=Opening(gate), notify=lines.append)
         saver.save(gate, Position(epoch=1), 0)
-        threading.Timer(0.05, gate.open.set).start()
         saver.close()
         assert names(folder) == (set() if error else {"checkpoint_1"})
     (line,) = lines

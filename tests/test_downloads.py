@@ -1,77 +1,20 @@
 """Scripts that download: each file is fetched once, continued where it stopped, and never accepted unchecked."""
 
-import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from making_preprocessing import gsm
+from making_downloads import Checkout, Server
+from making_preprocessing import FIXTURES, ROOT, files_of, gsm, sha
 
 from coconut_ds.data.downloads import ContentHash, expected_counts
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import DataError
 
-ROOT = Path(__file__).parents[1]
-FIXTURES = ROOT / "tests" / "fixtures"
 REAL = ROOT.parent / "shared" / "data"  # the files of the lists, if they were downloaded before
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-class Server:
-    """Serves files on 127.0.0.1 and records the requests. ``ranges``: whether it can send the rest of a file."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.ranges = True
-        self.asked: list[tuple[str, str | None]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name, wanted = self.path.removeprefix("/"), self.headers["Range"]
-                server.asked.append((name, wanted))
-                start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and server.ranges else 0
-                content = server.files.get(name, b"")
-                if not content:
-                    self.send_error(404)
-                elif start and start >= len(content):
-                    self.send_error(416)
-                else:
-                    self.send_response(206 if start else 200)
-                    if start:
-                        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-                    self.send_header("Content-Length", str(len(content) - start))
-                    self.end_headers()
-                    self.wfile.write(content[start:])
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -79,40 +22,6 @@ def server() -> Iterator[Server]:
     made = Server()
     yield made
     made.stop()
-
-
-class Checkout:
-    """A copy of the scripts with short lists of downloads; a checksum is known for the first file only."""
-
-    def __init__(self, folder: Path, server: Server) -> None:
-        self.folder, self.server, self.data = folder, server, folder / "data"
-        shutil.copytree(ROOT / "preprocessing", folder / "preprocessing")
-
-    def serve(self, listed: str, files: dict[str, tuple[bytes, int]]) -> None:
-        self.server.files = {name: content for name, (content, _) in files.items()}
-        known = next(iter(files))
-        lines = [
-            f"{sha(content) if name == known else 'unknown'} {len(content)} {problems} {name}\n"
-            for name, (content, problems) in files.items()
-        ]
-        (self.folder / "preprocessing" / listed).write_text("# a comment\n" + "".join(lines))
-
-    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        variable = {"gsm_icot.bash": "GSM_ICOT_URL", "prosqa.bash": "PROSQA_URL"}[name]
-        self.server.asked.clear()
-        return subprocess.run(
-            ["bash", f"preprocessing/{name}", *arguments],
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHON": sys.executable,
-                "PYTHONPATH": str(ROOT),
-                "no_proxy": "*",
-                variable: self.server.url,
-            },
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-        )
 
 
 @pytest.fixture
@@ -139,13 +48,13 @@ def test_download_converts_once_and_says_what_is_unchecked(checkout: Checkout) -
     assert (done.returncode, done.stderr) == (0, "")
     assert f"test.txt: sha256 {sha(checkout.server.files['test.txt'])}, not checked" in done.stdout
     assert "train.txt: sha256" not in done.stdout
-    assert contents(checkout.data / "gsm_raw") == checkout.server.files
+    assert files_of(checkout.data / "gsm_raw") == checkout.server.files
     assert len(load_problems(checkout.data / "gsm_train.json")) == 300
     assert checkout.server.asked == [(name, None) for name in ("train.txt", "valid.txt", "test.txt")]
-    before = contents(checkout.data)
+    before = files_of(checkout.data)
     done = checkout.run("gsm_icot.bash")
     assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
-    assert contents(checkout.data) == before
+    assert files_of(checkout.data) == before
 
 
 @pytest.mark.slow
@@ -167,7 +76,7 @@ def test_download_continues_where_it_stopped(checkout: Checkout, ranges: bool, w
         (raw / f"{name}.part").write_bytes(content[: stops[name]])
     done = checkout.run("gsm_icot.bash")
     assert (done.returncode, done.stderr) == (0, "")
-    assert contents(raw) == checkout.server.files
+    assert files_of(raw) == checkout.server.files
     assert (("train.txt", f"bytes={stops['train.txt']}-") in checkout.server.asked) == (not whole)
     assert ("test.txt", f"bytes={stops['test.txt']}-") in checkout.server.asked
     assert (("test.txt", None) in checkout.server.asked) == (not ranges and not whole)
@@ -179,12 +88,12 @@ def test_wrong_files_are_refused_with_a_remedy(checkout: Checkout) -> None:
     checkout.server.files["train.txt"] = right["valid.txt"]
     error = one_line(checkout.run("gsm_icot.bash"))
     assert f"train.txt: found sha256 {sha(right['valid.txt'])}, expected {sha(right['train.txt'])}; deleted" in error
-    assert contents(raw) == {}, "a wrong part would be gone on from for ever"
+    assert files_of(raw) == {}, "a wrong part would be gone on from for ever"
 
     checkout.server.files = {**right, "test.txt": right["valid.txt"]}
     error = one_line(checkout.run("gsm_icot.bash"))
     assert error.startswith("data/gsm_raw/test.txt: found 10 problems, expected 20; delete data/gsm_raw/test.txt and")
-    assert contents(checkout.data) == {}
+    assert files_of(checkout.data) == {}
 
     (raw / "train.txt").write_bytes(b"mine")
     error = one_line(checkout.run("gsm_icot.bash"))
@@ -252,15 +161,15 @@ def test_published_prosqa_replaces_other_files_only_when_told(checkout: Checkout
     for name in names[:2]:
         checkout.data.mkdir(exist_ok=True)
         (checkout.data / name).write_text(json.dumps(items * 9))
-    before = contents(checkout.data)
+    before = files_of(checkout.data)
     error = one_line(checkout.run("prosqa.bash"))
     assert error.startswith("data/prosqa_train.json, data/prosqa_valid.json: found other content than the published")
     assert "bash preprocessing/prosqa.bash --overwrite" in error
-    assert contents(checkout.data) == before
+    assert files_of(checkout.data) == before
 
     done = checkout.run("prosqa.bash", "--force")  # the earlier name of --overwrite
     assert (done.returncode, done.stderr, checkout.server.asked) == (0, "", [])
-    found = contents(checkout.data)
+    found = files_of(checkout.data)
     entries = json.loads(found.pop("prosqa_manifest.json"))["outputs"]
     assert found == checkout.server.files
     assert {name: (entry["problems"], entry["sha256"]) for name, entry in entries.items()} == {
@@ -276,7 +185,7 @@ def test_published_prosqa_of_another_size_is_refused(checkout: Checkout) -> None
     checkout.serve("prosqa.sha256", {name: (text, 1 + (name == names[2])) for name in names})
     error = one_line(checkout.run("prosqa.bash"))
     assert error.startswith("data/prosqa_raw/prosqa_test.json: found 1 problems, expected 2; delete")
-    assert contents(checkout.data) == {}
+    assert files_of(checkout.data) == {}
 
 
 def test_every_download_has_a_commit_and_a_hash() -> None:

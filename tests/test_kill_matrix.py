@@ -12,6 +12,9 @@ from equal_runs import differences, unequal
 from kill_matrix import POINTS
 from launching import environment, run
 
+from coconut_ds.distributed.state_file import SUFFIX, read_state, write_state
+from coconut_ds.training.engine_state import random_file
+
 MATRIX = Path(__file__).parent / "kill_matrix.py"
 
 
@@ -34,6 +37,7 @@ def test_runs_that_are_ended_and_started_again_become_the_run_left_alone(options
     assert result["lost_updates"] == 0 or "TERM" not in options
 
 
+MOMENTS = f"engine/state/optim{SUFFIX}"
 RECORD = [
     {"epoch": 1, "global_step": 1, "train/loss": 3.25, "perf/update_s": 0.1, "time": 1.0},
     {"epoch": 1, "global_step": 2, "train/loss": 3.125, "perf/update_s": 0.2, "time": 2.0},
@@ -51,8 +55,8 @@ def attempts(tmp_path):
         (folder / "model.safetensors").write_bytes(b"weights")
         (folder / "manifest.json").write_text(json.dumps({"files": later}))
         (folder / "engine" / "resume_state.json").write_text(json.dumps({**RESUME_STATE, "metrics_bytes": later}))
-        torch.save({"exp_avg": torch.ones(3), "step": 2}, folder / "engine" / "state" / "optim.pt")
-        torch.save({"python": (3, (1, 2)), "numpy": numpy.arange(3)}, folder / "engine" / "random_0.pt")
+        write_state({"exp_avg": torch.ones(3), "step": 2}, folder / MOMENTS)
+        write_state({"python": (3, (1, 2)), "numpy": numpy.arange(3)}, random_file(folder / "engine", 0))
         lines = [{**line, "time": line["time"] + later, "perf/update_s": later} for line in RECORD]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "left", tmp_path / "right"
@@ -67,17 +71,17 @@ def flipped_weights(attempt: Path) -> None:
 
 
 def flipped_moment(attempt: Path) -> None:
-    path = attempt / "checkpoint_1_2" / "engine" / "state" / "optim.pt"
-    state = torch.load(path)
+    path = attempt / "checkpoint_1_2" / MOMENTS
+    state = read_state(path)
     state["exp_avg"].view(torch.int32)[1] ^= 1
-    torch.save(state, path)
+    write_state(state, path)
 
 
 def other_random_state(attempt: Path) -> None:
-    path = attempt / "checkpoint_1_2" / "engine" / "random_0.pt"
-    state = torch.load(path, weights_only=False)
+    path = random_file(attempt / "checkpoint_1_2" / "engine", 0)
+    state = read_state(path)
     state["numpy"][0] += 1
-    torch.save(state, path)
+    write_state(state, path)
 
 
 def other_resume_state(attempt: Path, key: str) -> None:
@@ -101,8 +105,8 @@ def repeated_line(attempt: Path) -> None:
     ("spoil", "words"),
     [
         (flipped_weights, "model.safetensors"),
-        (flipped_moment, "optim.pt: .exp_avg"),
-        (other_random_state, "random_0.pt: .numpy"),
+        (flipped_moment, MOMENTS),
+        (other_random_state, "random_0"),
         (lambda attempt: other_resume_state(attempt, "position"), "resume_state.json: position"),
         (lambda attempt: other_resume_state(attempt, "scores"), "resume_state.json: scores"),
         (other_loss, "metrics.jsonl: 2 and 2 lines, the first to differ is 1"),
@@ -121,7 +125,7 @@ def test_one_bit_is_found_whichever_attempt_has_it(attempts, spoil, words):
 
 def test_a_file_that_is_missing_is_found(attempts):
     left, right = attempts
-    (right / "checkpoint_1_2" / "engine" / "random_0.pt").unlink()
+    random_file(right / "checkpoint_1_2" / "engine", 0).unlink()
     assert differences(left, right)
     assert differences(right, left)
 

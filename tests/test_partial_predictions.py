@@ -3,7 +3,6 @@
 import os
 import random
 
-import kill_evaluations
 import pytest
 
 from coconut_ds.errors import DataError
@@ -72,11 +71,3 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path):
         partial.add(0, MADE[1])
     partial.close()
     assert len(partial.read(pytest.fail)) == 1
-
-
-@pytest.mark.slow
-def test_an_evaluation_that_is_killed_again_and_again_has_the_scores_of_one_left_alone(tmp_path):
-    """A hundred kills: ``python tests/kill_evaluations.py --kills 100``."""
-    result = kill_evaluations.run_kills(tmp_path, 3, seed=3, problems=11)
-    assert (result["kills"], result["differences"]) == (3, [])
-    assert result["most_kept"] > 0

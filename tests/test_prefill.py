@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -125,31 +126,38 @@ def test_only_an_owner_shares_the_beginning_of_a_prompt(tiny_model):
 
 
 def test_counters_can_be_read_from_other_threads(tiny_model):
-    """While requests come, share prompts, move, and end; each is a plausible number."""
+    """While requests come, share prompts, move, and end; the numbers of requests and positions are never too large."""
     loop, ends = LatentLoop(tiny_model("gpt2")), Ends()
     engine, stop, errors = ThinkingEngine(loop, [LATENT], 4, 96, piece=8), threading.Event(), []
+    submitted = Counter[str]()
 
     def read():
+        shared = 0
         try:
             while not stop.wait(1e-5):
-                assert 0 <= engine.num_running <= 4
-                assert 0 <= engine.num_held <= 4 * 96
-                assert engine.num_waiting >= 0
-                assert engine.num_shared >= 0
+                # In this order: each number is read before the total that bounds it.
+                running, waiting, held = engine.num_running, engine.num_waiting, engine.num_held
+                before, shared = shared, engine.num_shared
+                assert running + waiting <= submitted["requests"]
+                assert held <= submitted["positions"]
+                assert before <= shared <= submitted["prompts"]
         except BaseException as error:
             errors.append(error)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
+    reader = threading.Thread(target=read)
+    reader.start()
     for n in range(18):
-        engine.submit(Request(prompt_of([n % 3 + 1] * 20, 1), n % 4 + 1), ends)
+        # A prompt of 20 tokens, a thought and its markers.
+        request = Request(prompt_of([n % 3 + 1] * 20, 1), n % 4 + 1)
+        submitted.update(requests=1, prompts=len(request.prompt), positions=len(request.prompt) + n % 4 + 1)
+        engine.submit(request, ends)
         if n % 6 == 5:
             engine.run()
     stop.set()
-    for reader in readers:
-        reader.join()
+    reader.join()
     assert not errors
+    assert (engine.num_running, engine.num_waiting, engine.num_held) == (0, 0, 0)
+    assert engine.num_shared == sum(one.num_shared for one in ends.completions.values()) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making_preprocessing import FIXTURES, ROOT, contents, gsm, prontoqa
+from making_preprocessing import FIXTURES, ROOT, files_of, gsm, prontoqa
 
 from coconut_ds.data.problem import load_problems
 from coconut_ds.errors import DataError
@@ -31,7 +31,7 @@ def test_every_gsm_line_comes_back_from_its_problem(path: Path, tmp_path: Path) 
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert [gsm.as_line(problem) for problem in problems] == lines
     assert all(
-        set(item) == {"question", "steps", "answer"} for item in json.loads(contents(tmp_path)["gsm_valid.json"])
+        set(item) == {"question", "steps", "answer"} for item in json.loads(files_of(tmp_path)["gsm_valid.json"])
     )
     assert problems[0].steps == ("<<4-2=2>>", "<<2/.5=4>>", "<<12/4=3>>", "<<100*3=300>>")
     assert problems[0].question.endswith("How much does he pay per year?")
@@ -66,7 +66,7 @@ def test_a_bad_gsm_line_is_named_and_leaves_all_as_it_was(
     out = tmp_path / "out"
     (tmp_path / "train.txt").write_bytes(good)
     assert gsm.main([str(tmp_path / "train.txt"), "--out", str(out)]) == 0
-    before = contents(out)
+    before = files_of(out)
     (tmp_path / "test.txt").write_bytes(b"".join([*good.splitlines(keepends=True)[:2], line, b"\n", good]))
     (tmp_path / "train.txt").write_bytes(good + good)
     capsys.readouterr()
@@ -76,7 +76,7 @@ def test_a_bad_gsm_line_is_named_and_leaves_all_as_it_was(
     assert errors.count("\n") == 1
     with pytest.raises(DataError, match=message):
         raise DataError(errors)
-    assert contents(out) == before
+    assert files_of(out) == before
 
 
 def test_gsm_files_that_are_absent_empty_or_of_no_split_are_refused(
@@ -94,7 +94,7 @@ def test_gsm_files_that_are_absent_empty_or_of_no_split_are_refused(
         assert message in capsys.readouterr().err
     assert gsm.main(["--raw", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "valid.txt: no such file" in capsys.readouterr().err
-    assert contents(tmp_path / "out") == {}
+    assert files_of(tmp_path / "out") == {}
 
 
 def test_converting_holds_a_line_at_a_time(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_prontoqa_files_are_those_of_their_seed(tmp_path: Path) -> None:
     def made(seed: str, folder: str) -> dict[str, bytes]:
         out = tmp_path / folder
         assert prontoqa.main([str(FIXTURES / "prontoqa.json"), "--out", str(out), "--seed", seed]) == 0
-        return contents(out)
+        return files_of(out)
 
     first = made("0", "a")
     assert made("0", "b") == first
@@ -196,14 +196,14 @@ def test_a_bad_prontoqa_example_is_named_and_leaves_all_as_it_was(
     path, out = tmp_path / "raw.json", tmp_path / "out"
     path.write_text(json.dumps(raw))
     assert prontoqa.main([str(FIXTURES / "prontoqa.json"), "--out", str(out)]) == 0
-    before = contents(out)
+    before = files_of(out)
     capsys.readouterr()
     assert prontoqa.main([str(path), "--out", str(out)]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"{path}: example 'example3'")
     assert message in errors
     assert errors.count("\n") == 1
-    assert contents(out) == before
+    assert files_of(out) == before
 
 
 @pytest.mark.parametrize(

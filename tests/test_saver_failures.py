@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import contents
 from making_locks import elsewhere, write
-from making_saver import StillEngine, contents, manifest_of, names, raising, run_epochs, with_settings
+from making_saver import StillEngine, manifest_of, names, raising, run_epochs, with_settings
 from torch_engine import run_folder, tiny_experiment
 
 from coconut_ds.distributed.ranks import Ranks

@@ -1,119 +1,23 @@
-"""Connections: time limits, who makes room for whom, encryption, and what happens when files run out; in process."""
+"""Connections: time limits, who makes room for whom, and encryption; in process."""
 
 import asyncio
-import errno
-import logging
-import resource
-import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
+from making_connections import ASK, LOG, Running, serve
 from serving import ROOT
-from uvicorn.server import ServerState
 
 from coconut_ds.errors import ConfigError
 from serve.limits import ConnectionLimits
 from serve.monitoring.metrics import Metrics
 from serve.monitoring.throttled import ThrottledLog
 from serve.network import connections as connections_module
-from serve.network.connections import Connection, Connections, Phase
-from serve.network.descriptors import FEWEST, MOST_CONNECTIONS, max_connections, raise_limit
-from serve.network.listener import PAUSE_S, Listener, listening
+from serve.network.connections import Connections, Phase
 from serve.network.tls import tls_of
 
-LOG = logging.getLogger("serve")
 TLS = ROOT / "tests" / "fixtures" / "tls"
-ASK = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD = b"POST /read HTTP/1.1\r\nHost: localhost\r\n"
-
-
-async def app(scope, receive, send):
-    """Answers at once, when the body has arrived, when told to, or with more than the system keeps for a client."""
-    path = scope["path"]
-    if path == "/read":
-        while (message := await receive()).get("more_body", False):
-            pass
-        if message["type"] == "http.disconnect":
-            return
-    if path == "/wait":
-        await scope["state"]["go"].wait()
-    body = b"x" * (64 << 20 if path == "/large" else 2)
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": 200, "headers": [length]})
-    await send({"type": "http.response.body", "body": body})
-
-
-class Running:
-    """A server in this event loop."""
-
-    def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool, unread_s: float) -> None:
-        self.metrics, self.go = Metrics(), asyncio.Event()
-        self.writers: list[asyncio.StreamWriter] = []
-        limits = ConnectionLimits(most, head_s=0.4, idle_s=0.8, unread_s=unread_s)
-        self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
-        # uvicorn's own timer has no effect.
-        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=0)
-        config.load()
-        self.state = ServerState()
-        self.sockets = listening("127.0.0.1", 0)
-        self.address = self.sockets[0].getsockname()
-        self.listener = Listener(
-            self.sockets,
-            self.connections,
-            lambda source: Connection(config, self.state, {"go": self.go}, self.connections, source),
-            tls,
-        )
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"coconut:{name}", labels) or 0.0
-
-    async def open(self, sends: bytes = b"", **options) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*self.address, **options)
-        self.writers.append(writer)
-        writer.write(sends)
-        return reader, writer
-
-    async def ask(self, path: bytes = b"x", **options) -> bytes:
-        reader, writer = await self.open(ASK % path, **options)
-        answer = await reader.readuntil(b"\r\n\r\nxx")
-        writer.close()
-        return answer
-
-
-def serve(
-    test, most: int = 8, tls: ssl.SSLContext | None = None, is_exempt: bool = True, unread_s: float = 30.0
-) -> None:
-    """Runs a coroutine with a server, which looks at its connections all the time."""
-
-    async def sweep(running: Running) -> None:
-        while True:
-            running.connections.sweep(asyncio.get_running_loop().time())
-            await asyncio.sleep(0.02)
-
-    @asynccontextmanager
-    async def running():
-        one = Running(most, tls, is_exempt, unread_s)
-        sweeping = asyncio.ensure_future(sweep(one))
-        try:
-            yield one
-        finally:
-            one.go.set()
-            sweeping.cancel()
-            one.listener.close()
-            for writer in one.writers:
-                writer.transport.abort()
-            for connection in list(one.connections._all):
-                connection.end("the test is over")
-            await asyncio.sleep(0.05)
-
-    async def whole() -> None:
-        async with asyncio.timeout(20), running() as one:
-            await test(one)
-
-    asyncio.run(whole())
 
 
 @pytest.mark.parametrize(
@@ -146,10 +50,10 @@ def test_a_client_that_keeps_the_server_waiting_is_not_waited_for(monkeypatch, s
                 break
         assert got.startswith(says)
         assert bool(got) == bool(says)
-        assert least_s <= time.monotonic() - began < least_s + 3
+        assert least_s <= time.monotonic() - began < least_s + 10
         assert not running.connections._all
 
-    serve(test)
+    serve(test, head_s=0.4, idle_s=0.8)
 
 
 def test_a_client_that_does_not_read_is_not_waited_for():
@@ -181,7 +85,7 @@ def test_a_client_that_does_not_read_why_its_head_was_refused_keeps_no_file_open
         assert running.count("connections_ended_total", reason="slow head") == 1
         assert running.count("connections_ended_total", reason="unread") == 0
 
-    serve(test)
+    serve(test, head_s=0.4)
 
 
 def test_a_client_that_reads_slowly_gets_everything():
@@ -276,7 +180,7 @@ def test_connections_may_be_encrypted():
         assert await silent.read() == b""
         assert running.count("connections_ended_total", reason="silent") == 1
 
-    serve(test, tls=tls)
+    serve(test, tls=tls, head_s=2.0)
 
 
 @pytest.mark.parametrize(
@@ -295,60 +199,3 @@ def test_a_certificate_that_cannot_be_used_is_refused(certificate, key, says):
     with pytest.raises(ConfigError, match=says):
         tls_of(certificate and TLS / certificate, key and TLS / key)
     assert tls_of(None, None) is None
-
-
-# --- open files
-
-
-def test_running_out_of_files_is_reported_once_and_does_not_take_the_processor(monkeypatch, caplog):
-    """A listener without files accepts nothing for a moment, and goes on when there are some."""
-    accepts: list[float] = []
-    lacks = True
-
-    async def test(running: Running) -> None:
-        nonlocal lacks
-        listens = running.sockets[0]
-        real = socket.socket.accept
-
-        def accept(one: socket.socket):
-            accepts.append(time.monotonic())
-            if lacks:
-                raise OSError(errno.EMFILE, "Too many open files")
-            return real(one)
-
-        monkeypatch.setattr(socket.socket, "accept", accept)
-        reader, _ = await running.open(ASK % b"x")
-        await asyncio.sleep(2.5 * PAUSE_S)
-        assert 2 <= len(accepts) <= 8
-        lacks = False
-        assert (await reader.read(12)).startswith(b"HTTP/1.1 200")
-        assert listens.fileno() > 0
-
-    serve(test)
-    assert len([one for one in caplog.records if "no connection can be accepted" in one.message]) == 1
-
-
-def test_connections_leave_files_for_others():
-    for descriptors, most in ((FEWEST, FEWEST // 2), (1024, 768), (65_536, MOST_CONNECTIONS)):
-        assert max_connections(descriptors, None) == most
-    assert max_connections(1024, 700) == 700
-    with pytest.raises(ConfigError, match="--max-connections 769: expected 1 to 768"):
-        max_connections(1024, 769)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[0]), before[1]))
-        assert raise_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def test_an_address_that_cannot_be_listened_on():
-    (taken,) = listening("127.0.0.1", 0)
-    with taken, pytest.raises(ConfigError, match=r"cannot listen there \(Address already in use\)"):
-        listening("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(ConfigError, match="has no address"):
-        listening("no.such.host.invalid", 0)
-    both = listening("localhost", 0)
-    assert len({one.getsockname()[1] for one in both}) == 1
-    for one in both:
-        one.close()

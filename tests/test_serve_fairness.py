@@ -2,59 +2,41 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from making_services import ask_of, services, thread_of
 from serving import save_checkpoint
 from waiting import until, wait_until
 
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.parts import all_parts, in_parts, on_another_thread
-from serve.checkpoints.offered import find_checkpoints
 from serve.clients.client import Client
-from serve.engine import pass_clock
+from serve.engine import functions, model_thread, pass_clock
 from serve.engine.shares import Shares
 from serve.errors import QueueFullError, TimeLimitError, UnavailableError
-from serve.limits import EngineSettings, Limits
-from serve.models.pool import Models
 from serve.requests.asking import Ask
-from serve.requests.service import Service
 
 GREEDY, SMALL, THIRD = Client("key:greedy"), Client("key:small"), Client("key:third")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("fair") / "tiny")
+    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
 
 
 @pytest.fixture
 def make(checkpoint):
-    made = []
-
-    def one(slots: int = 4, **limits: float) -> Service:
-        bounds = Limits(**limits)
-        settings, room = EngineSettings(slots), bounds.room
-        models = Models(find_checkpoints([str(checkpoint)]), settings, bounds.max_waiting, 10**9, None, room)
-        made.append(Service(models, bounds))
-        return made[-1]
-
-    yield one
-    for service in made:
-        service.close()
+    with services(checkpoint) as made:
+        yield made
 
 
 def ask(client: Client, tokens: int = 8, **options: Any) -> Ask:
     settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "temperature": 1.0, "client": client}
-    return Ask("tiny", ("hello",), **{**settings, **options})
-
-
-def thread_of(service: Service):
-    with service.models.holding("tiny") as thread:
-        return thread
+    return ask_of(**{**settings, **options})
 
 
 def test_the_one_that_used_least_comes_first_and_absence_earns_no_credit():
@@ -134,18 +116,27 @@ def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make)
     assert thread.num_open == 0
 
 
-def test_requests_and_functions_of_several_clients_share_the_time(make):
+def test_requests_and_functions_of_several_clients_share_the_time(make, monkeypatch):
     """Three endless functions run beside a request: passes get two thirds of the time, and the clients of the
-    functions equal parts of the rest."""
-    service = make()
+    functions equal parts of the rest. A pass takes 3 s, and a part 2 s, of a clock that only they move."""
+    service, now = make(), [0.0]
     thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
+    thread.run(lambda reasoner: None).result(20)
+    for module in (functions, model_thread):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    step, at_passes = thread._jobs.step, []
+
+    def slow_step(op: Any) -> None:
+        at_passes.append((now[0], dict(used)))
+        now[0] += 3
+        step(op)
+
+    monkeypatch.setattr(thread._jobs, "step", slow_step)
 
     def endless(name: str):
         while True:
-            began = time.perf_counter()
-            while time.perf_counter() - began < 0.002:
-                pass
-            used[name] += time.perf_counter() - began
+            now[0] += 2
+            used[name] += 2
             yield None
 
     def begin(name: str, client: Client) -> Future[None]:
@@ -153,12 +144,13 @@ def test_requests_and_functions_of_several_clients_share_the_time(make):
 
     endlessly = [begin("a", GREEDY), begin("b", GREEDY), begin("c", SMALL)]
     wait_until(lambda: all(used.values()))
-    began, before = time.perf_counter(), sum(used.values())
     service.answer_now(ask(THIRD, 100))
-    passed, parts = time.perf_counter() - began, sum(used.values()) - before
-    assert 0.2 < parts / passed < 0.45
-    assert 0.5 < used["a"] / used["b"] < 2
-    assert 0.5 < used["c"] / (used["a"] + used["b"]) < 2
+    (began, before), (ended, after) = at_passes[0], at_passes[-1]
+    parts = {name: after[name] - before[name] for name in used}
+    assert len(at_passes) >= 100
+    assert sum(parts.values()) / (ended - began) == pytest.approx(1 / 3, rel=0.05)
+    assert parts["a"] / parts["b"] == pytest.approx(1, rel=0.1)
+    assert parts["c"] / (parts["a"] + parts["b"]) == pytest.approx(1, rel=0.1)
     for one in endlessly:
         assert one.cancel()
     wait_until(lambda: not thread._functions.can_run)
@@ -187,15 +179,16 @@ def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):
 
 
 def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
-    service = make()
-    thread, hang = thread_of(service), threading.Event()
-    monkeypatch.setattr(pass_clock, "HUNG_S", 0.3)
+    service, now = make(), [0.0]
+    thread, hangs, hang = thread_of(service), threading.Event(), threading.Event()
     wait_until(lambda: thread._clock.plausible_s > 0)
+    thread.run(lambda reasoner: None).result(20)
+    monkeypatch.setattr(pass_clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     thread._clock.plausible_s = 0.1
 
     def parts() -> Iterator[None]:
         for _ in range(12):
-            time.sleep(0.1)
+            now[0] += pass_clock.HUNG_S
             assert thread.problem is None
             yield None
 
@@ -204,12 +197,16 @@ def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
     encode = SlotPasses.encode
 
     def hung(*arguments: Any, **named: Any) -> None:
+        hangs.set()
         hang.wait(20)
         encode(*arguments, **named)
 
     monkeypatch.setattr(SlotPasses, "encode", hung)
     waiting = threading.Thread(target=service.answer_now, args=(ask(SMALL),))
     waiting.start()
+    assert hangs.wait(20)
+    assert service.problems == {}
+    now[0] += pass_clock.HUNG_S + 1
     wait_until(lambda: "a forward pass has been running" in service.problems.get("tiny", ""), 5)
     with pytest.raises(UnavailableError, match="forward pass"):
         service.answer_now(ask(SMALL))

@@ -5,56 +5,37 @@ import threading
 from dataclasses import replace
 
 import pytest
+from making_services import ask_of as ask
+from making_services import service_of, services, thread_of
 from serving import save_checkpoint
 from waiting import until, wait_until
 
 from coconut_ds import load_reasoner
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.model.latent_loop import LatentLoop
-from serve.checkpoints.offered import find_checkpoints
 from serve.clients.client import Client
 from serve.errors import EngineFailedError, QueueFullError, RequestError, TimeLimitError, UnavailableError
-from serve.limits import EngineSettings, Limits
-from serve.models.pool import Models
+from serve.limits import EngineSettings
 from serve.requests.asking import Ask
-from serve.requests.service import Service
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("engine") / "tiny")
+    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
+
+
+@pytest.fixture
+def make(checkpoint):
+    with services(checkpoint) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def service(checkpoint):
     """A service for tests that do not change it."""
-    made = Service(Models(find_checkpoints([str(checkpoint)]), EngineSettings(4), 64, 10**9), Limits())
+    made = service_of(checkpoint)
     yield made
     made.close()
-
-
-@pytest.fixture
-def make(checkpoint):
-    made = []
-
-    def one(slots: int = 4, **limits: float) -> Service:
-        bounds = Limits(**{"max_waiting": 64, **limits})
-        models = Models(find_checkpoints([str(checkpoint)]), EngineSettings(slots), bounds.max_waiting, 10**9)
-        made.append(Service(models, bounds))
-        return made[-1]
-
-    yield one
-    for service in made:
-        service.close()
-
-
-def ask(*prompts: str, **options: object) -> Ask:
-    return Ask("tiny", prompts or ("hello",), **{"max_new_tokens": 8, **options})
-
-
-def thread_of(service: Service):
-    with service.models.holding("tiny") as thread:
-        return thread
 
 
 def test_many_threads_and_coroutines_get_the_reasoners_own_text(make, checkpoint):

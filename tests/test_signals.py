@@ -9,7 +9,8 @@ import time
 
 import pytest
 from launching import Process
-from making_signals import ENVIRONMENT, LONG, ROOT, not_saved, processes, signalled, until
+from making_signals import ENVIRONMENT, LONG, ROOT, not_saved, processes, signalled
+from waiting import wait_until
 
 from coconut_ds.distributed.interrupts import POLL_S, Interrupts
 
@@ -31,13 +32,13 @@ def test_a_run_in_the_background_outlives_the_shell_that_started_it(tmp_path):
     ) as shell:
         process = int(shell.stdout.readline())
         try:
-            assert until(written, 300), (tmp_path / "log").read_text()
+            wait_until(written, 300, tmp_path / "log")
             shell.stdin.close()
             assert shell.wait(30) is not None
             # Longer than ranks need to notice that their launcher is gone.
             time.sleep(3 * POLL_S)
             before = written()
-            assert until(lambda: written() > before, 30), (tmp_path / "log").read_text()
+            wait_until(lambda: written() > before, 30, tmp_path / "log")
         finally:
             os.kill(process, signal.SIGKILL)
 
@@ -68,25 +69,24 @@ def test_a_signal_that_is_ignored_or_handled_stays_so(handler):
 
 COMMANDS = {
     "process": (signal.SIGTERM, None),
-    "process, before a time limit": (signal.SIGUSR1, None),
     "launcher": (signal.SIGINT, None),
     "launcher, terminated": (signal.SIGTERM, None),
     "its child, killed": (signal.SIGKILL, "deepspeed.launcher.launch"),
 }
 """The signal, and part of the command line of the only process that gets it; None: the process that the test starts.
-The runs whose name begins with "process" have no launcher; the others have two ranks under ``deepspeed``."""
+The run "process" has no launcher; the others have two ranks under ``deepspeed``."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_to_one_process_alone_ends_all_ranks_and_saves(tmp_path, name):
     number, child = COMMANDS[name]
-    ranks = 1 if name.startswith("process") else 2
+    ranks = 1 if name == "process" else 2
 
     def target(process: Process) -> int:
         return process.pid if child is None else next(pid for pid, line in processes(process.pid) if child in line)
 
     code = signalled(number, ranks, tmp_path, target)
     assert not_saved(tmp_path) == ""
-    if name.startswith("process"):
+    if name == "process":
         assert code == 75

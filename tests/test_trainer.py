@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from making_training import AskedToStop, column, names, record, train
+from making_saver import names
+from making_training import AskedToStop, column, record, train
 from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 

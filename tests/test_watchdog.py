@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import launching
 import pytest
@@ -23,26 +24,52 @@ WORKER = Path(__file__).resolve().parent / "stalling.py"
 LIMIT_S = 0.4
 
 
-def idle_until(condition):
-    """Waits without using the processor, which would count as progress."""
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(LIMIT_S / 4)
-    raise AssertionError("the condition was not met")
+class Clock:
+    """The clock of the watchdog, which only the test moves; as if the process never used the processor."""
+
+    def __init__(self) -> None:
+        self.now, self.looks = 0.0, 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.now
+
+    def process_time(self) -> float:
+        return 0.0
+
+    def idle(self) -> None:
+        """Lets a quarter of the limit pass, and the watchdog notice it."""
+        self.now += LIMIT_S / 4
+        before = self.looks
+        # The first look may have begun before the clock moved.
+        wait_until(lambda: self.looks >= before + 2)
+
+    def idle_until(self, condition) -> None:
+        for _ in range(50):
+            if condition():
+                return
+            self.idle()
+        raise AssertionError("the condition was not met")
 
 
-def test_a_process_that_waits_says_where_and_one_that_goes_on_says_so(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=made.monotonic, process_time=made.process_time))
+    return made
+
+
+def test_a_process_that_waits_says_where_and_one_that_goes_on_says_so(clock, capsys):
     ranks = Ranks()
     ranks.progress.begin_update(7)
     with Watchdog(ranks, LIMIT_S) as watched:
         for _ in range(10):
-            time.sleep(LIMIT_S / 4)
+            clock.idle()
             ranks.progress.step()
         assert not watched.stalled
-        idle_until(lambda: watched.stalled)
+        clock.idle_until(lambda: watched.stalled)
         with ranks.progress.during("validating"):
-            idle_until(lambda: not watched.stalled)
+            clock.idle_until(lambda: not watched.stalled)
     said = capsys.readouterr().err
     assert "watchdog, rank 0: the run has made no progress for " in said
     assert f"at update 7, training (process {os.getpid()} on " in said
@@ -51,7 +78,7 @@ def test_a_process_that_waits_says_where_and_one_that_goes_on_says_so(capsys):
     assert said.count("no progress") == 1
 
 
-def test_a_stalled_process_is_ended_if_asked(monkeypatch, capsys):
+def test_a_stalled_process_is_ended_if_asked(clock, monkeypatch, capsys):
     ended = threading.Event()
     codes = []
     monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
@@ -59,7 +86,7 @@ def test_a_stalled_process_is_ended_if_asked(monkeypatch, capsys):
     ranks.progress.begin_update(1)
     ranks.progress.begin_update(2)
     with Watchdog(ranks, LIMIT_S, ends=True):
-        assert ended.wait(20)
+        clock.idle_until(ended.is_set)
     assert codes == [EXIT_CODE]
     assert "ends this process (run.watchdog_ends)" in capsys.readouterr().err
 
@@ -116,8 +143,8 @@ def test_ranks_say_which_one_is_stopped_and_which_ones_wait_where(tmp_path):
         process = launching.start(command, environment(), 2, stdout=file, stderr=file)
     ranks = []
 
-    def says(*parts: str) -> bool:
-        text = log.read_text()
+    def says(*parts: str, since: int) -> bool:
+        text = log.read_bytes()[since:].decode(errors="replace")
         return all(part in text for part in parts)
 
     def stalled() -> bool:
@@ -128,22 +155,24 @@ def test_ranks_say_which_one_is_stopped_and_which_ones_wait_where(tmp_path):
         wait_until(lambda: [one for one in tmp_path.glob("*/*/*/metrics.jsonl") if one.stat().st_size > 1000], 300)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         ranks = [one for one in map(int, children) if b"stalling" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        stopped_at = log.stat().st_size
         os.kill(ranks[1], signal.SIGSTOP)
-        wait_until(lambda: says("rank 0: rank 1 gives no sign of life: it is stopped"), 60)
+        wait_until(lambda: says("rank 0: rank 1 gives no sign of life: it is stopped", since=stopped_at), 60)
         assert says(
             "watchdog, rank 0: the run has made no progress for",
             "distributed_c10d.py",
             "rank 0: rank 0 waits at update",
+            since=stopped_at,
         )
-        assert not says("watchdog, rank 1")
+        assert not says("watchdog, rank 1", since=stopped_at)
         wait_until(stalled, 10)
         os.kill(ranks[1], signal.SIGCONT)
-        wait_until(lambda: says("watchdog, rank 0: the run continues, at update "), 60)
+        wait_until(lambda: says("watchdog, rank 0: the run continues, at update ", since=stopped_at), 60)
         wait_until(lambda: stalled() is False, 10)
+        skipped_at = log.stat().st_size
         (tmp_path / "skip").touch()
-        wait_until(
-            lambda: says("watchdog, rank 1: the run has made no progress", "rank 0: rank 1 waits at update "), 60
-        )
+        told = ("watchdog, rank 1: the run has made no progress", "rank 0: rank 1 waits at update ")
+        wait_until(lambda: says(*told, since=skipped_at), 60)
     finally:
         for one in (*ranks, process.pid):
             with suppress(ProcessLookupError):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from making_preprocessing import FIXTURES, contents, gsm, prontoqa, script, sha
+from making_preprocessing import FIXTURES, files_of, gsm, prontoqa, script, sha
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.writing import Outputs
@@ -18,7 +18,7 @@ def test_the_manifest_lists_the_files_of_the_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(good * times)
         assert gsm.main([str(tmp_path / name), "--out", str(tmp_path)]) == 0
     lines = good.count(b"\n")
-    found = contents(tmp_path)
+    found = files_of(tmp_path)
     entries = json.loads(found["gsm_manifest.json"])["outputs"]
     assert list(entries) == ["gsm_train.json", "gsm_valid.json"]
     for times, split in enumerate(("train", "valid"), start=1):
@@ -30,7 +30,7 @@ def test_the_manifest_lists_the_files_of_the_folder(tmp_path: Path) -> None:
         }
     (tmp_path / "gsm_train.json").unlink()
     assert gsm.main([str(tmp_path / "valid.txt"), "--out", str(tmp_path)]) == 0
-    assert list(json.loads(contents(tmp_path)["gsm_manifest.json"])["outputs"]) == ["gsm_valid.json"]
+    assert list(json.loads(files_of(tmp_path)["gsm_manifest.json"])["outputs"]) == ["gsm_valid.json"]
 
 
 def test_files_with_other_content_are_replaced_only_when_told(
@@ -45,9 +45,9 @@ def test_files_with_other_content_are_replaced_only_when_told(
     ):
         line = [*first, "--out", str(tmp_path / "out")]
         assert convert.main(line) == 0
-        kept = contents(tmp_path / "out")
+        kept = files_of(tmp_path / "out")
         assert convert.main(line) == 0
-        assert contents(tmp_path / "out") == kept
+        assert files_of(tmp_path / "out") == kept
         if convert is gsm:
             with (tmp_path / "train.txt").open("a") as file:
                 file.write("q||1 #### 1\n")
@@ -57,10 +57,10 @@ def test_files_with_other_content_are_replaced_only_when_told(
         assert "found other content than the new" in error
         assert "set --out to another folder, or add --overwrite" in error
         assert differs in error
-        assert contents(tmp_path / "out") == kept
+        assert files_of(tmp_path / "out") == kept
         assert convert.main([*line, *other, "--overwrite"]) == 0
-        assert contents(tmp_path / "out").keys() == kept.keys()
-        assert contents(tmp_path / "out") != kept
+        assert files_of(tmp_path / "out").keys() == kept.keys()
+        assert files_of(tmp_path / "out") != kept
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
     def interrupted() -> None:
         with Outputs(tmp_path, "x") as outputs:
             outputs.open("x.json").write(Problem("q", (), "a"))
-            assert contents(tmp_path)
+            assert files_of(tmp_path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert contents(tmp_path) == {}
+    assert files_of(tmp_path) == {}
     (tmp_path / "x_manifest.json").write_text("[]")
     with pytest.raises(DataError, match=r"x_manifest\.json: is not a manifest"), Outputs(tmp_path, "x"):
         pass
-    assert contents(tmp_path) == {"x_manifest.json": b"[]"}
+    assert files_of(tmp_path) == {"x_manifest.json": b"[]"}

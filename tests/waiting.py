@@ -3,16 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 POLL_S = 0.005
 LIMIT_S = 20.0
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    """Returns once `condition` is true; fails after `limit_s` seconds."""
+def wait_until(condition: Callable[[], object], limit_s: float = LIMIT_S, log: Path | None = None) -> None:
+    """Returns once `condition` is true; fails after `limit_s` seconds, and then shows the end of the file `log`."""
     ends = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < ends, f"the condition was not met within {limit_s} s"
+        if time.monotonic() >= ends:
+            said = "" if log is None else f":\n{log.read_text(errors='replace')[-3000:]}"
+            raise AssertionError(f"the condition was not met within {limit_s} s{said}")
         time.sleep(POLL_S)
 
 
