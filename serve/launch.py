@@ -42,7 +42,7 @@ def start(
     log.info("%d checkpoints: %s", len(checkpoints.names), ", ".join(checkpoints.names[:20]))
     mounts = app_mounts(service, arguments.data) if arguments.app else None
     # When a model is unloaded, the garbage collector looks at all objects, during which nothing else runs. Those of the
-    # imported libraries, a million of them, stay for ever.
+    # imported libraries, a million of them, stay forever.
     gc.freeze()
     first = checkpoints.first_thinking if arguments.app else checkpoints.names[0]
     if arguments.load:
