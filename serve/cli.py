@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.packages import needs
 from serve.limits import EngineSettings, Limits
@@ -22,6 +23,7 @@ RUNS = "outputs"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
+    prepare_streams(outlives_readers=True)
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     set_up_logging(arguments.log_json)
     with stopping_at_once():
@@ -127,7 +129,7 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
         "--memory-gb",
         type=float,
         help="memory for the weights and caches of all loaded models, in GB (1e9 bytes); default: 0.8 of the memory of "
-        "a CUDA device, otherwise 0.5 of the machine's memory",
+        "a CUDA device, otherwise 0.5 of the machine's memory, or of its container's limit if that is smaller",
     )
     add(
         "--load",

@@ -70,6 +70,8 @@ class ConnectionLimits:
     """Seconds that a request's head may take, from its first byte or the opening of the connection."""
     idle_s: float = 12.0
     """Seconds that a connection is kept open without a request."""
+    unread_s: float = 30.0
+    """Seconds after which an answer is given up if its client reads nothing of it."""
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():

@@ -39,20 +39,20 @@ async def app(scope, receive, send):
 class Running:
     """A server in this event loop."""
 
-    def __init__(self, most: int, tls: ssl.SSLContext | None, is_exempt: bool, head_s: float, idle_s: float) -> None:
+    def __init__(self, limits: ConnectionLimits, tls: ssl.SSLContext | None, is_exempt: bool) -> None:
         self.metrics, self.go = Metrics(), asyncio.Event()
         self.writers: list[asyncio.StreamWriter] = []
-        limits = ConnectionLimits(most, head_s=head_s, idle_s=idle_s)
         self.connections = Connections(limits, self.metrics, ThrottledLog(LOG), lambda address: is_exempt)
-        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
+        # uvicorn's own timer has no effect.
+        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, timeout_keep_alive=0)
         config.load()
-        state = ServerState()
+        self.state = ServerState()
         self.sockets = listening("127.0.0.1", 0)
         self.address = self.sockets[0].getsockname()
         self.listener = Listener(
             self.sockets,
             self.connections,
-            lambda source: Connection(config, state, {"go": self.go}, self.connections, source),
+            lambda source: Connection(config, self.state, {"go": self.go}, self.connections, source),
             tls,
         )
 
@@ -79,6 +79,7 @@ def serve(
     is_exempt: bool = True,
     head_s: float = 20.0,
     idle_s: float = 20.0,
+    unread_s: float = 30.0,
 ) -> None:
     """Runs a coroutine with a server, which looks at its connections all the time."""
 
@@ -89,7 +90,7 @@ def serve(
 
     @asynccontextmanager
     async def running():
-        one = Running(most, tls, is_exempt, head_s, idle_s)
+        one = Running(ConnectionLimits(most, head_s, idle_s, unread_s), tls, is_exempt)
         sweeping = asyncio.ensure_future(sweep(one))
         try:
             yield one

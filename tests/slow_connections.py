@@ -144,7 +144,7 @@ def attack(
         "health_unanswered": len(asked) - len(answered),
         "health_p99_ms": round(quantiles(answered, n=100)[-1], 1) if len(answered) > 1 else None,
         "health_max_ms": round(max(answered), 1) if answered else None,
-        "log_lines": sum("serve.clients.access" not in line for line in server.lines[num_lines:]),
+        "log_lines": sum("serve.access" not in line for line in server.lines[num_lines:]),
     }
 
 

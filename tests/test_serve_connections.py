@@ -56,9 +56,8 @@ def test_a_client_that_keeps_the_server_waiting_is_not_waited_for(monkeypatch, s
     serve(test, head_s=0.4, idle_s=0.8)
 
 
-def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
+def test_a_client_that_does_not_read_is_not_waited_for():
     """Neither the connection nor the answer that it does not read is kept."""
-    monkeypatch.setattr(connections_module, "UNREAD_S", 0.5)
 
     async def test(running: Running) -> None:
         _, writer = await running.open(ASK % b"large")
@@ -68,12 +67,28 @@ def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
         assert not running.connections._all
         writer.close()
 
-    serve(test)
+    serve(test, unread_s=0.5)
 
 
-def test_a_client_that_reads_slowly_gets_everything(monkeypatch):
-    monkeypatch.setattr(connections_module, "UNREAD_S", 0.3)
+def test_a_client_that_does_not_read_why_its_head_was_refused_keeps_no_file_open():
+    """It is reported once, and its socket is closed although there are bytes that it has not read."""
 
+    async def test(running: Running) -> None:
+        _, writer = await running.open(ASK % b"large")
+        writer.transport.pause_reading()
+        await asyncio.sleep(0.1)
+        writer.write(b"GET")
+        while running.connections._all:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert not running.state.connections
+        assert running.count("connections_ended_total", reason="slow head") == 1
+        assert running.count("connections_ended_total", reason="unread") == 0
+
+    serve(test, head_s=0.4)
+
+
+def test_a_client_that_reads_slowly_gets_everything():
     async def test(running: Running) -> None:
         reader, writer = await running.open(ASK % b"large", limit=1 << 20)
         num = 0
@@ -82,7 +97,7 @@ def test_a_client_that_reads_slowly_gets_everything(monkeypatch):
             await asyncio.sleep(0.02)
         writer.close()
 
-    serve(test)
+    serve(test, unread_s=0.6)
 
 
 def test_the_connection_that_waited_longest_makes_room(monkeypatch):

@@ -11,7 +11,8 @@ from making_guards import KEY, Exchange, Guarded, basic, bearer, echo
 
 from coconut_ds.errors import ConfigError
 from serve.api import guards
-from serve.clients.access import Access, Hosts, hosts_for, networks_of, source_of
+from serve.clients.access import Access
+from serve.clients.addresses import Hosts, hosts_for, networks_of, source_of
 from serve.clients.client import Client
 from serve.clients.keys import VARIABLE, Keys, read_keys
 from serve.clients.rates import Rates
@@ -37,7 +38,7 @@ def keys(tmp_path):
 
 def test_a_file_has_several_keys_with_limits_or_one(tmp_path, keys):
     assert [keys.client_of(one) for one in (b"a b", b"bobs", b"b", b"")] == [ALICE, BOB, None, None]
-    for content in ("open sesame\n", "\ufeffopen sesame\r\n", "  open sesame"):
+    for content in ("open sesame\n", "\ufeffopen sesame\r\n", "  open sesame", "# old\n\nopen sesame\n#"):
         (tmp_path / "one").write_text(content, encoding="utf-8", newline="")
         assert read_keys(tmp_path / "one").client_of(b"open sesame") == Client("key:default")
 
@@ -46,6 +47,7 @@ def test_a_file_has_several_keys_with_limits_or_one(tmp_path, keys):
     ("lines", "says"),
     [
         ("", "is empty"),
+        ("# old-key\n", "has no key"),
         ("a\nb", "has 2 lines"),
         ("a\tb", "U+0009"),
         ("x" * 1025, "1025 characters"),

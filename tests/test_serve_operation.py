@@ -5,9 +5,12 @@ import json
 import logging
 import random
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 from making_guards import Exchange, Guarded, echo
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -20,7 +23,10 @@ from waiting import wait_until
 from serve.api.records import Record, Records
 from serve.api.safe_headers import SafeHeaders
 from serve.engine.jobs import Times
+from serve.limits import ConnectionLimits, Limits
+from serve.monitoring.metrics import Metrics
 from serve.monitoring.throttled import PERIOD_S, ThrottledLog
+from serve.network.connections import Connections
 from serve.network.spans import Spans
 
 KEYS = '{"name": "alice", "key": "sesame"}\n{"name": "bob", "key": "open", "requests_per_minute": 2}\n'
@@ -115,19 +121,21 @@ def test_sigterm_at_random_moments(folder):
 # --- in process
 
 
-def test_events_are_counted_and_the_log_gets_a_line_in_a_while(caplog):
+@pytest.mark.parametrize("flushes", [True, False])
+def test_events_are_counted_and_the_log_gets_a_line_in_a_while(caplog, flushes):
+    """Also where the log is never flushed, as when another program runs the app."""
     now = [0.0]
     log = ThrottledLog(logging.getLogger("serve"), lambda: now[0])
     for number in range(1000):
         now[0] = number * PERIOD_S / 100
         log.write("a", f"event {number}")
-        if number % 10 == 0:
+        if flushes and number % 10 == 0:
             log.flush()
     log.write("b", "another")
     log.flush(everything=True)
     told = [one.message for one in caplog.records]
     assert told[0] == "event 0"
-    assert len(told) <= 13
+    assert 10 <= len(told) <= 13
     counts = [int(one.partition("(")[2].split()[0]) for one in told if "of this kind" in one]
     assert sum(counts) + len([one for one in told if "(" not in one and one != "another"]) == 1000
 
@@ -219,6 +227,28 @@ def test_a_body_that_drips_is_not_waited_for(monkeypatch):
     assert (drips.status, drips.num_received <= 6) == (408, True)
     steady = Guarded(body_bytes=10_000).ask(exchange=Exchange([b"x" * 40] * 20, pause_s=0.05))
     assert steady.status == 200
+
+
+def test_the_thread_that_ends_a_late_server_ends_with_the_server(monkeypatch):
+    """A program that goes on after the server is not ended later."""
+    from serve.network import server
+
+    ended: list[str] = []
+    monkeypatch.setattr(server, "end_at_once", ended.append)
+    monkeypatch.setattr(server, "LATE_S", 0.3)
+    monkeypatch.setattr(server.Server, "serve", lambda self: asyncio.sleep(0.6 if is_late else 0))
+    service = SimpleNamespace(limits=Limits(drain_s=0.05), num_requests=0)
+    for is_late in (False, True):
+        connections = Connections(ConnectionLimits(), Metrics(), ThrottledLog(logging.getLogger("serve")), bool)
+        one = server.Server(uvicorn.Config(echo), service, connections, [], None)
+        one.handle_exit(signal.SIGTERM, None)
+        one.run()
+        left = [thread for thread in threading.enumerate() if thread.name == "late"]
+        for thread in left:
+            # Otherwise it would end this process once ``end_at_once`` is no longer replaced.
+            thread.join(5)
+        assert not left
+        assert bool(ended) is is_late
 
 
 def test_signals_before_the_server_serves_end_the_process(monkeypatch):

@@ -7,13 +7,15 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making_guards import Exchange
 from making_tokenizers import tokenizers
 from starlette.responses import JSONResponse
 
@@ -24,14 +26,17 @@ from coconut_ds.generation.prompter import Prompter
 from coconut_ds.generation.requests import Completion, Score
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
-from serve.api import streams
+from serve.api import completions, streams
 from serve.api.completions import _Exchange
 from serve.api.logprobs import ScoredText, within
 from serve.api.pieces import joined
+from serve.api.records import Record
 from serve.api.responses import ChatFormat, CompletionFormat, thoughts_of, usage_of
 from serve.api.schema import ChatRequest, CompletionRequest
-from serve.api.streams import COMMENT, EventStream, PiecesResponse, json_response
+from serve.api.streams import COMMENT, ClientGoneError, EventStream, PiecesResponse, json_response
+from serve.clients.client import IN_PROCESS
 from serve.engine.jobs import Times
+from serve.limits import Limits
 from serve.requests.continuations import Choice
 
 
@@ -185,3 +190,36 @@ def test_no_comment_follows_the_end_or_waits_behind_a_slow_event():
 
     client = Client(takes_s=0.05)
     assert client.read(EventStream(events(), AsyncExitStack(), comment_s=0.02)) == b"data: 1\n\ndata: 2\n\n"
+
+
+def test_a_stream_is_not_begun_for_a_client_that_left_while_its_model_was_loaded():
+    left = []
+
+    class Loading:
+        limits = Limits()
+
+        def begun(self, ask):
+            return ask
+
+        @asynccontextmanager
+        async def streaming(self, ask, request_id):
+            try:
+                await asyncio.sleep(60)
+                yield
+            finally:
+                left.append(ask.model)
+
+    async def ask() -> None:
+        app = FastAPI()
+        app.include_router(completions.routes(Loading()))
+        state = {"client": IN_PROCESS, "request_id": "1", "record": Record("POST", "/v1/completions", [])}
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "state": state}
+        scope |= {"query_string": b"", "root_path": ""}
+        exchange = Exchange([b'{"model": "one", "prompt": "a", "stream": true}'])
+        async with asyncio.timeout(5):
+            await app(scope, exchange.receive, exchange.send)
+
+    with pytest.raises(ClientGoneError):
+        asyncio.run(ask())
+    assert left == ["one"]

@@ -101,9 +101,10 @@ def test_every_program_prepares_its_streams_first():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
     names = {script.partition(":")[0] for script in scripts if script.startswith("coconut_ds.")}
     mains = [import_module(name).main for name in sorted(names)]
+    mains.append(import_module("serve.cli").main)
     mains += [import_module(f"coconut_ds.studies.{name}").main for name in ("demo", "methods", "thoughts")]
     texts = [getsource(main) for main in mains]
     texts += [path.read_text() for path in (ROOT / "preprocessing").glob("*.py") if "def main(" in path.read_text()]
-    assert len(texts) >= 14
+    assert len(texts) >= 15
     for text in texts:
         assert text.partition("def main(")[2].partition('"""\n    ')[2].startswith("prepare_streams("), text[:300]

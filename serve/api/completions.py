@@ -72,9 +72,11 @@ async def _respond(service: Service, request: Request, body: Generation, ask: As
     exchange = _Exchange(service, body, ask, format, record, request.state.request_id)
     if not body.stream:
         return await while_connected(request, exchange.whole())
-    stack = AsyncExitStack()
-    # Entered before the stream starts, so that a request that is refused gets an error status instead of a stream.
-    prompter, deltas = await stack.enter_async_context(service.streaming(ask, request.state.request_id))
+    async with AsyncExitStack() as accepted:
+        # Entered before the stream starts, so that a request that is refused gets an error status instead of a stream.
+        entering = accepted.enter_async_context(service.streaming(ask, request.state.request_id))
+        prompter, deltas = await while_connected(request, entering)
+        stack = accepted.pop_all()
     return EventStream(exchange.events(prompter, deltas), stack, service.limits.stream_comment_s)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from serve.api.prefix import Scope
-from serve.clients.access import Hosts, host_of
+from serve.clients.addresses import Hosts, host_of
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN = frozenset({b"same-origin", b"none"})

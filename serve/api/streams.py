@@ -11,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from serve.limits import ConnectionLimits
+
 Result = TypeVar("Result")
-SEND_S = 30.0
+SEND_S = ConnectionLimits.unread_s
 """Seconds. A response is ended if the client reads nothing for this long."""
 WHOLE = 65_536
 """Bytes. Bodies up to this size are sent whole, with their length."""

@@ -68,19 +68,21 @@ def read_keys(file: Path | None) -> Keys | None:
         return None if value is None else Keys.single(_checked(value.strip(), VARIABLE))
     where = f"key file {file}"
     try:
-        text = file.read_text(encoding="utf-8-sig").strip()
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: cannot be read ({error})") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     written = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if written and written[0][1].startswith("{"):
         return _several(written, where)
-    if len(lines) > 1:
+    if lines and not written:
+        raise ConfigError(f"{where}: has no key, only empty lines and comments; expected the API key or password")
+    if len(written) > 1:
         raise ConfigError(
-            f"{where}: has {len(lines)} lines; expected one key, or several as one JSON object per line: "
-            '{"name": "alice", "key": "…"}'
+            f"{where}: has {len(written)} lines that are not comments; expected one key, or several as one JSON object "
+            'per line: {"name": "alice", "key": "…"}'
         )
-    return Keys.single(_checked(text, where))
+    return Keys.single(_checked(written[0][1] if written else "", where))
 
 
 def _several(lines: list[tuple[int, str]], where: str) -> Keys:

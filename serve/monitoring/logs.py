@@ -6,7 +6,7 @@ import logging
 
 from serve.monitoring.throttled import ThrottledLog, ThrottledRecords
 
-ACCESS = "serve.clients.access"
+ACCESS = "serve.access"
 """Name of the logger that writes one line for each request."""
 FIELDS = "fields"
 """Attribute of a log record with the fields of a line, for lines that have more than a message."""

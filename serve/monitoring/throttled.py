@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 PERIOD_S = 10.0
@@ -22,9 +22,18 @@ class _Kind:
     message: str = ""
     """What the last of them would have written."""
 
+    def begin_period(self, now: float) -> tuple[int, str, int]:
+        """Begins another period, and returns the level, the message and the number of events of the one that ended."""
+        line = (self.level, self.message, self.num_since)
+        self.num_since, self.written_at = 0, now
+        return line
+
 
 class ThrottledLog:
-    """Writes the first event of a kind at once, and then one line per period about all that happened in it."""
+    """Writes the first event of a kind at once, and then one line per period about all that happened in it.
+
+    That line is written with the first event after the period, or by ``flush`` if none comes.
+    """
 
     def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._log, self._clock = log, clock
@@ -43,7 +52,7 @@ class ThrottledLog:
             self._log.log(level, "%s", message)
 
     def admits(self, kind: str, message: str, level: int) -> bool:
-        """Whether an event may be written now; if not, it is counted. Arguments: see ``write``."""
+        """Whether an event may be written now; if not, it is counted in a later line. Arguments: see ``write``."""
         with self._lock:
             now, found = self._clock(), self._kinds.get(kind)
             if found is None or (not found.num_since and now - found.written_at >= PERIOD_S):
@@ -51,7 +60,11 @@ class ThrottledLog:
                 return True
             found.num_since += 1
             found.message = message
-            return False
+            if now - found.written_at < PERIOD_S:
+                return False
+            line = found.begin_period(now)
+        self._write_all([line])
+        return False
 
     def flush(self, everything: bool = False) -> None:
         """Writes the lines whose period is over; the server calls this about once a second.
@@ -59,14 +72,17 @@ class ThrottledLog:
         Args:
             everything: also those whose period is not over, because the server stops.
         """
-        due: list[tuple[int, str, int]] = []
         with self._lock:
             now = self._clock()
-            for one in self._kinds.values():
-                if one.num_since and (everything or now - one.written_at >= PERIOD_S):
-                    due.append((one.level, one.message, one.num_since))
-                    one.num_since, one.written_at = 0, now
-        for level, message, count in due:
+            due = [
+                one.begin_period(now)
+                for one in self._kinds.values()
+                if one.num_since and (everything or now - one.written_at >= PERIOD_S)
+            ]
+        self._write_all(due)
+
+    def _write_all(self, lines: Sequence[tuple[int, str, int]]) -> None:
+        for level, message, count in lines:
             self._log.log(level, "%s (%d of this kind since the last line about them)", message, count)
 
 

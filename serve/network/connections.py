@@ -19,15 +19,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from serve.clients.access import source_of
+from serve.clients.addresses import source_of
 from serve.limits import ConnectionLimits
 from serve.monitoring.metrics import Metrics
 from serve.monitoring.throttled import ThrottledLog
 
 REST_S = 2.0
 """Seconds that the rest of a body may still arrive after the answer, so that the client reads the answer."""
-UNREAD_S = 30.0
-"""Seconds. A connection is ended if its client reads nothing of what was sent for this long."""
 IDLE, SILENT, SLOW_HEAD = "idle", "silent", "slow head"
 """Reasons why connections are ended: no further request, not a single byte, a head that does not end."""
 
@@ -72,6 +70,8 @@ class Connections:
         self._waiting: dict[str, OrderedDict[Connection, None]] = {}
         """Waiting connections by address, those that have waited longest first."""
         self._all: set[Connection] = set()
+        self._ending: set[Connection] = set()
+        """Those that were ended but may still send what they have to."""
         self._refused, self._ended = metrics.connections_refused, metrics.connections_ended
         metrics.watch_connections(lambda: (len(self._all) - self.num_working, self.num_working))
 
@@ -104,6 +104,7 @@ class Connections:
         """No longer counts a connection; may be called several times."""
         if connection in self._all:
             self._all.remove(connection)
+            self._ending.discard(connection)
             self._stop_waiting(connection)
             self._open[connection.source] -= 1
             if not self._open[connection.source]:
@@ -122,14 +123,22 @@ class Connections:
         self.log.write("refused", f"refused a connection from {source}: {len(self._all)} are open and all are working")
 
     def end(self, connection: "Connection", reason: str) -> None:
-        """Ends a connection whose client kept the server waiting, and reports it."""
+        """Ends a connection whose client kept the server waiting, and reports it.
+
+        For some reasons a connection may still send what it has to. It is open until it has, or until the next call.
+        """
+        if connection in self._ending:
+            self.remove(connection)
+            connection.end(reason)
+            return
         self._ended.labels(reason=reason).inc()
         # Browsers open connections in advance, so one that is not used is nothing to worry about.
         level = logging.DEBUG if reason in (IDLE, SILENT) else logging.WARNING
         told = f"ended a connection of {connection.source} ({reason}); {len(self._all)} are open"
         self.log.write(f"ended {reason}", told, level)
-        # An idle connection may still have to send; it is counted until it has.
-        if reason != IDLE:
+        if reason in (IDLE, SLOW_HEAD):
+            self._ending.add(connection)
+        else:
             self.remove(connection)
         connection.end(reason)
 
@@ -214,6 +223,9 @@ class Connection(H11Protocol):
         if self.phase is Phase.UNREAD:
             self._enter(Phase.WORK)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's timer of idle connections ends none: ``Connections.sweep`` does."""
+
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing is upgraded here; the request is answered without."""
 
@@ -237,21 +249,23 @@ class Connection(H11Protocol):
         if not num_unread or num_unread < self._num_unread or is_growing:
             self._unread_since = now
         self._num_unread = num_unread
-        return "unread" if now - self._unread_since > UNREAD_S else None
+        return "unread" if now - self._unread_since > limits.unread_s else None
 
     def end(self, reason: str) -> None:
-        """Closes the connection at once. A client that has sent a part of a head is told why."""
+        """Closes the connection, at once if the reason is not ``IDLE`` or ``SLOW_HEAD`` or if it is closing already.
+
+        A client that has sent a part of a head is told why.
+        """
         if self.transport is None:
             # The handshake is not over; the listener closes it.
             self.handshake.cancel()
             return
-        if reason == SLOW_HEAD and not self.transport.is_closing():
-            self.transport.write(TIMED_OUT)
-            self.transport.close()
-        elif reason == IDLE:
-            self.timeout_keep_alive_handler()
-        else:
+        if self.transport.is_closing() or reason not in (IDLE, SLOW_HEAD):
             self.transport.abort()
+            return
+        if reason == SLOW_HEAD:
+            self.transport.write(TIMED_OUT)
+        self.transport.close()
 
     handshake: "asyncio.Task[Any]"
     """The task that sets the connection up."""

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from coconut_ds.errors import ConfigError
-from serve.clients.access import source_of
+from serve.clients.addresses import source_of
 from serve.network.connections import Connection, Connections, last_words
 from serve.network.descriptors import SpareDescriptors
 
@@ -18,8 +18,6 @@ PER_TURN = 32
 """Connections accepted in one turn of the event loop, so that requests are answered in between."""
 PAUSE_S = 0.5
 """Seconds without accepting after the process could open no further file."""
-HANDSHAKE_S = 10.0
-"""Seconds that a TLS handshake may take."""
 SHUTDOWN_S = 3.0
 """Seconds that a client may take to agree to the end of a TLS connection."""
 NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -143,7 +141,10 @@ class Listener:
 
     async def _set_up(self, connection: Connection, accepted: socket.socket) -> None:
         """Hands a socket to its connection, after the handshake if it is encrypted."""
-        limits = {} if self._tls is None else {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": SHUTDOWN_S}
+        # ``Connections.sweep`` ends a handshake that takes longer than a head may; asyncio's own limit must not do so
+        # earlier.
+        handshake_s = 2 * self._connections.limits.head_s
+        limits = {} if self._tls is None else {"ssl_handshake_timeout": handshake_s, "ssl_shutdown_timeout": SHUTDOWN_S}
         try:
             await self._loop.connect_accepted_socket(lambda: connection, accepted, ssl=self._tls, **limits)
         except (OSError, asyncio.CancelledError) as error:

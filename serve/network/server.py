@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 
 from serve.api.app import Hooks, create_app
 from serve.api.records import Record
-from serve.clients.access import Access, address_of
+from serve.clients.access import Access
+from serve.clients.addresses import address_of
 from serve.monitoring.logs import throttle_others
 from serve.monitoring.metrics import Metrics
 from serve.monitoring.throttled import ThrottledLog
@@ -54,12 +55,13 @@ class Server(uvicorn.Server):
         self._service, self._connections = service, connections
         self._sockets, self._network = sockets, network
         self._ends_at: float | None = None
-        self._signalled = threading.Event()
+        self._signalled, self._has_run = threading.Event(), threading.Event()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until the process gets a signal. Does not wait for threads in which something is still computed."""
         # Started before any signal, since a handler cannot: it may interrupt code that holds the lock of all threads.
-        threading.Thread(target=self._end_late, name="late", daemon=True).start()
+        late = threading.Thread(target=self._end_late, name="late", daemon=True)
+        late.start()
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self.serve())
@@ -71,6 +73,9 @@ class Server(uvicorn.Server):
         finally:
             self._connections.log.flush(everything=True)
             loop.close()
+            self._has_run.set()
+            self._signalled.set()
+            late.join()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to accept connections; see uvicorn."""
@@ -94,8 +99,8 @@ class Server(uvicorn.Server):
     def _end_late(self) -> None:
         """Ends the process if it still runs long after its time, for example because a model is being loaded."""
         self._signalled.wait()
-        time.sleep(self._limit_s + LATE_S)
-        end_at_once("the server did not stop in time, and is ended")
+        if not self._has_run.wait(self._limit_s + LATE_S):
+            end_at_once("the server did not stop in time, and is ended")
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second; stops the server when all requests finished or the limit is over."""
@@ -165,7 +170,6 @@ def run_server(
         server_header=False,
         # The forwarded address is read by ``Access``.
         proxy_headers=False,
-        timeout_keep_alive=max(1, round(network.limits.idle_s)),
         timeout_graceful_shutdown=max(1, round(GRACE_S)),
         lifespan="off",
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from serve.clients.access import LOOPBACK, Access, hosts_for, networks_of
+from serve.clients.access import Access
+from serve.clients.addresses import LOOPBACK, hosts_for, networks_of
 from serve.clients.keys import VARIABLE, Keys, read_keys
 
 
