@@ -25,6 +25,9 @@ class AskedToStop:
     def __init__(self, at: int | None = None) -> None:
         self.at, self.num_looks = at, -1
 
+    def handled(self) -> None:
+        """No signals come."""
+
     @property
     def requested(self) -> bool:
         self.num_looks += 1

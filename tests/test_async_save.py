@@ -17,6 +17,7 @@ from coconut_ds.distributed.host_memory import available_bytes
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL
+from coconut_ds.model.card import ModelCard
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.checkpoint_writer import CheckpointWriter
@@ -169,3 +170,13 @@ def test_the_memory_of_a_machine_is_shared_by_its_ranks(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Background(ALONE).has_room(100)
     assert not Background(ALONE).has_room(101)
+
+
+def test_a_switch_of_stages_after_a_save_is_not_in_the_checkpoint(tmp_path, experiment):
+    folder, gate, position = run_folder(tmp_path), Gate(experiment), Position(epoch=1, stage_switches=[1])
+    saver = RunSaver(experiment, folder, background=Background(ALONE))
+    saver.save(gate, position, 0)
+    position.stage_switches.append(2)
+    gate.open.set()
+    saver.finish()
+    assert ModelCard.read(folder.path / "checkpoint_1").provenance["stage_switches"] == [1]

@@ -95,6 +95,14 @@ class CheckpointWriter:
 
         self._raise_on_all(target, temporary, self._try_on_first(make), self._ranks.gather)
 
+    def prepare(self, content: CheckpointContent, step: Callable[[], object]) -> None:
+        """Runs a step that makes the content ready to be written, without exchanges. All ranks call it.
+
+        Raises:
+            CheckpointError: the step failed on a rank, or another launch has taken over the run.
+        """
+        self._raise_on_all(content.target, content.temporary, _try_to(step), self._ranks.gather)
+
     def write(self, content: CheckpointContent, gather: Gather) -> None:
         """Writes a checkpoint, then removes those that are not to be kept. All ranks call it.
 
@@ -176,7 +184,7 @@ class CheckpointWriter:
 
     def _raise_on_all(self, target: Path, temporary: Path, error: Exception | None, gather: Gather) -> None:
         """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first."""
-        found = None if error is None else (str(error) or type(error).__name__, getattr(error, "errno", None))
+        found = None if error is None else (_text(error), getattr(error, "errno", None))
         errors = {rank: one for rank, one in enumerate(gather(found)) if one is not None}
         if not errors:
             return
@@ -189,7 +197,7 @@ class CheckpointWriter:
         raise CheckpointError(
             f"{target}: could not be written ({texts}); earlier checkpoints are untouched: {room}start the same "
             "command again"
-        )
+        ) from error
 
 
 def keeps_best(config: Config) -> bool:
@@ -202,16 +210,20 @@ def _write_engine(content: CheckpointContent) -> None:
         content.engine.write(path)
 
 
+def _text(error: Exception) -> str:
+    """The text of an error; with its type, unless errors of this type have a text for users."""
+    # On a full disk, the writers of torch, safetensors and tokenizers raise the last three.
+    plain = isinstance(error, (OSError, CoconutError, RuntimeError, SafetensorError)) or type(error) is Exception
+    return str(error) if plain and str(error) else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _try_to(write: Callable[[], object]) -> Exception | None:
-    """Runs ``write``; returns the exception that kept it from writing, or None. Other exceptions are raised."""
+    """Runs ``write``; returns the exception that kept it from writing, or None.
+
+    It catches every exception: the other ranks wait for this one in the exchange of errors.
+    """
     try:
         write()
-    # On a full disk, the writers of torch and safetensors raise RuntimeError and SafetensorError.
-    except (OSError, RuntimeError, SafetensorError, CoconutError) as error:
-        return error
     except Exception as error:
-        # The tokenizers library raises plain Exception; a subclass is another error.
-        if type(error) is not Exception:
-            raise
         return error
     return None
