@@ -94,7 +94,7 @@ def test_the_demo_keeps_results_of_another_seed_and_finds_its_own(trainings, tmp
 def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(trainings, tmp_path, monkeypatch, capsys):
     def score_on_test(run, data, out):
         started = run.label.endswith("half")
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         lines = [
             {"index": index, "question": "1 2", "answer": "3", "correct": index < (6 if started else 9)}
             for index in range(10)

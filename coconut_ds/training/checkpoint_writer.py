@@ -183,7 +183,10 @@ class CheckpointWriter:
         return _try_to(write) if self._ranks.is_first else None
 
     def _raise_on_all(self, target: Path, temporary: Path, error: Exception | None, gather: Gather) -> None:
-        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first."""
+        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first.
+
+        A rank whose error is one of the program raises that error itself.
+        """
         found = None if error is None else (_text(error), getattr(error, "errno", None))
         errors = {rank: one for rank, one in enumerate(gather(found)) if one is not None}
         if not errors:
@@ -192,6 +195,9 @@ class CheckpointWriter:
             raise LostRunError.of(self._folder.path)
         if self._ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if error is not None and not _is_for_users(error):
+            # With its traceback; the other ranks raise its text.
+            raise error
         texts = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in errors.items())
         room = "make room and " if any(number in (None, *FULL) for _, number in errors.values()) else ""
         raise CheckpointError(
@@ -211,10 +217,16 @@ def _write_engine(content: CheckpointContent) -> None:
 
 
 def _text(error: Exception) -> str:
-    """The text of an error; with its type, unless errors of this type have a text for users."""
-    # On a full disk, the writers of torch, safetensors and tokenizers raise the last three.
-    plain = isinstance(error, (OSError, CoconutError, RuntimeError, SafetensorError)) or type(error) is Exception
-    return str(error) if plain and str(error) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    """What other ranks are told about an error."""
+    text = str(error) if _is_for_users(error) else f"{type(error).__name__}: {error}"
+    return text or type(error).__name__
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Whether it is an error of the disk or of the settings, rather than of the program."""
+    # On a full disk, the writers of torch and safetensors raise RuntimeError and SafetensorError, tokenizers Exception.
+    known = isinstance(error, (OSError, CoconutError, RuntimeError, SafetensorError))
+    return known or type(error) is Exception
 
 
 def _try_to(write: Callable[[], object]) -> Exception | None:
