@@ -63,7 +63,7 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)
             lock, fence = (None, None) if claim is None else (claim.lock, claim.fence)
             background = open_background(ranks, progress.line) if config.run.async_save else None
-            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, background, notify=progress.line)
+            saver = RunSaver(experiment, start.folder, fence, manifest, metrics, lock, background, notify=progress.line)
             if start.checkpoint is not None and start.resume_state is not None:
                 saver.resume_from(start.checkpoint, start.resume_state.scores)
                 position = copy.deepcopy(start.resume_state.position)

@@ -35,11 +35,11 @@ class RunSaver:
 
     experiment: Experiment
     folder: RunFolder
+    fence: Fence | None
+    """Through which rank 0 changes the files of the run."""
     manifest: RunManifest | None = None
     metrics: MetricsLog | None = None
     lock: RunLock | None = None
-    fence: Fence | None = None
-    """Through which the files of the run are changed; None: ``lock`` gets a new one on rank 0."""
     background: Background | None = None
     """The thread that writes checkpoints while training goes on; None: training waits."""
     scores: Scores = field(default_factory=Scores)
@@ -51,8 +51,7 @@ class RunSaver:
     _said_no_room: bool = False
 
     def __post_init__(self) -> None:
-        if self.fence is None and self.experiment.ranks.is_first:
-            self.fence = Fence(self.folder.path.parent, self.lock)
+        assert (self.fence is not None) == self.experiment.ranks.is_first
         self._writer = CheckpointWriter(
             self.experiment, self.folder, self.fence, self.manifest, self.metrics, self.notify
         )
