@@ -13,7 +13,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted, ignore_signals
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
 from coconut_ds.errors import CoconutError, paths_checked
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             _run(config)
     except Interrupted as stop:
+        ignore_signals()
         end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == stop.speaker)
         return EXIT_CODE
     except CoconutError as error:
@@ -75,6 +76,10 @@ def _run(config: EvalConfig) -> None:
     ranks = start_ranks()
     try:
         evaluate(config, ranks)
+    except Interrupted:
+        # Another signal must not change the exit code, 75.
+        ignore_signals()
+        raise
     finally:
         stop_ranks()
 

@@ -13,7 +13,7 @@ if __package__ in (None, ""):
 
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.sources import check_file
-from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted
+from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted, ignore_signals
 from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched_rank, launched_ranks
 from coconut_ds.errors import CoconutError, paths_checked
@@ -74,6 +74,10 @@ def _run(config: Config) -> None:
             from coconut_ds.training.launch import train
 
             train(config, ranks)
+    except Interrupted:
+        # Another signal must not change the exit code, 75.
+        ignore_signals()
+        raise
     finally:
         stop_ranks()
 

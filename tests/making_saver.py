@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import RunFolder
+from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import RunManifest, now
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.engine_state import random_file
@@ -22,6 +24,9 @@ class WrittenLater:
 
     write: Callable[[Path], None]
     num_bytes: int = 0
+
+    def encode(self) -> None:
+        """The function writes files of its own."""
 
     def copy(self) -> None:
         """The function writes what does not change."""
@@ -59,6 +64,14 @@ def evaluation(accuracy: float, count: int = 20) -> Evaluation:
         Prediction(i, f"q{i}", "", "", "", i < right, None, None, 0, 0, 0, 0, "eos", None, 0.0) for i in range(count)
     ]
     return Evaluation(made, 0, 0)
+
+
+def make_saver(
+    experiment: Experiment, folder: RunFolder, *more: Any, lock: RunLock | None = None, **options: Any
+) -> RunSaver:
+    """A saver with a new fence on rank 0."""
+    fence = Fence(folder.path.parent, lock) if experiment.ranks.is_first else None
+    return RunSaver(experiment, folder, fence, *more, lock=lock, **options)
 
 
 def names(folder: RunFolder) -> set[str]:

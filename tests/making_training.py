@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from making_saver import make_saver
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.background import Background
@@ -13,7 +14,7 @@ from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.metrics import MetricsLog, begin_metrics, read_metrics
 from coconut_ds.training.progress import ProgressBar
-from coconut_ds.training.saver import RunSaver, Scores
+from coconut_ds.training.saver import Scores
 from coconut_ds.training.trainer import Trainer
 
 
@@ -24,6 +25,9 @@ class AskedToStop:
 
     def __init__(self, at: int | None = None) -> None:
         self.at, self.num_looks = at, -1
+
+    def handled(self) -> None:
+        """No signals come."""
 
     @property
     def requested(self) -> bool:
@@ -48,7 +52,7 @@ def train(
         position, scores = Position(**state["position"]), Scores(**state["scores"])
         begin_metrics(folder.metrics, state["metrics_bytes"], Fence(folder.path.parent))
     with MetricsLog(folder.metrics) as metrics:
-        own_saver = RunSaver(experiment, folder, metrics=metrics, scores=scores, background=background)
+        own_saver = make_saver(experiment, folder, metrics=metrics, scores=scores, background=background)
         progress = ProgressBar(is_first=False)
         trainer = Trainer(experiment, engine, own_saver, progress, metrics, interrupts or AskedToStop())
         return trainer.fit(position), engine

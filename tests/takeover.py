@@ -89,7 +89,7 @@ def launch(experiment: Experiment, host: str, holds: Callable[[], object] = lamb
         with open_record(experiment, claim, claim.start.path, lambda line: None) as record:
             assert record is not None
             saver = RunSaver(
-                experiment, claim.start.folder, record.manifest, record.metrics, claim.lock, claim.fence, notify=str
+                experiment, claim.start.folder, claim.fence, record.manifest, record.metrics, claim.lock, notify=str
             )
             if claim.start.checkpoint is not None and state is not None:
                 saver.resume_from(claim.start.checkpoint, state.scores)

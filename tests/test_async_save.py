@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from making import contents
-from making_saver import StillEngine, WrittenLater, names, raising, with_settings
+from making_saver import StillEngine, WrittenLater, make_saver, names, raising, with_settings
 from making_training import train
 from torch_engine import TorchEngine, run_folder, tiny_experiment
 from waiting import wait_until
@@ -19,11 +19,11 @@ from coconut_ds.distributed.host_memory import available_bytes
 from coconut_ds.distributed.ranks import ALONE
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL
+from coconut_ds.model.card import ModelCard
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.checkpoint_writer import CheckpointWriter
 from coconut_ds.training.experiment import Experiment
-from coconut_ds.training.saver import RunSaver
 
 RESUME = f"{ENGINE}/{RESUME_STATE}"
 FULL = OSError(errno.ENOSPC, "nothing left")
@@ -105,7 +105,7 @@ def test_the_files_are_those_of_a_save_that_training_waits_for(tmp_path, monkeyp
 
 def test_training_goes_on_and_the_next_save_waits(tmp_path, experiment):
     folder, gate = run_folder(tmp_path), Gate(experiment)
-    saver = RunSaver(experiment, folder, background=Opening(gate, after_s=0.15))
+    saver = make_saver(experiment, folder, background=Opening(gate, after_s=0.15))
     saver.save(gate, Position(epoch=1), 0)
     assert gate.reached.wait(20)
     assert saver.is_saved(Position(epoch=1))
@@ -120,7 +120,7 @@ def test_training_goes_on_and_the_next_save_waits(tmp_path, experiment):
 
 def test_a_write_that_fails_is_raised_by_whatever_comes_next(tmp_path, experiment):
     folder, gate = run_folder(tmp_path), Gate(experiment, FULL)
-    saver = RunSaver(experiment, folder, background=Background(ALONE))
+    saver = make_saver(experiment, folder, background=Background(ALONE))
     saver.save(StillEngine(experiment), Position(epoch=1), 0)
     saver.save(gate, Position(epoch=2), 0)
     assert not saver.failed
@@ -162,7 +162,7 @@ def test_after_an_error_the_launch_waits_and_says_what_could_not_be_written(tmp_
     lines: list[str] = []
     for error in (None, FULL):
         folder, gate = run_folder(tmp_path / str(error)), Gate(experiment, error)
-        saver = RunSaver(experiment, folder, background=Opening(gate), notify=lines.append)
+        saver = make_saver(experiment, folder, background=Opening(gate), notify=lines.append)
         saver.save(gate, Position(epoch=1), 0)
         saver.close()
         assert names(folder) == (set() if error else {"checkpoint_1"})
@@ -174,7 +174,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, experiment, monkeypa
     monkeypatch.setattr(threads, "available_bytes", lambda: 1.0)
     lines: list[str] = []
     engine = TorchEngine(tiny_experiment())
-    saver = RunSaver(experiment, run_folder(tmp_path), background=Background(ALONE), notify=lines.append)
+    saver = make_saver(experiment, run_folder(tmp_path), background=Background(ALONE), notify=lines.append)
     for epoch in (1, 2):
         saver.save(engine, Position(epoch=epoch), 0)
         assert f"checkpoint_{epoch}" in names(saver.folder)
@@ -190,3 +190,13 @@ def test_the_memory_of_a_machine_is_shared_by_its_ranks(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Background(ALONE).has_room(100)
     assert not Background(ALONE).has_room(101)
+
+
+def test_a_switch_of_stages_after_a_save_is_not_in_the_checkpoint(tmp_path, experiment):
+    folder, gate, position = run_folder(tmp_path), Gate(experiment), Position(epoch=1, stage_switches=[1])
+    saver = make_saver(experiment, folder, background=Background(ALONE))
+    saver.save(gate, position, 0)
+    position.stage_switches.append(2)
+    gate.open.set()
+    saver.finish()
+    assert ModelCard.read(folder.path / "checkpoint_1").provenance["stage_switches"] == [1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from making import contents, make_backbone, make_card, settings_of
 from making_feeds import SPEC, make_feed, save_with_feed
-from making_saver import StillEngine
+from making_saver import StillEngine, make_saver
 from safetensors.torch import load_file, save_file
 from torch_engine import run_folder, tiny_experiment
 from transformers import AutoModelForCausalLM
@@ -30,7 +30,6 @@ from coconut_ds.model.feed_file import FEED_FILE
 from coconut_ds.model.starting import starting_feed
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.runs.resume_state import Position
-from coconut_ds.training.saver import RunSaver
 from serve.checkpoints.offered import find_checkpoints
 from serve.limits import EngineSettings
 from serve.models.memory import needed_bytes
@@ -226,7 +225,7 @@ def test_a_run_writes_its_feed_into_its_checkpoints(tmp_path):
     feed = make_feed(size=16)
     experiment = replace(experiment, backbone=replace(experiment.backbone, feed=feed))
     folder = run_folder(tmp_path)
-    RunSaver(experiment, folder).save(StillEngine(experiment), Position(epoch=1, global_step=3), 1)
+    make_saver(experiment, folder).save(StillEngine(experiment), Position(epoch=1, global_step=3), 1)
     checkpoint = folder.checkpoint(1)
     again = load_folder(checkpoint)
     assert ModelCard.read(checkpoint).feed == SPEC

@@ -14,12 +14,19 @@ CGROUPS = {
     "2, namespace": (
         "0::/\n",
         "30 1 0:1 / CGROUP rw - cgroup2 cgroup rw\n",
-        {"memory.max": "3000000", "memory.current": "1000"},
+        {
+            "memory.max": "3000000",
+            "memory.current": "701000",
+            "memory.stat": "anon 5\ninactive_file 600000\nactive_file 100000",
+        },
     ),
     "1": (
         "4:memory:/docker/x\n0::/\n",
         "30 1 0:1 /docker/x CGROUP rw - cgroup cgroup rw,memory\n31 1 0:1 / /nowhere rw - cgroup cgroup rw,cpu\n",
-        {"memory.limit_in_bytes": "3000000", "memory.usage_in_bytes": "1000"},
+        {
+            **{"memory.limit_in_bytes": "3000000", "memory.usage_in_bytes": "701000"},
+            "memory.stat": "inactive_file 7\ntotal_inactive_file 600000\ntotal_active_file 100000",
+        },
     ),
     "1, nested": (
         "4:cpu,memory:/a/b\n",
@@ -35,6 +42,7 @@ CGROUPS = {
 
 @pytest.mark.parametrize("kind", CGROUPS)
 def test_the_memory_limit_of_a_container_counts(tmp_path, kind):
+    """The page cache is not counted as used."""
     own, mounts, files = CGROUPS[kind]
     groups = tmp_path / "cgroups"
     for name, text in {**files, "cgroup.procs": ""}.items():

@@ -82,7 +82,7 @@ def test_a_mirror_that_fails_or_hangs_is_given_up_with_one_warning(tmp_path, at,
                 time.sleep(LIMIT_S)
     assert time.monotonic() - began < 15, "a mirror that hangs would do so for 60 s"
     assert [line["global_step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(6))
-    name = "did not answer for 0 s" if error is None else f"{type(error).__name__}: {error}"
+    name = f"did not answer for {1 if at == 'close' else 0} s" if error is None else f"{type(error).__name__}: {error}"
     name = name if isinstance(error, Exception) else f"MirrorError: {name}"
     assert said == [f"warning: wandb failed ({name}); metrics.jsonl has all metrics"]
     assert mirror.abandoned.is_set()
@@ -101,6 +101,22 @@ def test_a_mirror_that_works_gets_every_line_in_order(tmp_path):
             log.log({"global_step": step, "a": -step})
     assert lines == [(step, -step) for step in range(100)]
     assert (said, mirror.abandoned.is_set()) == ([], False)
+
+
+def test_the_end_waits_for_many_slow_lines_and_longer_for_the_last_call(tmp_path):
+    class Slow(Mirror):
+        def log(self, values: dict[str, Any], step: int) -> None:
+            time.sleep(LIMIT_S / 4)
+            super().log(values, step)
+
+        def close(self) -> None:
+            time.sleep(1.5 * LIMIT_S)
+
+    mirror, said = Slow("never"), []
+    with MetricsLog(tmp_path / "metrics.jsonl", MirrorThread(mirror, LIMIT_S), said.append) as log:
+        for step in range(8):
+            log.log({"global_step": step})
+    assert (mirror.lines, said, mirror.abandoned.is_set()) == (8, [], False)
 
 
 @pytest.mark.slow

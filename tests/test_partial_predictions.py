@@ -62,6 +62,17 @@ def test_a_process_with_the_id_of_a_killed_one_writes_a_file_of_its_own(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_predictions_of_an_earlier_version_count(tmp_path):
+    """Its lines have no checksum; half a line counts as damaged."""
+    partial = stored(tmp_path)
+    (path,) = partial.folder.iterdir()
+    lines = [line[9:] for line in path.read_bytes().splitlines()]
+    path.write_bytes(b"\n".join([*lines[:2], lines[2][:-3], *lines[3:], b""]))
+    warnings: list[str] = []
+    assert partial.read(warnings.append) == {(0, n): MADE[n] for n in (0, 1, 3, 4)}
+    assert len(warnings) == 1
+
+
 def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path):
     partial = PartialPredictions(tmp_path, "one")
     partial.add(0, MADE[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from making_runs import FIRST, OTHER, RUN, SECOND, THIRD, calling, make_attempt, make_checkpoint, make_runs, names
 
+from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.manifest import now
@@ -66,4 +67,16 @@ def test_prune_leaves_a_living_attempt_alone(root, call):
         assert "skipped" in call("prune", "--keep-last", "1", folder.path.name)[1]
         assert names(folder) == before
     call("prune", "--keep-last", "1", folder.path.name)
+    assert names(folder) == ["checkpoint_2", "checkpoint_4"]
+
+
+def test_a_launch_that_was_suspended_while_checkpoints_were_pruned_changes_nothing(root, call):
+    folder = make_attempt(root, RUN, "20260104-000000-dddd", now(), status="running")
+    sleeper = Fence(folder.path.parent)
+    part = sleeper.part("checkpoint_9")
+    part.mkdir()
+    out = call("prune", "--keep-last", "1", folder.path.name)[1]
+    assert f"removed {part}" in out
+    with pytest.raises(OSError, match="No such file"):
+        sleeper.discard(folder.checkpoints()[0])
     assert names(folder) == ["checkpoint_2", "checkpoint_4"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from making_saver import StillEngine, evaluation, manifest_of, names, run_epochs, with_settings
+from making_saver import StillEngine, evaluation, make_saver, manifest_of, names, run_epochs, with_settings
 from torch_engine import run_folder, tiny_experiment
 
 from coconut_ds.files import is_complete, seal_of
@@ -17,7 +17,7 @@ from coconut_ds.runs.manifest import read_manifest
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog
-from coconut_ds.training.saver import RunSaver, Scores
+from coconut_ds.training.saver import Scores
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_newest_and_the_best_of_the_latest_stage_are_kept(tmp_path, experime
         outcomes = [(stage, rng.choice([0.1, 0.2, 0.3, 0.4])) for stage in stages]
         folder = run_folder(tmp_path / str(case))
         manifest = manifest_of(folder)
-        run_epochs(RunSaver(chosen, folder, manifest), outcomes)
+        run_epochs(make_saver(chosen, folder, manifest), outcomes)
         assert names(folder) == expected_names(outcomes, settings), outcomes
         assert all(is_complete(path) for path in folder.checkpoints())
         found = read_manifest(folder.manifest)
@@ -86,14 +86,14 @@ def test_the_newest_and_the_best_of_the_latest_stage_are_kept(tmp_path, experime
 )
 def test_the_best_is_the_first_of_highest_accuracy_in_the_latest_stage(tmp_path, experiment, outcomes, best):
     folder = run_folder(tmp_path)
-    saver = RunSaver(with_settings(experiment, keep_last=None), folder, manifest_of(folder))
+    saver = make_saver(with_settings(experiment, keep_last=None), folder, manifest_of(folder))
     run_epochs(saver, outcomes)
     assert read_manifest(folder.manifest).best_checkpoint == best
     scores = json.loads((folder.checkpoint(3) / ENGINE / RESUME_STATE).read_text())["scores"]
     assert (scores["best_checkpoint"], scores["last_accuracy"]) == (best, outcomes[-1][1])
     assert (scores["best_stage"], scores["best_accuracy"]) == outcomes[int(best[-1]) - 1]
     # A launch that continues with these scores goes on comparing with them.
-    again = RunSaver(with_settings(experiment, keep_last=1), folder, manifest_of(folder), scores=Scores(**scores))
+    again = make_saver(with_settings(experiment, keep_last=1), folder, manifest_of(folder), scores=Scores(**scores))
     again.save(StillEngine(experiment), Position(epoch=4), outcomes[-1][0])
     assert names(folder) == {best, "checkpoint_4"}
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_holds_the_model_its_card_and_where_the_run_is(tmp_path, ex
     with MetricsLog(folder.metrics) as metrics:
         metrics.log({"global_step": 1, "train/loss": 1.0})
         size = folder.metrics.stat().st_size
-        saver = RunSaver(with_settings(experiment, keep_last=None), folder, metrics=metrics)
+        saver = make_saver(with_settings(experiment, keep_last=None), folder, metrics=metrics)
         position = Position(epoch=2, global_step=6, previous_stage=1, stage_switches=[1])
         assert not saver.is_saved(position)
         saver.after_epoch(StillEngine(experiment), position, 1, evaluation(0.25), last=False)
@@ -133,7 +133,7 @@ def test_a_checkpoint_holds_the_model_its_card_and_where_the_run_is(tmp_path, ex
 
 def test_a_few_predictions_of_each_epoch_are_written(tmp_path, experiment):
     folder = run_folder(tmp_path)
-    run_epochs(RunSaver(with_settings(experiment, save_every=9), folder), [(0, 0.3), (0, 0.1)])
+    run_epochs(make_saver(with_settings(experiment, save_every=9), folder), [(0, 0.3), (0, 0.1)])
     for epoch in (1, 2):
         samples = json.loads((folder.path / "samples" / f"epoch_{epoch}.json").read_text())
         assert [one["question"] for one in samples] == ["q0", "q1", "q2", "q3", "q4"]
@@ -141,7 +141,7 @@ def test_a_few_predictions_of_each_epoch_are_written(tmp_path, experiment):
 
 def test_a_checkpoint_of_the_same_position_replaces_the_old_one(tmp_path, experiment):
     folder, position = run_folder(tmp_path), Position(epoch=1)
-    saver = RunSaver(experiment, folder)
+    saver = make_saver(experiment, folder)
     saver.save(StillEngine(experiment), position, 0)
     saver.save(StillEngine(experiment), position, 1)
     assert names(folder) == {"checkpoint_1"}
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_the_same_position_replaces_the_old_one(tmp_path, experi
 def test_a_damaged_checkpoint_is_left_for_people_and_does_not_count(tmp_path, experiment):
     """Two are kept: a damaged one in between neither goes nor takes the place of a good one."""
     folder = run_folder(tmp_path)
-    saver = RunSaver(with_settings(experiment, keep_last=2, keep_best=False), folder)
+    saver = make_saver(with_settings(experiment, keep_last=2, keep_best=False), folder)
     for epoch in (1, 2):
         saver.save(StillEngine(experiment), Position(epoch=epoch), 0)
     (folder.checkpoint(2) / "model.safetensors").write_bytes(b"cut")
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_left_for_people_and_does_not_count(tmp_path, ex
 def test_a_run_that_went_back_does_not_count_the_checkpoints_ahead_of_it(tmp_path, experiment):
     """A newer checkpoint was damaged, so the run continued from an older one: it may not push out its own."""
     folder = run_folder(tmp_path)
-    saver = RunSaver(with_settings(experiment, keep_last=1, keep_best=False), folder)
+    saver = make_saver(with_settings(experiment, keep_last=1, keep_best=False), folder)
     saver.save(StillEngine(experiment), Position(epoch=5), 0)
     saver.save(StillEngine(experiment), Position(epoch=2), 0)
     assert names(folder) == {"checkpoint_2", "checkpoint_5"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from making import contents
 from making_locks import elsewhere, write
-from making_saver import StillEngine, manifest_of, names, raising, run_epochs, with_settings
+from making_saver import StillEngine, make_saver, manifest_of, names, raising, run_epochs, with_settings
 from torch_engine import run_folder, tiny_experiment
 
 from coconut_ds.distributed.ranks import Ranks
@@ -21,7 +21,6 @@ from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.lock import RunLock
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.experiment import Experiment
-from coconut_ds.training.saver import RunSaver
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_nothing_else(
 ):
     """The error names the checkpoint and its cause; the next save works as if nothing had happened."""
     folder = run_folder(tmp_path)
-    saver = RunSaver(with_settings(experiment, keep_last=1), folder, manifest_of(folder))
+    saver = make_saver(with_settings(experiment, keep_last=1), folder, manifest_of(folder))
     run_epochs(saver, [(0, 0.5)])
     before, known = contents(folder.checkpoint(1)), folder.manifest.read_text()
     engine = StillEngine(experiment, raising(error)) if part == "engine" else StillEngine(experiment)
@@ -70,14 +69,14 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_nothing_else(
 
 def test_a_programming_error_is_not_taken_for_a_full_disk(tmp_path, experiment):
     with pytest.raises(TypeError, match="a bug"):
-        RunSaver(experiment, run_folder(tmp_path)).save(
+        make_saver(experiment, run_folder(tmp_path)).save(
             StillEngine(experiment, raising(TypeError("a bug"))), Position(epoch=1), 0
         )
 
 
 def test_a_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_later(tmp_path, experiment, monkeypatch):
     folder, lines = run_folder(tmp_path), []
-    saver = RunSaver(with_settings(experiment, keep_last=1, keep_best=False), folder, notify=lines.append)
+    saver = make_saver(with_settings(experiment, keep_last=1, keep_best=False), folder, notify=lines.append)
     saver.save(StillEngine(experiment), Position(epoch=1), 0)
     rename = Path.rename
 
@@ -100,7 +99,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_later(tmp_pat
 def test_a_launch_whose_lock_was_taken_writes_nothing(tmp_path, experiment):
     folder = run_folder(tmp_path)
     with RunLock(folder.path.parent, print) as lock:
-        saver = RunSaver(experiment, folder, lock=lock)
+        saver = make_saver(experiment, folder, lock=lock)
         saver.save(StillEngine(experiment), Position(epoch=1), 0)
         assert not saver.lock_lost
         write(folder.path.parent, elsewhere())
@@ -157,7 +156,7 @@ def save_on_ranks(
         mine = replace(experiment, ranks=ThreadRanks(rank, 2, board=board))
         try:
             engine = engine_class(mine, failing.get(rank, lambda: None))
-            RunSaver(mine, folder).save(engine, Position(epoch=1), 0)
+            make_saver(mine, folder).save(engine, Position(epoch=1), 0)
         except CheckpointError as error:
             errors[rank] = str(error)
 

@@ -94,7 +94,7 @@ def test_the_demo_keeps_results_of_another_seed_and_finds_its_own(trainings, tmp
 def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(trainings, tmp_path, monkeypatch, capsys):
     def score_on_test(run, data, out):
         started = run.label.endswith("half")
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         lines = [
             {"index": index, "question": "1 2", "answer": "3", "correct": index < (6 if started else 9)}
             for index in range(10)
@@ -109,7 +109,7 @@ def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(tra
         return TrainedRun(label, tmp_path, {"updates": 8, "last_checkpoint": "x"}, 1.0)
 
     monkeypatch.setattr(grpo, "score_on_test", score_on_test)
-    monkeypatch.setattr(grpo, "launch_run", launch_run)
+    monkeypatch.setattr(cells, "launch_run", launch_run)
     line = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--exploration", "none", "svp", "--lanes", "1"]
     assert grpo.main(line) == 0
     assert len(trainings) == 6, "two starts, each trained with two kinds of exploration"
@@ -120,3 +120,6 @@ def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(tra
     assert "* seed 1, `none`: 3 problems gained, 0 lost, p = 0.2" in table
     assert grpo.main(line) == 0
     assert len(trainings) == 6, "finished runs are kept"
+    (tmp_path / "out" / "seed_1" / "svp" / "result.json").write_text("{")
+    assert grpo.main(line) == 0
+    assert len(trainings) == 7, "a damaged result is made again"

@@ -105,13 +105,23 @@ def test_a_folder_replaces_a_folder(tmp_path, monkeypatch, exchanges):
     assert list(fence.path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_removed_keeps_the_new_launch_from_the_run(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_removed_is_left_to_the_next_launch(tmp_path, monkeypatch):
+    """Its former name is what the earlier launch writes to, so a new launch must rename it."""
     Fence(tmp_path).part("checkpoint_1").mkdir()
     monkeypatch.setattr(fencing, "PATIENCE_S", 0.1)
 
     def busy(path: Path) -> None:
         raise OSError("busy")
 
-    monkeypatch.setattr(fencing.shutil, "rmtree", busy)
-    with pytest.raises(ConfigError, match="cannot be removed"):
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(fencing.shutil, "rmtree", busy)
+        Fence(tmp_path, notify=lines.append)
+    assert [path.name.rpartition(".")[0] for path in tmp_path.iterdir() if "gone" in path.name] == [".launch.1.gone"]
+    assert "cannot be removed (busy)" in "".join(lines)
+    assert Fence(tmp_path, notify=lines.append).number == 3
+    assert names(tmp_path) == [".launch.3"]
+    assert len(lines) == 1
+    monkeypatch.setattr(Path, "rename", lambda path, target: busy(path))
+    with pytest.raises(ConfigError, match="cannot be renamed"):
         Fence(tmp_path)

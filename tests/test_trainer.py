@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from making_saver import names
+from making_saver import make_saver, names
 from making_training import AskedToStop, column, record, train
 from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
@@ -24,7 +24,6 @@ from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, read_metrics
 from coconut_ds.training.progress import ProgressBar
-from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.trainer import Trainer
 
 
@@ -202,7 +201,7 @@ def test_a_solved_run_is_left_alone(tmp_path):
         folder = run_folder(tmp_path / str(position.epoch))
         experiment = tiny_experiment()
         engine = TorchEngine(experiment)
-        own_saver = RunSaver(experiment, folder)
+        own_saver = make_saver(experiment, folder)
         trainer = Trainer(experiment, engine, own_saver, ProgressBar(is_first=False), None, AskedToStop())
         before = asdict(position)
         assert asdict(trainer.fit(position)) == before

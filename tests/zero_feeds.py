@@ -59,7 +59,9 @@ def fed(config: Config, folder: Path, ranks: Ranks) -> dict:
     weights = {name: value.float().tolist() for name, value in state.items()}
     if sharded:
         folder.mkdir(exist_ok=True)
-        engine.snapshot(folder).write(folder)
+        snapshot = engine.snapshot(folder)
+        snapshot.encode()
+        snapshot.write(folder)
         ranks.wait()
         engine, feed = new_engine()
         engine.load_state(folder, same_ranks=True)

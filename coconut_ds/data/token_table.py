@@ -18,7 +18,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import islice
@@ -56,6 +56,7 @@ HASHED = ("rows", "pieces", "ids", "question hashes")
 """The arrays of a record batch, as keys of their hashes and in messages."""
 
 Encode = Callable[[Sequence[Problem]], list[TokenizedProblem]]
+Excused = Callable[[], AbstractContextManager[None]]
 
 
 class TokenTable(ProblemArrays):
@@ -79,7 +80,7 @@ class TokenTable(ProblemArrays):
         if metadata.get(ROWS) != str(len(self)).encode():
             raise pa.ArrowInvalid(f"has {len(self)} problems, expected {metadata.get(ROWS)!r}")
         # hashlib and NumPy let other threads run while they read an array.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(_num_cores()) as pool:
             stored = [custom or {} for _, custom in read]
             ids = list(pool.map(partial(self._checked, metadata), range(len(read)), stored))
         self.smallest_id = min((low for low, _ in ids), default=0)
@@ -105,6 +106,11 @@ class TokenTable(ProblemArrays):
         return np.concatenate(self._hashes)
 
 
+def _num_cores() -> int:
+    # macOS and Windows only say how many cores there are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hash_question(text: str) -> int:
     """A 64-bit hash of a question's text, the same on all machines."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -117,6 +123,7 @@ def cached_tokens(
     format: Format = TEXT,
     notify: Callable[[str], None] = lambda line: None,
     chunk: int = CHUNK,
+    excused: Excused = nullcontext,
 ) -> TokenTable:
     """The tokenized problems of a file, from a table in the folder ``cache``; creates the table the first time.
 
@@ -130,6 +137,7 @@ def cached_tokens(
         notify: receives a line when this process tokenizes (unless the terminal shows a progress bar) or waits, and a
             warning if a table is damaged.
         chunk: number of problems to tokenize together.
+        excused: makes the context in which this process waits for another one that tokenizes.
 
     Raises:
         DataError: the file cannot be read or contains an invalid item, or the tokenizer gives ids beyond its
@@ -144,7 +152,8 @@ def cached_tokens(
         return table
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock"), notify, f"waiting for the process that tokenizes {path}"):
+        waiting = f"waiting for the process that tokenizes {path}"
+        with _locked(target.with_suffix(".lock"), notify, waiting, excused):
             table, fault = _open_whole(target, tokenizer)
             if table is None:
                 encode = partial(tokenize, tokenizer, format=format)
@@ -191,13 +200,14 @@ def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str
 
 
 @contextmanager
-def _locked(path: Path, notify: Callable[[str], None], waiting: str) -> Iterator[None]:
+def _locked(path: Path, notify: Callable[[str], None], waiting: str, excused: Excused) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         notify(waiting)
-        lock.acquire()
+        with excused():
+            lock.acquire()
     try:
         yield
     finally:

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from coconut_ds.distributed.host_memory import HostMemoryError, available_bytes
 from coconut_ds.distributed.ranks import Ranks
 
-LONGEST = timedelta(days=1)
+CONNECT = timedelta(minutes=2)
+"""How long the ranks may take to connect their second threads."""
+LONGEST = timedelta(hours=1)
 """How long the second threads of other ranks may wait for the slowest one."""
 SHARE = 0.5
 """Share of the available memory that a call may be given to hold."""
@@ -20,11 +22,14 @@ SHARE = 0.5
 class Background:
     """The second thread of a rank. All ranks must make the same calls in the same order."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks, self._group = ranks, None
-        if ranks.size > 1:
-            # Two threads must not use one group at the same time. gloo exchanges Python objects without a GPU.
-            self._group = dist.new_group(backend="gloo", timeout=LONGEST)
+    def __init__(self, ranks: Ranks, group: Any = None) -> None:
+        """Starts no thread yet.
+
+        Args:
+            ranks: this process among the ranks.
+            group: process group in which the second threads exchange values; None for a single rank.
+        """
+        self._ranks, self._group = ranks, group
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -61,8 +66,7 @@ class Background:
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether every rank of this machine may hold that many bytes more."""
-        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-        neighbours = next((int(os.environ[name]) for name in names if name in os.environ), self._ranks.size)
+        neighbours = _ranks_of_machine() or self._ranks.size
         try:
             return num_bytes * neighbours <= SHARE * available_bytes()
         except HostMemoryError:
@@ -74,3 +78,38 @@ class Background:
             call()
         except BaseException as error:
             self._error = error
+
+
+def open_background(ranks: Ranks, notify: Callable[[str], None]) -> Background | None:
+    """The second thread of each rank; None, after a line for the log, if its exchanges may not work. All ranks call it.
+
+    The second threads exchange values by gloo. A cluster that trains with NCCL may not be configured for gloo between
+    its machines, so ranks on several machines use the second threads only if they train with gloo too.
+
+    Args:
+        ranks: this process among the ranks.
+        notify: receives lines for the log.
+    """
+    if ranks.size == 1:
+        return Background(ranks)
+    backend = dist.get_backend()
+    if not ranks.every(backend == "gloo" or _ranks_of_machine() == ranks.size):
+        notify(f"run.async_save: with {backend} on several machines, training waits while checkpoints are written")
+        return None
+    group, error = None, ""
+    try:
+        # Two threads must not use one group at the same time. gloo exchanges Python objects without a GPU.
+        group = dist.new_group(backend="gloo", timeout=CONNECT)
+        dist.distributed_c10d._set_pg_timeout(LONGEST, group)
+    except (RuntimeError, ValueError) as caught:
+        error = f" ({caught})"
+    if ranks.every(not error):
+        return Background(ranks, group)
+    notify(f"run.async_save: gloo cannot connect the ranks{error}, so training waits while checkpoints are written")
+    return None
+
+
+def _ranks_of_machine() -> int | None:
+    """Number of ranks on this machine; None if the launcher does not say."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+    return next((int(os.environ[name]) for name in names if name in os.environ), None)

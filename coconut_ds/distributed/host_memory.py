@@ -9,11 +9,15 @@ from coconut_ds.errors import CoconutError
 PROC = Path("/proc")
 """Where Linux reports on processes and memory."""
 FILES = {
-    "cgroup2": ("memory.max", "memory.current"),
-    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "cgroup2": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    "cgroup": (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 }
-"""By type of file system (versions 2 and 1 of cgroups): the files with the memory limit of a group of processes, and
-with what the group uses."""
+"""By type of file system (versions 2 and 1 of cgroups): the files with the memory limit of a group of processes and
+with what the group uses, and the lines of ``memory.stat`` with its page cache."""
 
 
 class HostMemoryError(CoconutError):
@@ -79,14 +83,14 @@ def _split(lines: list[str]) -> Iterator[tuple[str, str, str]]:
         yield number, names, path
 
 
-def _around(mount: Path, root: Path, own: Path, names: tuple[str, str]) -> Iterator[tuple[int, int]]:
+def _around(mount: Path, root: Path, own: Path, names: tuple[str, str, tuple[str, str]]) -> Iterator[tuple[int, int]]:
     """Limit and use of a group and of those around it.
 
     Args:
         mount: where the groups are mounted.
         root: the group that is mounted there; a container sees only the groups inside its own.
         own: the group.
-        names: names of the files with the limit and the use.
+        names: names of the files with the limit and the use, and of the lines with the page cache.
     """
     inside = own.relative_to(root) if own.is_relative_to(root) else Path()
     folder = mount / inside
@@ -94,8 +98,18 @@ def _around(mount: Path, root: Path, own: Path, names: tuple[str, str]) -> Itera
         if each.is_relative_to(mount):
             # The outermost group has no such files, and `max` means that there is no limit.
             with suppress(OSError, ValueError):
-                limit, used = (int((each / name).read_text(encoding="ascii")) for name in names)
-                yield limit, used
+                limit, used = (int((each / name).read_text(encoding="ascii")) for name in names[:2])
+                # The use includes the page cache, which the kernel gives up when processes need the memory.
+                yield limit, used - min(used, _page_cache(each, names[2]))
+
+
+def _page_cache(group: Path, names: tuple[str, str]) -> int:
+    """Bytes of files that the kernel keeps in memory for a group of processes; 0 if it does not say."""
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.partition(" ")[0] in names)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _unescaped(path: str) -> str:

@@ -47,6 +47,7 @@ class Interrupts:
         self._launched = launched
         self._reason: str | None = None
         self._first_sigint: float | None = None
+        self._handled = False
         self._old: dict[signal.Signals, signal._HANDLER] = {}
         self._closed = threading.Event()
 
@@ -59,6 +60,10 @@ class Interrupts:
     def reason(self) -> str:
         """Why the run stops: the name of the signal, or a description."""
         return self._reason or "another rank was interrupted"
+
+    def handled(self) -> None:
+        """Notes that the run is saved and ends: signals that come from now on change nothing."""
+        self._handled = True
 
     def __enter__(self) -> Self:
         # Only the main thread may install signal handlers; a run in another thread ends with the process.
@@ -76,6 +81,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._handled:
+            return
         now = time.monotonic()
         if number == signal.SIGINT:
             # One Ctrl-C may reach a process twice: from the terminal and through its launcher.
@@ -89,6 +96,12 @@ class Interrupts:
             if launcher_processes() != ancestors:
                 self._reason = self._reason or "the launcher is gone"
                 return
+
+
+def ignore_signals() -> None:
+    """Ignores all signals that ask to stop until this process ends, so that they cannot change its exit code."""
+    for number in (*STOP_SIGNALS, *CLUSTER_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def launcher_processes() -> list[int]:

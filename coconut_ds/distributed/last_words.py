@@ -10,14 +10,13 @@ command of the rank, ``torchrun`` a traceback and a summary. Neither can be swit
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 
 from coconut_ds.distributed import write_after
-from coconut_ds.distributed.interrupts import CLUSTER_SIGNALS, STOP_SIGNALS
+from coconut_ds.distributed.interrupts import ignore_signals
 from coconut_ds.distributed.launcher import deepspeed_launcher
 
 PATIENCE_S = 120.0
@@ -53,8 +52,7 @@ def _leave_to_a_process(text: str, launcher: int) -> bool:
     """Starts a process that writes the text once the launcher has ended; returns whether it started."""
     # Another rank may have ended already, and the launcher then terminates this one, which has to finish first. The new
     # process inherits that these signals are ignored, so Ctrl-C and a closed terminal do not end it either.
-    for number in (*STOP_SIGNALS, *CLUSTER_SIGNALS):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     try:
         descriptor = os.pidfd_open(launcher)
     except (AttributeError, OSError):

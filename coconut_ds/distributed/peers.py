@@ -82,7 +82,7 @@ class Peers:
         if error is None or self._ranks.size == 1:
             return
         lost = self.trouble()
-        if lost is None and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if lost is None and _is_connection_error(error):
             # The connection to another rank broke in a collective. Without more knowledge, it was to rank 0.
             lost = RankLost(next(iter(self._heard)))
         if self._ranks.is_first or not isinstance(lost, RankLost):
@@ -168,6 +168,11 @@ def _present(store: dist.Store, ranks: Iterable[int]) -> list[tuple[int, bytes]]
     """The latest sign of life of each of these ranks that has given one."""
     there = [rank for rank in ranks if store.check([f"alive/{rank}"])]
     return list(zip(there, store.multi_get([f"alive/{rank}" for rank in there]), strict=True)) if there else []
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    """Whether a collective has lost the connection to another rank; gloo names its source file in a RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def _tell(store: dist.Store, error: CoconutError) -> None:

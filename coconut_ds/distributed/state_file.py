@@ -212,6 +212,11 @@ class _Encoder:
 
     def _index(self, tensor: Tensor) -> int:
         """The index of a tensor in the file."""
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f"the state of the engine contains a tensor of {tensor.dtype}, which cannot be written; use another "
+                "deepspeed.config"
+            )
         view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() == 0 or view not in self._known:
             self._known[view] = len(self.tensors)

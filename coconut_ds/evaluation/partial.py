@@ -6,8 +6,8 @@ the evaluation is complete.
 
 Each process writes a file of its own, whose name contains a random part, and never appends to an existing file: the
 process id alone does not tell two processes apart, since containers and Slurm jobs often reuse one. Each line begins
-with a checksum of the rest. A line that a process was writing when it was killed, or that the disk has changed, is
-ignored, and its prediction is made again.
+with a checksum of the rest; a whole line of an earlier version, which wrote none, counts too. A line that a process was
+writing when it was killed, or that the disk has changed, is ignored, and its prediction is made again.
 """
 
 import json
@@ -116,8 +116,9 @@ def _line(text: bytes) -> bytes:
 
 def _read(line: bytes) -> tuple[Key, Prediction] | None:
     """What a whole line stores; None if it is damaged."""
-    text = line[9:]
-    if _line(text) != line + b"\n":
+    # A line of an earlier version is the object alone.
+    text = line if line.startswith(b"{") else line[9:]
+    if text is not line and _line(text) != line + b"\n":
         return None
     try:
         item: Mapping[str, Any] = parse_loosely(text.decode())

@@ -218,6 +218,7 @@ def _predict(
 
         def check_interrupts(due: int) -> int:
             if interrupts.requested:
+                interrupts.handled()
                 raise Interrupted(f"{interrupts.reason}; {kept()}")
             peers.check(kept)
             return due

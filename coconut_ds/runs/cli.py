@@ -18,10 +18,10 @@ from tqdm import tqdm
 from coconut_ds.cli.parser import Parser
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
-from coconut_ds.files import damage, remove, remove_folder, shell_word
+from coconut_ds.files import damage, shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, NotFoundError, find_attempts, folder_bytes
-from coconut_ds.runs.edits import accept, edits_of, how_to_accept
-from coconut_ds.runs.fencing import left_over_parts
+from coconut_ds.runs.edits import accept, changing, edits_of, how_to_accept
+from coconut_ds.runs.fencing import Fence, left_over_parts
 from coconut_ds.runs.folder import CHECKPOINT
 from coconut_ds.runs.identity import differences, read_ingredients
 from coconut_ds.runs.lock import FILE, RunLock
@@ -171,47 +171,53 @@ def _prune(options: argparse.Namespace) -> int:
     freed, seen = 0, set[Path]()
     for attempt in _selected(options):
         with ExitStack() as stack:
+            lock = None
             try:
                 if attempt.is_alive:
                     raise ConfigError("running")
                 if not options.dry_run:
                     # Keeps launches from starting while checkpoints are being removed.
-                    stack.enter_context(RunLock(attempt.path.parent, print))
+                    lock = stack.enter_context(RunLock(attempt.path.parent, print))
             except ConfigError:
                 print(f"{shell_word(attempt.path)}: {coloured('running')}, skipped")
                 continue
-            freed += _prune_one(attempt, options, seen)
+            freed += _prune_one(attempt, options, seen, lock)
     print(f"{'would free' if options.dry_run else 'freed'} {size(freed)}")
     return 0
 
 
-def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path]) -> int:
+def _prune_one(attempt: Attempt, options: argparse.Namespace, seen: set[Path], lock: RunLock | None) -> int:
     """Prunes one attempt; returns the number of bytes that were freed, or would be under ``--dry-run``.
 
-    ``seen``: receives what was removed; attempts of one run share what killed launches have left.
+    ``seen``: receives what was removed; attempts of one run share what killed launches have left. ``lock``: of the run;
+    None under ``--dry-run``.
     """
-    freed, keep_last = 0, attempt.keep_last if options.keep_last is None else options.keep_last
-    doomed = [checkpoint.path for checkpoint in superfluous(attempt, keep_last, options.keep_best)]
+    run, keep_last = attempt.path.parent, attempt.keep_last if options.keep_last is None else options.keep_last
     left = attempt.folder.left_overs()
     # A launch may be working on another attempt of the run; without --dry-run, the lock rules that out.
-    if not options.dry_run or not (attempt.path.parent / FILE).exists():
-        left += left_over_parts(attempt.path.parent)
-    for path in [*(one for one in left if one not in seen), *doomed]:
-        seen.add(path)
-        count = folder_bytes(path)
-        if not options.dry_run:
-            _remove(path)
-        freed += count
-        print(f"{'would remove' if options.dry_run else 'removed'} {shell_word(path)} ({size(count)})", flush=True)
-    return freed
-
-
-def _remove(path: Path) -> None:
+    if not options.dry_run or not (run / FILE).exists():
+        left += left_over_parts(run)
+    doomed = {path: folder_bytes(path) for path in left if path not in seen}
+    # Removes what killed launches have left, and keeps a launch that was only suspended from changing the run.
+    fence = None if lock is None else Fence(run, lock)
     try:
-        if CHECKPOINT.fullmatch(path.name):
-            remove_folder(path)
-        else:
-            remove(path)
+        found = superfluous(attempt, keep_last, options.keep_best)
+        doomed |= {checkpoint.path: folder_bytes(checkpoint.path) for checkpoint in found}
+        for path, count in doomed.items():
+            seen.add(path)
+            if fence is not None:
+                _remove(path, fence)
+            print(f"{'would remove' if fence is None else 'removed'} {shell_word(path)} ({size(count)})", flush=True)
+    finally:
+        if fence is not None:
+            fence.close()
+    return sum(doomed.values())
+
+
+def _remove(path: Path, fence: Fence) -> None:
+    try:
+        if path.exists():
+            fence.discard(path)
     except OSError as error:
         raise CoconutError(f"{path}: cannot be removed ({error}); everything listed above was removed") from error
 
@@ -245,14 +251,16 @@ def _accept(options: argparse.Namespace) -> int:
     for edit in edits:
         sys.stdout.write(edit.as_text())
     if edits and not options.dry_run:
-        accept(options.folder, edits)
+        with changing(options.folder) as write:
+            accept(options.folder, edits, write)
     count = f"{len(edits)} edited file{'' if len(edits) == 1 else 's'}"
     print(f"{'would accept' if options.dry_run else 'accepted'} {count}" if edits else "no text file was edited")
     if pickles := pickles_of(options.folder):
         for path in pickles:
             print(f"{'would convert' if options.dry_run else 'converting'} {shell_word(path)}")
         if not options.dry_run:
-            convert_pickles(options.folder)
+            with changing(options.folder):
+                convert_pickles(options.folder)
     return 0
 
 

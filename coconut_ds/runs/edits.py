@@ -7,6 +7,8 @@ the files in ``engine/`` cannot be accepted, because a change of these is never 
 
 import difflib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +16,12 @@ from typing import Any
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import SEAL, damage, fingerprint, seal_of, shell_word, text_of, write_whole
+from coconut_ds.runs.fencing import Fence
+from coconut_ds.runs.identity import FILE as INGREDIENTS
+from coconut_ds.runs.lock import RunLock
 from coconut_ds.strict_json import parse_json
 
+Write = Callable[[Path, str], object]
 EDITABLE = (".json", ".jinja", ".txt", ".md")
 """Suffixes of the files whose changes can be accepted."""
 
@@ -55,8 +61,38 @@ def edits_of(folder: Path) -> list[Edit]:
     return found
 
 
-def accept(folder: Path, edits: list[Edit]) -> None:
+@contextmanager
+def changing(folder: Path) -> Iterator[Write]:
+    """Yields the function by which a file of a checkpoint may be replaced.
+
+    Meanwhile no launch can work on the run that the checkpoint belongs to; a copy elsewhere belongs to none.
+
+    Raises:
+        ConfigError: a launch works on the run.
+        CheckpointError: the folder of the run cannot be written to.
+    """
+    run = folder.resolve().parent.parent
+    if not (run / INGREDIENTS).is_file():
+        yield write_whole
+        return
+    with RunLock(run, print) as lock:
+        try:
+            fence = Fence(run, lock)
+        except OSError as error:
+            raise CheckpointError(f"{run}: cannot be written to ({error}); nothing was accepted") from error
+        try:
+            yield fence.write
+        finally:
+            fence.close()
+
+
+def accept(folder: Path, edits: list[Edit], write: Write = write_whole) -> None:
     """Writes the new hashes of edited files into the manifest, which also records that they were accepted.
+
+    Args:
+        folder: the checkpoint.
+        edits: see ``edits_of``.
+        write: replaces a file atomically, see ``changing``.
 
     Raises:
         CheckpointError: the manifest cannot be written.
@@ -74,7 +110,7 @@ def accept(folder: Path, edits: list[Edit]) -> None:
         if (text := text_of(edit.path)) is not None:
             values.setdefault("texts", {})[name] = text
     try:
-        write_whole(folder / SEAL, json.dumps(values, indent=2) + "\n")
+        write(folder / SEAL, json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder / SEAL}: cannot be written ({error}); nothing was accepted") from error
 

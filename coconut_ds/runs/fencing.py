@@ -24,7 +24,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -53,16 +53,17 @@ class LostRunError(CheckpointError):
 class Fence:
     """The launch folder of this process. Only rank 0 makes one; other ranks write to paths that it gives them."""
 
-    def __init__(self, run: Path, lock: RunLock | None = None) -> None:
+    def __init__(self, run: Path, lock: RunLock | None = None, notify: Callable[[str], None] = print) -> None:
         """Makes the launch folder, and removes those of all earlier launches.
 
         Args:
             run: the folder that all attempts of the run share.
             lock: the lock of this folder, which this process holds; None: nothing else works on the run.
+            notify: receives a warning if the content of an earlier launch's folder cannot be removed.
 
         Raises:
             LostRunError: another launch has taken over the run in the meantime.
-            ConfigError: the folder of an earlier launch cannot be removed.
+            ConfigError: the folder of an earlier launch cannot be renamed.
             OSError: the launch folder cannot be made.
         """
         self.run, self._lock, self._names = run, lock, count()
@@ -84,7 +85,7 @@ class Fence:
             raise
         for path, number in _launches(run):
             if number < self.number:
-                _remove_launch(path)
+                _remove_launch(path, notify)
 
     @property
     def lost(self) -> bool:
@@ -208,11 +209,13 @@ def _launches(run: Path) -> list[tuple[Path, int]]:
     return [(path, int(found[1])) for path in run.iterdir() if (found := LAUNCH.fullmatch(path.name))]
 
 
-def _remove_launch(path: Path) -> None:
-    """Removes the folder of an earlier launch, which may still be writing there.
+def _remove_launch(path: Path, notify: Callable[[str], None]) -> None:
+    """Renames the folder of an earlier launch, which may still be writing there, and removes it.
+
+    The rename alone keeps that launch from changing the run; what cannot be removed is left to the next launch.
 
     Raises:
-        ConfigError: it cannot be removed.
+        ConfigError: it cannot be renamed.
     """
     gone = path
     if ".gone." not in path.name:
@@ -222,6 +225,11 @@ def _remove_launch(path: Path) -> None:
         except FileNotFoundError:
             # A launch with a number in between has removed it.
             return
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: is left by an earlier launch of this run and cannot be renamed ({error}); remove this folder "
+                "and start the same command again"
+            ) from error
     deadline = time.monotonic() + PATIENCE_S
     # A call that the earlier launch had begun before the rename may still create a file.
     while True:
@@ -233,10 +241,11 @@ def _remove_launch(path: Path) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{gone}: is left by an earlier launch of this run and cannot be removed ({error}); remove this "
-                    "folder and start the same command again"
-                ) from error
+                notify(
+                    f"warning: {gone}: is left by an earlier launch of this run and cannot be removed ({error}); the "
+                    "next launch tries again"
+                )
+                return
         time.sleep(PAUSE_S)
 
 

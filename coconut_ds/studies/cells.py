@@ -22,7 +22,14 @@ from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.strict_json import JsonError, read_json
-from coconut_ds.studies.harness import HarnessError, data_overrides, launch_run, score_on_test, study_identity
+from coconut_ds.studies.harness import (
+    HarnessError,
+    TrainedRun,
+    data_overrides,
+    launch_run,
+    score_on_test,
+    study_identity,
+)
 
 RESULT, TABLE, PICTURE = "result.json", "table.md", "accuracy.png"
 COMMON = ("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1")
@@ -157,27 +164,28 @@ def kept_result(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any] | 
 
     A result of an earlier version of this program, which did not store the code, counts too.
     """
-    for path in (place / RESULT for place in places_to_read(cell.results(out, more), cell.folder(out))):
-        if path.is_file():
-            try:
-                result = read_json(path)
-            except JsonError:
-                # Damaged by a full disk or a crash of the machine; the run is repeated.
-                continue
-            if isinstance(result, dict) and result.get("overrides") == cell.overrides(more):
-                return result
+    for place in places_to_read(cell.results(out, more), cell.folder(out)):
+        result = stored_result(place / RESULT, cell.overrides(more))
+        if result is not None:
+            return result
     return None
+
+
+def stored_result(path: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a finished run with these overrides; None if there is none, or the file is damaged."""
+    try:
+        result = read_json(path)
+    except (OSError, JsonError):
+        # A full disk or a crash of the machine may have damaged it; the run is repeated.
+        return None
+    return result if isinstance(result, dict) and result.get("overrides") == list(overrides) else None
 
 
 def run_cell(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     """Trains and evaluates one cell. ``result.json`` is written last, so that it marks a finished run."""
     results, overrides = cell.results(out, more), cell.overrides(more)
     folder = results.path
-    results.take()
-    with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        run = launch_run(
-            str(cell), [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False
-        )
+    run = launch_in(results, str(cell), overrides)
     evaluated = time.perf_counter()
     data = [*data_overrides(overrides), f"seed={cell.seed}", "batch_size=500"]
     accuracy = score_on_test(run, data, folder / "evaluation")
@@ -198,6 +206,18 @@ def run_cell(cell: Cell, out: Path, more: Sequence[str]) -> dict[str, Any]:
     }
     write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def launch_in(results: ResultFolder, label: str, overrides: Sequence[str]) -> TrainedRun:
+    """Trains a run in the folder of its result, beside its log.
+
+    Raises:
+        HarnessError: the run failed.
+    """
+    results.take()
+    folder = results.path
+    with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
+        return launch_run(label, [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False)
 
 
 def accuracy_columns(results: Sequence[Mapping[str, Any] | None]) -> str:

@@ -23,11 +23,11 @@ from coconut_ds.evaluation.paired import Comparison, compare_predictions
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own
 from coconut_ds.settings.overrides import text_override
-from coconut_ds.strict_json import read_json
-from coconut_ds.studies.harness import HarnessError, TrainedRun, launch_run, score_on_test, study_identity
+from coconut_ds.studies.cells import RESULT, TABLE, launch_in, stored_result
+from coconut_ds.studies.harness import HarnessError, TrainedRun, score_on_test, study_identity
 from coconut_ds.training.metrics import read_metrics
 
-RESULT, TABLE, EVALUATION = "result.json", "table.md", "evaluation"
+EVALUATION = "evaluation"
 COMMON = ("run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "tokenizer=dataset")
 HALF = (
     *("training=demo", "size.train=128", "size.valid=200", "max_epochs_per_stage=600", "num_epochs=4000"),
@@ -91,13 +91,11 @@ def trained(folder: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     overrides = [*settings, f"run.seed={seed}"]
     results = free_or_own(ResultFolder(folder, study_identity(overrides=overrides), (RESULT,)))
     folder = results.path
-    if results.is_finished:
-        kept: dict[str, Any] = read_json(folder / RESULT)
+    kept = stored_result(folder / RESULT, overrides) if results.is_finished else None
+    if kept is not None:
         return kept
-    results.take()
     label = f"{folder.parent.name}/{folder.name}"
-    with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        run = launch_run(label, [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False)
+    run = launch_in(results, label, overrides)
     accuracy = score_on_test(run, ["data=modular_sum", f"seed={seed}", "batch_size=500"], folder / EVALUATION)
     result = {
         "overrides": overrides,

@@ -95,6 +95,14 @@ class CheckpointWriter:
 
         self._raise_on_all(target, temporary, self._try_on_first(make), self._ranks.gather)
 
+    def prepare(self, content: CheckpointContent, step: Callable[[], object]) -> None:
+        """Runs a step that makes the content ready to be written, without exchanges. All ranks call it.
+
+        Raises:
+            CheckpointError: the step failed on a rank, or another launch has taken over the run.
+        """
+        self._raise_on_all(content.target, content.temporary, _try_to(step), self._ranks.gather)
+
     def write(self, content: CheckpointContent, gather: Gather) -> None:
         """Writes a checkpoint, then removes those that are not to be kept. All ranks call it.
 
@@ -175,8 +183,11 @@ class CheckpointWriter:
         return _try_to(write) if self._ranks.is_first else None
 
     def _raise_on_all(self, target: Path, temporary: Path, error: Exception | None, gather: Gather) -> None:
-        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first."""
-        found = None if error is None else (str(error) or type(error).__name__, getattr(error, "errno", None))
+        """Raises on all ranks if any rank passes an error; removes the unfinished checkpoint first.
+
+        A rank whose error is one of the program raises that error itself.
+        """
+        found = None if error is None else (_text(error), getattr(error, "errno", None))
         errors = {rank: one for rank, one in enumerate(gather(found)) if one is not None}
         if not errors:
             return
@@ -184,12 +195,15 @@ class CheckpointWriter:
             raise LostRunError.of(self._folder.path)
         if self._ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if error is not None and not _is_for_users(error):
+            # With its traceback; the other ranks raise its text.
+            raise error
         texts = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in errors.items())
         room = "make room and " if any(number in (None, *FULL) for _, number in errors.values()) else ""
         raise CheckpointError(
             f"{target}: could not be written ({texts}); earlier checkpoints are untouched: {room}start the same "
             "command again"
-        )
+        ) from error
 
 
 def keeps_best(config: Config) -> bool:
@@ -202,16 +216,26 @@ def _write_engine(content: CheckpointContent) -> None:
         content.engine.write(path)
 
 
+def _text(error: Exception) -> str:
+    """What other ranks are told about an error."""
+    text = str(error) if _is_for_users(error) else f"{type(error).__name__}: {error}"
+    return text or type(error).__name__
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Whether it is an error of the disk or of the settings, rather than of the program."""
+    # On a full disk, the writers of torch and safetensors raise RuntimeError and SafetensorError, tokenizers Exception.
+    known = isinstance(error, (OSError, CoconutError, RuntimeError, SafetensorError))
+    return known or type(error) is Exception
+
+
 def _try_to(write: Callable[[], object]) -> Exception | None:
-    """Runs ``write``; returns the exception that kept it from writing, or None. Other exceptions are raised."""
+    """Runs ``write``; returns the exception that kept it from writing, or None.
+
+    It catches every exception: the other ranks wait for this one in the exchange of errors.
+    """
     try:
         write()
-    # On a full disk, the writers of torch and safetensors raise RuntimeError and SafetensorError.
-    except (OSError, RuntimeError, SafetensorError, CoconutError) as error:
-        return error
     except Exception as error:
-        # The tokenizers library raises plain Exception; a subclass is another error.
-        if type(error) is not Exception:
-            raise
         return error
     return None

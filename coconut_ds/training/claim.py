@@ -56,7 +56,7 @@ def claim_attempt(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(RunLock(folder, notify, waits=True, stalled=stalled))
-        fence = Fence(folder, lock)
+        fence = Fence(folder, lock, notify)
     except OSError as error:
         raise ConfigError(f"run.save_path={config.run.save_path}: cannot be written to ({error})") from error
     stack.callback(fence.close)

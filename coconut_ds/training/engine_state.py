@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,18 @@ CONVERTER = "coconut_ds.training.convert_state"
 class EngineSnapshot:
     """The files of one rank, noted or copied at one moment, to be written into the folder of a checkpoint."""
 
-    files: list[tuple[str, StateTree]]
-    """Path within the folder, and content, in the order of writing."""
+    noted: list[tuple[str, Any]]
+    """Path within the folder, and state, in the order of writing."""
+    files: list[tuple[str, StateTree]] = field(default_factory=list)
+    """The same, once ``encode`` has divided the states."""
+
+    def encode(self) -> None:
+        """Divides the states into tensors and values. Call it before all that follows.
+
+        Raises:
+            CheckpointError: a state contains an object that cannot be written.
+        """
+        self.files, self.noted = [(name, StateTree.of(state)) for name, state in self.noted], []
 
     @property
     def num_bytes(self) -> int:
@@ -65,11 +75,11 @@ class StateFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.noted: list[tuple[str, StateTree]] = []
+        self.noted: list[tuple[str, Any]] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Notes a state instead of writing it."""
-        self.noted.append((str(Path(path).relative_to(self._folder)), StateTree.of(state_dict)))
+        """Notes a state instead of writing it. An error here would leave the other ranks in a barrier of DeepSpeed."""
+        self.noted.append((str(Path(path).relative_to(self._folder)), state_dict))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Reads a state to the memory of the host."""
@@ -111,9 +121,9 @@ def snapshot_of(engine: Any, folder: Path, rank: int, directions: Any) -> Engine
     with _files(engine, folder, SUFFIX) as files:
         engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
     if directions is not None:
-        files.noted.append((DIRECTIONS, StateTree.of(directions)))
+        files.noted.append((DIRECTIONS, directions))
     # Written last: a rank whose file of random states is there has written all others.
-    files.noted.append((random_file(folder, rank).name, StateTree.of(random_state())))
+    files.noted.append((random_file(folder, rank).name, random_state()))
     return EngineSnapshot(files.noted)
 
 

@@ -89,7 +89,9 @@ class Experiment:
         method = METHODS[config.method.kind]
         auxiliary = _add_trained(config, backbone, method, objective)
         spec = training.curriculum_spec
-        problems = RunProblems(source, config.data, backbone.tokenizer, notify)
+        # Another run may tokenize the same data for any time.
+        excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
+        problems = RunProblems(source, config.data, backbone.tokenizer, notify, excused)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)

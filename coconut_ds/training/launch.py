@@ -9,7 +9,7 @@ from typing import Any
 
 from coconut_ds.data.tokenizer_files import check_saving
 from coconut_ds.distributed.agreement import refuse_disagreement
-from coconut_ds.distributed.background import Background
+from coconut_ds.distributed.background import open_background
 from coconut_ds.distributed.interrupts import Interrupts
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -49,11 +49,11 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
     started, progress = time.perf_counter(), ProgressBar(ranks.is_first)
     ranks.progress.begin()
     with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts(ranks.launched))
         watchdog = stack.enter_context(Watchdog(ranks, config.run.watchdog_s, config.run.watchdog_ends))
         refuse_unequal_launch(ranks, "training", config)
         read_engine_file(config)
         tf32 = use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device)
-        interrupts = stack.enter_context(Interrupts(ranks.launched))
         experiment = Experiment.prepare(config, ranks, progress.line)
         claim = _claim(experiment, stack, watchdog, progress.line)
         start = ranks.from_first(None if claim is None else claim.start)
@@ -62,8 +62,8 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         with open_record(experiment, claim, start.path, progress.line) as record:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)
             lock, fence = (None, None) if claim is None else (claim.lock, claim.fence)
-            background = Background(ranks) if config.run.async_save else None
-            saver = RunSaver(experiment, start.folder, manifest, metrics, lock, fence, background, notify=progress.line)
+            background = open_background(ranks, progress.line) if config.run.async_save else None
+            saver = RunSaver(experiment, start.folder, fence, manifest, metrics, lock, background, notify=progress.line)
             if start.checkpoint is not None and start.resume_state is not None:
                 saver.resume_from(start.checkpoint, start.resume_state.scores)
                 position = copy.deepcopy(start.resume_state.position)

@@ -1,6 +1,7 @@
 """The problems of a run as tokens: read from the token cache or tokenized, and checked against model and each other."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,14 @@ MOST_UNKNOWN = 0.5
 class RunProblems:
     """Training and validation problems. Those that stay the same in all epochs are tokenized and checked once."""
 
-    def __init__(self, source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
+    def __init__(
+        self,
+        source: Source,
+        data: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        notify: Notify,
+        excused: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Reads or generates the problems of the first epoch and the validation problems.
 
         Args:
@@ -36,6 +44,7 @@ class RunProblems:
             tokenizer: used, but not modified.
             notify: receives lines for the log, about the cache, about questions that occur in two files, and about
                 validation problems that cannot be scored or analysed.
+            excused: makes the context in which this process waits for another one that tokenizes the same file.
 
         Raises:
             DataError: a file cannot be used, or no validation problem can be scored.
@@ -60,7 +69,8 @@ class RunProblems:
         self._check: Check = lambda split, problems: None
         self._is_file = path is not None
         if path is not None:
-            self._tokens = table = cached_tokens(path, tokenizer, data.cache_path, data.text_format, notify)
+            format, cache = data.text_format, data.cache_path
+            self._tokens = table = cached_tokens(path, tokenizer, cache, format, notify, excused=excused)
             check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
 
     def _tokenize(self, problems: Sequence[Problem]) -> ProblemArrays:

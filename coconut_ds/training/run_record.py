@@ -102,7 +102,7 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
     if start.is_new:
         write_ingredients(folder.path.parent, claim.ingredients, fence.write)
     fence.write(folder.config, to_yaml(config))
-    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify, lambda: fence.lost))
+    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify, lambda: claim.lock.lost))
     manifest.write(folder.manifest, fence.write)
     return RunRecord(manifest, metrics, fence)
 

@@ -6,6 +6,7 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,11 +35,11 @@ class RunSaver:
 
     experiment: Experiment
     folder: RunFolder
+    fence: Fence | None
+    """Through which rank 0 changes the files of the run."""
     manifest: RunManifest | None = None
     metrics: MetricsLog | None = None
     lock: RunLock | None = None
-    fence: Fence | None = None
-    """Through which the files of the run are changed; None: ``lock`` gets a new one on rank 0."""
     background: Background | None = None
     """The thread that writes checkpoints while training goes on; None: training waits."""
     scores: Scores = field(default_factory=Scores)
@@ -50,8 +51,7 @@ class RunSaver:
     _said_no_room: bool = False
 
     def __post_init__(self) -> None:
-        if self.fence is None and self.experiment.ranks.is_first:
-            self.fence = Fence(self.folder.path.parent, self.lock)
+        assert (self.fence is not None) == self.experiment.ranks.is_first
         self._writer = CheckpointWriter(
             self.experiment, self.folder, self.fence, self.manifest, self.metrics, self.notify
         )
@@ -65,10 +65,11 @@ class RunSaver:
         """
         improved = self.scores.record(stage, evaluation.accuracy)
         due = position.epoch % self.experiment.config.training.save_every == 0
-        if due or last or (improved and keeps_best(self.experiment.config)):
-            self.save(engine, position, stage, improved)
-        if self.experiment.ranks.is_first:
-            self._write_samples(position.epoch, stage, evaluation)
+        with self._saving():
+            if due or last or (improved and keeps_best(self.experiment.config)):
+                self.save(engine, position, stage, improved)
+            if self.experiment.ranks.is_first:
+                self._write_samples(position.epoch, stage, evaluation)
 
     def _write_samples(self, epoch: int, stage: int, evaluation: Evaluation) -> None:
         run = self.experiment
@@ -109,15 +110,17 @@ class RunSaver:
         """
         self.finish()
         began = time.perf_counter()
-        self.check_lock()
-        content = self._content(engine, position, stage, improved)
-        if self._copies(content):
-            assert self.background is not None
-            self._unfinished = content
-            self.background.start(lambda: self._write_copy(content))
-        else:
-            self._writer.write(content, self.experiment.ranks.gather)
-            self._forget_best(content)
+        with self._saving():
+            self.check_lock()
+            content = self._content(engine, position, stage, improved)
+            self._writer.prepare(content, content.engine.encode)
+            if self._copies(content):
+                assert self.background is not None
+                self._unfinished = content
+                self.background.start(lambda: self._write_copy(content))
+            else:
+                self._writer.write(content, self.experiment.ranks.gather)
+                self._forget_best(content)
         self.seconds += time.perf_counter() - began
 
     def _write_copy(self, content: CheckpointContent) -> None:
@@ -157,7 +160,7 @@ class RunSaver:
                 )
             self._said_no_room = True
             return False
-        content.engine.copy()
+        self._writer.prepare(content, content.engine.copy)
         return True
 
     def finish(self) -> None:
@@ -169,7 +172,8 @@ class RunSaver:
         if self.background is None or self._unfinished is None:
             return
         began, content, self._unfinished = time.perf_counter(), self._unfinished, None
-        error = self.background.wait()
+        with self._saving():
+            error = self.background.wait()
         self.seconds += time.perf_counter() - began
         if error is not None:
             raise error
@@ -179,9 +183,14 @@ class RunSaver:
         """Waits until the checkpoint that is being written is complete, and reports if it could not be written. Unlike
         ``finish``, a rank may call it alone: after an error, the others may be elsewhere."""
         self._unfinished = None
-        error = None if self.background is None else self.background.wait()
+        with self._saving():
+            error = None if self.background is None else self.background.wait()
         if error is not None:
             self.notify(f"warning: {error}")
+
+    def _saving(self) -> AbstractContextManager[None]:
+        """Tells the watchdog what this process is doing."""
+        return self.experiment.ranks.progress.during("saving a checkpoint", host_work=True)
 
     @property
     def failed(self) -> bool:
@@ -225,7 +234,8 @@ class RunSaver:
                 "epoch": position.epoch,
                 "batch": position.batch,
                 "global_step": position.global_step,
-                "stage_switches": position.stage_switches,
+                # The trainer changes its list while the card may still be written.
+                "stage_switches": list(position.stage_switches),
                 "validation_accuracy": None if position.batch else self.scores.last_accuracy,
                 "run": run.config.run.name,
                 "signature": self.folder.signature,

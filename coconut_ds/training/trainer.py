@@ -6,7 +6,6 @@ It contains no policy: stages and learning rates come from ``curriculum``, batch
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -85,7 +84,7 @@ class Trainer:
             self._epoch(position, stage, problems, batches)
             evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)
             self._end_epoch(position, stage, evaluation)
-        self._finish_saving()
+        self.saver.finish()
         self.progress.close()
         return position
 
@@ -98,20 +97,8 @@ class Trainer:
             self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
         position.next_epoch(stage)
         last = position.solved or position.epoch == self.experiment.config.training.num_epochs
-        with self._saving():
-            self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        self.saver.after_epoch(self.engine, position, stage, evaluation, last)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
-
-    def _save(self, position: Position, stage: int) -> None:
-        with self._saving():
-            self.saver.save(self.engine, position, stage)
-
-    def _finish_saving(self) -> None:
-        with self._saving():
-            self.saver.finish()
-
-    def _saving(self) -> AbstractContextManager[None]:
-        return self.experiment.ranks.progress.during("saving a checkpoint", host_work=True)
 
     def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
@@ -131,7 +118,7 @@ class Trainer:
             self._log_update(position, stage, step.num_tokens, update, lr, time.perf_counter() - began)
             saves = every is not None and position.global_step % every == 0 and position.batch < len(batches)
             if saves:
-                self._save(position, stage)
+                self.saver.save(self.engine, position, stage)
             # Several ranks have agreed on it within the update, so that it needs no exchange of its own.
             if update.stops or (self._is_alone and self._asked_to_stop()):
                 self._stop(position, stage, saved=saves)
@@ -152,12 +139,17 @@ class Trainer:
     def _stop(self, position: Position, stage: int, saved: bool) -> None:
         """Raises ``Interrupted``, on all ranks; saves first unless ``saved``."""
         self.progress.close()
-        self._finish_saving()
+        self.saver.finish()
         self.saver.check_lock()
         if not saved:
-            self._save(position, stage)
-            self._finish_saving()
+            self._save_now(position, stage)
+        self.interrupts.handled()
         raise Interrupted(self.interrupts.reason)
+
+    def _save_now(self, position: Position, stage: int) -> None:
+        """Saves a checkpoint, and waits until it is complete."""
+        self.saver.save(self.engine, position, stage)
+        self.saver.finish()
 
     def _steps(
         self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]
@@ -193,7 +185,7 @@ class Trainer:
             # Raised on all ranks, before the weights change.
             self.progress.close()
             if position.global_step and not self.saver.is_saved(position):
-                self._save(position, stage)
+                self._save_now(position, stage)
             raise
 
     def _log_update(
@@ -230,8 +222,10 @@ class Trainer:
             # all ranks; after any other error, the remaining ranks may be waiting for this one somewhere else.
             if self.experiment.ranks.size == 1 or isinstance(error, CoconutError):
                 self.progress.close()
-                if not self.saver.is_saved(position):
-                    self._save(position, stage)
+                if self.saver.is_saved(position):
+                    self.saver.finish()
+                else:
+                    self._save_now(position, stage)
                 self.progress.line(
                     f"the validation of epoch {position.epoch + 1} failed; its updates are saved, so the same command "
                     "continues with the validation"
