@@ -189,9 +189,7 @@ def make(work: Path, layers: int, width: int) -> tuple[Path, Path, Path]:
     return folder, data, keys
 
 
-def run(
-    kind: str, seconds: float = 30.0, layers: int = 4, width: int = 256, trials: int = 10, real: bool = True
-) -> dict[str, Any]:
+def run(kind: str, seconds: float = 30.0, layers: int = 4, width: int = 256, trials: int = 10) -> dict[str, Any]:
     """The figures of one kind."""
     with tempfile.TemporaryDirectory() as place:
         folder, data, keys = make(Path(place), layers, width)
@@ -200,7 +198,7 @@ def run(
         if kind == "stop":
             return stop(folder, data, trials)
         options = ("--app", "--data", str(data)) if kind == "measures" else ("--load", "--api-key-file", str(keys))
-        with serving(folder, options=(*options, "--max-positions", "2304"), real=real) as server:
+        with serving(folder, options=(*options, "--max-positions", "2304"), real=True) as server:
             return {"measures": measures, "prompts": prompts, "greedy": greedy}[kind](server, seconds)
 
 

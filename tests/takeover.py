@@ -65,7 +65,7 @@ TRAIN = "--train"
 """First argument of a process that trains."""
 OLD_S = 1000.0
 ELSEWHERE = "COCONUT_TESTS_ELSEWHERE"
-"""Environment variable: the process says that it runs on another machine, where nobody can check whether it lives."""
+"""Environment variable: the process says that it runs on another machine, so others cannot check whether it runs."""
 
 
 def launch(experiment: Experiment, host: str, holds: Callable[[], object] = lambda: None) -> None:

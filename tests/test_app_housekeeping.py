@@ -43,7 +43,7 @@ def test_routes_that_store_files_do_not_exist(app, tmp_path):
 
 
 def test_sessions_are_forgotten(app):
-    """Those beyond the limit at once, and those that nobody has used for a while."""
+    """The app forgets sessions beyond its limit at once, and those that no visitor has used for a while."""
     sessions = app._sessions
     for number in range(20):
         assert sessions[f"visitor {number}"] is not None

@@ -93,7 +93,9 @@ def test_a_client_that_reads_slowly_gets_everything():
         reader, writer = await running.open(ASK % b"large", limit=1 << 20)
         num = 0
         while num < 64 << 20:
-            num += len(await reader.read(2 << 20))
+            part = await reader.read(2 << 20)
+            assert part, f"the server closed the connection after {num} bytes"
+            num += len(part)
             await asyncio.sleep(0.02)
         writer.close()
 

@@ -220,6 +220,36 @@ def launch_in(results: ResultFolder, label: str, overrides: Sequence[str]) -> Tr
         return launch_run(label, [*overrides, text_override("run.save_path", folder)], log.write, with_deepspeed=False)
 
 
+def render_tables(
+    done: Mapping[Cell, dict[str, Any]],
+    rows: Sequence[str],
+    names: Sequence[str],
+    more: Sequence[str],
+    row: Callable[[str, Sequence[dict[str, Any] | None]], str],
+) -> str:
+    """The results in Markdown, one table per task.
+
+    Args:
+        done: the results.
+        rows: names of the rows, in the order of the table.
+        names: headings of the columns before those of ``accuracy_columns``.
+        more: headings of the columns after them.
+        row: makes the line of a row of its name and its results, one for each seed; None: there is no result.
+    """
+    parts = []
+    for task in dict.fromkeys(cell.task for cell in done):
+        seeds = sorted({cell.seed for cell in done if cell.task == task})
+        headings = [*names, "mean ± sd", *(f"seed {seed}" for seed in seeds), *more]
+        title = f"{TASKS[task].words}; chance {TASKS[task].chance:.1%}"
+        lines = [title, "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+        for name in rows:
+            results = {c.seed: r for c, r in done.items() if (c.task, c.row) == (task, name)}
+            if results:
+                lines.append(row(name, [results.get(seed) for seed in seeds]))
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def accuracy_columns(results: Sequence[Mapping[str, Any] | None]) -> str:
     """Mean and standard deviation over seeds, then each seed, as columns of a table in percent."""
     scores = [100 * result["accuracy"] for result in results if result is not None]

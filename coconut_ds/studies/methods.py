@@ -15,7 +15,7 @@ from typing import Any
 
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.methods import METHODS
-from coconut_ds.studies.cells import TASKS, Cell, accuracy_columns, add_options, cells_of, run_table
+from coconut_ds.studies.cells import Cell, accuracy_columns, add_options, cells_of, render_tables, run_table
 
 ROWS = {name: (f"method={name}",) for name in METHODS}
 
@@ -31,21 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def render_table(done: dict[Cell, dict[str, Any]], methods: Sequence[str]) -> str:
     """The results in Markdown, one table per task."""
-    parts = []
-    for task in dict.fromkeys(cell.task for cell in done):
-        seeds = sorted({cell.seed for cell in done if cell.task == task})
-        lines = [
-            f"{TASKS[task].words}; chance {TASKS[task].chance:.1%}",
-            "",
-            f"| `method=` | mean ± sd | {' | '.join(f'seed {s}' for s in seeds)} | last stage | latents | seconds |",
-            f"|---|---|{'---|' * len(seeds)}---|---|---|",
-        ]
-        for method in methods:
-            results = {c.seed: r for c, r in done.items() if (c.task, c.row) == (task, method)}
-            if results:
-                lines.append(_row(method, [results.get(seed) for seed in seeds]))
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return render_tables(done, methods, ["`method=`"], ["last stage", "latents", "seconds"], _row)
 
 
 def _row(method: str, results: Sequence[dict[str, Any] | None]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.methods import METHODS
-from coconut_ds.studies.cells import TASKS, Cell, accuracy_columns, add_options, cells_of, run_table
+from coconut_ds.studies.cells import Cell, accuracy_columns, add_options, cells_of, render_tables, run_table
 
 SOLVED = 0.99
 """Share of the validation problems that must be entirely right in the last stage for a run to count as solved."""
@@ -62,22 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def render_table(done: dict[Cell, dict[str, Any]], rows: Sequence[str]) -> str:
     """The results in Markdown, one table per task."""
-    parts = []
-    for task in dict.fromkeys(cell.task for cell in done):
-        seeds = sorted({cell.seed for cell in done if cell.task == task})
-        lines = [
-            f"{TASKS[task].words}; chance {TASKS[task].chance:.1%}",
-            "",
-            f"| `objective=` | `method=` | mean ± sd | {' | '.join(f'seed {s}' for s in seeds)} | updates until solved "
-            "| seconds |",
-            f"|---|---|---|{'---|' * len(seeds)}---|---|",
-        ]
-        for row in rows:
-            results = {c.seed: r for c, r in done.items() if (c.task, c.row) == (task, row)}
-            if results:
-                lines.append(_row(row, [results.get(seed) for seed in seeds]))
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return render_tables(done, rows, ["`objective=`", "`method=`"], ["updates until solved", "seconds"], _row)
 
 
 def _row(row: str, results: Sequence[dict[str, Any] | None]) -> str:

@@ -17,13 +17,12 @@ from coconut_ds.distributed.random_states import random_state, set_random_state
 from coconut_ds.distributed.state_file import SUFFIX, StateTree, is_state, loading_no_code, read_pickle, read_state
 from coconut_ds.errors import CheckpointError
 from coconut_ds.runs.fencing import pinned
+from coconut_ds.runs.pickles import SUFFIX as PICKLES
 
 STATE = "state"
 """DeepSpeed's tag of a saved state: the name of a subfolder of the folder that the state is written to."""
 DIRECTIONS = f"value_directions{SUFFIX}"
 """The file with the weights that the noise on values follows (``ValueDirections.weights``), beside the state."""
-PICKLES = ".pt"
-"""Suffix of the files that DeepSpeed writes by itself."""
 SHARED = "run.save_path must be on a file system that all nodes share"
 CONVERTER = "coconut_ds.training.convert_state"
 
