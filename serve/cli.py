@@ -122,7 +122,7 @@ def add_options(parser: argparse.ArgumentParser, port: int) -> None:
         "--piece",
         type=int,
         help="positions of prompts that are encoded between two steps of a few running completions; longer prompts are "
-        "encoded in several pieces; default: on a CPU 64 in float32 and 128 in other types, on a GPU 1024",
+        "encoded in several pieces; default: on a CPU 96 in float32 and 256 in other types, on a GPU 1024",
     )
     add("--threads", type=int, help="CPU threads of a forward pass; default: torch's default")
     add(

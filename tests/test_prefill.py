@@ -12,7 +12,7 @@ from recording import Recorder
 from slow_loop import slow_generate
 from tiny_models import make_model
 
-from coconut_ds.generation import prefill, thinking_engine
+from coconut_ds.generation import prefill, spans, thinking_engine
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prefill import default_piece
 from coconut_ds.generation.requests import AtOnce, Request
@@ -24,7 +24,7 @@ from coconut_ds.model.latent_loop import LatentLoop
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_pieces_change_no_token(tiny_model, family, monkeypatch):
     """Random requests of up to three owners: prompts, thoughts, ways to compute them, lengths, arrivals, slots, sizes
-    of pieces and of passes, steps of fixed shape; each request against the slow loop."""
+    of pieces and of passes, spans of rows, steps of fixed shape; each request against the slow loop."""
     model, pieces = tiny_model(family), 0
     extend = thinking_engine.SlotPasses.extend
 
@@ -38,6 +38,8 @@ def test_pieces_change_no_token(tiny_model, family, monkeypatch):
         rng = random.Random(f"pieces/{family}/{case}")
         monkeypatch.setattr(thinking_engine, "PASS_POSITIONS", rng.choice([8, 16]))
         monkeypatch.setattr(prefill, "EACH_ROW", rng.choice([0, 1]))
+        monkeypatch.setattr(prefill, "FEW", rng.choice([1, 4]))
+        monkeypatch.setattr(spans, "SPLIT_BYTES", rng.choice([0, 1024]))
         eos, questions = rng.randrange(1, LATENT), [[rng.randrange(1, LATENT) for _ in range(40)]]
         drawn = [draw_request(rng, questions, model, eos) for _ in range(rng.randint(2, 7))]
         requests = [replace(one, owner=rng.choice("aab")) for one in draw_ways(rng, drawn)]

@@ -1,8 +1,8 @@
 """The attention function of the thinking engine, which is registered with transformers as ``thinking_engine``.
 
-* Passes over one position compute two batched products of the queries with the cache, in place. torch's fused CPU
-  kernel is made for many queries and takes three times as long here in bf16; it would also copy the keys and values
-  that several query heads share.
+* Passes over one position compute two batched products of the queries with the cache, in place, for each span of rows
+  (``spans.py``). torch's fused CPU kernel is made for many queries and takes three times as long here in bf16; it would
+  also copy the keys and values that several query heads share.
 * Passes over whole prompts in bf16 on a CPU go block by block, which is a third faster than the fused kernel.
 * All other passes use torch's fused kernel.
 
@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from coconut_ds.errors import ModelError
+from coconut_ds.generation.spans import current_spans
 from coconut_ds.model.attention import AttentionSwitch, fused_attention, takes_attention
 
 NAME = "thinking_engine"
@@ -51,16 +52,39 @@ def slot_attention(
         return _causal_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     if query.shape[2] > 1 or attention_mask is None:
         return fused_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
-    rows, heads, _, size = query.shape
+    scaled = query * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    spans = current_spans()
+    if spans is None:
+        return _one_position(scaled, key, value, attention_mask), None
+    output = torch.cat(
+        [
+            _one_position(
+                scaled[first:end],
+                *(each[first:end, ..., :columns, :] for each in (key, value)),
+                attention_mask[first:end, ..., :columns],
+            )
+            for first, end, columns in spans
+        ]
+    )
+    return output, None
+
+
+def _one_position(scaled: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one query of each row, divided by the root of its size, with the mask added to the scores: output
+    [R, 1, H, E]."""
+    rows, heads, _, size = scaled.shape
     kv_heads = key.shape[1]
-    scale = size**-0.5 if scaling is None else scaling
-    scaled = (query * scale).reshape(rows * kv_heads, heads // kv_heads, size)
-    # Keys first: in bf16, a matrix times a vector is three times as fast as a vector times a matrix.
-    scores = torch.bmm(key.flatten(0, 1), scaled.transpose(1, 2)).transpose(1, 2).unflatten(0, (rows, kv_heads))
+    scaled, keys = scaled.reshape(rows * kv_heads, heads // kv_heads, size), key.flatten(0, 1)
+    if key.dtype == torch.bfloat16:
+        # In bf16, a matrix times a vector is three times as fast as a vector times a matrix; in fp32 it takes twice as
+        # long.
+        scores = torch.bmm(keys, scaled.transpose(1, 2)).transpose(1, 2)
+    else:
+        scores = torch.bmm(scaled, keys.transpose(1, 2))
     # In bf16, too, the kernel of the softmax computes in fp32 and rounds its result.
-    weights = (scores + attention_mask).softmax(dim=-1)
+    weights = (scores.unflatten(0, (rows, kv_heads)) + mask).softmax(dim=-1)
     output = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1))
-    return output.view(rows, 1, heads, -1), None
+    return output.view(rows, 1, heads, -1)
 
 
 def _causal_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -17,9 +17,11 @@ from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.model.latent_loop import LatentLoop
 
 EACH_ROW = 0.2
-"""Share of a piece that may be encoded in addition between two steps, for each further request that the engine has. A
-step over more requests takes longer; this takes about three times as long as a request adds to it. Requests that wait
-count too: the more of them wait, the more it costs to take steps with few requests."""
+"""Share of a piece that may be encoded in addition between two steps, for each request beyond ``FEW`` that the engine
+has. A step over more requests takes longer; this takes about three times as long as a request adds to it. Requests that
+wait count too: the more of them wait, the more it costs to take steps with few requests."""
+FEW = 4
+"""With up to this many requests the next tokens are waited for, and the rate counts less."""
 ENOUGH = 0.75
 """No further pass comes before the next step once this part of the positions that may be computed has been, because
 passes over few positions take almost as long as passes over some more."""
@@ -131,8 +133,8 @@ class Prefill:
         """Positions that may be encoded between two steps."""
         if self._piece is None:
             return math.inf
-        others = self._table.num_running + len(self._table.waiting) - 1
-        return self._piece * (1 + EACH_ROW * others)
+        many = self._table.num_running + len(self._table.waiting) - FEW
+        return self._piece * (1 + EACH_ROW * max(0, many))
 
     def _cost(self, start: int) -> float:
         """How many positions at a prompt's beginning take as long as one after ``start`` others.

@@ -18,7 +18,7 @@ Shapes:
     V  vocabulary size
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from coconut_ds.generation.rows import THOUGHT
 from coconut_ds.generation.slots import PassPlan, SlotCache
+from coconut_ds.generation.spans import reading
 from coconut_ds.generation.uploads import upload
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.value_directions import ValueDirections
@@ -117,15 +118,20 @@ class SlotPasses:
         self._store(states[-1], fed[-1], slot)
         return states, fed
 
-    def advance(self, orders: Sequence[tuple[int, int]]) -> None:
+    def advance(self, orders: Sequence[tuple[int, int]], unread: Collection[int] = ()) -> None:
         """Appends one position to each of the first R slots.
 
         Args:
             orders: for each slot the input, a token id or ``THOUGHT``, and the position that it gets.
+            unread: slots whose new states are not used; they need not attend to what they hold.
         """
         inputs, places = upload(orders, self.device).unbind(dim=1)
         thinks = any(token == THOUGHT for token, _ in orders)
-        self.step(inputs, places, max(place for _, place in orders) + 1, thinks)
+        needed = [1 if slot in unread else place + 1 for slot, (_, place) in enumerate(orders)]
+        spans = self.cache.spans(needed)
+        columns = max(place for _, place in orders) + 1 if spans is None else max(span.columns for span in spans)
+        with reading(spans):
+            self.step(inputs, places, columns, thinks)
 
     def step(self, inputs: Tensor, places: Tensor, columns: int, thinks: bool = True) -> None:
         """Like ``advance``, for tensors. Reads nothing back from the device.

@@ -17,6 +17,7 @@ Shapes:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from coconut_ds.generation.spans import Span, spans_of
 from coconut_ds.model.widths import rounded_up
 
 COLUMN_UNIT = 16
@@ -225,6 +227,16 @@ class SlotCache(Cache):
         """The number of columns that a one-position pass should read, if it needs ``columns``."""
         keys = self.slot_layers[0].keys
         return keys.shape[2] if _copies_parts(keys) and 3 * columns > 2 * keys.shape[2] else columns
+
+    def spans(self, needed: Sequence[int]) -> list[Span] | None:
+        """The spans that a one-position pass should read whose rows need this many columns (at least 1) each; None: the
+        same columns for all rows. On a CPU, where such a pass waits for memory most of the time."""
+        keys = self.slot_layers[0].keys
+        if keys.device.type != "cpu":
+            return None
+        each = 2 * keys.shape[1] * keys.shape[3] * keys.element_size()
+        spans = [span._replace(columns=self.readable(span.columns)) for span in spans_of(needed, each)]
+        return spans if len(spans) > 1 else None
 
     @property
     def num_bytes(self) -> int:

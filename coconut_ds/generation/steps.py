@@ -51,7 +51,8 @@ class EagerSteps:
 
     def advance(self, rows: Sequence[Row]) -> None:
         """See ``Steps``."""
-        self._passes.advance([(row.next_input, row.length) for row in rows])
+        unread = {slot for slot, row in enumerate(rows) if not row.takes_steps}
+        self._passes.advance([(row.next_input, row.length) for row in rows], unread)
 
     def choices(self, slots: Sequence[int], rows: Sequence[Row]) -> list[Choice]:
         """See ``Steps``."""

@@ -89,8 +89,8 @@ class ThinkingEngine:
             capacity: positions in a slot; a sequence that reaches it ends there.
             decode: turns tokens into text; needed only for stop strings.
             capturer: makes graphs of the one-position step; None: CUDA graphs on CUDA, else none.
-            piece: about the largest number of positions of prompts to encode between two steps of one running request,
-                for servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
+            piece: about the largest number of positions of prompts to encode between two steps of a few requests, for
+                servers; more requests allow more positions (``prefill.py``). None: whole prompts, which is fastest.
             pass_positions: the largest number of positions in a pass; None: ``PASS_POSITIONS``, or more on CUDA.
 
         Raises:
