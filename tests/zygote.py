@@ -24,7 +24,9 @@ if __name__ == "__main__":
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -278,6 +280,9 @@ def main() -> None:
     # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
     gc.enable()
+    # torch inspects the signature of a function of autograd at each call; ZeRO-3 makes ten of these calls for a layer.
+    cached = functools.cache(inspect.signature)
+    torch.autograd.function.inspect = types.SimpleNamespace(signature=cached)  # type: ignore[attr-defined]
     request = Server(socket.socket(fileno=int(sys.argv[1])), at_import).run()
     run_as_main(*become(request))
 
