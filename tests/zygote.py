@@ -45,7 +45,7 @@ import numpy
 import torch
 
 from coconut_ds.distributed.launcher import free_port
-from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.compose import compose_config, compose_eval_config
 
 PRELOADED = (
     *("deepspeed", "numpy", "safetensors.torch", "torch", "transformers.integrations.deepspeed"),
@@ -60,6 +60,8 @@ WHERE_INSTALLED = ("deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_bu
 FOR_MANY = ("matplotlib.backends.backend_agg", "peft", "serve.app.layout", "serve.launch", "sklearn.linear_model")
 """Modules that a zygote of several test processes also imports, if they are installed. Together they take longer than
 what the children of a single test file would save."""
+OFTEN_CHOSEN = ([], ["run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "training=demo"])
+"""Options that many scripts choose, in this order."""
 READ_AT_IMPORT = (
     *("ATEN_", "CUDA_", "DEEPSPEED_", "DS_", "HF_", "HUGGINGFACE_", "KMP_", "MKL_", "OMP_", "PYTHON", "TORCH"),
     *("TRANSFORMERS_", "XDG_"),
@@ -275,8 +277,10 @@ def main() -> None:
     for name in (*WHERE_INSTALLED, *(FOR_MANY if sys.argv[2] == "many" else ())):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
-    # Hydra looks for its plug-ins, and its parser prepares its tables.
-    compose_config([])
+    # Hydra looks for its plug-ins, and its parser prepares its tables. Files of the same options are not read again.
+    for options in OFTEN_CHOSEN:
+        compose_config(options)
+    compose_eval_config(["checkpoint=any", "data=modular_sum"])
     # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
     gc.enable()
