@@ -43,6 +43,7 @@ from typing import Any, NoReturn
 
 import numpy
 import torch
+from forked import MESSAGE_BYTES, ZygoteError
 
 from coconut_ds.distributed.launcher import free_port
 from coconut_ds.settings.compose import compose_config, compose_eval_config
@@ -74,14 +75,8 @@ SET_BY_LIBRARIES = (
 )
 """Exceptions: variables that gradio, lm_eval, scikit-learn and torch set in their own process. A test process that uses
 these libraries passes the variables on, although the zygote, and perhaps another test process, has not set them."""
-MESSAGE_BYTES = 1 << 17
-"""Largest request: a command line and an environment."""
 RANK_PATIENCE_S = 30.0
 """How long ranks may live on after one of them failed and the others got SIGTERM, as under the launcher."""
-
-
-class ZygoteError(RuntimeError):
-    """The zygote cannot do what was requested."""
 
 
 class Server:
