@@ -12,6 +12,7 @@ if __package__ in (None, ""):
     # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted, ignore_signals
 from coconut_ds.distributed.last_words import end_with
@@ -66,13 +67,13 @@ def _compare(given: list[str]) -> str:
 
 def _run(config: EvalConfig) -> None:
     # Imported here, so that a wrong command line is reported before torch is imported.
-    from coconut_ds.evaluation.session import evaluate
+    with late_imports():
+        from coconut_ds.distributed.process_group import start_ranks, stop_ranks
+        from coconut_ds.evaluation.session import evaluate
 
     if not launched():
         evaluate(config)
         return
-    from coconut_ds.distributed.process_group import start_ranks, stop_ranks
-
     ranks = start_ranks()
     try:
         evaluate(config, ranks)

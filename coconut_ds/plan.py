@@ -16,6 +16,7 @@ if __package__ in (None, ""):
     # Started as a file: Python put this folder on the path, but imports need the project's root.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
                 print_config(config)
                 return 0
             # Imported here, so that a wrong command line is refused before torch is loaded.
-            from coconut_ds.memory.report import plan_of, plan_table
+            with late_imports():
+                from coconut_ds.memory.report import plan_of, plan_table
 
             plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
     except CoconutError as error:

@@ -6,6 +6,7 @@ all of them. The results are written to a folder as JSON, CSV and PNG files.
 
 import sys
 
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 from coconut_ds.settings import ProbeConfig
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
                 print_config(config)
                 return 0
             # Imported here, so that a wrong command line is rejected before torch is loaded.
-            from coconut_ds.probing.reports import write_report
+            with late_imports():
+                from coconut_ds.probing.reports import write_report
 
             write_report(config)
     except CoconutError as error:

@@ -11,6 +11,7 @@ if __package__ in (None, ""):
     # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.data.sources import check_file
 from coconut_ds.distributed.interrupts import EXIT_CODE, Interrupted, ignore_signals
@@ -62,17 +63,19 @@ def _check_early(config: Config) -> None:
 
 def _run(config: Config) -> None:
     # Imported here, so that a wrong command line is reported before torch is imported.
-    from coconut_ds.distributed.process_group import start_ranks, stop_ranks
+    with late_imports():
+        from coconut_ds.distributed.process_group import start_ranks, stop_ranks
+
+        if config.run.only_eval:
+            from coconut_ds.evaluation.session import evaluate_config
+        else:
+            from coconut_ds.training.launch import train
 
     ranks = start_ranks()
     try:
         if config.run.only_eval:
-            from coconut_ds.evaluation.session import evaluate_config
-
             evaluate_config(config, ranks)
         else:
-            from coconut_ds.training.launch import train
-
             train(config, ranks)
     except Interrupted:
         # Another signal must not change the exit code, 75.

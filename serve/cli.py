@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.parser import Parser
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
@@ -167,7 +168,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings, limits = settings_of(arguments)
     access, network = access_of(arguments), network_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
-    with needs("serve"):
+    with needs("serve"), late_imports():
         from serve.launch import start
 
     start(arguments, settings, limits, access, network)

@@ -15,13 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+# Nothing here imports torch, which the process that only starts the workers of pytest-xdist does without.
 import launching
 import pytest
-import torch
-from tiny_models import make_model
 
 from coconut_ds.files import train_script
-from coconut_ds.studies import harness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +37,6 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["TRITON_INTERPRET"] = "1"
 
 # Tensors are tiny, so a second thread costs more time than it saves, above all with several processes at once.
-torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -65,8 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
         # This process collects no tests.
         gc.enable()
-        if not config.option.collectonly and launching.can_fork():
+        if not config.option.collectonly and launching.may_fork():
             launching.zygote(many=True)
+        return
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
@@ -79,6 +80,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies fork their training runs, without a launcher. (The demo's test uses one for one of its runs.)"""
+    from coconut_ds.studies import harness
 
     def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
         assert text
@@ -92,6 +94,8 @@ def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[[str], "PreTrainedModel"]:
     """Gives one shared model per family; tests must not change its weights."""
+    from tiny_models import make_model
+
     made: dict[str, PreTrainedModel] = {}
 
     def get(family: str) -> "PreTrainedModel":

@@ -14,12 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from zygote import MESSAGE_BYTES, ZygoteError
-
 HERE = Path(__file__).resolve().parent
+MESSAGE_BYTES = 1 << 17
+"""Largest request: a command line and an environment."""
 COMMAND_BYTES = 8192
 """Longest command line of a forked process that ``/proc`` shows."""
 Stream = int | IO[Any] | None
+
+
+class ZygoteError(RuntimeError):
+    """The zygote cannot do what was requested."""
 
 
 class Zygote:

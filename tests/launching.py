@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import forked
-import torch
 
 from coconut_ds.distributed.launcher import launcher
 
@@ -73,8 +72,16 @@ def run(
 
 def can_fork() -> bool:
     """Not where an accelerator is: its library does not work in a forked process."""
-    wanted = os.environ.get("REAL_PROCESSES", "0") == "0"
-    return wanted and sys.platform == "linux" and not torch.accelerator.is_available()
+    if not may_fork():
+        return False
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+def may_fork() -> bool:
+    """Whether processes are forked unless torch finds an accelerator, which this does not look for."""
+    return os.environ.get("REAL_PROCESSES", "0") == "0" and sys.platform == "linux"
 
 
 def zygote(many: bool = False) -> str:

@@ -1,5 +1,6 @@
 """``--help`` fits on one screen, ``--help=GROUP`` and ``--help-all`` say the rest; ``--cfg job`` works as in Hydra."""
 
+import gc
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from imports import ROOT
 from pydantic import BaseModel
 
 from coconut_ds import evaluate, plan, probe, train
+from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
@@ -156,3 +158,15 @@ def test_a_wrong_command_line_ends_with_code_2_before_torch_is_loaded(option) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout == "2 False\n"
     assert done.stderr.startswith("error: ")
+
+
+def test_garbage_is_not_looked_for_while_libraries_are_imported(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", "imported")
+    with late_imports():
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "torch")
+    before = gc.get_freeze_count()
+    with late_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before

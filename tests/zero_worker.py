@@ -66,7 +66,8 @@ continues with its state. In stage 1 problems have two thoughts, or none where t
 problems per epoch, the second of two ranks has no problems in the last micro step of an epoch's last update; with 9
 validation problems, it has none in its last batch."""
 SHORT = ["c_thought=1", "num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
-"""Four updates: two without thoughts and two with one thought."""
+"""Four updates: two without thoughts and two with one thought. A single process has micro batches of twice the size, so
+that each update has as many of them as on two ranks: two, and one at the end of an epoch."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LORA = ["lora.rank=2", "lora.alpha=8"]
@@ -74,9 +75,10 @@ CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 """With all of CODI's parts, and an auxiliary decoder."""
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
-    *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=16"),
-    *("stage_switches=null", "num_epochs=1"),
+    *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=8"),
+    *("stage_switches=null", "num_epochs=1", "size.train=20"),
 ]
+"""Three updates, on the completions of 8, 8 and 4 problems: several micro batches even on each of two ranks."""
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
@@ -106,7 +108,7 @@ def family_overrides(family: str, folder: Path) -> list[str]:
     return [*OVERRIDES, *SHORT, f"load_model_path={folder / family}"]
 
 
-def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Config:
+def config_of(variant: str, folder: Path, place: str, epochs: int | None, ranks: Ranks) -> Config:
     """The configuration of one variant, which trains for another number of epochs if one is given.
 
     Variants with ``live0`` or ``held0`` get an engine file of their own.
@@ -126,6 +128,8 @@ def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Con
     run = config.run.model_copy(update={"save_path": str(folder / place)})
     save_every = 5 if variant == SAVED else None
     lengths = {"num_epochs": epochs or config.training.num_epochs, "save_every_steps": save_every}
+    if family and ranks.size == 1:
+        lengths["batch_size_training"] = 2 * config.training.batch_size_training
     training = config.training.model_copy(update=lengths)
     return with_engine(config.model_copy(update={"run": run, "training": training}), engine_file, holds)
 
@@ -156,7 +160,7 @@ def write_family(family: str, folder: Path) -> None:
 
 def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, epochs: int | None = None) -> dict:
     """Trains one variant and reads its record. ``place`` is the folder of its run, by default its name."""
-    run = train(config_of(variant, folder, place or variant, epochs), ranks)
+    run = train(config_of(variant, folder, place or variant, epochs, ranks), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
     summary = json.loads(run.summary.read_text()) if ranks.is_first else {"last_checkpoint": None}
@@ -236,7 +240,7 @@ def main() -> None:
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
     result["held"] = held(ranks)
     result["fed"] = {
-        name: fed(config_of(name, folder, "fed", None), folder / f"{name}_fed", ranks) for name in VARIANTS
+        name: fed(config_of(name, folder, "fed", None, ranks), folder / f"{name}_fed", ranks) for name in VARIANTS
     }
     if ranks.is_first:
         weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in LONG_VARIANTS}

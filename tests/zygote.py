@@ -24,7 +24,9 @@ if __name__ == "__main__":
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -41,9 +43,10 @@ from typing import Any, NoReturn
 
 import numpy
 import torch
+from forked import MESSAGE_BYTES, ZygoteError
 
 from coconut_ds.distributed.launcher import free_port
-from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.compose import compose_config, compose_eval_config
 
 PRELOADED = (
     *("deepspeed", "numpy", "safetensors.torch", "torch", "transformers.integrations.deepspeed"),
@@ -58,6 +61,8 @@ WHERE_INSTALLED = ("deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_bu
 FOR_MANY = ("matplotlib.backends.backend_agg", "peft", "serve.app.layout", "serve.launch", "sklearn.linear_model")
 """Modules that a zygote of several test processes also imports, if they are installed. Together they take longer than
 what the children of a single test file would save."""
+OFTEN_CHOSEN = ([], ["run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "training=demo"])
+"""Options that many scripts choose, in this order."""
 READ_AT_IMPORT = (
     *("ATEN_", "CUDA_", "DEEPSPEED_", "DS_", "HF_", "HUGGINGFACE_", "KMP_", "MKL_", "OMP_", "PYTHON", "TORCH"),
     *("TRANSFORMERS_", "XDG_"),
@@ -70,14 +75,8 @@ SET_BY_LIBRARIES = (
 )
 """Exceptions: variables that gradio, lm_eval, scikit-learn and torch set in their own process. A test process that uses
 these libraries passes the variables on, although the zygote, and perhaps another test process, has not set them."""
-MESSAGE_BYTES = 1 << 17
-"""Largest request: a command line and an environment."""
 RANK_PATIENCE_S = 30.0
 """How long ranks may live on after one of them failed and the others got SIGTERM, as under the launcher."""
-
-
-class ZygoteError(RuntimeError):
-    """The zygote cannot do what was requested."""
 
 
 class Server:
@@ -273,11 +272,16 @@ def main() -> None:
     for name in (*WHERE_INSTALLED, *(FOR_MANY if sys.argv[2] == "many" else ())):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
-    # Hydra looks for its plug-ins, and its parser prepares its tables.
-    compose_config([])
+    # Hydra looks for its plug-ins, and its parser prepares its tables. Files of the same options are not read again.
+    for options in OFTEN_CHOSEN:
+        compose_config(options)
+    compose_eval_config(["checkpoint=any", "data=modular_sum"])
     # The garbage collector of each child would examine all objects of these modules, copying their memory, many times.
     gc.freeze()
     gc.enable()
+    # torch inspects the signature of a function of autograd at each call; ZeRO-3 makes ten of these calls for a layer.
+    cached = functools.cache(inspect.signature)
+    torch.autograd.function.inspect = types.SimpleNamespace(signature=cached)  # type: ignore[attr-defined]
     request = Server(socket.socket(fileno=int(sys.argv[1])), at_import).run()
     run_as_main(*become(request))
 

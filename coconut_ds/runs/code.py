@@ -108,7 +108,7 @@ def _is_as_committed(package: Path, name: bytes, committed: tuple[bytes, str] | 
         return os.path.islink(path) and _blob(os.readlink(path), digest) == digest
     content = _content(path)
     # Line endings depend on checkout settings and mean nothing to Python.
-    return content is not None and digest in (_blob(content, digest), _blob(_plain_ends(content), digest))
+    return content is not None and (_blob(content, digest) == digest or _blob(_plain_ends(content), digest) == digest)
 
 
 def _blob(content: bytes, like: str) -> str:

@@ -2,7 +2,7 @@
 
 Each group of ``config/`` is a class in this package, and each key is a field with its meaning and unit in the docstring
 below it; ``--help`` prints these docstrings. Hydra's result enters through ``Config.from_dict``, and no module outside
-``compose`` sees Hydra or OmegaConf. Unknown keys, values of the wrong type and combinations that cannot work are
+``composition`` sees Hydra or OmegaConf. Unknown keys, values of the wrong type and combinations that cannot work are
 reported together in one message.
 """
 

@@ -1,6 +1,7 @@
-"""Turns a command line into a validated configuration. The only module that imports Hydra and OmegaConf.
+"""Turns a command line into a validated configuration.
 
-Hydra composes the files of ``config/`` and applies overrides in its own syntax (``group=option``, ``group.key=value``).
+Hydra composes the files of ``config/`` and applies overrides in its own syntax (``group=option``, ``group.key=value``):
+see ``composition``.
 In addition, the name of the group may be left out: ``lr=1e-5`` means ``training.lr=1e-5``, because exactly one group
 has this key. Values of keys that hold text are taken literally (see ``overrides``). ``--local_rank``, which the
 DeepSpeed launcher adds, is ignored: the rank is read from the environment.
@@ -8,29 +9,21 @@ DeepSpeed launcher adds, is ignored: the rank is read from the environment.
 
 import argparse
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import project_folder
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.composition import SETS, composed, option_files, parsed
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.overrides import (
     Override,
     TextValues,
     full_key,
-    quoted,
     read_text,
     several_options,
     several_values,
@@ -39,8 +32,6 @@ from coconut_ds.settings.overrides import (
 from coconut_ds.settings.probing import FREE_TEXT
 from coconut_ds.settings.schema import subgroups, to_yaml, validated
 
-_COMPOSING = threading.Lock()
-"""Hydra keeps global state, so only one thread may compose at a time."""
 CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
@@ -211,57 +202,33 @@ def compose_values(
     for one in map(Override.read, overrides):
         words = None if one.key in groups else texts.take(one)
         resolved += [_resolved(one, schema, groups)] if words is None else words
-    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
-    if search:
-        resolved.append(f"hydra.searchpath=[{','.join(search)}]")
-    try:
-        values = _composed(root, resolved)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
-    assert isinstance(values, dict)
-    return texts.put_back(values)
-
-
-def _composed(root: str, overrides: list[str]) -> Any:
-    with _COMPOSING:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
-            return OmegaConf.to_container(compose(root, overrides=overrides), resolve=True)
+    return texts.put_back(composed(root, resolved, config_dirs))
 
 
 def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
     """Every group with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
     found: dict[str, set[str]] = {}
-    for folder in (project_folder("config"), *map(Path, config_dirs)):
-        for path in folder.glob("*/*.yaml"):
-            found.setdefault(path.parent.name, set()).add(path.stem)
+    for path in option_files(config_dirs):
+        found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
 def _resolved(override: Override, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
     """Translates one override to Hydra's syntax, with the full name of the key."""
     word, key, value = override.word, override.key, override.value
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except HydraException as error:
-        raise ConfigError(
-            f"{word}: cannot be read; expected group=option or key=value (quote special characters)"
-        ) from error
-    except ValueError as error:
-        # Python refuses to read numbers of thousands of digits.
-        raise ConfigError(f"{key}: cannot be read: {error}") from error
-    if parsed.is_delete():
+    read = parsed(word, key)
+    if read.is_delete():
         raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
     if key in groups:
-        if parsed.is_sweep_override():
+        if read.is_sweep_override():
             raise several_options(override, groups[key])
         if value not in groups[key]:
             raise ConfigError(f"{key}={value}: no such option; expected one of {', '.join(groups[key])}")
         return f"{key}={value}"
     known = full_key(override, schema)
-    if parsed.is_sweep_override():
+    if read.is_sweep_override():
         raise several_values(override, known, schema)
-    return f"++{known}={value}"
+    return f"{SETS}{known}={value}"
 
 
 def print_config(config: BaseModel) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -69,6 +70,7 @@ def value_of(values: Mapping[str, Any], key: str) -> Any:
     return value_of(values[first], rest) if rest else values[first]
 
 
+@cache
 def subgroups(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The fields that hold a group, or may hold one (``ModelConfig | None``), each with the group's class."""
     found = {}
