@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
             given = json.loads(self._body())
             name = f"{given.get('organization') or 'tester'}/{given['name']}"
             status = 409 if name in self.server.repositories else 200
-            self.server.repositories.setdefault(name, Repository(bool(given.get("private"))))
+            self.server.repositories.setdefault(name, Repository(given.get("visibility") == "private"))
             self._answer({"url": f"{self.server.endpoint}/{name}", "id": name, "name": name}, status)
         elif path == "/api/validate-yaml":
             self._body()
@@ -132,15 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         if self._repository(name) is None:
             return
         files = json.loads(self._body())["files"]
-        modes = [
-            {
-                "path": one["path"],
-                "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
-                "shouldIgnore": False,
-            }
-            for one in files
-        ]
-        self._answer({"files": modes})
+        modes = {one["path"]: "lfs" if one["path"].endswith(LARGE) else "regular" for one in files}
+        found = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self._answer({"files": found})
 
     def _batch(self) -> None:
         objects = []

@@ -100,7 +100,8 @@ def test_coconut_folders_of_latent_tts_and_svp(tmp_path, marked):
         (source / "config.json").write_text(json.dumps(config))
     found, _ = import_checkpoint(str(source), tmp_path / "out", ImportOptions())
     assert found.format == ("latent_tts" if marked else "svp")
-    check(twin, tmp_path / "out", 6)
+    if marked:
+        check(twin, tmp_path / "out", 6)
 
 
 @pytest.mark.parametrize(

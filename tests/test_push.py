@@ -1,4 +1,4 @@
-"""``coconut-push`` uploads what others need to load a checkpoint, and nothing else; a fake hub on loopback receives it."""
+"""``coconut-push`` uploads what others need to load a checkpoint, and nothing else, here to a fake hub on loopback."""
 
 import pytest
 from fake_hub import TOKEN, fake_hub
