@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.errors import CheckpointError
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
-from coconut_ds.importing.cli import main
+from coconut_ds.importing.cli import FORMATS, main
 from coconut_ds.importing.codi import feed_of
 from coconut_ds.importing.convert import ImportOptions, import_checkpoint
+from coconut_ds.importing.published import FormatName
 from coconut_ds.importing.tensors import Tensors, weight_files_of
 from coconut_ds.reasoner import Reasoner, load_reasoner
 
@@ -352,6 +354,10 @@ def test_wrong_sources_and_options_say_what_to_do(tmp_path, capsys):
     assert main([str(path), out, *base, "--n-thoughts", "4"]) == 0
     assert "is a model folder of this project" in error(out, str(tmp_path / "again"))
     assert "exists and is not a model folder" in error(str(path), str(tmp_path / "base"), *base)
+
+
+def test_the_command_offers_every_format():
+    assert set(FORMATS) == {"auto", *get_args(FormatName)}
 
 
 def test_a_projection_of_a_recording_is_the_feed():

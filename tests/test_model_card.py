@@ -14,7 +14,10 @@ from coconut_ds.evaluation.session import evaluate
 from coconut_ds.files import README, SEAL, damage
 from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.readme import BEGIN, END, Origin, Score, record_scores, write_readme
-from coconut_ds.settings.compose import compose_eval_config
+from coconut_ds.settings.compose import compose_config, compose_eval_config
+from coconut_ds.training.checkpoint_writer import origin_of
+
+ORIGIN = Origin("likelihood", "sums.json", "gpt2")
 
 
 @pytest.fixture
@@ -65,9 +68,9 @@ def test_a_card_says_how_the_model_thinks_and_what_it_was_trained_on(checkpoint)
 
 def test_equal_checkpoints_have_equal_cards_which_are_not_sealed(checkpoint, tmp_path):
     backbone = make_backbone()
-    again, origin = tmp_path / "again", Origin("likelihood", "sums.json", "gpt2")
+    again = tmp_path / "again"
     arguments = (backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
-    save_model(again, *arguments, origin=origin)
+    save_model(again, *arguments, origin=ORIGIN)
     assert contents(again) == contents(checkpoint)
     assert README not in json.loads((again / SEAL).read_text())["files"]
     (again / README).write_text("edited")
@@ -108,11 +111,22 @@ def test_scores_are_added_replaced_and_sorted_and_edits_stay(checkpoint):
         record_scores(checkpoint, card, [make_score()])
 
 
+def test_what_the_card_of_a_run_says_of_its_training(tmp_path):
+    """No path of the machine is among it."""
+    config = compose_config(
+        ["objective=codi", "method=coconut_no_curriculum", "data=gsm_file", "model=gpt2_pretrained"]
+    )
+    assert origin_of(config) == Origin("codi", "gsm_train.json", "openai-community/gpt2")
+    model = config.model.model_copy(update={"model_id": str(tmp_path)})
+    assert origin_of(config.model_copy(update={"model": model})).base_model is None
+    assert origin_of(compose_config(["data=modular_sum"])).data == "modular_sum"
+
+
 def test_an_evaluation_adds_its_scores_once(checkpoint, tmp_path, capsys):
     """The same command again finds the results, and changes no byte; another number of thoughts adds a row."""
-    problems = [{"question": f"{n} + 2 =", "steps": [], "answer": "3"} for n in (1, 2, 3)]
+    problems = [{"question": f"{n} + 2 =", "steps": [], "answer": "3"} for n in (1, 2)]
     (tmp_path / "sums.json").write_text(json.dumps(problems))
-    common = [f"checkpoint={checkpoint}", f"data={tmp_path / 'sums.json'}", "data.max_new_tokens=2"]
+    common = [f"checkpoint={checkpoint}", f"data={tmp_path / 'sums.json'}", "data.max_new_tokens=1"]
 
     def run(name: str, *more: str) -> str:
         evaluate(compose_eval_config([*common, f"out={tmp_path / name}", *more]))
@@ -121,7 +135,7 @@ def test_an_evaluation_adds_its_scores_once(checkpoint, tmp_path, capsys):
     first = run("a")
     score = json.loads((tmp_path / "a" / "scores.json").read_text())
     low, high = score["accuracy_95"]
-    assert f"| sums | test | 6 | {score['accuracy']:.1%} | {low:.1%} – {high:.1%} | 3 | decoding greedy" in first
+    assert f"| sums | test | 6 | {score['accuracy']:.1%} | {low:.1%} – {high:.1%} | 2 | decoding greedy" in first
     (checkpoint / README).unlink()
     assert run("a").count("| sums |") == 1
     both = run("b", "n_thoughts=0,2")

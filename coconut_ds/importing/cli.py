@@ -8,7 +8,7 @@ is refused. docs/reproduce.md has a command for each published checkpoint.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coconut_ds.cli.parser import Parser
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(least: int):
+def _number(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is at least ``least``."""
+
     def number(text: str) -> int:
         value = int(text)
         if value < least:

@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard as HubCard
 
 from coconut_ds.errors import CheckpointError
 from coconut_ds.files import README
+from coconut_ds.hub import first_line
 from coconut_ds.model.card import ModelCard
 
 BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"
@@ -108,7 +109,7 @@ def record_scores(folder: Path, card: ModelCard, scores: Sequence[Score]) -> Non
             _replace(path, str(shown))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(
-            f"{path}: the scores could not be added to this model card ({str(error).splitlines()[0]}); restore it, or "
+            f"{path}: the scores could not be added to this model card ({first_line(error)}); restore it, or "
             "remove it to have a new one written"
         ) from error
 
