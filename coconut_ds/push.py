@@ -101,13 +101,7 @@ def push(
 ) -> str:
     """Uploads a checkpoint to a repository of the hub, which is made if it does not exist; returns its address.
 
-    Args:
-        folder: the checkpoint; see ``files_to_push``.
-        repo: ``ORG/NAME`` or ``NAME``.
-        private: whether a new repository is private.
-        revision: the branch; None: the main one.
-        message: of the commit.
-        pull_request: whether to open a pull request instead of changing the branch.
+    ``folder`` is one that ``files_to_push`` accepts; the other arguments are those of the command.
 
     Raises:
         CheckpointError: the hub cannot be reached, or refuses the upload.

@@ -32,7 +32,7 @@ from coconut_ds.generation.prompter import Thoughts, Writing
 from coconut_ds.importing.cli import FORMATS, main
 from coconut_ds.importing.codi import feed_of
 from coconut_ds.importing.convert import ImportOptions, import_checkpoint
-from coconut_ds.importing.published import FormatName
+from coconut_ds.importing.published import FormatName, recognised
 from coconut_ds.importing.tensors import Tensors, weight_files_of
 from coconut_ds.reasoner import Reasoner, load_reasoner
 
@@ -102,6 +102,8 @@ def test_coconut_folders_of_latent_tts_and_svp(tmp_path, marked):
         (source / "config.json").write_text(json.dumps(config))
     found, _ = import_checkpoint(str(source), tmp_path / "out", ImportOptions())
     assert found.format == ("latent_tts" if marked else "svp")
+    for name in ("latent_tts", "svp"):
+        assert recognised(source, [], name).format == name
     if marked:
         check(twin, tmp_path / "out", 6)
 
@@ -338,6 +340,12 @@ def test_wrong_sources_and_options_say_what_to_do(tmp_path, capsys):
     assert "not in the format codi; its files look like reference" in error(str(path), out, "--format", "codi")
     assert "leave --method out" in error(str(path), out, "--method", "pause", *base)
     assert "SOURCE=nowhere: no such folder" in error("nowhere", out)
+    assert "--base nowhere: model.model_id=nowhere: no such model type" in error(
+        str(path), out, "--base", "nowhere", "--n-thoughts", "4"
+    )
+    assert "--tokenizer=nowhere: no such folder" in error(
+        str(path), out, *base, "--tokenizer", "nowhere", "--n-thoughts", "4"
+    )
     assert "holds no weights" in error(str(tmp_path / "base"), out)
     torch.save(codi_state(), tmp_path / "codi.bin")
     save_base(tmp_path / "larger", "gpt2", padded=9)

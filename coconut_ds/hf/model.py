@@ -213,9 +213,7 @@ class CoconutForCausalLM(nn.Module):
             n_thoughts: number of thoughts (or pause tokens); None: the number in the checkpoint's card.
             generation_config: settings that are not given as arguments.
             inputs: another name for ``input_ids``.
-            force_text_after: see ``Reasoner.generate``, as for ``min_thoughts``, ``max_thoughts`` and ``seed``.
-            min_thoughts: see ``force_text_after``.
-            max_thoughts: see ``force_text_after``.
+            force_text_after: see ``Reasoner.generate``, as for ``min_thoughts`` and ``max_thoughts``.
             seed: of the random draws; torch's generators are not used.
             batch_size: largest number of sequences that run at a time.
             output_thoughts: whether ``CoconutOutput`` has the thoughts.
@@ -229,26 +227,33 @@ class CoconutForCausalLM(nn.Module):
         Raises:
             DataError: an argument is out of range or not supported, or a prompt does not fit into the context.
         """
+        # With its signature longer than other functions, since it has transformers' arguments and ours.
         ids = inputs if input_ids is None else input_ids
         if ids is None or ids.ndim != 2:
             raise DataError("input_ids: expected a tensor of token ids [prompts, positions]")
         options = effective(generation_config, settings, self.reasoner.prompter.eos_ids)
-        samples = int(options.get("num_return_sequences") or 1)
         thoughts = self.reasoner.thoughts(n_thoughts, force_text_after, min_thoughts, max_thoughts)
         writing = writing_of(options, ids.shape[1], seed, output_thoughts)
+        samples = int(options.get("num_return_sequences") or 1)
         kept = torch.ones_like(ids) if attention_mask is None else attention_mask
+        made = self._completions(ids, kept, thoughts, writing, samples, batch_size)
+        sequences = self._sequences(ids.repeat_interleave(samples, 0), made, self._pad_id(options.get("pad_token_id")))
+        if not options.get("return_dict_in_generate"):
+            return sequences
+        states = tuple(one.thoughts for one in made if one.thoughts is not None) if output_thoughts else None
+        return CoconutOutput(sequences, torch.tensor([one.num_thoughts for one in made]), states)
+
+    def _completions(
+        self, ids: Tensor, kept: Tensor, thoughts: Thoughts, writing: Writing, samples: int, batch_size: int
+    ) -> list[Completion]:
+        """What the engine makes of the prompts, ``samples`` of each one after the other."""
         requests: list[Request] = []
         for index, (row, mask) in enumerate(zip(ids, kept, strict=True)):
             # Random draws differ from prompt to prompt as in ``Reasoner.generate``.
             own = replace(writing, sampling=replace(writing.sampling, sample=index * samples))
             requests += self._request(row[mask.bool()].tolist(), thoughts, own).samples(samples)
         prompter = self.reasoner.prompter
-        made = generate(self.loop, requests, prompter.eos_ids, batch_size, prompter.text)
-        sequences = self._sequences(ids.repeat_interleave(samples, 0), made, self._pad_id(options.get("pad_token_id")))
-        if not options.get("return_dict_in_generate"):
-            return sequences
-        states = tuple(one.thoughts for one in made if one.thoughts is not None) if output_thoughts else None
-        return CoconutOutput(sequences, torch.tensor([one.num_thoughts for one in made]), states)
+        return list(generate(self.loop, requests, prompter.eos_ids, batch_size, prompter.text))
 
     def _request(self, prompt: list[int], thoughts: Thoughts, writing: Writing) -> Request:
         markers = self.reasoner.backbone.markers

@@ -1,16 +1,18 @@
 """Turns a published checkpoint into a model folder of this project."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from coconut_ds.data.tokens import MARKERS, load_tokenizer
-from coconut_ds.errors import CheckpointError
+from coconut_ds.data.tokenizer_files import read_tokenizer
+from coconut_ds.data.tokens import MARKERS, check_tokenizer
+from coconut_ds.errors import CheckpointError, ModelError
 from coconut_ds.formats import CODI, TEXT
-from coconut_ds.hub import local_folder
+from coconut_ds.hub import load_by_name, local_folder
 from coconut_ds.importing.codi import ADVICE, CODI_ORDER, arrange, feed_of, merge, split
 from coconut_ds.importing.published import COCONUT_DECODER, COCONUT_PREFIX, PROJECTIONS, Published, recognised
 from coconut_ds.importing.tensors import Tensors, weight_files_of
@@ -75,14 +77,15 @@ def import_checkpoint(source: str, out: Path, options: ImportOptions) -> tuple[P
     place = local_folder(source, FILES, "SOURCE", "download it elsewhere, copy it here, and name its folder")
     tensors = Tensors(weight_files_of(place))
     found = recognised(place, tensors, options.format)
-    is_codi = found.kind == "codi_state" or (found.kind == "folder" and _is_codi(place, tensors))
+    projection = _projection(place, tensors) if found.kind == "folder" else {}
+    is_codi = found.kind == "codi_state" or bool(projection) or "CODIGPT2" in found.classes
     method, spec = _thinking(place, found, options, is_codi)
     if found.kind == "coconut_state":
         backbone = _from_coconut_state(place, tensors, options, METHODS[method].pauses)
     elif found.kind == "codi_state":
         backbone = _from_codi_state(place, tensors, options)
     else:
-        backbone = _from_folder(place, tensors, is_codi)
+        backbone = _from_folder(place, tensors, projection, is_codi)
     name = Path(source).name if Path(source).exists() else source
     card = ModelCard.of(
         METHODS[method],
@@ -153,14 +156,13 @@ def _from_codi_state(place: Path, tensors: Tensors, options: ImportOptions) -> B
     return backbone
 
 
-def _from_folder(place: Path, tensors: Tensors, is_codi: bool) -> Backbone:
+def _from_folder(place: Path, tensors: Tensors, projection: Mapping[str, Tensor], is_codi: bool) -> Backbone:
     """A Hugging Face folder of LatentTTS or SVP."""
     config = read_object(place / "config.json")
     check_model_type(place, config)
     if kind := quantization(config):
         raise CheckpointError(f"{place}: {quantized(kind)}")
-    settings, tokenizer = ModelConfig(model_id=str(place)), load_tokenizer(str(place))
-    projection = _projection(place, tensors)
+    settings, tokenizer = ModelConfig(model_id=str(place)), _tokenizer(str(place), "SOURCE")
     state = {name: tensors[name] for name in tensors if not name.startswith(PROJECTOR)}
     rows = int(state[embedding_key(place, state)].shape[0])
     if not set(MARKERS) <= tokenizer.get_vocab().keys():
@@ -175,11 +177,6 @@ def _from_folder(place: Path, tensors: Tensors, is_codi: bool) -> Backbone:
     backbone = add_marker_rows(model, tokenizer, rows)
     backbone.feed = feed_of(place, projection, state_size(model))
     return backbone
-
-
-def _is_codi(place: Path, tensors: Tensors) -> bool:
-    classes = read_object(place / "config.json").get("architectures") or []
-    return bool(_projection(place, tensors)) or "CODIGPT2" in classes
 
 
 def _projection(place: Path, tensors: Tensors) -> dict[str, Tensor]:
@@ -201,7 +198,21 @@ def _base(place: Path, tensors: Tensors, options: ImportOptions) -> tuple[ModelC
             f"{place}: a state dict does not say its architecture; {ADVICE}: a folder with config.json and a "
             "tokenizer, or a name on the hub"
         )
-    return ModelConfig(model_id=base), load_tokenizer(options.tokenizer or base)
+    settings = ModelConfig(model_id=base)
+    try:
+        architecture(settings)
+    except ModelError as error:
+        raise ModelError(f"--base {base}: {error}") from error
+    if options.tokenizer is not None:
+        return settings, _tokenizer(options.tokenizer, "--tokenizer")
+    return settings, _tokenizer(base, "--base")
+
+
+def _tokenizer(name: str, setting: str) -> PreTrainedTokenizerBase:
+    advice = "name a folder with the files of the tokenizer that the model was trained with (--tokenizer)"
+    tokenizer = load_by_name(read_tokenizer, name, setting, advice)
+    check_tokenizer(tokenizer, f"{setting}={name}:", advice)
+    return tokenizer
 
 
 def _is_smallest_gpt2(tensors: Tensors) -> bool:

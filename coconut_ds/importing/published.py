@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,8 @@ class Published:
     """False: a state dict without Coconut's prefix, whose method cannot be told."""
     n_thoughts: int | None = 6
     """The number of thoughts with which the authors of such checkpoints evaluate them; None: it differs."""
+    classes: tuple[str, ...] = ()
+    """The classes of the model that a folder's ``config.json`` names."""
 
 
 def recognised(place: Path, names: Iterable[str], wanted: str = "auto") -> Published:
@@ -59,8 +61,9 @@ def recognised(place: Path, names: Iterable[str], wanted: str = "auto") -> Publi
     """
     found = _recognised(place, list(names))
     # The two formats have the same files where the model is a Coconut.
-    if wanted == "svp" and found.format == "latent_tts" and not (place / PROJECTIONS[0]).is_file():
-        return Published("svp", found.kind)
+    is_either = found.kind == "folder" and not any((place / name).is_file() for name in PROJECTIONS)
+    if is_either and wanted in ("latent_tts", "svp"):
+        return replace(found, format="svp" if wanted == "svp" else "latent_tts")
     if wanted not in ("auto", found.format):
         raise CheckpointError(
             f"{place}: is not in the format {wanted}; its files look like {found.format}: leave --format out"
@@ -82,7 +85,7 @@ def _recognised(place: Path, names: list[str]) -> Published:
     if place.is_dir() and (place / "config.json").is_file() and (place / "config.json").stat().st_size:
         classes = read_object(place / "config.json").get("architectures") or []
         is_own = (place / PROJECTIONS[0]).is_file() or any(name in OWN_CLASSES for name in classes)
-        return Published("latent_tts" if is_own else "svp", "folder")
+        return Published("latent_tts" if is_own else "svp", "folder", classes=tuple(map(str, classes)))
     if place.is_dir() and (place / SEAL).is_file():
         raise CheckpointError(f"{place}: config.json is missing; copy or download the folder again")
     return Published("reference", "coconut_state", thinks=False, n_thoughts=None)
