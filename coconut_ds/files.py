@@ -1,6 +1,6 @@
 """Where the project's own files are, and how files and folders are written: completely or not at all.
 
-A *sealed* folder contains a manifest with the size and SHA-256 of each of its other files. Checkpoints are sealed.
+A *sealed* folder has a manifest with size and SHA-256 of all other files except ``README.md``. Checkpoints are sealed.
 """
 
 import errno
@@ -22,8 +22,9 @@ from coconut_ds.strict_json import read_json
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
-SEAL = "manifest.json"
-"""The manifest of a sealed folder."""
+SEAL, README = "manifest.json", "README.md"
+"""The manifest of a sealed folder; and a text about the folder, which people edit and evaluations extend. No number
+depends on this text, so the manifest leaves it out, and changing it is no damage."""
 TEMPORARY = ".part"
 """How the names of temporary folders end."""
 MAX_TEXT = 8192
@@ -95,17 +96,15 @@ def not_downloaded(path: Path) -> str | None:
 def seal(folder: Path, **facts: Any) -> None:
     """Writes the manifest of a folder, and syncs all of it to disk.
 
-    The manifest has ``facts``, size and SHA-256 of each file, and the text of small JSON files, so that an edit of
-    such a file can be shown later.
+    The manifest has ``facts``, size and SHA-256 of each file, and the text of small JSON files, to show later edits.
 
     Call it before the folder receives its final name: the rename then makes a complete folder appear at once.
     """
     files = fingerprints(folder)
-    found = {path.name: text_of(path) for path in _files(folder) if path.parent == folder}
-    texts = {name: text for name, text in found.items() if text is not None}
+    texts = {p.name: text for p in _files(folder) if p.parent == folder and (text := text_of(p)) is not None}
     text = json.dumps({**facts, "files": files, "texts": texts}, indent=2) + "\n"
     (folder / SEAL).write_text(text, encoding="utf-8")
-    for path in (*_files(folder), folder / SEAL, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+    for path in (*(path for path in folder.rglob("*") if path.is_file() or path.is_dir()), folder):
         sync(path)
 
 
@@ -139,7 +138,7 @@ def damage(folder: Path, hashes: bool = False, without: str | None = None, large
 
 
 def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each file of a folder, by its path there; a seal is left out."""
+    """Size and SHA-256 of each file of a folder, by its path there; ``SEAL`` and ``README`` are left out."""
     return {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
 
 
@@ -284,7 +283,8 @@ def sync(path: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL)
+    left_out = (folder / SEAL, folder / README)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out)
 
 
 def text_of(path: Path) -> str | None:

@@ -27,6 +27,10 @@ class Format:
     """Text after each step."""
     answer_start: str = ""
     """Text that announces the answer."""
+    answer_mark: str = "#"
+    """The answer is what follows the last of these in a text (formats without ``one_token``)."""
+    single_spaces: bool = False
+    """Whether spaces around a question are left out, and each two spaces within it are written as one."""
     one_token: bool = False
     """Whether methods with a curriculum learn only one target token per sequence: the next step, or the answer, whose
     ``answer_start`` is then part of the prompt. Such formats have no thought markers."""
@@ -34,18 +38,22 @@ class Format:
     def extract(self, text: str, gold: str | None = None) -> str:
         """The answer in a generated text.
 
-        In formats without ``one_token`` it is what follows the last ``#``, without commas. Characters that the
-        reference answer ``gold`` itself contains are kept: if a ``#`` belongs to one of its words, as in ``C#``, the
-        answer is what follows the last ``answer_start``; if a comma is within a word and separates no thousands, as in
-        ``1,2``, all commas are kept.
+        In formats without ``one_token`` it is what follows the last ``answer_mark``, without commas. Characters that
+        the reference answer ``gold`` itself contains are kept: if a ``#`` belongs to one of its words, as in ``C#``,
+        the answer is what follows the last ``answer_start``; if a comma is within a word and separates no thousands, as
+        in ``1,2``, all commas are kept.
         """
         if self.one_token:
             words = text.rsplit(self.answer_start.strip(), 1)[-1].split()
             return words[0] if words else ""
         own_hash = gold is not None and _OWN_HASH.search(gold)
         own_comma = gold is not None and _OWN_COMMA.search(_THOUSANDS.sub("", gold))
-        found = text.rsplit(self.answer_start.strip() if own_hash else "#", 1)[-1]
+        found = text.rsplit(self.answer_start.strip() if own_hash else self.answer_mark, 1)[-1]
         return (found if own_comma else found.replace(",", "")).strip()
+
+    def question(self, text: str) -> str:
+        """A question as the model reads it, with the text that follows it."""
+        return f"{text.strip().replace('  ', ' ') if self.single_spaces else text}{self.question_end}"
 
     def gold(self, answer: str) -> str:
         """What scoring reads in a reference answer; empty if it reads nothing, so that no text can be scored."""
@@ -62,7 +70,12 @@ TEXT = Format("text", question_end="\n", step_end="\n", answer_start="### ")
 SYMBOLIC = Format("symbolic", starts_with_eos=True, step_end=" ", answer_start="[A] ", one_token=True)
 """The format of "Reasoning by Superposition" (arXiv 2505.12514): graphs as triples of symbols, one target token."""
 
-FORMATS = {format.name: format for format in (TEXT, SYMBOLIC)}
+CODI = Format("codi", step_end=" ", answer_start="The answer is: ", answer_mark="The answer is:", single_spaces=True)
+"""The format of CODI (zhenyi4/codi, as its scripts set ``remove_eos``), which its published checkpoints were trained
+with: nothing between question and thoughts, and the answer as a sentence. Its authors evaluate with single spaces in
+questions, and score the last number of the text."""
+
+FORMATS = {format.name: format for format in (TEXT, SYMBOLIC, CODI)}
 
 
 def extract_answer(text: str, format: Format = TEXT, gold: str | None = None) -> str:

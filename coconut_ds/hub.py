@@ -6,12 +6,13 @@ first that it can be reached, and a user without a network gets a one-line error
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
 
 from coconut_ds.errors import ModelError
@@ -54,6 +55,25 @@ def load_by_name(load: Callable[..., Loaded], name: str, setting: str, advice: s
         raise ModelError(
             f"{setting}={name}: could not be loaded from the hub ({first_line(error)}); {advice}"
         ) from error
+
+
+def local_folder(name: str, patterns: Sequence[str], setting: str, advice: str) -> Path:
+    """A file or folder on this machine; any other name is that of a repository of the hub, which is downloaded.
+
+    Args:
+        name: a path, or a name such as ``ORG/NAME``.
+        patterns: which files to download.
+        setting: see ``load_by_name``.
+        advice: see ``load_by_name``.
+
+    Raises:
+        ModelError: there is no such path, and the name is not in the local cache and cannot be downloaded.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    load = partial(snapshot_download, allow_patterns=list(patterns))
+    return Path(load_by_name(load, name, setting, advice))
 
 
 def hub_reachable() -> bool:

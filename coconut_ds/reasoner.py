@@ -26,11 +26,12 @@ from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
-from coconut_ds.model.card import CARD, ModelCard, marker_table
-from coconut_ds.model.checkpoint import load_folder, save_model
+from coconut_ds.model.card import ModelCard, marker_table
+from coconut_ds.model.checkpoint import check_target, load_folder, save_model
 from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import describe
+from coconut_ds.model.readme import Origin
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
@@ -182,20 +183,20 @@ class Reasoner:
             return []
         return decode_thoughts(self.loop, self.backbone.tokenizer, answer.thoughts.unsqueeze(0), top_k)[0]
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, origin: Origin | None = None) -> None:
         """Writes a model folder that ``load_reasoner`` loads without further arguments.
 
         transformers loads it too, as a language model that does not think. A model folder of that name is replaced.
+        ``origin`` is for its model card (README.md).
 
         Raises:
             CheckpointError: the folder cannot be written, or holds something else than a model folder.
         """
         model, place = self.backbone.model, Path(folder)
-        if place.exists() and not (place / CARD).is_file() and (not place.is_dir() or any(place.iterdir())):
-            raise CheckpointError(f"{place}: exists and is not a model folder; save to another folder, or remove it")
+        check_target(place)
         card = replace(self.card, marker_ids=marker_table(self.backbone.markers))
         feed = None if self.backbone.feed is None else self.backbone.feed.state_dict()
-        save_model(Path(folder), model, model.state_dict(), self.backbone.tokenizer, card, feed)
+        save_model(place, model, model.state_dict(), self.backbone.tokenizer, card, feed, origin)
 
     def log_notes(self) -> None:
         """Logs what the user should know about how this model treats text (``Backbone.notes``)."""

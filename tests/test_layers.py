@@ -17,10 +17,10 @@ FLOORS = (
     "model",
     "generation objectives",
     "reasoner",
-    "evaluation lm_model",
+    "evaluation hf importing lm_model",
     "lm_harness probing training",
     "memory studies train evaluate",
-    "plan probe demo compare",
+    "plan probe push demo compare",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
@@ -28,10 +28,11 @@ HEAVY = (
     *(f"distributed.{name}" for name in ("agreement", "background", "held_weights", "peers", "process_group", "ranks")),
     *(f"distributed.{name}" for name in ("random_states", "start_weights", "state_file", "status_board", "watchdog")),
     *("distributed.zero", "runs.launch_facts"),
-    *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
+    *("hub", "hf", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
+    *(f"importing.{name}" for name in ("codi", "convert", "published", "tensors")),
     *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
-    *(f"evaluation.{name}" for name in ("identity", "job", "report")),
+    *(f"evaluation.{name}" for name in ("identity", "job", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
     *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),

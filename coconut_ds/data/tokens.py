@@ -165,7 +165,7 @@ def encode_questions(
     Tokens that the tokenizer itself adds before a text are kept. Those that it adds after a text are left out: thoughts
     or text follow, and the question has not ended the sequence.
     """
-    encoded = encode(tokenizer, [f"{question}{format.question_end}" for question in questions], special=True)
+    encoded = encode(tokenizer, [format.question(question) for question in questions], special=True)
     if after := len(added_around(tokenizer).after):
         encoded = [ids[:-after] for ids in encoded]
     start = [int(tokenizer.eos_token_id)] if format.starts_with_eos else []

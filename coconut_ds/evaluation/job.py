@@ -49,6 +49,10 @@ class EvaluationJob:
     """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
     source: str = "problems"
     """Name of the file of the problems, or of their generator, for warnings."""
+    data_name: str = "problems"
+    """Name of the problems in the model card of the checkpoint."""
+    checkpoint: Path | None = None
+    """The checkpoint, if its model card may be extended by the scores (``model_card.checkpoint_with_card``)."""
 
     @property
     def is_sweep(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.job import PICTURE, PREDICTIONS, SCORES, SWEEP, EvaluationJob
+from coconut_ds.evaluation.model_card import add_to_model_card
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
@@ -49,6 +50,7 @@ def write_results(
         with results.replacing() as out:
             _write(job, out, evaluations, scores)
         _print(job, results.path, scores)
+        add_to_model_card(job, scores)
         # Drawn last: scores and predictions are stored and shown even if the picture fails.
         _draw(job, results.path, scores)
     except OSError as error:
@@ -94,6 +96,8 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
         scores.append(one)
     sys.stdout.write(f"evaluated before; these are the stored results ({job.again})\n")
     _print(job, results.path, scores)
+    # A launch may have been killed before it did so.
+    add_to_model_card(job, scores)
     if not _is_whole(results.path / PICTURE):
         _draw_again(job, results.path, scores)
     return found

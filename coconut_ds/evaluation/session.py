@@ -23,6 +23,7 @@ from coconut_ds.distributed.peers import Peers
 from coconut_ds.distributed.ranks import Ranks, alone
 from coconut_ds.evaluation.evaluator import ThoughtBudget, Work
 from coconut_ds.evaluation.job import EvaluationJob
+from coconut_ds.evaluation.model_card import checkpoint_with_card
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.report import finished_evaluations, write_results
@@ -43,10 +44,7 @@ from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
 def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]:
-    """Loads the checkpoint, evaluates it, and writes and prints the scores.
-
-    Returns one evaluation for each number of thoughts.
-    """
+    """Loads the checkpoint, writes and prints the scores; returns one evaluation for each number of thoughts."""
     ranks = alone() if ranks is None else ranks
     with Peers(ranks) as peers:
         refuse_unequal_launch(ranks, "evaluation", config)
@@ -69,6 +67,8 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
         settings=config.model_dump(mode="json", exclude={"out", "overwrite", "batch_size", "data_name"}),
         answers=config.data.answers,
         source=name_of(config.data, split),
+        data_name=str(config.data_name),
+        checkpoint=checkpoint_with_card(config.checkpoint),
     )
 
 
@@ -107,6 +107,8 @@ def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
         settings=settings,
         answers=config.data.answers,
         source=name_of(config.data, split),
+        data_name=data_name,
+        checkpoint=checkpoint_with_card(config.run.load_model_path),
     )
 
 
@@ -114,9 +116,8 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     """Makes the predictions that are not stored yet, then writes the results on rank 0.
 
     Finds the results if the same evaluation has been finished before. Otherwise warns about problems that cannot be
-    scored or analysed, and sorts the answers into categories once all predictions are made and stored.
-
-    Returns one evaluation for each thought budget, on every rank.
+    scored or analysed, and sorts the answers into categories once all predictions are made and stored. Returns one
+    evaluation for each thought budget, on every rank.
 
     Raises:
         ConfigError: the folder of the results holds those of another evaluation, or the ranks have loaded different
@@ -194,8 +195,7 @@ def _predict(
 ) -> dict[Key, Prediction]:
     """Makes this rank's share of the missing predictions, and waits for those of the other ranks.
 
-    A request to stop, of this rank or another one, takes effect before the engine's next operation; it does not wait
-    for the problem to be finished.
+    A request to stop, of this rank or another one, takes effect before the engine's next operation, within a problem.
     """
     evaluator = job.evaluator()
     made: dict[Key, Prediction] = {}

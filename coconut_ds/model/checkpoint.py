@@ -1,10 +1,11 @@
 """Model folders, which evaluation, serving and Hugging Face users load without any further argument.
 
 A folder contains the weights as ``save_pretrained`` writes them (safetensors), the tokenizer, and the card
-``coconut.json`` (method, stage, number of thoughts, marker ids, provenance, feed). If thoughts go through a feed, its
-weights are in the subfolder ``latent/`` (``feed_file.py``). A folder is written under a temporary name and
-then renamed, so a folder of the final name is always complete. Weights that do not fit the model completely are an
-error; they are never loaded in part. State dicts of the reference implementation are read by ``reference_state.py``.
+``coconut.json`` (method, stage, number of thoughts, marker ids, provenance, feed). ``README.md`` is for people
+(``readme.py``). If thoughts go through a feed, its weights are in the subfolder ``latent/`` (``feed_file.py``). A
+folder is written under a temporary name and then renamed, so a folder of the final name is always complete. Weights
+that do not fit the model completely are an error; they are never loaded in part. State dicts of the reference
+implementation are read by ``reference_state.py``.
 """
 
 import json
@@ -36,6 +37,7 @@ from coconut_ds.model.compatibility import check_config, check_model_type
 from coconut_ds.model.feed_file import FEED_FILE, read_feed, write_feed
 from coconut_ds.model.folder_files import check_folder_files, read_object, stored_shapes
 from coconut_ds.model.generation_config import check_generation_config
+from coconut_ds.model.readme import Origin, write_readme
 from coconut_ds.model.support import CONSTRUCTION, refuse_partial, state_size, stored_buffers
 from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
@@ -48,6 +50,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
     feed: Mapping[str, Tensor] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Writes a model folder, which replaces any previous folder of that name only once it is complete.
 
@@ -58,6 +61,7 @@ def save_model(
         tokenizer: the model's tokenizer.
         card: the content of ``coconut.json``.
         feed: the state dict of the feed that the card names, with whole tensors; None if it names none.
+        origin: what the model card (README.md) says about the training; None: nothing.
 
     Raises:
         CheckpointError: the folder cannot be written; the previous one is unchanged.
@@ -66,7 +70,7 @@ def save_model(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        write_model(temporary, model, state, tokenizer, card, feed)
+        write_model(temporary, model, state, tokenizer, card, feed, origin)
         seal(temporary)
         put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -81,6 +85,7 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
     feed: Mapping[str, Tensor] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Writes the files of a model into an existing folder; the arguments are those of ``save_model``.
 
@@ -93,6 +98,17 @@ def write_model(
     if feed is not None:
         write_feed(folder, feed)
     (folder / CARD).write_text(json.dumps(card.as_dict(), indent=2) + "\n", encoding="utf-8")
+    write_readme(folder, card, origin)
+
+
+def check_target(place: Path) -> None:
+    """Refuses to replace anything else than a model folder.
+
+    Raises:
+        CheckpointError: ``place`` exists and is neither a model folder of this project nor an empty folder.
+    """
+    if place.exists() and not (place / CARD).is_file() and (not place.is_dir() or any(place.iterdir())):
+        raise CheckpointError(f"{place}: exists and is not a model folder; save to another folder, or remove it")
 
 
 def load_folder(

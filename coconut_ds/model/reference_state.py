@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coconut_ds.data.tokens import add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
@@ -43,32 +43,59 @@ def load_state_dict(
         CheckpointError: the file is not a state dict, or not of this architecture.
     """
     check_state_file(path)
-    state = _read_state(path)
-    rows = int(state[_embedding_key(path, state)].shape[0])
+    return backbone_of(path, read_state(path), settings, tokenizer, pause)
+
+
+def backbone_of(
+    where: Path,
+    named: Mapping[str, Tensor],
+    settings: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    pause: bool = False,
+) -> Backbone:
+    """The backbone with the tensors ``named`` of a file or folder ``where``; see ``load_state_dict``.
+
+    Raises:
+        CheckpointError: the tensors are not those of this architecture.
+    """
+    state = {key.removeprefix(REFERENCE_PREFIX): value for key, value in named.items()}
+    embedding = embedding_key(where, state)
+    rows = int(state[embedding].shape[0])
     without_markers = len(tokenizer)
     add_markers(tokenizer)
-    _check_rows(path, rows, without_markers, len(tokenizer))
+    _check_rows(where, rows, without_markers, len(tokenizer))
     model = model_from_scratch(settings, tokenizer, rows)
-    tied = set(model.all_tied_weights_keys or {})
     if REFERENCE_DUPLICATE in state:
-        if not torch.equal(state[REFERENCE_DUPLICATE], state[_embedding_key(path, state)]):
-            raise CheckpointError(f"{path}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
+        if not torch.equal(state[REFERENCE_DUPLICATE], state[embedding]):
+            raise CheckpointError(f"{where}: {REFERENCE_DUPLICATE} differs from the model's input embedding")
         del state[REFERENCE_DUPLICATE]
-    wanted = model.state_dict(keep_vars=True)
+    fill(where, model, state, "set the model options that they were trained with")
+    return add_marker_rows(model, tokenizer, rows, pause)
+
+
+@torch.no_grad()
+def fill(where: Path, model: PreTrainedModel, state: dict[str, Tensor], advice: str) -> None:
+    """Copies a state dict into a model. Masks and tables that models now compute are removed from ``state``.
+
+    Raises:
+        CheckpointError: the tensors do not fit the model completely.
+    """
+    tied, wanted = dict(model.all_tied_weights_keys or {}), model.state_dict(keep_vars=True)
+    for key, source in tied.items():
+        if key in state and source in state and not torch.equal(state[key], state[source]):
+            raise CheckpointError(f"{where}: {key} and {source} differ, but the model has one matrix for both")
     for key in stored_buffers(state) - wanted.keys():
         del state[key]
     refuse_partial(
-        path,
+        where,
         [key for key in wanted if key not in state and key not in tied],
         [key for key in state if key not in wanted],
         [key for key in state if key in wanted and state[key].shape != whole_shape(wanted[key])],
-        "set the model options that they were trained with",
+        advice,
     )
-    with torch.no_grad():
-        for key, value in state.items():
-            with whole([wanted[key]], changed=True):
-                wanted[key].copy_(value)
-    return add_marker_rows(model, tokenizer, rows, pause)
+    for key, value in state.items():
+        with whole([wanted[key]], changed=True):
+            wanted[key].copy_(value)
 
 
 def check_state_file(path: Path) -> None:
@@ -86,17 +113,23 @@ def check_state_file(path: Path) -> None:
         )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors in a pickle of torch, by name. No code in it runs: only tensors are read (``weights_only``).
+
+    Raises:
+        CheckpointError: it is not a state dict, or holds anything else than tensors.
+    """
     try:
         # Memory-mapped, so that the ranks of a machine share the file's pages; torch's oldest format cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a state dict ({str(error).splitlines()[0]})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        keys = f" with the keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
         raise CheckpointError(
-            f"{path}: contains {type(state).__name__}, expected a state dict that maps names to tensors"
+            f"{path}: contains {type(state).__name__}{keys}, expected a state dict that maps names to tensors"
         )
-    return {str(key).removeprefix(REFERENCE_PREFIX): value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
 
 
 def _check_rows(path: Path, rows: int, without_markers: int, with_markers: int) -> None:
@@ -110,7 +143,7 @@ def _check_rows(path: Path, rows: int, without_markers: int, with_markers: int) 
         )
 
 
-def _embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
+def embedding_key(path: Path, state: Mapping[str, Tensor]) -> str:
     """The name of the input embedding in a state dict."""
     for key in ("transformer.wte.weight", "model.embed_tokens.weight"):
         if key in state:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.ranks import Ranks
-from coconut_ds.files import project_folder
+from coconut_ds.files import README, project_folder
 from coconut_ds.runs.code import source_hashes
 from coconut_ds.runs.identity import flattened
 
@@ -90,12 +90,13 @@ def _of_setting(key: str, value: Any) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> Iterator[tuple[str, str]]:
-    """The hash of a file, or of each file directly in a folder, with its name behind the key."""
+    """The hash of a file, or of each file directly in a folder except ``README.md``, with its name behind the key."""
     if path.is_file():
         yield "", _hash(path)
         return
     for inner in sorted(path.iterdir()):
-        if inner.is_file():
+        # An evaluation may be writing its scores into the model card of a checkpoint.
+        if inner.is_file() and inner.name != README:
             yield f" ({inner.name})", _hash(inner)
 
 

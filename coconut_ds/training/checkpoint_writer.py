@@ -20,6 +20,7 @@ from coconut_ds.errors import CheckpointError, CoconutError
 from coconut_ds.files import is_complete, seal
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import write_model
+from coconut_ds.model.readme import Origin
 from coconut_ds.runs.fencing import Fence, LostRunError, pinned
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.manifest import RunManifest
@@ -126,7 +127,8 @@ class CheckpointWriter:
         temporary, resume, fence = content.temporary, content.resume, self._fence
         assert fence is not None
         with pinned(temporary) as path:
-            write_model(path, self._backbone.model, content.model, self._tokenizer, content.card, content.feed)
+            card, origin = content.card, origin_of(self._config)
+            write_model(path, self._backbone.model, content.model, self._tokenizer, card, content.feed, origin)
         if self._metrics is not None:
             self._metrics.sync()
         resume.write(temporary / ENGINE / RESUME_STATE)
@@ -204,6 +206,17 @@ class CheckpointWriter:
             f"{target}: could not be written ({texts}); earlier checkpoints are untouched: {room}start the same "
             "command again"
         ) from error
+
+
+def origin_of(config: Config) -> Origin:
+    """What the model card of a run's checkpoints says about the training; no path, since people publish it."""
+    data, model = config.data, config.model
+    is_published = model.model_init == "pretrained" and not Path(model.model_id).exists()
+    return Origin(
+        config.objective.kind,
+        Path(data.train_path).name if data.kind == "file" and data.train_path else data.kind,
+        model.model_id if is_published else None,
+    )
 
 
 def keeps_best(config: Config) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import MAX_TEXT, SEAL, damage
+from coconut_ds.files import MAX_TEXT, README, SEAL, damage
 from coconut_ds.hub import cache_of, cached_name
 from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.feed_file import check_feed_file
@@ -109,14 +109,16 @@ def _default_name(folder: Path) -> str:
 
 
 def mark_of(folder: Path) -> Mark:
-    """The state of a folder's files, except those that loading does not open.
+    """The state of a folder's files, except those that loading does not open, and ``README.md``.
 
     Raises:
         OSError: the folder cannot be read, or a file vanished meanwhile.
     """
     # Links that lead nowhere are refused by the checks.
     states = (
-        (str(path.relative_to(folder)), path.stat() if path.exists() else path.lstat()) for path in entries(folder)
+        (str(path.relative_to(folder)), path.stat() if path.exists() else path.lstat())
+        for path in entries(folder)
+        if path != folder / README
     )
     return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
 

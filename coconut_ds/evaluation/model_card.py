@@ -1,0 +1,64 @@
+"""Adds the scores of an evaluation to the model card (``README.md``) of the checkpoint."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coconut_ds.errors import CheckpointError
+from coconut_ds.evaluation.job import EvaluationJob
+from coconut_ds.hub import cache_of
+from coconut_ds.model.card import CARD
+from coconut_ds.model.readme import Score, record_scores
+
+
+def checkpoint_with_card(path: str | Path | None) -> Path | None:
+    """The folder of a checkpoint whose model card may be extended.
+
+    None for models of other projects, and for downloads in the hub's cache, which is not ours to change.
+    """
+    folder = None if path is None else Path(path)
+    if folder is None or not (folder / CARD).is_file() or cache_of(folder.resolve()) is not None:
+        return None
+    return folder
+
+
+def add_to_model_card(job: EvaluationJob, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the accuracies of an evaluation to the model card of its checkpoint.
+
+    If the card cannot be changed, as on a read-only disk, it says so and goes on: the results are stored anyway.
+
+    Args:
+        job: the evaluation.
+        scores: the content of ``scores.json`` for each thought budget.
+    """
+    if job.checkpoint is None or scores[0]["accuracy"] is None:
+        return
+    found = [_score(job, number, one) for number, one in enumerate(scores)]
+    try:
+        record_scores(job.checkpoint, job.reasoner.card, found)
+    except CheckpointError as error:
+        sys.stderr.write(f"note: {error}\n")
+
+
+def _score(job: EvaluationJob, number: int, scores: Mapping[str, Any]) -> Score:
+    sampling, thoughts = job.writing.sampling, job.budgets[number].thoughts
+    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    settings: dict[str, Any] = {
+        "decoding": "sampled" if sampling.temperature else "greedy",
+        **({**drawn, "seed": sampling.seed} if sampling.temperature else {}),
+        "answers": job.answers,
+        "precision": job.reasoner.precision,
+        "min_thoughts": thoughts.least,
+        "max_thoughts": thoughts.most,
+        "force_text_after": thoughts.force_text_after,
+    }
+    return Score(
+        job.data_name,
+        job.split,
+        scores["accuracy"],
+        (scores["accuracy_95"][0], scores["accuracy_95"][1]),
+        scores["scored"],
+        scores["num_thoughts"] + scores["num_pauses"],
+        {name: value for name, value in settings.items() if value is not None},
+    )
