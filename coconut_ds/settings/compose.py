@@ -9,7 +9,7 @@ DeepSpeed launcher adds, is ignored: the rank is read from the environment.
 import argparse
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) ->
     parser.add_argument("overrides", nargs="*")
     known, rest = parser.parse_known_intermixed_args(_without_cfg_values(argv))
     if {"-m", "--multirun"} & set(rest):
-        raise ConfigError("--multirun: every launch is one run with its own processes; start one command per run")
+        raise ConfigError(
+            "--multirun: every launch is one run with its own processes; start one command per run, or let "
+            "coconut-sweep do it: coconut-sweep -m method=coconut,pause run.seed=0,1,2"
+        )
     if rest:
         raise ConfigError(f"unknown option {rest[0]}; expected group=option, key=value, --cfg, --config-dir or --help")
     return known
@@ -205,7 +208,7 @@ def compose_values(
     if absent:
         raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
     own_groups = subgroups(schema)
-    groups = {group: names for group, names in option_names(config_dirs).items() if group in own_groups}
+    groups = option_names(config_dirs, own_groups)
     texts = TextValues(schema)
     resolved: list[str] = []
     for one in map(Override.read, overrides):
@@ -229,39 +232,50 @@ def _composed(root: str, overrides: list[str]) -> Any:
             return OmegaConf.to_container(compose(root, overrides=overrides), resolve=True)
 
 
-def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Every group with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
+def option_names(
+    config_dirs: Sequence[str] = (), groups: Collection[str] = Config.model_fields
+) -> dict[str, list[str]]:
+    """Each of the groups with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
     found: dict[str, set[str]] = {}
     for folder in (project_folder("config"), *map(Path, config_dirs)):
-        for path in folder.glob("*/*.yaml"):
+        for path in (path for path in folder.glob("*/*.yaml") if path.parent.name in groups):
             found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
 def _resolved(override: Override, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
     """Translates one override to Hydra's syntax, with the full name of the key."""
-    word, key, value = override.word, override.key, override.value
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except HydraException as error:
-        raise ConfigError(
-            f"{word}: cannot be read; expected group=option or key=value (quote special characters)"
-        ) from error
-    except ValueError as error:
-        # Python refuses to read numbers of thousands of digits.
-        raise ConfigError(f"{key}: cannot be read: {error}") from error
-    if parsed.is_delete():
-        raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
+    key, value, has_several = override.key, override.value, has_several_values(override)
     if key in groups:
-        if parsed.is_sweep_override():
+        if has_several:
             raise several_options(override, groups[key])
         if value not in groups[key]:
             raise ConfigError(f"{key}={value}: no such option; expected one of {', '.join(groups[key])}")
         return f"{key}={value}"
     known = full_key(override, schema)
-    if parsed.is_sweep_override():
+    if has_several:
         raise several_values(override, known, schema)
     return f"++{known}={value}"
+
+
+def has_several_values(override: Override) -> bool:
+    """Whether Hydra makes several runs of an override: ``1,2``, ``range(1,4)``, ``interval(0,1)``, ``choice(a,b)``.
+
+    Raises:
+        ConfigError: the override cannot be read, or deletes a key.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override.word)
+    except HydraException as error:
+        raise ConfigError(
+            f"{override.word}: cannot be read; expected group=option or key=value (quote special characters)"
+        ) from error
+    except ValueError as error:
+        # Python refuses to read numbers of thousands of digits.
+        raise ConfigError(f"{override.key}: cannot be read: {error}") from error
+    if parsed.is_delete():
+        raise ConfigError(f"{override.word}: keys cannot be deleted; set a value instead")
+    return bool(parsed.is_sweep_override())
 
 
 def print_config(config: BaseModel) -> None:
