@@ -1,5 +1,6 @@
 """The settings of ``coconut-sweep``: what it does with each run, and the study files of ``config/study``."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -30,8 +31,8 @@ class SweepConfig(Group):
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint is evaluated: the best one of the last stage on validation problems, or the last one."""
     test: tuple[str, ...] = ()
-    """Overrides of the evaluation, as for coconut_ds/evaluate.py. Without data=, the problems are those of the run's data:
-    its test problems, or its validation problems if it has no test problems."""
+    """Overrides of the evaluation, as for coconut_ds/evaluate.py. Without data=, the problems are those of the run's
+    data: its test problems, or its validation problems if it has no test problems."""
     varied: tuple[str, ...] = ()
     """Keys with several values on the command line; set automatically."""
     config_dirs: tuple[str, ...] = ()
@@ -73,9 +74,9 @@ class StudyConfig(Group):
     """One line about the study."""
     common: tuple[str, ...] = ()
     """Overrides of all runs, before those of task and row."""
-    tasks: dict[str, TaskConfig] = {}
+    tasks: Mapping[str, TaskConfig] = Field(default_factory=dict)
     """The tasks by name."""
-    rows: dict[str, RowConfig] = {}
+    rows: Mapping[str, RowConfig] = Field(default_factory=dict)
     """The rows by name, in the order of the table."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs, unless run.seed is set."""

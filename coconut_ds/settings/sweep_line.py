@@ -8,6 +8,7 @@ contain them.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from coconut_ds.errors import ConfigError
@@ -66,7 +67,7 @@ def read_line(argv: Sequence[str]) -> SweepLine:
 
 
 def _config_dirs(argv: Sequence[str]) -> list[str]:
-    after = [word for option, word in zip(argv, argv[1:], strict=False) if option in _WITH_VALUE]
+    after = [word for option, word in pairwise(argv) if option in _WITH_VALUE]
     return [*after, *(word.partition("=")[2] for word in argv if word.startswith(f"{_WITH_VALUE[0]}="))]
 
 

@@ -259,9 +259,7 @@ def record(job: Job, folder: Path, status: str, **more: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ConfigError(
-            f"sweep.out={job.out}: cannot be written ({error.strerror}); set out= to another folder"
-        ) from error
+        raise ConfigError(f"out={job.out}: cannot be written ({error.strerror}); set it to another folder") from error
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -38,13 +38,8 @@ def score(checkpoint: str, overrides: Sequence[str], folder: Path, sweep: SweepC
     out = folder / EVALUATION
     if sweep.start == "plain":
         return score_checkpoint(checkpoint, overrides, out, sweep.config_dirs)
-    words = [
-        text_override("checkpoint", checkpoint),
-        text_override("out", out),
-        "overwrite=true",
-        *overrides,
-        *config_options(sweep),
-    ]
+    words = [text_override("checkpoint", checkpoint), text_override("out", out), "overwrite=true", *overrides]
+    words += config_options(sweep)
     with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
         command = [*starting(sweep.start, sweep.ranks), str(evaluate_script()), *words]
         code = run_program(command, log.write, sweep.threads)

@@ -151,9 +151,9 @@ def _tests(lines: Sequence[_Line]) -> str:
     counts = sorted({line.against.seeds for line in lines if line.against})
     return (
         f"Differences in points from the row under *against*, over {_range(counts)} seeds that both have. p (seeds): "
-        "paired t test over seeds, whether other seeds would show the difference. p (problems): McNemar's exact test of "
-        "each seed's two models on the same problems, the largest of the seeds' p-values. Neither is corrected for the "
-        "number of rows.\n"
+        "paired t test over seeds, whether other seeds would show the difference. p (problems): McNemar's exact test "
+        "of the two models of each seed on the same problems; the largest p-value of the seeds. Neither is corrected "
+        "for the number of rows.\n"
     )
 
 
