@@ -20,7 +20,7 @@ FLOORS = (
     "evaluation lm_model",
     "lm_harness probing training",
     "memory studies train evaluate",
-    "plan probe demo compare",
+    "plan probe demo sweep",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.

@@ -6,7 +6,7 @@ contain them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,10 @@ _WITH_VALUE = ("--config-dir", "-cd")
 """Options of Hydra that this module reads, which take their value from the next word."""
 
 
+_QUESTIONS = ("--cfg", "--info", "--hydra-help", "--version", "--shell-completion")
+"""Options with which Hydra answers and starts nothing."""
+
+
 @dataclass(frozen=True)
 class SweepLine:
     """A command line of ``coconut-sweep``."""
@@ -32,6 +36,8 @@ class SweepLine:
     """The words for Hydra."""
     sweep: SweepConfig
     study: StudyConfig
+    asks_only: bool = False
+    """Whether it asks Hydra for information and starts no runs."""
 
 
 def read_line(argv: Sequence[str]) -> SweepLine:
@@ -42,28 +48,40 @@ def read_line(argv: Sequence[str]) -> SweepLine:
     """
     folders = _config_dirs(argv)
     groups = option_names(folders, SweepKeys.model_fields)
-    words: list[str] = []
+    # Hydra reads overrides only where no option stands between them.
+    options = [word for word in argv if _is_option(word)]
+    words: dict[str, str] = {}
     single: list[str] = []
     varied: list[str] = []
     for word in argv:
-        if word.startswith("-") or "=" not in word or word.startswith(("hydra.", "hydra/", "+hydra.", "++hydra.")):
-            words.append(word)
+        if _is_option(word):
+            continue
+        if word.lstrip("+").startswith(("hydra.", "hydra/")):
+            words[Override.read(word).key] = word
             continue
         translated, key, has_several = _translated(word, groups)
-        words.append(translated)
+        words[key] = translated
         (varied if has_several else single).append(key if has_several else word)
     values = compose_values("sweep", SweepKeys, single, folders)
     sweep = validated(SweepConfig, values["sweep"])
     study = validated(StudyConfig, values.get("study") or {})
     if fixed := [key for key in varied if key == "study" or (key.startswith("sweep.") and key not in (ROW, TASK))]:
         raise ConfigError(f"{fixed[0]}: found several values, expected one; start one sweep for each value")
-    words += _study_words(study, {Override.read(word).key for word in words})
-    # The values of text are in quotes.
+    if any(option in ("-c", "-i") or option.startswith(_QUESTIONS) for option in options):
+        # Hydra composes one configuration to answer these.
+        return SweepLine((*(words[key] for key in words if key not in varied), *options), sweep, study, asks_only=True)
+    words = {**_study_words(study, words), **words}
     _check_names(study, words)
-    listed = ",".join(dict.fromkeys(key for key in varied if key not in (ROW, TASK, SEED)))
+    listed = ",".join(key for key in varied if key not in (ROW, TASK, SEED))
     # Other processes, which may run elsewhere, read the same folders.
     searched = ",".join(quoted(str(Path(folder).resolve())) for folder in folders)
-    return SweepLine((*words, f"++sweep.varied=[{listed}]", f"++sweep.config_dirs=[{searched}]"), sweep, study)
+    more = (f"++sweep.varied=[{listed}]", f"++sweep.config_dirs=[{searched}]")
+    return SweepLine((*words.values(), *more, *options), sweep, study)
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is an option of Hydra's command line, or the value of one."""
+    return word.startswith("-") or "=" not in word
 
 
 def _config_dirs(argv: Sequence[str]) -> list[str]:
@@ -101,23 +119,25 @@ def _text_values(value: str, nullable: bool) -> list[str]:
     return values
 
 
-def _study_words(study: StudyConfig, given: set[str]) -> list[str]:
+def _study_words(study: StudyConfig, given: Collection[str]) -> dict[str, str]:
     """The words for what the user leaves to the study: its tasks, seeds and rows."""
     everything = {
         TASK: [quoted(name) for name in study.tasks],
         SEED: list(map(str, study.seeds)) if study.rows else [],
         ROW: [quoted(name) for name in study.rows],
     }
-    return [f"++{key}={','.join(values)}" for key, values in everything.items() if values and key not in given]
+    return {key: f"++{key}={','.join(values)}" for key, values in everything.items() if values and key not in given}
 
 
-def _check_names(study: StudyConfig, words: Sequence[str]) -> None:
+def _check_names(study: StudyConfig, words: Mapping[str, str]) -> None:
     """Refuses rows and tasks that the study does not have."""
-    names = {ROW: study.rows, TASK: study.tasks}
-    for one in map(Override.read, words):
-        if one.key in names:
-            for value in _text_values(one.value or "", nullable=True):
-                name = read_text(value, nullable=True)
-                if name not in names[one.key]:
-                    has = ", ".join(names[one.key]) or "none; choose a study with study=NAME"
-                    raise ConfigError(f"{one.key}={name}: no such name; the study has {has}")
+    for key, names in ((ROW, study.rows), (TASK, study.tasks)):
+        value = Override.read(words.get(key, "")).value
+        for name in [] if value is None else map(_unquoted, _text_values(value, nullable=True)):
+            if name not in names:
+                has = ", ".join(names) or "none; choose a study with study=NAME"
+                raise ConfigError(f"{key}={name}: no such name; the study has {has}")
+
+
+def _unquoted(value: str) -> str | None:
+    return read_text(value, nullable=True)

@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues the sweep\n")
         return 130
-    if _asks_only(argv):
+    if line.asks_only:
         return code
     return max(code, _show_table(Path(line.sweep.out), None))
 
@@ -108,11 +108,6 @@ def _show_table(folder: Path, baseline: str | None) -> int:
     files = ", ".join(shell_word(path) for path in table.files)
     sys.stdout.write(f"\n{table.markdown}\n{files}\n")
     return 1 if table.has_failures else 0
-
-
-def _asks_only(argv: Sequence[str]) -> bool:
-    """Whether the command line asks Hydra for information and starts no runs."""
-    return any(word.startswith(("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")) for word in argv)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
