@@ -59,6 +59,8 @@ def read_line(argv: Sequence[str]) -> SweepLine:
         if word.lstrip("+").startswith(("hydra.", "hydra/")):
             words[Override.read(word).key] = word
             continue
+        if word.startswith("~"):
+            raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
         translated, key, has_several = _translated(word, groups)
         words[key] = translated
         (varied if has_several else single).append(key if has_several else word)
@@ -81,7 +83,7 @@ def read_line(argv: Sequence[str]) -> SweepLine:
 
 def _is_option(word: str) -> bool:
     """Whether a word is an option of Hydra's command line, or the value of one."""
-    return word.startswith("-") or "=" not in word
+    return word.startswith("-") or ("=" not in word and not word.startswith("~"))
 
 
 def _config_dirs(argv: Sequence[str]) -> list[str]:
@@ -102,11 +104,11 @@ def _translated(word: str, groups: dict[str, list[str]]) -> tuple[str, str, bool
     texts = text_keys(SweepKeys)
     if key not in texts:
         return f"++{key}={one.value}", key, has_several_values(one)
-    values = _text_values(one.value or "", texts[key])
+    values = text_values(one.value or "", texts[key])
     return f"++{key}={','.join(values)}", key, len(values) > 1
 
 
-def _text_values(value: str, nullable: bool) -> list[str]:
+def text_values(value: str, nullable: bool) -> list[str]:
     """The values of a key that holds text, each in quotes, or null."""
     values: list[str] = []
     position = 0
@@ -133,7 +135,7 @@ def _check_names(study: StudyConfig, words: Mapping[str, str]) -> None:
     """Refuses rows and tasks that the study does not have."""
     for key, names in ((ROW, study.rows), (TASK, study.tasks)):
         value = Override.read(words.get(key, "")).value
-        for name in [] if value is None else map(_unquoted, _text_values(value, nullable=True)):
+        for name in [] if value is None else map(_unquoted, text_values(value, nullable=True)):
             if name not in names:
                 has = ", ".join(names) or "none; choose a study with study=NAME"
                 raise ConfigError(f"{key}={name}: no such name; the study has {has}")
