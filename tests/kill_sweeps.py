@@ -2,8 +2,8 @@
 
 A sweep of three methods and two seeds on small sums runs once without a kill. Then, for each of Hydra's launchers, the
 whole process group of the same sweep gets SIGKILL at a random moment, ``--kills`` times, and the same command completes
-it. No finished run may be trained again, no run may begin again, and at the end the losses and the table, apart from its
-durations, must be those of the sweep that was left alone.
+it. No finished run may be trained again, no run may begin again, and at the end the losses and the table, apart from
+its durations, must be those of the sweep that was left alone.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="kills of each sweep (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the moments")
     parser.add_argument(
-        "--folder", type=Path, help="kept, with the sweep that is left alone (default: a temporary one)"
+        "--folder", type=Path, help="kept, with the sweep left alone (default: a temporary one)"
     )
     options = parser.parse_args()
     if options.folder is not None:

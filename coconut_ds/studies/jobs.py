@@ -198,6 +198,7 @@ def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
     result = {
         "overrides": list(job.overrides),
         "accuracy": accuracy,
+        "validation_accuracy": run.summary.get(f"{sweep.checkpoint}_accuracy"),
         "stage": last["eval/stage"],
         "wholly_right": last["eval/wholly_right"],
         "num_thoughts": last["eval/num_thoughts"],

@@ -67,7 +67,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def job(config: DictConfig) -> float:
-    """One run, which Hydra's launcher calls in the process of its choice; returns the accuracy, from 0 to 1.
+    """One run, which Hydra's launcher calls in the process of its choice.
+
+    Returns what sweepers optimise: the accuracy on validation problems, from 0 to 1, since the test problems must not
+    choose a run.
 
     Raises:
         CoconutError: the run failed.
@@ -80,7 +83,7 @@ def job(config: DictConfig) -> float:
     result = finish(one)
     sys.stdout.write(f"{described(one, result)}\n")
     sys.stdout.flush()
-    return float(result["accuracy"])
+    return float(result.get("validation_accuracy") or 0.0)
 
 
 def _plain(config: Any) -> dict[str, Any]:
