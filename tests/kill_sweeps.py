@@ -113,9 +113,7 @@ def main() -> None:
     parser.add_argument("--launchers", nargs="*", choices=("basic", "joblib"), default=["basic", "joblib"])
     parser.add_argument("--kills", type=int, default=1, help="kills of each sweep (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the moments")
-    parser.add_argument(
-        "--folder", type=Path, help="kept, with the sweep left alone (default: a temporary one)"
-    )
+    parser.add_argument("--folder", type=Path, help="kept, with the sweep left alone (default: a temporary one)")
     options = parser.parse_args()
     if options.folder is not None:
         check_all(options, options.folder)

@@ -7,7 +7,8 @@ after the other or in parallel, on this machine or on a cluster. Each run trains
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -49,12 +50,11 @@ def run(argv: Sequence[str]) -> int:
     if "--table" in argv:
         return _show_table(*_table_options(argv))
     line = read_line(argv)
-    sys.argv = [sys.argv[0], *line.words]
-    signal.signal(signal.SIGTERM, _interrupt)
     code = 0
     try:
-        # The undecorated function, so that launchers can send it to other processes by its name.
-        hydra.main(version_base="1.3", config_path=str(project_folder("config")), config_name="sweep")(job)()
+        with _command_line(line.words):
+            # The undecorated function, so that launchers can send it to other processes by its name.
+            hydra.main(version_base="1.3", config_path=str(project_folder("config")), config_name="sweep")(job)()
     except SystemExit as end:
         # Hydra ends the program if a run has failed; the table says which, and why.
         code = end.code if isinstance(end.code, int) else 1
@@ -113,6 +113,17 @@ def _show_table(folder: Path, baseline: str | None) -> int:
     return 1 if table.has_failures else 0
 
 
+@contextmanager
+def _command_line(words: Sequence[str]) -> Iterator[None]:
+    """Hydra reads the command line of the process. Meanwhile SIGTERM ends the sweep as Ctrl-C does."""
+    given, handler = sys.argv, signal.signal(signal.SIGTERM, _interrupt)
+    sys.argv = [sys.argv[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = given
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the sweep as Ctrl-C does: runs that train in this process's group save first."""
     raise KeyboardInterrupt
