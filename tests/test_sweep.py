@@ -1,6 +1,7 @@
 """Sweeps: the runs that a command line means, results that are kept, and runs that are killed or fail."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,22 @@ def test_a_sweep_keeps_runs_of_other_selections_and_the_table_has_all(trainings,
     table = write_table(tmp_path / "out").markdown
     assert "| `cot` | 1.5 ± 0.7 | 1.0 | 2.0 |" in table
     assert "| `cot,lr=1` | 3.0 | 3.0 | – |" in table
+
+
+def test_a_run_is_evaluated_again_but_not_trained_again_for_another_evaluation(
+    trainings, tmp_path, monkeypatch
+) -> None:
+    scored: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(jobs, "score", lambda checkpoint, words, *rest: scored.append((checkpoint, words)) or 0.5)
+    (job,) = small_jobs("modular_sum", ["cot"])
+    finish(job)
+    summary = {"last_checkpoint": "c", "best_checkpoint": "b", "updates": 1, "stage_switches": []}
+    monkeypatch.setattr(jobs, "finished_run", lambda label, folder: TrainedRun(label, tmp_path, summary, 1.0))
+    for changes in ({"test": ("batch_size=7",)}, {"checkpoint": "best"}, {"test": ("data=modular_sum", "modulus=7")}):
+        finish(replace(job, sweep=job.sweep.model_copy(update=changes)))
+    assert len(trainings) == 1
+    assert [checkpoint for checkpoint, _ in scored] == ["c1", "b", "c"], "the batch size changes nothing"
+    assert scored[-1][1] == ["seed=0", "data=modular_sum", "modulus=7"]
 
 
 def test_a_run_of_an_earlier_version_is_kept_and_used(trainings, tmp_path) -> None:

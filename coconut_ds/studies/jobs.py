@@ -40,6 +40,8 @@ from coconut_ds.studies.scoring import LOG, config_options, evaluation_overrides
 from coconut_ds.studies.trained import finished_run, with_all_launches
 
 RESULT, RECORDS = "result.json", "jobs"
+EARLIER: dict[str, Any] = {"checkpoint": "last", "test": []}
+"""``evaluated_with`` of results of earlier versions of this program, which did not store it."""
 LAST_LINES = 12
 """Number of lines of the log that the record of a failed run keeps."""
 
@@ -140,15 +142,22 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def stored(job: Job, results: ResultFolder) -> tuple[dict[str, Any] | None, Path]:
-    """The stored result of a finished run with the same identity, and its folder; None if there is none.
+    """The stored result of a finished run with the same identity and evaluation, and its folder; None if there is none.
 
     A result of an earlier version of this program, which did not store the code, counts too.
     """
     for place in places_to_read(results, job.folder()):
         result = stored_result(place / RESULT, job.overrides)
-        if result is not None:
+        # If only the evaluation differs, the run is evaluated again, but not trained again.
+        if result is not None and result.get("evaluated_with", EARLIER) == evaluated_with(job.sweep):
             return result, place
     return None, results.path
+
+
+def evaluated_with(sweep: SweepConfig) -> dict[str, Any]:
+    """The settings of a sweep that can change the accuracy of a run that has been trained."""
+    changing = [word for word in sweep.test if not word.startswith("batch_size=")]
+    return {"checkpoint": sweep.checkpoint, "test": changing}
 
 
 def stored_result(path: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -210,6 +219,7 @@ def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
         "run": str(run.folder),
         "best_checkpoint": run.summary.get("best_checkpoint"),
         "checkpoint": checkpoint,
+        "evaluated_with": evaluated_with(sweep),
         **results.identity.as_dict(),
     }
     write_whole(results.path / RESULT, json.dumps(result, indent=2) + "\n")
