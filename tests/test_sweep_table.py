@@ -49,6 +49,7 @@ def test_a_row_has_mean_deviation_seeds_and_tests_against_the_baseline(tmp_path:
     ]
     other = write_table(tmp_path, "pause").markdown
     assert "| `no_thoughts` | 20.0 ± 10.0 | 21.6 ± 0.5 | 20.0 | 30.0 | 10.0 | `pause` | -20.0 | – | 0.5 |" in other
+    assert "Nothing is compared with the baseline nothing: no such row" in write_table(tmp_path, "nothing").markdown
     with (tmp_path / "table.csv").open() as file:
         rows = {line["run"]: line for line in csv.DictReader(file)}
     assert float(rows["coconut"]["mean"]) == pytest.approx(0.9667, abs=1e-4)

@@ -56,7 +56,7 @@ def write_table(folder: Path, baseline: str | None = None) -> Table:
     lines = [_Line(row, _against(row, rows, baseline)) for row in rows]
     write_whole(folder / CSV, _rows_csv(lines))
     write_whole(folder / RUNS, _runs_csv(rows))
-    markdown = _markdown(lines)
+    markdown = _markdown(lines, baseline or rows[-1].shown["baseline"])
     write_whole(folder / MARKDOWN, markdown)
     names = [MARKDOWN, CSV, RUNS]
     if any(row.done for row in rows):
@@ -74,14 +74,17 @@ def _against(row: Row, rows: Sequence[Row], baseline: str | None) -> Against | N
     return None if other is None else against(row, other)
 
 
-def _markdown(lines: Sequence[_Line]) -> str:
+def _markdown(lines: Sequence[_Line], baseline: str | None) -> str:
     parts = []
     for task in dict.fromkeys(line.row.task for line in lines):
         own = [line for line in lines if line.row.task == task]
         shown = own[0].row.shown
         title = shown["title"] + (f"; chance {shown['chance']:.1%}" if shown["chance"] is not None else "")
         parts.append("\n".join([*([title, ""] if title else []), *_table(own)]) + "\n")
-    parts += [_tests(lines)] if any(line.against for line in lines) else []
+    if any(line.against for line in lines):
+        parts.append(_tests(lines))
+    elif baseline:
+        parts.append(f"Nothing is compared with the baseline {baseline}: no such row, or no seed that two rows have.\n")
     parts += [text for text in (_failures(lines), _unfinished(lines)) if text]
     return "\n".join(parts)
 
