@@ -77,7 +77,7 @@ def run(variant: str, seed: int, out: Path) -> TrainedRun:
     overrides += OVERRIDES.get(variant, [])
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{name}-seed_{seed}.txt").open("a", encoding="utf-8", buffering=1) as log:
-        done = launch_run(variant, overrides, log.write, with_deepspeed=False, program=[__file__, "--without", variant])
+        done = launch_run(variant, overrides, log.write, start="plain", program=[__file__, "--without", variant])
     sys.stderr.write(f"{variant}: {done.duration_s:.0f} s\n")
     return done
 

@@ -55,7 +55,7 @@ def run(task: str, rule: str, seed: int, out: Path) -> dict[str, Any]:
     overrides.append(text_override("run.save_path", folder))
     results.take()
     with (folder / "log.txt").open("w", encoding="utf-8", buffering=1) as log:
-        done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, with_deepspeed=False)
+        done = launch_run(f"{task}, {rule}, seed {seed}", overrides, log.write, start="plain")
     last = done.evaluations()[-1]
     result = {
         "overrides": overrides,

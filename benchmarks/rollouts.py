@@ -1,15 +1,19 @@
 """Measures the rate of rollouts in GRPO: ``python benchmarks/rollouts.py --json``.
 
-Completions of several problems are sampled three ways, one after the other in each round: by the thinking engine
-alone, as in an evaluation with several samples of each problem; by the same engine with noise in the thoughts; and as a
-rollout of ``objective=grpo``, with noise, rewards and everything else that comes between. The weights are random, and
-all completions have the same number of tokens.
+Completions of several problems are sampled four ways, one after the other in each round: by the thinking engine alone,
+as in an evaluation with several samples of each problem; by the same engine if it computes the question again for each
+completion; by the engine with noise in the thoughts; and as a rollout of ``objective=grpo``, with noise, rewards and
+everything else that comes between. The weights are random, and all completions have the same number of tokens.
+
+The noise of ``svp`` reaches into the question, so completions of a problem cannot share its keys and values: the second
+way is the engine's rate for the same work.
 
 The last line is JSON:
 
 * ``engine_per_s``: completions of the engine alone, a second, median over the rounds.
-* ``explored_over_engine``, ``rollouts_over_engine``: rates of the other two over that of the engine alone, medians over
+* ``explored_over_engine``, ``rollouts_over_engine``: rates of the last two over that of the engine alone, medians over
   the rounds.
+* ``rollouts_over_unshared``: that of rollouts over the engine's rate if no questions are shared.
 """
 
 import argparse
@@ -100,8 +104,11 @@ def main() -> None:
     requests = [request for index in batch.indices for request in sampler.requests(batch, index)]
     keys = [key for index in batch.indices for key in sampler.keys(batch, index)]
     eos_ids = sampler.prompter.eos_ids
+    # Only requests of one owner share the beginnings of their prompts.
+    unshared = [replace(request, owner=number) for number, request in enumerate(requests)]
     works = [
         partial(generate, loop, requests, eos_ids, options.slots),
+        partial(generate, loop, unshared, eos_ids, options.slots),
         partial(explored, loop, requests, keys, sampler.exploration, eos_ids, options.slots),
         partial(sampler.sample, loop, batch),
     ]
@@ -110,8 +117,9 @@ def main() -> None:
     taken = [[seconds(work, device) for work in works] for _ in range(options.rounds)]
     result = {
         "engine_per_s": statistics.median(len(requests) / alone for alone, *_ in taken),
-        "explored_over_engine": statistics.median(alone / explored for alone, explored, _ in taken),
-        "rollouts_over_engine": statistics.median(alone / rollout for alone, _, rollout in taken),
+        "explored_over_engine": statistics.median(alone / explored for alone, _, explored, _ in taken),
+        "rollouts_over_engine": statistics.median(alone / rollout for alone, _, _, rollout in taken),
+        "rollouts_over_unshared": statistics.median(apart / rollout for _, apart, _, rollout in taken),
     }
     rounded = {name: round(value, 3) for name, value in result.items()}
     if not options.json:

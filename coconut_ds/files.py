@@ -46,6 +46,11 @@ def train_script() -> Path:
     return _PACKAGE / "train.py"
 
 
+def evaluate_script() -> Path:
+    """The script that launchers start to evaluate."""
+    return _PACKAGE / "evaluate.py"
+
+
 def shell_word(path: str | Path) -> str:
     """A path as one word of a shell command, in quotes where it needs them. Programs print paths like this, so that a
     user can paste them into the next command."""

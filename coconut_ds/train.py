@@ -21,6 +21,7 @@ from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config, parse_arguments, print_config
 from coconut_ds.training.batches import BatchGeometry
+from coconut_ds.training.trackers import refuse_missing_trackers
 
 USAGE = "deepspeed coconut_ds/train.py [group=option ...] [key=value ...]"
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check_early(config: Config) -> None:
     """Reports common mistakes within a second, before torch is imported."""
     if not config.run.only_eval:
+        refuse_missing_trackers(config)
         # ``Objective.samples``, which cannot be asked before torch is imported.
         samples = config.objective.reads("grpo")
         BatchGeometry.derive(config.training, launched_ranks(), samples)

@@ -42,7 +42,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 COSTLY = (
     *("test_app_browser", "test_engine", "test_train", "test_plan", "test_signals", "test_serve_process"),
-    *("test_static", "test_resume_stops", "test_evaluation_runs", "test_study_methods", "test_collectives"),
+    *("test_static", "test_resume_stops", "test_evaluation_runs", "test_sweep", "test_collectives"),
     *("test_resume", "test_kill_matrix", "test_lm_harness", "test_thinking_engine", "test_strict_device"),
     *("test_gpu_sections", "test_resume_damage", "test_gpu_check", "test_two_machines", "test_package", "test_probe"),
     *("test_serve_api", "test_serve_clients"),

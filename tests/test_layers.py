@@ -20,7 +20,7 @@ FLOORS = (
     "evaluation hf importing lm_model",
     "lm_harness probing training",
     "memory studies train evaluate",
-    "plan probe push demo compare",
+    "plan probe push demo sweep",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 # Needs torch or transformers; everything else loads without them, so that a wrong command line is refused at once.
@@ -44,7 +44,8 @@ ONLY_IN: dict[str, set[str]] = {
     "liger_kernel": {"coconut_ds.model.liger"},
     "triton": {"coconut_ds.model.attention_kernels", "coconut_ds.model.triton_attention"},
     "wandb": {"coconut_ds.training.wandb_mirror"},
-    "hydra": {"coconut_ds.settings.composition"},
+    "accelerate": {"coconut_ds.training.trackers"},
+    "hydra": {"coconut_ds.settings.composition", "coconut_ds.studies.sweep"},
     "omegaconf": {"coconut_ds.settings.composition"},
     "lm_eval": {"coconut_ds.lm_model.model"},
     "gradio": set(),

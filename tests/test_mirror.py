@@ -29,7 +29,7 @@ from coconut_ds.training.wandb_mirror import WandbMirror
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 config = compose_config(["run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "training=demo"])
 mirror = MirrorThread(WandbMirror(config, folder, "offline", "abc"), limit_s=2)
-with MetricsLog(folder / "metrics.jsonl", mirror, lambda line: print(line, flush=True)) as log:
+with MetricsLog(folder / "metrics.jsonl", [mirror], lambda line: print(line, flush=True)) as log:
     log.log({"global_step": 0})
     for child in child_processes():
         os.kill(child, number)
@@ -44,6 +44,8 @@ print("end", flush=True)
 
 class Mirror:
     """Receives lines until a call of ``at`` fails or hangs."""
+
+    name = "wandb"
 
     def __init__(self, at: str, error: BaseException | None = None) -> None:
         self.at, self.error, self.lines = at, error, 0
@@ -75,7 +77,7 @@ def test_a_mirror_that_fails_or_hangs_is_given_up_with_one_warning(tmp_path, at,
     mirror, said = Mirror(at, error), []
     limit_s = LIMIT_S if error is None else 20.0
     began = time.monotonic()
-    with MetricsLog(tmp_path / "metrics.jsonl", MirrorThread(mirror, limit_s), said.append) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl", [MirrorThread(mirror, limit_s)], said.append) as log:
         for step in range(6):
             log.log({"global_step": step})
             if step > 2 and error is None:
@@ -96,7 +98,7 @@ def test_a_mirror_that_works_gets_every_line_in_order(tmp_path):
 
     lines: list[tuple[int, int]] = []
     mirror, said = Lines("never"), []
-    with MetricsLog(tmp_path / "metrics.jsonl", MirrorThread(mirror), said.append) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl", [MirrorThread(mirror)], said.append) as log:
         for step in range(100):
             log.log({"global_step": step, "a": -step})
     assert lines == [(step, -step) for step in range(100)]
@@ -113,7 +115,7 @@ def test_the_end_waits_for_many_slow_lines_and_longer_for_the_last_call(tmp_path
             time.sleep(1.5 * LIMIT_S)
 
     mirror, said = Slow("never"), []
-    with MetricsLog(tmp_path / "metrics.jsonl", MirrorThread(mirror, LIMIT_S), said.append) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl", [MirrorThread(mirror, LIMIT_S)], said.append) as log:
         for step in range(8):
             log.log({"global_step": step})
     assert (mirror.lines, said, mirror.abandoned.is_set()) == (8, [], False)

@@ -5,10 +5,7 @@ import json
 import pytest
 from making import contents
 
-from coconut_ds.results import (
-    FILE,
-)
-from coconut_ds.studies import cells, demo, grpo, methods
+from coconut_ds.studies import demo, grpo, jobs
 from coconut_ds.studies.harness import TrainedRun
 
 
@@ -18,56 +15,18 @@ def trainings(monkeypatch, tmp_path) -> list[list[str]]:
     started: list[list[str]] = []
     summary = {"updates": 1, "stage_switches": [], "last_checkpoint": "x"}
 
-    def launch_run(label, overrides, show, with_deepspeed=True, program=()):
+    def launch_run(label, overrides, show):
         started.append(list(overrides))
         line = {"eval/accuracy": 0.5, "eval/wholly_right": 0.5, "eval/stage": 1}
         line |= {"eval/num_thoughts": 2, "eval/num_pauses": 0, "global_step": 1}
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         return TrainedRun(label, tmp_path, summary, 1.0)
 
-    for study in (cells, demo):
-        monkeypatch.setattr(study, "launch_run", launch_run)
-        monkeypatch.setattr(study, "score_on_test", lambda run, data, out: len(started) / 100)
+    monkeypatch.setattr(demo, "launch_run", launch_run)
+    monkeypatch.setattr(demo, "score_on_test", lambda run, data, out: len(started) / 100)
     for name in ("show_thoughts", "draw_curves"):
         monkeypatch.setattr(demo, name, lambda *given: None)
     return started
-
-
-def test_a_comparison_keeps_runs_and_tables_of_other_selections(trainings, tmp_path, capsys):
-    line = ["--out", str(tmp_path / "out"), "--tasks", "modular_sum", "--methods", "cot", "--lanes", "1"]
-    assert methods.main([*line, "--seeds", "0"]) == 0
-    first = contents(tmp_path / "out")
-    assert {"table.md", "accuracy.png", FILE, "modular_sum/cot/seed_0/result.json"} <= first.keys()
-    assert methods.main([*line, "--seeds", "0", "1"]) == 0
-    assert methods.main([*line, "--seeds", "0", "--set", "lr=1"]) == 0
-    assert [one for one in trainings if "lr=1" in one]
-    assert len(trainings) == 3, "seed 0 was there"
-    assert first.items() <= contents(tmp_path / "out").items()
-    everything = contents(tmp_path / "out")
-    tables = [name for name in everything if name.endswith("table.md")]
-    assert len(tables) == 3
-    results = [name for name in everything if name.endswith("result.json")]
-    assert len(results) == 3
-    capsys.readouterr()
-    assert methods.main([*line, "--seeds", "0", "--set", "lr=1"]) == 0
-    assert capsys.readouterr().out.startswith("1 of 1 runs are already finished\n")
-    assert contents(tmp_path / "out").keys() == everything.keys()
-
-
-def test_a_run_of_an_earlier_version_is_kept_and_used(trainings, tmp_path, capsys):
-    cell = cells.Cell("modular_sum", "cot", 0, methods.ROWS["cot"])
-    old = cell.folder(tmp_path / "out")
-    old.mkdir(parents=True)
-    result = {"accuracy": 0.25, "stage": 0, "num_thoughts": 0, "num_pauses": 0, "duration_s": 1.0}
-    (old / "result.json").write_text(json.dumps({"overrides": cell.overrides(()), **result}))
-    kept = contents(old)
-    line = ["--out", str(tmp_path / "out"), "--tasks", "modular_sum", "--methods", "cot", "--seeds", "0"]
-    assert methods.main(line) == 0
-    assert "1 of them are of an earlier version" in capsys.readouterr().out
-    assert trainings == []
-    assert methods.main([*line, "--set", "lr=1"]) == 0
-    assert len(trainings) == 1
-    assert contents(old) == kept
 
 
 def test_the_demo_keeps_results_of_another_seed_and_finds_its_own(trainings, tmp_path, monkeypatch, capsys):
@@ -102,14 +61,14 @@ def test_the_study_of_grpo_keeps_its_runs_and_compares_them_with_their_start(tra
         (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return 0.6 if started else 0.9
 
-    def launch_run(label, overrides, show, with_deepspeed=True):
+    def launch_run(label, overrides, show, start, ranks, threads):
         trainings.append(list(overrides))
         rewards = [{"train/reward": 0.1 * number} for number in range(8)]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rewards))
         return TrainedRun(label, tmp_path, {"updates": 8, "last_checkpoint": "x"}, 1.0)
 
     monkeypatch.setattr(grpo, "score_on_test", score_on_test)
-    monkeypatch.setattr(cells, "launch_run", launch_run)
+    monkeypatch.setattr(jobs, "launch_run", launch_run)
     line = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--exploration", "none", "svp", "--lanes", "1"]
     assert grpo.main(line) == 0
     assert len(trainings) == 6, "two starts, each trained with two kinds of exploration"

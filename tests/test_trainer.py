@@ -255,6 +255,8 @@ def test_what_a_run_can_do_without_does_not_cost_it_an_epoch(tmp_path, monkeypat
 
 def test_a_failing_mirror_is_a_warning_and_the_record_goes_on(tmp_path):
     class Broken:
+        name = "wandb"
+
         def __init__(self) -> None:
             self.steps: list[int] = []
 
@@ -267,7 +269,7 @@ def test_a_failing_mirror_is_a_warning_and_the_record_goes_on(tmp_path):
             raise AssertionError("closed after it failed")
 
     mirror, lines = Broken(), []
-    with MetricsLog(tmp_path / "metrics.jsonl", mirror, lines.append) as metrics:
+    with MetricsLog(tmp_path / "metrics.jsonl", [mirror], lines.append) as metrics:
         for step in range(1, 5):
             metrics.log({"global_step": step})
     assert mirror.steps == [1, 2]

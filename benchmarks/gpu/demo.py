@@ -31,7 +31,7 @@ def run(report: Report, options: Options) -> None:
             "run.wandb=disabled",
             text_override("run.save_path", folder),
         ]
-        trained = launch_run("demo", overrides, partial(show, report), with_deepspeed=False)
+        trained = launch_run("demo", overrides, partial(show, report), start="plain")
         report.number("updates", trained.summary["updates"])
         report.number("stage_switches", trained.summary["stage_switches"])
         report.number("seconds", round(trained.duration_s, 1))

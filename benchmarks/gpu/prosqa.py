@@ -43,7 +43,7 @@ def run(report: Report, options: Options) -> None:
         overrides += [text_override(f"data.{split}_path", path) for split, path in paths.items()]
         overrides += [text_override("run.save_path", folder / "runs"), text_override("data.cache_path", folder)]
         trained = launch_run(
-            "ProsQA", [*overrides, *(SMALL if options.small else ())], partial(show, report), with_deepspeed=False
+            "ProsQA", [*overrides, *(SMALL if options.small else ())], partial(show, report), start="plain"
         )
         lines = [line for line in read_metrics(trained.folder / "metrics.jsonl") if "train/loss" in line]
     losses = [line["train/loss"] for line in lines]

@@ -50,6 +50,21 @@ def launcher(ranks: int) -> list[str]:
     return command
 
 
+def starting(start: str, ranks: int) -> list[str]:
+    """Command that starts a script on this machine; append the script and its arguments.
+
+    Args:
+        start: ``deepspeed``, ``torchrun``, or ``plain`` for Python alone.
+        ranks: number of processes; 1 with ``plain``.
+    """
+    if start == "deepspeed":
+        return launcher(ranks)
+    if start == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    assert start == "plain", start
+    return [sys.executable]
+
+
 def free_port() -> int:
     """A TCP port of this machine that nothing listens on."""
     with socket.socket() as probe:

@@ -7,7 +7,7 @@ variation between training runs: that requires training with other seeds.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
 import numpy
 
@@ -154,6 +154,28 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
 
     estimate = (won - lost) / total
     return AccuracyDifference(estimate, Interval(_bisect(accepted, estimate, -1.0), _bisect(accepted, estimate, 1.0)))
+
+
+def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
+    """p-value of the two-sided paired t test: whether the mean of the differences could be 0.
+
+    Student, "The probable error of a mean", Biometrika 6 (1908), 1-25. It assumes that the differences are roughly
+    normal, which a few values cannot show. If all differences are equal, the p-value is 1 for a difference of 0 and 0
+    for any other.
+
+    Args:
+        first: values of one model, for example its accuracy with each seed; at least two.
+        second: values of another one, in the same order.
+    """
+    # Imported here, since it takes a quarter of a second to load.
+    from scipy.special import stdtr
+
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    assert len(differences) > 1
+    mean, spread = fmean(differences), stdev(differences)
+    if spread == 0:
+        return float(mean == 0)
+    return float(2 * stdtr(len(differences) - 1, -abs(mean) / (spread / math.sqrt(len(differences)))))
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:

@@ -28,6 +28,7 @@ NOT_A_NUMBER = (
     "run.project",
     "run.wandb_entity",
     "run.wandb",
+    "run.trackers",
     "run.watchdog_s",
     "run.watchdog_ends",
     "run.save_only_improve",

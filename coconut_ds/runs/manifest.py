@@ -63,6 +63,8 @@ class RunManifest(BaseModel):
     """Commit and a hash of uncommitted changes, or the version of the installed package and a hash of its source."""
     versions: dict[str, str]
     wandb_run_id: str | None = None
+    tracked_runs: dict[str, str] = {}
+    """The id under which each tracker knows this attempt, by the name of the tracker; wandb's is ``wandb_run_id``."""
     started: str
     updated: str
     ended: str | None = None

@@ -9,7 +9,7 @@ DeepSpeed launcher adds, is ignored: the rank is read from the environment.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) ->
     parser.add_argument("overrides", nargs="*")
     known, rest = parser.parse_known_intermixed_args(_without_cfg_values(argv))
     if {"-m", "--multirun"} & set(rest):
-        raise ConfigError("--multirun: every launch is one run with its own processes; start one command per run")
+        raise ConfigError(
+            "--multirun: every launch is one run with its own processes; start one command per run, or let "
+            "coconut-sweep do it: coconut-sweep -m method=coconut,pause run.seed=0,1,2"
+        )
     if rest:
         raise ConfigError(f"unknown option {rest[0]}; expected group=option, key=value, --cfg, --config-dir or --help")
     return known
@@ -196,7 +199,7 @@ def compose_values(
     if absent:
         raise ConfigError(f"--config-dir {absent[0]}: no such folder; expected one with group folders such as data/")
     own_groups = subgroups(schema)
-    groups = {group: names for group, names in option_names(config_dirs).items() if group in own_groups}
+    groups = option_names(config_dirs, own_groups)
     texts = TextValues(schema)
     resolved: list[str] = []
     for one in map(Override.read, overrides):
@@ -205,30 +208,42 @@ def compose_values(
     return texts.put_back(composed(root, resolved, config_dirs))
 
 
-def option_names(config_dirs: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Every group with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
+def option_names(
+    config_dirs: Sequence[str] = (), groups: Collection[str] = Config.model_fields
+) -> dict[str, list[str]]:
+    """Each of the groups with the names of its options: the YAML files of ``config/`` and ``config_dirs``."""
     found: dict[str, set[str]] = {}
     for path in option_files(config_dirs):
-        found.setdefault(path.parent.name, set()).add(path.stem)
+        if path.parent.name in groups:
+            found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
 def _resolved(override: Override, schema: type[BaseModel], groups: dict[str, list[str]]) -> str:
     """Translates one override to Hydra's syntax, with the full name of the key."""
-    word, key, value = override.word, override.key, override.value
-    read = parsed(word, key)
-    if read.is_delete():
-        raise ConfigError(f"{word}: keys cannot be deleted; set a value instead")
+    key, value, has_several = override.key, override.value, has_several_values(override)
     if key in groups:
-        if read.is_sweep_override():
+        if has_several:
             raise several_options(override, groups[key])
         if value not in groups[key]:
             raise ConfigError(f"{key}={value}: no such option; expected one of {', '.join(groups[key])}")
         return f"{key}={value}"
     known = full_key(override, schema)
-    if read.is_sweep_override():
+    if has_several:
         raise several_values(override, known, schema)
     return f"{SETS}{known}={value}"
+
+
+def has_several_values(override: Override) -> bool:
+    """Whether Hydra makes several runs of an override: ``1,2``, ``range(1,4)``, ``interval(0,1)``, ``choice(a,b)``.
+
+    Raises:
+        ConfigError: the override cannot be read, or deletes a key.
+    """
+    read = parsed(override.word, override.key)
+    if read.is_delete():
+        raise ConfigError(f"{override.word}: keys cannot be deleted; set a value instead")
+    return bool(read.is_sweep_override())
 
 
 def print_config(config: BaseModel) -> None:

@@ -126,13 +126,23 @@ def group_help(schema: type[BaseModel], group: str, options: Options) -> str:
         lines = [f"{group}: the keys that belong to no group"]
     else:
         raise ConfigError(f"--help={group}: no such group; expected one of {', '.join(_help_names(schema))}")
+    return "\n".join([*lines, *_key_lines(schema, keys)]) + "\n"
+
+
+def schema_help(schema: type[BaseModel]) -> str:
+    """Every key of a schema without groups, with its allowed values, its default and its meaning."""
+    return "\n".join(_key_lines(schema, leaf_keys(schema))) + "\n"
+
+
+def _key_lines(schema: type[BaseModel], keys: Sequence[str]) -> list[str]:
+    lines: list[str] = []
     for key in keys:
         field = leaf_field(schema, key)
         allowed = expected_values(field.annotation, field.metadata)
         required = "; required" if field.is_required() else ""
         lines += ["", *_wrapped(f"{_title(key, field)} ({allowed}{required})", 2)]
         lines += _wrapped(field.description or "", 6, hanging=0)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def all_keys_help(schema: type[BaseModel], usage: str, options: Options) -> str:

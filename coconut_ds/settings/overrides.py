@@ -195,7 +195,7 @@ def several_values(override: Override, key: str, schema: type[BaseModel]) -> Con
     expected = expected_values(field.annotation, field.metadata) if field is not None else "a value or a list"
     found = f"{override.key}={override.value}: found several values, expected "
     if "list" not in expected and "[" not in expected:
-        return ConfigError(f"{found}one ({expected}); start one command for each value")
+        return ConfigError(f"{found}one ({expected}); start one command for each value, or use coconut-sweep")
     example = f"{override.key}=[{override.value}]" if "(" not in (override.value or "") else f"{override.key}=[1,2]"
     return ConfigError(f"{found}{expected}; write a list in brackets, such as '{example}'")
 
@@ -204,5 +204,5 @@ def several_options(override: Override, names: Sequence[str]) -> ConfigError:
     """The error for several options of a group, such as ``method=coconut,cot``."""
     return ConfigError(
         f"{override.key}={override.value}: found several options, expected one of {', '.join(names)}; start one "
-        "command for each option"
+        "command for each option, or use coconut-sweep"
     )

@@ -1,11 +1,14 @@
 """The group ``run``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Natural
+
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+"""The experiment trackers that accelerate has an interface for."""
 
 
 class RunConfig(Group):
@@ -18,7 +21,7 @@ class RunConfig(Group):
     seed: Annotated[int, Field(strict=True)] = 0
     """Seed of all random choices. They are initial weights, order of problems, mixing of stages and generated data."""
     debug: bool = False
-    """Small run for debugging: 32 validation problems, at most 5,000 training problems, no wandb."""
+    """Small run for debugging: 32 validation problems, at most 5,000 training problems, no wandb and no trackers."""
     bf16: bool = False
     """Compute in bfloat16. Master weights and accumulation stay fp32; needs ZeRO stage 1, 2 or 3."""
     tf32: bool = False
@@ -55,3 +58,14 @@ class RunConfig(Group):
     """wandb entity; null uses the account's default."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online if logged in to wandb, otherwise disabled with one line that says so."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that receive every line of metrics.jsonl, for example [tensorboard,mlflow]. A resumed run
+    continues the same tracked run. With wandb in the list, not being logged in is an error; run.wandb sets its mode."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.trackers)) != len(self.trackers):
+            raise ValueError(f"trackers={list(self.trackers)}: expected different names")
+        if "wandb" in self.trackers and self.wandb == "disabled":
+            raise ValueError("trackers has wandb, but run.wandb=disabled; set run.wandb=online or offline")
+        return self

@@ -23,11 +23,12 @@ from coconut_ds.evaluation.paired import Comparison, compare_predictions
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own
 from coconut_ds.settings.overrides import text_override
-from coconut_ds.studies.cells import RESULT, TABLE, launch_in, stored_result
+from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.studies.harness import HarnessError, TrainedRun, score_on_test, study_identity
+from coconut_ds.studies.jobs import RESULT, launch_in, stored_result
 from coconut_ds.training.metrics import read_metrics
 
-EVALUATION = "evaluation"
+EVALUATION, TABLE = "evaluation", "table.md"
 COMMON = ("run=demo", "data=modular_sum", "model=gpt2_scratch_tiny", "tokenizer=dataset")
 HALF = (
     *("training=demo", "size.train=128", "size.valid=200", "max_epochs_per_stage=600", "num_epochs=4000"),
@@ -95,7 +96,7 @@ def trained(folder: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     if kept is not None:
         return kept
     label = f"{folder.parent.name}/{folder.name}"
-    run = launch_in(results, label, overrides)
+    run = launch_in(results, label, overrides, SweepConfig(threads=1))
     accuracy = score_on_test(run, ["data=modular_sum", f"seed={seed}", "batch_size=500"], folder / EVALUATION)
     result = {
         "overrides": overrides,

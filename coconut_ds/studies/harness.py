@@ -6,28 +6,33 @@ For programs that train several models.
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut_ds.distributed.launcher import launcher
+from coconut_ds.distributed.interrupts import EXIT_CODE
+from coconut_ds.distributed.launcher import starting
 from coconut_ds.errors import CoconutError
 from coconut_ds.files import train_script
 from coconut_ds.results import Identity
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.folder import RUN_LINE
 from coconut_ds.runs.identity import flattened
+from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_eval_config
-from coconut_ds.settings.overrides import text_override
+from coconut_ds.settings.overrides import Override, full_key, text_override
 from coconut_ds.strict_json import JsonError, read_json
 from coconut_ds.training.metrics import read_metrics
 
 
 class HarnessError(CoconutError):
     """A training process failed."""
+
+
+class StoppedError(HarnessError):
+    """A training process was asked to stop, and has saved."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +59,60 @@ def launch_run(
     label: str,
     overrides: Sequence[str],
     show: Callable[[str], object],
-    with_deepspeed: bool = True,
+    start: str = "deepspeed",
+    ranks: int = 1,
+    threads: int | None = 1,
     program: Sequence[str] = (),
 ) -> TrainedRun:
-    """Runs one training process on one accelerator or core, and waits for it to finish.
+    """Trains one run in processes of its own, and waits for them to finish.
 
     Args:
         label: name of the run in error messages.
         overrides: configuration overrides, as on the command line.
         show: called with each line of the process's output.
-        with_deepspeed: use the ``deepspeed`` launcher; plain Python otherwise, which starts some seconds faster.
+        start: ``deepspeed``, ``torchrun``, or ``plain`` for Python alone, which starts some seconds faster.
+        ranks: number of processes; 1 with ``plain``.
+        threads: OMP_NUM_THREADS of each; None: as in this process. One thread suits tiny tensors and several runs that
+            share a CPU.
         program: the training script and its arguments before the overrides; ``train.py`` by default.
 
     Raises:
-        HarnessError: the process ended with an exit code other than 0, or without writing ``summary.json``.
+        StoppedError: the processes were asked to stop, and have saved.
+        HarnessError: they ended with another exit code than 0, or without writing ``summary.json``.
     """
-    started = time.perf_counter()
-    command = [*(launcher(1) if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
-    # One thread, because the tensors are tiny and several runs share the CPU.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    folder = None
+    began = time.perf_counter()
+    folder: Path | None = None
+
+    def read(line: str) -> None:
+        nonlocal folder
+        show(line)
+        if line.startswith(RUN_LINE):
+            folder = Path(*shlex.split(line.removeprefix(RUN_LINE)))
+
+    code = run_program([*starting(start, ranks), *(program or [str(train_script())]), *overrides], read, threads)
+    if code == EXIT_CODE:
+        raise StoppedError(f"{label}: stopped; it has saved, and the same command continues it")
+    if code != 0 or folder is None or not (folder / "summary.json").is_file():
+        raise HarnessError(f"{label}: the training process failed (exit code {code}); see its output")
+    summary = stored_json(folder / "summary.json")
+    return TrainedRun(label, folder, summary, time.perf_counter() - began)
+
+
+def run_program(command: Sequence[str], show: Callable[[str], object], threads: int | None) -> int:
+    """Runs a program to its end, passes each line of its output on, and returns its exit code."""
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            show(line)
-            if line.startswith(RUN_LINE):
-                folder = Path(*shlex.split(line.removeprefix(RUN_LINE)))
-    if process.returncode != 0 or folder is None or not (folder / "summary.json").is_file():
-        raise HarnessError(f"{label}: the training process failed (exit code {process.returncode}); see its output")
-    summary = stored_json(folder / "summary.json")
-    return TrainedRun(label, folder, summary, time.perf_counter() - started)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                show(line)
+        except BaseException:
+            # This process is about to end; a training run saves when it is asked to stop.
+            process.terminate()
+            raise
+    return process.returncode
 
 
 def stored_json(path: Path) -> Any:
@@ -113,14 +140,25 @@ def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float
         overrides: overrides of the evaluation's configuration; they choose the test problems.
         out: folder of the evaluation's results. It belongs to the caller's own result, so what is there is replaced.
     """
+    return score_checkpoint(run.checkpoint, overrides, out)
+
+
+def score_checkpoint(checkpoint: str, overrides: Sequence[str], out: Path, config_dirs: Sequence[str] = ()) -> float:
+    """Evaluates a checkpoint in this process and returns its accuracy; see ``score_on_test``."""
     from coconut_ds.evaluation.session import evaluate
 
     config = compose_eval_config(
-        [text_override("checkpoint", run.checkpoint), text_override("out", out), "overwrite=true", *overrides]
+        [text_override("checkpoint", checkpoint), text_override("out", out), "overwrite=true", *overrides], config_dirs
     )
     return evaluate(config)[0].accuracy
 
 
 def data_overrides(overrides: Sequence[str]) -> list[str]:
     """Selects the overrides of a training run that determine its problems, to evaluate on the same kind of problems."""
-    return [override for override in overrides if override.startswith(("data", "num_terms=", "modulus=", "size."))]
+    words = ((Override.read(word), word) for word in overrides)
+    return [word for one, word in words if one.key == "data" or full_key_of(one).startswith("data.")]
+
+
+def full_key_of(override: Override) -> str:
+    """The full name of the key that an override of a run sets; a group's own name for ``group=option``."""
+    return override.key if override.key in Config.model_fields else full_key(override, Config)

@@ -18,9 +18,9 @@ from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.settings.overrides import text_override
-from coconut_ds.studies.cells import TASKS, Cell, run_all
 from coconut_ds.studies.harness import data_overrides, stored_json, study_identity
-from coconut_ds.studies.methods import ROWS
+from coconut_ds.studies.jobs import Job, finish_all
+from coconut_ds.studies.study import read_study, study_job
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")
 EXTRA_OVERRIDES = {"modular_sum": ["c_thought=1"], "permutation_product": []}
@@ -50,20 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     identity = study_identity(**{key: value for key, value in vars(options).items() if key not in ("out", "lanes")})
     results = free_or_own(ResultFolder(options.out, identity, (TABLES,)), options.out / "tables")
+    study, sweep = read_study("small_tasks")
+    sweep = sweep.model_copy(update={"out": str(options.out / "runs")})
     parts = []
     for task in options.tasks:
-        cells = [Cell(task, method, seed, ROWS[method]) for seed in options.seeds for method in options.methods]
-        done, failed = run_all(cells, options.out / "runs", [*EXTRA_OVERRIDES[task], *options.set], options.lanes)
-        for cell, error in failed.items():
-            sys.stderr.write(f"error: {cell}: {error}\n")
+        more = [*EXTRA_OVERRIDES[task], *options.set]
+        chosen = [(method, seed) for seed in options.seeds for method in options.methods]
+        jobs = [study_job(study, sweep, task, method, seed, more) for method, seed in chosen]
+        done, failed = finish_all(jobs, options.lanes)
+        for job, error in failed.items():
+            sys.stderr.write(f"error: {job}: {error}\n")
         if failed:
             return 1
-        for cell in cells:
-            result = done[cell]
+        for job in jobs:
+            result = done[job]
             parts.append(
-                f"## {TASKS[task].words}: {cell.row}, seed {cell.seed}\n\n"
-                f"Chance {TASKS[task].chance:.1%}; accuracy on 1,000 test problems {result['accuracy']:.1%}.\n\n"
-                + measure_cell(cell, Path(result["run"]), data_overrides(result["overrides"]), options)
+                f"## {job.shown.title}: {job.label}, seed {job.seed}\n\n"
+                f"Chance {job.shown.chance:.1%}; accuracy on 1,000 test problems {result['accuracy']:.1%}.\n\n"
+                + measure_run(job, Path(result["run"]), data_overrides(result["overrides"]), options)
             )
             results.take()
             write_whole(results.path / TABLES, "\n".join(parts))
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
+def measure_run(job: Job, run: Path, data: Sequence[str], options: argparse.Namespace) -> str:
     """Measures one model, writes the results to its folder and returns its tables as Markdown."""
     # Imported here, so that --help does not load torch.
     from coconut_ds.data.sources import open_source
@@ -81,23 +85,23 @@ def measure_cell(cell: Cell, run: Path, data: Sequence[str], options: argparse.N
 
     checkpoint = stored_json(run / "summary.json")["last_checkpoint"]
     measured_with = {"checkpoint": checkpoint, "problems": options.problems, "fit": options.fit, "draws": options.draws}
-    plain = options.out / cell.task / cell.row / f"seed_{cell.seed}"
+    plain = options.out / job.task / job.label / f"seed_{job.seed}"
     results = free_or_own(ResultFolder(plain, study_identity(**measured_with), (*MEASURED, TABLES, OPTIONS)))
     for out in places_to_read(results, plain):
         if (out / OPTIONS).is_file() and stored_json(out / OPTIONS) == measured_with:
             return (out / TABLES).read_text(encoding="utf-8")
-    config = compose_eval_config([text_override("checkpoint", checkpoint), *data, f"seed={cell.seed}"])
-    source = open_source(config.data, cell.seed)
+    config = compose_eval_config([text_override("checkpoint", checkpoint), *data, f"seed={job.seed}"])
+    source = open_source(config.data, job.seed)
     scored = source.test()[: options.problems]
     known = {problem.question for problem in scored}
     # An epoch number that no training run reaches, so these problems are drawn independently of the training's.
     fit = list({p.question: p for p in source.train(10**6) if p.question not in known}.values())[: options.fit]
     parts = KeptParts(results)
     made = measure_checkpoint(
-        load_reasoner(checkpoint), fit, scored, options.draws, cell.seed, config.data.max_new_tokens, parts=parts
+        load_reasoner(checkpoint), fit, scored, options.draws, job.seed, config.data.max_new_tokens, parts=parts
     )
     with results.replacing() as out:
-        write_measured(made, out, f"{TASKS[cell.task].words}, {cell.row}")
+        write_measured(made, out, f"{job.shown.title}, {job.label}")
         write_whole(out / TABLES, summary(made))
         write_whole(out / OPTIONS, json.dumps(measured_with) + "\n")
     parts.discard()

@@ -1,4 +1,4 @@
-"""The metrics of a run: ``metrics.jsonl`` is the record, wandb a mirror of it.
+"""The metrics of a run: ``metrics.jsonl`` is the record, experiment trackers such as wandb are mirrors of it.
 
 The file has one JSON object per line, with ``epoch`` (counted from 1), ``global_step`` (updates completed) and ``time``
 (seconds since 1970). There are three kinds of lines:
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -27,7 +27,10 @@ from coconut_ds.strict_json import parse_loosely
 
 
 class Mirror(Protocol):
-    """A second destination of the metrics, besides the file."""
+    """Another destination of the metrics, besides the file."""
+
+    name: str
+    """What warnings call it."""
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Receives the values of one line. ``step``: updates completed."""
@@ -39,13 +42,13 @@ class Mirror(Protocol):
 class MetricsLog:
     """Appends lines to ``metrics.jsonl``. Each is flushed as it is written, so a killed process loses none.
 
-    The run does not need the mirror: if it fails, ``notify`` receives a warning, and only the file is continued.
+    The run does not need the mirrors: if one fails, ``notify`` receives a warning, and the run goes on without it.
     """
 
     def __init__(
         self,
         path: Path,
-        mirror: Mirror | None = None,
+        mirrors: Sequence[Mirror] = (),
         notify: Callable[[str], None] = lambda line: None,
         lost: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -53,12 +56,12 @@ class MetricsLog:
 
         Args:
             path: the file; ``begin_metrics`` has prepared it.
-            mirror: the second destination.
+            mirrors: the other destinations.
             notify: receives lines for the log.
             lost: whether another launch has taken over the run; from then on nothing is written.
         """
         self._file = path.open("a", encoding="utf-8")
-        self._mirror, self._notify, self._lost = mirror, notify, lost
+        self._mirrors, self._notify, self._lost = list(mirrors), notify, lost
 
     @property
     def num_bytes(self) -> int:
@@ -75,17 +78,18 @@ class MetricsLog:
             return
         self._file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
-        self._with_mirror(lambda mirror: mirror.log(values, int(values["global_step"])))
+        self._with_mirrors(lambda mirror: mirror.log(values, int(values["global_step"])))
 
-    def _with_mirror(self, use: Callable[[Mirror], None]) -> None:
-        if self._mirror is None:
-            return
-        try:
-            use(self._mirror)
-        except Exception as error:
-            # The mirror is code of another project, whose errors have no common base.
-            self._mirror = None
-            self._notify(f"warning: wandb failed ({type(error).__name__}: {error}); metrics.jsonl has all metrics")
+    def _with_mirrors(self, use: Callable[[Mirror], None]) -> None:
+        for mirror in list(self._mirrors):
+            try:
+                use(mirror)
+            except Exception as error:
+                # A mirror is code of another project, whose errors have no common base.
+                self._mirrors.remove(mirror)
+                self._notify(
+                    f"warning: {mirror.name} failed ({type(error).__name__}: {error}); metrics.jsonl has all metrics"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +104,7 @@ class MetricsLog:
             if error is None:
                 raise
         finally:
-            self._with_mirror(lambda mirror: mirror.close())
+            self._with_mirrors(lambda mirror: mirror.close())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,12 +11,15 @@ LIMIT_S = 60.0
 """Longest time that the mirror may take for one line, in seconds."""
 FINISH_TIMES = 5.0
 """How many times as long it may take to end: it may have much to send."""
-POLL_S = 0.5
+POLL_S = 0.05
 """Seconds between two looks at the mirror's present call while it is waited for."""
 
 
 class AbandonableMirror(Protocol):
     """A destination of the metrics whose calls may fail, or never return."""
+
+    name: str
+    """What warnings call it."""
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Receives the values of one line. ``step``: updates completed."""
@@ -40,13 +43,40 @@ class MirrorThread:
     """
 
     def __init__(self, mirror: AbandonableMirror, limit_s: float = LIMIT_S) -> None:
-        self._mirror, self._limit_s = mirror, limit_s
+        self._mirror, self._limit_s, self.name = mirror, limit_s, mirror.name
         self._calls: queue.SimpleQueue[tuple[Callable[[], None], float] | None] = queue.SimpleQueue()
         self._current: tuple[float, float] | None = None
         """When the mirror's present call began, and its limit in seconds."""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
+
+    def begin(self, start: Callable[[], None]) -> None:
+        """Runs the mirror's start in its thread, since some trackers belong to the thread that starts them.
+
+        Waits at most ``FINISH_TIMES`` times ``limit_s`` seconds, since it may have to reach a server.
+
+        Raises:
+            Exception: whatever ``start`` raises.
+            MirrorError: it has not returned in time.
+        """
+        done = threading.Event()
+
+        def started() -> None:
+            start()
+            done.set()
+
+        self._calls.put((started, FINISH_TIMES * self._limit_s))
+        self._wait(done.is_set)
+
+    def _wait(self, is_over: Callable[[], bool]) -> None:
+        """Waits until ``is_over``, or until the thread has ended or its present call takes too long."""
+        late_s = None
+        while late_s is None and not is_over() and self._thread.is_alive():
+            self._thread.join(min(POLL_S, self._limit_s))
+            late_s = self._late_s()
+        if self._error is not None or late_s is not None:
+            self._give_up(late_s)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Queues one line.
@@ -68,12 +98,7 @@ class MirrorThread:
         """
         self._calls.put((self._mirror.close, FINISH_TIMES * self._limit_s))
         self._calls.put(None)
-        late_s = None
-        while late_s is None and self._thread.is_alive():
-            self._thread.join(min(POLL_S, self._limit_s))
-            late_s = self._late_s()
-        if self._error is not None or late_s is not None:
-            self._give_up(late_s)
+        self._wait(lambda: False)
 
     def _late_s(self) -> float | None:
         """The limit of the mirror's present call, in seconds, if the call has exceeded it; else None."""

@@ -10,14 +10,18 @@ from pathlib import Path
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import CheckpointError, ConfigError
 from coconut_ds.files import remove
+from coconut_ds.runs.attempts import Start
 from coconut_ds.runs.fencing import Fence, LostRunError
 from coconut_ds.runs.identity import write_ingredients
 from coconut_ds.runs.manifest import RunManifest, command_line, now, read_manifest, this_launch
+from coconut_ds.settings import Config
 from coconut_ds.settings.schema import to_yaml
 from coconut_ds.training.claim import Claim
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, begin_metrics
+from coconut_ds.training.mirror_thread import MirrorThread
 from coconut_ds.training.problems import Notify
+from coconut_ds.training.trackers import Tracked, open_tracker, other_trackers
 from coconut_ds.training.versions import versions
 from coconut_ds.training.wandb_mirror import open_mirror
 
@@ -87,24 +91,44 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
     manifest = _manifest(experiment, claim, notify)
     fence.check()
     folder.path.mkdir(exist_ok=True)
-    manifest.wandb_run_id = manifest.wandb_run_id or uuid.uuid4().hex[:8]
     try:
-        mirror, line = open_mirror(config, folder.path, manifest.wandb_run_id)
+        mirrors = _open_mirrors(config, start, manifest, notify)
     except ConfigError:
         if start.is_new:
             remove(folder.path)
         raise
-    if line:
-        notify(line)
     lost = begin_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0, fence)
     if lost is not None:
         notify(f"metrics of updates after the checkpoint were moved to {lost.name}; these updates are repeated")
     if start.is_new:
         write_ingredients(folder.path.parent, claim.ingredients, fence.write)
     fence.write(folder.config, to_yaml(config))
-    metrics = stack.enter_context(MetricsLog(folder.metrics, mirror, notify, lambda: claim.lock.lost))
+    metrics = stack.enter_context(MetricsLog(folder.metrics, mirrors, notify, lambda: claim.lock.lost))
     manifest.write(folder.manifest, fence.write)
     return RunRecord(manifest, metrics, fence)
+
+
+def _open_mirrors(config: Config, start: Start, manifest: RunManifest, notify: Notify) -> list[MirrorThread]:
+    """Starts wandb and the trackers, and enters the ids of their runs in the manifest."""
+    mirrors: list[MirrorThread] = []
+    manifest.wandb_run_id = manifest.wandb_run_id or uuid.uuid4().hex[:8]
+    updates = 0 if start.resume_state is None else start.resume_state.position.global_step
+    try:
+        wandb, line = open_mirror(config, start.path, manifest.wandb_run_id)
+        mirrors += [] if wandb is None else [wandb]
+        for name in other_trackers(config):
+            run = Tracked(config, start.path, manifest.tracked_runs.get(name), updates)
+            mirror, manifest.tracked_runs[name] = open_tracker(name, run)
+            mirrors.append(mirror)
+    except ConfigError:
+        for mirror in mirrors:
+            # The error that is raised says what the user can do.
+            with suppress(Exception):
+                mirror.close()
+        raise
+    if line:
+        notify(line)
+    return mirrors
 
 
 def _manifest(experiment: Experiment, claim: Claim, notify: Notify) -> RunManifest:

@@ -22,6 +22,8 @@ class WandbMirror:
     once its process has died, every line that the run prints would fail.
     """
 
+    name = "wandb"
+
     def __init__(self, config: Config, folder: Path, mode: str, run_id: str) -> None:
         import wandb
 
@@ -67,7 +69,11 @@ def _quietly(call: Any) -> None:
 
 
 def wandb_mode(config: Config) -> tuple[str, str | None]:
-    """The wandb mode to use, and a line for the log if wandb is off because the user is not logged in."""
+    """The wandb mode to use, and a line for the log if wandb is off because the user is not logged in.
+
+    Raises:
+        ConfigError: the user is not logged in, and ``run.trackers`` has wandb.
+    """
     asked = config.run.wandb
     if config.run.debug:
         return "disabled", None
@@ -84,6 +90,8 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
     except Exception as error:
         # An invalid key or a file that cannot be read; wandb's errors have no common base.
         why = f"cannot log in ({error})"
+    if "wandb" in config.run.trackers:
+        raise ConfigError(f"run.trackers has wandb, but wandb is {why}; run wandb login, or set run.wandb=offline")
     return (
         "disabled",
         f"wandb: {why}, so metrics go to metrics.jsonl only (to change this, set run.wandb=offline|online)",

@@ -1,0 +1,290 @@
+"""One run of a sweep: its identity and folder, its training and evaluation, and the result that is kept.
+
+A sweep can be stopped at any moment and continued by the same command. A finished run has a ``result.json`` in its
+folder and is not repeated unless its overrides, its files or the code have changed. Nothing is replaced: a run with
+another identity gets a folder of its own, whose name ends with its signature. Each run also has a *record* in the
+folder ``jobs``, which tells ``studies.table`` what was asked for and, if the run failed, why.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from coconut_ds.errors import CoconutError, ConfigError
+from coconut_ds.files import write_whole
+from coconut_ds.results import ResultFolder, free_or_own, places_to_read
+from coconut_ds.runs.identity import signature
+from coconut_ds.settings.overrides import text_override
+from coconut_ds.settings.sweep import SweepConfig
+from coconut_ds.strict_json import JsonError, read_json
+from coconut_ds.studies.harness import (
+    HarnessError,
+    StoppedError,
+    TrainedRun,
+    launch_run,
+    study_identity,
+)
+from coconut_ds.studies.inputs import file_contents
+from coconut_ds.studies.scoring import LOG, config_options, evaluation_overrides, score
+from coconut_ds.studies.trained import finished_run, with_all_launches
+
+RESULT, RECORDS = "result.json", "jobs"
+EARLIER: dict[str, Any] = {"checkpoint": "last", "test": []}
+"""``evaluated_with`` of results of earlier versions of this program, which did not store it."""
+LAST_LINES = 12
+"""Number of lines of the log that the record of a failed run keeps."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the table says about a run besides its results."""
+
+    title: str = ""
+    """Of its task."""
+    chance: float | None = None
+    paper: str | None = None
+    number: int = 0
+    """Orders the rows of the table, and its tasks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of a sweep, and its evaluation."""
+
+    task: str
+    """Name of the task; empty without a study."""
+    row: tuple[tuple[str, str], ...]
+    """What makes its row of the table: pairs of key and value; the key of a study's row is ``row``."""
+    seed: int
+    overrides: tuple[str, ...]
+    """Configuration overrides of the run, without its output folder and, with ``after``, the checkpoint it starts
+    from."""
+    sweep: SweepConfig
+    """How it is started and evaluated, and the folder of the sweep."""
+    more: tuple[str, ...] = ()
+    """Those of the overrides that the whole sweep has in common, from its command line."""
+    after: "Job | None" = None
+    """The run from whose best checkpoint it starts."""
+    shown: Shown = Shown()
+
+    def __str__(self) -> str:
+        return "/".join([*([self.task] if self.task else []), self.label, f"seed {self.seed}"])
+
+    @property
+    def label(self) -> str:
+        """Its row, in one line."""
+        return row_label(self.row) or "run"
+
+    @property
+    def out(self) -> Path:
+        """Folder of the sweep."""
+        return Path(self.sweep.out)
+
+    def folder(self) -> Path:
+        """Folder of the run and its result, unless it is in use."""
+        # File systems allow 255 bytes; a signature may follow.
+        name = re.sub(r"[^\w.,=+-]", "_", self.label)[:100]
+        return self.out / self.task / name / f"seed_{self.seed}"
+
+    def results(self) -> ResultFolder:
+        """Folder of the run and its result: ``folder``, or one beside it if that is in use."""
+        more: dict[str, Any] = {}
+        if files := file_contents(self.overrides, self.sweep.config_dirs):
+            more["files"] = files
+        if self.after is not None:
+            more["after"] = self.after.results().identity.signature
+        identity = study_identity(overrides=list(self.overrides), **more)
+        return free_or_own(ResultFolder(self.folder(), identity, (RESULT,)))
+
+
+def row_label(row: Sequence[tuple[str, str]]) -> str:
+    """A row in one line: a study's row by its name, other keys without their group."""
+    return ",".join(value if key == "row" else f"{key.rsplit('.', 1)[-1]}={value}" for key, value in row)
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Trains and evaluates a run, unless its result is there; returns the result.
+
+    Another process that works on the same run is waited for.
+
+    Raises:
+        CoconutError: the run failed; its record says why.
+    """
+    folder = job.folder()
+    try:
+        results = job.results()
+        folder = results.path
+        with _locked(folder):
+            kept, place = stored(job, results)
+            if kept is not None:
+                record(job, place, "finished")
+                return kept
+            record(job, folder, "started")
+            made = _make(job, results)
+            record(job, folder, "finished")
+            return made
+    except CoconutError as error:
+        status = "stopped" if isinstance(error, StoppedError) else "failed"
+        lines = _last_lines(folder / LOG) if isinstance(error, HarnessError) else []
+        record(job, folder, status, error=str(error), lines=lines)
+        raise
+
+
+def stored(job: Job, results: ResultFolder) -> tuple[dict[str, Any] | None, Path]:
+    """The stored result of a finished run with the same identity and evaluation, and its folder; None if there is none.
+
+    A result of an earlier version of this program, which did not store the code, counts too.
+    """
+    for place in places_to_read(results, job.folder()):
+        result = stored_result(place / RESULT, job.overrides)
+        # If only the evaluation differs, the run is evaluated again, but not trained again.
+        if result is not None and result.get("evaluated_with", EARLIER) == evaluated_with(job.sweep):
+            return result, place
+    return None, results.path
+
+
+def evaluated_with(sweep: SweepConfig) -> dict[str, Any]:
+    """The settings of a sweep that can change the accuracy of a run that has been trained."""
+    changing = [word for word in sweep.test if not word.startswith("batch_size=")]
+    return {"checkpoint": sweep.checkpoint, "test": changing}
+
+
+def stored_result(path: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a finished run with these overrides; None if there is none, or the file is damaged."""
+    try:
+        result = read_json(path)
+    except (OSError, JsonError):
+        # A full disk or a crash of the machine may have damaged it; the run is repeated.
+        return None
+    return result if isinstance(result, dict) and result.get("overrides") == list(overrides) else None
+
+
+def finish_all(jobs: Sequence[Job], lanes: int) -> tuple[dict[Job, dict[str, Any]], dict[Job, CoconutError]]:
+    """Finishes all runs, ``lanes`` at the same time.
+
+    Returns the results of the runs that succeeded, and the errors of those that failed.
+    """
+    done: dict[Job, dict[str, Any]] = {}
+    failed: dict[Job, CoconutError] = {}
+    with ThreadPoolExecutor(lanes) as pool, tqdm(total=len(jobs), unit="run", disable=None) as bar:
+        started = {pool.submit(finish, job): job for job in jobs}
+        for future in as_completed(started):
+            job, error = started[future], future.exception()
+            if isinstance(error, CoconutError):
+                failed[job] = error
+            else:
+                done[job] = future.result()
+                tqdm.write(described(job, done[job]), file=sys.stdout)
+            bar.update()
+    return done, failed
+
+
+def described(job: Job, result: Mapping[str, Any]) -> str:
+    """One line about a finished run."""
+    return f"{job}: {result['accuracy']:.1%} in {result['duration_s']:.0f} s"
+
+
+def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
+    """Trains and evaluates a run. ``result.json`` is written last, so that it marks a finished run."""
+    start_from = [] if job.after is None else [_best_of(finish(job.after))]
+    sweep = job.sweep
+    run = launch_in(results, str(job), [*job.overrides, *start_from], sweep)
+    began = time.perf_counter()
+    checkpoint = str(run.summary[f"{sweep.checkpoint}_checkpoint"] or run.checkpoint)
+    accuracy = score(checkpoint, evaluation_overrides(job.overrides, job.seed, sweep), results.path, sweep)
+    last = run.evaluations()[-1]
+    result = {
+        "overrides": list(job.overrides),
+        "accuracy": accuracy,
+        "validation_accuracy": run.summary.get(f"{sweep.checkpoint}_accuracy"),
+        "stage": last["eval/stage"],
+        "wholly_right": last["eval/wholly_right"],
+        "num_thoughts": last["eval/num_thoughts"],
+        "num_pauses": last["eval/num_pauses"],
+        "updates": run.summary["updates"],
+        "stage_switches": run.summary["stage_switches"],
+        "duration_s": round(run.duration_s, 1),
+        "evaluation_s": round(time.perf_counter() - began, 1),
+        "run": str(run.folder),
+        "best_checkpoint": run.summary.get("best_checkpoint"),
+        "checkpoint": checkpoint,
+        "evaluated_with": evaluated_with(sweep),
+        **results.identity.as_dict(),
+    }
+    write_whole(results.path / RESULT, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _best_of(result: Mapping[str, Any]) -> str:
+    return text_override("run.load_model_path", result["best_checkpoint"] or result["checkpoint"])
+
+
+def launch_in(results: ResultFolder, label: str, overrides: Sequence[str], sweep: SweepConfig) -> TrainedRun:
+    """Trains a run in the folder of its result, beside its log; finds one that has been trained to its end there.
+
+    Raises:
+        HarnessError: the run failed.
+    """
+    results.take()
+    folder = results.path
+    found = finished_run(label, folder)
+    if found is not None:
+        return found
+    with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+        words = [*overrides, text_override("run.save_path", folder), *config_options(sweep)]
+        run = launch_run(label, words, log.write, sweep.start, sweep.ranks, sweep.threads)
+    return with_all_launches(run)
+
+
+def record(job: Job, folder: Path, status: str, **more: Any) -> None:
+    """Writes the record of a run, which has one for each row, seed and set of overrides.
+
+    Raises:
+        ConfigError: the folder of the sweep cannot be written.
+    """
+    asked = {"task": job.task, "row": [list(pair) for pair in job.row], "seed": job.seed}
+    asked["overrides"] = list(job.overrides)
+    values = {
+        **asked,
+        "more": list(job.more),
+        "folder": os.path.relpath(folder, job.out),
+        "status": status,
+        "time": round(time.time(), 3),
+        "baseline": job.sweep.baseline,
+        **asdict(job.shown),
+        **more,
+    }
+    path = job.out / RECORDS / f"{signature(asked)}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"out={job.out}: cannot be written ({error.strerror}); set it to another folder") from error
+
+
+def _last_lines(path: Path) -> list[str]:
+    """The last lines of a log that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()][-LAST_LINES:]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Held by one process at a time for each folder of a run; the system releases the lock of a process that ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield

@@ -1,0 +1,287 @@
+"""Sweeps: the runs that a command line means, results that are kept, and runs that are killed or fail."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from making import contents
+
+from coconut_ds.errors import ConfigError
+from coconut_ds.methods import METHODS
+from coconut_ds.results import Identity
+from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.overrides import quoted, read_text
+from coconut_ds.settings.sweep import SweepConfig
+from coconut_ds.settings.sweep_line import read_line, text_values
+from coconut_ds.studies import harness, jobs
+from coconut_ds.studies.harness import HarnessError, TrainedRun, study_identity
+from coconut_ds.studies.jobs import Job, finish, finish_all
+from coconut_ds.studies.study import job_of, read_study, study_job
+from coconut_ds.studies.table import write_table
+from coconut_ds.sweep import main
+
+TINY = ("num_epochs=1", "size.train=64", "size.valid=20", "size.test=20", "batch_size_training=32")
+LR = ("training.lr=1",)
+STUDIES = {name: read_study(name) for name in ("small_tasks", "objectives", "gsm8k_table1", "prosqa_table1")}
+STUDIES["prontoqa_table1"] = read_study("prontoqa_table1")
+CHOICES = [
+    *((name, next(iter(study.tasks)), row) for name, (study, _) in STUDIES.items() for row in study.rows),
+    *((name, task, next(iter(study.rows))) for name, (study, _) in STUDIES.items() for task in [*study.tasks][1:]),
+]
+
+
+def words(*argv: str) -> list[str]:
+    """What Hydra gets, without what is set automatically."""
+    return [word for word in read_line(argv).words if not word.startswith(("++sweep.varied=", "++sweep.config_dirs="))]
+
+
+def test_keys_may_be_written_as_for_a_run_and_text_is_literal() -> None:
+    assert words(
+        "-m", "method=coconut,pause", "lr=1e-4,2e-4", "load_model_path=~/a b,'c,d'", "hydra/launcher=basic"
+    ) == [
+        *("method=coconut,pause", "++training.lr=1e-4,2e-4", "++run.load_model_path='~/a b','c,d'"),
+        *("hydra/launcher=basic", "-m"),
+    ]
+    assert "++sweep.varied=[method,training.lr]" in read_line(["method=cot,pause", "lr=1,2", "run.seed=0,1"]).words
+
+
+def test_a_study_gives_what_the_command_line_leaves_out() -> None:
+    given_row = words("study=gsm8k_table1", "row=cot,coconut", "run.seed=7", "--cfg", "job")
+    assert given_row == ["study=gsm8k_table1", "++run.seed=7", "--cfg", "job"], "Hydra composes one configuration"
+    assert words("study=small_tasks", "row=cot", "seed=7") == [
+        *("++sweep.task='modular_sum','permutation_product'", "study=small_tasks", "++sweep.row='cot'", "++run.seed=7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("lrr=1", "did you mean lr"),
+        ("study=none", "no such option; expected one of gsm8k_table1"),
+        ("method=none", "no such option; expected one of coconut"),
+        ("row=cot", "choose a study with study=NAME"),
+        ("out=a,b", "found several values, expected one"),
+        ("ranks=2", "set start=deepspeed or start=torchrun"),
+        ("~data", "cannot be deleted"),
+        ("lr=[1", "cannot be read"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_starts(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        read_line([word])
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])), min_size=1, max_size=3))
+def test_any_text_reaches_the_run_unchanged(texts: list[str]) -> None:
+    """From the command line through Hydra's grammar, which splits and quotes again, to the command line of the run."""
+    # Users need quotes only around texts that have some, or commas; null means no text.
+    plain = [text and not set(text) & set(",'\"\\") and text.lower() != "null" for text in texts]
+    typed = [text if is_plain else quoted(text) for text, is_plain in zip(texts, plain, strict=True)]
+    word = f"run.load_model_path={','.join(text_values(','.join(typed), nullable=True))}"
+    parsed = OverridesParser.create().parse_override(word)
+    several = parsed.is_sweep_override()
+    made = list(parsed.sweep_string_iterator()) if several else [parsed.get_value_element_as_str()]
+    assert [read_text(value, nullable=True) for value in made] == texts
+
+
+@pytest.mark.parametrize(("name", "task", "row"), CHOICES)
+def test_every_run_of_every_study_is_a_configuration(name: str, task: str, row: str) -> None:
+    study, sweep = STUDIES[name]
+    job = study_job(study, sweep, task, row, 2)
+    start = [] if job.after is None else ["load_model_path=CHECKPOINT"]
+    config = compose_config([*job.overrides, *start])
+    objective, _, method = row.rpartition("-")
+    assert (config.objective.kind, config.method.kind, config.run.seed) == (objective or "likelihood", method, 2)
+    assert (config.run.name, config.run.resume > 0) == (row, job.after is not None)
+
+
+def test_runs_of_the_small_tasks_have_the_identity_of_earlier_versions(tmp_path: Path) -> None:
+    study, sweep = STUDIES["small_tasks"]
+    job = study_job(study, sweep.model_copy(update={"out": str(tmp_path)}), "modular_sum", "icot", 1)
+    overrides = [
+        *("run=demo", "model=gpt2_scratch_tiny", "tokenizer=dataset", "training=demo", "tokens_per_epoch=1"),
+        *("data=modular_sum", "max_latent_stage=3", "num_epochs=30", "method=icot", "run.seed=1", "run.name=icot"),
+    ]
+    results = job.results()
+    assert results.path == tmp_path / "modular_sum" / "icot" / "seed_1"
+    assert results.identity.signature == study_identity(overrides=overrides).signature
+
+
+def test_a_run_without_a_study_has_its_files_in_its_identity(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"question": "q", "steps": [], "answer": "a"}]))
+    sweep = SweepConfig(out=str(tmp_path / "out"), varied=("method",))
+    asked = [f"data.{name}_path='{tmp_path / name}.json'" for name in ("train", "val")]
+    job = job_of(["method=cot", *asked, "run.seed=3"], sweep, read_line([]).study, 5)
+    assert (job.row, job.seed, job.overrides[-2:]) == ((("method", "cot"),), 3, ("method=cot", "run.seed=3"))
+    before = job.results().identity
+    assert isinstance(before, Identity)
+    (tmp_path / "val.json").write_text("[]")
+    assert job.results().identity.signature != before.signature
+    (tmp_path / "val.json").unlink()
+    with pytest.raises(Exception, match=r"val\.json"):
+        finish(job)
+    (record,) = (tmp_path / "out" / "jobs").iterdir()
+    assert json.loads(record.read_text())["status"] == "failed"
+
+
+def small_jobs(task: str, rows: list[str], *more: str, seed: int = 0) -> list[Job]:
+    study, sweep = STUDIES["small_tasks"]
+    sweep = sweep.model_copy(update={"out": "out"})
+    return [study_job(study, sweep, task, row, seed, more) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
+@pytest.mark.parametrize("task", STUDIES["small_tasks"][0].tasks)
+def test_each_method_trains_and_is_evaluated(
+    tmp_path: Path, task: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the first task a second start, by Hydra, then keeps what is there."""
+    monkeypatch.chdir(tmp_path)
+    _, failed = finish_all(small_jobs(task, sorted(METHODS), *TINY), 1)
+    out = tmp_path / "out"
+    results = {path.parts[-3]: json.loads(path.read_text()) for path in out.rglob("result.json")}
+    assert (sorted(results), failed) == (sorted(METHODS), {})
+    assert {r["updates"] for r in results.values()} == {1}
+    if task == "modular_sum":
+        check_a_second_start(out)
+
+
+def check_a_second_start(out: Path) -> None:
+    """Removes a result, as after a kill between training and evaluation, and makes another run look as after a kill
+    within training; the same command then makes these two results, and begins no run again."""
+    table = write_table(out).markdown
+    assert (out / "table.png").stat().st_size > 10_000
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    attempts = list(out.rglob("run_manifest.yaml"))
+    untested, untrained = (out / "modular_sum" / row / "seed_0" for row in ("cot", "pause"))
+    for folder in (untested, untrained):
+        (folder / "result.json").unlink()
+    (manifest,) = untrained.rglob("run_manifest.yaml")
+    manifest.write_text(manifest.read_text().replace("status: completed", "status: running"))
+    assert main(["study=small_tasks", "task=modular_sum", "row=cot,pause,icot", "run.seed=0", "out=out", *TINY]) == 0
+    made = {path for path in out.rglob("result.json") if kept[path] != path.stat().st_mtime_ns}
+    assert made == {folder / "result.json" for folder in (untested, untrained)}
+    assert sorted(out.rglob("run_manifest.yaml")) == sorted(attempts), "no run has begun again"
+    launches = {path.parts[-5]: len(yaml.safe_load(path.read_text())["launches"]) for path in attempts}
+    assert {row for row, count in launches.items() if count == 2} == {"pause"}
+    assert without_seconds((out / "table.md").read_text()) == without_seconds(table)
+
+
+def without_seconds(table: str) -> list[str]:
+    """The lines of a table without the last column."""
+    return [line.rpartition("|")[0].rpartition("|")[0] for line in table.splitlines()]
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """The overrides of each training that a sweep starts; nothing is trained, and a run of ``cot`` with lr=9 fails."""
+    started: list[list[str]] = []
+
+    def launch_run(label: str, overrides: list[str], show: Any, *how: Any) -> TrainedRun:
+        started.append(list(overrides))
+        if "training.lr=9" in overrides:
+            show("first\nTraceback\nwhat went wrong\n")
+            raise HarnessError(f"{label}: the training process failed (exit code 1); see its output")
+        line = {"eval/accuracy": 0.5, "eval/wholly_right": 0.5, "eval/stage": 1}
+        line |= {"eval/num_thoughts": 2, "eval/num_pauses": 0, "global_step": 1}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        summary = {"updates": 1, "stage_switches": [], "last_checkpoint": f"c{len(started)}", "best_checkpoint": "best"}
+        return TrainedRun(label, tmp_path, summary, 1.0)
+
+    monkeypatch.setattr(jobs, "launch_run", launch_run)
+    monkeypatch.setattr(jobs, "score", lambda checkpoint, overrides, folder, sweep: len(started) / 100)
+    monkeypatch.chdir(tmp_path)
+    return started
+
+
+def test_a_sweep_keeps_runs_of_other_selections_and_the_table_has_all(trainings, tmp_path) -> None:
+    chosen = [small_jobs("modular_sum", ["cot"], *more, seed=seed)[0] for more, seed in (((), 0), ((), 1), (LR, 0))]
+    finish(chosen[0])
+    first = contents(tmp_path / "out" / "modular_sum")
+    for job in [*chosen, *chosen]:
+        finish(job)
+    assert [any("training.lr=1" in word for word in one) for one in trainings] == [False, False, True]
+    assert first.items() <= contents(tmp_path / "out" / "modular_sum").items()
+    table = write_table(tmp_path / "out").markdown
+    assert "| `cot` | 1.5 ± 0.7 | 1.0 | 2.0 |" in table
+    assert "| `cot,lr=1` | 3.0 | 3.0 | – |" in table
+
+
+def test_a_run_is_evaluated_again_but_not_trained_again_for_another_evaluation(
+    trainings, tmp_path, monkeypatch
+) -> None:
+    scored: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(jobs, "score", lambda checkpoint, words, *rest: scored.append((checkpoint, words)) or 0.5)
+    (job,) = small_jobs("modular_sum", ["cot"])
+    finish(job)
+    summary = {"last_checkpoint": "c", "best_checkpoint": "b", "updates": 1, "stage_switches": []}
+    monkeypatch.setattr(jobs, "finished_run", lambda label, folder: TrainedRun(label, tmp_path, summary, 1.0))
+    for changes in ({"test": ("batch_size=7",)}, {"checkpoint": "best"}, {"test": ("data=modular_sum", "modulus=7")}):
+        finish(replace(job, sweep=job.sweep.model_copy(update=changes)))
+    assert len(trainings) == 1
+    assert [checkpoint for checkpoint, _ in scored] == ["c1", "b", "c"], "the batch size changes nothing"
+    assert scored[-1][1] == ["seed=0", "data=modular_sum", "modulus=7"]
+
+
+def test_a_run_of_an_earlier_version_is_kept_and_used(trainings, tmp_path) -> None:
+    (job,) = small_jobs("modular_sum", ["cot"])
+    job.folder().mkdir(parents=True)
+    result = {"accuracy": 0.25, "stage": 0, "num_thoughts": 0, "num_pauses": 0, "duration_s": 1.0, "updates": 5}
+    (job.folder() / "result.json").write_text(json.dumps({"overrides": list(job.overrides), **result}))
+    kept = contents(job.folder())
+    assert finish(job)["accuracy"] == 0.25
+    assert trainings == []
+    assert "| `cot` | 25.0 | 25.0 |" in write_table(tmp_path / "out").markdown
+    finish(*small_jobs("modular_sum", ["cot"], *LR))
+    assert len(trainings) == 1
+    assert contents(job.folder()) == kept
+
+
+def test_a_run_that_fails_is_named_with_its_last_lines_and_the_others_go_on(trainings, tmp_path, capfd) -> None:
+    line = ["study=small_tasks", "task=modular_sum", "row=cot,no_cot", "lr=9,1", "run.seed=0", "out=out"]
+    assert main(line) == 1
+    written = capfd.readouterr()
+    assert "* modular_sum/cot,lr=9, seed 0: modular_sum/cot,lr=9/seed 0: the training process failed" in written.out
+    assert "  Traceback\n  what went wrong\n" in written.out
+    assert "| `no_cot,lr=1` |" in written.out
+    assert len(trainings) == 4
+    assert main(["--table", "out", "baseline=lr=9"]) == 1
+    assert main(["--table"]) == 2
+
+
+def test_a_row_starts_from_the_checkpoint_of_another_which_is_trained_once(trainings, tmp_path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    rows = {"first": {"overrides": ["method=cot"]}, "second": {"after": "first", "overrides": ["method=coconut"]}}
+    text = {
+        "common": ["data=modular_sum", "model=gpt2_scratch_tiny"],
+        "tasks": {"sums": {}},
+        "rows": rows,
+        "seeds": [4],
+    }
+    (folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"study": text}))
+    assert main(["study=mine", "row=second", "out=out", "--config-dir", str(tmp_path)]) == 0
+    assert [("load_model_path=best" in " ".join(one)) for one in trainings] == [False, True]
+    assert all(f"--config-dir={tmp_path}" in one for one in trainings)
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table if row.startswith("| `")] == ["`first`", "`second`"]
+
+
+@pytest.mark.parametrize(
+    ("start", "first"), [("plain", ["coconut_ds/train.py"]), ("torchrun", ["-m", "torch.distributed.run"])]
+)
+def test_a_run_is_started_as_asked(monkeypatch: pytest.MonkeyPatch, start: str, first: list[str]) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(harness, "run_program", lambda command, show, threads: asked.append(command) or 75)
+    with pytest.raises(harness.StoppedError, match="it has saved"):
+        harness.launch_run("one", ["lr=1"], print, start, 1, None)
+    assert " ".join(first) in " ".join(asked[0][1:])
+    assert asked[0][-1] == "lr=1"
