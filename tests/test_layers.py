@@ -10,7 +10,9 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 FLOORS = (
     "strict_json",
     "cli errors files formats methods parts",
-    "distributed hub packages settings",
+    "packages",
+    "scoring",
+    "distributed hub settings",
     "runs",
     "results",
     "data",
@@ -29,9 +31,12 @@ HEAVY = (
     *(f"distributed.{name}" for name in ("random_states", "start_weights", "state_file", "status_board", "watchdog")),
     *("distributed.zero", "runs.launch_facts"),
     *("hub", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
-    *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
+    *(
+        f"data.{name}"
+        for name in ("chat", "encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")
+    ),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
-    *(f"evaluation.{name}" for name in ("identity", "job", "report")),
+    *(f"evaluation.{name}" for name in ("identity", "job", "loading", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
     *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
@@ -46,6 +51,7 @@ ONLY_IN: dict[str, set[str]] = {
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},
     "lm_eval": {"coconut_ds.lm_model.model"},
+    "math_verify": {"coconut_ds.scoring.mathematics"},
     "gradio": set(),
     "plotly": set(),
     "serve": set(),
