@@ -1,5 +1,6 @@
 """``math_verify``: two mathematical expressions are equal according to the package ``math-verify``."""
 
+import re
 import threading
 from typing import Any, ClassVar
 
@@ -7,8 +8,8 @@ from coconut_ds.formats import TEXT, Format
 from coconut_ds.packages import needs
 from coconut_ds.scoring.base import Scoring
 
-DELIMITERS = ("$", "\\(", "\\[", "\\boxed", "\\begin")
-"""What shows the package where mathematics is in a text."""
+DELIMITER = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\begin\{(?:equation|align|math)")
+"""What shows the package where mathematics is in a text; ``\\$`` is a dollar."""
 LIMIT_S = 5
 """Seconds that parsing or a comparison may take, the package's own default. What takes longer counts as wrong."""
 
@@ -54,4 +55,4 @@ def _library() -> Any:
 
 
 def _delimited(text: str) -> str:
-    return text if any(mark in text for mark in DELIMITERS) else f"${text}$"
+    return text if DELIMITER.search(text) else f"${text}$"
