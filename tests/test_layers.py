@@ -51,6 +51,7 @@ ONLY_IN: dict[str, set[str]] = {
     "hydra": {"coconut_ds.settings.compose"},
     "omegaconf": {"coconut_ds.settings.compose"},
     "lm_eval": {"coconut_ds.lm_model.model"},
+    "datasets": {"coconut_ds.data.published"},
     "math_verify": {"coconut_ds.scoring.mathematics"},
     "gradio": set(),
     "plotly": set(),

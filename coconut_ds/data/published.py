@@ -76,9 +76,10 @@ def hub_rows(benchmark: Benchmark, mirror: Path | None = None) -> dict[str, list
     if isinstance(source, FileSource):
         address = source.address if mirror is None else str(mirror / source.repository / source.path)
         return {split: _load(benchmark, split, "json", data_files={split: address}) for split in benchmark.splits}
-    name = source.name if mirror is None else str(mirror / source.name)
-    revision = source.revision if mirror is None else None
-    return {split: _load(benchmark, split, name, revision=revision) for split in benchmark.splits}
+    if mirror is not None:
+        return {split: _load(benchmark, split, str(mirror / source.name)) for split in benchmark.splits}
+    with _offline_if_unreachable():
+        return {split: _load(benchmark, split, source.name, revision=source.revision) for split in benchmark.splits}
 
 
 def at_revision(benchmark: Benchmark, revision: str | None) -> Benchmark:
@@ -92,6 +93,24 @@ def _load(benchmark: Benchmark, split: str, name: str, **options: Any) -> list[A
     with _named(benchmark, split, datasets.exceptions.DatasetsError):
         rows: Sequence[Any] = datasets.load_dataset(name, split=split, **options).to_list()
     return list(rows)
+
+
+@contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Where the hub cannot be reached, its client only looks at earlier downloads; it would try for half a minute."""
+    with needs("hub"):
+        import datasets
+    from huggingface_hub import constants
+
+    from coconut_ds.hub import hub_reachable
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if not hub_reachable():
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

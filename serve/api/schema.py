@@ -217,7 +217,7 @@ class Message(Body):
 
 class ChatRequest(Generation):
     """Body of ``POST /v1/chat/completions``. Checkpoints of this project are not trained with roles, so the question is
-    the contents of all messages, joined by newlines. A checkpoint's own chat template makes it one message of a user."""
+    the contents of all messages, joined by newlines. For a chat template of the checkpoint, it is one user's message."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_completion_tokens: Count | None = Field(None, description="Alias of max_tokens")
