@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from coconut_ds.data.benchmarks import BENCHMARKS, Benchmark, FileSource
+from coconut_ds.data.benchmarks import BENCHMARKS, Benchmark, RepositoryFile
 
 NUM_ROWS = 20
 NUMBERS = ("0", "-3", "1,345", "2.5", "72", "1.69726e-05", "90205.775", "007")
@@ -133,7 +133,7 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
 def write_copy(benchmark: Benchmark, mirror: Path) -> Path:
     """A copy of a benchmark's source in a folder of such copies, laid out as published."""
     rows, source = rows_of(benchmark.name), benchmark.source
-    if isinstance(source, FileSource):
+    if isinstance(source, RepositoryFile):
         return write_rows(mirror / source.repository / source.path, rows[benchmark.splits[0]])
     for split, own in rows.items():
         write_rows(mirror / source.name / "data" / f"{split}-00000-of-00001.parquet", own)

@@ -20,7 +20,7 @@ SVP = "jihwan1205/Singular-Value-Perturbation"
 
 
 @dataclass(frozen=True)
-class HubSource:
+class HubDataset:
     """A data set on the Hugging Face hub."""
 
     name: str
@@ -32,7 +32,7 @@ class HubSource:
 
 
 @dataclass(frozen=True)
-class FileSource:
+class RepositoryFile:
     """A JSON file in a repository on GitHub, which has only one split."""
 
     repository: str
@@ -75,7 +75,7 @@ class Benchmark:
     """One published benchmark."""
 
     name: str
-    source: HubSource | FileSource
+    source: HubDataset | RepositoryFile
     keys: KeyMapping
     """Where question, steps and answer are in a row."""
     parts: Mapping[str, Part]
@@ -141,8 +141,8 @@ def _keys(question: str, answer: str, steps: str | None = None, split: str = "se
     return KeyMapping((question,), steps, answer, split)
 
 
-def _of_svp(commit: str, file: str) -> FileSource:
-    return FileSource(SVP, commit, f"data/{file}.json")
+def _of_svp(commit: str, file: str) -> RepositoryFile:
+    return RepositoryFile(SVP, commit, f"data/{file}.json")
 
 
 _REASONED = _keys("question", "answer", "cot")
@@ -155,19 +155,19 @@ BENCHMARKS = {
     for one in (
         Benchmark(
             "gsm8k_aug_nl",
-            HubSource("zen-E/GSM8k-Aug-NL"),
+            HubDataset("zen-E/GSM8k-Aug-NL"),
             _REASONED,
             {"train": Part(("train",)), "valid": Part(("validation",)), "test": Part(("test",), (1319,))},
         ),
         Benchmark(
             "gsm_hard",
-            HubSource("juyoung-trl/gsm-hard"),
+            HubDataset("juyoung-trl/gsm-hard"),
             _keys("instruction", "response"),
             {"test": Part(("train",), (1318, 1319))},
         ),
         Benchmark(
             "gsm_hard_pal",
-            HubSource("reasoning-machines/gsm-hard"),
+            HubDataset("reasoning-machines/gsm-hard"),
             _keys("input", "target"),
             {"test": Part(("train",), (1319,))},
             answers=float,
@@ -178,11 +178,11 @@ BENCHMARKS = {
             _PLAIN,
             {"test": Part(("train",), (1318, 1319))},
         ),
-        Benchmark("svamp", HubSource("ChilleD/SVAMP"), _SVAMP, {"test": Part(("train", "test"), (1000,))}),
-        Benchmark("svamp_test", HubSource("ChilleD/SVAMP"), _SVAMP, {"test": Part(("test",), (300,))}),
+        Benchmark("svamp", HubDataset("ChilleD/SVAMP"), _SVAMP, {"test": Part(("train", "test"), (1000,))}),
+        Benchmark("svamp_test", HubDataset("ChilleD/SVAMP"), _SVAMP, {"test": Part(("test",), (300,))}),
         Benchmark(
             "multiarith_test",
-            HubSource("ChilleD/MultiArith"),
+            HubDataset("ChilleD/MultiArith"),
             _keys("question", "final_ans"),
             {"test": Part(("test",), (180,))},
         ),
@@ -199,8 +199,8 @@ BENCHMARKS = {
             {"test": Part(("train",), (1218,))},
             answers=float,
         ),
-        Benchmark("gsm_plus", HubSource("qintongli/GSM-Plus"), _GSM_PLUS, {"test": Part(("test",), (10552,))}),
-        Benchmark("gsm_plus_mini", HubSource("qintongli/GSM-Plus"), _GSM_PLUS, {"test": Part(("testmini",), (2400,))}),
+        Benchmark("gsm_plus", HubDataset("qintongli/GSM-Plus"), _GSM_PLUS, {"test": Part(("test",), (10552,))}),
+        Benchmark("gsm_plus_mini", HubDataset("qintongli/GSM-Plus"), _GSM_PLUS, {"test": Part(("testmini",), (2400,))}),
         Benchmark(
             "gsm_plus_svp",
             _of_svp("366d61ebd6370a0f5a2f8e07d49bd8be4a622b12", "gsm_plus"),
@@ -210,7 +210,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "commonsenseqa",
-            HubSource("zen-E/CommonsenseQA-GPT4omini"),
+            HubDataset("zen-E/CommonsenseQA-GPT4omini"),
             _REASONED,
             {
                 "train": Part(("train",), without_last=500),
@@ -220,20 +220,20 @@ BENCHMARKS = {
         ),
         Benchmark(
             "strategyqa",
-            HubSource("zen-E/StrategyQA_CoT_GPT4o"),
+            HubDataset("zen-E/StrategyQA_CoT_GPT4o"),
             _REASONED,
             {"train": Part(("train",), without_last=200), "valid": Part(("train",), last=200)},
         ),
         Benchmark(
             "strategyqa_test",
-            HubSource("ChilleD/StrategyQA"),
+            HubDataset("ChilleD/StrategyQA"),
             _PLAIN,
             {"test": Part(("test",), (687,))},
             answers=bool,
         ),
         Benchmark(
             "math500",
-            HubSource("HuggingFaceH4/MATH-500"),
+            HubDataset("HuggingFaceH4/MATH-500"),
             _keys("problem", "answer", "solution", "lines"),
             {"test": Part(("test",), (500,))},
         ),

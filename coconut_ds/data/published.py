@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coconut_ds.data.benchmarks import Benchmark, FileSource
+from coconut_ds.data.benchmarks import Benchmark, RepositoryFile
 from coconut_ds.data.convert_files import read_items
 from coconut_ds.errors import DataError
 from coconut_ds.packages import needs
@@ -73,7 +73,7 @@ def hub_rows(benchmark: Benchmark, mirror: Path | None = None) -> dict[str, list
         DataError: the benchmark cannot be read, or has no such split.
     """
     source = benchmark.source
-    if isinstance(source, FileSource):
+    if isinstance(source, RepositoryFile):
         address = source.address if mirror is None else str(mirror / source.repository / source.path)
         return {split: _load(benchmark, split, "json", data_files={split: address}) for split in benchmark.splits}
     if mirror is not None:
