@@ -34,6 +34,9 @@ class Format:
     one_token: bool = False
     """Whether methods with a curriculum learn only one target token per sequence: the next step, or the answer, whose
     ``answer_start`` is then part of the prompt. Such formats have no thought markers."""
+    chat_template: bool = False
+    """Whether the question is a user's message, which the tokenizer's chat template turns into the prompt. The template
+    then takes the place of ``question_end``."""
 
     def extract(self, text: str, gold: str | None = None) -> str:
         """The answer in a generated text.

@@ -28,11 +28,11 @@ from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.card import ModelCard, marker_table
 from coconut_ds.model.checkpoint import check_target, load_folder, save_model
-from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import describe
 from coconut_ds.model.readme import Origin
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
+from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
 from coconut_ds.settings import ModelConfig
 
@@ -199,9 +199,9 @@ class Reasoner:
         save_model(place, model, model.state_dict(), self.backbone.tokenizer, card, feed, origin)
 
     def log_notes(self) -> None:
-        """Logs what the user should know about how this model treats text (``Backbone.notes``)."""
+        """Logs what the user should know about how this model treats text (``Backbone.notes_on``)."""
         if launched_rank() == 0:
-            for note in self.backbone.notes:
+            for note in self.backbone.notes_on(self.card.text_format):
                 log.warning("%s: %s", self.name, note)
 
     def log_unknown(self, questions: Sequence[str]) -> None:
@@ -231,6 +231,7 @@ def load_reasoner(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
+    chat_template: bool = False,
 ) -> Reasoner:
     """Loads a checkpoint of this project, a plain Hugging Face model, or a state dict of the reference implementation.
 
@@ -242,6 +243,8 @@ def load_reasoner(
         dtype: type of the parameters. A CPU without bf16 instructions computes in fp32, with weights rounded to bf16.
         device: where to compute; None: on the accelerator if there is one, else on the CPU.
         attn_implementation: attention kernel of all passes outside of the thinking engine.
+        chat_template: whether questions go through the tokenizer's chat template, if there is no ``coconut.json``;
+            otherwise that says so, and False is ignored.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or the method or the number of thoughts is not known.
@@ -253,7 +256,7 @@ def load_reasoner(
     check_attention(attn_implementation, dtype)
     if place.is_file():
         check_state_file(place)
-    card = card_at(place, method, n_thoughts)
+    card = card_at(place, method, n_thoughts, chat_template)
     pause = METHODS[card.method].pauses
     if place.is_dir():
         backbone = load_folder(place, attn_implementation, pause=pause)
@@ -269,33 +272,3 @@ def load_reasoner(
     reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner
-
-
-def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:
-    """The card of a checkpoint, with ``n_thoughts`` thoughts if given; without a card, one made of the arguments.
-
-    Raises:
-        CheckpointError: there is no checkpoint, ``method`` contradicts its card, or an argument is missing.
-    """
-    if not place.exists():
-        raise CheckpointError(f"checkpoint={place}: no such folder; set checkpoint to a model folder")
-    card = ModelCard.read(place) if place.is_dir() else None
-    if card is not None:
-        if method not in (None, card.method):
-            raise CheckpointError(f"{place}: was trained with method={card.method}; leave method={method} out")
-        return card if n_thoughts is None else card.with_latents(n_thoughts)
-    if place.is_dir():
-        check_folder_files(place)
-    if method is None:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how it thinks; set method=cot, or another and n_thoughts"
-        )
-    if n_thoughts is None and METHODS[method].has_latents:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
-        )
-    # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
-    card = ModelCard(
-        method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
-    )
-    return card.with_latents(n_thoughts or 0)

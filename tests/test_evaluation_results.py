@@ -44,7 +44,7 @@ def fast(monkeypatch) -> None:
     monkeypatch.setattr(
         "coconut_ds.evaluation.report.draw_sweep", lambda points, path, *more: path.write_text(str(points))
     )
-    monkeypatch.setattr("coconut_ds.evaluation.session.load_reasoner", functools.cache(load_reasoner))
+    monkeypatch.setattr("coconut_ds.evaluation.loading.load_reasoner", functools.cache(load_reasoner))
 
 
 @pytest.fixture
@@ -137,9 +137,11 @@ def test_two_evaluations_are_compared_without_typing_their_signatures(run, tmp_p
 
 FREE = {"checkpoint", "out", "overwrite", "batch_size", "data_name", "method", "data.made_by", "data.cache_path"}
 FREE |= {"data.test_path", "data.val_path", "data.train_path", "data.kind", "data.format", "data.online", "tf32"}
+FREE |= {"data.chat_template"}  # the checkpoint's card decides
 """Keys that change no number, or whose content counts instead of the value."""
 OTHER = {
     "data.answers": "numbers",
+    "data.scoring": "number",
     "n_thoughts": "1",
     "force_text_after": "1",
     "min_thoughts": "1",

@@ -10,7 +10,9 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 FLOORS = (
     "strict_json",
     "cli errors files formats methods parts",
-    "distributed hub packages settings",
+    "packages",
+    "scoring",
+    "distributed hub settings",
     "runs",
     "results",
     "data",
@@ -30,9 +32,12 @@ HEAVY = (
     *("distributed.zero", "runs.launch_facts"),
     *("hub", "hf", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"importing.{name}" for name in ("codi", "convert", "published", "tensors")),
-    *(f"data.{name}" for name in ("encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")),
+    *(
+        f"data.{name}"
+        for name in ("chat", "encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")
+    ),
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
-    *(f"evaluation.{name}" for name in ("identity", "job", "model_card", "report")),
+    *(f"evaluation.{name}" for name in ("identity", "job", "loading", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
     *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
@@ -48,6 +53,8 @@ ONLY_IN: dict[str, set[str]] = {
     "hydra": {"coconut_ds.settings.composition", "coconut_ds.studies.sweep"},
     "omegaconf": {"coconut_ds.settings.composition"},
     "lm_eval": {"coconut_ds.lm_model.model"},
+    "datasets": {"coconut_ds.data.published"},
+    "math_verify": {"coconut_ds.scoring.mathematics"},
     "gradio": set(),
     "plotly": set(),
     "serve": set(),

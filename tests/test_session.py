@@ -202,6 +202,12 @@ def test_numbers_are_compared_as_the_data_says(checkpoint, tmp_path):
             expected and one.extracted.isdigit() for one in made.predictions
         ]
         assert any(one.extracted.isdigit() for one in made.predictions)
+    options = ("scoring=last_number", "max_new_tokens=1", f"out={tmp_path / 'last'}")
+    made = evaluate(config_of(checkpoint[0], path, tmp_path, *options))[0]
+    assert [one.correct for one in made.predictions] == [None, None], "CODI's code reads no number in $1.0"
+    scorings = [json.loads((tmp_path / out / "scores.json").read_text())["scoring"] for out in ("text", "last")]
+    assert scorings[0] == {"name": "exact", "source": "facebookresearch/coconut, run.py"}
+    assert scorings[1] == {"name": "last_number", "source": "zhenyi4/codi, test.py"}
 
 
 def test_a_state_dict_needs_method_thoughts_and_model(tmp_path, data):

@@ -11,19 +11,22 @@ from coconut_ds.data.graph_answers import graph_fault, is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.files import fingerprint
 from coconut_ds.formats import Format
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 from coconut_ds.settings import DataConfig
 from coconut_ds.strict_json import read_json, shown
 
 
-def warnings_about(problems: Sequence[Problem], form: Format, where: str) -> list[str]:
+def warnings_about(problems: Sequence[Problem], form: Format, where: str, scoring: Scoring = EXACT) -> list[str]:
     """One line for each kind of fault, which names the first problem with it and counts all.
 
     Args:
         problems: of one file or split.
         form: the format in which they are written.
         where: the name of the file or split.
+        scoring: the convention by which they are scored.
     """
-    lines = (_unread(problems, form, where), _altered(problems, form, where))
+    lines = (_unread(problems, form, where, scoring), _altered(problems, form, where, scoring))
     return [f"warning: {line}" for line in lines if line is not None] + graph_warnings(problems, where)
 
 
@@ -69,9 +72,9 @@ def graph_warnings(problems: Sequence[Problem], where: str) -> list[str]:
     ]
 
 
-def is_scored(problem: Problem, form: Format) -> bool:
+def is_scored(problem: Problem, form: Format, scoring: Scoring = EXACT) -> bool:
     """Whether texts can be compared with the problem's answer: it is known, and scoring reads something in it."""
-    return problem.has_answer and form.gold(problem.answer) != ""
+    return problem.has_answer and scoring.gold(problem.answer, form) != ""
 
 
 def name_of(data: DataConfig, split: str) -> str:
@@ -85,8 +88,8 @@ def name_of(data: DataConfig, split: str) -> str:
     return str(path) if data.kind == "file" else f"data={data.kind}, {split}"
 
 
-def _unread(problems: Sequence[Problem], form: Format, where: str) -> str | None:
-    found = [index for index, one in enumerate(problems) if one.has_answer and not is_scored(one, form)]
+def _unread(problems: Sequence[Problem], form: Format, where: str, scoring: Scoring) -> str | None:
+    found = [index for index, one in enumerate(problems) if one.has_answer and not is_scored(one, form, scoring)]
     if not found:
         return None
     return (
@@ -95,13 +98,15 @@ def _unread(problems: Sequence[Problem], form: Format, where: str) -> str | None
     )
 
 
-def _altered(problems: Sequence[Problem], form: Format, where: str) -> str | None:
-    found = [index for index, one in enumerate(problems) if is_scored(one, form) and form.alters(one.answer)]
+def _altered(problems: Sequence[Problem], form: Format, where: str, scoring: Scoring) -> str | None:
+    scored = ((index, one) for index, one in enumerate(problems) if is_scored(one, form, scoring))
+    found = [index for index, one in scored if scoring.alters(one.answer, form)]
     if not found:
         return None
     answer = problems[found[0]].answer
+    read = shown(scoring.gold(answer, form))
     return (
-        f"{where}: item {found[0]}, key 'answer': scoring reads {shown(form.gold(answer))} in {shown(answer)}; the "
+        f"{where}: item {found[0]}, key 'answer': scoring reads {read} in {shown(answer)}; the "
         f"answers of {_count(found, problems)} are altered in this way, so look whether the scores mean what you expect"
     )
 

@@ -74,8 +74,10 @@ class Place(NamedTuple):
     end: int
 
 
-def places(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Place]:
-    """The place in a text of each of its tokens, with those that the tokenizer adds (``special`` of ``encode``).
+def places(
+    tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True, names_are_tokens: bool = False
+) -> list[Place]:
+    """The place in a text of each of the tokens that ``encode`` makes of it.
 
     Raises:
         DataError: the tokenizer does not know the places.
@@ -85,7 +87,8 @@ def places(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Place]:
             f"the tokenizer {type(tokenizer).__name__} does not tell the places of its tokens in a text; use one that "
             "has a tokenizer.json"
         )
-    return [Place(*one) for one in _copy(tokenizer, names_are_tokens=False).encode(text).offsets]
+    encoding = _copy(tokenizer, names_are_tokens).encode(text, add_special_tokens=special)
+    return [Place(*one) for one in encoding.offsets]
 
 
 _COPIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[bool, tuple[Any, Tokenizer]]] = WeakKeyDictionary()

@@ -37,7 +37,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem, file_digest, iter_problems
 from coconut_ds.data.token_arrays import ProblemArrays, TokenArrays, arrays_of
-from coconut_ds.data.tokens import tokenize, tokenizer_identity
+from coconut_ds.data.tokens import format_identity, tokenize, tokenizer_identity
 from coconut_ds.errors import ConfigError, DataError
 from coconut_ds.formats import TEXT, Format
 from coconut_ds.methods.base import TokenizedProblem
@@ -191,11 +191,11 @@ def _key(digest: str, tokenizer: PreTrainedTokenizerBase, format: Format) -> str
     """The name of a table: a hash of everything that determines its ids."""
     # The tokens of the probe change the name when ``tokens`` changes, even if VERSION was not increased. Tokenize it
     # before reading the backend's state: this removes truncation and padding that earlier calls may have left there.
-    probe = tokenize(tokenizer, [PROBE], format)[0]
+    probe = asdict(tokenize(tokenizer, [PROBE], format)[0])
     *names, state = tokenizer_identity(tokenizer)
     # Slow tokenizers are code of transformers. The two constants are part of the names of tables that exist.
-    more = {"truncation": None, "padding": None} if tokenizer.is_fast else {"version": transformers.__version__}
-    parts = [(VERSION, tokenizers.__version__, digest, asdict(format), asdict(probe)), (*names, {**state, **more})]
+    state |= {"truncation": None, "padding": None} if tokenizer.is_fast else {"version": transformers.__version__}
+    parts = [(VERSION, tokenizers.__version__, digest, format_identity(tokenizer, format), probe), (*names, state)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -9,12 +9,14 @@ removed by id, so text that happens to spell a marker is not taken for one.
 import hashlib
 import json
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from coconut_ds.data.encoding import added_around, encode, encoding_fault
+from coconut_ds.data.chat import chat_places, chat_template_of, encode_chat
+from coconut_ds.data.encoding import Place, added_around, encode, encoding_fault, places
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.token_bytes import text_of
 from coconut_ds.data.tokenizer_files import read_tokenizer
@@ -91,6 +93,19 @@ def digest_tokenizer(tokenizer: PreTrainedTokenizerBase, other_ends: Sequence[in
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def format_identity(tokenizer: PreTrainedTokenizerBase, format: Format) -> dict[str, Any]:
+    """The fields of a format, with the source of the tokenizer's chat template if the format uses it.
+
+    Without one, the key ``chat_template`` is left out, as in versions that had no chat templates.
+
+    Raises:
+        ModelError: see ``chat_template_of``.
+    """
+    fields = asdict(format)
+    del fields["chat_template"]
+    return {**fields, "chat_template": chat_template_of(tokenizer)} if format.chat_template else fields
+
+
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """Builds a word-level tokenizer that knows the words of ``texts``.
 
@@ -163,13 +178,34 @@ def encode_questions(
     """Tokenizes questions, with whatever the format adds before and after them.
 
     Tokens that the tokenizer itself adds before a text are kept. Those that it adds after a text are left out: thoughts
-    or text follow, and the question has not ended the sequence.
+    or text follow, and the question has not ended the sequence. With ``format.chat_template``, the tokenizer's chat
+    template alone decides what surrounds a question.
+
+    Raises:
+        ModelError: the format needs a chat template, and the tokenizer has none that can be used.
     """
+    if format.chat_template:
+        return encode_chat(tokenizer, questions)
     encoded = encode(tokenizer, [format.question(question) for question in questions], special=True)
     if after := len(added_around(tokenizer).after):
         encoded = [ids[:-after] for ids in encoded]
     start = [int(tokenizer.eos_token_id)] if format.starts_with_eos else []
     return [[*start, *ids] for ids in encoded] if start else encoded
+
+
+def question_places(tokenizer: PreTrainedTokenizerBase, question: str, format: Format) -> list[Place]:
+    """The place in a question of each token of ``encode_questions``.
+
+    Tokens that are not part of the question, such as those of a chat template, have places before its first or after
+    its last character. A token at the end that ``encode_questions`` leaves out may be included.
+
+    Raises:
+        DataError, ModelError: see ``encoding.places`` and ``chat.chat_places``.
+    """
+    if format.chat_template:
+        return chat_places(tokenizer, question)
+    start = [Place(0, 0)] if format.starts_with_eos else []
+    return start + places(tokenizer, f"{question}{format.question_end}")
 
 
 def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:

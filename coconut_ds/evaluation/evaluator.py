@@ -19,6 +19,8 @@ from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, check_prompts
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.methods.layout import expected_tokens
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 Call = Callable[..., Any]
 """A latent loop or an engine that wraps one: ``call(task, *arguments)`` runs ``task`` with the loop."""
@@ -56,8 +58,8 @@ class Evaluator:
     """Number of problems that the engine processes at the same time."""
     context_length: int | None
     ranks: Ranks = ALONE
-    answers: str = "text"
-    """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
+    scoring: Scoring = EXACT
+    """The convention that decides which answers are right."""
     same_passes: bool = False
     """Whether the ranks make the same forward passes, because each holds only a part of the weights (ZeRO-3)."""
 
@@ -203,7 +205,7 @@ class Evaluator:
     ) -> Prediction:
         prompter, thoughts = self.prompter, budget.thoughts
         text = prompter.cut(completion.tokens, self.writing.stop)
-        found = judge(problem, text, prompter.text(expected), prompter.format, self.answers)
+        found = judge(problem, text, prompter.text(expected), prompter.format, self.scoring)
         is_judged = found.correct is not None
         return Prediction(
             index=one.problem,

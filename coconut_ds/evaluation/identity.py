@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from coconut_ds.data.chat import digest_template
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import digest_tokenizer
 from coconut_ds.evaluation.evaluator import ThoughtBudget
@@ -20,6 +21,8 @@ from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import Identity
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import VOLATILE, flattened
+from coconut_ds.scoring.base import Scoring
+from coconut_ds.scoring.exact import Exact
 
 
 def evaluation_identity(
@@ -29,14 +32,14 @@ def evaluation_identity(
     budgets: Sequence[ThoughtBudget],
     writing: Writing,
     settings: Mapping[str, Any],
-    answers: str,
+    scoring: Scoring,
 ) -> Identity:
     """The identity of an evaluation; the arguments are the fields of ``EvaluationJob``."""
     written = asdict(writing)
     values: dict[str, Any] = {
         **reasoner_identity(reasoner),
         "data.split": split,
-        "data.answers": answers,
+        **scoring_identity(scoring),
         **problems_identity(problems),
         "budgets": [asdict(budget) for budget in budgets],
         **written.pop("sampling"),
@@ -44,6 +47,11 @@ def evaluation_identity(
         **flattened({"code": code_identity()}),
     }
     return Identity(values, flattened(settings))
+
+
+def scoring_identity(scoring: Scoring) -> dict[str, Any]:
+    """The convention, under the keys that it has in the configuration. ``exact`` is named by ``data.answers``."""
+    return {"data.answers": scoring.answers} if isinstance(scoring, Exact) else {"data.scoring": scoring.name}
 
 
 def reasoner_identity(reasoner: Reasoner, key: str = "checkpoint") -> dict[str, Any]:
@@ -59,6 +67,7 @@ def reasoner_identity(reasoner: Reasoner, key: str = "checkpoint") -> dict[str, 
         "tokenizer": digest_tokenizer(backbone.tokenizer, backbone.eos_ids[1:]),
         "eos_ids": sorted(reasoner.prompter.eos_ids),
         **card,
+        **({"chat_template": digest_template(backbone.tokenizer)} if reasoner.card.chat_template else {}),
         "precision": reasoner.precision,
         "device": model.device.type,
         "attn_implementation": model.config._attn_implementation,

@@ -12,6 +12,8 @@ from coconut_ds.evaluation.identity import evaluation_identity
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import ResultFolder
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 PREDICTIONS, SCORES, SWEEP, PICTURE = "predictions.jsonl", "scores.json", "sweep.json", "accuracy.png"
 """Names of the files in the folder of the results."""
@@ -45,8 +47,8 @@ class EvaluationJob:
     """What to do to evaluate again, for messages about finished results."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All keys of the configuration with which the user asked for the evaluation."""
-    answers: str = "text"
-    """How answers are compared: a value of ``formats.ANSWER_KINDS``."""
+    scoring: Scoring = EXACT
+    """The convention that decides which answers are right."""
     source: str = "problems"
     """Name of the file of the problems, or of their generator, for warnings."""
     data_name: str = "problems"
@@ -64,13 +66,13 @@ class EvaluationJob:
         reasoner = self.reasoner
         return Evaluator(
             *(reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks),
-            answers=self.answers,
+            scoring=self.scoring,
         )
 
     def results(self) -> ResultFolder:
         """The folder of the results. Hashes the model's weights, which takes seconds for a large model."""
         identity = evaluation_identity(
-            self.reasoner, self.problems, self.split, self.budgets, self.writing, self.settings, self.answers
+            self.reasoner, self.problems, self.split, self.budgets, self.writing, self.settings, self.scoring
         )
         out = self.out or self.default_out.with_name(f"{self.default_out.name}-{identity.signature}")
         names = (PREDICTIONS, PICTURE, *SUBFOLDERS, *((SCORES, SWEEP) if self.is_sweep else (SWEEP, SCORES)))

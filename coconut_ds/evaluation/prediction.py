@@ -7,9 +7,11 @@ from typing import Any
 from coconut_ds.data.checks import is_scored
 from coconut_ds.data.graph_answers import categorise, has_usable_graph
 from coconut_ds.data.problem import Problem
-from coconut_ds.formats import Format, extract_answer, is_correct
+from coconut_ds.formats import Format
 from coconut_ds.generation.requests import FinishReason
 from coconut_ds.methods.base import Method
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Judged:
     steps_match: bool | None
 
 
-def judge(problem: Problem, text: str, expected: str, form: Format, kind: str = "text") -> Judged:
+def judge(problem: Problem, text: str, expected: str, form: Format, scoring: Scoring = EXACT) -> Judged:
     """Compares a generated text with its problem.
 
     Args:
@@ -104,13 +106,13 @@ def judge(problem: Problem, text: str, expected: str, form: Format, kind: str = 
         text: the text that the model generated.
         expected: the text that a model that has mastered the stage generates.
         form: the format that turns problems into text.
-        kind: how answers are compared (``formats.ANSWER_KINDS``).
+        scoring: the convention.
     """
-    if not is_scored(problem, form):
-        return Judged(extract_answer(text, form), None, None)
+    if not is_scored(problem, form, scoring):
+        return Judged(scoring.read(text, form=form), None, None)
     steps_match = steps_of(text, form) == steps_of(expected, form)
-    extracted, correct = extract_answer(text, form, problem.answer), is_correct(text, problem.answer, form, kind)
-    return Judged(extracted, correct, steps_match)
+    extracted = scoring.read(text, problem.answer, form)
+    return Judged(extracted, scoring.is_correct(text, problem.answer, form), steps_match)
 
 
 def writes_all_steps(method: Method, stage: int, num_latents: int) -> bool:

@@ -40,6 +40,7 @@ def write_results(
         "method": card.method,
         "stage": card.stage,
         "split": job.split,
+        "scoring": {"name": job.scoring.name, "source": job.scoring.source},
         "precision": job.reasoner.precision,
         "run": run | {"ranks": job.ranks.size, "batch_size": job.slots},
     }

@@ -10,37 +10,37 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from coconut_ds.data.checks import file_warnings, name_of, warnings_about
 from coconut_ds.data.problem import Problem
-from coconut_ds.data.sources import Source, open_source
+from coconut_ds.data.sources import open_source
 from coconut_ds.distributed.agreement import refuse_disagreement
 from coconut_ds.distributed.interrupts import Interrupted, Interrupts
 from coconut_ds.distributed.peers import Peers
 from coconut_ds.distributed.ranks import Ranks, alone
 from coconut_ds.evaluation.evaluator import ThoughtBudget, Work
 from coconut_ds.evaluation.job import EvaluationJob
+from coconut_ds.evaluation.loading import budgets_of, problems_of, reasoner_of, tell_first
 from coconut_ds.evaluation.model_card import checkpoint_with_card
 from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.report import finished_evaluations, write_results
 from coconut_ds.files import shell_word
-from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
 from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
-from coconut_ds.model.card import CARD, ModelCard
+from coconut_ds.model.card import ModelCard
 from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
-from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
+from coconut_ds.reasoner import Answer, Reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
-from coconut_ds.settings import Config, DataConfig, EvalConfig
+from coconut_ds.scoring.base import Scoring
+from coconut_ds.settings import Config, EvalConfig
 
 
 def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]:
@@ -53,10 +53,10 @@ def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]
 
 def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
     """Loads the checkpoint and the problems of an evaluation."""
-    source = open_source(config.data, config.seed)
-    problems, split = _problems(config.data, source)
-    reasoner = _reasoner(config, ranks)
-    budgets, names = _budgets(config, reasoner)
+    scoring, source = config.data.convention, open_source(config.data, config.seed)
+    problems, split = problems_of(config.data, source)
+    reasoner = reasoner_of(config, ranks)
+    budgets, names = budgets_of(config, reasoner)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     writing = Writing(config.data.max_new_tokens, sampling=sampling)
     default_out = Path("outputs/eval") / reasoner.name / f"{config.data_name}{_suffix(config)}"
@@ -65,7 +65,7 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
         out=None if config.out is None else Path(config.out),
         overwrite=config.overwrite,
         settings=config.model_dump(mode="json", exclude={"out", "overwrite", "batch_size", "data_name"}),
-        answers=config.data.answers,
+        scoring=scoring,
         source=name_of(config.data, split),
         data_name=str(config.data_name),
         checkpoint=checkpoint_with_card(config.checkpoint),
@@ -80,17 +80,25 @@ def evaluate_config(config: Config, ranks: Ranks) -> Evaluation:
 
 
 def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
-    source = open_source(config.data, config.run.seed, config.run.debug)
-    problems, split = _problems(config.data, source)
+    scoring, source = config.data.convention, open_source(config.data, config.run.seed, config.run.debug)
+    problems, split = problems_of(config.data, source)
     backbone = starting_backbone(config, source)
     card = card_of(config)
     if card is None:
         training, method = config.training, METHODS[config.method.kind]
         # A state dict does not record its stage; we assume the last one, with which training ends.
         stage = training.max_latent_stage + 1 if method.has_curriculum else 0
-        card = ModelCard.of(method, stage, training.curriculum_spec, config.data.format, {}, parallel=config.parallel)
+        card = ModelCard.of(
+            method,
+            stage,
+            training.curriculum_spec,
+            config.data.format,
+            {},
+            parallel=config.parallel,
+            chat_template=config.data.chat_template,
+        )
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
-    _tell(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
+    tell_first(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
     backbone.cast(dtype, ranks.device)
     name = short_name(Path(config.run.load_model_path or "model"))
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model, ranks.device)).to(ranks.device)
@@ -105,7 +113,7 @@ def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
         *(reasoner, problems, split, budgets, [""], writing, size, out, ranks),
         again="remove the folder to evaluate again",
         settings=settings,
-        answers=config.data.answers,
+        scoring=scoring,
         source=name_of(config.data, split),
         data_name=data_name,
         checkpoint=checkpoint_with_card(config.run.load_model_path),
@@ -137,7 +145,8 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
         ranks.on_first(partial.discard)
         return finished
     if ranks.is_first:
-        lines = file_warnings(job.source) + warnings_about(job.problems, job.reasoner.card.text_format, job.source)
+        form = job.reasoner.card.text_format
+        lines = file_warnings(job.source) + warnings_about(job.problems, form, job.source, job.scoring)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
     job.reasoner.log_unknown([problem.question for problem in job.problems])
     stored: dict[Key, Prediction] = ranks.first_decides(lambda: partial.read(_warn))
@@ -171,18 +180,18 @@ class Trace:
 
 def trace_questions(config: EvalConfig, count: int) -> list[Trace]:
     """Answers the first ``count`` problems and decodes the model's thoughts."""
-    reasoner = _reasoner(config, alone())
-    problems = _problems(config.data, open_source(config.data, config.seed))[0][:count]
+    reasoner = reasoner_of(config, alone())
+    problems = problems_of(config.data, open_source(config.data, config.seed))[0][:count]
     answers = reasoner.generate(
         [problem.question for problem in problems], max_new_tokens=config.data.max_new_tokens, keep_thoughts=True
     )
-    kind = config.data.answers
-    return [_trace(reasoner, problem, answer, kind) for problem, answer in zip(problems, answers, strict=True)]
+    scoring = config.data.convention
+    return [_trace(reasoner, problem, answer, scoring) for problem, answer in zip(problems, answers, strict=True)]
 
 
-def _trace(reasoner: Reasoner, problem: Problem, answer: Answer, kind: str) -> Trace:
+def _trace(reasoner: Reasoner, problem: Problem, answer: Answer, scoring: Scoring) -> Trace:
     form = reasoner.card.text_format
-    correct = is_correct(answer.text, problem.answer, form, kind) if problem.has_answer else None
+    correct = scoring.is_correct(answer.text, problem.answer, form) if problem.has_answer else None
     return Trace(problem, reasoner.decode_thoughts(answer), answer.answer, correct)
 
 
@@ -244,11 +253,6 @@ def _warn(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _tell(note: str | None, ranks: Ranks) -> None:
-    if note is not None and ranks.is_first:
-        sys.stderr.write(f"{note}\n")
-
-
 def _suffix(config: EvalConfig) -> str:
     """The settings in the name of the results' folder, for people; the signature tells all evaluations apart."""
     parts = [
@@ -260,41 +264,3 @@ def _suffix(config: EvalConfig) -> str:
         "-tf32" if config.tf32 else "",
     ]
     return "".join(parts)
-
-
-def _reasoner(config: EvalConfig, ranks: Ranks) -> Reasoner:
-    numbers = config.n_thoughts
-    _tell(use_tf32("tf32=true", config.tf32, config.bf16, ranks.device), ranks)
-    # A checkpoint without a card needs a number of thoughts to be loaded. Which number does not matter here, because
-    # each budget sets its own.
-    has_card = (Path(config.checkpoint) / CARD).is_file()
-    return load_reasoner(
-        config.checkpoint,
-        config.method,
-        None if has_card else (max(numbers) if isinstance(numbers, tuple) else numbers),
-        model=config.model,
-        dtype=torch.bfloat16 if config.bf16 else torch.float32,
-        device=ranks.device,
-        attn_implementation=config.attn_implementation,
-    )
-
-
-def _budgets(config: EvalConfig, reasoner: Reasoner) -> tuple[list[ThoughtBudget], list[str]]:
-    """The thought budgets to evaluate, and the name of each one's subfolder."""
-    numbers, forced = config.n_thoughts, config.force_text_after
-    if isinstance(numbers, tuple):
-        pairs: list[tuple[int | None, Any]] = [(number, forced) for number in numbers]
-        names = [f"{number}_thoughts" for number in numbers]
-    elif isinstance(forced, tuple):
-        pairs = [(numbers, most) for most in forced]
-        names = [f"text_after_{most}" for most in forced]
-    else:
-        pairs, names = [(numbers, forced)], [""]
-    thoughts = [reasoner.thoughts(*pair, config.min_thoughts, config.max_thoughts) for pair in pairs]
-    return [ThoughtBudget(one, reasoner.stage_at(one)) for one in thoughts], names
-
-
-def _problems(data: DataConfig, source: Source) -> tuple[list[Problem], str]:
-    """The test problems if there are any, else the validation problems; and the name of the split."""
-    on_test = data.kind != "file" or data.test_path is not None
-    return (source.test(), "test") if on_test else (source.valid(), "validation")

@@ -162,7 +162,7 @@ class CoconutLM(LM):
         if not templates:
             raise DataError(
                 f"--apply_chat_template: the tokenizer of {self._reasoner.name} has no chat template; leave this "
-                "option out, as models are trained without one here"
+                "option out"
             )
         if name is not None:
             raise DataError(

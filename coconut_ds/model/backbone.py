@@ -33,6 +33,7 @@ from coconut_ds.data.tokens import MARKERS, PAUSE, add_markers
 from coconut_ds.distributed.zero import whole, whole_shape
 from coconut_ds.errors import ModelError
 from coconut_ds.files import shell_word
+from coconut_ds.formats import TEXT, Format
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.model.attention import check_attention, check_attention_used
@@ -81,7 +82,14 @@ class Backbone:
     @property
     def notes(self) -> list[str]:
         """What the user should know about how this tokenizer and this model treat text; often nothing."""
-        notes = describe_added(self.tokenizer)
+        return self.notes_on(TEXT)
+
+    def notes_on(self, format: Format) -> list[str]:
+        """``notes`` about text in this format."""
+        if format.chat_template:
+            notes = ["each question goes through the tokenizer's chat template"]
+        else:
+            notes = describe_added(self.tokenizer)
         if len(self.eos_ids) > 1:
             notes.append(f"each of these tokens ends a text: {token_names(self.tokenizer, self.eos_ids)}")
         if self.without_rows:

@@ -54,6 +54,8 @@ class ModelCard:
     looped: bool = False
     """Whether all thoughts are computed at once by ``thinking=looped``; otherwise, if there are ``iterations``, by
     ``jacobi``."""
+    chat_template: bool = False
+    """Whether questions go through the chat template of the checkpoint's tokenizer (``Format.chat_template``)."""
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class ModelCard:
         provenance: dict[str, Any] | None = None,
         parallel: Parallel | None = None,
         feed: FeedSpec | None = None,
+        chat_template: bool = False,
     ) -> "ModelCard":
         """The card of a model that was trained up to ``stage``."""
         latents = method.num_latents(stage, None, spec)
@@ -84,6 +87,7 @@ class ModelCard:
             provenance or {},
             feed,
             parallel is not None and parallel.kind == "looped",
+            chat_template,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,8 +95,9 @@ class ModelCard:
         values = asdict(self)
         if self.feed is None:
             del values["feed"]
-        if not self.looped:
-            del values["looped"]
+        for name in ("looped", "chat_template"):
+            if not values[name]:
+                del values[name]
         return values
 
     @property
@@ -129,8 +134,8 @@ class ModelCard:
 
     @property
     def text_format(self) -> Format:
-        """The text format that ``format`` names."""
-        return FORMATS[self.format]
+        """The text format that ``format`` names, with the chat template if the checkpoint uses it."""
+        return replace(FORMATS[self.format], chat_template=self.chat_template)
 
     def fault(self) -> str | None:
         """A number that is out of range, and what is expected; None if there is none."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
-from coconut_ds.formats import extract_answer, is_correct
 from coconut_ds.generation.requests import Completion
 from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def answers_after(
     *,
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
-    answers: str = "text",
+    scoring: Scoring = EXACT,
 ) -> Parts[list[list[AnswerAfter]]]:
     """Answers each question once with each number of thoughts.
 
@@ -81,7 +82,7 @@ def answers_after(
         numbers: numbers of thoughts or pauses; None: from 0 to the checkpoint's number.
         max_new_tokens: length limit of the generated text, in tokens.
         progress: see ``OnProgress``.
-        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
+        scoring: the convention that decides which answers are right.
 
     Returns:
         For each question, one result for each number of thoughts.
@@ -105,7 +106,7 @@ def answers_after(
     after: list[list[AnswerAfter]] = [[] for _ in questions]
     for number in numbers:
         for own, answer in zip(after, known, strict=True):
-            own.append(_answer(reasoner, number, answer, answers, next(made), next(made), next(made)))
+            own.append(_answer(reasoner, number, answer, scoring, next(made), next(made), next(made)))
         yield None
     return after
 
@@ -118,12 +119,12 @@ def sweep(
     *,
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
-    answers: str = "text",
+    scoring: Scoring = EXACT,
 ) -> Parts[list[SweepPoint]]:
     """Accuracy on a data set with each number of thoughts; the arguments are those of ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]
     after = yield from answers_after.parts(
-        reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress, answers=answers
+        reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress, scoring=scoring
     )
     return [_point(column) for column in zip(*after, strict=True)]
 
@@ -142,7 +143,7 @@ def _answer(
     reasoner: Reasoner,
     number: int,
     known: str | None,
-    answers: str,
+    scoring: Scoring,
     written: Completion,
     forced: Completion,
     scored: Completion,
@@ -154,11 +155,11 @@ def _answer(
     return AnswerAfter(
         num_thoughts=number,
         text=text,
-        answer=extract_answer(text, form),
+        answer=scoring.read(text, form=form),
         probability=math.exp(sum(written.log_probabilities)),
-        forced=extract_answer(forced_text, form),
+        forced=scoring.read(forced_text, form=form),
         forced_probability=math.exp(sum(forced.log_probabilities)),
         known_log_probability=None if known is None else sum(scored.log_probabilities),
-        is_right=None if known is None else is_correct(text, known, form, answers),
-        is_forced_right=None if known is None else is_correct(forced_text, known, form, answers),
+        is_right=None if known is None else scoring.is_correct(text, known, form),
+        is_forced_right=None if known is None else scoring.is_correct(forced_text, known, form),
     )

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
-from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import token_id
 from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.baselines import Baseline, Outcome, Trial, baselines_of, outcomes_of
@@ -20,6 +19,8 @@ from coconut_ds.probing.cases import OnProgress, Plain, embeddings
 from coconut_ds.probing.intervene import mean_thoughts
 from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, Material, change
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def measure_effects(
     max_new_tokens: int = 128,
     seed: int = 0,
     progress: OnProgress | None = None,
-    answers: str = "text",
+    scoring: Scoring = EXACT,
 ) -> Parts[list[Effect]]:
     """Measures the mean effect of each intervention, in order; each ``patch`` is followed by its same-answer control.
 
@@ -92,7 +93,7 @@ def measure_effects(
         max_new_tokens: length limit of the generated text, in tokens.
         seed: seed of the random choice of donors.
         progress: see ``OnProgress``; counts trials.
-        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
+        scoring: the convention that decides which answers are right.
 
     Raises:
         DataError: an intervention changes a thought that no problem has.
@@ -103,7 +104,8 @@ def measure_effects(
     def is_right(outcome: Outcome, index: int) -> bool:
         answer = "" if known is None else known[index]
         # An answer may be empty if it is a model's own, as in a comparison with its unchanged texts.
-        return is_correct(outcome.text, answer, form, answers) if form.gold(answer) else outcome.answer == answer
+        known_one = bool(scoring.gold(answer, form))
+        return scoring.is_correct(outcome.text, answer, form) if known_one else outcome.answer == answer
 
     planned = yield from _planned_effects(reasoner, baselines, interventions, seed)
     trials = [trial for effect in planned for one in effect.problems for trial in one.trials]

@@ -18,6 +18,8 @@ from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import ProbeScore, linear_probes
 from coconut_ds.probing.parts import KeptParts
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 
 STANDARD_KINDS = (Kind.ZERO, Kind.MEAN, Kind.NOISE, Kind.RANDOM, Kind.PATCH)
 """The interventions that are made on every thought."""
@@ -41,7 +43,7 @@ def measure_checkpoint(
     draws: int,
     seed: int,
     max_new_tokens: int = 128,
-    answers: str = "text",
+    scoring: Scoring = EXACT,
     parts: KeptParts | None = None,
 ) -> Measured:
     """Makes all measurements.
@@ -53,7 +55,7 @@ def measure_checkpoint(
         draws: number of draws of noise, and of donors, per problem.
         seed: seed of the shuffled labels and of the choice of donors.
         max_new_tokens: length limit of the generated texts, in tokens.
-        answers: how answers are compared with the right ones (``formats.ANSWER_KINDS``).
+        scoring: the convention that decides which answers are right.
         parts: where each of the three measurements is kept as soon as it is made; None: nowhere.
     """
     parts = parts or KeptParts()
@@ -63,7 +65,7 @@ def measure_checkpoint(
 
     def points() -> tuple[SweepPoint, ...]:
         with progress_bar("answers after k thoughts") as progress:
-            return tuple(sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress, answers=answers))
+            return tuple(sweep(reasoner, scored, max_new_tokens=max_new_tokens, progress=progress, scoring=scoring))
 
     def effects() -> tuple[Effect, ...]:
         with progress_bar("changed thoughts") as progress:
@@ -72,7 +74,7 @@ def measure_checkpoint(
                 max_new_tokens=max_new_tokens,
                 seed=seed,
                 progress=progress,
-                answers=answers,
+                scoring=scoring,
             )
         return tuple(found)
 

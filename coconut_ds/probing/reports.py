@@ -16,7 +16,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.identity import problems_identity, reasoner_identity
+from coconut_ds.evaluation.identity import problems_identity, reasoner_identity, scoring_identity
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.model.precision import use_tf32
 from coconut_ds.probing import figures, graph_figures
@@ -34,6 +34,7 @@ from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.results import Identity, ResultFolder
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import flattened
+from coconut_ds.scoring import EXACT
 from coconut_ds.settings import DataConfig, ProbeConfig
 
 MAX_REFERENCES = 64
@@ -64,7 +65,14 @@ def write_report(config: ProbeConfig) -> Path:
     note = use_tf32("tf32=true", config.tf32, config.bf16, alone().device)
     if note is not None:
         sys.stderr.write(f"{note}\n")
-    reasoner = load_reasoner(config.checkpoint, config.method, config.n_thoughts, model=config.model, dtype=dtype)
+    reasoner = load_reasoner(
+        config.checkpoint,
+        config.method,
+        config.n_thoughts,
+        model=config.model,
+        dtype=dtype,
+        chat_template=config.data is not None and config.data.chat_template,
+    )
     results = _results(config, reasoner)
     results.refuse_other()
     out = results.path
@@ -92,7 +100,7 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     values = config.model_dump(mode="json", exclude=set(REPLACED))
     values |= reasoner_identity(reasoner)
     if config.data is not None:
-        values |= problems_identity(_problems(config, config.data)) | {"data.answers": config.data.answers}
+        values |= problems_identity(_problems(config, config.data)) | scoring_identity(config.data.convention)
         if config.mode == "effects":
             values |= problems_identity(_splits(config, config.data)[0], "fit")
     if config.pause is not None:
@@ -114,8 +122,8 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Kept
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
     )[0]
-    answers = "text" if config.data is None else config.data.answers
-    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens, answers=answers)[0]
+    scoring = EXACT if config.data is None else config.data.convention
+    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens, scoring=scoring)[0]
     write_json(out / "trace.json", {"trace": trace, "answers": after})
     states = [*((str(one.number), layer, d) for one in trace.thoughts for layer, d in enumerate(one.layers))]
     states.append(("text", len(trace.thoughts[0].layers) - 1 if trace.thoughts else -1, trace.last))
@@ -182,7 +190,7 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Ke
     assert config.data is not None
     fit, scored = _splits(config, config.data)
     made = measure_checkpoint(
-        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.answers, parts
+        reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.convention, parts
     )
     write_measured(made, out, f"{reasoner.name}, {config.data_name}")
     return summary(made)
@@ -262,7 +270,9 @@ def _question(config: ProbeConfig) -> tuple[str, str | None]:
     if config.problem >= len(problems):
         raise DataError(f"problem={config.problem}: there are {len(problems)}; expected 0 to {len(problems) - 1}")
     chosen = problems[config.problem]
-    return chosen.question, chosen.answer if is_scored(chosen, config.data.text_format) else None
+    return chosen.question, chosen.answer if is_scored(
+        chosen, config.data.text_format, config.data.convention
+    ) else None
 
 
 def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
@@ -276,7 +286,7 @@ def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[
 
     The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
     """
-    scored = [one for one in _problems(config, data) if is_scored(one, data.text_format)]
+    scored = [one for one in _problems(config, data) if is_scored(one, data.text_format, data.convention)]
     if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
         held_out = {one.question for one in scored}
         fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coconut_ds.data.encoding import places
 from coconut_ds.data.graphs import Edge
 from coconut_ds.data.problem import Problem
+from coconut_ds.data.tokens import question_places
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.probing.baselines import Baseline, baselines_of
 from coconut_ds.probing.cases import Plain, embeddings
@@ -121,15 +121,13 @@ def edge_groups(text: GraphText, hop: int) -> dict[str, list[Edge]]:
 
 def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]:
     """The positions of each edge's tokens in the prompt, including the separator after the edge."""
-    form = reasoner.card.text_format
-    tokens = places(reasoner.backbone.tokenizer, f"{text.problem.question}{form.question_end}")
-    shift = 1 if form.starts_with_eos else 0
+    tokens = question_places(reasoner.backbone.tokenizer, text.problem.question, reasoner.card.text_format)
     found = {}
     for edge in text.graph.edges:
         start, end = text.span(edge)
         if text.problem.question.startswith(" |", end):
             end += len(" |")
-        found[edge] = [i + shift for i, token in enumerate(tokens) if token.start < end and token.end > start]
+        found[edge] = [i for i, token in enumerate(tokens) if token.start < end and token.end > start]
     return found
 
 

@@ -61,6 +61,8 @@ NOT_A_NUMBER = (
 """Configuration keys that cannot change a number and are left out of the table."""
 LATER_KEYS = {
     "data.answers": "text",
+    "data.scoring": "exact",
+    "data.chat_template": False,
     "model.fused_kernels": "off",
     "run.tf32": False,
     "training.lr_schedule": "constant",
@@ -102,6 +104,7 @@ def ingredients(
     data: Mapping[str, str],
     weights: str | None,
     tokenizer: str,
+    chat_template: str | None = None,
     code: Mapping[str, str],
     batch: str,
     micro_batch: int,
@@ -114,7 +117,8 @@ def ingredients(
         engine_file: content of ``deepspeed.config``.
         data: ``train`` and ``val`` to a hash of the file's content; empty for generated data.
         weights: hash of the initial weights; None if they are random and follow from the seed.
-        tokenizer: hash of the tokenizer's content.
+        tokenizer: hash of the tokenizer's content, without its chat template.
+        chat_template: hash of the tokenizer's chat template; None: ``data.chat_template`` is false.
         code: ``code_identity()``.
         batch: micro batch size × accumulation steps × ranks; included only if the loss depends on it.
         micro_batch: micro batch size; likewise.
@@ -128,6 +132,8 @@ def ingredients(
         assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
         owned[f"data.{split}_path"] = {f"data.{split}_content": data[split]} if split in data else {}
     owned["model.tokenizer"] = {"model.tokenizer_content": tokenizer}
+    if chat_template is not None:
+        owned["data.chat_template"] = {"data.chat_template_content": chat_template}
     _replace_model_paths(owned, config, weights)
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}

@@ -1,10 +1,13 @@
 """The group ``data``, and the registry of data sources."""
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from coconut_ds.formats import ANSWER_KINDS, FORMATS, Format
+from coconut_ds.scoring import EXACT, SCORINGS, scoring_of
+from coconut_ds.scoring.base import Scoring
 from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import NameIn, Positive
 
@@ -49,8 +52,15 @@ class DataConfig(Group):
     format: Annotated[str, AfterValidator(NameIn(FORMATS, "format"))] = "text"
     """text: sentences. symbolic: triples of symbols and one target token per sequence (prosqa_symbolic)."""
     answers: Annotated[str, AfterValidator(NameIn(ANSWER_KINDS, "kind of answers"))] = "text"
-    """How answers are compared. text: equal text, without thousands separators. numbers: also equal if both are numbers
-    of the same value, so that 145, 145.0, $145 and 145% are the same."""
+    """How scoring=exact compares answers. text: equal text, without thousands separators. numbers: also equal if both
+    are numbers of the same value, so that 145, 145.0, $145 and 145% are the same."""
+    scoring: Annotated[str, AfterValidator(NameIn(SCORINGS, "scoring convention"))] = EXACT.name
+    """When an answer is right. exact: equal text after the last # (Coconut). number: that text is a number of the same
+    value (LatentTTS, SVP). last_number: the last number of the text (CODI). choice: a letter, or True and False (CODI).
+    math_verify: equal expressions (the package math-verify)."""
+    chat_template: bool = False
+    """Put each question through the tokenizer's own chat template, as the message of a user. A checkpoint's card
+    records it, and everything that loads the checkpoint does the same."""
     cache_path: str = "~/.cache/coconut-ds"
     """Folder for tokenized training files, shared by all runs."""
     max_new_tokens: Positive = 128
@@ -78,8 +88,26 @@ class DataConfig(Group):
 
     @property
     def text_format(self) -> Format:
-        """The format that the key ``format`` names."""
-        return FORMATS[self.format]
+        """The format that the key ``format`` names, with the chat template if ``chat_template`` is set."""
+        return replace(FORMATS[self.format], chat_template=self.chat_template)
+
+    @property
+    def convention(self) -> Scoring:
+        """The convention that ``scoring`` and ``answers`` name.
+
+        Raises:
+            ModelError: it needs a package that is not installed.
+        """
+        return scoring_of(self.scoring, self.answers)
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        if self.text_format.one_token and (self.chat_template or self.scoring != EXACT.name):
+            found = "chat_template=true" if self.chat_template else f"scoring={self.scoring}"
+            raise ValueError(
+                f"format={self.format} cannot have {found}: its problems are symbols, not text; leave it out"
+            )
+        return self
 
     @field_validator("num_nodes", "num_layers", "num_edges", "num_hops")
     @classmethod

@@ -77,7 +77,7 @@ class GrpoConfig(Group):
     name."""
 
     reward: Annotated[str, Field(pattern=r"^(exact_answer|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "exact_answer"
-    """exact_answer: 1 if the answer in the text is correct (data.answers says how answers are compared), else 0. Or
+    """exact_answer: 1 if the answer in the text is correct (data.scoring says when it is), else 0. Or
     your own function as package.module:function. It is called with a problem (question, steps, answer) and the text of
     a completion, and returns a number."""
     num_generations: Annotated[int, Field(ge=2, strict=True)] = 8

@@ -151,7 +151,7 @@ class Experiment:
             self.config.training.batch_size_eval,
             context_length(self.backbone.model),
             self.ranks,
-            data.answers,
+            data.convention,
             same_passes=zero_stage(self.config) == 3,
         )
 
@@ -167,7 +167,8 @@ class Experiment:
             f"{f', {beside / 1e6:.2f} M more for {self.config.objective.kind}' if beside else ''}"
             f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
-            f"{len(self.problems.valid):,} validation problems" + "".join(f"\n{note}" for note in self.backbone.notes)
+            f"{len(self.problems.valid):,} validation problems"
+            + "".join(f"\n{note}" for note in self.backbone.notes_on(self.config.data.text_format))
         )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from coconut_ds.data.chat import digest_template
 from coconut_ds.data.problem import file_digest
 from coconut_ds.data.tokens import digest_tokenizer
 from coconut_ds.runs.code import code_identity
@@ -17,6 +18,7 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
     ``runs.launch_facts`` compares the files of the code.
     """
     config, ranks, data = experiment.config, experiment.ranks, {}
+    tokenizer = experiment.backbone.tokenizer
     if config.data.kind == "file":
         assert config.data.train_path is not None
         assert config.data.val_path is not None
@@ -28,7 +30,8 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         data=data,
         # The engine gives all ranks the weights of rank 0.
         weights=ranks.from_first(experiment.weights),
-        tokenizer=digest_tokenizer(experiment.backbone.tokenizer, experiment.backbone.eos_ids[1:]),
+        tokenizer=digest_tokenizer(tokenizer, experiment.backbone.eos_ids[1:]),
+        chat_template=digest_template(tokenizer) if config.data.chat_template else None,
         code=code_identity() if ranks.is_first else {},
         batch=experiment.geometry.describe(),
         micro_batch=experiment.geometry.micro_batch_size,

@@ -50,13 +50,13 @@ class RunProblems:
             DataError: a file cannot be used, or no validation problem can be scored.
         """
         self._source = source
-        self._tokenizer, self._format = tokenizer, data.text_format
+        self._tokenizer, self._format, scoring = tokenizer, data.text_format, data.convention
         self.valid = source.valid()
         where, path = name_of(data, "validation"), training_file(source)
         lines = [*(() if path is None else file_warnings(path)), *file_warnings(where)]
-        for line in lines + warnings_about(self.valid, data.text_format, where):
+        for line in lines + warnings_about(self.valid, data.text_format, where, scoring):
             notify(line)
-        if not any(is_scored(problem, data.text_format) for problem in self.valid):
+        if not any(is_scored(problem, data.text_format, scoring) for problem in self.valid):
             raise DataError(
                 f"{where}: no problem has an answer that scoring can read, and the best checkpoint is chosen by the "
                 "accuracy on these problems; set data.val_path to a file with answers"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import ConfigError, RewardError
-from coconut_ds.formats import is_correct
 from coconut_ds.settings import Config
 
 EXACT_ANSWER = "exact_answer"
@@ -30,7 +29,8 @@ class Reward:
         self.name, data = config.objective.grpo.reward, config.data
         self._function: Function
         if self.name == EXACT_ANSWER:
-            self._function = lambda problem, text: is_correct(text, problem.answer, data.text_format, data.answers)
+            scoring = data.convention
+            self._function = lambda problem, text: scoring.is_correct(text, problem.answer, data.text_format)
         else:
             self._function = _load(self.name)
 

@@ -245,4 +245,5 @@ class RunSaver:
             },
             run.config.parallel,
             None if run.backbone.feed is None else run.backbone.feed.spec,
+            run.config.data.chat_template,
         )

@@ -47,7 +47,7 @@ _NO_PENALTIES = "the server has no penalties"
 _NO_BEAMS = "the server has no beam search"
 _NO_TOOLS = "the server cannot call tools, for which its checkpoints are not trained"
 _ONLY_TEXT = "the server reads and writes only text"
-_TEMPLATES = "chat templates are not applied: a question is encoded as in training"
+_TEMPLATES = "a question is encoded as in training, with the checkpoint's own chat template if it was trained with one"
 
 REQUEST: Mapping[str, Neutral] = {
     # How tokens are chosen

@@ -217,7 +217,7 @@ class Message(Body):
 
 class ChatRequest(Generation):
     """Body of ``POST /v1/chat/completions``. Checkpoints of this project are not trained with roles, so the question is
-    the contents of all messages, joined by newlines."""
+    the contents of all messages, joined by newlines. To a chat template of the checkpoint it is one message."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_completion_tokens: Count | None = Field(None, description="Alias of max_tokens")
