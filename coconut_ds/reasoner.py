@@ -16,7 +16,7 @@ from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.tokens import load_tokenizer
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
-from coconut_ds.errors import CheckpointError
+from coconut_ds.errors import CheckpointError, DataError
 from coconut_ds.formats import extract_answer
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
@@ -28,11 +28,12 @@ from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
-from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import describe
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
+from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
+from coconut_ds.model.trace_module import TraceModule
 from coconut_ds.settings import ModelConfig
 
 log = logging.getLogger("coconut_ds")
@@ -182,6 +183,26 @@ class Reasoner:
             return []
         return decode_thoughts(self.loop, self.backbone.tokenizer, answer.thoughts.unsqueeze(0), top_k)[0]
 
+    def trace_module(self, n_thoughts: int | None = None) -> TraceModule:
+        """The model with its thoughts as one module, in which every thought is a submodule (see ``TraceModule``).
+
+        Args:
+            n_thoughts: number of thoughts; None: the number in the checkpoint's card.
+
+        Raises:
+            DataError: the model pauses, computes all thoughts at once, or decides itself when to think.
+        """
+        prompter, thoughts = self.prompter, self.thoughts(n_thoughts)
+        prompter.check(thoughts)
+        if prompter.method.pauses or prompter.method.starts_thinking or prompter.parallel is not None:
+            raise DataError(
+                f"trace_module: {self.name} does not compute thoughts one after another after the question "
+                f"(method={self.card.method}); it needs a checkpoint that does"
+            )
+        return TraceModule(
+            self.loop, lambda question: prompter.prompt(prompter.encode([question])[0], thoughts), thoughts.count
+        )
+
     def save(self, folder: str | Path) -> None:
         """Writes a model folder that ``load_reasoner`` loads without further arguments.
 
@@ -268,33 +289,3 @@ def load_reasoner(
     reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner
-
-
-def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:
-    """The card of a checkpoint, with ``n_thoughts`` thoughts if given; without a card, one made of the arguments.
-
-    Raises:
-        CheckpointError: there is no checkpoint, ``method`` contradicts its card, or an argument is missing.
-    """
-    if not place.exists():
-        raise CheckpointError(f"checkpoint={place}: no such folder; set checkpoint to a model folder")
-    card = ModelCard.read(place) if place.is_dir() else None
-    if card is not None:
-        if method not in (None, card.method):
-            raise CheckpointError(f"{place}: was trained with method={card.method}; leave method={method} out")
-        return card if n_thoughts is None else card.with_latents(n_thoughts)
-    if place.is_dir():
-        check_folder_files(place)
-    if method is None:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how it thinks; set method=cot, or another and n_thoughts"
-        )
-    if n_thoughts is None and METHODS[method].has_latents:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
-        )
-    # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
-    card = ModelCard(
-        method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
-    )
-    return card.with_latents(n_thoughts or 0)
