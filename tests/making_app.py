@@ -15,4 +15,7 @@ GRAPH = Problem(
     {"idx_to_symbol": NAMES, "edges": EDGES, "root": 0, "target": 4, "neg_target": 6},
 )
 
+SWAPPED = Problem(GRAPH.question.replace("cat or elk", "elk or cat"), GRAPH.steps, GRAPH.answer, GRAPH.extra)
+"""The same graph, with the options in the other order."""
+
 SUMS = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(1, 5) for b in range(1, 4))
