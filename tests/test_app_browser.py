@@ -119,6 +119,21 @@ def test_every_page_works(desk):
     one.inspect("think")
     one.shoot("think")
 
+    # A result is hidden while the question is another one.
+    one.page.locator("#question textarea").fill(SUMS[1].question)
+    one.page.locator("#think-decoded").wait_for(state="hidden")
+    assert "has changed" in one.wait(".instead-think").inner_text()
+    one.page.locator("#question textarea").fill(SUMS[0].question)
+    one.wait("#think-decoded")
+    one.set_number("number", 99)
+    one.wait("#bar-message .notice:has-text('problem number: is 99; expected a whole number from 0 to 11')")
+    one.set_number("number", 0)
+
+    one.tab("Search")
+    one.page.locator("#run-search").click()
+    one.wait("#search-message .notice:has-text('needs a problem with its graph')")
+    assert one.page.locator("#search-graph .busy").count() == 0
+
     one.tab("Intervene")
     one.page.get_by_role("radio", name="zero").check()
     one.page.locator("#run-intervene").click()
