@@ -3,7 +3,7 @@
 from itertools import pairwise
 from types import SimpleNamespace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.app.graph_layout import RADIUS, layout
@@ -30,6 +30,7 @@ def along(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 
+@settings(max_examples=30, deadline=None)
 @given(graphs)
 def test_edges_cross_no_label_and_no_other_node(view):
     placed = layout(view)

@@ -66,7 +66,7 @@ def _node(view: GraphView, node: int, value: NodeValue | None, spot: Point, is_g
         lines.append(f"height {value.height_shortest} (shortest), {value.height_longest} (longest)")
     apart = " apart" if value is not None and value.hop is None else ""
     ring = f'<circle class="ring" r="{RADIUS + 4}"/>' if is_gold and kind == "other" else ""
-    beside = RADIUS + 7
+    beside = RADIUS + 9
     text = "" if share is None else f'<text class="value" x="{beside}" y="14">{share:.0%}</text>'
     return (
         f'<g class="node {kind}{apart}" transform="translate({x:.1f} {y:.1f})">'

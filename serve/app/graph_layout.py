@@ -12,13 +12,13 @@ from coconut_ds.probing.graph_values import GraphView
 
 RADIUS = 15
 """Radius of a node's shape."""
-ROW, GAP = 42, 46
+ROW, GAP = 46, 44
 """Height of a row, and of the gap between two rows."""
 CHARACTER = 7.4
 """Width of a character of a label; the tests in a browser check that labels fit into their boxes."""
 CHANNEL, SPACE = 12, 12
 """Width of a channel, and smallest space between the items of a row."""
-ARROW = 5
+ARROW = 8
 """Space between the end of an edge and a shape, for the tip of the arrow."""
 MAX_IN_ROW = 8
 """Maximum number of nodes in a row; longer layers take several rows."""
@@ -106,7 +106,7 @@ def _lines(
 
 
 def _box_width(view: GraphView, node: int) -> float:
-    return 2 * RADIUS + 16 + CHARACTER * max(len(shown_name(view.symbols[node])), 4)
+    return 2 * RADIUS + 18 + CHARACTER * max(len(shown_name(view.symbols[node])), 4)
 
 
 def _passed(start: int, end: int) -> range:
