@@ -50,6 +50,8 @@ class IntervenePage:
     results: gr.Column
     table: gr.HTML
     figure: gr.Plot
+    waiting: gr.HTML
+    """Says that the overview is being computed."""
     overview: gr.Plot
     kept: gr.State
     """The last result, an ``InterventionResult``."""
@@ -100,10 +102,12 @@ def _components(studio: Studio, count: int) -> IntervenePage:
         with gr.Column(visible=False) as results:
             table = gr.HTML(elem_id="intervene-table")
             figure = gr.Plot(label="Effect of each draw", elem_id="intervene-picture", elem_classes="wide")
-            gr.HTML(markup.hint(OVERVIEW))
-            overview = gr.Plot(label="Every thought", elem_id="intervene-every", elem_classes="wide")
-    kept = gr.State(time_to_live=3600)
-    return IntervenePage(run, kind, thought, draws, options, message, verdict, results, table, figure, overview, kept)
+            with gr.Column(elem_classes="dims"):
+                gr.HTML(markup.hint(OVERVIEW))
+                waiting = gr.HTML()
+                overview = gr.Plot(label="Every thought", elem_id="intervene-every", elem_classes="wide")
+    shown = (message, verdict, results, table, figure, waiting, overview)
+    return IntervenePage(run, kind, thought, draws, options, *shown, gr.State(time_to_live=3600))
 
 
 def _option_components(studio: Studio, count: int) -> Options:
@@ -150,18 +154,19 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
         intervention = _intervention(studio, checked, *values[4:-1])
         pausing = _pausing(studio, values[-1])
         waiting = markup.busy("Running the intervention and the controls …")
-        yield {page.verdict: waiting, page.results: gr.update(visible=True)}
+        yield {page.verdict: waiting, page.waiting: "", page.results: gr.update(visible=True)}
         report = await run_intervention(studio, checked, intervention, pausing)
         result = InterventionResult(checked.model, report)
         yield {
-            page.verdict: _verdict(report) + markup.busy("Running each kind of change on each thought …"),
+            page.verdict: _verdict(report),
+            page.waiting: markup.busy("Running each kind of change on each thought …"),
             page.table: _table(report),
             page.figure: intervention_figures.report_figure(report),
             page.kept: result,
         }
         overview = await intervention_overview(studio, checked)
         yield {
-            page.verdict: _verdict(report),
+            page.waiting: "",
             page.overview: intervention_figures.overview_figure(overview, {str(k): v for k, v in KINDS.items()}),
             page.kept: replace(result, overview=tuple(overview)),
         }
@@ -169,8 +174,9 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
     options = page.options
     inputs = [*bar.question_inputs, page.kind, page.thought, page.draws, options.later, options.strength]
     inputs += [options.other, options.token, options.seed, options.pause]
-    outputs = [page.verdict, page.results, page.table, page.figure, page.overview, page.kept]
-    on_error = {page.verdict: markup.empty(START), page.results: gr.update(visible=False), page.kept: None}
+    outputs = [page.verdict, page.results, page.table, page.figure, page.waiting, page.overview, page.kept]
+    on_error: ComponentUpdates = {page.verdict: markup.empty(START), page.waiting: "", page.kept: None}
+    on_error[page.results] = gr.update(visible=False)
     on(*(page.run.click, intervene, inputs, outputs, page.message), on_error=on_error, js=asking("intervene"))
 
     async def on_thoughts(count: float, thought: float, other: float) -> AsyncGenerator[ComponentUpdates, None]:

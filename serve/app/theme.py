@@ -48,8 +48,8 @@ CSS = (
 .app-title p, .hint { color: var(--body-text-color-subdued); margin: .15rem 0; font-size: .92rem; line-height: 1.45; }
 .hint { border-left: 3px solid var(--border-color-primary); padding-left: .6rem; max-width: 78ch; }
 .empty { color: var(--body-text-color-subdued); padding: 1.2rem .4rem; }
-.of-think:has(#think-answer .busy) .waits-for-answer :is(.js-plotly-plot, .scroll),
-.dims:has(.busy) :is(.js-plotly-plot, .scroll) { opacity: .3; }
+.of-think:has(#think-answer .busy) .waits-for-answer :is(.js-plotly-plot, .scroll, .finding),
+.dims:has(.busy):not(:has(.dims .busy)) :is(.js-plotly-plot, .scroll, .finding) { opacity: .3; }
 .busy:not(.answer) { position: fixed; left: 0; right: 0; bottom: 0; z-index: 60; margin: 0; padding: .7rem 1.2rem;
   background: var(--background-fill-secondary); border-top: 2px solid #2563eb; color: var(--body-text-color); }
 details { margin: .3rem .2rem; color: var(--body-text-color); }

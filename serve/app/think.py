@@ -196,9 +196,11 @@ def _why_right(answers: Sequence[AnswerAfter]) -> str:
         return markup.finding("Without thoughts, the model answers wrongly.")
     if first.is_forced_right:
         return markup.finding("Right without thoughts, even as a forced answer: this problem needed no thoughts.")
-    return markup.finding(
-        "Right without thoughts only because the model then writes the steps as text: its forced answer is wrong."
-    )
+    if "\n" in first.text.strip():
+        return markup.finding(
+            "Right without thoughts because the model then writes the steps as text; its forced answer is wrong."
+        )
+    return markup.finding("Right without thoughts in the generated text, but not as a forced answer.")
 
 
 def _answers_table(answers: Sequence[AnswerAfter]) -> str:
