@@ -8,15 +8,17 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from making_app import GRAPH, HOSTILE, SUMS, SWAPPED
+from making_app import GRAPH, REFUSALS, STRANGE, SUMS, SWAPPED
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
-from visiting import PATIENCE_MS, PICTURES, TABS, Visit
+from using_app import change_everything, use_under_a_prefix
+from visiting import PATIENCE_MS, PICTURES, TABS, Visit, visiting
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(
@@ -48,32 +50,11 @@ def browser() -> Iterator["playwright.Browser"]:
 
 
 @pytest.fixture(scope="module")
-def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
-    """Opens the app; at the end the page must have logged no error and contacted no other host.
+def visit(browser, server) -> Callable[..., AbstractContextManager[Visit]]:
+    """Opens the app, see ``visiting``; ``at``: its address, if it is not that of the server."""
 
-    ``at``: address of the app, if it is not that of the server; ``key``: the password that the visitor types.
-    """
-
-    @contextmanager
-    def open_it(
-        query: str = "", width: int = 1280, dark: bool = False, at: str = "", key: str | None = None
-    ) -> Iterator[Visit]:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-            http_credentials={"username": "me", "password": key} if key else None,
-        )
-        page, address = context.new_page(), at or f"{server.url}/app/"
-        made = Visit(page, address)
-        page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
-        page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        page.on("request", lambda one: made.note(one.url))
-        page.goto(address + query)
-        page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
-        yield made
-        assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
-        context.close()
+    def open_it(query: str = "", at: str = "", **more: Any) -> AbstractContextManager[Visit]:
+        return visiting(browser, at or f"{server.url}/app/", query, **more)
 
     return open_it
 
@@ -109,7 +90,7 @@ def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, 
 
 
 def test_every_page_works(desk):
-    """Every page once, from the first click to the exported files; Intervene needs three clicks."""
+    """Every page of one question once; Intervene needs three clicks."""
     one = desk
     one.shoot("start")
     one.page.locator("#run-think").click()
@@ -155,6 +136,10 @@ def test_every_page_works(desk):
     one.inspect("states")
     one.shoot("states")
 
+
+def test_every_other_page_works(desk):
+    """Compare, Data set and Export."""
+    one = desk
     one.tab("Compare")
     one.page.locator("#run-compare").click()
     one.wait("#compare-second-decoded .js-plotly-plot")
@@ -203,14 +188,6 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(desk):
     desk.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is empty"}
-"""For each question that cannot be answered, part of the advice."""
-
-
-STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \u202e"
-"""A script, an image, templates, characters of several bytes, and one that turns the direction of writing."""
-
-
 @pytest.mark.parametrize(
     "questions",
     [(STRANGE,), tuple(REFUSALS)],
@@ -252,46 +229,6 @@ def test_long_work_is_cancelled(desk):
     desk.wait_for_answer()
 
 
-NUMBERS = {
-    **{"thoughts": 4, "thought": 3, "draws": 5, "strength": 2.5, "other-thought": 4, "seed": 7},
-    **{"layer": 1, "head": 2, "donor": 0, "count": 20, "draws-per-problem": 3},
-}
-"""A new value for each number, by control."""
-RADIOS = {
-    "Intervene": ("scaled", "kept from the original run"),
-    "States": ("Which state carries", "all (a donor", "kept from the original run"),
-}
-"""Labels of new choices, by tab."""
-BOXES = {"answers after": False, "interventions": False, "linear probes": True, "values on graphs": True}
-TEXTS = {"follow": "1,2", "token": "x", "other-question": "1 + 1 ="}
-
-
-def change_everything(one: Visit) -> None:
-    """Gives every control another value than that which it has when the app is opened."""
-    one.choose("model", "pause_as_thought")
-    one.choose("file", "graphs")
-    one.set_number("number", 1)
-    playwright.expect(one.page.locator("#question textarea")).to_have_value(GRAPH.question)
-    one.page.locator("#question textarea").fill(f"{GRAPH.question} ")
-    one.set_number("thoughts", NUMBERS["thoughts"])
-    for tab in ("Think", "Intervene", "States", "Compare", "Data set"):
-        one.tab(tab)
-        inside = one.page.locator("[role=tabpanel]:visible").first
-        for name in RADIOS.get(tab, ()):
-            inside.get_by_role("radio", name=name).check()
-        for name, is_checked in BOXES.items() if tab == "Data set" else ():
-            inside.get_by_role("checkbox", name=name).set_checked(is_checked)
-        for name, number in NUMBERS.items():
-            if inside.locator(f"#{name}").count():
-                one.set_number(name, number)
-        for name, text in TEXTS.items():
-            if inside.locator(f"#{name}").count():
-                inside.locator(f"#{name}").locator("textarea, input").first.fill(text)
-        for name, text in (("pause", "pause_as_thought"), ("other-model", "coconut")):
-            if inside.locator(f"#{name}").count():
-                one.choose(name, text)
-
-
 def test_a_link_restores_the_view_and_the_graph_is_drawn(visit, desk):
     """Every control has another value than at the start; the link is opened in a fresh browser."""
     change_everything(desk)
@@ -322,25 +259,6 @@ def test_a_link_restores_the_view_and_the_graph_is_drawn(visit, desk):
         one.wait("#search-graph svg[aria-label*='after 0 thoughts']")
         assert "after 2 thoughts" in before
         one.shoot("search")
-
-
-def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
-    """Opens a link, whose view is restored and computed, and makes a link; every request is under the prefix."""
-    with visit("?view=think&thoughts=1&question=hello", at=f"{proxy}{prefix}/app", key=key) as one:
-        one.wait("#think-decoded .js-plotly-plot")
-        assert one.page.locator("#think-answer").inner_text().startswith("answer")
-        one.shoot(f"prefix-{'key' if key else 'unknown'}")
-        one.tab("Export")
-        one.page.get_by_role("radio", name="Compare").check()
-        one.page.locator("#run-export").click()
-        one.wait("#export-files .empty:has-text('the link works')")
-        link = one.page.locator("#export-link textarea, #export-link input").first
-        playwright.expect(link).to_have_value(re.compile(re.escape(f"{proxy}{prefix}/app/?view=compare&")))
-        links = one.page.evaluate(
-            "[...document.querySelectorAll('link[rel=icon], link[rel=manifest]')].map(l => l.href)"
-        )
-        assert links == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
-        assert [path for path in one.paths if not path.startswith(f"{prefix}/app")] == []
 
 
 def test_behind_a_proxy_that_says_nothing(visit, server):

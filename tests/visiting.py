@@ -1,5 +1,7 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -107,3 +109,29 @@ class Visit:
         """Saves a screenshot."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+@contextmanager
+def visiting(
+    browser: "playwright.Browser", address: str, query: str = "", width: int = 1280, key: str | None = None
+) -> Iterator[Visit]:
+    """Opens the app in a fresh browser; at the end the page must have logged no error and contacted no other host.
+
+    ``key``: the password that the visitor types.
+    """
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="light",
+        reduced_motion="reduce",
+        http_credentials={"username": "me", "password": key} if key else None,
+    )
+    page = context.new_page()
+    made = Visit(page, address)
+    page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
+    page.on("pageerror", lambda error: made.complaints.append(str(error)))
+    page.on("request", lambda one: made.note(one.url))
+    page.goto(address + query)
+    page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
+    yield made
+    assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
+    context.close()

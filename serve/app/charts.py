@@ -72,17 +72,7 @@ def heat_map(
             colorbar={"title": {"text": bar, "side": "right"}, "thickness": 10, "outlinewidth": 0},
         )
     )
-    # Texts are marks of their own, since a heat map has one colour for all texts.
-    places = [(x, y, cell) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.text]
-    figure.add_scatter(
-        x=[x for x, _, _ in places],
-        y=[y for _, y, _ in places],
-        text=[_clipped(cell.text, room) for _, _, cell in places],
-        mode="text",
-        textfont={"size": 12, "color": ["#000" if (c.value or 0.0) >= BLACK_FROM else "#fff" for _, _, c in places]},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    _add_texts(figure, cells, room)
     figure.update_xaxes(
         range=[-0.5, len(columns) - 0.5],
         tickvals=list(range(len(columns))),
@@ -96,6 +86,20 @@ def heat_map(
         range=[len(rows) - 0.5, -0.5],
     )
     return set_layout(figure, 124 + CELL * len(cells))
+
+
+def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], room: int) -> None:
+    """Adds the texts of cells as marks of their own, since a heat map has one colour for all texts."""
+    places = [(x, y, cell) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.text]
+    figure.add_scatter(
+        x=[x for x, _, _ in places],
+        y=[y for _, y, _ in places],
+        text=[_clipped(cell.text, room) for _, _, cell in places],
+        mode="text",
+        textfont={"size": 12, "color": ["#000" if (c.value or 0.0) >= BLACK_FROM else "#fff" for _, _, c in places]},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def line_chart(
