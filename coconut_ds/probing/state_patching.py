@@ -270,6 +270,7 @@ def _text_scores(
     logits = loop.head(states).float()
     logits[..., suppressed] = float("-inf")
     chances = logits.log_softmax(dim=-1)
-    log_probabilities = chances[:, torch.arange(len(ids)), ids].sum(dim=1).tolist()
+    each = ids.expand(len(embeds), -1).unsqueeze(-1)
+    log_probabilities = chances.gather(2, each).sum(dim=(1, 2)).tolist()
     likeliest = (chances.argmax(dim=-1) == ids).all(dim=1).tolist()
     return list(zip(log_probabilities, likeliest, strict=True))
