@@ -51,11 +51,15 @@ def _with_notices(handler: Handler, message: gr.HTML, on_error: ComponentUpdates
     """Wraps a handler so that its errors are shown in ``message``."""
 
     async def run(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
-        yield {message: ""}
+        # Part of the first update, because the browser takes some milliseconds for each.
+        cleared: ComponentUpdates = {message: ""}
         try:
             async with aclosing(handler(*values)) as updates:
                 async for update in updates:
-                    yield update
+                    yield {**cleared, **update}
+                    cleared = {}
+            if cleared:
+                yield cleared
         except CoconutError as error:
             yield {message: notice(str(error)), **on_error}
         except Exception:

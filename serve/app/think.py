@@ -1,5 +1,6 @@
 """The *Think* page: answers a question and decodes each thought."""
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,8 @@ AFTER = (
 )
 START = "Press Think to see the answer and the figures here."
 CHANGED = "The question or a setting has changed since the last answer. Press Think to answer it."
+SHOWN_EVERY_S = 0.1
+"""Shortest time between two updates of an answer that is being generated: each takes the browser some milliseconds."""
 WIDTH = 300
 """Pixels. Figures with less horizontal space than this are placed below each other."""
 
@@ -156,15 +159,17 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
 
 async def _streamed_answer(studio: Studio, checked: CheckedQuestion, ended: list[Choice]) -> AsyncGenerator[str, None]:
     """Yields HTML of the answer while it is generated; appends the complete answer to ``ended``."""
-    done, text = 0, ""
+    done, text, shown_at = 0, "", time.monotonic()
     yield markup.thinking(0, checked.n_thoughts, "")
     async with studio.answering(checked) as deltas:
         async for delta in deltas:
             done += delta.thought is not None
             text += delta.text
-            yield markup.thinking(done, checked.n_thoughts, text)
             if delta.choice is not None:
                 ended.append(delta.choice)
+            elif time.monotonic() - shown_at >= SHOWN_EVERY_S:
+                yield markup.thinking(done, checked.n_thoughts, text)
+                shown_at = time.monotonic()
 
 
 def _thoughts_table(trace: ThoughtTrace) -> str:
