@@ -18,7 +18,7 @@ CHARACTER = 7.4
 """Width of a character of a label; the tests in a browser check that labels fit into their boxes."""
 CHANNEL, SPACE = 12, 12
 """Width of a channel, and smallest space between the items of a row."""
-ARROW = 8
+ARROW = 4
 """Space between the end of an edge and a shape, for the tip of the arrow."""
 MAX_IN_ROW = 8
 """Maximum number of nodes in a row; longer layers take several rows."""

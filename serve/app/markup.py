@@ -50,6 +50,11 @@ def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 
 
+def fact(text: str) -> str:
+    """A sentence about what is selected."""
+    return f'<p class="fact">{escape(text)}</p>'
+
+
 def empty(text: str) -> str:
     """A placeholder for results."""
     return f'<p class="empty">{escape(text)}</p>'

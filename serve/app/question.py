@@ -37,7 +37,7 @@ class Bar:
         checkpoint = studio.checkpoints[model]
         count = checkpoint.card.num_latents if thoughts is None else thoughts
         return {
-            self.facts: markup.hint(facts(checkpoint)),
+            self.facts: markup.fact(facts(checkpoint)),
             self.thoughts: gr.update(value=count, label=thoughts_label(checkpoint.card)),
         }
 
@@ -75,7 +75,7 @@ def build(studio: Studio) -> Bar:
                 scale=2,
                 min_width=230,
             )
-        shown = gr.HTML(markup.hint(facts(studio.checkpoints[model])), elem_id="model-facts")
+        shown = gr.HTML(markup.fact(facts(studio.checkpoints[model])), elem_id="model-facts")
         with gr.Row():
             files = gr.Dropdown(
                 list(studio.files), value=file, label="Problems", elem_id="file", scale=3, min_width=230

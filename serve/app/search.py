@@ -49,7 +49,14 @@ def build(studio: Studio, bar: Bar) -> SearchPage:
     gr.HTML(markup.empty(CHANGED), elem_classes="instead-search")
     with gr.Column(elem_classes="of-search"):
         after = gr.Slider(
-            0, 1, value=0, step=1, label="After k thoughts", visible=False, elem_id="after", min_width=230
+            0,
+            1,
+            value=0,
+            step=1,
+            label="Show the values after this many thoughts",
+            visible=False,
+            elem_id="after",
+            min_width=230,
         )
         picture = gr.HTML(markup.empty(START), elem_id="search-graph")
         table = gr.HTML(elem_id="search-table")
@@ -66,7 +73,9 @@ def _connect(studio: Studio, bar: Bar, page: SearchPage) -> None:
         yield {page.picture: markup.busy("Computing the value of each node …"), page.table: ""}
         result = await search_graph(studio, checked)
         after = result.view.after
-        place = _place(result.view, after[-1].num_thoughts if wanted is None else wanted)
+        # The last distance from the root at which there is a node.
+        some = [one.num_thoughts for one in after if any(node.value is not None for node in one.nodes)]
+        place = _place(result.view, (some or [0])[-1] if wanted is None else wanted)
         step = after[1].num_thoughts if len(after) > 1 else 1
         slider = gr.update(
             maximum=max(after[-1].num_thoughts, 1), step=step, value=after[place].num_thoughts, visible=len(after) > 1
@@ -117,8 +126,9 @@ def _table(frontier: Frontier) -> str:
     ]
     headers = ["node", "value", "probability of its name", "edges from the root"]
     headers += ["edges to the nearest leaf", "edges to the farthest leaf", "leads to the target"]
-    caption = (
-        f"After {frontier.num_thoughts} thoughts; candidates are {frontier.hop} edges from the root. The names of all "
-        f"candidates together have probability {frontier.mass:.3f}."
-    )
+    caption = f"After {frontier.num_thoughts} thoughts; candidates are {frontier.hop} edges from the root. "
+    if any(node.value is not None for node in frontier.nodes):
+        caption += f"The names of all candidates together have probability {frontier.mass:.3f}."
+    else:
+        caption += "No node is that far from it."
     return markup.html_table(caption, headers, rows)

@@ -47,6 +47,9 @@ CSS = (
 .app-title h1 { font-size: 1.35rem; margin: .2rem 0; }
 .app-title p, .hint { color: var(--body-text-color-subdued); margin: .15rem 0; font-size: .92rem; line-height: 1.45; }
 .hint { border-left: 3px solid var(--border-color-primary); padding-left: .6rem; max-width: 78ch; }
+#model-facts { background: var(--block-background-fill); padding: .1rem 1rem .5rem !important; }
+.fact { color: var(--body-text-color-subdued); margin: 0; font-size: .9rem; line-height: 1.45;
+  overflow-wrap: anywhere; }
 .empty { color: var(--body-text-color-subdued); padding: 1.2rem .4rem; }
 .of-think:has(#think-answer .busy) .waits-for-answer :is(.js-plotly-plot, .scroll, .finding),
 .dims:has(.busy):not(:has(.dims .busy)) :is(.js-plotly-plot, .scroll, .finding) { opacity: .3; }
