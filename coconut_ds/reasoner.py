@@ -16,7 +16,7 @@ from coconut_ds.data.encoding import unknown_share
 from coconut_ds.data.tokens import load_tokenizer
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
-from coconut_ds.errors import CheckpointError
+from coconut_ds.errors import CheckpointError, DataError
 from coconut_ds.formats import extract_answer
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
@@ -34,6 +34,7 @@ from coconut_ds.model.readme import Origin
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
+from coconut_ds.model.trace_module import TraceModule
 from coconut_ds.settings import ModelConfig
 
 log = logging.getLogger("coconut_ds")
@@ -182,6 +183,26 @@ class Reasoner:
         if not len(answer.thoughts):
             return []
         return decode_thoughts(self.loop, self.backbone.tokenizer, answer.thoughts.unsqueeze(0), top_k)[0]
+
+    def trace_module(self, n_thoughts: int | None = None) -> TraceModule:
+        """The model with its thoughts as one module, in which every thought is a submodule (see ``TraceModule``).
+
+        Args:
+            n_thoughts: number of thoughts; None: the number in the checkpoint's card.
+
+        Raises:
+            DataError: the model pauses, computes all thoughts at once, or decides itself when to think.
+        """
+        prompter, thoughts = self.prompter, self.thoughts(n_thoughts)
+        prompter.check(thoughts)
+        if prompter.method.pauses or prompter.method.starts_thinking or prompter.parallel is not None:
+            raise DataError(
+                f"trace_module: {self.name} does not compute thoughts one after another after the question "
+                f"(method={self.card.method}); it needs a checkpoint that does"
+            )
+        return TraceModule(
+            self.loop, lambda question: prompter.prompt(prompter.encode([question])[0], thoughts), thoughts.count
+        )
 
     def save(self, folder: str | Path, origin: Origin | None = None) -> None:
         """Writes a model folder that ``load_reasoner`` loads without further arguments.

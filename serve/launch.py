@@ -53,18 +53,19 @@ def start(
         except CheckpointError as error:
             # Not fatal: visitors may use other checkpoints, and get this error when they use this one.
             log.warning("%s", error)
+    home = "/app" if arguments.command == "app" else None
     receivers: list[Callable[[Record], None]] = []
     if arguments.access_log or arguments.log_json:
         receivers.append(write)
     if not arguments.otel:
-        run_server(service, metrics, access, network, mounts, receivers)
+        run_server(service, metrics, access, network, mounts, receivers, home)
         return
     with needs("otel"):
         from serve.network.spans import Spans
 
         spans = Spans()
     try:
-        run_server(service, metrics, access, network, mounts, [*receivers, spans.record])
+        run_server(service, metrics, access, network, mounts, [*receivers, spans.record], home)
     finally:
         spans.close()
 

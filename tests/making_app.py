@@ -15,4 +15,14 @@ GRAPH = Problem(
     {"idx_to_symbol": NAMES, "edges": EDGES, "root": 0, "target": 4, "neg_target": 6},
 )
 
+SWAPPED = Problem(GRAPH.question.replace("cat or elk", "elk or cat"), GRAPH.steps, GRAPH.answer, GRAPH.extra)
+"""The same graph, with the options in the other order."""
+
 SUMS = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(1, 5) for b in range(1, 4))
+
+REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is empty"}
+"""For each question that cannot be answered, part of the advice."""
+
+
+STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \u202e"
+"""A script, an image, templates, characters of several bytes, and one that turns the direction of writing."""

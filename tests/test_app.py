@@ -21,7 +21,8 @@ from coconut_ds.probing.interventions import Intervention, Kind
 from serve import launch
 from serve.app import export_files, markup, measures, thought_figures
 from serve.app.export_files import files_of, made_from
-from serve.app.graph_drawing import graph_svg, layers_of
+from serve.app.graph_drawing import graph_svg
+from serve.app.graph_layout import NOTE, layers_of
 from serve.app.measures import (
     answers_by_thoughts,
     intervention_overview,
@@ -97,8 +98,9 @@ def test_a_graph_is_drawn_in_layers_with_a_description_in_words(studio):
                 ["node root", "node target", "node distractor apart", "node other apart", "node other apart"]
                 + ["node other"] * 2
             )
-            lines = [one.get("class") for one in tree.iter("line")]
-            assert [lines.count(kind) for kind in ("gold", "edge", "border")] == [2, 3, 1]
+            lines = [one.get("class") for one in tree.iter("polyline")]
+            assert [lines.count(kind) for kind in ("gold", "edge")] == [2, 3]
+            assert [one.text for one in tree.iter("text")].count(NOTE) == 1
             shares = [one.text for one in tree.iter("text") if one.get("class") == "value"]
             values = {node.node: node.value for node in frontier.nodes if node.value is not None}
             assert sorted(shares) == sorted(f"{value:.0%}" for value in values.values())

@@ -8,15 +8,17 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from making_app import GRAPH, HOSTILE, SUMS
+from making_app import GRAPH, REFUSALS, STRANGE, SUMS, SWAPPED
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
-from visiting import PATIENCE_MS, PICTURES, Visit
+from using_app import change_everything, use_under_a_prefix
+from visiting import PATIENCE_MS, PICTURES, TABS, Visit, visiting
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(
@@ -26,13 +28,11 @@ if CHROMIUM is None:
     pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 
-TABS = ("Think", "Search", "Intervene", "Compare", "Data set", "Export")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("app")
-    for name, problems in (("sums", SUMS), ("graphs", (GRAPH,))):
+    for name, problems in (("sums", SUMS), ("graphs", (SWAPPED, GRAPH))):
         (folder / f"{name}.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
     data = [part for name in ("sums", "graphs") for part in ("--data", str(folder / f"{name}.json"))]
     given = [f"{name}={save_checkpoint(folder / name, name)}" for name in ("coconut", "pause_as_thought")]
@@ -50,32 +50,11 @@ def browser() -> Iterator["playwright.Browser"]:
 
 
 @pytest.fixture(scope="module")
-def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
-    """Opens the app; at the end the page must have logged no error and contacted no other host.
+def visit(browser, server) -> Callable[..., AbstractContextManager[Visit]]:
+    """Opens the app, see ``visiting``; ``at``: its address, if it is not that of the server."""
 
-    ``at``: address of the app, if it is not that of the server; ``key``: the password that the visitor types.
-    """
-
-    @contextmanager
-    def open_it(
-        query: str = "", width: int = 1280, dark: bool = False, at: str = "", key: str | None = None
-    ) -> Iterator[Visit]:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-            http_credentials={"username": "me", "password": key} if key else None,
-        )
-        page, address = context.new_page(), at or f"{server.url}/app/"
-        made = Visit(page, address)
-        page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
-        page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        page.on("request", lambda one: made.note(one.url))
-        page.goto(address + query)
-        page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
-        yield made
-        assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
-        context.close()
+    def open_it(query: str = "", at: str = "", **more: Any) -> AbstractContextManager[Visit]:
+        return visiting(browser, at or f"{server.url}/app/", query, **more)
 
     return open_it
 
@@ -83,6 +62,8 @@ def visit(browser, server) -> Callable[..., "contextmanager[Visit]"]:
 @pytest.fixture(scope="module")
 def open_page(visit) -> Iterator[Visit]:
     with visit() as made:
+        made.defaults = made.controls()
+        made.tab("Think")
         yield made
 
 
@@ -108,68 +89,103 @@ def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, 
     context.close()
 
 
-def test_every_page_works(visit):
-    """Every page once, from the first click to the exported files; Intervene needs three clicks."""
-    with visit() as one:
-        one.shoot("start")
-        one.page.locator("#run-think").click()
-        one.wait("#think-after .js-plotly-plot")
-        assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
-        one.shoot("think")
+def test_every_page_works(desk):
+    """Every page of one question once; Intervene needs three clicks."""
+    one = desk
+    one.shoot("start")
+    one.page.locator("#run-think").click()
+    one.wait("#think-after .js-plotly-plot")
+    one.wait("#think-after-table table")
+    assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
+    one.inspect("think")
+    one.shoot("think")
 
-        one.tab("Intervene")
-        one.page.get_by_role("radio", name="zero").check()
-        one.page.locator("#run-intervene").click()
-        one.wait("#intervene-every .js-plotly-plot")
-        rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
-        assert rows[:2] == ["original run", "thought 1: intervention"]
-        assert {"thought 2", "token before"} <= set(rows)
-        one.shoot("intervene")
+    # A result is hidden while the question is another one.
+    one.page.locator("#question textarea").fill(SUMS[1].question)
+    one.page.locator("#think-decoded").wait_for(state="hidden")
+    assert "has changed" in one.wait(".instead-think").inner_text()
+    one.page.locator("#question textarea").fill(SUMS[0].question)
+    one.wait("#think-decoded")
+    one.set_number("number", 99)
+    one.wait("#bar-message .notice:has-text('problem number: is 99; expected a whole number from 0 to 11')")
+    one.set_number("number", 0)
 
-        one.tab("Compare")
-        one.page.locator("#run-compare").click()
-        one.wait("#compare-second-decoded .js-plotly-plot")
-        assert "(pause_as_thought" in one.page.locator("#compare-second").inner_text()
-        one.shoot("compare")
+    one.tab("Search")
+    one.page.locator("#run-search").click()
+    one.wait("#search-message .notice:has-text('needs a problem with its graph')")
+    assert one.page.locator("#search-graph .busy").count() == 0
 
-        one.tab("Data set")
-        for name in ("interventions on thoughts", "linear probes"):
-            one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
-        one.page.locator("#run-dataset").click()
-        one.wait("#dataset-state .finding")
-        one.wait("#dataset-probes .js-plotly-plot")
-        assert one.page.locator("#dataset-table tbody tr").count() >= 3 + 6
-        one.shoot("dataset")
+    one.tab("Intervene")
+    one.page.get_by_role("radio", name="zero").check()
+    one.page.locator("#run-intervene").click()
+    one.wait("#intervene-every .js-plotly-plot")
+    rows = one.page.locator("#intervene-table tbody tr th").all_inner_texts()
+    assert rows[:2] == ["original run", "thought 1: intervention"]
+    assert {"control: thought 2", "control: token before the thoughts"} <= set(rows)
+    one.inspect("intervene")
+    one.shoot("intervene")
 
-        one.tab("Export")
-        one.page.locator("#run-export").click()
-        one.wait("#export-files a")
-        with one.page.expect_download() as download:
-            one.page.get_by_role("link", name="think.json").click()
-        assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
-        names = one.page.locator("#export-files a").all_inner_texts()
-        assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
-        one.shoot("export")
-
-
-def test_a_link_restores_the_view_and_the_graph_is_drawn(visit):
-    with visit(f"?view=search&model=coconut&file=graphs&question={GRAPH.question}&thoughts=2") as one:
-        one.wait("#search-graph svg")
-        assert one.page.locator("#search-graph g.node.target").count() == 2  # the edges in the graph and in the legend
-        before = one.page.locator("#search-graph svg").first.get_attribute("aria-label")
-        one.page.locator("#after input[type=number]").fill("0")
-        one.page.locator("#after input[type=number]").press("Enter")
-        one.wait("#search-graph svg[aria-label*='after 0 thoughts']")
-        assert "after 2 thoughts" in before
-        one.shoot("search")
+    one.tab("States")
+    one.page.locator("#run-states").click()
+    one.wait("#states-first .js-plotly-plot")
+    one.shoot("states-attention")
+    one.page.get_by_role("radio", name="Which state carries").check()
+    one.page.locator("#run-states").click()
+    one.wait("#states-second .js-plotly-plot")
+    assert "The largest effect" in one.page.locator("#states-state .finding").inner_text()
+    one.inspect("states")
+    one.shoot("states")
 
 
-REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is empty"}
-"""For each question that cannot be answered, part of the advice."""
+def test_every_other_page_works(desk):
+    """Compare, Data set and Export."""
+    one = desk
+    one.tab("Compare")
+    one.page.locator("#run-compare").click()
+    one.wait("#compare-second-decoded .js-plotly-plot")
+    assert "(pause_as_thought" in one.page.locator("#compare-second").inner_text()
+    one.inspect("compare")
+    one.shoot("compare")
+
+    one.tab("Data set")
+    assert one.page.locator("#cancel-dataset").count() == 0
+    for name in ("interventions on thoughts", "linear probes"):
+        one.page.get_by_role("checkbox", name=name).set_checked(name == "linear probes")
+    one.page.locator("#run-dataset").click()
+    one.wait("#dataset-state .finding")
+    one.wait("#dataset-probes .js-plotly-plot")
+    assert one.page.locator("#dataset-table tbody tr").count() >= 3 + 6
+    one.inspect("dataset")
+    one.shoot("dataset")
+
+    one.tab("Export")
+    one.page.locator("#run-export").click()
+    one.wait("#export-files a")
+    with one.page.expect_download() as download:
+        one.page.get_by_role("link", name="think.json").click()
+    assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["model"] == "coconut"
+    names = one.page.locator("#export-files a").all_inner_texts()
+    assert {"think-thoughts.csv", "think-thoughts.png", "think-layers.png"} <= set(names)
+    one.inspect("export")
+    one.shoot("export")
 
 
-STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \u202e"
-"""A script, an image, templates, characters of several bytes, and one that turns the direction of writing."""
+def test_it_fits_a_phone_and_is_reached_by_the_keyboard(desk):
+    """The results of all pages on a narrow screen, light and dark."""
+    desk.page.set_viewport_size({"width": 400, "height": 900})
+    desk.tab("Think")
+    desk.page.locator("#run-think").focus()
+    desk.page.keyboard.press("Enter")
+    desk.wait("#think-after .js-plotly-plot")
+    for name in TABS:
+        desk.tab(name)
+        time.sleep(0.3)
+        assert desk.page.evaluate("document.documentElement.scrollWidth") <= 400, name
+        desk.inspect(f"phone: {name}")
+        desk.page.evaluate("document.body.classList.toggle('dark')")
+        desk.shoot(f"phone-{name.lower().replace(' ', '-')}")
+        desk.page.evaluate("document.body.classList.toggle('dark')")
+    desk.page.set_viewport_size({"width": 1280, "height": 900})
 
 
 @pytest.mark.parametrize(
@@ -213,35 +229,36 @@ def test_long_work_is_cancelled(desk):
     desk.wait_for_answer()
 
 
-def test_it_fits_a_phone_and_is_reached_by_the_keyboard(visit):
-    with visit(width=400, dark=True) as one:
-        one.page.locator("#run-think").focus()
-        one.page.keyboard.press("Enter")
-        one.wait("#think-after .js-plotly-plot")
-        for name in TABS:
-            one.tab(name)
-            time.sleep(0.3)
-            assert one.page.evaluate("document.documentElement.scrollWidth") <= 400, name
-            one.shoot(f"phone-{name.lower().replace(' ', '-')}")
-
-
-def use_under_a_prefix(visit: Callable[..., "contextmanager[Visit]"], proxy: str, prefix: str, key: str | None) -> None:
-    """Opens a link, whose view is restored and computed, and makes a link; every request is under the prefix."""
-    with visit("?view=think&thoughts=1&question=hello", at=f"{proxy}{prefix}/app", key=key) as one:
-        one.wait("#think-decoded .js-plotly-plot")
-        assert one.page.locator("#think-answer").inner_text().startswith("answer")
-        one.shoot(f"prefix-{'key' if key else 'unknown'}")
-        one.tab("Export")
-        one.page.get_by_role("radio", name="Compare").check()
-        one.page.locator("#run-export").click()
-        one.wait("#export-files .empty:has-text('the link works')")
-        link = one.page.locator("#export-link textarea, #export-link input").first
-        playwright.expect(link).to_have_value(re.compile(re.escape(f"{proxy}{prefix}/app/?view=compare&")))
-        links = one.page.evaluate(
-            "[...document.querySelectorAll('link[rel=icon], link[rel=manifest]')].map(l => l.href)"
-        )
-        assert links == [f"{proxy}{prefix}/app/{name}" for name in ("manifest.json", "favicon.ico")]
-        assert [path for path in one.paths if not path.startswith(f"{prefix}/app")] == []
+def test_a_link_restores_the_view_and_the_graph_is_drawn(visit, desk):
+    """Every control has another value than at the start; the link is opened in a fresh browser."""
+    change_everything(desk)
+    desk.tab("Search")
+    desk.page.locator("#run-search").click()
+    desk.wait("#search-graph svg")
+    desk.set_number("after", 2)
+    desk.wait("#search-graph svg[aria-label*='after 2 thoughts']")
+    expected, table = desk.controls(), desk.page.locator("#search-table").inner_text()
+    desk.tab("Export")
+    desk.page.get_by_role("radio", name="Search").check()
+    desk.page.locator("#run-export").click()
+    link = desk.page.locator("#export-link textarea, #export-link input").first
+    playwright.expect(link).to_have_value(re.compile("view=search"), timeout=PATIENCE_MS)
+    with visit(f"?{link.input_value().partition('?')[2]}") as one:
+        one.wait("#search-graph svg")
+        one.inspect("search")
+        found = one.controls()
+        assert found == expected
+        same = [name for name, value in desk.defaults.items() if value == expected[name] and value is not False]
+        assert same == []
+        one.tab("Search")
+        assert one.page.locator("#search-table").inner_text() == table
+        assert one.page.locator("#search-graph g.node.target").count() == 2  # the edges in the graph and in the legend
+        before = one.page.locator("#search-graph svg").first.get_attribute("aria-label")
+        one.page.locator("#after input[type=number]").fill("0")
+        one.page.locator("#after input[type=number]").press("Enter")
+        one.wait("#search-graph svg[aria-label*='after 0 thoughts']")
+        assert "after 2 thoughts" in before
+        one.shoot("search")
 
 
 def test_behind_a_proxy_that_says_nothing(visit, server):

@@ -94,6 +94,8 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
     made = json.loads((tmp_path / "one" / "intervention.json").read_text(encoding="utf-8"))
     arms = [made["effect"], *made["controls"]]
     assert {"patch", "thought 1", "thought 3", "pause"} <= {arm["name"] for arm in arms}
+    said = capsys.readouterr().out
+    assert f"unchanged {made['effect']['kept']:4.0%}  became the donor's {made['effect']['became_donors']:4.0%}" in said
     table = rows(tmp_path / "one" / "intervention.csv")
     assert len(table) == sum(len(arm["outcomes"]) for arm in arms)
     assert [float(row["change"]) for row in table if row["arm"] == "patch"] == [
@@ -116,6 +118,28 @@ def test_intervene_and_effects_write_their_tables(checkpoint, problems, tmp_path
     # Half of the 18 problems are used only to fit the probes.
     assert {one["num_scored"] for one in made["probes"]} == {9}
     assert pictures(tmp_path / "all") == {"sweep.png", "probes.png", "effects.png"}
+
+
+def test_attention_and_patch_write_what_they_print(checkpoint, problems, tmp_path, capsys):
+    line = [f"checkpoint={checkpoint}", f"data={problems}", "max_new_tokens=3"]
+    assert main(["attention", *line, f"out={tmp_path / 'attention'}"]) == 0
+    weights = rows(tmp_path / "attention" / "attention.csv")
+    sums: dict[tuple[str, str, str], float] = {}
+    for one in weights:
+        key = (one["layer"], one["head"], one["from"])
+        sums[key] = sums.get(key, 0.0) + float(one["weight"])
+    assert list(sums.values()) == pytest.approx([1.0] * len(sums))
+    assert {name for _, _, name in sums} == {"question", "thought 1", "thought 2", "thought 3", "text"}
+    assert pictures(tmp_path / "attention") == {"attention.png"}
+    assert main(["patch", *line, f"out={tmp_path / 'patch'}"]) == 0
+    made = json.loads((tmp_path / "patch" / "patching.json").read_text(encoding="utf-8"))
+    cells = rows(tmp_path / "patch" / "patching.csv")
+    assert [float(one["effect"]) for one in cells if one["grid"] == "patch"] == [
+        cell["effect"] for row in made["effect"]["cells"] for cell in row
+    ]
+    assert {one["grid"] for one in cells} >= {"patch", "random"}
+    assert pictures(tmp_path / "patch") == {"patching.png"}
+    assert f"{made['effect']['cells'][2][1]['effect']:10.2f}" in capsys.readouterr().out
 
 
 def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):

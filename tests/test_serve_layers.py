@@ -22,16 +22,20 @@ GROUPS = (
     "launch cli ray_app __main__",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}
-PAGES = ("think", "search", "intervene", "compare", "dataset")
+PAGES = ("think", "search", "intervene", "states", "compare", "dataset")
 ONLY_IN = {
     "ray": {"serve.ray_app"},
     "uvicorn": {"serve.network.server", "serve.network.connections"},
     "h11": {"serve.network.connections"},
     "opentelemetry": {"serve.network.spans"},
-    "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "layout")},
+    "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "opening", "layout")},
     "plotly": {
         f"serve.app.{name}"
-        for name in ("charts", "thought_figures", "intervention_figures", "dataset_figures", "graph_drawing")
+        for name in (
+            *("charts", "graph_drawing"),
+            *(f"{one}_figures" for one in ("thought", "intervention", "dataset")),
+            "state_charts",
+        )
     },
     "prometheus_client": {"serve.monitoring.metrics", "serve.api.guards", "serve.api.status"},
 }

@@ -1,5 +1,7 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,6 +14,14 @@ if TYPE_CHECKING:
 PICTURES = ROOT / "outputs" / "app_pictures"
 PATIENCE_MS = 60_000
 """Milliseconds; the cores may be shared with other tests."""
+INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
+CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
+  .filter(one => !one.closest('#export-page, #export-link'))
+  .map(one => ['radio', 'checkbox'].includes(one.type)
+    ? [`${one.closest('.block').id}: ${one.closest('label').innerText.trim()}`, one.checked]
+    : [`${one.closest('.block').id} (${one.type})`, one.value.replace(/, \\d+ \\w+ old/, '')]))"""
+"""JavaScript that returns the state of every control of the page by its name, without the ages of checkpoints."""
+TABS = ("Think", "Search", "Intervene", "States", "Compare", "Data set", "Export")
 ANSWER = "#think-answer .answer, #think-after-table table"
 """The first and the last part of an answer that the page *Think* shows."""
 
@@ -26,6 +36,8 @@ class Visit:
     hosts: set[str] = field(default_factory=set)
     paths: set[str] = field(default_factory=set)
     """Paths of all requests to hosts."""
+    defaults: dict[str, str | bool] = field(default_factory=dict)
+    """The state of every control when the page was opened."""
 
     def note(self, url: str) -> None:
         """Records a request."""
@@ -60,7 +72,66 @@ class Visit:
             self.wait(f"{part}:not([data-before])")
         self.wait("#think-decoded .js-plotly-plot")
 
+    def inspect(self, name: str) -> None:
+        """Fails if a text is cut or has too little contrast, or labels overlap, or the page is too wide.
+
+        Looks at the page in light and in dark mode.
+        """
+        for _ in range(2):
+            faults = self.page.evaluate(INSPECTION)
+            assert not faults, (name, self.page.evaluate("document.body.className"), faults)
+            self.page.evaluate("document.body.classList.toggle('dark')")
+
+    def controls(self) -> dict[str, str | bool]:
+        """The state of every control of all tabs, which are created when they are first opened."""
+        for name in TABS:
+            self.tab(name)
+        self.tab("Intervene")
+        options = self.page.get_by_role("button", name="More options")
+        if not self.page.locator("#token textarea, #token input").first.is_visible():
+            options.click()
+        self.wait("#token textarea, #token input")
+        found: dict[str, str | bool] = self.page.evaluate(CONTROLS)
+        return found
+
+    def set_number(self, name: str, value: float) -> None:
+        """Types a number into a slider or a number field."""
+        field = self.page.locator(f"#{name} input[type=number]")
+        field.fill(f"{value:g}")
+        field.press("Enter")
+
+    def choose(self, name: str, text: str) -> None:
+        """Selects the entry of a list whose text begins so."""
+        self.page.locator(f"#{name} input").click()
+        self.page.get_by_role("option").filter(has_text=text).first.click()
+
     def shoot(self, name: str) -> None:
         """Saves a screenshot."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+@contextmanager
+def visiting(
+    browser: "playwright.Browser", address: str, query: str = "", width: int = 1280, key: str | None = None
+) -> Iterator[Visit]:
+    """Opens the app in a fresh browser; at the end the page must have logged no error and contacted no other host.
+
+    ``key``: the password that the visitor types.
+    """
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="light",
+        reduced_motion="reduce",
+        http_credentials={"username": "me", "password": key} if key else None,
+    )
+    page = context.new_page()
+    made = Visit(page, address)
+    page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
+    page.on("pageerror", lambda error: made.complaints.append(str(error)))
+    page.on("request", lambda one: made.note(one.url))
+    page.goto(address + query)
+    page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
+    yield made
+    assert (made.complaints, made.hosts) == ([], {address.split("/")[2]})
+    context.close()

@@ -1,7 +1,7 @@
 """Figures of probing results, as PNG files. The colours (Okabe and Ito, cividis) suit colour-blind readers."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from coconut_ds.evaluation.statistics import Mean
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.probing.answers import SweepPoint
 from coconut_ds.probing.effects import Effect
-from coconut_ds.probing.intervene import InterventionReport
+from coconut_ds.probing.intervene import InterventionArm, InterventionReport
 from coconut_ds.probing.linear import ProbeScore
 from coconut_ds.probing.trace import ThoughtTrace
 
@@ -65,7 +65,7 @@ def draw_thoughts(trace: ThoughtTrace, path: Path) -> None:
         )
         nearest = [one.nearest[0].cosine for one in trace.thoughts]
         cosines.plot(numbers, nearest, color=GREEN, marker="^", label="to the nearest token embedding")
-        cosines.set(xlabel="thought", ylim=(-1.05, 1.05), title="cosine similarity")
+        cosines.set(xlabel="thought", ylabel="cosine similarity", ylim=(-1.05, 1.05), title="direction")
         for axes in (sizes, cosines):
             _whole_numbers(axes, numbers)
             axes.legend(frameon=False, fontsize=8)
@@ -90,13 +90,24 @@ def draw_layers(trace: ThoughtTrace, path: Path) -> None:
         axes.figure.colorbar(image, ax=axes, label="probability of the likeliest token")
 
 
-def draw_report(report: InterventionReport, path: Path) -> None:
+def draw_report(
+    report: InterventionReport,
+    path: Path,
+    name: str | None = None,
+    arm_name: Callable[[InterventionArm], str] = lambda arm: arm.name,
+) -> None:
     """Draws the effect of an intervention and its controls on the log probability of the baseline's text.
 
     There is one row per arm and one dot per draw; the dot is open if the answer is unchanged.
+
+    Args:
+        report: the report.
+        path: where to write the figure.
+        name: name of the intervention; None: its short name.
+        arm_name: makes the name of an arm; the default is its short name.
     """
     arms = [report.effect, *report.controls]
-    name, thought = report.intervention.name, report.intervention.thought
+    name, thought = name or report.intervention.name, report.intervention.thought
     title = f"{name}, thought {thought}: {_short(report.question)}  →  {_short(report.answer)}"
     with figure_at(path, title, 1, 1, 8.5, 1.7 + 0.4 * len(arms)) as (axes,):
         for row, arm in enumerate(arms):
@@ -105,11 +116,16 @@ def draw_report(report: InterventionReport, path: Path) -> None:
                 axes.plot(
                     one.change, row, "o", color=colour, markerfacecolor="none" if one.kept else colour, clip_on=False
                 )
-        names = [f"{'control: ' if row else ''}{arm.name}  ({arm.kept:.0%} unchanged)" for row, arm in enumerate(arms)]
+        names = [arm_name(arm).removeprefix("control: ") for arm in arms]
+        names = [
+            f"{'control: ' if row else ''}{one}  ({arm.kept:.0%} unchanged)"
+            for row, (one, arm) in enumerate(zip(names, arms, strict=True))
+        ]
         axes.set_yticks(range(len(arms)), [_escape(name) for name in names])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
-        axes.set_xlabel("change of the log probability of the original text (nats); filled: the answer changed")
+        axes.set_xlabel("change in log-probability of the original answer (nats); filled: the answer changed")
+        axes.set_ylabel("what was changed")
         axes.grid(axis="x", color="#e5e5e5")
 
 
@@ -143,8 +159,11 @@ def draw_probes(scores: Sequence[ProbeScore], path: Path, title: str) -> None:
         panels[0].figure.legend(*_legend_entries(panels), loc="outside lower center", ncols=4, frameon=False)
 
 
-def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
-    """Draws, for each intervention on each thought, the shares of unchanged answers and of the donor's answers."""
+def draw_effects(effects: Sequence[Effect], path: Path, title: str, name: Callable[[str], str] = str) -> None:
+    """Draws, for each intervention on each thought, the shares of unchanged answers and of the donor's answers.
+
+    ``name`` makes the label of an intervention from its short name, which is the default.
+    """
     names = list(dict.fromkeys(one.name for one in effects))
     thoughts = sorted({one.thought for one in effects})
     columns = min(len(thoughts), MAX_COLUMNS)
@@ -158,12 +177,16 @@ def draw_effects(effects: Sequence[Effect], path: Path, title: str) -> None:
                 if one.became_donors is not None:
                     _whisker(axes, one.became_donors, row, ORANGE, "s", "become the donor's")
             axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6), title=f"thought {thought}")
-            axes.set_yticks(range(len(names)), [""] * len(names) if place % columns else names)
+            axes.set_yticks(range(len(names)), [""] * len(names) if place % columns else list(map(name, names)))
             axes.grid(color="#e5e5e5")
+            if place % columns == 0:
+                axes.set_ylabel("kind of change")
+            if place >= len(thoughts) - columns:
+                axes.set_xlabel("share of answers")
         for axes in panels[len(thoughts) :]:
             axes.set_axis_off()
         handles, texts = _legend_entries(panels)
-        texts = [f"share of answers that {text}" for text in texts]
+        texts = [f"answers that {text}" for text in texts]
         panels[0].figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False)
 
 

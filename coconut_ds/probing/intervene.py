@@ -28,7 +28,8 @@ from coconut_ds.reasoner import Reasoner
 
 NEEDS_NO_MATERIAL = (Kind.ZERO, Kind.NOISE, Kind.RANDOM, Kind.SCALE)
 """Kinds that need no vector from elsewhere, so that they can also be applied to the embedding of a token."""
-
+SAME_ANSWER = "same answer"
+"""Name of the control whose donors have the same answer."""
 
 _Options = tuple[int | None, int]
 """Number of thoughts (None: the checkpoint's), and length limit of the text in tokens."""
@@ -49,6 +50,8 @@ class InterventionArm(Plain):
     """Share of draws whose answer is the same as in the baseline."""
     mean_change: float
     """Mean change of the log probability (natural) of the baseline's text."""
+    became_donors: float | None = None
+    """Share of draws whose answer is the donor's; None without donors, and if donors have the baseline's answer."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _plans(
     same = [one for one in long_enough if one.answer == baseline.answer][: intervention.draws]
     if same:
         patch = Intervention(Kind.PATCH, intervention.thought, later=intervention.later)
-        plans.append(_plan("same answer", baseline, patch, Material(), same))
+        plans.append(_plan(SAME_ANSWER, baseline, patch, Material(), same))
     for number in range(1, count + 1):
         if number not in (intervention.thought, intervention.other):
             elsewhere = replace(intervention, thought=number)
@@ -241,7 +244,11 @@ def _arm(plan: _Plan, outcomes: Iterator[Outcome]) -> InterventionArm:
     donors = tuple(one.case.question for one in plan.donors)
     answers = tuple(one.answer for one in plan.donors)
     kept = sum(one.kept for one in made) / len(made)
-    return InterventionArm(plan.name, donors, answers, made, kept, sum(one.change for one in made) / len(made))
+    became = None
+    if answers and plan.name != SAME_ANSWER:
+        became = sum(one.answer == answer for one, answer in zip(made, answers, strict=True)) / len(made)
+    change = sum(one.change for one in made) / len(made)
+    return InterventionArm(plan.name, donors, answers, made, kept, change, became)
 
 
 def _pause_control(

@@ -3,27 +3,25 @@
 The same command finds results that it finished before; other results are never replaced (see ``coconut_ds.results``).
 """
 
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from coconut_ds.data.checks import graph_warnings, is_scored
+from coconut_ds.data.checks import graph_warnings
 from coconut_ds.data.graph_answers import has_usable_graph
-from coconut_ds.data.problem import Problem
-from coconut_ds.data.sources import open_source
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.identity import problems_identity, reasoner_identity, scoring_identity
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.model.precision import use_tf32
-from coconut_ds.probing import figures, graph_figures
+from coconut_ds.probing import figures, graph_figures, state_reports
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
+from coconut_ds.probing.inputs import problem_of, problems_of, question_of, splits_of
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
@@ -35,7 +33,7 @@ from coconut_ds.results import Identity, ResultFolder
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import flattened
 from coconut_ds.scoring import EXACT
-from coconut_ds.settings import DataConfig, ProbeConfig
+from coconut_ds.settings import ProbeConfig
 
 MAX_REFERENCES = 64
 """Largest number of reference problems for an intervention on a single question."""
@@ -45,6 +43,7 @@ FILES = (
     *("trace.json", "states.csv", "thoughts.csv", "answers.csv", "thoughts.png", "layers.png"),
     *("intervention.json", "intervention.csv", "intervention.png"),
     *MEASURED,
+    *state_reports.FILES,
     *("values.json", "parallelism.json", "heights.csv", "counterfactuals.json", "graph.json", "groups.csv"),
     *("graph.png", "parallelism.png", "heights.png", "groups.png"),
     SUMMARY,
@@ -100,9 +99,9 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     values = config.model_dump(mode="json", exclude=set(REPLACED))
     values |= reasoner_identity(reasoner)
     if config.data is not None:
-        values |= problems_identity(_problems(config, config.data)) | scoring_identity(config.data.convention)
+        values |= problems_identity(problems_of(config, config.data)) | scoring_identity(config.data.convention)
         if config.mode == "effects":
-            values |= problems_identity(_splits(config, config.data)[0], "fit")
+            values |= problems_identity(splits_of(config, config.data)[0], "fit")
     if config.pause is not None:
         values |= reasoner_identity(load_reasoner(config.pause), "pause")
     settings = config.model_dump(mode="json", exclude={"out", "overwrite", "data_name"})
@@ -113,7 +112,7 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
 
 def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``think``: the trace of one question, and its answers after k thoughts. Returns a summary, as all modes."""
-    question, known = _question(config)
+    question, known = question_of(config)
     trace = trace_thoughts(
         reasoner,
         question,
@@ -151,7 +150,7 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Kept
 
 def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``intervene``: an intervention on one question, its effect and its controls."""
-    question, _ = _question(config)
+    question, _ = question_of(config)
     if config.kind not in list(Kind):
         raise DataError(f"kind={config.kind}: expected one of {', '.join(Kind)}")
     intervention = Intervention(
@@ -165,7 +164,7 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: 
         config.seed,
         config.later,
     )
-    references = [] if config.data is None else [p.question for p in _problems(config, config.data)[:MAX_REFERENCES]]
+    references = [] if config.data is None else [p.question for p in problems_of(config, config.data)[:MAX_REFERENCES]]
     pause = None if config.pause is None else load_reasoner(config.pause)
     made = intervene(
         reasoner, question, intervention, references=references, pause=pause, max_new_tokens=config.max_new_tokens
@@ -181,14 +180,17 @@ def report_intervene(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: 
     lines = [f"{question}  →  {made.answer!r}", f"{intervention.name}, thought {intervention.thought}:"]
     for arm in (made.effect, *made.controls):
         answers = ", ".join(dict.fromkeys(one.answer for one in arm.outcomes))
-        lines.append(f"  {arm.name:<28} unchanged {arm.kept:4.0%}  log p {arm.mean_change:+7.2f}  answers {answers}")
+        became = "" if arm.became_donors is None else f"  became the donor's {arm.became_donors:4.0%}"
+        lines.append(
+            f"  {arm.name:<28} unchanged {arm.kept:4.0%}{became}  log p {arm.mean_change:+7.2f}  answers {answers}"
+        )
     return "\n".join(lines) + "\n"
 
 
 def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``effects``: answers after k thoughts, linear probes and mean effects of interventions on a data set."""
     assert config.data is not None
-    fit, scored = _splits(config, config.data)
+    fit, scored = splits_of(config, config.data)
     made = measure_checkpoint(
         reasoner, fit, scored, config.draws, config.seed, config.max_new_tokens, config.data.convention, parts
     )
@@ -199,7 +201,7 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Ke
 def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
     assert config.data is not None
-    found = _problems(config, config.data)
+    found = problems_of(config, config.data)
     for line in graph_warnings(found, config.data_name):
         sys.stderr.write(f"{line}\n")
     problems = [one for one in found if has_usable_graph(one)][: config.num_problems]
@@ -236,10 +238,24 @@ def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Kept
     return _changed_lines(changed)
 
 
+def report_attention(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
+    """Mode ``attention``, see ``state_reports``."""
+    problem = None if config.question is not None else problem_of(config)
+    return state_reports.report_attention(reasoner, question_of(config)[0], problem, out)
+
+
+def report_patch(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
+    """Mode ``patch``, see ``state_reports``."""
+    references = [] if config.data is None else [p.question for p in problems_of(config, config.data)[:MAX_REFERENCES]]
+    return state_reports.report_patch(config, reasoner, question_of(config)[0], references, out)
+
+
 MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path, KeptParts], str]] = {
     "think": report_think,
     "intervene": report_intervene,
     "effects": report_effects,
+    "attention": report_attention,
+    "patch": report_patch,
     "graph": report_graph,
 }
 
@@ -259,41 +275,3 @@ def _changed_lines(changed: Counterfactuals) -> str:
     if changed.stayed is not None:
         lines.append(f"an edge changed that the root does not reach: {percent(changed.stayed)} % answers still right")
     return "\n".join(lines) + "\n"
-
-
-def _question(config: ProbeConfig) -> tuple[str, str | None]:
-    """The question and, if it comes from the data, its answer."""
-    if config.question is not None:
-        return config.question, None
-    assert config.data is not None
-    problems = _problems(config, config.data)
-    if config.problem >= len(problems):
-        raise DataError(f"problem={config.problem}: there are {len(problems)}; expected 0 to {len(problems) - 1}")
-    chosen = problems[config.problem]
-    return chosen.question, chosen.answer if is_scored(
-        chosen, config.data.text_format, config.data.convention
-    ) else None
-
-
-def _problems(config: ProbeConfig, data: DataConfig) -> list[Problem]:
-    """The test problems, or the validation problems if there is no test file."""
-    source = open_source(data, config.seed)
-    return source.test() if data.kind != "file" or data.test_path is not None else source.valid()
-
-
-def _splits(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """Problems to fit the probes on, and problems to score on.
-
-    The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
-    """
-    scored = [one for one in _problems(config, data) if is_scored(one, data.text_format, data.convention)]
-    if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
-        held_out = {one.question for one in scored}
-        fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
-        fit = [one for one in fit if one.question not in held_out]
-    else:
-        random.Random(f"split/{config.seed}").shuffle(scored)
-        fit, scored = scored[: len(scored) // 2], scored[len(scored) // 2 :]
-    if len(fit) < 2 or len(scored) < 2:
-        raise DataError(f"data={config.data_name}: too few problems with answers; expected at least four")
-    return fit[: config.num_fit], scored[: config.num_problems]

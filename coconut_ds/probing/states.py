@@ -8,7 +8,7 @@ state is the one from which the first token of the text is chosen. Models withou
 Legend: ``B`` cases, ``T`` positions, ``L`` latents, ``D`` hidden size, ``N`` layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def layer_states(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor
     found: list[States | None] = [None] * len(cases)
     for batch in _batches(cases, reasoner.pass_positions):
         chosen = [cases[i] for i in batch]
-        embeds = _embedded(reasoner, chosen, [fed[i] for i in batch])
+        embeds = embedded(reasoner, chosen, [fed[i] for i in batch])
         states = yield from _states_at(reasoner, embeds, [read_positions(case) for case in chosen])
         for index, (raw, last) in zip(batch, states, strict=True):
             layers, inputs = torch.cat([norm(raw), last.unsqueeze(0)]), loop.fed(last[:-1])
@@ -89,22 +89,43 @@ def _states_at(
     return [(torch.cat([raw for raw, _ in own], dim=1), torch.cat([last for _, last in own])) for own in found]
 
 
-@torch.no_grad()
 def attentions_of(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> list[Tensor]:
     """Attention weights, [N, L + 1, T] for each case, of the positions that ``layer_states`` reads; summed over heads.
 
+    See ``head_attentions`` for the arguments.
+    """
+    at = [read_positions(case) for case in cases]
+    return head_attentions(reasoner, cases, fed, at, lambda weights: weights.sum(dim=1))
+
+
+@torch.no_grad()
+def head_attentions(
+    reasoner: Reasoner,
+    cases: Sequence[Case],
+    fed: Sequence[Tensor],
+    positions: Sequence[Sequence[int]],
+    of: Callable[[Tensor], Tensor] = lambda weights: weights,
+) -> list[Tensor]:
+    """Attention weights, [N, H, P, T] for each case, of each case's P positions and H heads; fp32, on the CPU.
+
     Fused attention kernels do not return weights, so the forward pass uses the eager attention of transformers.
+
+    Args:
+        reasoner: the model.
+        cases: the cases.
+        fed: the inputs [L, D] at each case's latents (``Completion.fed``).
+        positions: the positions of each case.
+        of: what to keep of a case's weights; the default is all of them.
     """
     found: dict[int, Tensor] = {}
     attention = AttentionSwitch(reasoner.loop.model, "eager")
     for batch in _batches(cases, None):
-        embeds = _embedded(reasoner, [cases[i] for i in batch], [fed[i] for i in batch])
+        embeds = embedded(reasoner, [cases[i] for i in batch], [fed[i] for i in batch])
         with attention:
             output = reasoner.loop.model.base_model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
         for row, index in enumerate(batch):
-            at, length = read_positions(cases[index]), len(cases[index].prompt)
-            weights = torch.stack([layer[row, :, at, :length].sum(dim=0) for layer in output.attentions])
-            found[index] = weights.float().cpu()
+            at, length = list(positions[index]), len(cases[index].prompt)
+            found[index] = of(torch.stack([layer[row][:, at, :length] for layer in output.attentions]).float()).cpu()
     return [found[index] for index in range(len(cases))]
 
 
@@ -154,7 +175,7 @@ def _batches(cases: Sequence[Case], most: int | None) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def _embedded(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> Tensor:
+def embedded(reasoner: Reasoner, cases: Sequence[Case], fed: Sequence[Tensor]) -> Tensor:
     """[B, T, D] input embeddings of complete prompts, padded on the right, where causal attention ignores padding."""
     width = max(len(case.prompt) for case in cases)
     ids = torch.tensor([[*case.prompt.input_ids, *[0] * (width - len(case.prompt))] for case in cases])

@@ -13,6 +13,8 @@ MODES = {
     "think": "one question: decode each thought at each layer, and show the answer after k thoughts",
     "intervene": "one question: change a thought and compare with controls",
     "effects": "a data set: answers after k thoughts, linear probes, mean effects of changed thoughts",
+    "attention": "one question: what each thought attends to, by layer and head; on graphs with the edges marked",
+    "patch": "two problems: replace the state of each layer at each position, and see which one carries the answer",
     "graph": "graph problems: values of nodes, heights, parallelism, superposition, effects of changed edges",
 }
 """The modes of the program, each with what it does."""
@@ -23,12 +25,12 @@ FREE_TEXT = ("question", "donor", "token", "tokens")
 class ProbeConfig(Group):
     """The configuration of one probing run."""
 
-    mode: Literal["think", "intervene", "effects", "graph"] = "think"
-    """The first word of the command line: think, intervene, effects or graph."""
+    mode: Literal["think", "intervene", "effects", "attention", "patch", "graph"] = "think"
+    """The first word of the command line: think, intervene, effects, attention, patch or graph."""
     checkpoint: str
     """Model folder, or state dict file of the reference implementation."""
     question: str | None = None
-    """The question (think, intervene)."""
+    """The question (think, intervene, attention, patch)."""
     data: DataConfig | None = None
     """Group of config/data, or a file of problems."""
     data_name: str = ""
@@ -60,7 +62,10 @@ class ProbeConfig(Group):
     token: str | None = None
     """Token whose embedding replaces the thought (kind=token)."""
     donor: str | None = None
-    """Question whose thought replaces the thought (kind=patch); null: problems of the data with other answers."""
+    """Question whose thought (kind=patch) or states (patch) replace those of the question; null: problems of the data
+    with other answers."""
+    positions: Literal["thoughts", "all"] = "thoughts"
+    """Which states are replaced: those from the thoughts on, or all of them, for a donor of equal length (patch)."""
     draws: Positive = 8
     """Number of random draws (noise, random) and of donors (patch)."""
     later: Literal["recomputed", "kept"] = "recomputed"

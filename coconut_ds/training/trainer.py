@@ -250,7 +250,7 @@ class Trainer:
             + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
             + f"  "
             f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
-            f"wholly right {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
+            f"exact match (steps and answer) {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
         )
         # The record comes last: if anything fails before, a resume repeats the validation and records it once.
         self._log(

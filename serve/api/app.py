@@ -47,6 +47,7 @@ def create_app(
     mounts: Mapping[str, ASGIApp] | None = None,
     root_path: str | None = None,
     hooks: Hooks | None = None,
+    home: str | None = None,
 ) -> FastAPI:
     """Creates the server's ASGI app.
 
@@ -57,6 +58,7 @@ def create_app(
         mounts: further ASGI apps by path, protected in the same way.
         root_path: the path under which a reverse proxy offers the server, see ``Prefix``.
         hooks: what connects the app with its process; None: nothing.
+        home: path of the mounted app that ``/`` leads to; None: ``/`` is a page about the API.
     """
     app = FastAPI(
         title="coconut-ds",
@@ -72,7 +74,7 @@ def create_app(
     for gone in (ClientGoneError, ClientDisconnect):
         app.add_exception_handler(gone, _on_client_gone)
     mounts, hooks = mounts or {}, hooks or Hooks()
-    add_pages(app, service, mounts)
+    add_pages(app, service, mounts, home)
     for path, mounted in mounts.items():
         app.mount(path, mounted)
     app.add_middleware(HeadAsGet, mounts=mounts)

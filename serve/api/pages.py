@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serve.requests.service import Service
 
@@ -42,11 +42,14 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 """Fields of example requests, by route."""
 
 
-def add_pages(app: FastAPI, service: Service, mounts: Collection[str]) -> None:
-    """Adds the two pages; ``mounts``: paths of mounted apps."""
+def add_pages(app: FastAPI, service: Service, mounts: Collection[str], home: str | None = None) -> None:
+    """Adds the two pages; ``mounts``: paths of mounted apps; ``home``: the one that ``/`` leads to, if any."""
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
+        if home is not None:
+            # Relative, because the server need not know the path under which a proxy offers it.
+            return RedirectResponse(f"{home.strip('/')}/")
         apps = [path for path in mounts if "." not in path]
         return HTMLResponse(index_page(app.title, app.version, service.models.checkpoints.names, apps))
 

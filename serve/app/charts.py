@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plotly import graph_objects as go
+from plotly.colors import sample_colorscale
 
 from coconut_ds.evaluation.statistics import Mean
 
 SCALE = "Cividis"
+BLACK_FROM = next(
+    step / 100
+    for step, colour in enumerate(sample_colorscale(SCALE, [step / 100 for step in range(101)], colortype="tuple"))
+    if 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2 > 0.18
+)
+"""The value, from 0 to 1, from which black text has more contrast than white text on the colour scale."""
+CHARACTERS = 60
+"""Characters that fit into a row of cells on a narrow screen."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Okabe and Ito's palette; readable on white and on black."""
 LIGHTER = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7")
@@ -39,7 +48,7 @@ def heat_map(
     axes: tuple[str, str],
     bar: str,
 ) -> go.Figure:
-    """A heat map of values from 0 to 1, with the first row at the top.
+    """A heat map of values from 0 to 1, with the first row at the top. Cells show as much of their text as fits.
 
     Args:
         cells: [rows][columns].
@@ -48,12 +57,12 @@ def heat_map(
         axes: titles of the x axis and the y axis.
         bar: title of the colour bar.
     """
+    room = min(max(CHARACTERS // max(len(columns), 1), 2), 9)
     figure = go.Figure(
         go.Heatmap(
             z=[[cell.value for cell in row] for row in cells],
-            text=[[_clipped(cell.text) for cell in row] for row in cells],
+            text=[[_clipped(cell.text, room) for cell in row] for row in cells],
             customdata=[[cell.hover for cell in row] for row in cells],
-            texttemplate="%{text}",
             hovertemplate="%{customdata}<extra></extra>",
             colorscale=SCALE,
             zmin=0.0,
@@ -63,16 +72,34 @@ def heat_map(
             colorbar={"title": {"text": bar, "side": "right"}, "thickness": 10, "outlinewidth": 0},
         )
     )
+    _add_texts(figure, cells, room)
     figure.update_xaxes(
-        tickvals=list(range(len(columns))), ticktext=[plotly_text(one) for one in columns], title=axes[0]
+        range=[-0.5, len(columns) - 0.5],
+        tickvals=list(range(len(columns))),
+        ticktext=[plotly_text(one) for one in columns],
+        title=axes[0],
     )
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=[plotly_text(one) for one in rows],
         title=axes[1],
-        autorange="reversed",
+        range=[len(rows) - 0.5, -0.5],
     )
     return set_layout(figure, 124 + CELL * len(cells))
+
+
+def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], room: int) -> None:
+    """Adds the texts of cells as marks of their own, since a heat map has one colour for all texts."""
+    places = [(x, y, cell) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.text]
+    figure.add_scatter(
+        x=[x for x, _, _ in places],
+        y=[y for _, y, _ in places],
+        text=[_clipped(cell.text, room) for _, _, cell in places],
+        mode="text",
+        textfont={"size": 12, "color": ["#000" if (c.value or 0.0) >= BLACK_FROM else "#fff" for _, _, c in places]},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def line_chart(
@@ -138,5 +165,5 @@ def plotly_text(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _clipped(text: str) -> str:
-    return plotly_text(text if len(text) <= 9 else f"{text[:8]}…")
+def _clipped(text: str, room: int) -> str:
+    return plotly_text(text if len(text) <= room else f"{text[: room - 1]}…")

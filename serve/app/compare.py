@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
-from coconut_ds.methods import METHODS
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import markup, thought_figures
+from serve.app.checkpoint_list import choices, partner_of
 from serve.app.events import ComponentUpdates, on
+from serve.app.outdated import asking
 from serve.app.question import Bar
 from serve.app.results import CompareResult
 from serve.app.studio import CheckedQuestion, Studio
@@ -17,6 +19,10 @@ INTRODUCTION = (
     "Compares the checkpoint and question above with another checkpoint, another question, or both. Similar decoded "
     "tokens do not show that two models compute the same, and a difference does not show which thoughts matter."
 )
+
+
+START = "Press Compare to see both side by side here."
+CHANGED = "The question or a setting has changed since the last comparison. Press Compare to compare again."
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,17 @@ class ComparePage:
 
 def build(studio: Studio, bar: Bar) -> ComparePage:
     """Creates the page."""
-    page = _components(studio)
+    page = _components(studio, bar)
     _connect(studio, bar, page)
     return page
 
 
-def _components(studio: Studio) -> ComparePage:
+def _components(studio: Studio, bar: Bar) -> ComparePage:
     gr.HTML(markup.hint(INTRODUCTION))
     with gr.Row():
         model = gr.Dropdown(
-            studio.checkpoints.names,
-            value=_default_other(studio),
+            choices(studio.checkpoints),
+            value=partner(studio, str(bar.model.value)),
             label="Second checkpoint",
             elem_id="other-model",
             min_width=230,
@@ -72,18 +78,21 @@ def _components(studio: Studio) -> ComparePage:
         )
     run = gr.Button("Compare", variant="primary", elem_id="run-compare")
     message = gr.HTML(elem_id="compare-message", elem_classes="message")
-    state = gr.HTML(markup.empty("Press Compare to see both side by side here."), elem_id="compare-state")
-    with gr.Row(visible=False) as results:
-        sides = _side("first"), _side("second")
-    return ComparePage(run, model, question, message, state, results, sides, gr.HTML(), gr.State(time_to_live=3600))
+    gr.HTML(markup.empty(CHANGED), elem_classes="instead-compare")
+    with gr.Column(elem_classes=["of-compare", "dims"]):
+        state = gr.HTML(markup.empty(START), elem_id="compare-state")
+        with gr.Row(visible=False) as results:
+            sides = _side("first"), _side("second")
+        table = gr.HTML(elem_id="compare-table")
+    return ComparePage(run, model, question, message, state, results, sides, table, gr.State(time_to_live=3600))
 
 
 def _side(name: str) -> _Side:
     with gr.Column(min_width=320):
         return _Side(
             gr.HTML(elem_id=f"compare-{name}"),
-            gr.Plot(label="Decoded thoughts", elem_id=f"compare-{name}-decoded"),
-            gr.Plot(label="Thoughts decoded at each layer"),
+            gr.Plot(label="Decoded thoughts", elem_id=f"compare-{name}-decoded", elem_classes="wide"),
+            gr.Plot(label="Thoughts decoded at each layer", elem_classes="wide"),
         )
 
 
@@ -96,7 +105,7 @@ def _connect(studio: Studio, bar: Bar, page: ComparePage) -> None:
         n_second = n_thoughts if second == first else studio.card(second).num_latents
         other = other if (other or "").strip() else text
         questions.append(studio.check_question(second, file, other, n_second))
-        yield {page.state: markup.empty("Running both …"), page.results: gr.update(visible=True)}
+        yield {page.state: markup.busy("Running both …"), page.results: gr.update(visible=True)}
         traces = [await studio.think(checked) for checked in questions]
         update: ComponentUpdates = {page.state: "", page.table: _table(traces[0], traces[1])}
         for checked, trace, side in zip(questions, traces, page.sides, strict=True):
@@ -107,14 +116,28 @@ def _connect(studio: Studio, bar: Bar, page: ComparePage) -> None:
 
     shown = [component for side in page.sides for component in (side.answer, side.decoded, side.layers)]
     outputs = [page.state, page.results, *shown, page.table, page.kept]
-    on(page.run.click, compare, [*bar.question_inputs, page.model, page.question], outputs, page.message)
+    on_error = {
+        page.state: markup.empty(START),
+        page.results: gr.update(visible=False),
+        page.table: "",
+        page.kept: None,
+    }
+    on(
+        *(page.run.click, compare, [*bar.question_inputs, page.model, page.question], outputs, page.message),
+        on_error=on_error,
+        js=asking("compare"),
+    )
+
+    async def on_model(model: str) -> AsyncGenerator[ComponentUpdates, None]:
+        yield {page.model: partner(studio, model)}
+
+    more: dict[str, Any] = {"concurrency_id": "bar", "concurrency_limit": 16, "trigger_mode": "always_last"}
+    on(bar.model.input, on_model, [bar.model], [page.model], page.message, **more)
 
 
-def _default_other(studio: Studio) -> str:
-    """A checkpoint to compare with: one that pauses, else one without thoughts, else the first one."""
-    without = [checkpoint.name for checkpoint in studio.checkpoints if not checkpoint.card.num_thoughts]
-    pausing = [name for name in without if METHODS[studio.card(name).method].pauses]
-    return [*pausing, *without, *studio.checkpoints.names][0]
+def partner(studio: Studio, model: str) -> str:
+    """The checkpoint to compare with, unless the visitor selects another."""
+    return partner_of(model, studio.checkpoints, studio.files, studio.file_of)
 
 
 def _answer(studio: Studio, checked: CheckedQuestion, trace: ThoughtTrace) -> str:
@@ -135,5 +158,6 @@ def _table(first: ThoughtTrace, second: ThoughtTrace) -> str:
                 row += ["–", "–", "–"]
         rows.append(row)
     rows.append(["answer", first.answer or "(none)", "", "", second.answer or "(none)", "", ""])
-    headers = ["thought", "first: top token", "entropy", "norm", "second: top token", "entropy", "norm"]
+    headers = ["thought", "first: likeliest token", "entropy (nats)", "norm"]
+    headers += ["second: likeliest token", "entropy (nats)", "norm"]
     return markup.html_table("Both side by side", headers, rows)

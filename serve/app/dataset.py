@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import gradio as gr
 
@@ -11,16 +12,19 @@ from coconut_ds.evaluation.statistics import Mean
 from serve.app import dataset_figures, markup
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import MAX_MEASURED, MIN_MEASURED, PARTS, measure_data_set
+from serve.app.outdated import asking
 from serve.app.question import Bar
 from serve.app.results import DataSetResult
 from serve.app.studio import Studio, whole_number
-from serve.app.words import words_of
+from serve.app.words import CHANGE, words_of
 
 INTRODUCTION = (
     "Means over the first problems of the file selected above, with 95 % confidence intervals that treat the problems "
     "as a random sample of many similar ones. The intervals do not cover variation between training runs. A probe that "
     "finds a label shows that the state contains it, not that the model uses it."
 )
+START = "Press Measure to see the results of each part here as they are ready."
+CHANGED = "The checkpoint, the problems or the thoughts have changed since the last measurement. Press Measure."
 MAX_DRAWS_A_PROBLEM = 8
 CANCEL_WITHIN_S = 5.0
 """Seconds after which a measurement is reported as cancelled even if its handler has not ended."""
@@ -28,13 +32,14 @@ CANCEL_WITHIN_S = 5.0
 
 @dataclass(frozen=True)
 class DataSetPage:
-    """The page's components. Other pages use ``run`` and ``kept``."""
+    """The page's components. Other pages use the inputs and ``kept``."""
 
     parts: gr.CheckboxGroup
     count: gr.Slider
     draws: gr.Slider
     run: gr.Button
     cancel: gr.Button
+    """Visible while a measurement runs."""
     message: gr.HTML
     state: gr.HTML
     results: "_Results"
@@ -125,25 +130,27 @@ def _components() -> DataSetPage:
             MAX_DRAWS_A_PROBLEM,
             value=2,
             step=1,
-            label="Draws per problem (of noise, random directions or other problems)",
+            label="Draws per problem (each has new random numbers, or another problem)",
+            elem_id="draws-per-problem",
             min_width=230,
         )
     with gr.Row():
         run = gr.Button("Measure", variant="primary", elem_id="run-dataset", min_width=120)
-        cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120)
+        cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120, visible=False)
     message = gr.HTML(elem_id="dataset-message", elem_classes="message")
-    state = gr.HTML(
-        markup.empty("Press Measure to see the results of each part here as they are ready."), elem_id="dataset-state"
-    )
-    return DataSetPage(
-        parts, count, draws, run, cancel, message, state, _result_components(), gr.State(time_to_live=3600)
-    )
+    gr.HTML(markup.empty(CHANGED), elem_classes="instead-dataset")
+    with gr.Column(elem_classes="of-dataset"):
+        state = gr.HTML(markup.empty(START), elem_id="dataset-state")
+        results = _result_components()
+    return DataSetPage(parts, count, draws, run, cancel, message, state, results, gr.State(time_to_live=3600))
 
 
 def _result_components() -> _Results:
-    sweep = gr.Plot(label="Answers after k thoughts", visible=False, elem_id="dataset-sweep")
-    effects = gr.Plot(label="Interventions: share of answers kept", visible=False, elem_id="dataset-effects")
-    probes = gr.Plot(label="Accuracy of linear probes", visible=False, elem_id="dataset-probes")
+    hidden: dict[str, Any] = {"visible": False}
+    sweep = gr.Plot(label="Right answers after k thoughts", elem_id="dataset-sweep", **hidden)
+    hidden["elem_classes"] = "wide"
+    effects = gr.Plot(label="Interventions: share of unchanged answers", elem_id="dataset-effects", **hidden)
+    probes = gr.Plot(label="Accuracy of linear probes", elem_id="dataset-probes", **hidden)
     with gr.Row(visible=False) as graphs:
         first, last, heights = (
             gr.Plot(label=name, min_width=300)
@@ -171,7 +178,7 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
         num_draws = whole_number("draws", draws, 1, MAX_DRAWS_A_PROBLEM)
         steps = measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws)
         async with _Run.among(running) as run, aclosing(steps):
-            yield {**results.cleared(), page.kept: None}
+            yield {**results.cleared(), page.cancel: gr.update(visible=True), page.kept: None}
             async for step in steps:
                 if run.cancelled:
                     return
@@ -179,21 +186,28 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
                     yield {page.state: markup.progress(*step)}
                 else:
                     yield {**results.filled(step), page.kept: step}
-            yield {page.state: markup.finding("Done.")}
+            yield {page.state: markup.finding("Done."), page.cancel: gr.update(visible=False)}
 
     async def report_cancelled(running: list[_Run]) -> AsyncGenerator[ComponentUpdates, None]:
         # The browser calls this before it sends Gradio's own request to cancel. Progress that is reported between the
         # two would replace the message.
         await asyncio.gather(*(run.cancel() for run in running))
-        yield {page.state: markup.finding("Cancelled. The results of completed parts are kept.")}
+        kept = markup.finding("Cancelled. The results of completed parts are kept.")
+        yield {page.state: kept, page.cancel: gr.update(visible=False)}
 
     inputs = [runs, bar.model, bar.file, bar.thoughts, page.parts, page.count, page.draws]
     figures = [results.sweep, results.effects, results.probes, results.graphs]
     figures += [results.parallelism_first, results.parallelism_last, results.heights]
-    outputs = [page.state, *figures, results.table, page.kept]
-    running = on(page.run.click, measure, inputs, outputs, page.message, concurrency_limit=2, concurrency_id="dataset")
-    options = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
-    on(page.cancel.click, report_cancelled, [runs], [page.state], page.message, **options)
+    outputs = [page.state, page.cancel, *figures, results.table, page.kept]
+    running = on(
+        *(page.run.click, measure, inputs, outputs, page.message),
+        on_error={page.state: markup.empty(START), page.cancel: gr.update(visible=False)},
+        concurrency_limit=2,
+        concurrency_id="dataset",
+        js=asking("dataset", "[values[1], values[2], '', values[3]]"),
+    )
+    options: dict[str, Any] = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
+    on(page.cancel.click, report_cancelled, [runs], [page.state, page.cancel], page.message, **options)
 
 
 def _tables(result: DataSetResult) -> str:
@@ -201,30 +215,38 @@ def _tables(result: DataSetResult) -> str:
     if result.points:
         rows = [[str(p.num_thoughts), _share(p.right), _share(p.forced_right)] for p in result.points]
         caption = f"Share of right answers after k thoughts ({result.num_problems} problems)"
-        found += markup.html_table(caption, ["k", "in the generated text", "forced answer"], rows)
-    if result.effects:
+        headers = ["thoughts", "answer in the generated text", "forced answer"]
+        found += markup.folded("Right answers after k thoughts, as a table", markup.html_table(caption, headers, rows))
+    return found + _effect_tables(result) + _probe_tables(result)
+
+
+def _effect_tables(result: DataSetResult) -> str:
+    """One table for each kind of intervention, folded."""
+    headers = ["thought", "answer unchanged", "other problem's answer", CHANGE, "right answer"]
+    found = ""
+    for name in dict.fromkeys(one.name for one in result.effects):
         rows = [
-            [
-                words_of(one.name),
-                str(one.thought),
-                _share(one.kept),
-                _share(one.became_donors),
-                _number(one.change),
-                _share(one.right),
-            ]
+            [str(one.thought), _share(one.kept), _share(one.became_donors), _number(one.change), _share(one.right)]
             for one in result.effects
+            if one.name == name
         ]
-        headers = ["change", "thought", "answer kept", "other problem's answer", "Δ log p (nats)", "right answer"]
-        found += markup.html_table("Interventions on thoughts", headers, rows)
-    if result.probes:
+        caption = f"Interventions on thoughts: {words_of(name)}"
+        found += markup.folded(f"{caption}, as a table", markup.html_table(caption, headers, rows))
+    return found
+
+
+def _probe_tables(result: DataSetResult) -> str:
+    """One table for each label, folded."""
+    headers = ["state", "probe", "probe fit to shuffled labels", "most frequent label", "model's own head"]
+    found = ""
+    for label in dict.fromkeys(one.label for one in result.probes):
+        own = [one for one in result.probes if one.label == label]
         rows = [
-            [one.label, one.state, _share(one.probe), _share(one.shuffled), f"{one.majority:.0%}", _share(one.lens)]
-            for one in result.probes
+            [one.state, _share(one.probe), _share(one.shuffled), f"{one.majority:.0%}", _share(one.lens)] for one in own
         ]
-        headers = ["label", "state", "probe", "shuffled labels", "most frequent label", "model's own head"]
-        sizes = f"fit on {result.probes[0].num_fit} problems, scored on {result.probes[0].num_scored}"
-        caption = f"Accuracy of linear probes ({sizes})"
-        found += markup.html_table(caption, headers, rows)
+        sizes = f"fit on {own[0].num_fit} problems, scored on {own[0].num_scored}"
+        caption = f"Accuracy of linear probes for {label} ({sizes})"
+        found += markup.folded(f"Linear probes for {label}, as a table", markup.html_table(caption, headers, rows))
     return found
 
 

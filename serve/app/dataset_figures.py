@@ -10,7 +10,7 @@ from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.graph_values import HeightValue, Parallelism
 from coconut_ds.probing.linear import ProbeScore
 from serve.app.charts import HeatCell, add_means, heat_map, line_chart, plotly_text
-from serve.app.words import words_of
+from serve.app.words import CHANGE, words_of
 
 
 def sweep_figure(points: Sequence[SweepPoint]) -> go.Figure:
@@ -35,7 +35,8 @@ def effects_figure(found: Sequence[Effect]) -> go.Figure:
     table = {(one.name, one.thought): one for one in found}
     cells = [[_effect_cell(table.get((name, thought))) for thought in thoughts] for name in names]
     rows = [words_of(name) for name in names]
-    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "answers kept")
+    axes = ("thought", "kind of change")
+    return heat_map(cells, [str(one) for one in thoughts], rows, axes, "answers unchanged")
 
 
 def probes_figure(scores: Sequence[ProbeScore]) -> go.Figure:
@@ -80,10 +81,10 @@ def heights_figure(values: Sequence[HeightValue], definition: str) -> go.Figure:
 def _effect_cell(one: Effect | None) -> HeatCell:
     if one is None:
         return HeatCell(None, "", "not measured")
-    lines = [f"{plotly_text(words_of(one.name))}, thought {one.thought}", f"answer kept: {_interval(one.kept)}"]
+    lines = [f"{plotly_text(words_of(one.name))}, thought {one.thought}", f"answer unchanged: {_interval(one.kept)}"]
     if one.became_donors is not None:
         lines.append(f"donor's answer: {_interval(one.became_donors)}")
-    lines.append(f"log probability {one.change.estimate:+.2f} nats; {one.num_problems} problems")
+    lines.append(f"{CHANGE}: {one.change.estimate:+.2f}; {one.num_problems} problems")
     return HeatCell(one.kept.estimate, f"{one.kept.estimate:.0%}", "<br>".join(lines))
 
 

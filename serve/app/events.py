@@ -27,6 +27,7 @@ def on(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     message: gr.HTML,
+    on_error: ComponentUpdates | None = None,
     **options: Any,
 ) -> Any:
     """Runs a handler whenever an event occurs.
@@ -37,27 +38,34 @@ def on(
         inputs: components whose values are the handler's arguments.
         outputs: all components that the handler may update.
         message: the component that shows errors.
+        on_error: updates in case of an error, which remove what waits for the handler's result.
         options: further options of Gradio's event listeners.
     """
     settings = {"api_visibility": "private", "concurrency_limit": MAX_RUNNING, "concurrency_id": "app"}
     settings |= {"show_progress": "hidden", "trigger_mode": "once"}
-    return trigger(_with_notices(handler, message), list(inputs), [message, *outputs], **{**settings, **options})
+    wrapped = _with_notices(handler, message, on_error or {})
+    return trigger(wrapped, list(inputs), [message, *outputs], **{**settings, **options})
 
 
-def _with_notices(handler: Handler, message: gr.HTML) -> Handler:
+def _with_notices(handler: Handler, message: gr.HTML, on_error: ComponentUpdates) -> Handler:
     """Wraps a handler so that its errors are shown in ``message``."""
 
     async def run(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
-        yield {message: ""}
+        # Part of the first update, because the browser takes some milliseconds for each.
+        cleared: ComponentUpdates = {message: ""}
         try:
             async with aclosing(handler(*values)) as updates:
                 async for update in updates:
-                    yield update
+                    yield {**cleared, **update}
+                    cleared = {}
+            if cleared:
+                yield cleared
         except CoconutError as error:
-            yield {message: notice(str(error))}
+            yield {message: notice(str(error)), **on_error}
         except Exception:
             number = secrets.token_hex(4)
             log.exception("error %s in the app", number)
-            yield {message: notice(f"An internal error occurred. The server's log has details under error {number}.")}
+            text = f"An internal error occurred. The server's log has details under error {number}."
+            yield {message: notice(text), **on_error}
 
     return run

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.files import seal_of
-from coconut_ds.probing import figures, graph_figures
+from coconut_ds.probing import figures, graph_figures, state_figures, state_reports
 from coconut_ds.probing.export import Row, row_of
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.trace import ThoughtTrace
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import signature
-from serve.app.results import CompareResult, DataSetResult, InterventionResult, Result, SearchResult, ThinkResult
+from serve.app.intervention_figures import arm_name
+from serve.app.results import (
+    CompareResult,
+    DataSetResult,
+    InterventionResult,
+    Result,
+    SearchResult,
+    StatesResult,
+    ThinkResult,
+)
+from serve.app.words import KINDS, words_of
 from serve.checkpoints.offered import Checkpoints
 
 
@@ -91,7 +101,10 @@ def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
     if isinstance(result, InterventionResult):
         report = result.report
         rows = {"outcomes": _outcomes([report]), "overview": _outcomes(result.overview)}
-        return rows, {"outcomes": lambda path: figures.draw_report(report, path)}
+        what = KINDS[report.intervention.kind]
+        return rows, {
+            "outcomes": lambda path: figures.draw_report(report, path, what, lambda arm: arm_name(report, arm))
+        }
     if isinstance(result, CompareResult):
         both = [
             row | {"model": model}
@@ -101,7 +114,19 @@ def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
         return {"thoughts": both}, {
             name: _thoughts_drawing(trace) for name, trace in zip(("first", "second"), result.traces, strict=True)
         }
+    if isinstance(result, StatesResult):
+        return _states_parts(result)
     return _data_set_parts(result)
+
+
+def _states_parts(result: StatesResult) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
+    attention, patching = result.attention, result.patching
+    if attention is not None:
+        rows = {"attention": state_reports.attention_rows(attention), "edges": state_reports.edge_rows(attention)}
+        return rows, {"attention": lambda path: state_figures.draw_attention(attention, path)}
+    assert patching is not None
+    rows = {"patching": state_reports.patching_rows(patching)}
+    return rows, {"patching": lambda path: state_figures.draw_patching(patching, path)}
 
 
 def _data_set_parts(result: DataSetResult) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
@@ -119,7 +144,7 @@ def _data_set_parts(result: DataSetResult) -> tuple[dict[str, list[Row]], dict[s
     if result.points:
         drawings["sweep"] = lambda path: figures.draw_sweep_points(result.points, path, title)
     if result.effects:
-        drawings["effects"] = lambda path: figures.draw_effects(result.effects, path, title)
+        drawings["effects"] = lambda path: figures.draw_effects(result.effects, path, title, words_of)
     if result.probes:
         drawings["probes"] = lambda path: figures.draw_probes(result.probes, path, title)
     if result.parallelism:

@@ -6,49 +6,36 @@ paths have a double outline. Nodes that cannot be reached from the root are draw
 have dashed outlines.
 """
 
-from collections.abc import Sequence
 from html import escape
 
 from plotly.colors import get_colorscale, sample_colorscale
 
 from coconut_ds.probing.graph_values import Frontier, GraphView, NodeValue
+from serve.app.graph_layout import NOTE, RADIUS, Edge, Placed, Point, layout, shown_name
 from serve.app.markup import shown_token
 
-WIDTH, HEIGHT = 78, 92
-"""Distance in pixels between the centres of neighbouring nodes, and of neighbouring layers."""
-RADIUS = 15
-MAX_IN_ROW = 8
-"""Maximum number of nodes in a row; longer layers take several rows."""
 SCALE = get_colorscale("Cividis")
 
 
 def graph_svg(view: GraphView, place: int) -> str:
     """The graph with the values of ``view.after[place]``."""
-    frontier = view.after[place]
-    rows, num_reached = layers_of(view)
-    spots = _spots(rows)
-    width = max(len(row) for row in rows) * WIDTH
-    height = len(rows) * HEIGHT
+    frontier, placed = view.after[place], layout(view)
     optimal = set(view.optimal)
-    edges = sorted(view.edges, key=lambda edge: edge in optimal)
-    parts = [_edge(view, edge, edge in optimal, spots) for edge in edges]
+    parts = [_edge(view, edge, edge in optimal, placed) for edge in sorted(view.edges, key=lambda one: one in optimal)]
     values = {node.node: node for node in frontier.nodes}
     gold = {node for edge in optimal for node in edge}
-    parts += [_node(view, node, values.get(node), spots[node], node in gold) for row in rows for node in row]
-    if num_reached < len(rows):
-        y = num_reached * HEIGHT
-        parts.insert(
-            0,
-            f'<line class="border" x1="0" y1="{y}" x2="{width}" y2="{y}"/>'
-            f'<text class="side" x="4" y="{y + 14}">not reached from the root</text>',
-        )
+    parts += [_node(view, node, values.get(node), placed.nodes[node], node in gold) for node in placed.nodes]
+    if placed.note is not None:
+        x, y = placed.note
+        parts.append(f'<text class="side" x="{x:.1f}" y="{y + 4:.1f}">{NOTE}</text>')
     named = _candidates_text(frontier) or "none"
     label = f"graph of {len(view.symbols)} nodes after {frontier.num_thoughts} thoughts; candidates: {named}"
+    width = int(placed.width)
     return (
         f'<div class="scroll graph" tabindex="0" role="region" aria-label="the graph">'
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
-        f'style="min-width:{min(width, 620)}px;max-width:{int(width * 1.25)}px">'
-        f"{_ARROWS}{''.join(parts)}</svg></div>{_legend()}"
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {int(placed.height)}" '
+        f'style="min-width:{width}px;max-width:{int(width * 1.25)}px">'
+        f"{_ARROWS}{''.join(parts)}</svg></div>{_legend(placed.note is not None)}"
     )
 
 
@@ -57,68 +44,16 @@ def _candidates_text(frontier: Frontier) -> str:
     return ", ".join(f"{shown_token(one.name)} {one.value:.0%}" for one in frontier.nodes if one.value is not None)
 
 
-def layers_of(view: GraphView) -> tuple[list[list[int]], int]:
-    """Returns the rows of nodes, and the number of rows whose nodes can be reached from the root; these come first.
-
-    Within a row, nodes are ordered by the mean position of their parents, so that few edges cross.
-    """
-    hops = _distances(view.edges, [view.root])
-    outside = [node for node in range(len(view.symbols)) if node not in hops]
-    ends = {child for parent, child in view.edges if parent not in hops}
-    depths = _distances(view.edges, [node for node in outside if node not in ends])
-    rows: list[list[int]] = []
-    places: dict[int, float] = {}
-    for group in (hops, {node: depths.get(node, 0) for node in outside}):
-        reached = len(rows)
-        for depth in sorted(set(group.values())):
-            layer = sorted(
-                (node for node in group if group[node] == depth),
-                key=lambda node: (_barycentre(view, node, places), node),
-            )
-            for part in (layer[start : start + MAX_IN_ROW] for start in range(0, len(layer), MAX_IN_ROW)):
-                rows.append(part)
-                places |= {node: (index + 0.5) / len(part) for index, node in enumerate(part)}
-    return rows, reached
-
-
-def _distances(edges: Sequence[tuple[int, int]], starts: Sequence[int]) -> dict[int, int]:
-    """Number of edges from the nearest start, for each node that can be reached."""
-    found, layer = dict.fromkeys(starts, 0), list(starts)
-    while layer:
-        layer = list(dict.fromkeys(b for a, b in edges if a in layer and b not in found))
-        found |= dict.fromkeys(layer, max(found.values()) + 1)
-    return found
-
-
-def _barycentre(view: GraphView, node: int, places: dict[int, float]) -> float:
-    """Mean horizontal position (0 to 1) of a node's parents."""
-    parents = [places[a] for a, b in view.edges if b == node and a in places]
-    return sum(parents) / len(parents) if parents else 0.5
-
-
-def _spots(rows: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
-    """Position of each node in pixels."""
-    width = max(len(row) for row in rows) * WIDTH
-    return {
-        node: (width * (index + 0.5) / len(row), HEIGHT * (depth + 0.42))
-        for depth, row in enumerate(rows)
-        for index, node in enumerate(row)
-    }
-
-
-def _edge(view: GraphView, edge: tuple[int, int], is_gold: bool, spots: dict[int, tuple[float, float]]) -> str:
-    (x1, y1), (x2, y2) = spots[edge[0]], spots[edge[1]]
-    length = max(((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5, 1.0)
-    dx, dy = (x2 - x1) / length, (y2 - y1) / length
+def _edge(view: GraphView, edge: Edge, is_gold: bool, placed: Placed) -> str:
     kind = "gold" if is_gold else "edge"
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed.edges[edge])
     title = escape(f"{view.symbols[edge[0]]} → {view.symbols[edge[1]]}")
     return (
-        f'<line class="{kind}" marker-end="url(#{kind}-arrow)" x1="{x1 + dx * RADIUS:.1f}" y1="{y1 + dy * RADIUS:.1f}" '
-        f'x2="{x2 - dx * (RADIUS + 5):.1f}" y2="{y2 - dy * (RADIUS + 5):.1f}"><title>{title}</title></line>'
+        f'<polyline class="{kind}" marker-end="url(#{kind}-arrow)" points="{points}"><title>{title}</title></polyline>'
     )
 
 
-def _node(view: GraphView, node: int, value: NodeValue | None, spot: tuple[float, float], is_gold: bool) -> str:
+def _node(view: GraphView, node: int, value: NodeValue | None, spot: Point, is_gold: bool) -> str:
     x, y = spot
     name = shown_token(view.symbols[node])
     kinds = {view.root: "root", view.target: "target", view.distractor: "distractor"}
@@ -131,12 +66,13 @@ def _node(view: GraphView, node: int, value: NodeValue | None, spot: tuple[float
         lines.append(f"height {value.height_shortest} (shortest), {value.height_longest} (longest)")
     apart = " apart" if value is not None and value.hop is None else ""
     ring = f'<circle class="ring" r="{RADIUS + 4}"/>' if is_gold and kind == "other" else ""
-    text = "" if share is None else f'<text class="value" y="{RADIUS + 29}">{share:.0%}</text>'
+    beside = RADIUS + 9
+    text = "" if share is None else f'<text class="value" x="{beside}" y="14">{share:.0%}</text>'
     return (
         f'<g class="node {kind}{apart}" transform="translate({x:.1f} {y:.1f})">'
         f"<title>{escape(chr(10).join(lines))}</title>"
         f'{ring}<path d="{_SHAPES[kind]}" style="fill:{fill}"/>'
-        f'<text class="name" y="{RADIUS + 15}">{escape(name if len(name) <= 11 else name[:10] + "…")}</text>{text}</g>'
+        f'<text class="name" x="{beside}" y="{4 if share is None else -1}">{escape(shown_name(name))}</text>{text}</g>'
     )
 
 
@@ -161,16 +97,30 @@ _ARROWS = (
 )
 
 
-def _legend() -> str:
-    """The legend of shapes, and the colour scale of values."""
+def _legend(has_others: bool) -> str:
+    """The legend of shapes, and the colour scale of values.
+
+    Args:
+        has_others: whether some nodes are not reached from the root.
+    """
+    ring = f'<circle class="ring" r="{RADIUS + 4}"/>'
+    shown = [
+        ("root", "", "root"),
+        ("target", "", "target"),
+        ("distractor", "", "distractor"),
+        ("other", "", "other node"),
+        ("other", ring, "on a shortest path"),
+    ]
+    shown += [("other apart", "", "candidate that the root does not reach")] if has_others else []
     keys = "".join(
         f'<span><svg viewBox="-22 -22 44 44" width="20" height="20" aria-hidden="true"><g class="node {kind}">'
-        f'<path d="{_SHAPES[kind]}" style="fill:var(--node)"/></g></svg> {name}</span>'
-        for kind, name in (("root", "root"), ("target", "target"), ("distractor", "distractor"))
+        f'{more}<path d="{_SHAPES[kind.split()[0]]}" style="fill:var(--node)"/></g></svg> {name}</span>'
+        for kind, more, name in shown
     )
     colours = ", ".join(sample_colorscale(SCALE, [step / 8 for step in range(9)]))
     return (
         f'<div class="legend">{keys}<span><b class="thick" aria-hidden="true"></b> shortest path to the target</span>'
-        f'<span>value 0 % <i style="background:linear-gradient(90deg, {colours})" aria-hidden="true"></i> 100 %</span>'
-        "</div>"
+        f'<span><b class="thin" aria-hidden="true"></b> other edge</span>'
+        f'<span>value 0% <i style="background:linear-gradient(90deg, {colours})" aria-hidden="true"></i> 100% '
+        "(no colour: not a candidate)</span></div>"
     )

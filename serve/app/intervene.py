@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 
@@ -14,10 +14,11 @@ from coconut_ds.probing.interventions import Intervention, Kind
 from serve.app import intervention_figures, markup
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import MAX_DRAWS, intervention_overview, run_intervention
+from serve.app.outdated import asking
 from serve.app.question import Bar
 from serve.app.results import InterventionResult
 from serve.app.studio import CheckedQuestion, Studio, whole_number
-from serve.app.words import KINDS
+from serve.app.words import CHANGE, KINDS, LATER
 
 INTRODUCTION = (
     "If the answer depends on a thought, then changing that thought changes the answer, and the same change elsewhere "
@@ -25,38 +26,39 @@ INTRODUCTION = (
     "Compare with the controls."
 )
 OVERVIEW = (
-    "Each kind of change, made to each thought: the most frequent answer, coloured by the share of draws that keep the "
-    "original answer."
+    "Each kind of change, made to each thought: the most frequent answer, coloured by the share of draws that leave "
+    "the answer unchanged."
 )
+START = "Press Run the intervention to see its effect and the controls here."
+CHANGED = "The question or a setting above has changed since the last intervention. Press Run the intervention."
 NO_PAUSE = "none"
-LATER: dict[str, Literal["recomputed", "kept"]] = {
-    "recomputed after the change": "recomputed",
-    "kept from the original run": "kept",
-}
-"""What happens to the thoughts after the changed one, by label."""
+MAX_STRENGTH = 4
+MAX_SEED = 999
 
 
 @dataclass(frozen=True)
 class IntervenePage:
-    """The page's components. Other pages use ``run``, ``kind``, ``thought`` and ``kept``."""
+    """The page's components. Other pages use the inputs and ``kept``."""
 
     run: gr.Button
     kind: gr.Radio
     thought: gr.Slider
     draws: gr.Slider
-    options: "_Options"
+    options: "Options"
     message: gr.HTML
     verdict: gr.HTML
     results: gr.Column
     table: gr.HTML
     figure: gr.Plot
+    waiting: gr.HTML
+    """Says that the overview is being computed."""
     overview: gr.Plot
     kept: gr.State
     """The last result, an ``InterventionResult``."""
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """The inputs under *More options*."""
 
     later: gr.Radio
@@ -69,58 +71,81 @@ class _Options:
 
 def build(studio: Studio, bar: Bar) -> IntervenePage:
     """Creates the page."""
-    page = _components(studio)
+    page = _components(studio, int(bar.thoughts.value or 0))
     _connect(studio, bar, page)
     return page
 
 
-def _components(studio: Studio) -> IntervenePage:
+def _components(studio: Studio, count: int) -> IntervenePage:
+    """The page's components; ``count``: number of thoughts that can be changed."""
     gr.HTML(markup.hint(INTRODUCTION))
     kind = gr.Radio(
         [(words, str(one)) for one, words in KINDS.items()], value="patch", label="Kind of change", elem_id="kind"
     )
     with gr.Row():
-        thought = gr.Slider(
-            1, studio.max_thoughts, value=1, step=1, label="Which thought", elem_id="thought", min_width=230
-        )
+        thought = gr.Slider(1, max(count, 2), value=1, step=1, label="Which thought", elem_id="thought", min_width=230)
         draws = gr.Slider(
-            1, MAX_DRAWS, value=8, step=1, label="Draws (of noise, random directions or other problems)", min_width=230
+            1,
+            MAX_DRAWS,
+            value=8,
+            step=1,
+            label="Draws (each has new random numbers, or another problem)",
+            elem_id="draws",
+            min_width=230,
         )
-    options = _option_components(studio)
+    options = _option_components(studio, count)
     run = gr.Button("Run the intervention", variant="primary", elem_id="run-intervene")
     message = gr.HTML(elem_id="intervene-message", elem_classes="message")
-    verdict = gr.HTML(
-        markup.empty("Press Run the intervention to see its effect and the controls here."), elem_id="intervene-verdict"
-    )
-    with gr.Column(visible=False) as results:
-        table = gr.HTML(elem_id="intervene-table")
-        figure = gr.Plot(label="Change in log probability of the original text", elem_id="intervene-picture")
-        gr.HTML(markup.hint(OVERVIEW))
-        overview = gr.Plot(label="Every thought", elem_id="intervene-every")
-    kept = gr.State(time_to_live=3600)
-    return IntervenePage(run, kind, thought, draws, options, message, verdict, results, table, figure, overview, kept)
+    gr.HTML(markup.empty(CHANGED), elem_classes="instead-intervene")
+    with gr.Column(elem_classes=["of-intervene", "dims"]):
+        verdict = gr.HTML(markup.empty(START), elem_id="intervene-verdict")
+        with gr.Column(visible=False) as results:
+            table = gr.HTML(elem_id="intervene-table")
+            figure = gr.Plot(label="Effect of each draw", elem_id="intervene-picture", elem_classes="wide")
+            with gr.Column(elem_classes="dims"):
+                gr.HTML(markup.hint(OVERVIEW))
+                waiting = gr.HTML()
+                overview = gr.Plot(label="Every thought", elem_id="intervene-every", elem_classes="wide")
+    shown = (message, verdict, results, table, figure, waiting, overview)
+    return IntervenePage(run, kind, thought, draws, options, *shown, gr.State(time_to_live=3600))
 
 
-def _option_components(studio: Studio) -> _Options:
+def _option_components(studio: Studio, count: int) -> Options:
     with gr.Accordion("More options", open=False):
         with gr.Row():
-            later = gr.Radio(list(LATER), value=next(iter(LATER)), label="Later thoughts are", min_width=230)
+            later = gr.Radio(
+                list(LATER), value=next(iter(LATER)), label="Later thoughts are", elem_id="later", min_width=230
+            )
             strength = gr.Slider(
                 0,
-                4,
+                MAX_STRENGTH,
                 value=1,
                 step=0.1,
-                label="Strength (noise: multiple of the thought's norm; scaled: factor)",
+                label="Strength (noise added: multiple of the thought's norm; scaled: factor)",
+                elem_id="strength",
                 min_width=230,
             )
         with gr.Row():
-            other = gr.Slider(1, studio.max_thoughts, value=2, step=1, label="Other thought (swapped)", min_width=230)
-            token = gr.Textbox(label="Token (token embedding)", min_width=120)
-            seed = gr.Slider(0, 999, value=0, step=1, label="Seed", min_width=120)
+            other = gr.Slider(
+                1,
+                max(count, 2),
+                value=2,
+                step=1,
+                label="Other thought (for: swapped with another thought)",
+                elem_id="other-thought",
+                min_width=230,
+            )
+            token = gr.Textbox(label="Token (for: token embedding)", elem_id="token", min_width=120)
+            seed = gr.Slider(
+                0, MAX_SEED, value=0, step=1, label="Seed of the random numbers", elem_id="seed", min_width=120
+            )
         pause = gr.Dropdown(
-            [NO_PAUSE, *studio.pausing], value=NO_PAUSE, label="Additional control: a checkpoint that pauses"
+            [NO_PAUSE, *studio.pausing],
+            value=NO_PAUSE,
+            label="Additional control: the same change in a checkpoint that pauses",
+            elem_id="pause",
         )
-    return _Options(later, strength, other, token, seed, pause)
+    return Options(later, strength, other, token, seed, pause)
 
 
 def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
@@ -128,18 +153,20 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
         checked = studio.check_question(*values[:4])
         intervention = _intervention(studio, checked, *values[4:-1])
         pausing = _pausing(studio, values[-1])
-        waiting = markup.empty("Running the intervention and the controls …")
-        yield {page.verdict: waiting, page.results: gr.update(visible=True)}
+        waiting = markup.busy("Running the intervention and the controls …")
+        yield {page.verdict: waiting, page.waiting: "", page.results: gr.update(visible=True)}
         report = await run_intervention(studio, checked, intervention, pausing)
         result = InterventionResult(checked.model, report)
         yield {
             page.verdict: _verdict(report),
+            page.waiting: markup.busy("Running each kind of change on each thought …"),
             page.table: _table(report),
             page.figure: intervention_figures.report_figure(report),
             page.kept: result,
         }
         overview = await intervention_overview(studio, checked)
         yield {
+            page.waiting: "",
             page.overview: intervention_figures.overview_figure(overview, {str(k): v for k, v in KINDS.items()}),
             page.kept: replace(result, overview=tuple(overview)),
         }
@@ -147,8 +174,23 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
     options = page.options
     inputs = [*bar.question_inputs, page.kind, page.thought, page.draws, options.later, options.strength]
     inputs += [options.other, options.token, options.seed, options.pause]
-    outputs = [page.verdict, page.results, page.table, page.figure, page.overview, page.kept]
-    on(page.run.click, intervene, inputs, outputs, page.message)
+    outputs = [page.verdict, page.results, page.table, page.figure, page.waiting, page.overview, page.kept]
+    on_error: ComponentUpdates = {page.verdict: markup.empty(START), page.waiting: "", page.kept: None}
+    on_error[page.results] = gr.update(visible=False)
+    on(*(page.run.click, intervene, inputs, outputs, page.message), on_error=on_error, js=asking("intervene"))
+
+    async def on_thoughts(count: float, thought: float, other: float) -> AsyncGenerator[ComponentUpdates, None]:
+        yield {one: up_to(count, value) for one, value in ((page.thought, thought), (options.other, other))}
+
+    both = [page.thought, options.other]
+    more: dict[str, Any] = {"concurrency_id": "bar", "concurrency_limit": 16, "trigger_mode": "always_last"}
+    on(bar.thoughts.change, on_thoughts, [bar.thoughts, *both], both, page.message, **more)
+
+
+def up_to(count: float, value: float) -> Any:
+    """The update of a slider of thoughts that ends at thought ``count``; ``value``: the thought that is selected."""
+    # A slider with one position cannot be drawn; a second thought, which does not exist, is refused with a message.
+    return gr.update(maximum=max(int(count), 2), value=min(int(value), max(int(count), 1)))
 
 
 def _intervention(
@@ -172,7 +214,7 @@ def _intervention(
         raise DataError(
             "thoughts: there is no thought to change; select a checkpoint with thoughts or pauses, and at least 1"
         )
-    if kind not in list(Kind) or later not in LATER or not 0 <= strength <= 4:
+    if kind not in list(Kind) or later not in LATER or not 0 <= strength <= MAX_STRENGTH:
         raise DataError("the change: found values that this page does not offer; reload the page")
     chosen = Kind(kind)
     if chosen is Kind.TOKEN and not 0 < len(token or "") <= 40:
@@ -186,7 +228,7 @@ def _intervention(
         other=whole_number("the other thought", other, 1, checked.n_thoughts) if chosen is Kind.SWAP else None,
         token=token if chosen is Kind.TOKEN else None,
         draws=whole_number("draws", draws, 1, MAX_DRAWS),
-        seed=whole_number("seed", seed, 0, 999),
+        seed=whole_number("seed", seed, 0, MAX_SEED),
         later=LATER[later],
     )
 
@@ -204,10 +246,10 @@ def _verdict(report: InterventionReport) -> str:
     arm, intervention = report.effect, report.intervention
     draws = len(arm.outcomes)
     kept = sum(one.kept for one in arm.outcomes)
-    text = f"Thought {intervention.thought} ({KINDS[intervention.kind]}): {kept} of {draws} draws kept the answer"
-    if arm.donor_answers:
-        became = sum(one.answer == answer for one, answer in zip(arm.outcomes, arm.donor_answers, strict=True))
-        text += f", {became} of {draws} gave the other problem's answer"
+    what = f"Thought {intervention.thought} ({KINDS[intervention.kind]})"
+    text = f"{what}: {kept} of {draws} draws left the answer unchanged"
+    if arm.became_donors is not None:
+        text += f", {round(arm.became_donors * draws)} of {draws} gave the other problem's answer"
     return markup.answer(report.answer, report.text, None, None) + markup.finding(f"{text}.")
 
 
@@ -215,21 +257,14 @@ def _table(report: InterventionReport) -> str:
     rows = [["original run", report.answer or "(none)", "", "", ""]]
     for arm in (report.effect, *report.controls):
         name = intervention_figures.arm_name(report, arm)
-        rows.append([name, _answers(arm), f"{arm.kept:.0%}", _share_of_donors(arm), f"{arm.mean_change:+.2f}"])
-    headers = ["run", "answers", "answer kept", "other problem's answer", "Δ log p of the original text (nats)"]
+        became = "" if arm.became_donors is None else f"{arm.became_donors:.0%}"
+        rows.append([name, _answers(arm), f"{arm.kept:.0%}", became, f"{arm.mean_change:+.2f}"])
+    headers = ["what was changed", "answers", "answer unchanged", "other problem's answer", CHANGE]
     return markup.html_table("Effect and controls", headers, rows, strong=1)
 
 
 def _answers(arm: InterventionArm) -> str:
-    counts = Counter(one.answer or "(none)" for one in arm.outcomes).most_common(4)
+    counts = Counter(one.answer or "(none)" for one in arm.outcomes).most_common()
     if len(arm.outcomes) == 1:
         return counts[0][0]
     return ", ".join(f"{answer} ×{count}" for answer, count in counts)
-
-
-def _share_of_donors(arm: InterventionArm) -> str:
-    """Share of draws that gave the donor's answer; empty without donors, or if donors have the original answer."""
-    if not arm.donor_answers or arm.name == "same answer":
-        return ""
-    pairs = list(zip(arm.outcomes, arm.donor_answers, strict=True))
-    return f"{sum(one.answer == answer for one, answer in pairs) / len(pairs):.0%}"

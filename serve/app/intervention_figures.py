@@ -6,13 +6,14 @@ from plotly import graph_objects as go
 
 from coconut_ds.probing.intervene import InterventionArm, InterventionReport
 from serve.app.charts import COLOURS, HeatCell, heat_map, plotly_text, set_layout
+from serve.app.words import ARMS, CHANGE
 
 
 def report_figure(report: InterventionReport) -> go.Figure:
     """Change in the original text's log probability under an intervention and its controls; one mark per draw."""
     arms = (report.effect, *report.controls)
     figure = go.Figure()
-    for kept, symbol, name in ((False, "circle", "answer changed"), (True, "circle-open", "answer kept")):
+    for kept, symbol, name in ((False, "circle", "answer changed"), (True, "circle-open", "answer unchanged")):
         places = [(arm_name(report, a), one) for a in arms for one in a.outcomes if one.kept == kept]
         figure.add_scatter(
             x=[one.change for _, one in places],
@@ -26,7 +27,8 @@ def report_figure(report: InterventionReport) -> go.Figure:
     figure.add_vline(x=0, line_color="#888", line_width=1)
     names = [arm_name(report, arm) for arm in arms]
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4])
-    figure.update_xaxes(title="change in log probability of the original text (nats)")
+    figure.update_xaxes(title=CHANGE)
+    figure.update_yaxes(title="what was changed")
     return set_layout(figure, 180 + 34 * len(arms))
 
 
@@ -35,7 +37,7 @@ def arm_name(report: InterventionReport, arm: InterventionArm) -> str:
     thought = report.intervention.thought
     if arm is report.effect:
         return f"thought {thought}: intervention"
-    return f"thought {thought}: same-answer donors" if arm.name == "same answer" else arm.name
+    return ARMS.get(arm.name, f"control: {arm.name}").format(thought=thought)
 
 
 def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]) -> go.Figure:
@@ -52,10 +54,10 @@ def overview_figure(reports: Sequence[InterventionReport], names: dict[str, str]
             common = max(set(answers), key=answers.count)
             hover = (
                 f"{plotly_text(names[kind])}, thought {thought}<br>"
-                f"{arm.kept:.0%} of {len(answers)} draws keep the answer"
-                f"<br>most frequent answer: {plotly_text(common)}<br>log probability {arm.mean_change:+.2f} nats"
+                f"{arm.kept:.0%} of {len(answers)} draws leave the answer unchanged"
+                f"<br>most frequent answer: {plotly_text(common)}<br>{CHANGE}: {arm.mean_change:+.2f}"
             )
             row.append(HeatCell(arm.kept, common, hover))
         cells.append(row)
     rows = [names[kind] for kind in kinds]
-    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", ""), "answer kept")
+    return heat_map(cells, [str(one) for one in thoughts], rows, ("thought", "kind of change"), "answer unchanged")

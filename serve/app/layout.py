@@ -7,23 +7,28 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from serve.app import compare, dataset, export, intervene, markup, question, search, think
+from serve.app import compare, dataset, export, intervene, markup, opening, question, search, states, think
 from serve.app.addresses import ICON, MANIFEST, OwnAddresses
 from serve.app.event_stream import WholeEvents
 from serve.app.events import MAX_RUNNING, MAX_WAITING
 from serve.app.housekeeping import FILES_S, MAX_SESSIONS, Housekeeping
+from serve.app.outdated import VALUES
 from serve.app.studio import Studio
 from serve.app.theme import CSS, theme
 
 PATH = "/app"
-TITLE = "coconut-ds: show, test and compare thoughts"
-HEADING = "Show, test and compare continuous thoughts"
+TITLE = "coconut-ds: look inside continuous thoughts"
+HEADING = "Look inside a model that reasons in continuous thoughts"
+SUBTITLE = (
+    "Select a checkpoint and a problem, then press Think: the page shows the answer and the words that each thought "
+    "decodes to. The other tabs change thoughts, compare models and measure effects, always next to controls."
+)
 
 
 def blocks_of(studio: Studio) -> gr.Blocks:
     """All pages."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(FILES_S, FILES_S)) as blocks:
-        gr.HTML(f'<div class="app-title"><h1>{markup.escape(HEADING)}</h1></div>')
+        gr.HTML(markup.heading(HEADING, SUBTITLE))
         bar = question.build(studio)
         with gr.Tabs() as tabs:
             with gr.Tab("Think", id="think"):
@@ -32,14 +37,16 @@ def blocks_of(studio: Studio) -> gr.Blocks:
                 searching = search.build(studio, bar)
             with gr.Tab("Intervene", id="intervene"):
                 changing = intervene.build(studio, bar)
+            with gr.Tab("States", id="states"):
+                looking = states.build(studio, bar)
             with gr.Tab("Compare", id="compare"):
                 comparing = compare.build(studio, bar)
             with gr.Tab("Data set", id="dataset"):
                 measuring = dataset.build(studio, bar)
             with gr.Tab("Export", id="export"):
-                pages = export.Pages(thinking, searching, changing, comparing, measuring)
+                pages = opening.Pages(thinking, searching, changing, looking, comparing, measuring)
                 export.build(studio, bar, pages)
-        export.restore(blocks, studio, bar, pages, tabs)
+        opening.restore(blocks, studio, bar, pages, tabs)
     return blocks.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
 
 
@@ -69,7 +76,7 @@ def make_app(studio: Studio) -> ASGIApp:
         max_file_size=1,
         theme=theme(),
         css=CSS,
-        head=_preload_plotly(),
+        head=VALUES + _preload_plotly(),
     )
     return OwnAddresses(WholeEvents(Housekeeping(outer, blocks.state_holder)))
 

@@ -13,6 +13,11 @@ def shown_token(token: str) -> str:
     return shown.strip() or "∅"
 
 
+def one_line(text: str) -> str:
+    """A text of several lines as one line, with a symbol for each line break."""
+    return " ⏎ ".join(part.strip() for part in text.strip().split("\n"))
+
+
 def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> str:
     """A table.
 
@@ -45,9 +50,24 @@ def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 
 
+def fact(text: str) -> str:
+    """A sentence about what is selected."""
+    return f'<p class="fact">{escape(text)}</p>'
+
+
 def empty(text: str) -> str:
     """A placeholder for results."""
     return f'<p class="empty">{escape(text)}</p>'
+
+
+def busy(text: str) -> str:
+    """A placeholder for results that are being computed. What is shown from before is dimmed meanwhile."""
+    return f'<p class="empty busy" role="status" aria-busy="true">{escape(text)}</p>'
+
+
+def folded(summary: str, inside: str) -> str:
+    """HTML that is shown once the visitor opens it; ``inside`` is HTML, made by other functions of this module."""
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
 def answer(text: str, written: str, right: str | None, is_right: bool | None) -> str:
@@ -66,7 +86,7 @@ def thinking(done: int, total: int, text: str) -> str:
     dots = "●" * done + "○" * max(total - done, 0)
     state = f"{done} of {total} thoughts completed" if done < total else "generating text"
     return (
-        f'<div class="answer" aria-busy="true"><p class="label">{state} <span aria-hidden="true">{dots}</span></p>'
+        f'<div class="answer busy" aria-busy="true"><p class="label">{state} <span aria-hidden="true">{dots}</span></p>'
         f"<pre>{escape(text)}▌</pre></div>"
     )
 
@@ -74,9 +94,9 @@ def thinking(done: int, total: int, text: str) -> str:
 def progress(name: str, done: int, total: int) -> str:
     """A progress bar; ``total`` is 0 until the first progress report."""
     if not total:
-        return f'<label class="bar">{escape(name)}: waiting<progress></progress></label>'
+        return f'<label class="bar busy">{escape(name)}: waiting<progress></progress></label>'
     return (
-        f'<label class="bar">{escape(name)}: {done:,} of {total:,}'
+        f'<label class="bar busy">{escape(name)}: {done:,} of {total:,}'
         f'<progress value="{done}" max="{total}"></progress></label>'
     )
 
@@ -89,6 +109,11 @@ def download(name: str, media_type: str, content: bytes, label: str) -> str:
 def finding(text: str) -> str:
     """A result in one sentence."""
     return f'<p class="finding" role="status">{escape(text)}</p>'
+
+
+def heading(text: str, below: str) -> str:
+    """The heading of the whole app, with a text below."""
+    return f'<div class="app-title"><h1>{escape(text)}</h1><p>{escape(below)}</p></div>'
 
 
 def title(text: str, below: str) -> str:

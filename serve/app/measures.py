@@ -19,6 +19,8 @@ from coconut_ds.probing.graph_values import graph_views, height_values, parallel
 from coconut_ds.probing.intervene import InterventionReport, intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import linear_probes
+from coconut_ds.probing.state_patching import Later, Positions, StatePatching, patch_states
+from coconut_ds.probing.thought_attention import ThoughtAttention, thought_attention
 from coconut_ds.reasoner import Reasoner
 from serve.app.results import DataSetResult, SearchResult
 from serve.app.studio import MAX_NEW_TOKENS, CheckedQuestion, Studio, graph_problem
@@ -90,6 +92,33 @@ async def intervention_overview(studio: Studio, checked: CheckedQuestion) -> lis
         for thought in range(1, checked.n_thoughts + 1)
     ]
     return await _reports(studio, checked, checked.model, interventions, checked.n_thoughts, controls=False)
+
+
+async def attention_of(studio: Studio, checked: CheckedQuestion) -> ThoughtAttention:
+    """What each thought of the question attends to."""
+    return await studio.call(
+        checked.model,
+        lambda reasoner: thought_attention.parts(reasoner, checked.question, checked.problem, checked.n_thoughts),
+    )
+
+
+async def patching_of(
+    studio: Studio, checked: CheckedQuestion, donor: str | None, positions: Positions, later: Later
+) -> StatePatching:
+    """Layer × position patching between the question and a donor; None: the first other question that is suitable."""
+    return await studio.call(
+        checked.model,
+        lambda reasoner: patch_states.parts(
+            reasoner,
+            checked.question,
+            donor,
+            references=checked.references,
+            n_thoughts=checked.n_thoughts,
+            later=later,
+            positions=positions,
+            max_new_tokens=MAX_NEW_TOKENS,
+        ),
+    )
 
 
 async def _reports(

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from serve.app.studio import MAX_CHARACTERS
 
-PAGES = ("think", "search", "intervene", "compare", "dataset", "export")
+PAGES = ("think", "search", "intervene", "states", "compare", "dataset", "export")
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,32 @@ class View:
     view: str = "think"
     model: str = ""
     file: str = ""
+    number: str = ""
     question: str = ""
     thoughts: str = ""
     follow: str = ""
+    after: str = ""
     kind: str = ""
     thought: str = ""
+    draws: str = ""
+    later: str = ""
+    strength: str = ""
+    other_thought: str = ""
+    token: str = ""
+    seed: str = ""
+    pause: str = ""
+    what: str = ""
+    layer: str = ""
+    head: str = ""
+    donor: str = ""
+    positions: str = ""
+    later_states: str = ""
     other_model: str = ""
     other_question: str = ""
+    parts: str = ""
+    """Parts of a measurement, separated by commas."""
+    count: str = ""
+    draws_per_problem: str = ""
 
 
 NAMES = tuple(field.name for field in fields(View))
@@ -44,3 +63,19 @@ def view_of(query: Mapping[str, str]) -> View:
 def number_of(text: str, low: int, high: int) -> int | None:
     """The number that a text represents; None if the text is not a whole number within bounds."""
     return int(text) if text.isascii() and text.isdigit() and low <= int(text[:9]) <= high else None
+
+
+def decimal_of(text: str, low: float, high: float) -> float | None:
+    """The decimal number that a text represents; None if the text is not a number within bounds."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if low <= value <= high else None
+
+
+def text_of(setting: object) -> str:
+    """The text of a setting in a link."""
+    if isinstance(setting, list):
+        return ",".join(map(str, setting))
+    return "" if setting is None else f"{setting:g}" if isinstance(setting, float) else str(setting)

@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from coconut_ds.methods import METHODS
-from coconut_ds.model.card import ModelCard
+from serve.app import markup
+from serve.app.checkpoint_list import choices, facts, thoughts_label
 from serve.app.events import ComponentUpdates, on
+from serve.app.outdated import CHANGED
 from serve.app.problems import ProblemFile
-from serve.app.studio import MAX_CHARACTERS, Studio
+from serve.app.studio import MAX_CHARACTERS, Studio, whole_number
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Bar:
     """The components of the bar."""
 
     model: gr.Dropdown
+    facts: gr.HTML
     file: gr.Dropdown
     number: gr.Number
     """Index of the problem in the file."""
@@ -30,34 +32,55 @@ class Bar:
         """The inputs of ``Studio.check_question``."""
         return [self.model, self.file, self.question, self.thoughts]
 
+    def showing_model(self, studio: Studio, model: str, thoughts: int | None = None) -> ComponentUpdates:
+        """Updates that show a checkpoint; ``thoughts``: number of thoughts, None: the checkpoint's number."""
+        checkpoint = studio.checkpoints[model]
+        count = checkpoint.card.num_latents if thoughts is None else thoughts
+        return {
+            self.facts: markup.fact(facts(checkpoint)),
+            self.thoughts: gr.update(value=count, label=thoughts_label(checkpoint.card)),
+        }
+
+    def showing_problem(self, file: ProblemFile, place: int) -> ComponentUpdates:
+        """Updates that show a problem of a file."""
+        return {
+            self.number: gr.update(value=place, label=_number_label(file.problems)),
+            self.question: file.problems[place].question[:MAX_CHARACTERS],
+        }
+
 
 def build(studio: Studio) -> Bar:
     """Creates the bar."""
     model = studio.checkpoints.first_thinking
     file = studio.file_of.get(model) or next(iter(studio.files), None)
     problems = studio.files[file].problems if file is not None else ()
+    card = studio.card(model)
     with gr.Group():
         with gr.Row():
             models = gr.Dropdown(
-                studio.checkpoints.names, value=model, label="Checkpoint", elem_id="model", scale=3, min_width=230
+                choices(studio.checkpoints),
+                value=model,
+                label="Checkpoint (★ best of its run)",
+                elem_id="model",
+                scale=3,
+                min_width=230,
             )
             thoughts = gr.Slider(
                 0,
                 studio.max_thoughts,
-                value=studio.card(model).num_latents,
+                value=card.num_latents,
                 step=1,
-                label=_thoughts_label(studio.card(model)),
+                label=thoughts_label(card),
                 elem_id="thoughts",
                 scale=2,
                 min_width=230,
             )
+        shown = gr.HTML(markup.fact(facts(studio.checkpoints[model])), elem_id="model-facts")
         with gr.Row():
             files = gr.Dropdown(
                 list(studio.files), value=file, label="Problems", elem_id="file", scale=3, min_width=230
             )
-            number = gr.Number(
-                0, label=_number_label(problems), precision=0, minimum=0, elem_id="number", scale=1, min_width=110
-            )
+            number = gr.Number(0, label=_number_label(problems), elem_id="number", scale=1, min_width=110)
             next_button = gr.Button("Next problem", elem_id="next", size="md", scale=0, min_width=130)
         question = gr.Textbox(
             problems[0].question if problems else "",
@@ -68,58 +91,45 @@ def build(studio: Studio) -> Bar:
             elem_id="question",
         )
     message = gr.HTML(elem_id="bar-message", elem_classes="message")
-    bar = Bar(models, files, number, question, thoughts, message)
+    bar = Bar(models, shown, files, number, question, thoughts, message)
     _connect(studio, bar, next_button)
     return bar
 
 
 def _connect(studio: Studio, bar: Bar, next_button: gr.Button) -> None:
     async def on_model(model: str) -> AsyncGenerator[ComponentUpdates, None]:
-        card = studio.card(model)
-        yield {bar.thoughts: gr.update(value=card.num_latents, label=_thoughts_label(card))}
+        yield bar.showing_model(studio, model)
         own = studio.file_of.get(model)
         if own is not None:
-            yield {bar.file: own, **_shown(bar, studio.files[own], 0)}
+            yield {bar.file: own, **bar.showing_problem(studio.files[own], 0)}
 
     async def on_file(file: str | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
-            yield _shown(bar, chosen, 0)
+            yield bar.showing_problem(chosen, 0)
 
     async def on_number(file: str | None, number: float | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
-            yield _shown(bar, chosen, int(number or 0))
+            last = len(chosen.problems) - 1
+            yield bar.showing_problem(chosen, whole_number("problem number", number, 0, last))
 
     async def on_next(file: str | None, number: float | None) -> AsyncGenerator[ComponentUpdates, None]:
         chosen = studio.file(file)
         if chosen is not None:
-            yield _shown(bar, chosen, int(number or 0) + 1)
+            place = int(number) + 1 if isinstance(number, (int, float)) and number >= 0 else 0
+            yield bar.showing_problem(chosen, place if place < len(chosen.problems) else 0)
 
-    outputs = [bar.thoughts, bar.file, bar.number, bar.question]
+    outputs = [bar.thoughts, bar.facts, bar.file, bar.number, bar.question]
     options: dict[str, Any] = {"concurrency_id": "bar", "concurrency_limit": 16, "trigger_mode": "always_last"}
     on(bar.model.input, on_model, [bar.model], outputs, bar.message, **options)
     on(bar.file.input, on_file, [bar.file], outputs, bar.message, **options)
     on(bar.number.submit, on_number, [bar.file, bar.number], outputs, bar.message, **options)
     on(bar.number.blur, on_number, [bar.file, bar.number], outputs, bar.message, **options)
     on(next_button.click, on_next, [bar.file, bar.number], outputs, bar.message, **options)
-
-
-def _shown(bar: Bar, file: ProblemFile, number: int) -> ComponentUpdates:
-    """Updates that show a problem; numbers after the last problem start again at the first."""
-    place = number % len(file.problems)
-    return {
-        bar.number: gr.update(value=place, label=_number_label(file.problems)),
-        bar.question: file.problems[place].question[:MAX_CHARACTERS],
-    }
+    for one in bar.question_inputs:
+        one.change(None, bar.question_inputs, [], js=CHANGED, show_progress="hidden")
 
 
 def _number_label(problems: Any) -> str:
-    return f"Number, 0 to {len(problems) - 1:,}" if problems else "Number"
-
-
-def _thoughts_label(card: ModelCard) -> str:
-    method = METHODS[card.method]
-    if not method.has_latents:
-        return f"Thoughts: none ({card.method})"
-    return f"{'Pauses' if method.pauses else 'Thoughts'} (trained with {card.num_latents}, {card.method})"
+    return f"Number (0 to {len(problems) - 1:,})" if problems else "Number"

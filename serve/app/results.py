@@ -8,6 +8,8 @@ from coconut_ds.probing.effects import Effect
 from coconut_ds.probing.graph_values import GraphView, HeightValue, Parallelism
 from coconut_ds.probing.intervene import InterventionReport
 from coconut_ds.probing.linear import ProbeScore
+from coconut_ds.probing.state_patching import StatePatching
+from coconut_ds.probing.thought_attention import ThoughtAttention
 from coconut_ds.probing.trace import ThoughtTrace
 
 
@@ -65,4 +67,13 @@ class DataSetResult(Plain):
     heights: tuple[HeightValue, ...] = ()
 
 
-Result = ThinkResult | SearchResult | InterventionResult | CompareResult | DataSetResult
+@dataclass(frozen=True)
+class StatesResult(Plain):
+    """Result of *States*: one of the two."""
+
+    model: str
+    attention: ThoughtAttention | None = None
+    patching: StatePatching | None = None
+
+
+Result = ThinkResult | SearchResult | InterventionResult | CompareResult | StatesResult | DataSetResult

@@ -202,7 +202,7 @@ def checked_text(text: str) -> str:
     return text.strip()
 
 
-def whole_number(name: str, value: float, low: int, high: int) -> int:
+def whole_number(name: str, value: float | None, low: int, high: int) -> int:
     """Checks that a value is a whole number within bounds.
 
     Raises:

@@ -2,6 +2,8 @@
 
 import gradio as gr
 
+from serve.app.outdated import STYLE
+
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -29,8 +31,11 @@ def theme() -> gr.themes.Base:
     )
 
 
-CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+CSS = (
+    STYLE
+    + """
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100% !important; }
 .gradio-container :is(main, .wrap, .contain, .column, .block, .html-container, .prose) {
   min-width: 0; max-width: 100%; }
 .message:not(:has(.notice)) { display: none !important; }
@@ -42,7 +47,16 @@ CSS = """
 .app-title h1 { font-size: 1.35rem; margin: .2rem 0; }
 .app-title p, .hint { color: var(--body-text-color-subdued); margin: .15rem 0; font-size: .92rem; line-height: 1.45; }
 .hint { border-left: 3px solid var(--border-color-primary); padding-left: .6rem; max-width: 78ch; }
+#model-facts { background: var(--block-background-fill); padding: .1rem 1rem .5rem !important; }
+.fact { color: var(--body-text-color-subdued); margin: 0; font-size: .9rem; line-height: 1.45;
+  overflow-wrap: anywhere; }
 .empty { color: var(--body-text-color-subdued); padding: 1.2rem .4rem; }
+.of-think:has(#think-answer .busy) .waits-for-answer :is(.js-plotly-plot, .scroll, .finding),
+.dims:has(.busy):not(:has(.dims .busy)) :is(.js-plotly-plot, .scroll, .finding) { opacity: .3; }
+.busy:not(.answer) { position: fixed; left: 0; right: 0; bottom: 0; z-index: 60; margin: 0; padding: .7rem 1.2rem;
+  background: var(--background-fill-secondary); border-top: 2px solid #2563eb; color: var(--body-text-color); }
+details { margin: .3rem .2rem; color: var(--body-text-color); }
+details summary { cursor: pointer; padding: .25rem 0; font-weight: 600; font-size: .92rem; }
 .notice { border: 1px solid #b45309; border-left-width: 6px; border-radius: 6px; padding: .6rem .8rem; margin: .3rem 0;
   background: var(--background-fill-secondary); color: var(--body-text-color); overflow-wrap: anywhere; }
 .answer { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .7rem .9rem;
@@ -66,15 +80,15 @@ CSS = """
 .bar progress { display: block; width: 100%; height: .8rem; accent-color: #2563eb; margin-top: .25rem; }
 a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8rem; border-radius: 6px;
   border: 1px solid var(--border-color-primary); color: var(--link-text-color); text-decoration: underline; }
-.graph svg { width: 100%; height: auto; display: block; margin: 0 auto; --node: var(--background-fill-primary); }
+.graph > svg { width: 100%; height: auto; display: block; margin: 0 auto; --node: var(--background-fill-primary); }
 .legend { --node: var(--background-fill-primary); }
-.graph line.edge { stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: .55; }
-.graph line.gold { stroke: var(--body-text-color); stroke-width: 3.2; }
+.graph polyline { fill: none; stroke-linejoin: round; }
+.graph polyline.edge { stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: .7; }
+.graph polyline.gold { stroke: var(--body-text-color); stroke-width: 3.2; }
 .graph marker.edge path { fill: var(--body-text-color-subdued); }
 .graph marker.gold path { fill: var(--body-text-color); }
-.graph line.border { stroke: var(--border-color-primary); stroke-dasharray: 4 4; }
-.graph text { fill: var(--body-text-color); font-size: 12px; text-anchor: middle; font-family: var(--font); }
-.graph text.side { text-anchor: start; fill: var(--body-text-color-subdued); font-size: 11px; }
+.graph text { fill: var(--body-text-color); font-size: 12px; font-family: var(--font); }
+.graph text.side { fill: var(--body-text-color-subdued); }
 .graph text.value { font-weight: 700; }
 .node path { stroke: var(--body-text-color); stroke-width: 1.6; stroke-linejoin: round; }
 .node.apart path { stroke-dasharray: 3 2.5; }
@@ -84,6 +98,8 @@ a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8r
 .legend span { display: inline-flex; align-items: center; gap: .35rem; }
 .legend i { display: inline-block; width: 90px; height: 12px; border-radius: 3px; }
 .legend .thick { display: inline-block; width: 26px; border-top: 4px solid var(--body-text-color); }
+.legend .thin { display: inline-block; width: 26px; border-top: 1px solid var(--body-text-color-subdued); }
+.wide { overflow-x: auto; }
 .dark .js-plotly-plot .infolayer :is(text, tspan),
 .dark .js-plotly-plot :is(text.legendtext, text.xtitle, text.ytitle,
   .xaxislayer-above text, .yaxislayer-above text, text.cbtitle, .cbaxis text) { fill: #d4d4d8 !important; }
@@ -93,6 +109,9 @@ button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visib
 @media (max-width: 520px) {
   .gradio-container { padding: .5rem !important; } .gradio-container main { padding: .3rem !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }
+  .scroll table { min-width: 34rem; } .wide .js-plotly-plot { min-width: 34rem; }
+  .widest .js-plotly-plot { min-width: 56rem; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """
+)

@@ -1,7 +1,9 @@
 """The *Think* page: answers a question and decodes each thought."""
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
@@ -10,6 +12,7 @@ from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import markup, thought_figures
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import answers_by_thoughts
+from serve.app.outdated import asking
 from serve.app.question import Bar
 from serve.app.results import ThinkResult
 from serve.app.studio import CheckedQuestion, Studio, followed_tokens
@@ -25,8 +28,14 @@ LENS = (
     "trained to be decoded this way."
 )
 AFTER = (
-    "The answer if thinking is ended early. If it is already right without thoughts, the problem did not need thoughts."
+    "The answer if thinking ends after k thoughts. With fewer thoughts than in its training, a model may write the "
+    "remaining steps as text and be right for that reason. The forced answer follows the thoughts directly, so no step "
+    "is written before it."
 )
+START = "Press Think to see the answer and the figures here."
+CHANGED = "The question or a setting has changed since the last answer. Press Think to answer it."
+SHOWN_EVERY_S = 0.1
+"""Shortest time between two updates of an answer that is being generated: each takes the browser some milliseconds."""
 WIDTH = 300
 """Pixels. Figures with less horizontal space than this are placed below each other."""
 
@@ -42,6 +51,8 @@ class ThinkPage:
     results: gr.Column
     decoded: gr.Plot
     layers: gr.Plot
+    geometry: gr.Row
+    """Contains the next three; hidden if there are no thoughts."""
     norms: gr.Plot
     entropies: gr.Plot
     cosines: gr.Plot
@@ -71,25 +82,31 @@ def _components() -> ThinkPage:
             min_width=230,
         )
     message = gr.HTML(elem_id="think-message", elem_classes="message")
-    answer = gr.HTML(markup.empty("Press Think to see the answer and the figures here."), elem_id="think-answer")
-    with gr.Column(visible=False) as results:
-        decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded")
+    gr.HTML(markup.empty(CHANGED), elem_classes="instead-think")
+    with gr.Column(elem_classes="of-think"):
+        answer = gr.HTML(markup.empty(START), elem_id="think-answer")
+        results = _result_components()
+    return ThinkPage(run, follow, message, answer, *results, kept=gr.State(time_to_live=3600))
+
+
+def _result_components() -> list[Any]:
+    """The components from ``ThinkPage.results`` on, without ``kept``."""
+    with gr.Column(visible=False, elem_classes="waits-for-answer") as results:
+        decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded", elem_classes="wide")
         gr.HTML(markup.hint(LENS))
-        layers = gr.Plot(label="Thoughts decoded at each layer", elem_id="think-layers")
-        with gr.Row():
+        layers = gr.Plot(label="Thoughts decoded at each layer", elem_id="think-layers", elem_classes="wide")
+        with gr.Row() as geometry:
             norms, entropies, cosines = (
                 gr.Plot(label=name, min_width=WIDTH) for name in ("Norm", "Entropy of the decoded tokens", "Direction")
             )
         followed = gr.Plot(label="Followed tokens", visible=False, elem_id="think-followed")
         gr.HTML(markup.hint(AFTER))
-        with gr.Row():
-            after = gr.Plot(label="Answer after k thoughts", min_width=WIDTH, elem_id="think-after")
+        with gr.Row(elem_classes="dims"):
+            after = gr.Plot(label="Probability after k thoughts", min_width=WIDTH, elem_id="think-after")
             after_table = gr.HTML(min_width=WIDTH, elem_id="think-after-table")
         with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
-    kept = gr.State(time_to_live=3600)
-    figures = (decoded, layers, norms, entropies, cosines, followed, after)
-    return ThinkPage(run, follow, message, answer, results, *figures, after_table, table, kept)
+    return [results, decoded, layers, geometry, norms, entropies, cosines, followed, after, after_table, table]
 
 
 def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
@@ -99,7 +116,8 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
         checked = studio.check_question(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
         # Shown before its figures have values: Gradio may lose a figure that is created together with its column.
-        yield {page.results: gr.update(visible=True)}
+        shapes = gr.update(visible=bool(checked.n_thoughts))
+        yield {page.results: gr.update(visible=True), page.geometry: shapes, page.after: shapes}
         ended: list[Choice] = []
         async for html in _streamed_answer(studio, checked, ended):
             yield {page.answer: html}
@@ -112,37 +130,46 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
             page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
             page.followed: gr.update(value=followed, visible=followed is not None),
             page.table: _thoughts_table(trace),
+            page.after_table: markup.busy("Answering after fewer thoughts …"),
             page.kept: result,
         }
-        yield {
-            page.norms: thought_figures.norms_figure(trace),
-            page.entropies: thought_figures.entropies_figure(trace),
-            page.cosines: thought_figures.cosines_figure(trace),
-        }
+        if trace.thoughts:
+            yield {
+                page.norms: thought_figures.norms_figure(trace),
+                page.entropies: thought_figures.entropies_figure(trace),
+                page.cosines: thought_figures.cosines_figure(trace),
+            }
         answers = await answers_by_thoughts(studio, checked)
         yield {
-            page.after: thought_figures.answers_figure(answers),
-            page.after_table: _answers_table(answers),
+            page.after: thought_figures.answers_figure(answers) if checked.n_thoughts else gr.skip(),
+            page.after_table: _why_right(answers) + _answers_table(answers),
             page.kept: replace(result, answers=tuple(answers)),
         }
 
     figures = (page.decoded, page.layers, page.norms, page.entropies, page.cosines, page.followed, page.after)
-    outputs = [page.answer, page.results, *figures, page.after_table, page.table, page.kept]
+    outputs = [page.answer, page.results, page.geometry, *figures, page.after_table, page.table, page.kept]
+    on_error = {page.answer: markup.empty(START), page.results: gr.update(visible=False), page.kept: None}
     for trigger in (page.run.click, bar.question.submit):
-        on(trigger, think, [*bar.question_inputs, page.follow], outputs, page.message)
+        on(
+            *(trigger, think, [*bar.question_inputs, page.follow], outputs, page.message),
+            on_error=on_error,
+            js=asking("think"),
+        )
 
 
 async def _streamed_answer(studio: Studio, checked: CheckedQuestion, ended: list[Choice]) -> AsyncGenerator[str, None]:
     """Yields HTML of the answer while it is generated; appends the complete answer to ``ended``."""
-    done, text = 0, ""
+    done, text, shown_at = 0, "", time.monotonic()
     yield markup.thinking(0, checked.n_thoughts, "")
     async with studio.answering(checked) as deltas:
         async for delta in deltas:
             done += delta.thought is not None
             text += delta.text
-            yield markup.thinking(done, checked.n_thoughts, text)
             if delta.choice is not None:
                 ended.append(delta.choice)
+            elif time.monotonic() - shown_at >= SHOWN_EVERY_S:
+                yield markup.thinking(done, checked.n_thoughts, text)
+                shown_at = time.monotonic()
 
 
 def _thoughts_table(trace: ThoughtTrace) -> str:
@@ -165,10 +192,33 @@ def _thoughts_table(trace: ThoughtTrace) -> str:
     return markup.html_table("Thoughts", headers, rows)
 
 
+def _why_right(answers: Sequence[AnswerAfter]) -> str:
+    """What the answer without thoughts says about the need for thoughts; empty if the right answer is not known."""
+    first = answers[0]
+    if first.is_right is None or len(answers) == 1:
+        return ""
+    if not first.is_right:
+        return markup.finding("Without thoughts, the model answers wrongly.")
+    if first.is_forced_right:
+        return markup.finding("Right without thoughts, even as a forced answer: this problem needed no thoughts.")
+    if "\n" in first.text.strip():
+        return markup.finding(
+            "Right without thoughts because the model then writes the steps as text; its forced answer is wrong."
+        )
+    return markup.finding("Right without thoughts in the generated text, but not as a forced answer.")
+
+
 def _answers_table(answers: Sequence[AnswerAfter]) -> str:
     marks = {None: "", True: " ✓", False: " ✗"}
     rows = [
-        [str(one.num_thoughts), (one.answer or "(none)") + marks[one.is_right], f"{one.probability:.2f}", one.text]
+        [
+            str(one.num_thoughts),
+            markup.one_line(one.answer or "(none)") + marks[one.is_right],
+            markup.one_line(one.forced or "(none)") + marks[one.is_forced_right],
+            f"{one.probability:.0%}",
+            markup.one_line(one.text),
+        ]
         for one in answers
     ]
-    return markup.html_table("Answer after k thoughts", ["k", "answer", "p(text)", "generated text"], rows)
+    headers = ["thoughts", "answer in the text", "forced answer", "probability of the text", "generated text"]
+    return markup.html_table("Answers after k thoughts", headers, rows)

@@ -9,13 +9,29 @@ from coconut_ds.hub import cache_of, cached_name
 from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.feed_file import check_feed_file
 from coconut_ds.model.folder_files import models_inside
-from coconut_ds.runs.catalogue import find_attempts, is_attempt, read_attempt
+from coconut_ds.runs.catalogue import Attempt, find_attempts, is_attempt, read_attempt
 from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
 from serve.checkpoints.safety import check_folder, entries
 
 Mark = tuple[tuple[str, int, int, int], ...]
 """For each file of a folder its path, inode, size and time of the last change: these change when its content does."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a checkpoint is among those of its run. A model that belongs to no run is best and finished."""
+
+    is_best: bool = True
+    """Whether the run names it as its best checkpoint."""
+    is_finished: bool = True
+    """Whether the run is complete."""
+
+    @classmethod
+    def of(cls, attempt: Attempt, checkpoint: Path) -> "Standing":
+        """The standing of a checkpoint of an attempt."""
+        best = attempt.best
+        return cls(best is not None and best.path.name == checkpoint.name, attempt.status == "completed")
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,13 @@ class ServedCheckpoint:
     """When the checkpoint was written, in seconds since 1970."""
     mark: Mark = ()
     """The state of its files when they were checked."""
+    standing: Standing = Standing()
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the run's validation problems, from 0 to 1; None if it is not known."""
+        accuracy = self.card.provenance.get("validation_accuracy")
+        return float(accuracy) if isinstance(accuracy, (int, float)) else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,7 @@ class Found:
     """The folder that the operator gave."""
     is_given: bool = False
     """Whether the operator gave this folder itself, not one that contains it."""
+    standing: Standing = Standing()
 
 
 def folders_of(text: str) -> list[Found]:
@@ -58,13 +82,16 @@ def folders_of(text: str) -> list[Found]:
         raise CheckpointError(f"--checkpoint {folder}: no such folder; give a model folder or a run's folder")
     folder = folder.resolve()
     if (folder / "config.json").exists():
-        return [Found(name or _default_name(folder), folder, folder, is_given=True)]
-    found = _of_runs(folder, name) if is_attempt(folder) else [*_of_runs(folder, name), *_of_models(folder, name)]
-    return [Found(label, place, folder) for label, place in found]
+        standing = Standing.of(read_attempt(folder.parent), folder) if is_attempt(folder.parent) else Standing()
+        return [Found(name or _default_name(folder), folder, folder, is_given=True, standing=standing)]
+    found = _of_runs(folder, name)
+    if not is_attempt(folder):
+        found += [Found(label, place, folder) for label, place in _of_models(folder, name)]
+    return found
 
 
-def _of_runs(folder: Path, name: str) -> list[tuple[str, Path]]:
-    """Names and folders of the checkpoints of an attempt, or of all attempts in a folder, the newest first."""
+def _of_runs(folder: Path, name: str) -> list[Found]:
+    """The checkpoints of an attempt, or of all attempts in a folder, the newest first."""
     attempts = [read_attempt(folder)] if is_attempt(folder) else list(reversed(find_attempts(folder)))
     found = [(attempt, one) for attempt in attempts for one in attempt.checkpoints]
     short = [f"{attempt.name}/{one.path.name}" for attempt, one in found if not one.problems]
@@ -73,7 +100,8 @@ def _of_runs(folder: Path, name: str) -> list[tuple[str, Path]]:
         label = f"{attempt.name}/{one.path.name}"
         if short.count(label) > 1:
             label = f"{attempt.name}/{attempt.id}/{one.path.name}"
-        labelled.append((f"{name}/{one.path.name}" if name else label, one.path))
+        label = f"{name}/{one.path.name}" if name else label
+        labelled.append(Found(label, one.path, folder, standing=Standing.of(attempt, one.path)))
     return labelled
 
 
@@ -146,4 +174,4 @@ def checked(found: Found) -> ServedCheckpoint:
     except (OSError, RuntimeError) as error:
         # RuntimeError: links that lead back to themselves, up to Python 3.12.
         raise CheckpointError(f"{folder}: cannot be read ({error}); was it removed or replaced meanwhile?") from error
-    return ServedCheckpoint(found.name, folder, root, card, created, mark)
+    return ServedCheckpoint(found.name, folder, root, card, created, mark, found.standing)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from coconut_ds.errors import CheckpointError, CoconutError
@@ -72,14 +73,18 @@ class Checkpoints:
 
     @property
     def first_thinking(self) -> str:
-        """Name of the first checkpoint that thinks, or of the first one if none does; the app selects it initially.
+        """Name of the checkpoint that the app selects initially.
+
+        Of the checkpoints that think, or else of all, it is the best one of a complete run, with the highest validation
+        accuracy. Among equal ones, and where no run is complete, it is the first in the order of the options.
 
         Raises:
             UnknownModelError: all checkpoints have vanished.
         """
         if not self._by_name:
             raise UnknownModelError("model: the checkpoints that this server was started with have vanished", "model")
-        return next((checkpoint.name for checkpoint in self if checkpoint.card.num_thoughts), self.names[0])
+        thinking = [one for one in self if one.card.num_thoughts] or list(self)
+        return max(thinking, key=_worth).name
 
     def get(self, name: str) -> ServedCheckpoint | None:
         """The checkpoint with this name; None if there is none."""
@@ -194,11 +199,13 @@ class Checkpoints:
             mark = mark_of(found.folder)
         except (OSError, RuntimeError):
             return old
-        if (old is not None and old.mark == mark) or self._refused.get(found.folder) == mark:
+        if old is not None and old.mark == mark:
+            # A run may have a better checkpoint, or be complete, although the files of this one are the same.
+            return old if old.standing == found.standing else replace(old, standing=found.standing)
+        if self._refused.get(found.folder) == mark:
             return old
         try:
-            name = found.name if old is None else old.name
-            new = checked(Found(name, found.folder, found.root, found.is_given))
+            new = checked(found if old is None else replace(found, name=old.name))
         except CheckpointError as error:
             self._refused[found.folder] = mark
             if old is not None:
@@ -210,11 +217,17 @@ class Checkpoints:
         return new
 
 
+def _worth(one: ServedCheckpoint) -> tuple[bool, bool, float]:
+    """Orders checkpoints: best ones of complete runs first, then best ones, then by accuracy."""
+    standing = one.standing
+    return standing.is_best and standing.is_finished, standing.is_best, one.accuracy or 0.0
+
+
 def _log_changes(before: dict[str, ServedCheckpoint], now: dict[str, ServedCheckpoint]) -> None:
     for what, names in (
         ("appeared", [name for name in now if name not in before]),
         ("vanished", [name for name in before if name not in now]),
-        ("changed", [name for name in now if name in before and now[name] != before[name]]),
+        ("changed", [name for name in now if name in before and now[name].mark != before[name].mark]),
     ):
         if names:
             log.info("%d checkpoints have %s: %s", len(names), what, ", ".join(names[:20]))

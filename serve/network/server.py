@@ -131,6 +131,7 @@ def run_server(
     network: Network,
     mounts: Mapping[str, ASGIApp] | None = None,
     receivers: Sequence[Callable[[Record], None]] = (),
+    home: str | None = None,
 ) -> None:
     """Serves until the process gets a signal.
 
@@ -141,6 +142,7 @@ def run_server(
         network: where and how it listens.
         mounts: further ASGI apps by path.
         receivers: called with the record of each request that has ended.
+        home: see ``create_app``.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -155,7 +157,7 @@ def run_server(
     throttle_others(throttled)
     connections = Connections(network.limits, metrics, throttled, is_exempt)
     hooks = Hooks(lambda: connections.is_full, receivers, throttled)
-    app = create_app(service, metrics, access, mounts, network.root_path, hooks)
+    app = create_app(service, metrics, access, mounts, network.root_path, hooks, home)
     config = uvicorn.Config(
         app,
         host=network.host,

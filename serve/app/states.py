@@ -1,0 +1,211 @@
+"""The *States* page: what each thought attends to, and which single state carries the answer."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from coconut_ds.errors import DataError
+from coconut_ds.probing.state_patching import StatePatching
+from coconut_ds.probing.thought_attention import ThoughtAttention
+from serve.app import markup, state_charts
+from serve.app.events import ComponentUpdates, on
+from serve.app.measures import attention_of, patching_of
+from serve.app.outdated import asking
+from serve.app.question import Bar
+from serve.app.results import StatesResult
+from serve.app.studio import CheckedQuestion, Studio, whole_number
+from serve.app.words import LATER, STATE_SOURCES
+
+ATTENTION = (
+    "The row of a thought shows where the position that becomes this thought reads from. Compare it with the row "
+    "“question”, the last token of the question, which is no thought. A weight shows what a position reads, not what "
+    "it does with it."
+)
+PATCHING = (
+    "Each state of the question is replaced by the state of another problem, the donor, at the same layer and "
+    "position. Effect 0: the text stays as likely as before; effect 1: the model behaves as on the donor. Compare "
+    "with the controls: a problem with the same answer, and random changes of the same size."
+)
+WHAT = {"attention": "What each thought attends to", "patching": "Which state carries the answer (patching)"}
+POSITIONS = {"thoughts": "from the thoughts on", "all": "all (a donor with as many tokens)"}
+START = "Press Look at the states to see the result here."
+CHANGED = "The question or a setting has changed since the last result. Press Look at the states."
+MAX_LAYER, MAX_HEAD = 999, 999
+
+
+@dataclass(frozen=True)
+class StatesPage:
+    """The page's components. Other pages use the inputs and ``kept``."""
+
+    run: gr.Button
+    what: gr.Radio
+    layer: gr.Number
+    """Layer whose attention is shown; 0: the last one."""
+    head: gr.Number
+    """Head whose attention is shown; 0: the mean over heads."""
+    donor: gr.Number
+    """Number of the donor in the file of problems; empty: the first problem with another answer."""
+    positions: gr.Radio
+    later: gr.Radio
+    message: gr.HTML
+    state: gr.HTML
+    results: gr.Column
+    figures: tuple[gr.Plot, gr.Plot, gr.Plot]
+    table: gr.HTML
+    kept: gr.State
+    """The last result, a ``StatesResult``."""
+
+    def cleared(self) -> ComponentUpdates:
+        """Updates that remove the last result."""
+        return {self.state: markup.empty(START), self.results: gr.update(visible=False), self.kept: None}
+
+
+def build(studio: Studio, bar: Bar) -> StatesPage:
+    """Creates the page."""
+    what = gr.Radio([(text, name) for name, text in WHAT.items()], value="attention", label="Show", elem_id="what")
+    with gr.Row():
+        layer = gr.Number(0, label="Attention: layer (0: the last)", elem_id="layer", min_width=140)
+        head = gr.Number(0, label="Attention: head (0: mean over heads)", elem_id="head", min_width=140)
+        donor = gr.Number(
+            None, label="Patching: number of the donor (empty: first with another answer)", elem_id="donor"
+        )
+    with gr.Row():
+        positions = gr.Radio(
+            [(text, name) for name, text in POSITIONS.items()],
+            value="thoughts",
+            label="Patching: positions",
+            elem_id="positions",
+            min_width=230,
+        )
+        later = gr.Radio(
+            list(LATER), value=next(iter(LATER)), label="Patching: later thoughts are", elem_id="later-states"
+        )
+    run = gr.Button("Look at the states", variant="primary", elem_id="run-states")
+    message = gr.HTML(elem_id="states-message", elem_classes="message")
+    gr.HTML(markup.empty(CHANGED), elem_classes="instead-states")
+    with gr.Column(elem_classes=["of-states", "dims"]):
+        state = gr.HTML(markup.empty(START), elem_id="states-state")
+        with gr.Column(visible=False) as results:
+            figures = _plot("first"), _plot("second"), _plot("third")
+            table = gr.HTML(elem_id="states-table")
+    kept = gr.State(time_to_live=3600)
+    inputs = (run, what, layer, head, donor, positions, later)
+    page = StatesPage(*inputs, message, state, results, figures, table, kept)
+    _connect(studio, bar, page)
+    return page
+
+
+def _plot(name: str) -> gr.Plot:
+    return gr.Plot(label="Result", elem_id=f"states-{name}", elem_classes=["wide", "widest"])
+
+
+def _connect(studio: Studio, bar: Bar, page: StatesPage) -> None:
+    async def look(*values: Any) -> AsyncGenerator[ComponentUpdates, None]:
+        checked = studio.check_question(*values[:4])
+        what, layer, head, donor, positions, later = values[4:]
+        if what not in WHAT or positions not in POSITIONS or later not in LATER:
+            raise DataError("the settings: found values that this page does not offer; reload the page")
+        yield {page.state: markup.busy("Running the model …"), page.results: gr.update(visible=True)}
+        if what == "attention":
+            attention = await attention_of(studio, checked)
+            update = _showing_attention(page, attention, layer, head)
+            yield {**update, page.kept: StatesResult(checked.model, attention=attention)}
+            return
+        other = _donor(studio, values[1], checked, donor)
+        patching = await patching_of(studio, checked, other, positions, LATER[later])
+        yield {**_showing_patching(page, patching), page.kept: StatesResult(checked.model, patching=patching)}
+
+    async def move(result: StatesResult | None, layer: float, head: float) -> AsyncGenerator[ComponentUpdates, None]:
+        if result is not None and result.attention is not None:
+            yield _showing_attention(page, result.attention, layer, head)
+
+    inputs = [*bar.question_inputs, page.what, page.layer, page.head, page.donor, page.positions, page.later]
+    shown = [page.state, *page.figures, page.table]
+    on(
+        *(page.run.click, look, inputs, [*shown, page.results, page.kept], page.message),
+        on_error=page.cleared(),
+        js=asking("states"),
+    )
+    options: dict[str, Any] = {"concurrency_id": "bar", "concurrency_limit": 16, "trigger_mode": "always_last"}
+    for one in (page.layer, page.head):
+        on(one.submit, move, [page.kept, page.layer, page.head], shown, page.message, **options)
+        on(one.blur, move, [page.kept, page.layer, page.head], shown, page.message, **options)
+
+
+def _donor(studio: Studio, file: str | None, checked: CheckedQuestion, number: float | None) -> str | None:
+    """The question of the donor that the visitor selected; None: the first one that is suitable.
+
+    Raises:
+        CoconutError: there is no such problem.
+    """
+    chosen = studio.file(file)
+    if chosen is None or (number is None and not checked.references):
+        raise DataError("donor: patching needs other problems; select a file under Problems")
+    if number is None:
+        return None
+    return chosen.problems[whole_number("number of the donor", number, 0, len(chosen.problems) - 1)].question
+
+
+def _showing_attention(page: StatesPage, found: ThoughtAttention, layer: float, head: float) -> ComponentUpdates:
+    layers, heads = len(found.weights), len(found.weights[0])
+    at = whole_number("layer", layer, 0, layers) or layers
+    of = whole_number("head", head, 0, heads) or None
+    figure = state_charts.attention_figure(found, at, of)
+    name = f"Attention in layer {at} of {layers}, {f'head {of} of {heads}' if of else f'mean over {heads} heads'}"
+    update = {one: gr.update(visible=False) for one in page.figures[1:]}
+    table = _edge_table(found, at, of) if found.edges else ""
+    shown = gr.update(value=figure, label=name, visible=True)
+    return {page.state: markup.hint(ATTENTION), page.figures[0]: shown, **update, page.table: table}
+
+
+def _edge_table(found: ThoughtAttention, layer: int, head: int | None) -> str:
+    shares = found.on_edges(layer, head)
+    rows = [
+        [
+            f"{'★ ' if edge.is_optimal else ''}{edge.name}",
+            "not reached" if edge.hop is None else str(edge.hop),
+            *(f"{row[index][0]:.0%} ({row[index][1]:.0%})" for row in shares),
+        ]
+        for index, edge in enumerate(found.edges)
+    ]
+    caption = "Attention to each edge, all its tokens together; in brackets: with equal attention to all positions"
+    return markup.html_table(caption, ["edge (★ on a shortest path)", "edges from the root", *found.rows], rows)
+
+
+def _showing_patching(page: StatesPage, found: StatePatching) -> ComponentUpdates:
+    grids = (found.effect, *found.controls)
+    update: ComponentUpdates = {}
+    for index, figure in enumerate(page.figures):
+        if index < len(grids):
+            label = STATE_SOURCES[grids[index].name]
+            update[figure] = gr.update(
+                value=state_charts.patching_figure(found, grids[index]), label=label, visible=True
+            )
+        else:
+            update[figure] = gr.update(visible=False)
+    return {
+        **update,
+        page.state: markup.hint(PATCHING) + markup.finding(_strongest(found)),
+        page.table: _sources(found),
+    }
+
+
+def _strongest(found: StatePatching) -> str:
+    """Which state has the largest effect."""
+    cells = [
+        (cell.effect, layer, at)
+        for layer, row in enumerate(found.effect.cells)
+        for at, cell in zip(found.positions, row, strict=True)
+    ]
+    effect, layer, at = max(cells)
+    place = "the input of the first layer" if not layer else f"layer {layer}"
+    return f"The largest effect, {effect:.2f}, has the state of {markup.shown_token(at)} at {place}."
+
+
+def _sources(found: StatePatching) -> str:
+    rows = [["question", found.question, markup.one_line(found.text)]]
+    rows.append(["donor", found.donor, markup.one_line(found.donor_text)])
+    rows += [[STATE_SOURCES[one.name], one.source, markup.one_line(found.text)] for one in found.controls if one.source]
+    return markup.html_table("Problems", ["", "question", "text of the model"], rows)

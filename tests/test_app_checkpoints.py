@@ -1,0 +1,93 @@
+"""Which checkpoint the app begins with, what it says about checkpoints, and which one it proposes to compare with."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from making_app import SUMS
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+
+from coconut_ds.model.card import ModelCard
+from serve.api.pages import add_pages
+from serve.app.checkpoint_list import choices, facts, partner_of
+from serve.app.problems import ProblemFile
+from serve.checkpoints.finding import ServedCheckpoint, Standing
+from serve.checkpoints.offered import Checkpoints
+
+
+def served(
+    name: str, method: str = "coconut", accuracy: float | None = None, standing: Standing | None = None, **origin: str
+) -> ServedCheckpoint:
+    latents = {"num_thoughts": 2 if method == "coconut" else 0, "num_pauses": 2 if method.startswith("pause") else 0}
+    provenance = {**origin, **({} if accuracy is None else {"validation_accuracy": accuracy})}
+    card = ModelCard(method, 1, c_thought=2, max_latent_stage=1, marker_ids={}, provenance=provenance, **latents)
+    created = int(time.time()) - 7300
+    return ServedCheckpoint(name, Path(name), Path(name), card, created, standing=standing or Standing())
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "first"),
+    [
+        ([served("a", "no_cot", 1.0), served("b", accuracy=0.2)], "b"),
+        ([served("a", accuracy=0.9, standing=Standing(is_best=False)), served("b", accuracy=0.8)], "b"),
+        ([served("a", accuracy=0.9, standing=Standing(is_finished=False)), served("b", accuracy=0.8)], "b"),
+        ([served("a", accuracy=0.8), served("b", accuracy=0.9), served("c", accuracy=0.9)], "b"),
+        ([served("a", "no_cot"), served("b", "cot")], "a"),
+        ([served("a", standing=Standing(False, False)), served("b", standing=Standing(True, False))], "b"),
+    ],
+)
+def test_the_app_begins_with_the_best_complete_checkpoint_that_thinks(checkpoints, first):
+    assert Checkpoints(checkpoints).first_thinking == first
+
+
+def test_the_standing_of_a_checkpoint_is_that_in_its_run():
+    attempt = SimpleNamespace(best=SimpleNamespace(path=Path("run/checkpoint_3")), status="completed")
+    assert Standing.of(attempt, Path("run/checkpoint_3")) == Standing(True, True)
+    assert Standing.of(attempt, Path("run/checkpoint_4")) == Standing(False, True)
+    assert Standing.of(SimpleNamespace(best=None, status="running"), Path("run/checkpoint_3")) == Standing(False, False)
+
+
+def test_lists_name_method_stage_accuracy_and_age_and_mark_the_best():
+    best = served("r/checkpoint_3", accuracy=0.937, run="r")
+    other = served("r/checkpoint_4", "pause_as_thought", standing=Standing(False, False), run="r")
+    assert choices([best, other]) == [
+        ("★ r/checkpoint_3 · coconut stage 1, 93.7%, 2 h old", "r/checkpoint_3"),
+        ("r/checkpoint_4 · pause_as_thought stage 1, 2 h old", "r/checkpoint_4"),
+    ]
+    assert facts(best) == (
+        "r/checkpoint_3: method coconut, stage 1 of its curriculum, trained with 2 thoughts, 93.7% of the validation "
+        "problems right, saved 2 hours ago, best checkpoint of a complete run."
+    )
+    assert "trained with 2 pauses, saved 2 hours ago, not the best checkpoint of an incomplete run." in facts(other)
+
+
+def test_the_partner_has_the_same_data_and_another_method():
+    own = served("own", data="sums")
+    others = [
+        served("other data", "pause_as_thought", data="graphs"),
+        served("same method", data="sums"),
+        served("no thoughts", "no_thoughts", data="sums"),
+        served("pauses", "pause_as_thought", data="sums", standing=Standing(is_best=False)),
+        served("best pauses", "pause_as_thought", data="sums"),
+    ]
+    for partner in ("best pauses", "pauses", "no thoughts", "other data", "same method"):
+        assert partner_of("own", [*others, own], {}, {}) == partner
+        others = [one for one in others if one.name != partner]
+    assert partner_of("own", [own], {}, {}) == "own"
+    # Without a name in the card, the problems of the runs tell which data are the same.
+    files = {name: ProblemFile(name, SUMS if name != "c" else SUMS[:2]) for name in "abc"}
+    runs = [served("a"), served("c", "no_cot"), served("b", "no_cot")]
+    assert partner_of("a", runs, files, {name: name for name in "abc"}) == "b"
+
+
+def test_the_address_that_is_printed_leads_to_the_app():
+    """Relative, so that it is right under a prefix that the server does not know."""
+    app = FastAPI()
+    app.add_route("/app/", lambda request: PlainTextResponse("the app"))
+    add_pages(app, SimpleNamespace(), ["/app"], home="/app")
+    with TestClient(app) as http:
+        assert http.get("/", follow_redirects=False).headers["location"] == "app/"
+        assert http.get("/").text == "the app"
