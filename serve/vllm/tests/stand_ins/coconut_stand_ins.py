@@ -1,8 +1,8 @@
 """Stand-ins for the Triton kernels that vLLM's Model Runner V2 needs, so that the tests run it on a CPU.
 
 The package index has no Triton with a CPU backend. vLLM lets a platform replace kernels (``register_kernels``); these
-replacements compute the same with torch. Requests that need a kernel without a replacement are refused
-(``NotServed``), since they would end the engine. Sampling draws other random numbers than vLLM's own kernel.
+replacements compute the same with torch. Requests that need a kernel without a replacement are refused, since they
+would end the engine. Sampling draws other random numbers than vLLM's own kernel.
 
 To use them, put this folder on ``PYTHONPATH``: its ``dist-info`` makes it a plugin of vLLM, in every process.
 
@@ -233,12 +233,10 @@ def compute_slot_mappings(
     return mappings[:, :num_tokens_padded]
 
 
-class NotServed(ValueError):
-    """A request that needs a kernel without a stand-in."""
-
-
 def refuse_what_has_no_stand_in(_platform: Any, _prompt: Any, params: Any) -> None:
     """Replaces the platform's own check, which accepts every request."""
+    from vllm.exceptions import VLLMValidationError
+
     given = {
         "prompt_logprobs": getattr(params, "prompt_logprobs", None) is not None,
         "logprob_token_ids": bool(getattr(params, "logprob_token_ids", None)),
@@ -249,7 +247,7 @@ def refuse_what_has_no_stand_in(_platform: Any, _prompt: Any, params: Any) -> No
         "repetition_penalty": getattr(params, "repetition_penalty", 1) != 1,
     }
     if missing := [name for name, is_given in given.items() if is_given]:
-        raise NotServed(f"{', '.join(missing)}: this test engine on a CPU has no kernel for it; leave it out")
+        raise VLLMValidationError(f"{', '.join(missing)}: this test engine on a CPU has no kernel for it; leave it out")
 
 
 def register() -> None:
