@@ -128,7 +128,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_other_thinking(path: Path, values: dict[str, Any]) -> None:
     """Refuses methods, formats and ways to think that this plugin does not compute."""
     instead = "serve this checkpoint with python -m serve api"
-    if values["method"] not in METHODS:
+    if not isinstance(values["method"], str) or values["method"] not in METHODS:
         raise NotSupported(f"{path}: unknown method {values['method']!r}; expected one of {', '.join(METHODS)}")
     if values.get("format", "text") != "text":
         raise NotSupported(f"{path}: format is {values['format']!r}; this plugin serves the format 'text'; {instead}")

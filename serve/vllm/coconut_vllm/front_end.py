@@ -19,7 +19,7 @@ from coconut_vllm.card import Card
 from coconut_vllm.prompts import Questions
 from coconut_vllm.recognition import card_of, most_thoughts
 from coconut_vllm.requests import Layout, asked, layout, refuse_parameters, refused
-from coconut_vllm.state import PLAN
+from coconut_vllm.thoughts import PLAN
 
 WRAPPED = "is_wrapped_by_coconut_vllm"
 

@@ -74,3 +74,9 @@ def check_engine(config: Any) -> None:
     if card is None:
         raise NotSupported(f"{config.model_config.model}: has no coconut.json, so it does not say how it thinks")
     most_thoughts(config, card)
+    vocabulary = config.model_config.get_vocab_size()
+    if max(card.markers.all) >= vocabulary:
+        raise NotSupported(
+            f"{config.model_config.model}: coconut.json names marker {max(card.markers.all)}, but the model has only "
+            f"{vocabulary} embeddings, so these files are not of one checkpoint; copy it again"
+        )

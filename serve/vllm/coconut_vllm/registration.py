@@ -3,7 +3,7 @@
 from vllm import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from coconut_vllm import front_end, hooks, recognition
+from coconut_vllm import hooks, recognition
 from coconut_vllm.limits import check_engine
 
 
@@ -22,6 +22,8 @@ def register_all() -> None:
         ModelRegistry.register_model(name, f"coconut_vllm.models:{name}")
         MODELS_CONFIG_MAP[name] = CheckedConfig
     recognition.install()
-    # Where a hook differs, recognition refuses each checkpoint of ours; other models are not touched.
+    # Where a hook differs, recognition refuses each checkpoint of ours, and other models are not touched.
     if hooks.fault() is None:
+        from coconut_vllm import front_end
+
         front_end.install()

@@ -12,11 +12,9 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from coconut_vllm.recognition import most_thoughts
 from coconut_vllm.sampler import ThinkingSampler
-from coconut_vllm.thoughts import Plan, Thoughts
+from coconut_vllm.thoughts import PLAN, Plan, Thoughts
 
 log = init_logger(f"vllm.{__name__}")
-PLAN = "coconut_plan"
-"""Key of ``SamplingParams.extra_args`` by which the front end tells the workers how a request thinks."""
 
 
 class ThinkingState(DefaultModelState):

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from coconut_vllm.card import Markers
 
+PLAN = "coconut_plan"
+"""Key of ``SamplingParams.extra_args`` by which the front end tells the workers how a request thinks."""
 NEVER = 2**40
 """Stands for ``begin`` where a request has not begun to think: later than any position."""
 ROW, BEGIN, COUNT, LEAST = range(4)

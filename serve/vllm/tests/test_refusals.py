@@ -139,6 +139,7 @@ def test_a_checkpoint_that_thinks_is_not_loaded_as_an_ordinary_model(checkpoint)
 
 
 CARDS = {
+    "unknown method \\['cot'\\]": {"method": ["cot"]},
     "does not know: shape": {"shape": 1},
     "iterations is 3": {"iterations": 3},
     "looped is True": {"looped": True},
@@ -160,6 +161,15 @@ def test_cards_that_are_not_understood_are_refused(checkpoint, tmp_path, message
     path.write_text(json.dumps(content | CARDS[message]))
     with pytest.raises(NotSupported, match=message):
         read_card(path)
+
+
+def test_markers_without_embeddings_stop_the_start(checkpoint, tmp_path):
+    place = shutil.copytree(checkpoint("gpt2"), tmp_path / "copy")
+    content = json.loads((place / "coconut.json").read_text())
+    content["marker_ids"]["<|latent|>"] = 100_000
+    (place / "coconut.json").write_text(json.dumps(content))
+    with pytest.raises(Exception, match="names marker 100000"):
+        EngineArgs(str(place), **options()).create_engine_config()
 
 
 def test_a_refused_card_or_architecture_stops_the_start(checkpoint, tmp_path):
