@@ -13,6 +13,7 @@ Each check runs in a process of its own. Exit code 0: all passed, or were skippe
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,10 @@ def main() -> None:
         if check == "two GPUs" and torch.cuda.device_count() < 2:
             print(f"{check}: skipped, since there is only one")
             continue
-        failed += [check] if subprocess.call([sys.executable, __file__, "--inside", check]) else []
+        environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": "1"}
+        if check == "flashinfer":
+            environment["VLLM_USE_FLASHINFER_SAMPLER"] = "1"
+        failed += [check] if subprocess.call([sys.executable, __file__, "--inside", check], env=environment) else []
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     raise SystemExit(bool(failed))
 
