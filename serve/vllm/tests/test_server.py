@@ -130,3 +130,24 @@ def test_beam_search_in_a_chat_gets_400(server):
     content = {"model": "tiny", "messages": [{"role": "user", "content": "Tom?"}], "use_beam_search": True, "n": 2}
     answer = server.post("/v1/chat/completions", json=content)
     assert (answer.status_code, "beam search" in answer.text) == (400, True)
+
+
+def test_clients_that_leave_within_thoughts_change_no_other_answer(server):
+    """Half of the clients leave; afterwards nothing runs or waits."""
+
+    def leave(index):
+        with server.stream("POST", "/v1/completions", json=body(index, stream=True)) as stream:
+            next(stream.iter_lines())
+        return None
+
+    def stay(index):
+        return server.post("/v1/completions", json=body(index)).json()["choices"][0]["text"]
+
+    with ThreadPoolExecutor(40) as clients:
+        answers = list(clients.map(lambda i: leave(i) if i % 2 else stay(i), range(40)))
+    assert answers[::2] == [one["text"] for one in RIGHT[::2]]
+    for _ in range(50):
+        if metric(server, "vllm:num_requests_running") + metric(server, "vllm:num_requests_waiting") == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("requests of clients that left still run")

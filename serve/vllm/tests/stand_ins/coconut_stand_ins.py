@@ -256,11 +256,14 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    from vllm.config import vllm as configuration
     from vllm.platforms.cpu import CpuPlatform
     from vllm.triton_utils.dispatcher import register_kernels
     from vllm.v1.worker.gpu.block_table import BlockTables
     from vllm.v1.worker.gpu.sample import sampler
 
+    # vLLM refuses Model Runner V2 without it.
+    configuration.HAS_TRITON = True
     register_kernels(
         {
             f"{PREFIX}input_batch._prepare_prefill_inputs_kernel": prepare_prefill_inputs,
