@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from imports import ROOT, check_no_cycle, graph, importers, modules
+from imports import PLUGIN, ROOT, check_no_cycle, graph, imported, importers, modules
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
@@ -39,6 +39,7 @@ ONLY_IN = {
     },
     "prometheus_client": {"serve.monitoring.metrics", "serve.api.guards", "serve.api.status"},
 }
+OURS = ("coconut_ds", "serve", "tests")
 MODULES = modules("serve")
 
 
@@ -70,6 +71,15 @@ def test_no_modules_import_each_other_in_a_circle(edges):
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_an_outer_package_is_imported_by_its_modules_alone(package):
     assert importers(MODULES, package) == ONLY_IN[package]
+
+
+def test_the_plugin_of_vllm_imports_nothing_of_this_project():
+    """It is installed beside vLLM, whose versions of libraries do not fit this project's."""
+    files = list((PLUGIN / "coconut_vllm").glob("*.py"))
+    assert len(files) >= 10
+    wrong = [f"{path.name}: {name}" for path in files for name in imported(path) if name.split(".")[0] in OURS]
+    assert wrong == []
+    assert not any(name.startswith("coconut_vllm") for path in MODULES.values() for name in imported(path))
 
 
 def test_the_command_line_loads_without_torch():

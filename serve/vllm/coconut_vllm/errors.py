@@ -1,0 +1,5 @@
+"""The error of a checkpoint, a setting or a vLLM that the plugin cannot serve with."""
+
+
+class NotSupported(ValueError):
+    """The engine must not start. The message says what was found, what is expected, and what to do."""
