@@ -47,7 +47,7 @@ def _score(job: EvaluationJob, number: int, scores: Mapping[str, Any]) -> Score:
     settings: dict[str, Any] = {
         "decoding": "sampled" if sampling.temperature else "greedy",
         **({**drawn, "seed": sampling.seed} if sampling.temperature else {}),
-        "answers": job.answers,
+        "scoring": job.scoring.name,
         "precision": job.reasoner.precision,
         "min_thoughts": thoughts.least,
         "max_thoughts": thoughts.most,

@@ -56,17 +56,11 @@ def slot_attention(
     spans = current_spans()
     if spans is None:
         return _one_position(scaled, key, value, attention_mask), None
-    output = torch.cat(
-        [
-            _one_position(
-                scaled[first:end],
-                *(each[first:end, ..., :columns, :] for each in (key, value)),
-                attention_mask[first:end, ..., :columns],
-            )
-            for first, end, columns in spans
-        ]
-    )
-    return output, None
+    parts = []
+    for first, end, columns in spans:
+        keys, values = key[first:end, :, :columns], value[first:end, :, :columns]
+        parts.append(_one_position(scaled[first:end], keys, values, attention_mask[first:end, ..., :columns]))
+    return torch.cat(parts), None
 
 
 def _one_position(scaled: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
