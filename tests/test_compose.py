@@ -238,6 +238,18 @@ def test_a_folder_of_own_options_works_from_any_working_directory(
         compose_config(["training=shrt"], arguments.config_dir)
 
 
+def test_options_are_read_again_once_their_file_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "training" / "own.yaml"
+    path.parent.mkdir()
+    for num_epochs in (2, 30):
+        path.write_text(f"num_epochs: {num_epochs}\nlr: 3.0e-4\n", encoding="utf-8")
+        for rate in (3e-4, 1e-5):
+            # A key that is set does not stay set.
+            made = compose_config(["training=own", *([f"lr={rate}"] if rate == 1e-5 else [])], [str(tmp_path)])
+            assert (made.training.num_epochs, made.training.lr) == (num_epochs, rate)
+    assert compose_config(["training=own"], [str(tmp_path)]).training.lr == 3e-4
+
+
 def test_a_folder_of_own_options_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{tmp_path}/none"):
         compose_config([], [f"{tmp_path}/none"])

@@ -171,11 +171,12 @@ def test_order_and_symbols_of_arrows_tell_nothing() -> None:
 def test_vocabulary_holds_every_word_of_every_problem(ranges: dict[str, Any]) -> None:
     """Words are split at spaces, or at punctuation too. Graphs above 40 nodes need more than 38 concepts."""
     one = source(size={"train": 150, "valid": 10, "test": 10}, **ranges)
-    drawn = [text for p in one.train(0) + one.valid() + one.test() for text in (p.question, *p.steps, p.answer)]
+    train = one.train(0)
+    drawn = [text for p in train + one.valid() + one.test() for text in (p.question, *p.steps, p.answer)]
     for pattern in (r"\S+", r"\w+|[^\w\s]"):
         known = {word for text in one.vocabulary() for word in re.findall(pattern, text)}
         assert {word for text in drawn for word in re.findall(pattern, text)} <= known
-    for problem in one.train(0)[:50]:
+    for problem in train[:50]:
         symbols = problem.extra["idx_to_symbol"]
         assert len(set(symbols)) == len(symbols)
 

@@ -8,8 +8,8 @@ reach it through ``launching.py``; ``forked.py`` holds the client.
 
 What differs from a fresh process: the modules are imported already, so variables that libraries read during their
 import must have the values that the zygote had (``READ_AT_IMPORT``; other values are refused); all children share one
-seed of Python's string hashes; and the process ends without taking its modules apart. Tests about these things start
-real processes.
+seed of Python's string hashes; some options of ``config/`` have been read; torch keeps the signatures of functions that
+it has inspected; and the process ends without taking its modules apart. Tests about these things start real processes.
 
 ``python tests/zygote.py DESCRIPTOR one|many`` is the server, for one test process or many. It ends when its standard
 input is closed.

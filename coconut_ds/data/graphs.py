@@ -146,15 +146,18 @@ class Graph:
         colours, history, num_colours = [0] * self.num_nodes, [], 0
         while True:
             signatures = [
-                (colours[node], sorted(colours[p] for p in self.parents[node]), sorted(colours[c] for c in below))
-                for node, below in enumerate(self.children)
+                (colours[node], sorted([colours[p] for p in above]), sorted([colours[c] for c in below]))
+                for node, (above, below) in enumerate(zip(self.parents, self.children, strict=True))
             ]
-            history.append(sorted(signatures))
-            table = [entry for i, entry in enumerate(history[-1]) if i == 0 or entry != history[-1][i - 1]]
-            if len(table) == num_colours:
+            order = sorted(range(self.num_nodes), key=signatures.__getitem__)
+            history.append([signatures[node] for node in order])
+            colour = 0
+            for before, node in pairwise([*order[:1], *order]):
+                colour += signatures[node] != signatures[before]
+                colours[node] = colour
+            before_that, num_colours = num_colours, len(set(colours))
+            if num_colours == before_that:
                 return hashlib.sha256(repr(history).encode()).hexdigest()
-            rank = {repr(entry): colour for colour, entry in enumerate(table)}
-            colours, num_colours = [rank[repr(signature)] for signature in signatures], len(table)
 
 
 @lru_cache(maxsize=4096)  # small graphs recur often, and the fingerprint is the most expensive part of a problem
