@@ -24,7 +24,7 @@ LEFT_OUT = (f"{ENGINE}/*", ".*", "*/.*")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for an error that the user can fix."""
     prepare_streams()
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         with paths_checked():
             _run(options)
@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="coconut-push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    made = Parser(prog="coconut-push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
     add("folder", metavar="FOLDER", type=Path, help="a checkpoint of a run, or another model folder of this project")
     add("repo", metavar="REPO", help="the repository, ORG/NAME, or NAME for your own account; made if it is new")
     add("--private", action="store_true", help="make a new repository private")
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--message", default="Upload a checkpoint of coconut-ds", help="of the commit (%(default)s)")
     add("--pull-request", action="store_true", help="open a pull request instead")
     add("--dry-run", action="store_true", help="only list what would be uploaded")
-    return parser
+    return made
 
 
 def _run(options: argparse.Namespace) -> None:

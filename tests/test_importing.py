@@ -1,6 +1,7 @@
 """``coconut-import``: published checkpoints become folders that think as the published models do, token for token."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -25,10 +26,12 @@ from safetensors.torch import save_file
 from slow_loop import slow_logits
 from transformers import PreTrainedTokenizerFast
 
+from coconut_ds import push
 from coconut_ds.data.tokens import add_markers, build_word_tokenizer
 from coconut_ds.errors import CheckpointError
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
+from coconut_ds.importing import cli
 from coconut_ds.importing.cli import FORMATS, main
 from coconut_ds.importing.codi import feed_of
 from coconut_ds.importing.convert import ImportOptions, import_checkpoint
@@ -37,7 +40,8 @@ from coconut_ds.importing.tensors import Tensors, weight_files_of
 from coconut_ds.reasoner import Reasoner, load_reasoner
 
 QUESTIONS = ["1 + 2 =", "4 - 1  + 5"]
-PARITY = Path(__file__).parent / "parity_data" / "objectives"
+ROOT = Path(__file__).parent.parent
+PARITY = ROOT / "tests" / "parity_data" / "objectives"
 
 
 def check(twin: Twin, folder: Path, thoughts: int) -> Reasoner:
@@ -362,6 +366,15 @@ def test_wrong_sources_and_options_say_what_to_do(tmp_path, capsys):
     assert main([str(path), out, *base, "--n-thoughts", "4"]) == 0
     assert "is a model folder of this project" in error(out, str(tmp_path / "again"))
     assert "exists and is not a model folder" in error(str(path), str(tmp_path / "base"), *base)
+
+
+def test_the_commands_of_the_manuals_are_read():
+    found = 0
+    for path in (*ROOT.glob("docs/*.md"), ROOT / "README.md"):
+        for name, words in re.findall(r"^coconut-(import|push) ([^#\n]+)", path.read_text(), flags=re.MULTILINE):
+            {"import": cli.parser, "push": push.parser}[name]().parse_args(words.split())
+            found += 1
+    assert found >= 10
 
 
 def test_the_command_offers_every_format():

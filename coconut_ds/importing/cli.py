@@ -23,7 +23,7 @@ FORMATS = ("auto", "reference", "sim_cot", "codi", "latent_tts", "svp")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for an error that the user can fix."""
     prepare_streams()
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         with paths_checked():
             _run(options)
@@ -33,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="coconut-import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    made = Parser(prog="coconut-import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
     add("source", metavar="SOURCE", help="a file, a folder, or a name on the hub such as zen-E/CODI-gpt2")
     add("out", metavar="OUT", type=Path, help="the model folder to write")
     add("--format", choices=FORMATS, default="auto", help="default: recognised by the files")
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--c-thought", type=_number(1), metavar="C", help="thoughts for each step; default: 2, and 1 for CODI")
     add("--lora-alpha", type=float, default=32.0, metavar="ALPHA", help="of CODI's adapters (%(default)s)")
-    return parser
+    return made
 
 
 def _number(least: int) -> Callable[[str], int]:
