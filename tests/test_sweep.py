@@ -26,7 +26,10 @@ from coconut_ds.studies.study import job_of, read_study, study_job
 from coconut_ds.studies.table import write_table
 from coconut_ds.sweep import main
 
-TINY = ("num_epochs=1", "size.train=64", "size.valid=20", "size.test=20", "batch_size_training=32")
+TINY = (
+    *("training.num_epochs=1", "data.size.train=64", "data.size.valid=20", "data.size.test=20"),
+    "training.batch_size_training=32",
+)
 LR = ("training.lr=1",)
 STUDIES = {name: read_study(name) for name in ("small_tasks", "objectives", "gsm8k_table1", "prosqa_table1")}
 STUDIES["prontoqa_table1"] = read_study("prontoqa_table1")

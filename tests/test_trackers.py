@@ -55,7 +55,8 @@ def test_tensorboard_shows_the_record_of_a_run_and_of_its_continuation(tmp_path)
         done = launching.run(words, environment(HOME=str(tmp_path)), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stdout + done.stderr
-    (run,) = tmp_path.glob("outputs/*/*/*/")
+    (found,) = tmp_path.glob("outputs/*/*/*/config.yaml")
+    run = found.parent
     shown = in_tensorboard(run / "tensorboard")
     assert shown == recorded(run / "metrics.jsonl", rounded=True)
     assert len(shown["train/loss"]) == 6
