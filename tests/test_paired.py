@@ -149,6 +149,17 @@ def test_problems_without_an_answer_are_left_out_of_a_comparison(tmp_path):
         compare_predictions(both, both)
 
 
+def test_predictions_that_were_scored_by_different_rules_are_refused(tmp_path):
+    files = []
+    for name in ("exact", "number"):
+        (tmp_path / name).mkdir()
+        files.append(write(tmp_path / name / "predictions.jsonl", GOOD))
+        (tmp_path / name / "scores.json").write_text(json.dumps({"scoring": {"name": name, "source": "s"}}))
+    with pytest.raises(DataError, match=r"number/predictions.jsonl: found scoring=number, expected exact as in"):
+        compare_predictions(*files)
+    assert compare_predictions(files[0], files[0]).num_problems == len(GOOD)
+
+
 def test_files_that_are_not_there_or_no_text_are_named(tmp_path):
     good = write(tmp_path / "a.jsonl", GOOD)
     with pytest.raises(DataError, match=r"none\.jsonl: no such file; expected the predictions\.jsonl of"):

@@ -13,9 +13,9 @@ from typing import Any
 
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
-from coconut_ds.strict_json import parse_json, shown
+from coconut_ds.strict_json import parse_json, read_json, shown
 
-PREDICTIONS = "predictions.jsonl"
+PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 SIGNATURE = re.compile(r"[0-9a-f]{12}")
 EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
@@ -135,9 +135,10 @@ def compare_predictions(first: Path, second: Path) -> Comparison:
 
     Raises:
         DataError: a file is missing or empty, a line has the wrong form, a problem was scored in only one file or no
-            problem in either, or the two files are not about the same problems.
+            problem in either, or the two files are not about the same problems or were scored by different rules.
     """
     first, second = _locate(first), _locate(second)
+    _check_scoring(first, second)
     one, other = _read(first), _read(second)
     _check_same(first, one, second, other)
     unscored = {index for index in one if one[index].correct is None and other[index].correct is None}
@@ -157,6 +158,21 @@ def compare_predictions(first: Path, second: Path) -> Comparison:
         p_value=test.p_value,
         num_unscored=len(unscored),
     )
+
+
+def _check_scoring(first: Path, second: Path) -> None:
+    """Raises a ``DataError`` if the scores beside the two files name different rules of scoring."""
+    one, other = _scoring_of(first), _scoring_of(second)
+    if None not in (one, other) and one != other:
+        raise DataError(f"{second}: found scoring={other}, expected {one} as in {first}; evaluate again with one rule")
+
+
+def _scoring_of(path: Path) -> str | None:
+    try:
+        return str(read_json(path.with_name(SCORES))["scoring"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # Predictions of earlier versions, or without their scores.
+        return None
 
 
 def _flag(path: Path, index: int, answered: _Answered) -> bool:
