@@ -75,6 +75,7 @@ def heat_map(
     _add_texts(figure, cells, room)
     figure.update_xaxes(
         range=[-0.5, len(columns) - 0.5],
+        autotickangles=[0, 90],
         tickvals=list(range(len(columns))),
         ticktext=[plotly_text(one) for one in columns],
         title=axes[0],
