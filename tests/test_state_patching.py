@@ -122,7 +122,7 @@ def test_other_positions_and_what_is_refused(reasoner):
     with pytest.raises(DataError, match="is the question itself"):
         patch_states(reasoner, QUESTION, QUESTION)
     longer = next(one for one in REFERENCES if len(one) != len(QUESTION))
-    with pytest.raises(DataError, match="positions=all|needs another question"):
+    with pytest.raises(DataError, match=r"positions=all|needs another question"):
         patch_states(reasoner, QUESTION, longer, positions="all", max_new_tokens=LIMIT)
     with pytest.raises(DataError, match="needs another question"):
         patch_states(reasoner, QUESTION)
