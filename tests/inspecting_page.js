@@ -41,7 +41,7 @@
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
     if (!short(node.data) || ["SCRIPT", "STYLE", "TITLE", "TEXTAREA", "OPTION"].includes(element.tagName) || !shown(element)) continue;
-    if (element.closest(".sr-only, .heatmaplayer, .hoverlayer, .textpoint, .modebar")) continue;
+    if (element.closest(".sr-only, .visually-hidden, [aria-hidden=true], .heatmaplayer, .hoverlayer, .textpoint, .modebar")) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     const box = range.getBoundingClientRect();

@@ -73,7 +73,7 @@ def test_the_partner_has_the_same_data_and_another_method():
         served("pauses", "pause_as_thought", data="sums", standing=Standing(is_best=False)),
         served("best pauses", "pause_as_thought", data="sums"),
     ]
-    for partner in ("best pauses", "pauses", "no thoughts", "other data", "same method"):
+    for partner in ("best pauses", "pauses", "no thoughts", "same method", "other data"):
         assert partner_of("own", [*others, own], {}, {}) == partner
         others = [one for one in others if one.name != partner]
     assert partner_of("own", [own], {}, {}) == "own"

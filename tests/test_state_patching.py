@@ -99,21 +99,31 @@ def test_the_last_state_decides_the_first_token_and_the_first_thought_is_its_int
     found, own, donor = patched(reasoner)
     if own.tokens[0] != donor.tokens[0]:
         assert not found.effect.cells[-1][-1].is_own
-    # Replacing the input of thought 1 is patching the thought.
-    what = Intervention(Kind.PATCH, 1, donor=found.donor)
-    outcome = intervene(reasoner, QUESTION, what, max_new_tokens=LIMIT)[0].effect.outcomes[0]
+    # Replacing the input of the first block at thought 1 is patching the thought, if its position is the same.
+    donor = other_of_equal_length(reasoner)
+    found = patch_states(reasoner, QUESTION, donor, max_new_tokens=LIMIT)
+    outcome = intervene(reasoner, QUESTION, Intervention(Kind.PATCH, 1, donor=donor), max_new_tokens=LIMIT)[0]
+    (outcome,) = outcome.effect.outcomes
     cell = found.effect.cells[0][1]
     assert (cell.is_own, cell.is_donors) == (outcome.text == found.text, outcome.text == found.donor_text)
 
 
+def other_of_equal_length(reasoner: Reasoner) -> str:
+    """A question with as many tokens as QUESTION, but another text."""
+    others = [f"{a} + {b}" for a in "123" for b in "123"]
+    own, *known = baselines_of(reasoner, [QUESTION, *others], max_new_tokens=LIMIT)
+    return next(one.case.question for one in known if one.tokens != own.tokens)
+
+
 def test_other_positions_and_what_is_refused(reasoner):
-    equal = "1 + 3"
+    equal = other_of_equal_length(reasoner)
     found = patch_states(reasoner, QUESTION, equal, positions="all", later="kept", max_new_tokens=LIMIT)
     assert len(found.positions) == len(baselines_of(reasoner, [QUESTION], max_new_tokens=LIMIT)[0].case.prompt)
     with pytest.raises(DataError, match="is the question itself"):
         patch_states(reasoner, QUESTION, QUESTION)
-    with pytest.raises(DataError, match="positions=all"):
-        patch_states(reasoner, QUESTION, "2 + 1 + 1", positions="all", max_new_tokens=LIMIT)
+    longer = next(one for one in REFERENCES if len(one) != len(QUESTION))
+    with pytest.raises(DataError, match=r"positions=all|needs another question"):
+        patch_states(reasoner, QUESTION, longer, positions="all", max_new_tokens=LIMIT)
     with pytest.raises(DataError, match="needs another question"):
         patch_states(reasoner, QUESTION)
     parallel = Reasoner(reasoner.backbone, replace(reasoner.card, iterations=2))
@@ -143,8 +153,7 @@ def test_attention_is_that_of_single_passes_and_edges_are_marked():
     edges = {f"{names[a]} → {names[b]}": f"{names[a]}>{names[b]}" for a, b in problem.extra["edges"]}
     assert {edge.name: found.tokens[edge.positions[0]].strip() for edge in found.edges} == edges
     optimal = [edge for edge in found.edges if edge.is_optimal]
-    assert optimal[0].hop == 0
-    assert {edge.hop for edge in optimal} == set(range(len(optimal)))
+    assert {edge.hop for edge in optimal} == set(range(max(edge.hop for edge in optimal) + 1))
     weight, equal = found.on_edges(1)[-1][0]
     assert weight == pytest.approx(sum(found.mean(1)[-1][one] for one in found.edges[0].positions))
     assert equal == pytest.approx(len(found.edges[0].positions) / length)

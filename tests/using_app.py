@@ -9,7 +9,7 @@ from visiting import Visit
 
 NUMBERS = {
     **{"thoughts": 4, "thought": 3, "draws": 5, "strength": 2.5, "other-thought": 4, "seed": 7},
-    **{"layer": 1, "head": 2, "donor": 0, "count": 20, "draws-per-problem": 3},
+    **{"layer": 1, "head": 2, "count": 20, "draws-per-problem": 3},
 }
 """A new value for each number, by control."""
 RADIOS = {
@@ -18,7 +18,7 @@ RADIOS = {
 }
 """Labels of new choices, by tab."""
 BOXES = {"answers after": False, "interventions": False, "linear probes": True, "values on graphs": True}
-TEXTS = {"follow": "1,2", "token": "x", "other-question": "1 + 1 ="}
+TEXTS = {"follow": "1,2", "token": "x", "donor": "0", "other-question": "1 + 1 ="}
 
 
 def change_everything(one: Visit) -> None:

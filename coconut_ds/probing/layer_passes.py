@@ -1,6 +1,7 @@
 """Passes over whole prompts in which the state of one layer at one position is replaced, and states before the norm.
 
-Layer 0 is the input of the first block, layer n the output of block n, before any final norm.
+Layer 0 is the input of the first block (with the embedding of the position in models that add one), layer n the output
+of block n, before any final norm.
 
 Legend: ``N`` blocks, ``R`` rows, ``T`` positions, ``D`` hidden size.
 """

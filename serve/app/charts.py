@@ -21,7 +21,7 @@ BLACK_FROM = next(
     if 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2 > 0.18
 )
 """The value, from 0 to 1, from which black text has more contrast than white text on the colour scale."""
-CHARACTERS = 60
+CHARACTERS = 42
 """Characters that fit into a row of cells on a narrow screen."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Okabe and Ito's palette; readable on white and on black."""
@@ -75,6 +75,7 @@ def heat_map(
     _add_texts(figure, cells, room)
     figure.update_xaxes(
         range=[-0.5, len(columns) - 0.5],
+        autotickangles=[0, 90],
         tickvals=list(range(len(columns))),
         ticktext=[plotly_text(one) for one in columns],
         title=axes[0],

@@ -65,8 +65,8 @@ def partner_of(
 ) -> str:
     """The checkpoint to compare a model with.
 
-    It is one that was trained on the same data with another method, if there is one: one that pauses first, then one
-    without thoughts. Among equally suitable ones it is the best of its run.
+    It is one that was trained on the same data, and with another method if there is one: one that pauses first, then
+    one without thoughts. Among equally suitable ones it is the best of its run.
 
     Args:
         model: name of the model.
@@ -77,11 +77,18 @@ def partner_of(
     known = {one.name: one for one in checkpoints}
     own, own_data = known[model], _data_of(known[model], files, file_of)
 
-    def worth(one: ServedCheckpoint) -> tuple[bool, bool, bool, bool, bool]:
+    def worth(one: ServedCheckpoint) -> tuple[bool, ...]:
         other_method = one.card.method != own.card.method
         is_same_data = own_data is not None and _data_of(one, files, file_of) == own_data
         pauses = METHODS[one.card.method].pauses
-        return is_same_data and other_method, other_method, pauses, not one.card.num_latents, one.standing.is_best
+        return (
+            is_same_data and other_method,
+            is_same_data,
+            other_method,
+            pauses,
+            not one.card.num_latents,
+            one.standing.is_best,
+        )
 
     return max((one for one in known.values() if one.name != model), key=worth, default=own).name
 

@@ -67,6 +67,7 @@ def _components(studio: Studio, bar: Bar) -> ComparePage:
             value=partner(studio, str(bar.model.value)),
             label="Second checkpoint",
             elem_id="other-model",
+            scale=3,
             min_width=230,
         )
         question = gr.Textbox(
@@ -74,6 +75,7 @@ def _components(studio: Studio, bar: Bar) -> ComparePage:
             lines=1,
             max_lines=4,
             elem_id="other-question",
+            scale=2,
             min_width=230,
         )
     run = gr.Button("Compare", variant="primary", elem_id="run-compare")

@@ -12,7 +12,6 @@ from serve.app.events import ComponentUpdates
 from serve.app.intervene import MAX_SEED, MAX_STRENGTH, NO_PAUSE, IntervenePage, up_to
 from serve.app.measures import MAX_DRAWS, MAX_MEASURED, MIN_MEASURED, PARTS
 from serve.app.permalink import View, decimal_of, number_of, view_of
-from serve.app.problems import MAX_PROBLEMS
 from serve.app.question import Bar
 from serve.app.search import SearchPage
 from serve.app.states import MAX_HEAD, MAX_LAYER, POSITIONS, WHAT, StatesPage
@@ -142,7 +141,6 @@ def _inputs(studio: Studio, pages: Pages, view: View) -> ComponentUpdates:
         looking.what: view.what if view.what in WHAT else None,
         looking.layer: number_of(view.layer, 0, MAX_LAYER),
         looking.head: number_of(view.head, 0, MAX_HEAD),
-        looking.donor: number_of(view.donor, 0, MAX_PROBLEMS),
         looking.positions: view.positions if view.positions in POSITIONS else None,
         looking.later: view.later_states if view.later_states in LATER else None,
         measuring.parts: parts or None,
@@ -153,6 +151,7 @@ def _inputs(studio: Studio, pages: Pages, view: View) -> ComponentUpdates:
     return {
         **update,
         pages.think.follow: view.follow,
+        looking.donor: view.donor,
         options.token: view.token,
         pages.compare.question: view.other_question,
     }

@@ -13,6 +13,7 @@ from serve.app import markup, state_charts
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import attention_of, patching_of
 from serve.app.outdated import asking
+from serve.app.permalink import number_of
 from serve.app.question import Bar
 from serve.app.results import StatesResult
 from serve.app.studio import CheckedQuestion, Studio, whole_number
@@ -45,7 +46,7 @@ class StatesPage:
     """Layer whose attention is shown; 0: the last one."""
     head: gr.Number
     """Head whose attention is shown; 0: the mean over heads."""
-    donor: gr.Number
+    donor: gr.Textbox
     """Number of the donor in the file of problems; empty: the first problem with another answer."""
     positions: gr.Radio
     later: gr.Radio
@@ -68,9 +69,7 @@ def build(studio: Studio, bar: Bar) -> StatesPage:
     with gr.Row():
         layer = gr.Number(0, label="Attention: layer (0: the last)", elem_id="layer", min_width=140)
         head = gr.Number(0, label="Attention: head (0: mean over heads)", elem_id="head", min_width=140)
-        donor = gr.Number(
-            None, label="Patching: number of the donor (empty: first with another answer)", elem_id="donor"
-        )
+        donor = gr.Textbox(label="Patching: number of the donor (empty: first with another answer)", elem_id="donor")
     with gr.Row():
         positions = gr.Radio(
             [(text, name) for name, text in POSITIONS.items()],
@@ -134,18 +133,22 @@ def _connect(studio: Studio, bar: Bar, page: StatesPage) -> None:
         on(one.blur, move, [page.kept, page.layer, page.head], shown, page.message, **options)
 
 
-def _donor(studio: Studio, file: str | None, checked: CheckedQuestion, number: float | None) -> str | None:
+def _donor(studio: Studio, file: str | None, checked: CheckedQuestion, number: str) -> str | None:
     """The question of the donor that the visitor selected; None: the first one that is suitable.
 
     Raises:
-        CoconutError: there is no such problem.
+        DataError: there is no such problem.
     """
-    chosen = studio.file(file)
-    if chosen is None or (number is None and not checked.references):
+    chosen, text = studio.file(file), (number or "").strip()
+    if chosen is None or not (text or checked.references):
         raise DataError("donor: patching needs other problems; select a file under Problems")
-    if number is None:
+    if not text:
         return None
-    return chosen.problems[whole_number("number of the donor", number, 0, len(chosen.problems) - 1)].question
+    last = len(chosen.problems) - 1
+    place = number_of(text, 0, last)
+    if place is None:
+        raise DataError(f"number of the donor: is {text[:40]!r}; expected a whole number from 0 to {last}")
+    return chosen.problems[place].question
 
 
 def _showing_attention(page: StatesPage, found: ThoughtAttention, layer: float, head: float) -> ComponentUpdates:

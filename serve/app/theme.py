@@ -21,7 +21,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color="white",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
@@ -106,6 +106,7 @@ a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8r
 .js-plotly-plot .modebar-btn path { fill: #777 !important; }
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid #3b82f6 !important; outline-offset: 2px; }
+body:not(.dark) [role=tab][aria-selected=true] { color: #1d4ed8 !important; }
 @media (max-width: 520px) {
   .gradio-container { padding: .5rem !important; } .gradio-container main { padding: .3rem !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }
