@@ -30,8 +30,8 @@ def step(thoughts, slot, next_position, state, likeliest=1):
 def inputs(thoughts, slot, positions):
     """The input embeddings of positions whose tokens have the embedding -1."""
     out = torch.zeros(len(positions), SIZE)
-    slots = torch.full((len(positions),), slot)
-    thoughts.embed(torch.full_like(out, -1), torch.tensor(positions), slots, out)
+    slots = torch.full((len(positions),), slot, dtype=torch.int64)
+    thoughts.embed(torch.full_like(out, -1), torch.tensor(positions, dtype=torch.int64), slots, out)
     return out[:, 0].tolist()
 
 
