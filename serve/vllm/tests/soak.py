@@ -1,6 +1,6 @@
 """40 clients against vLLM's server, with cancellations and preemptions: no wrong answer, no growth of memory.
 
-    serve/vllm/.venv/bin/python serve/vllm/tests/soak.py --minutes 10
+    .venv-vllm/bin/python serve/vllm/tests/soak.py --minutes 10
 
 Each client asks the questions of ``tiny`` in random order and compares each text with the reference. One request in
 five is cancelled after a random time, streamed or not. Exit code 0: no answer was wrong, and the memory of the server's
