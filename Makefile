@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 # One more than two cores: tests that wait for a process leave a core idle.
 WORKERS ?= 3
-VLLM := serve/vllm/.venv
+VLLM := .venv-vllm
 VLLM_VERSION ?= 0.32.0
 VLLM_TESTS ?=
 
@@ -24,7 +24,7 @@ test: $(VENV)/.ready
 
 # The plugin of vLLM, on a CPU, in an environment of its own: 2.5 GB, for which pip downloads about 0.5 GB.
 test-vllm: $(VLLM)/.ready
-	cd serve/vllm && .venv/bin/python -m pytest $(VLLM_TESTS)
+	cd serve/vllm && ../../$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -35,7 +35,8 @@ from coconut_ds.model.checkpoint import save_model
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.reasoner import load_reasoner
 
-PLUGIN = Path(__file__).resolve().parent.parent / "serve" / "vllm"
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN, VENV = ROOT / "serve" / "vllm", ROOT / ".venv-vllm"
 SLOTS = 32
 
 
@@ -127,9 +128,7 @@ def compare(folder: Path, dtype: str, arguments: argparse.Namespace) -> dict[str
 def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--python", type=Path, default=PLUGIN / ".venv" / "bin" / "python", help="of vLLM's environment"
-    )
+    parser.add_argument("--python", type=Path, default=VENV / "bin" / "python", help="of vLLM's environment")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each engine")
     parser.add_argument("--requests", type=int, default=64, help="in each turn")
     parser.add_argument("--rounds", type=int, default=5)

@@ -107,6 +107,11 @@ def differences(outputs: list[Any], name: str) -> list[int]:
     return wrong
 
 
+def whole(text: str) -> str:
+    """A text without the bytes of a character that its end cuts off, which vLLM leaves out, as our own server does."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
 def preemptions(llm: LLM) -> int:
     """How many requests were preempted so far."""
     return sum(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")

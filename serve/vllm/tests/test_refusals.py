@@ -105,7 +105,8 @@ SETTINGS = {
     "priority scheduling": {"scheduling_policy": "priority"},
     "connectors": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "embeddings as prompts": {"enable_prompt_embeds": True},
-    "model-impl": {"model_impl": "transformers"},
+    # vLLM's own message, since the plugin's architectures exist only in the plugin.
+    "Cannot find model module": {"model_impl": "transformers"},
     "max_thoughts is 3": {"additional_config": {"coconut": {"max_thoughts": 3}}},
     "max_thoughts is 'many'": {"additional_config": {"coconut": {"max_thoughts": "many"}}},
     "coconut is": {"additional_config": {"coconut": {"most": 3}}},
@@ -120,7 +121,8 @@ def test_settings_that_would_be_wrong_are_refused_at_start(checkpoint, message):
 
 def test_the_other_model_runner_is_refused_by_configuration_and_model(checkpoint, monkeypatch):
     """Even without the check of the configuration, and without that of the model, nothing is served."""
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    # vLLM reads the variable once in each process.
+    monkeypatch.setattr("vllm.envs.VLLM_USE_V2_MODEL_RUNNER", False, raising=False)
     with pytest.raises(Exception, match="Model Runner V1"):
         EngineArgs(str(checkpoint("gpt2")), **options()).create_engine_config()
     for name in recognition.ARCHITECTURES.values():

@@ -30,8 +30,8 @@ def step(thoughts, slot, next_position, state, likeliest=1):
 def inputs(thoughts, slot, positions):
     """The input embeddings of positions whose tokens have the embedding -1."""
     out = torch.zeros(len(positions), SIZE)
-    slots = torch.full((len(positions),), slot)
-    thoughts.embed(torch.full_like(out, -1), torch.tensor(positions), slots, out)
+    slots = torch.full((len(positions),), slot, dtype=torch.int64)
+    thoughts.embed(torch.full_like(out, -1), torch.tensor(positions, dtype=torch.int64), slots, out)
     return out[:, 0].tolist()
 
 
@@ -116,3 +116,10 @@ def test_a_request_whose_states_are_gone_is_an_error():
     thoughts = made()
     with pytest.raises(RuntimeError, match="no longer kept"):
         thoughts.enter("a", 0, Plan(2, 2, True), [7, 9], 1)
+
+
+def test_the_states_take_the_memory_that_the_documentation_says():
+    """(2 × max_num_seqs + 1) × max_thoughts × hidden size numbers."""
+    assert made().num_bytes == (2 * SLOTS + 1) * MOST * SIZE * 4
+    large = Thoughts(256, 6, 768, MARKERS, torch.bfloat16, torch.device("meta"))
+    assert round(large.num_bytes / 1e6, 1) == 4.7

@@ -258,12 +258,16 @@ def register() -> None:
         return
     from vllm.config import vllm as configuration
     from vllm.platforms.cpu import CpuPlatform
+    from vllm.triton_utils import triton
     from vllm.triton_utils.dispatcher import register_kernels
+    from vllm.utils.math_utils import cdiv, next_power_of_2
     from vllm.v1.worker.gpu.block_table import BlockTables
     from vllm.v1.worker.gpu.sample import sampler
 
     # vLLM refuses Model Runner V2 without it.
     configuration.HAS_TRITON = True
+    # What launches of kernels compute with, whether or not there is a kernel.
+    triton.next_power_of_2, triton.cdiv = next_power_of_2, cdiv
     register_kernels(
         {
             f"{PREFIX}input_batch._prepare_prefill_inputs_kernel": prepare_prefill_inputs,
