@@ -22,17 +22,17 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
-from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.card import CARD, ModelCard, marker_table
 from coconut_ds.model.checkpoint import load_folder, save_model
-from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.precision import describe
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
+from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
+from coconut_ds.runs.naming import model_name
 from coconut_ds.settings import ModelConfig
 
 log = logging.getLogger("coconut_ds")
@@ -57,7 +57,7 @@ class Answer:
         return self.completion.thoughts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reasoner:
     """A model together with its card, which says how it thinks."""
 
@@ -71,6 +71,13 @@ class Reasoner:
     """The floating point type that the model computes in, as text for the user."""
     pass_positions: int | None = None
     """Largest number of positions in one pass of probing, for servers, whose requests wait for it; None: no limit."""
+
+    def __repr__(self) -> str:
+        """One line. The fields include the model, whose own text has a line for each of its modules."""
+        card, count = self.card, self.backbone.model.num_parameters()
+        latents = f"{card.num_pauses} pauses" if METHODS[card.method].pauses else f"{card.num_thoughts} thoughts"
+        place = f"{self.precision}, {self.backbone.model.device}"
+        return f"Reasoner({self.name!r}: {card.method}, stage {card.stage}, {latents}, {count:,} parameters, {place})"
 
     @cached_property
     def loop(self) -> LatentLoop:
@@ -265,36 +272,6 @@ def load_reasoner(
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
     computes_on = alone().device if device is None else torch.device(device)
     backbone.cast(dtype, computes_on)
-    reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
+    reasoner = Reasoner(backbone, card, model_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner
-
-
-def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:
-    """The card of a checkpoint, with ``n_thoughts`` thoughts if given; without a card, one made of the arguments.
-
-    Raises:
-        CheckpointError: there is no checkpoint, ``method`` contradicts its card, or an argument is missing.
-    """
-    if not place.exists():
-        raise CheckpointError(f"checkpoint={place}: no such folder; set checkpoint to a model folder")
-    card = ModelCard.read(place) if place.is_dir() else None
-    if card is not None:
-        if method not in (None, card.method):
-            raise CheckpointError(f"{place}: was trained with method={card.method}; leave method={method} out")
-        return card if n_thoughts is None else card.with_latents(n_thoughts)
-    if place.is_dir():
-        check_folder_files(place)
-    if method is None:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how it thinks; set method=cot, or another and n_thoughts"
-        )
-    if n_thoughts is None and METHODS[method].has_latents:
-        raise CheckpointError(
-            f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
-        )
-    # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
-    card = ModelCard(
-        method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
-    )
-    return card.with_latents(n_thoughts or 0)

@@ -24,7 +24,7 @@ RUNS = "outputs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     prepare_streams(outlives_readers=True)
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve")
     set_up_logging(arguments.log_json)
     with stopping_at_once():
         try:

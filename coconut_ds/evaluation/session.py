@@ -31,7 +31,6 @@ from coconut_ds.formats import is_correct
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
-from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import CARD, ModelCard
 from coconut_ds.model.precision import describe, use_tf32
@@ -39,6 +38,7 @@ from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner, load_reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
+from coconut_ds.runs.naming import model_name
 from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
@@ -92,7 +92,7 @@ def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     _tell(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
     backbone.cast(dtype, ranks.device)
-    name = short_name(Path(config.run.load_model_path or "model"))
+    name = model_name(Path(config.run.load_model_path or "model"))
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model, ranks.device)).to(ranks.device)
     reasoner.log_notes()
     data_path = config.data.test_path if split == "test" else config.data.val_path

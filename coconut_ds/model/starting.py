@@ -16,6 +16,7 @@ from coconut_ds.model.backbone import Backbone, build_backbone
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.checkpoint import load_folder
 from coconut_ds.model.feed import Feed, FeedSpec, build_feed
+from coconut_ds.model.folder_files import check_folder_files
 from coconut_ds.model.reference_state import load_state_dict
 from coconut_ds.model.support import state_size
 from coconut_ds.model.tables import recompute_tables
@@ -63,6 +64,36 @@ def card_of(config: Config) -> ModelCard | None:
     """The card of the checkpoint in ``run.load_model_path``; None if there is no checkpoint or it has no card."""
     path = config.run.load_model_path
     return ModelCard.read(Path(path)) if path is not None and Path(path).is_dir() else None
+
+
+def card_at(place: Path, method: str | None, n_thoughts: int | None) -> ModelCard:
+    """The card of a checkpoint, with ``n_thoughts`` thoughts if given; without a card, one made of the arguments.
+
+    Raises:
+        CheckpointError: there is no checkpoint, ``method`` contradicts its card, or an argument is missing.
+    """
+    if not place.exists():
+        raise CheckpointError(f"checkpoint={place}: no such folder; set checkpoint to a model folder")
+    card = ModelCard.read(place) if place.is_dir() else None
+    if card is not None:
+        if method not in (None, card.method):
+            raise CheckpointError(f"{place}: was trained with method={card.method}; leave method={method} out")
+        return card if n_thoughts is None else card.with_latents(n_thoughts)
+    if place.is_dir():
+        check_folder_files(place)
+    if method is None:
+        raise CheckpointError(
+            f"{place}: has no coconut.json, so it does not say how it thinks; set method=cot, or another and n_thoughts"
+        )
+    if n_thoughts is None and METHODS[method].has_latents:
+        raise CheckpointError(
+            f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
+        )
+    # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
+    card = ModelCard(
+        method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
+    )
+    return card.with_latents(n_thoughts or 0)
 
 
 def wanted_feed(config: Config, model: PreTrainedModel) -> FeedSpec | None:

@@ -21,9 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
+from coconut_ds.cli.common import take_common
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.completion import words_of_schema
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.overrides import (
@@ -44,14 +46,24 @@ _COMPOSING = threading.Lock()
 CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
-def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str], schema: type[BaseModel], usage: str, program: str = "coconut-train"
+) -> argparse.Namespace:
     """Splits a command line into this program's options (``.cfg``, ``.config_dir``) and overrides (``.overrides``).
 
-    ``--help``, ``--help=GROUP`` and ``--help-all`` print their text and exit with code 0.
+    Sets up the log. ``--help``, ``--help=GROUP``, ``--help-all``, ``--version`` and ``--completion`` print their text
+    and exit with code 0.
+
+    Args:
+        argv: the command line.
+        schema: class of the configuration.
+        usage: how the program is called.
+        program: the name under which it is installed.
 
     Raises:
         ConfigError: an option is unknown, or has a value that it does not take.
     """
+    argv = take_common(argv, program, lambda: words_of_schema(schema, option_names()))
     _answer_help(argv, schema, usage)
     parser = argparse.ArgumentParser(usage=usage.replace("%", "%%"), add_help=False)
     parser.add_argument("--cfg", action="store_true")

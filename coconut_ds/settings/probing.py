@@ -26,7 +26,7 @@ class ProbeConfig(Group):
     mode: Literal["think", "intervene", "effects", "graph"] = "think"
     """The first word of the command line: think, intervene, effects or graph."""
     checkpoint: str
-    """Model folder, or state dict file of the reference implementation."""
+    """Model folder, run or folder of runs (then the best checkpoint), or state dict file of the reference."""
     question: str | None = None
     """The question (think, intervene)."""
     data: DataConfig | None = None
