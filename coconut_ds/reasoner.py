@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.data.encoding import unknown_share
+from coconut_ds.data.encoding import unknown_note, unknown_share
 from coconut_ds.data.tokens import load_tokenizer
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
@@ -36,6 +36,8 @@ from coconut_ds.runs.naming import model_name
 from coconut_ds.settings import ModelConfig
 
 log = logging.getLogger("coconut_ds")
+MOST_UNKNOWN = 0.01
+"""Share of unknown tokens in questions above which a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,21 @@ class Reasoner:
             for note in self.backbone.notes:
                 log.warning("%s: %s", self.name, note)
 
-    def log_unknown(self, questions: Sequence[str]) -> None:
-        """Logs a warning if the tokenizer does not know some words of the questions."""
+    def unknown_share(self, questions: Sequence[str], source: str) -> float:
+        """Share of the questions' tokens that the tokenizer does not know. Logs a warning if it is above 1 %.
+
+        Args:
+            questions: the questions.
+            source: the name of the file that they are from, for the warning.
+        """
         share = unknown_share(self.backbone.tokenizer, self.prompter.encode(questions))
-        if share and launched_rank() == 0:
+        if share > MOST_UNKNOWN and launched_rank() == 0:
+            note = unknown_note(self.backbone.tokenizer, questions)
             log.warning(
-                "%s: %.1f%% of the tokens of the questions are unknown to its tokenizer", self.name, 100 * share
+                "%s: %.1f%% of the tokens of the questions of %s are unknown: %s",
+                *(self.name, 100 * share, source, note),
             )
+        return share
 
     def to(self, device: torch.device) -> "Reasoner":
         """Moves the model to a device; returns this object."""

@@ -9,6 +9,7 @@ from typing import Any
 from coconut_ds.cli.parser import Parser
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
+from coconut_ds.files import project_folder
 from coconut_ds.packages import needs
 from serve.limits import EngineSettings, Limits
 from serve.monitoring.logs import set_up_logging
@@ -18,7 +19,7 @@ from serve.options.logs import add_log_options
 from serve.options.network import add_network_options, network_of
 
 RUNS = "outputs"
-"""Default folder of runs."""
+"""Folder of runs that the app shows by default."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +164,7 @@ LIMITS = {
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    arguments.checkpoint = arguments.checkpoint or [RUNS]
+    arguments.checkpoint = arguments.checkpoint or default_checkpoints()
     settings, limits = settings_of(arguments)
     access, network = access_of(arguments), network_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
@@ -171,6 +172,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         from serve.launch import start
 
     start(arguments, settings, limits, access, network)
+
+
+def default_checkpoints() -> list[str]:
+    """What is served if the command line names nothing: the folder of runs if there is one, and released checkpoints."""
+    released = project_folder("examples") / "checkpoints"
+    return [RUNS] * Path(RUNS).is_dir() + [str(released)] * released.is_dir() or [RUNS]
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:

@@ -38,7 +38,7 @@ def reasoner(folder) -> Reasoner:
 
 def test_it_is_shown_in_one_line(reasoner):
     count = sum(parameter.numel() for parameter in reasoner.backbone.model.parameters())
-    text = f"coconut, stage 6, 6 thoughts, {count:,} parameters, float32, cpu)"
+    text = f"coconut, stage 3, 6 thoughts, {count:,} parameters, float32, cpu)"
     assert repr(reasoner) == f"Reasoner({reasoner.name!r}: {text}"
 
 

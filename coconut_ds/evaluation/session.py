@@ -138,7 +138,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     if ranks.is_first:
         lines = file_warnings(job.source) + warnings_about(job.problems, job.reasoner.card.text_format, job.source)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
-    job.reasoner.log_unknown([problem.question for problem in job.problems])
+    unknown = job.reasoner.unknown_share([problem.question for problem in job.problems], job.source)
     stored: dict[Key, Prediction] = ranks.first_decides(lambda: partial.read(_warn))
     began = time.perf_counter()
     made = _predict(job, results, partial, stored, peers)
@@ -151,7 +151,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
         evaluations.append(evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts))
     new = len(predictions) - len(stored)
     run = {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)}
-    ranks.on_first(lambda: write_results(job, results, evaluations, run))
+    ranks.on_first(lambda: write_results(job, results, evaluations, run, unknown))
     ranks.on_first(partial.discard)
     return evaluations
 

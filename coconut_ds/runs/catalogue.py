@@ -108,7 +108,7 @@ class Attempt:
 
     @property
     def status(self) -> Status:
-        """The manifest's status. ``stale``: running, but the process is gone; ``interrupted``: asked to stop, and saved."""
+        """The manifest's status. ``stale``: running, but its process is gone; ``interrupted``: it was asked to stop."""
         if self.manifest is None:
             return "unknown"
         if self.manifest.status == "running":

@@ -72,7 +72,7 @@ def launch_run(
     started = time.perf_counter()
     command = [*(launcher(1) if with_deepspeed else [sys.executable]), *(program or [str(train_script())]), *overrides]
     # One thread, because the tensors are tiny and several runs share the CPU.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **accelerator_variable()}
     folder = None
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -86,6 +86,14 @@ def launch_run(
         raise HarnessError(f"{label}: the training process failed (exit code {process.returncode}); see its output")
     summary = stored_json(folder / "summary.json")
     return TrainedRun(label, folder, summary, time.perf_counter() - started)
+
+
+def accelerator_variable() -> dict[str, str]:
+    """What tells DeepSpeed's launcher that there is no accelerator: it would search for one, and warn in each process."""
+    # Imported here: the studies load without torch.
+    import torch
+
+    return {} if torch.accelerator.is_available() or "DS_ACCELERATOR" in os.environ else {"DS_ACCELERATOR": "cpu"}
 
 
 def stored_json(path: Path) -> Any:
