@@ -43,8 +43,8 @@ CHANCE = 1 / 6
 ROOT = Path("outputs/demo")
 SUMMARY = "summary.json"
 BEGINNING = """\
-Trains three small models on this computer: about four minutes on two free CPU cores. Nothing is downloaded. Ctrl-C stops
-it, and the same command continues.
+Trains three small models on this computer: about four minutes on two free CPU cores. Nothing is downloaded.
+Ctrl-C stops it, and the same command continues.
 Stages: at each one, another step of the solution is replaced by two thoughts. A stage ends once 95% of the validation
 problems are entirely right, or after ten epochs.
 

@@ -89,7 +89,7 @@ def launch_run(
 
 
 def accelerator_variable() -> dict[str, str]:
-    """What tells DeepSpeed's launcher that there is no accelerator: it would search for one, and warn in each process."""
+    """What tells DeepSpeed's launcher that there is no accelerator: otherwise it warns in each process."""
     # Imported here: the studies load without torch.
     import torch
 
