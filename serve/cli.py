@@ -175,7 +175,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def default_checkpoints() -> list[str]:
-    """What the app shows if the command line names nothing: the folder of runs if there is one, and what is released."""
+    """What the app shows if the command line names nothing: the folder of runs, if any, and released checkpoints."""
     released = project_folder("examples") / "checkpoints"
     return [RUNS] * Path(RUNS).is_dir() + [str(released)] * released.is_dir() or [RUNS]
 
