@@ -30,8 +30,9 @@ def set_up_logs(verbose: bool, level: str | None) -> None:
     number = getattr(logging, chosen.upper())
     _level_of_libraries = number if verbose else max(number, logging.ERROR)
     if verbose or level is not None:
-        # Without a handler, Python writes only warnings and errors.
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        # What writes the messages of a program that sets up no log of its own; it leaves out all but warnings and errors.
+        assert logging.lastResort is not None
+        logging.lastResort.setLevel(number)
         for name in OWN:
             logging.getLogger(name).setLevel(number)
     for name in LIBRARIES:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.cli.logs import set_up_logs
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import shell_word, write_whole
@@ -56,6 +57,7 @@ NUM_SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo from the command line. Returns the exit code: 1 if a training fails, 2 for a folder in use."""
     prepare_streams(outlives_readers=True)
+    set_up_logs(verbose=False, level=None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: {ROOT}/seed_SEED-SIGNATURE)")
