@@ -30,7 +30,7 @@ def set_up_logs(verbose: bool, level: str | None) -> None:
     number = getattr(logging, chosen.upper())
     _level_of_libraries = number if verbose else max(number, logging.ERROR)
     if verbose or level is not None:
-        # What writes the messages of a program that sets up no log of its own; it leaves out all but warnings and errors.
+        # Writes the messages of programs that set up no log of their own, by default only warnings and errors.
         assert logging.lastResort is not None
         logging.lastResort.setLevel(number)
         for name in OWN:
