@@ -40,17 +40,23 @@ def select(root: Path, text: str) -> list[Attempt]:
 
 
 def select_one(root: Path, text: str) -> Attempt:
-    """The single attempt that a command-line argument names; see ``select``.
+    """The single attempt that a command-line argument names; see ``select``. For a run's name, the last active one.
 
     Raises:
         NotFoundError: nothing matches, or several attempts do.
     """
     found = select(root, text)
-    if len(found) > 1:
+    by_name = not Path(text).is_dir() and not _exact_or_beginning(found, text)
+    if len(found) > 1 and not by_name:
         raise NotFoundError(
             f"{text}: matches {len(found)} attempts: {_some(shell_word(attempt.path) for attempt in found)}"
         )
-    return found[0]
+    return found[-1]
+
+
+def _exact_or_beginning(attempts: Sequence[Attempt], text: str) -> bool:
+    """Whether the text is, or begins, the id or the signature of an attempt."""
+    return any(one.id.startswith(text) or one.folder.signature.startswith(text) for one in attempts)
 
 
 def best_checkpoint(place: Path) -> tuple[Path, str | None]:
