@@ -92,7 +92,7 @@ def words(problems: Iterable[Problem]) -> list[str]:
     return list(found)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m coconut_ds.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     # As long as there are commands and options: one statement for each.
     parser = Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Parser(add_help=False)
