@@ -89,10 +89,10 @@ def test_unknown_words_are_found_where_they_are(reasoner):
 def test_a_share_of_unknown_words_above_one_percent_is_a_warning(reasoner, caplog):
     known, strange = "abc * cab =", "abc * zebra ="
     assert reasoner.unknown_share([known] * 99, "f.json") == 0
-    assert reasoner.unknown_share([*[known] * 99, strange], "f.json") == pytest.approx(1 / 400)
+    assert reasoner.unknown_share([*[known] * 99, strange], "f.json") == pytest.approx(1 / 500)
     assert caplog.text == ""
-    assert reasoner.unknown_share([known, strange], "f.json") == pytest.approx(1 / 8)
-    assert "12.5% of the tokens of the questions of f.json are unknown" in caplog.text
+    assert reasoner.unknown_share([known, strange], "f.json") == pytest.approx(1 / 10)
+    assert "10.0% of the tokens of the questions of f.json are unknown" in caplog.text
     assert "'zebra'" in caplog.text
 
 
