@@ -14,10 +14,9 @@ VLLM_TESTS ?=
 demo: $(VENV)/.ready
 	$(BIN)/python -m coconut_ds.demo --seed $(SEED)
 
-# Trains the demo first if there is no checkpoint under outputs/, which takes minutes.
+# Shows the runs under outputs/, and the released checkpoint of the demo, so that nothing has to be trained first.
 app: $(VENV)/.ready
-	test -n "$$(find outputs -name coconut.json -print -quit 2>/dev/null)" || $(BIN)/python -m coconut_ds.demo --seed $(SEED)
-	$(BIN)/python -m serve app --runs outputs
+	$(BIN)/python -m serve app
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

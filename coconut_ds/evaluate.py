@@ -19,6 +19,7 @@ from coconut_ds.distributed.last_words import end_with
 from coconut_ds.distributed.launcher import is_first_on_machine, launched, launched_rank
 from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.evaluation.paired import compare_predictions
+from coconut_ds.runs.selection import best_checkpoint
 from coconut_ds.settings import EvalConfig
 from coconut_ds.settings.compose import compose_eval_config, parse_arguments, print_config
 
@@ -40,12 +41,15 @@ def main(argv: list[str] | None = None) -> int:
             if "--compare" in given:
                 sys.stdout.write(_compare(given) + "\n")
                 return 0
-            arguments = parse_arguments(given, EvalConfig, USAGE)
+            arguments = parse_arguments(given, EvalConfig, USAGE, "coconut-eval")
             config = compose_eval_config(arguments.overrides, arguments.config_dir)
             if arguments.cfg:
                 print_config(config)
                 return 0
-            _run(config)
+            checkpoint, note = best_checkpoint(Path(config.checkpoint))
+            if note is not None and launched_rank() == 0:
+                sys.stderr.write(f"{note}\n")
+            _run(config.model_copy(update={"checkpoint": str(checkpoint)}))
     except Interrupted as stop:
         ignore_signals()
         end_with(f"interrupted ({stop}); run the same command to continue\n", launched_rank() == stop.speaker)

@@ -36,7 +36,7 @@ _cannot_sync: set[int] = set()
 
 
 def project_folder(name: str) -> Path:
-    """The folder ``config`` or ``ds_configs``: next to the package in a checkout, inside the package once installed."""
+    """A folder such as ``config``: next to the package in a checkout, inside the package once installed."""
     packed = _PACKAGE / "_files" / name
     return packed if packed.is_dir() else _PACKAGE.parent / name
 

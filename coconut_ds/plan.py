@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     rest = [each for each in given if each not in own and each != "--json"]
     try:
         with paths_checked():
-            arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE)
+            arguments: argparse.Namespace = parse_arguments(rest, Config, USAGE, "coconut-plan")
             asked = PlanArguments.read(own)
             config = compose_config(arguments.overrides, arguments.config_dir)
             if arguments.cfg:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
             with late_imports():
                 from coconut_ds.memory.report import plan_of, plan_table
 
-            plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets)
+            plan = plan_of(config, asked.gpus, asked.gpu_memory_gib, asked.tokens, asked.targets, _show)
     except CoconutError as error:
         if launched_rank() == 0:
             sys.stderr.write(f"error: {error}\n")
@@ -93,6 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     else:
         sys.stdout.write(plan_table(plan, config, asked.gpus, asked.gpu_memory_gib))
     return 0
+
+
+def _show(line: str) -> None:
+    """Reports progress. Only the plan goes to standard output."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{line} …\n")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ all of them. The results are written to a folder as JSON, CSV and PNG files.
 """
 
 import sys
+from pathlib import Path
 
 from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
+from coconut_ds.runs.selection import best_checkpoint
 from coconut_ds.settings import ProbeConfig
 from coconut_ds.settings.compose import compose_probe_config, parse_arguments, print_config
 from coconut_ds.settings.probing import MODES
@@ -33,16 +35,19 @@ def main(argv: list[str] | None = None) -> int:
             mode = given.pop(0) if named else "think"
             if mode not in MODES:
                 raise ConfigError(f"{mode}: no such mode; expected one of {', '.join(MODES)}, study")
-            arguments = parse_arguments(given, ProbeConfig, USAGE)
+            arguments = parse_arguments(given, ProbeConfig, USAGE, "coconut-probe")
             config = compose_probe_config(mode, arguments.overrides, arguments.config_dir)
             if arguments.cfg:
                 print_config(config)
                 return 0
+            checkpoint, note = best_checkpoint(Path(config.checkpoint))
+            if note is not None:
+                sys.stderr.write(f"{note}\n")
             # Imported here, so that a wrong command line is rejected before torch is loaded.
             with late_imports():
                 from coconut_ds.probing.reports import write_report
 
-            write_report(config)
+            write_report(config.model_copy(update={"checkpoint": str(checkpoint)}))
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

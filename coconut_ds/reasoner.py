@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.data.encoding import unknown_share
+from coconut_ds.data.encoding import unknown_note, unknown_share
 from coconut_ds.data.tokens import load_tokenizer
 from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
@@ -22,7 +22,6 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
-from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.attention import check_attention
 from coconut_ds.model.backbone import Backbone
@@ -35,9 +34,12 @@ from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
 from coconut_ds.model.trace_module import TraceModule
+from coconut_ds.runs.naming import model_name
 from coconut_ds.settings import ModelConfig
 
 log = logging.getLogger("coconut_ds")
+MOST_UNKNOWN = 0.01
+"""Share of unknown tokens in questions above which a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Answer:
         return self.completion.thoughts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reasoner:
     """A model together with its card, which says how it thinks."""
 
@@ -73,6 +75,13 @@ class Reasoner:
     """The floating point type that the model computes in, as text for the user."""
     pass_positions: int | None = None
     """Largest number of positions in one pass of probing, for servers, whose requests wait for it; None: no limit."""
+
+    def __repr__(self) -> str:
+        """One line. The fields include the model, whose own text has a line for each of its modules."""
+        card, count = self.card, self.backbone.model.num_parameters()
+        latents = f"{card.num_pauses} pauses" if METHODS[card.method].pauses else f"{card.num_thoughts} thoughts"
+        place = f"{self.precision}, {self.backbone.model.device}"
+        return f"Reasoner({self.name!r}: {card.method}, stage {card.stage}, {latents}, {count:,} parameters, {place})"
 
     @cached_property
     def loop(self) -> LatentLoop:
@@ -225,13 +234,21 @@ class Reasoner:
             for note in self.backbone.notes_on(self.card.text_format):
                 log.warning("%s: %s", self.name, note)
 
-    def log_unknown(self, questions: Sequence[str]) -> None:
-        """Logs a warning if the tokenizer does not know some words of the questions."""
+    def unknown_share(self, questions: Sequence[str], source: str) -> float:
+        """Share of the questions' tokens that the tokenizer does not know. Logs a warning if it is above 1 %.
+
+        Args:
+            questions: the questions.
+            source: the name of the file that they are from, for the warning.
+        """
         share = unknown_share(self.backbone.tokenizer, self.prompter.encode(questions))
-        if share and launched_rank() == 0:
+        if share > MOST_UNKNOWN and launched_rank() == 0:
+            note = unknown_note(self.backbone.tokenizer, questions)
             log.warning(
-                "%s: %.1f%% of the tokens of the questions are unknown to its tokenizer", self.name, 100 * share
+                "%s: %.1f%% of the tokens of the questions of %s are unknown: %s",
+                *(self.name, 100 * share, source, note),
             )
+        return share
 
     def to(self, device: torch.device) -> "Reasoner":
         """Moves the model to a device; returns this object."""
@@ -290,6 +307,6 @@ def load_reasoner(
         backbone = load_state_dict(place, model, load_tokenizer(model.tokenizer or model.model_id), pause)
     computes_on = alone().device if device is None else torch.device(device)
     backbone.cast(dtype, computes_on)
-    reasoner = Reasoner(backbone, card, short_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
+    reasoner = Reasoner(backbone, card, model_name(place), describe(dtype, backbone.model, computes_on)).to(computes_on)
     reasoner.log_notes()
     return reasoner

@@ -25,12 +25,16 @@ from coconut_ds.data.writing import Outputs
 from coconut_ds.errors import DataError
 
 SPLITS = ("train", "valid", "test")
+LOG_S = 10.0
+"""Seconds between two reports on the progress where standard error is not a terminal."""
 
 
 def generate_splits(seed: int, sizes: dict[str, int]) -> Iterator[tuple[str, Problem]]:
     """Yields (split, problem), test first, so that the size of a split does not change the splits before it."""
     taken: set[str] = set()
-    with tqdm(total=sum(sizes.values()), unit=" problems", disable=not sys.stderr.isatty()) as bar:
+    # In a log, the bar is written rarely.
+    seconds = 0.1 if sys.stderr.isatty() else LOG_S
+    with tqdm(total=sum(sizes.values()), unit=" problems", mininterval=seconds, miniters=1, delay=seconds) as bar:
         for split in reversed(SPLITS):
             for problem, fingerprint in generate_split(seed, split, sizes[split], taken):
                 taken.add(fingerprint)

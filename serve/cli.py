@@ -10,6 +10,7 @@ from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.parser import Parser
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked
+from coconut_ds.files import project_folder
 from coconut_ds.packages import needs
 from serve.limits import EngineSettings, Limits
 from serve.monitoring.logs import set_up_logging
@@ -19,13 +20,13 @@ from serve.options.logs import add_log_options
 from serve.options.network import add_network_options, network_of
 
 RUNS = "outputs"
-"""Default folder of runs."""
+"""Folder of runs that the app shows by default."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     prepare_streams(outlives_readers=True)
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve")
     set_up_logging(arguments.log_json)
     with stopping_at_once():
         try:
@@ -49,7 +50,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="python -m serve", description="Serves checkpoints: over HTTP, or in a browser app.")
     commands = parser.add_subparsers(dest="command", required=True)
     api = commands.add_parser("api", help="serve the HTTP API")
@@ -164,7 +165,7 @@ LIMITS = {
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    arguments.checkpoint = arguments.checkpoint or [RUNS]
+    arguments.checkpoint = arguments.checkpoint or default_checkpoints()
     settings, limits = settings_of(arguments)
     access, network = access_of(arguments), network_of(arguments)
     # Imported here so that an invalid command line is refused before torch is loaded.
@@ -172,6 +173,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         from serve.launch import start
 
     start(arguments, settings, limits, access, network)
+
+
+def default_checkpoints() -> list[str]:
+    """What the app shows if the command line names nothing: the folder of runs, if any, and released checkpoints."""
+    released = project_folder("examples") / "checkpoints"
+    return [RUNS] * Path(RUNS).is_dir() + [str(released)] * released.is_dir() or [RUNS]
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[EngineSettings, Limits]:

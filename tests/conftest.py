@@ -50,8 +50,13 @@ COSTLY = (
 """Test files that take longest, the longest first."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts costly files first, then others with slow tests. Workers that take whole files then end almost together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts costly files first, then others with slow tests. Workers that take whole files then end almost together.
+
+    Leaves out tests that build images, unless ``-m`` names them: they take minutes and need a network.
+    """
+    if "docker" not in config.getoption("-m"):
+        items[:] = [item for item in items if item.get_closest_marker("docker") is None]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(COSTLY)}
     items.sort(key=lambda item: places.get(item.path.stem, len(COSTLY) + (item.path not in slow)))

@@ -46,12 +46,17 @@ def grown(worker: Worker) -> Outcome:
     record = (place.attempt / "metrics.jsonl").read_bytes()
     forced = {**place.launch("resume_mode=force"), **place.state()}
     forced["same_record"] = (place.attempt / "metrics.jsonl").read_bytes() == record
+    tree = place.tree()
+    complete = {**place.launch(), "untouched": place.tree() == tree}
     attempts = {}
-    for name, mode in (("auto", "auto"), ("auto again", "auto"), ("never", "never"), ("forced", "force")):
+    for mode in ("never", "auto", "force"):
         # Names of attempts are ordered by the second of their start.
         time.sleep(1)
-        attempts[name] = place.killed(1, f"resume_mode={mode}")["attempts"]
-    return {"first": first, "ended": ended, "summaries": summaries, "forced": forced, "attempts": attempts}
+        attempts[mode] = place.killed(1, f"resume_mode={mode}")["attempts"]
+    return {
+        **{"first": first, "ended": ended, "summaries": summaries, "forced": forced},
+        **{"complete": complete, "attempts": attempts},
+    }
 
 
 def asked(worker: Worker) -> Outcome:

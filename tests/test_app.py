@@ -14,6 +14,7 @@ import pytest
 from making_app import GRAPH, HOSTILE, SUMS
 from serving import save_checkpoint
 
+from coconut_ds.data.encoding import Place
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import CoconutError, DataError
 from coconut_ds.probing.intervene import intervene
@@ -68,6 +69,7 @@ def checked_of(studio: Studio, question: str = SUMS[0].question, file: str = "su
         lambda: markup.hint(HOSTILE),
         lambda: markup.empty(HOSTILE),
         lambda: markup.thinking(1, 2, HOSTILE),
+        lambda: markup.unknown(HOSTILE, [Place(0, 8), Place(10, 12)]),
         lambda: markup.progress(HOSTILE, 1, 2),
         lambda: markup.finding(HOSTILE),
         lambda: markup.title(HOSTILE, HOSTILE),

@@ -37,12 +37,14 @@ A, B, C = ("20260101-000000-0000", "20260102-000000-0000", "20260103-000000-0000
     [
         ([], "auto", 2, None),
         ([], "force", 2, None),
-        ([(A, "completed")], "auto", 2, None),
+        ([(A, "completed")], "auto", 2, A),
         ([(A, "completed")], "auto", 3, A),
-        ([(A, "completed")], "auto", 1, None),
+        ([(A, "completed")], "auto", 1, A),
         ([(A, "completed")], "force", 2, A),
-        ([(A, "completed", 1, "solved")], "auto", 2, None),
-        ([(A, "completed", 1, "solved")], "auto", 9, None),
+        ([(A, "completed", 1, "solved")], "auto", 2, A),
+        ([(A, "completed", 1, "solved")], "auto", 9, A),
+        ([(A, "completed"), (B, "completed")], "auto", 2, B),
+        ([(A, "completed")], "never", 2, None),
         ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 2, B),
         ([(A, "failed"), (B, "running"), (C, "completed")], "force", 2, C),
         ([(A, "failed"), (B, "running"), (C, "completed")], "auto", 3, C),
@@ -61,6 +63,9 @@ def test_which_attempt_a_mode_means(tmp_path, there, mode, num_epochs, chosen):
     assert chosen in (None, start.path.name)
     assert start.path.parent == folder
     assert start.is_new != start.path.exists()
+    assert start.is_complete == (
+        mode == "auto" and {rest[0] for _, *rest in there} == {"completed"} and num_epochs != 3
+    )
 
 
 STATE = ResumeState(Position(epoch=1, batch=2, stage_switches=[1], loss_sum=0.1), Scores(0, 0.5, "checkpoint_1"), 7, 2)

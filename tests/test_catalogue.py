@@ -110,7 +110,7 @@ def test_show_tells_manifest_launches_checkpoints_record_and_what_comes_next(roo
     assert values["last_update"]["train/loss"] == 0.125
     complete = [(one["name"], one["complete"], one["best"]) for one in values["checkpoints"]]
     assert complete[:3] == [("checkpoint_4", False, False), ("checkpoint_3", True, False), ("checkpoint_2", True, True)]
-    assert values["next"].startswith("starts a new attempt")
+    assert values["next"].startswith("says that the run is complete and stops")
     text = call("show", str(folder.checkpoint(2)))[1]
     for words in ("code.commit", "8 × 2 × 2", "coconut.json is missing", "eval/accuracy 0.5", values["next"]):
         assert words in text

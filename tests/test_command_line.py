@@ -3,21 +3,25 @@
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import yaml
 from imports import ROOT
 from pydantic import BaseModel
 
-from coconut_ds import evaluate, plan, probe, train
+from coconut_ds import __version__, evaluate, plan, probe, train
 from coconut_ds.cli.late_imports import late_imports
+from coconut_ds.data import __main__ as data
 from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
+from coconut_ds.runs import cli as runs
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.compose import compose_config, option_names, parse_arguments
 from coconut_ds.settings.data import SOURCES
 from coconut_ds.settings.help import PROGRAMS, expected_values
 from coconut_ds.settings.schema import leaf_field, leaf_keys, subgroups
+from serve import cli as serve
 
 USAGES: list[tuple[type[BaseModel], str]] = [
     (Config, train.USAGE),
@@ -25,6 +29,9 @@ USAGES: list[tuple[type[BaseModel], str]] = [
     (EvalConfig, evaluate.USAGE),
     (ProbeConfig, probe.USAGE),
 ]
+
+
+METHOD_KEYS = [key for key in leaf_keys(Config) if key.startswith("method.")]
 
 
 @pytest.fixture
@@ -170,3 +177,86 @@ def test_garbage_is_not_looked_for_while_libraries_are_imported(monkeypatch) -> 
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > before
+
+
+@pytest.fixture(scope="module")
+def completing() -> Callable[[str, str], list[str]]:
+    """What bash offers after a command line, by the script that the program prints."""
+    scripts = {
+        name: subprocess.run(
+            [sys.executable, "-m", module, "--completion", "bash"], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout
+        for name, module in (("coconut-train", "coconut_ds.train"), ("coconut-runs", "coconut_ds.runs"))
+    }
+
+    def completing(program: str, line: str) -> list[str]:
+        function = f"_{program.replace('-', '_')}"
+        call = f"COMP_LINE='{line}'; COMP_POINT={len(line)}; {function}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(
+            ["bash", "-c", scripts[program] + call],
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+        return done.stdout.split()
+
+    return completing
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "expected"),
+    [
+        ("coconut-train", "coconut-train run=demo meth", ["method=", *(f"{key}=" for key in METHOD_KEYS)]),
+        ("coconut-train", "coconut-train run=demo method=pause", ["pause", "pause_as_thought"]),
+        ("coconut-train", "coconut-train bf16=", ["false", "true"]),
+        ("coconut-train", "coconut-train run.resume_mode=n", ["never"]),
+        ("coconut-train", "coconut-train --log", ["--log-level="]),
+        ("coconut-train", "coconut-train run.name=", []),
+        ("coconut-runs", "coconut-runs ver", ["verify"]),
+        ("coconut-runs", "coconut-runs list --na", ["--name"]),
+    ],
+)
+def test_bash_completes_groups_keys_and_values(program, line, expected, completing) -> None:
+    assert sorted(completing(program, line)) == sorted(expected)
+
+
+@pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve])
+def test_every_program_says_its_versions(program, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        program.main(["--version"])
+    assert capsys.readouterr().out.startswith(f"coconut-ds {__version__}, Python 3.")
+
+
+def test_an_unknown_log_level_or_shell_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--log-level: found 'loud', expected debug, info, warning, error"):
+        parse_arguments(["--log-level=loud"], Config, "usage")
+    with pytest.raises(ConfigError, match="--completion: found '', expected bash, zsh"):
+        parse_arguments(["--completion"], Config, "usage")
+
+
+def test_messages_of_libraries_are_shown_on_request() -> None:
+    script = (
+        "import sys, logging, warnings\n"
+        "from coconut_ds.cli.common import take_common; from coconut_ds.cli.logs import quiet\n"
+        "assert take_common(sys.argv[1:], 'p', list) == ['lr=1']\n"
+        "library = logging.getLogger('DeepSpeed')\n"
+        "library.addHandler(logging.StreamHandler(sys.stdout)); quiet(library)\n"
+        "library.info('an info'); library.warning('a warning'); library.error('an error')\n"
+        "logging.getLogger('coconut_ds').warning('our own')\n"
+        "warnings.warn_explicit('discouraged', UserWarning, 'f.py', 1, module='transformers.models')\n"
+        "warnings.warn_explicit('mine', UserWarning, 'f.py', 1, module='reward')\n"
+    )
+
+    def shown(*options: str) -> tuple[str, str]:
+        command = [sys.executable, "-c", script, *options, "lr=1"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        return done.stdout, done.stderr
+
+    out, err = shown()
+    assert out == "an error\n"
+    assert ["our own" in err, "mine" in err, "discouraged" in err] == [True, True, False]
+    assert shown("-v")[0] == "an info\na warning\nan error\n"
+    assert "discouraged" in shown("-v")[1]
+    assert shown("--verbose", "--log-level", "warning")[0] == "a warning\nan error\n"
+    assert shown("--log-level=error")[1].count("our own") == 0

@@ -37,7 +37,7 @@ GIVEN: dict[str, Any] = {
     "micro_batch": 32,
 }
 FREE = {
-    *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb", "trackers")),
+    *(f"run.{name}" for name in ("name", "save_path", "project", "wandb_entity", "wandb", "trackers", "log_every")),
     *(f"run.{name}" for name in ("save_only_improve", "only_eval", "async_save", "watchdog_s", "watchdog_ends")),
     *(f"run.{name}" for name in ("resume_mode", "resume_attempt_id", "allow_mismatch", "signature_ignore_keys")),
     *(f"training.{name}" for name in ("num_epochs", "save_every", "save_every_steps", "keep_last", "keep_best")),

@@ -8,8 +8,8 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
-    "strict_json",
-    "cli errors files formats methods parts",
+    "strict_json errors",
+    "cli files formats methods parts",
     "packages",
     "scoring",
     "distributed hub settings",
@@ -29,7 +29,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 HEAVY = (
     *(f"distributed.{name}" for name in ("agreement", "background", "held_weights", "peers", "process_group", "ranks")),
     *(f"distributed.{name}" for name in ("random_states", "start_weights", "state_file", "status_board", "watchdog")),
-    *("distributed.zero", "runs.launch_facts"),
+    *("distributed.zero", "runs.launch_facts", "runs.naming"),
     *("hub", "hf", "model", "generation", "objectives", "reasoner", "lm_model", "probing", "memory"),
     *(f"importing.{name}" for name in ("codi", "convert", "published", "tensors")),
     *(
@@ -39,7 +39,7 @@ HEAVY = (
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "loading", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
-    *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations")),
+    *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations", "progress")),
     *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )

@@ -84,6 +84,9 @@ def test_the_demo_trains_three_methods_and_reports_what_it_measured(tmp_path, mo
     assert (out / "accuracy.png").stat().st_size > 10_000
     assert summary["sentence"].startswith("coconut did not solve the task in the given number of epochs")
     assert summary["sentence"] in said.out
+    assert said.out.startswith("Trains three small models on this computer: about four minutes")
+    assert said.out.endswith("README.md continues with real text (run=quick)\n")
+    assert "WARNING" not in said.out + said.err
     assert said.out.count("answer: ") == 5
 
 

@@ -9,19 +9,22 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import environment, run
 from tiny_models import SHAPES
+from transformers import AutoModelForCausalLM
 
 from coconut_ds.memory import plan
+from coconut_ds.memory.bundled import BUNDLED, known_architecture
 from coconut_ds.memory.passes import update_bytes
 from coconut_ds.memory.plan import GIB, kept_bytes, largest_that_fits
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.objectives.base import Examples
 from coconut_ds.plan import main
 from coconut_ds.settings import Config
-from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.compose import compose_config, option_names
 
 MEASURING_S = 120.0
 """Seconds that all measurements of one case may take. A measurement takes about two; none begins after half of them."""
@@ -222,3 +225,26 @@ def test_sequences_come_from_the_data_by_default(capsys):
 def test_an_impossible_plan_is_refused(capsys, arguments, words):
     assert main([*SMALL, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("gpt2_pretrained", 124.4),
+        ("llama3_1b", 1235.8),
+        ("llama3_8b", 8030.3),
+        ("qwen3_0_6b", 596.0),
+        ("qwen3_8b", 8190.7),
+    ],
+)
+def test_the_presets_are_known_without_the_hub(preset, millions):
+    """Numbers of parameters as published with the models."""
+    config = compose_config([f"model={preset}"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(known_architecture(config.model))
+    assert round(model.num_parameters() / 1e6, 1) == millions
+
+
+def test_every_pretrained_preset_is_bundled():
+    names = {compose_config([f"model={name}"]).model.model_id for name in option_names()["model"]}
+    assert {name for name in names if "/" in name} == set(BUNDLED)

@@ -59,4 +59,4 @@ def test_nothing_is_left_to_fill_in():
 
 def test_it_stays_short():
     """Without the rows of tables, which grow with methods and experiments."""
-    assert sum(not line.startswith("|") for line in README.splitlines()) < 180
+    assert sum(not line.startswith("|") for line in README.splitlines()) < 260

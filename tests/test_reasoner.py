@@ -36,6 +36,12 @@ def reasoner(folder) -> Reasoner:
     return load_reasoner(folder)
 
 
+def test_it_is_shown_in_one_line(reasoner):
+    count = sum(parameter.numel() for parameter in reasoner.backbone.model.parameters())
+    text = f"coconut, stage 3, 6 thoughts, {count:,} parameters, float32, cpu)"
+    assert repr(reasoner) == f"Reasoner({reasoner.name!r}: {text}"
+
+
 def slow(reasoner: Reasoner, question: str, count: int, length: int) -> list[int]:
     backbone = reasoner.backbone
     ids = encode_questions(backbone.tokenizer, [question])[0]

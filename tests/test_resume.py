@@ -36,7 +36,18 @@ def test_force_takes_the_newest_attempt_and_trains_nothing_twice_while_others_be
     assert forced["attempts"] == grown["ended"]["attempts"]
     assert (forced["manifest"]["status"], len(forced["manifest"]["launches"])) == ("completed", 3)
     numbers = {name: len(attempts) for name, attempts in grown["attempts"].items()}
-    assert numbers == {"auto": 2, "auto again": 2, "never": 3, "forced": 3}
+    assert numbers == {"never": 2, "auto": 2, "force": 2}
+
+
+def test_a_complete_run_says_so_and_is_left_alone(outcomes):
+    grown = outcomes["grown"]
+    complete, (attempt,) = grown["complete"], grown["ended"]["attempts"]
+    assert (complete["error"], complete["untouched"], complete["attempts"]) == (None, True, [attempt])
+    run, said = complete["said"].splitlines()[-2:]
+    assert run.startswith("run: ")
+    assert run.endswith(attempt)
+    assert said.startswith("This run is complete. Its best checkpoint: ")
+    assert said.endswith("larger training.num_epochs continues it; run.resume_mode=never starts a new attempt.")
 
 
 @pytest.mark.slow

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making_runs import FIRST, OTHER, RUN, SECOND, THIRD, calling, make_runs
+from making_runs import FIRST, OTHER, RUN, SECOND, THIRD, calling, make_attempt, make_runs
 
 from coconut_ds.files import seal
+from coconut_ds.runs.catalogue import NotFoundError, read_attempt
 from coconut_ds.runs.cli import main
 from coconut_ds.runs.folder import RunFolder
 from coconut_ds.runs.identity import write_ingredients
+from coconut_ds.runs.manifest import now
+from coconut_ds.runs.naming import model_name
 from coconut_ds.runs.report import age, size
+from coconut_ds.runs.selection import best_checkpoint
 
 
 @pytest.fixture
@@ -153,3 +157,52 @@ def test_the_command_starts_as_a_module_and_survives_a_closed_pipe(root):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_run_can_be_named_by_its_name_or_its_beginning(root, call):
+    """A name means all attempts at all runs of this name."""
+    assert call("verify", "toy")[1].startswith("12 checkpoints")
+    assert call("verify", "to")[1].startswith("12 checkpoints")
+    assert call("show", "toy")[1].splitlines()[0] == str(root / "toy" / RUN / FIRST), "the last active one"
+    make_attempt(root / "more", "cc33cc33cc33", "20260105-000000-eeee", now())
+    (root / "more" / "toy").rename(root / "more" / "tall")
+    code, out, _ = call("show", "tal")
+    assert (code, out.splitlines()[0]) == (0, str(root / "more" / "tall" / "cc33cc33cc33" / "20260105-000000-eeee"))
+    assert "t: is ambiguous; it may be tall or toy" in call("show", "t")[2]
+    assert "did you mean tall" in call("show", "talk")[2]
+
+
+def test_an_interrupted_run_is_listed_as_interrupted(root, call):
+    folder = RunFolder(root / "toy" / OTHER / THIRD)
+    for reason, status in (("interrupted", "interrupted"), ("DataError: no such file", "failed")):
+        manifest = read_attempt(folder.path).manifest.model_copy(update={"status": "failed", "reason": reason})
+        manifest.write(folder.manifest)
+        (row,) = (line for line in call("list")[1].splitlines() if THIRD in line)
+        assert row.split()[3] == status
+        assert call("show", THIRD)[1].splitlines()[1].split(",")[0] in (status, f"failed ({reason})")
+
+
+def test_a_run_or_a_folder_of_runs_means_its_best_checkpoint(root):
+    first = RunFolder(root / "toy" / RUN / FIRST)
+    chosen, line = best_checkpoint(first.path)
+    assert chosen == first.checkpoint(2), "the best one by the manifest, neither the newest nor the most accurate"
+    assert line.endswith(f"using the best checkpoint, {chosen} (stage 1, 60.0% on validation problems)")
+    better = RunFolder(root / "toy" / OTHER / THIRD)
+    manifest = read_attempt(better.path).manifest
+    manifest.model_copy(update={"best_accuracy": 0.7, "best_checkpoint": "checkpoint_3"}).write(better.manifest)
+    chosen, line = best_checkpoint(root)
+    assert chosen == better.checkpoint(3)
+    assert "of 3 attempts" in line
+    (chosen / "model.safetensors").unlink()
+    assert best_checkpoint(root)[0].parent in (first.path, RunFolder(root / "toy" / RUN / SECOND).path)
+    (first.checkpoint(1) / "config.json").touch()
+    for own in (first.checkpoint(1), root / "none"):
+        assert best_checkpoint(own) == (own, None)
+    with pytest.raises(NotFoundError, match="none of its 1 attempts has a complete checkpoint"):
+        best_checkpoint(better.path)
+
+
+def test_the_name_of_a_checkpoint_has_that_of_its_run(root, tmp_path):
+    assert model_name(RunFolder(root / "toy" / RUN / FIRST).checkpoint(2)) == f"toy-{FIRST}-checkpoint_2"
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    assert model_name(tmp_path / "a" / "model") == "a-model"

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from coconut_ds.data.convert_files import main as convert
 
         return convert(given[1:])
-    options = _parser().parse_args(given)
+    options = _parser().parse_program(given, "coconut-data")
     try:
         files = list(zip(file_names(options.files), map(load_problems, options.files), strict=True))
         # Imported here, so that invalid files are reported before torch is loaded.
@@ -92,7 +92,7 @@ def words(problems: Iterable[Problem]) -> list[str]:
     return list(found)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m coconut_ds.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,6 +21,8 @@ NUM_PROBES = 64
 """Number of tokens whose texts show whether a tokenizer can read its own vocabulary."""
 MOST_LOST = 0.25
 """Largest share of these texts that may become nothing or unknown tokens: some tokens stand only for parts of words."""
+MOST_SHOWN = 8
+"""Largest number of unknown words that a message names."""
 VARIED = "It's 12,345 + 6.7 = <<é>>\n\n  Tom isn't  a\tbompus."
 """A text on which tokenizers that share a vocabulary differ: digits, case, accents, apostrophes and spaces."""
 
@@ -188,12 +190,47 @@ def encoding_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
     )
 
 
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that stands for everything the tokenizer does not know; None if it has none for this alone."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown == tokenizer.eos_token_id else unknown
+
+
 def unknown_share(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[int]]) -> float:
     """Share of unknown tokens among the token ids of texts; 0 if the tokenizer has no token for this alone."""
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown == tokenizer.eos_token_id:
+    unknown = unknown_token(tokenizer)
+    if unknown is None:
         return 0.0
     return sum(list(ids).count(unknown) for ids in encoded) / max(1, sum(map(len, encoded)))
+
+
+def unknown_places(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Place]:
+    """The places in a text of the tokens that the tokenizer does not know.
+
+    Empty if the tokenizer knows all, has no token for what it does not know, or does not tell the places of its tokens.
+    """
+    unknown = unknown_token(tokenizer)
+    if unknown is None or not tokenizer.is_fast:
+        return []
+    encoded = _copy(tokenizer, names_are_tokens=False).encode(text)
+    pairs = zip(encoded.ids, encoded.offsets, strict=True)
+    return [Place(*place) for token, place in pairs if token == unknown]
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
+    """The parts of texts that the tokenizer does not know, each once, in the order in which they occur."""
+    found = (text[place.start : place.end] for text in texts for place in unknown_places(tokenizer, text))
+    return list(dict.fromkeys(found))
+
+
+def unknown_note(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str | None:
+    """A sentence about the words of texts that the tokenizer does not know; None if it knows all."""
+    words = unknown_words(tokenizer, texts)
+    if not words:
+        return None
+    shown = ", ".join(map(repr, words[:MOST_SHOWN]))
+    more = f" and {len(words) - MOST_SHOWN} more" if len(words) > MOST_SHOWN else ""
+    return f"the model's tokenizer does not know {shown}{more}; it reads each of them as {tokenizer.unk_token}"
 
 
 def encoding_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:

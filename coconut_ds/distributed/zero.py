@@ -5,7 +5,6 @@ Under ZeRO-3 each rank holds one shard of every parameter. A model is never whol
 or write such a parameter, all ranks must enter ``whole`` together.
 """
 
-import logging
 import os
 import warnings
 from argparse import Namespace
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from coconut_ds.cli.logs import quiet
 
 
 def library() -> Any:
@@ -28,7 +29,7 @@ def library() -> Any:
     import deepspeed
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
+    quiet(logger)
     return deepspeed
 
 

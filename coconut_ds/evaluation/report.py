@@ -21,7 +21,7 @@ PNG_END = b"IEND\xaeB`\x82"
 
 
 def write_results(
-    job: EvaluationJob, results: ResultFolder, evaluations: Sequence[Evaluation], run: dict[str, Any]
+    job: EvaluationJob, results: ResultFolder, evaluations: Sequence[Evaluation], run: dict[str, Any], unknown: float
 ) -> None:
     """Writes predictions and scores, prints a table, then draws the figure. In a sweep each budget has a subfolder.
 
@@ -30,6 +30,7 @@ def write_results(
         results: the folder of its results.
         evaluations: one for each thought budget.
         run: duration and speed of this launch, for ``scores.json``.
+        unknown: share of the questions' tokens that the tokenizer does not know.
 
     Raises:
         DataError: a file cannot be written; the predictions are kept.
@@ -42,6 +43,7 @@ def write_results(
         "split": job.split,
         "scoring": {"name": job.scoring.name, "source": job.scoring.source},
         "precision": job.reasoner.precision,
+        "unknown_tokens": round(unknown, 6),
         "run": run | {"ranks": job.ranks.size, "batch_size": job.slots},
     }
     # The scores come first, because people read this file.
@@ -140,6 +142,8 @@ def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> N
         note = "no answers to compare with: the generated texts were saved but not scored\n"
     elif rest:
         note = f"problems without an answer to compare with, not scored: {rest:,} of {scores[0]['problems']:,}\n"
+    if unknown := scores[0].get("unknown_tokens", 0):
+        note += f"tokens of the questions in {job.source} that the tokenizer does not know: {unknown:.2%}\n"
     unusable = scores[0].get("unusable_graphs", 0)
     note += (
         f"graphs that cannot be used, so not categorised nor counted for shortcuts: {unusable:,}\n" if unusable else ""

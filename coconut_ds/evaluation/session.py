@@ -31,7 +31,6 @@ from coconut_ds.files import shell_word
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
-from coconut_ds.hub import short_name
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.precision import describe, use_tf32
@@ -39,6 +38,7 @@ from coconut_ds.model.starting import card_of, starting_backbone
 from coconut_ds.reasoner import Answer, Reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
+from coconut_ds.runs.naming import model_name
 from coconut_ds.scoring.base import Scoring
 from coconut_ds.settings import Config, EvalConfig
 
@@ -100,7 +100,7 @@ def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
     dtype = torch.bfloat16 if config.run.bf16 else torch.float32
     tell_first(use_tf32("run.tf32=true", config.run.tf32, config.run.bf16, ranks.device), ranks)
     backbone.cast(dtype, ranks.device)
-    name = short_name(Path(config.run.load_model_path or "model"))
+    name = model_name(Path(config.run.load_model_path or "model"))
     reasoner = Reasoner(backbone, card, name, describe(dtype, backbone.model, ranks.device)).to(ranks.device)
     reasoner.log_notes()
     data_path = config.data.test_path if split == "test" else config.data.val_path
@@ -148,7 +148,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
         form = job.reasoner.card.text_format
         lines = file_warnings(job.source) + warnings_about(job.problems, form, job.source, job.scoring)
         sys.stderr.write("".join(f"{line}\n" for line in lines))
-    job.reasoner.log_unknown([problem.question for problem in job.problems])
+    unknown = job.reasoner.unknown_share([problem.question for problem in job.problems], job.source)
     stored: dict[Key, Prediction] = ranks.first_decides(lambda: partial.read(_warn))
     began = time.perf_counter()
     made = _predict(job, results, partial, stored, peers)
@@ -161,7 +161,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
         evaluations.append(evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts))
     new = len(predictions) - len(stored)
     run = {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)}
-    ranks.on_first(lambda: write_results(job, results, evaluations, run))
+    ranks.on_first(lambda: write_results(job, results, evaluations, run, unknown))
     ranks.on_first(partial.discard)
     return evaluations
 

@@ -148,6 +148,8 @@ class Planner:
     """Number of ranks."""
     feed: FeedSpec | None = None
     """The feed of the checkpoint that the run starts from; None: it has none."""
+    notify: Callable[[str], None] = lambda line: None
+    """Receives a line before each measurement, which takes seconds."""
     on_cpu: bool = False
     """Whether the run is on a CPU, with deferred weight gradients and widths that are not rounded; for comparisons with
     measurements on a CPU."""
@@ -193,6 +195,7 @@ class Planner:
 
     def _passes(self, stage: int, micro_batch: int) -> dict[str, int]:
         widths = 1 if self.on_cpu else CUDA_WIDTHS
+        self.notify(f"measuring the passes of stage {stage} with a micro batch of {micro_batch}")
         found = update_bytes(self.config, self._loop(), self.examples(stage, micro_batch), widths)
         return {part: found[part] for part in PARTS}
 

@@ -1,6 +1,7 @@
 """Makes the memory plan of a configuration, and formats it as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import add_markers, encode_announcements, tokenize
-from coconut_ds.errors import ConfigError
+from coconut_ds.errors import ConfigError, ModelError
+from coconut_ds.memory.bundled import known_architecture
 from coconut_ds.memory.passes import ANY_MARKERS
 from coconut_ds.memory.plan import GIB, MemoryPlan, Planner, Workload, offloads
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import Ids, TokenizedProblem
 from coconut_ds.methods.layout import lay_out
-from coconut_ds.model.backbone import architecture
 from coconut_ds.model.starting import card_of, starting_tokenizer
 from coconut_ds.objectives import objective_of
 from coconut_ds.settings import Config
@@ -31,7 +32,12 @@ NUM_LONGEST = 64
 
 
 def plan_of(
-    config: Config, gpus: int, gpu_memory_gib: float | None, tokens: int | None, targets: int | None
+    config: Config,
+    gpus: int,
+    gpu_memory_gib: float | None,
+    tokens: int | None,
+    targets: int | None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> MemoryPlan:
     """The memory plan of a run.
 
@@ -42,12 +48,14 @@ def plan_of(
         tokens: length of all sequences with thoughts, which thoughts and markers are part of; None: the longest ones of
             the training data. Steps that thoughts replace are taken to have together as many tokens as targets.
         targets: how many of the ``tokens`` are targets of the loss; None: a quarter.
+        notify: receives a line before each part of the work.
 
     Raises:
         CoconutError: the model's configuration, the data or the tokenizer is not available, or the numbers contradict
             each other.
     """
-    planner = planner_of(config, gpus, tokens, targets)
+    notify(f"loading the configuration of {config.model.model_id}")
+    planner = replace(planner_of(config, gpus, tokens, targets), notify=notify)
     micro_batch = BatchGeometry.derive(config.training, gpus, config.objective.reads("grpo")).micro_batch_size
     return planner.plan(micro_batch, None if gpu_memory_gib is None else gpu_memory_gib * GIB)
 
@@ -68,17 +76,21 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
             "model_config_overrides": {},
         }
         config = config.model_copy(update={"model": config.model.model_copy(update=named)})
-    model = architecture(config.model)
+    model = known_architecture(config.model)
     if tokens is not None:
         work = synthetic_workload(config, tokens, tokens // 4 if targets is None else targets)
-        return Planner(config, model, model.get_text_config().vocab_size, work, gpus, feed, on_cpu)
+        return Planner(config, model, model.get_text_config().vocab_size, work, gpus, feed, on_cpu=on_cpu)
     source = open_source(config.data, config.run.seed, config.run.debug)
-    tokenizer = starting_tokenizer(config, source)
+    try:
+        tokenizer = starting_tokenizer(config, source)
+    except ModelError as error:
+        raise ModelError(f"{error}; or set tokens=T, with which no tokenizer is needed") from error
     add_markers(tokenizer, METHODS[config.method.kind].pauses)
     from_scratch = config.model.model_init == "scratch"
     rows = len(tokenizer) if from_scratch else max(len(tokenizer), model.get_text_config().vocab_size)
     problems = sorted(source.train(config.run.resume), key=lambda one: -len(one.question + "".join(one.steps)))
-    return Planner(config, model, rows, longest_of(config, problems[:NUM_LONGEST], tokenizer), gpus, feed, on_cpu)
+    longest = longest_of(config, problems[:NUM_LONGEST], tokenizer)
+    return Planner(config, model, rows, longest, gpus, feed, on_cpu=on_cpu)
 
 
 def longest_of(config: Config, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Workload:

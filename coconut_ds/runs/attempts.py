@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError, ConfigError
-from coconut_ds.files import damage
+from coconut_ds.files import damage, shell_word
 from coconut_ds.runs.edits import how_to_accept
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder, new_attempt_id
 from coconut_ds.runs.identity import IngredientDifference, differences, read_ingredients
@@ -30,6 +30,8 @@ class Start:
     """Checkpoint to resume from; None: start from the beginning."""
     resume_state: ResumeState | None = None
     """Recorded in the checkpoint; None without one."""
+    is_complete: bool = False
+    """Whether the attempt has ended, so that there is nothing to train."""
     accepted: tuple[IngredientDifference, ...] = ()
     """Differences between the attempt's ingredients and this launch's that ``run.allow_mismatch`` accepts."""
 
@@ -76,6 +78,8 @@ def choose_start(config: Config, signature: str, ingredients: dict[str, Any], no
         for attempt in attempts:
             if is_unfinished(read_manifest(attempt.manifest), num_epochs):
                 return _start(attempt, num_epochs, notify)
+        if attempts:
+            return Start(attempts[0].path, is_new=False, is_complete=True)
     if not attempts:
         _say_what_is_new(run, ingredients, notify)
     return Start(run / signature / new_attempt_id(), is_new=True)
@@ -112,6 +116,18 @@ def is_unfinished(manifest: RunManifest | None, num_epochs: int) -> bool:
     if manifest is None or manifest.status != "completed":
         return True
     return manifest.reason != SOLVED and num_epochs > manifest.resume_epoch
+
+
+def complete_text(folder: RunFolder) -> str:
+    """What a launch says about an attempt that has ended: its result, and how to train further or again."""
+    manifest = read_manifest(folder.manifest)
+    assert manifest is not None
+    best = manifest.best_checkpoint or manifest.last_checkpoint
+    accuracy = "" if manifest.best_accuracy is None else f", {manifest.best_accuracy:.1%} on validation problems"
+    result = "" if best is None else f" Its best checkpoint: {shell_word(folder.path / Path(best).name)}{accuracy}."
+    further = "" if manifest.reason == SOLVED else "A larger training.num_epochs continues it; "
+    again = "run.resume_mode=never starts a new attempt."
+    return f"This run is complete.{result} {further}{again}"
 
 
 def usable_checkpoint(folder: RunFolder, notify: Callable[[str], None]) -> Path | None:

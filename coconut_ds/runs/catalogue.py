@@ -24,7 +24,7 @@ from coconut_ds.runs.attempts import attempts_of, is_unfinished
 from coconut_ds.runs.folder import CHECKPOINT, ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.holder import Holder
 from coconut_ds.runs.lock import FILE as LOCK
-from coconut_ds.runs.manifest import RunManifest, read_manifest
+from coconut_ds.runs.manifest import INTERRUPTED, RunManifest, read_manifest
 from coconut_ds.strict_json import parse_loosely
 
 ATTEMPT_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
@@ -32,7 +32,7 @@ SILENCE_S = 120
 """Seconds without a heartbeat after which a lock of another machine counts as abandoned: twice what a launch waits
 before it takes over, since the clocks of machines may differ."""
 
-Status = Literal["running", "stale", "failed", "completed", "unknown"]
+Status = Literal["running", "stale", "interrupted", "failed", "completed", "unknown"]
 
 
 class NotFoundError(CoconutError):
@@ -108,11 +108,13 @@ class Attempt:
 
     @property
     def status(self) -> Status:
-        """The manifest's status; ``stale`` if that is ``running`` but the process is gone."""
+        """The manifest's status. ``stale``: running, but its process is gone; ``interrupted``: it was asked to stop."""
         if self.manifest is None:
             return "unknown"
         if self.manifest.status == "running":
             return "running" if self.is_alive else "stale"
+        if (self.manifest.status, self.manifest.reason) == ("failed", INTERRUPTED):
+            return "interrupted"
         return self.manifest.status
 
     @property
@@ -231,7 +233,7 @@ def next_launch(attempt: Attempt) -> str:
             if other.checkpoints and not usable:
                 return f"refuses to start: no checkpoint of {other.id} can be used"
             return f"continues {other.id} from {usable[0] if usable else 'the beginning'}"
-    return "starts a new attempt: there is none to finish, unless num_epochs grows"
+    return "says that the run is complete and stops, unless num_epochs grows" if attempts else "starts a new attempt"
 
 
 def last_evaluation(attempt: Attempt) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """Entry point ``coconut-runs``: lists, shows, compares, prunes and verifies runs on the disk.
 
-Runs are searched for under ``--root``. Name an attempt by its id, the signature of its run, an unambiguous beginning of
-either, or a path. Exit codes: 0 success; 1 runs differ, or a checkpoint is damaged; 2 an error in the command.
+Runs are searched for under ``--root``. Name an attempt by its id, the signature or the name of its run, an unambiguous
+beginning of one of them, or a path. Exit codes: 0 success; 1 runs differ, or a checkpoint is damaged; 2 an error in the
+command.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from coconut_ds.runs.selection import select, select_one
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     prepare_streams()
-    options = _parser().parse_args(argv)
+    options = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-runs")
     try:
         with paths_checked():
             code: int = options.command(options)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     # As long as there are commands and options: one statement for each.
     parser = Parser(prog="coconut-runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Parser(add_help=False)

@@ -31,6 +31,7 @@ NOT_A_NUMBER = (
     "run.trackers",
     "run.watchdog_s",
     "run.watchdog_ends",
+    "run.log_every",
     "run.save_only_improve",
     "run.async_save",
     "training.save_every",

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from coconut_ds.files import write_whole
 
 Status = Literal["running", "failed", "completed"]
+INTERRUPTED = "interrupted"
+"""``reason`` of a failed attempt that was asked to stop and has saved."""
 
 
 class LaunchRecord(BaseModel):

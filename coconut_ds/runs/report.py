@@ -13,7 +13,16 @@ from coconut_ds.files import shell_word
 from coconut_ds.runs.catalogue import Attempt, Checkpoint, last_evaluation, last_update, next_launch
 from coconut_ds.runs.identity import ABSENT, IngredientDifference
 
-COLOURS = {"running": 32, "completed": 36, "stale": 33, "failed": 31, "unknown": 35, "complete": 32, "damaged": 31}
+COLOURS = {
+    "running": 32,
+    "completed": 36,
+    "stale": 33,
+    "interrupted": 33,
+    "failed": 31,
+    "unknown": 35,
+    "complete": 32,
+    "damaged": 31,
+}
 NO_VALUE = "–"
 COLUMNS = ("name", "signature", "attempt", "status", "stage", "epoch", "best", "age", "size")
 
@@ -113,7 +122,8 @@ def show_values(attempt: Attempt) -> dict[str, Any]:
 
 def show_text(attempt: Attempt) -> str:
     """The text that ``coconut-runs show`` prints."""
-    reason = f" ({attempt.manifest.reason})" if attempt.manifest is not None and attempt.manifest.reason else ""
+    known = attempt.manifest is not None and attempt.manifest.reason not in (None, attempt.status)
+    reason = f" ({attempt.manifest.reason})" if attempt.manifest is not None and known else ""
     parts = [
         f"{shell_word(attempt.path)}\n{coloured(attempt.status)}{reason}, {size(attempt.bytes)}, "
         f"{age(time.time() - attempt.updated)} ago\n",

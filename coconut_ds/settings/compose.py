@@ -15,8 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from coconut_ds.cli.common import take_common
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
+from coconut_ds.settings.completion import words_of_schema
 from coconut_ds.settings.composition import SETS, composed, option_files, parsed
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
@@ -35,14 +37,24 @@ from coconut_ds.settings.schema import subgroups, to_yaml, validated
 CHECKPOINT_EXAMPLE = "outputs/…/checkpoint_50"
 
 
-def parse_arguments(argv: Sequence[str], schema: type[BaseModel], usage: str) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str], schema: type[BaseModel], usage: str, program: str = "coconut-train"
+) -> argparse.Namespace:
     """Splits a command line into this program's options (``.cfg``, ``.config_dir``) and overrides (``.overrides``).
 
-    ``--help``, ``--help=GROUP`` and ``--help-all`` print their text and exit with code 0.
+    Sets up the log. ``--help``, ``--help=GROUP``, ``--help-all``, ``--version`` and ``--completion`` print their text
+    and exit with code 0.
+
+    Args:
+        argv: the command line.
+        schema: class of the configuration.
+        usage: how the program is called.
+        program: the name under which it is installed.
 
     Raises:
         ConfigError: an option is unknown, or has a value that it does not take.
     """
+    argv = take_common(argv, program, lambda: words_of_schema(schema, option_names()))
     _answer_help(argv, schema, usage)
     parser = argparse.ArgumentParser(usage=usage.replace("%", "%%"), add_help=False)
     parser.add_argument("--cfg", action="store_true")

@@ -17,7 +17,7 @@ class EvalConfig(Group):
     """The configuration of one evaluation."""
 
     checkpoint: str
-    """Model folder, or state dict file of the reference implementation."""
+    """Model folder, run or folder of runs (then the best checkpoint), or state dict file of the reference."""
     data: DataConfig
     """Group of config/data, or a file of problems."""
     data_name: str = ""

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from coconut_ds.cli.completion import SHELLS
+from coconut_ds.cli.logs import LEVELS
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings.config import Config
 from coconut_ds.settings.evaluation import EvalConfig
@@ -25,6 +27,8 @@ Options = Mapping[str, Sequence[str]]
 """Each group and the names of its options, which are the files of ``config/GROUP``."""
 WIDTH = 100
 """Columns of the printed text."""
+FEW = 24
+"""Columns for the values that a key takes, in ``--help``; the group's own help has all."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ PROGRAMS: dict[type[BaseModel], Program] = {
 
 
 def short_help(schema: type[BaseModel], usage: str, options: Options) -> str:
-    """One screen: usage, groups with their options, the most used keys, and how to see more."""
+    """One screen: usage, groups with their options, the most used keys with defaults and values, and options."""
     program = PROGRAMS[schema]
     titles = {key: _title(key, leaf_field(schema, key)) for key in program.common}
     column = max(map(len, titles.values())) + 4
@@ -104,9 +108,11 @@ def short_help(schema: type[BaseModel], usage: str, options: Options) -> str:
     lines += [line for group in subgroups(schema) for line in _two_lines(group, options[group])]
     lines += ["", "Most used keys, with their defaults (key=value; the group's name may be left out):"]
     for key, title in titles.items():
-        summary = " ".join((leaf_field(schema, key).description or "").split()).split(". ")[0].removesuffix(".")
-        lines.append(f"  {title}".ljust(column) + textwrap.shorten(summary, WIDTH - column, placeholder=" …"))
-    lines += ["", "An option of a group may set other values than these defaults; --cfg shows the result."]
+        field = leaf_field(schema, key)
+        summary = " ".join((field.description or "").split()).split(". ")[0].removesuffix(".")
+        text = f"({_few(expected_values(field.annotation, field.metadata))}) {summary}"
+        lines.append(f"  {title}".ljust(column) + textwrap.shorten(text, WIDTH - column, placeholder=" …"))
+    lines += ["An option of a group may set other values than these defaults; --cfg shows the result."]
     return "\n".join([*lines, *_option_lines(schema)]) + "\n"
 
 
@@ -121,11 +127,11 @@ def group_help(schema: type[BaseModel], group: str, options: Options) -> str:
         keys = [key for key in leaf_keys(schema) if key.startswith(f"{group}.")]
         lines = [*_wrapped(f"{group}: {groups[group].__doc__}", 0)]
         lines += _wrapped(f"options ({group}=option): {', '.join(options[group])}", 0)
-    elif group in _help_names(schema):
+    elif group in help_names(schema):
         keys = [key for key in leaf_keys(schema) if key.split(".")[0] not in groups]
         lines = [f"{group}: the keys that belong to no group"]
     else:
-        raise ConfigError(f"--help={group}: no such group; expected one of {', '.join(_help_names(schema))}")
+        raise ConfigError(f"--help={group}: no such group; expected one of {', '.join(help_names(schema))}")
     return "\n".join([*lines, *_key_lines(schema, keys)]) + "\n"
 
 
@@ -200,18 +206,25 @@ def _two_lines(group: str, names: Sequence[str]) -> list[str]:
     return lines
 
 
+def _few(values: str) -> str:
+    """The values that a key takes, shortened where there are many."""
+    parts = values.split(", ")
+    return values if len(values) <= FEW else f"{', '.join(parts[:2])}, …"
+
+
 def _option_lines(schema: type[BaseModel]) -> list[str]:
     return [
         "",
         "Options:",
-        f"  --help=GROUP      all keys of one group: {', '.join(_help_names(schema))}",
-        "  --help-all        all groups and all keys",
-        "  --cfg [job]       print the configuration that this command line gives, and stop",
-        "  --config-dir DIR  also search DIR for options: DIR/training/mine.yaml is training=mine",
+        f"  --help=GROUP, --help-all  keys of {', '.join(help_names(schema))}, or all",
+        "  --cfg [job]               print the configuration that this command line gives, and stop",
+        "  --config-dir DIR          also search DIR for options: DIR/training/mine.yaml is training=mine",
+        f"  -v, --log-level=LEVEL     also of libraries; least severe messages: {', '.join(LEVELS)}",
+        f"  --version, --completion=SHELL  versions; a script that completes arguments ({', '.join(SHELLS)})",
     ]
 
 
-def _help_names(schema: type[BaseModel]) -> list[str]:
+def help_names(schema: type[BaseModel]) -> list[str]:
     """The names that ``--help=NAME`` accepts."""
     ungrouped = PROGRAMS[schema].ungrouped
     return [*([ungrouped] if ungrouped else []), *subgroups(schema)]

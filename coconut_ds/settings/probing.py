@@ -28,7 +28,7 @@ class ProbeConfig(Group):
     mode: Literal["think", "intervene", "effects", "attention", "patch", "graph"] = "think"
     """The first word of the command line: think, intervene, effects, attention, patch or graph."""
     checkpoint: str
-    """Model folder, or state dict file of the reference implementation."""
+    """Model folder, run or folder of runs (then the best checkpoint), or state dict file of the reference."""
     question: str | None = None
     """The question (think, intervene, attention, patch)."""
     data: DataConfig | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.types import Natural
+from coconut_ds.settings.types import Natural, Positive
 
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 """The experiment trackers that accelerate has an interface for."""
@@ -39,8 +39,9 @@ class RunConfig(Group):
     resume: Natural = 0
     """Number of epochs to skip at the start, for example those that a loaded CoT checkpoint was trained for."""
     resume_mode: Literal["auto", "force", "never"] = "auto"
-    """auto: continue the newest unfinished attempt of this run, or a completed one if num_epochs has grown; otherwise
-    start a new attempt. force: continue the newest attempt whatever its state. never: start a new attempt."""
+    """auto: continue the newest unfinished attempt of this run, or a completed one if num_epochs has grown; stop if all
+    attempts are complete; start one if there is none. force: continue the newest attempt whatever its state. never:
+    start a new attempt."""
     resume_attempt_id: str | None = None
     """Attempt to continue, regardless of resume_mode."""
     allow_mismatch: tuple[str, ...] = ()
@@ -52,6 +53,9 @@ class RunConfig(Group):
     heartbeat stops. Null: never."""
     watchdog_ends: bool = False
     """Whether the ranks of a run without progress are then ended, with exit code 70 and without saving."""
+    log_every: Positive | None = 10
+    """Where standard error is not a terminal, print a line with loss, rate, time left and memory every log_every
+    updates or every 30 s, whichever is longer. Null: no such lines."""
     project: str = "coconut-ds"
     """wandb project."""
     wandb_entity: str | None = None

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.cli.logs import set_up_logs
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import shell_word, write_whole
@@ -42,6 +43,13 @@ CHANCE = 1 / 6
 """Accuracy of guessing: the answer is one of six permutations."""
 ROOT = Path("outputs/demo")
 SUMMARY = "summary.json"
+BEGINNING = """\
+Trains three small models on this computer: about four minutes on two free CPU cores. Nothing is downloaded.
+Ctrl-C stops it, and the same command continues.
+Stages: at each one, another step of the solution is replaced by two thoughts. A stage ends once 95% of the validation
+problems are entirely right, or after ten epochs.
+
+"""
 NUM_SHOWN = 5
 """Number of test problems that are printed with their decoded thoughts."""
 
@@ -49,6 +57,7 @@ NUM_SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo from the command line. Returns the exit code: 1 if a training fails, 2 for a folder in use."""
     prepare_streams(outlives_readers=True)
+    set_up_logs(verbose=False, level=None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: {ROOT}/seed_SEED-SIGNATURE)")
@@ -89,7 +98,10 @@ def run_demo(seed: int, overrides: Sequence[str], runs_folder: Path, results: Re
         HarnessError: a training run failed.
     """
     started, out = time.perf_counter(), results.path
-    runs = train_all([f"run.seed={seed}", text_override("run.save_path", runs_folder), *overrides])
+    sys.stdout.write(BEGINNING)
+    # A run that is complete would not train again.
+    again = ["run.resume_mode=never"] if results.overwrite else []
+    runs = train_all([f"run.seed={seed}", text_override("run.save_path", runs_folder), *again, *overrides])
     trained_s = time.perf_counter() - started
     results.take()
     data = ["data=permutation_product", f"seed={seed}", "batch_size=500", *data_overrides(overrides)]
@@ -141,6 +153,7 @@ def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
 
     figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
     colours = {"coconut": "#0072B2", "no_thoughts": "#D55E00", "no_cot": "#666666"}
@@ -154,6 +167,9 @@ def draw_curves(runs: Sequence[TrainedRun], path: Path) -> None:
             mark_stages(axes, steps, [line["eval/stage"] for line in lines], colour, next(heights))
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xlabel="updates", ylabel="accuracy on validation problems", ylim=(-0.02, 1.22))
+    # The space above 100% has the numbers of the stages.
+    axes.set_yticks([step / 5 for step in range(6)])
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_title("Permutation products (the numbers mark where each curriculum stage begins)")
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
@@ -202,7 +218,7 @@ def show_thoughts(run: TrainedRun, seed: int, overrides: Sequence[str]) -> None:
     )
     sys.stdout.write("\nThoughts of coconut, decoded with the language model head (likeliest token, probability):\n")
     for traced in trace_questions(config, NUM_SHOWN):
-        thoughts = "  ".join(f"{t.tokens[0].strip() or '⏎'} {t.probabilities[0]:.2f}" for t in traced.thoughts)
+        thoughts = "  ".join(f"{t.tokens[0].strip() or '⏎'} {t.probabilities[0]:.0%}" for t in traced.thoughts)
         steps = ", ".join(traced.problem.steps)
         mark = "right" if traced.correct else "wrong"
         sys.stdout.write(f"  {traced.problem.question}  (steps {steps})\n    thoughts: {thoughts}\n")
@@ -217,6 +233,14 @@ def print_result(summary: dict[str, Any], out: Path) -> None:
     sys.stdout.write(
         f"\n{summary['sentence']}\n\nResults: {shell_word(out / SUMMARY)}, {shell_word(out / 'accuracy.png')}; "
         f"total time {summary['durations_s']['total']:.0f} s\n"
+    )
+    checkpoint = shell_word(summary["checkpoints"]["coconut"])
+    sys.stdout.write(
+        "\nNext, after `source .venv/bin/activate`:\n"
+        "  make app              look at the thoughts of these models in a browser, and change them\n"
+        f"  coconut-eval checkpoint={checkpoint} data=permutation_product n_thoughts=0,2,4,6,8\n"
+        "                        accuracy by number of thoughts\n"
+        "  coconut-runs list     the runs; README.md continues with real text (run=quick)\n"
     )
 
 

@@ -100,7 +100,11 @@ def launch_run(
 
 def run_program(command: Sequence[str], show: Callable[[str], object], threads: int | None) -> int:
     """Runs a program to its end, passes each line of its output on, and returns its exit code."""
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {
+        **os.environ,
+        **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
+        **accelerator_variable(),
+    }
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
@@ -113,6 +117,14 @@ def run_program(command: Sequence[str], show: Callable[[str], object], threads: 
             process.terminate()
             raise
     return process.returncode
+
+
+def accelerator_variable() -> dict[str, str]:
+    """What tells DeepSpeed's launcher that there is no accelerator: otherwise it warns in each process."""
+    # Imported here: the studies load without torch.
+    import torch
+
+    return {} if torch.accelerator.is_available() or "DS_ACCELERATOR" in os.environ else {"DS_ACCELERATOR": "cpu"}
 
 
 def stored_json(path: Path) -> Any:

@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.watchdog import Watchdog
 from coconut_ds.files import remove, shell_word
 from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
-from coconut_ds.runs.attempts import SOLVED, Start
+from coconut_ds.runs.attempts import SOLVED, Start, complete_text
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
@@ -30,7 +31,7 @@ from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress import ProgressBar, peak_memory
 from coconut_ds.training.run_record import open_record
 from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.trainer import Trainer
@@ -41,12 +42,14 @@ restore the random states, this seed makes sure that it does not repeat the rand
 
 
 def train(config: Config, ranks: Ranks) -> RunFolder:
-    """Starts or resumes the run of ``config`` and trains to the end. All ranks call it.
+    """Starts or resumes the run of ``config`` and trains to the end, unless it is complete. All ranks call it.
 
     Raises:
         Interrupted: the launch was asked to stop, and has saved; the same call resumes the run.
     """
-    started, progress = time.perf_counter(), ProgressBar(ranks.is_first)
+    started = time.perf_counter()
+    memory = partial(peak_memory, ranks.device)
+    progress = ProgressBar(ranks.is_first, config.run.log_every, config.run.debug, memory)
     ranks.progress.begin()
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(ranks.launched))
@@ -58,6 +61,9 @@ def train(config: Config, ranks: Ranks) -> RunFolder:
         claim = _claim(experiment, stack, watchdog, progress.line)
         start = ranks.from_first(None if claim is None else claim.start)
         assert start is not None
+        if start.is_complete:
+            ranks.on_first(lambda: progress.line(f"{RUN_LINE}{shell_word(start.path)}\n{complete_text(start.folder)}"))
+            return start.folder
         engine = _start_engine(experiment, start, None if claim is None else claim.fence, progress.line)
         with open_record(experiment, claim, start.path, progress.line) as record:
             manifest, metrics = (None, None) if record is None else (record.manifest, record.metrics)

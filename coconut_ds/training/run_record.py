@@ -13,7 +13,7 @@ from coconut_ds.files import remove
 from coconut_ds.runs.attempts import Start
 from coconut_ds.runs.fencing import Fence, LostRunError
 from coconut_ds.runs.identity import write_ingredients
-from coconut_ds.runs.manifest import RunManifest, command_line, now, read_manifest, this_launch
+from coconut_ds.runs.manifest import INTERRUPTED, RunManifest, command_line, now, read_manifest, this_launch
 from coconut_ds.settings import Config
 from coconut_ds.settings.schema import to_yaml
 from coconut_ds.training.claim import Claim
@@ -77,7 +77,7 @@ def open_record(
         except BaseException as error:
             manifest.status, manifest.ended = "failed", now()
             interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
-            manifest.reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+            manifest.reason = INTERRUPTED if interrupted else f"{type(error).__name__}: {error}"
             # A full disk may refuse even this; the next launch relies on the checkpoints. If another launch has taken
             # over the run, the manifest is its own.
             with suppress(OSError, LostRunError):

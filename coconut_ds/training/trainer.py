@@ -79,7 +79,8 @@ class Trainer:
             with run.ranks.progress.during("preparing the problems of an epoch", host_work=True):
                 problems = run.problems.train(position.epoch)
             batches = epoch_batches(run.config.run.seed, position.epoch, len(problems), run.geometry.global_batch_size)
-            self.progress.start(len(batches) * (training.num_epochs - position.epoch), position.batch)
+            left = len(batches) * (training.num_epochs - position.epoch) - position.batch
+            self.progress.start(position.global_step + left, position.global_step)
             began = time.perf_counter()
             self._epoch(position, stage, problems, batches)
             evaluation = self._validate_or_save(position, stage, position.loss_sum / len(batches), began)

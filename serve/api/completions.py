@@ -29,6 +29,7 @@ from serve.api.responses import (
     ResponseFormat,
     thoughts_of,
     usage_of,
+    warnings_of,
 )
 from serve.api.schema import ChatRequest, CompletionRequest, Generation
 from serve.api.streams import END, EventStream, event, json_response, while_connected
@@ -88,6 +89,7 @@ class _Exchange:
     ) -> None:
         self._service, self._body, self._ask, self._format, self._record = service, body, ask, format, record
         self._request_id = request_id
+        self._warnings: dict[str, list[str]] = {}
         self._head = {
             "id": format.prefix + request_id,
             "object": format.chunk_kind if body.stream else format.kind,
@@ -119,7 +121,8 @@ class _Exchange:
                 await asyncio.sleep(0)
                 written = self._written(prompter, choice, decoded)
             yield (comma + written).encode()
-        yield f'],"usage":{dumps(usage)}}}'.encode()
+        warnings = await warnings_of(prompter, self._ask.prompts)
+        yield f"],{dumps({'usage': usage, **warnings})[1:]}".encode()
 
     def _written(self, prompter: Prompter, choice: Choice, decoded: list[DecodedThought] | None) -> str:
         """A choice as JSON."""
@@ -137,6 +140,7 @@ class _Exchange:
         """
         unsent = _Unsent(prompter if self._ask.num_likeliest is not None else None)
         choices: dict[int, Choice] = {}
+        self._warnings = await warnings_of(prompter, self._ask.prompts)
         try:
             async for delta in deltas:
                 # Lets other requests go on, also while events wait and the client reads as fast as they are written.
@@ -177,7 +181,9 @@ class _Exchange:
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         usage = {"usage": None} if self._body.wants_usage else {}
-        return event({**self._head, "choices": [choice], **usage})
+        # With the first chunk only.
+        warnings, self._warnings = self._warnings, {}
+        return event({**self._head, "choices": [choice], **usage, **warnings})
 
     async def _thoughts(self, choices: list[Choice]) -> list[list[DecodedThought] | None]:
         """Decoded thoughts of each choice; None if the request does not ask for thoughts."""

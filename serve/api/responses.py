@@ -5,8 +5,12 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coconut_ds.data.encoding import unknown_note, unknown_token
 from coconut_ds.generation.decoding import DecodedThought
+from coconut_ds.generation.prompter import Prompter
 from serve.api.logprobs import NamedToken, ScoredToken
+from serve.aside import aside
+from serve.requests.asking import Prompt
 from serve.requests.continuations import Choice
 
 
@@ -67,6 +71,11 @@ class CompletionChoice(ResponseModel):
     thoughts: list[ThoughtFields] = Field([], description="Only present with return_thoughts")
 
 
+WARNINGS: list[str] = Field(
+    [], description="Only present if there are any: words of the prompt that the tokenizer does not know"
+)
+
+
 class CompletionResponse(ResponseModel):
     """A ``text_completion`` object; streams consist of chunks of the same type."""
 
@@ -76,6 +85,7 @@ class CompletionResponse(ResponseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    warnings: list[str] = WARNINGS
 
 
 class ChatMessage(ResponseModel):
@@ -104,6 +114,7 @@ class ChatResponse(ResponseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    warnings: list[str] = WARNINGS
 
 
 def usage_of(choices: Sequence[Choice], samples: int) -> dict[str, Any]:
@@ -119,6 +130,14 @@ def usage_of(choices: Sequence[Choice], samples: int) -> dict[str, Any]:
         "completion_tokens_details": {"reasoning_tokens": thoughts},
         "prompt_tokens_details": {"cached_tokens": sum(choice.completion.num_shared for choice in prompts)},
     }
+
+
+async def warnings_of(prompter: Prompter, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The field ``warnings`` about the texts of a request; empty if there is nothing to say."""
+    if unknown_token(prompter.tokenizer) is None:
+        return {}
+    note = await aside(unknown_note, prompter.tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)])
+    return {} if note is None else {"warnings": [note]}
 
 
 def thoughts_of(decoded: Sequence[DecodedThought]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from serve.api.completions import ERROR_RESPONSES
 from serve.api.guards import client_of
 from serve.api.pieces import dumps
 from serve.api.records import record_of
-from serve.api.responses import ResponseModel, Usage, usage_of
+from serve.api.responses import WARNINGS, ResponseModel, Usage, usage_of, warnings_of
 from serve.api.schema import TOP_K, ThoughtsRequest
 from serve.api.streams import json_response, while_connected
 from serve.api.timeouts import timeout_of
@@ -44,6 +44,7 @@ class TraceResponse(ResponseModel):
     finish_reason: str
     timings_ms: TraceTimings
     usage: Usage
+    warnings: list[str] = WARNINGS
 
 
 def routes(service: Service) -> APIRouter:
@@ -68,6 +69,7 @@ def routes(service: Service) -> APIRouter:
         tail = {
             "timings_ms": {name: round(seconds * 1e3, 3) for name, seconds in timings.items()},
             "usage": usage_of([choice], 1),
+            **await warnings_of(found.prompter, ask.prompts[:1]),
         }
         return await json_response(_pieces(head, found.trace, bool(body.layers), tail))
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
+from coconut_ds.data.encoding import Place
+
 
 def shown_token(token: str) -> str:
     """A token as visible text: newlines, blank tokens and the empty token are shown as symbols."""
@@ -78,6 +80,20 @@ def answer(text: str, written: str, right: str | None, is_right: bool | None) ->
         f'<div class="answer" role="status"><p class="label">answer {mark}</p><p class="big">'
         f'{escape(text) or "(none)"}</p><p class="label">generated text</p><pre>{escape(written) or "(nothing)"}</pre>'
         f"{known}</div>"
+    )
+
+
+def unknown(question: str, places: Sequence[Place]) -> str:
+    """The question with the words marked that the model does not know; empty if it knows all."""
+    if not places:
+        return ""
+    parts, end = [], 0
+    for place in places:
+        parts += [escape(question[end : place.start]), f"<mark>{escape(question[place.start : place.end])}</mark>"]
+        end = place.end
+    return (
+        '<div class="answer"><p class="label">The model does not know the marked words; it reads them all as one word'
+        f"</p><pre>{''.join(parts)}{escape(question[end:])}</pre></div>"
     )
 
 

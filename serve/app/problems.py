@@ -42,7 +42,9 @@ def find_files(
     file_of: dict[str, str] = {}
     known: dict[Path, str] = {}
     for checkpoint in checkpoints:
-        found = _held_out_file(checkpoint.folder.parent / "problems")
+        # Those of a released checkpoint are in its own folder, those of a run next to its checkpoints.
+        folder = checkpoint.folder if (checkpoint.folder / "problems").is_dir() else checkpoint.folder.parent
+        found = _held_out_file(folder / "problems")
         if found is None:
             continue
         path, problems = found

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from coconut_ds.data.encoding import Place, unknown_places
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
@@ -139,6 +140,12 @@ class Studio:
             )
 
         return await self.call(checked.model, decode)
+
+    async def unknown_places(self, checked: CheckedQuestion) -> list[Place]:
+        """The places in the question of words that the model's tokenizer does not know."""
+        return await self.service.call(
+            checked.model, lambda reasoner: unknown_places(reasoner.backbone.tokenizer, checked.question)
+        )
 
     async def think(self, checked: CheckedQuestion, followed: Sequence[str] = ()) -> ThoughtTrace:
         """Generates an answer and decodes its thoughts."""

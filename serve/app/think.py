@@ -123,9 +123,10 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
             yield {page.answer: html}
         trace = await studio.trace(checked, ended[0], tokens)
         result, followed = ThinkResult(model, trace), thought_figures.followed_figure(trace)
-        is_right = studio.is_right(checked, trace.text)
+        is_right, unknown = studio.is_right(checked, trace.text), await studio.unknown_places(checked)
         yield {
-            page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right),
+            page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right)
+            + markup.unknown(checked.question, unknown),
             page.decoded: thought_figures.decoded_figure(trace),
             page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
             page.followed: gr.update(value=followed, visible=followed is not None),

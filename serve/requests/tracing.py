@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from coconut_ds.generation.prompter import Prompter
 from coconut_ds.parts import Parts
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
@@ -13,10 +14,11 @@ from serve.requests.service import Service
 
 @dataclass(frozen=True)
 class Traced:
-    """A continuation and the trace of its thoughts."""
+    """A continuation, the trace of its thoughts, and what has made the prompt."""
 
     choice: Choice
     trace: ThoughtTrace
+    prompter: Prompter
 
 
 async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence[str], request_id: str = "") -> Traced:
@@ -43,5 +45,6 @@ async def trace_request(service: Service, ask: Ask, top_k: int, tokens: Sequence
         return trace_of.parts(reasoner, question, choice.completion, count, top_k=top_k, tokens=tokens)
 
     async with service.keeping(ask):
-        _, (choice,) = await service.answer(ask, request_id)
-        return Traced(choice, await service.call_in_parts(ask.model, decode, ask.client, ask.deadline))
+        prompter, (choice,) = await service.answer(ask, request_id)
+        trace = await service.call_in_parts(ask.model, decode, ask.client, ask.deadline)
+        return Traced(choice, trace, prompter)

@@ -1,0 +1,71 @@
+"""Scripts that complete the arguments of a program in a shell when the user presses Tab.
+
+The script contains all words, so that completing starts no Python. It offers the names of options, groups and keys
+first, and the values of a key once ``KEY=`` is typed; where nothing fits, the shell completes names of files.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SHELLS = ("bash", "zsh")
+_SCRIPT = """\
+{function}() {{
+    local line="${{COMP_LINE:0:COMP_POINT}}" words={names}
+    local word="${{line##* }}"
+    [[ "$word" == *=* ]] && words={values}
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    # Where the shell divides words at "=", it expects only what follows the last one.
+    if [[ "$word" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
+        COMPREPLY=("${{COMPREPLY[@]#"${{word%=*}}="}}")
+    elif [[ ${{#COMPREPLY[@]}} -eq 1 && "${{COMPREPLY[0]}}" == *= ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
+}}
+complete -o default -F {function} {program}
+"""
+_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+"""What makes zsh understand completions that are written for bash."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What may stand on the command line of a program."""
+
+    names: Sequence[str]
+    """Options, subcommands, ``group=`` and ``key=``."""
+    values: Sequence[str] = ()
+    """``group=option`` and ``key=value``, for keys that take one of a few values."""
+
+
+def script(shell: str, program: str, words: Words) -> str:
+    """The completion script of a program.
+
+    Args:
+        shell: one of ``SHELLS``.
+        program: the name of the command.
+        words: what to offer.
+    """
+    function = f"_{program.replace('-', '_')}"
+    body = _SCRIPT.format(
+        function=function, program=program, names=_in_quotes(words.names), values=_in_quotes(words.values)
+    )
+    return f"{_ZSH}{body}" if shell == "zsh" else body
+
+
+def words_of_parser(parser: argparse.ArgumentParser) -> Words:
+    """The options of a parser, its subcommands, and the choices and options of these."""
+    found: dict[str, None] = {}
+    for action in parser._actions:
+        found |= dict.fromkeys(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found |= dict.fromkeys([name, *words_of_parser(inner).names])
+        elif action.choices is not None:
+            found |= dict.fromkeys(map(str, action.choices))
+    return Words(list(found))
+
+
+def _in_quotes(words: Iterable[str]) -> str:
+    """The words, separated by spaces, as one word of a shell script."""
+    return "'" + " ".join(words).replace("'", "'\\''") + "'"
