@@ -67,7 +67,8 @@ problems per epoch, the second of two ranks has no problems in the last micro st
 validation problems, it has none in its last batch."""
 SHORT = ["c_thought=1", "num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
 """Four updates: two without thoughts and two with one thought. A single process has micro batches of twice the size, so
-that each update has as many of them as on two ranks: two, and one at the end of an epoch."""
+that each update has as many of them as on two ranks: two, and one at the end of an epoch. Not with CODI, whose loss
+divides by deviations within a micro batch."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LORA = ["lora.rank=2", "lora.alpha=8"]
@@ -128,7 +129,7 @@ def config_of(variant: str, folder: Path, place: str, epochs: int | None, ranks:
     run = config.run.model_copy(update={"save_path": str(folder / place)})
     save_every = 5 if variant == SAVED else None
     lengths = {"num_epochs": epochs or config.training.num_epochs, "save_every_steps": save_every}
-    if family and ranks.size == 1:
+    if family and ranks.size == 1 and "codi" not in rest:
         lengths["batch_size_training"] = 2 * config.training.batch_size_training
     training = config.training.model_copy(update=lengths)
     return with_engine(config.model_copy(update={"run": run, "training": training}), engine_file, holds)
