@@ -160,7 +160,7 @@ def _front_matter(card: ModelCard, origin: Origin) -> ModelCardData:
 
 
 def _title(card: ModelCard) -> str:
-    return str(card.provenance.get("run") or card.method)
+    return str(card.provenance.get("run") or card.provenance.get("imported_from") or card.method)
 
 
 def _body(card: ModelCard, origin: Origin) -> str:
