@@ -216,8 +216,7 @@ class Reasoner:
     def save(self, folder: str | Path, origin: Origin | None = None) -> None:
         """Writes a model folder that ``load_reasoner`` loads without further arguments.
 
-        transformers loads it too, as a language model that does not think. A model folder of that name is replaced.
-        ``origin`` is for its model card (README.md).
+        transformers loads it too, without thoughts. A model folder of that name is replaced. ``origin``: for README.md.
 
         Raises:
             CheckpointError: the folder cannot be written, or holds something else than a model folder.

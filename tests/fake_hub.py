@@ -101,17 +101,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if self._refused():
+        if path == "/api/validate-yaml":
+            self._body()
+            self._answer({"errors": [], "warnings": []})
+        elif self._refused():
             return
-        if path == "/api/repos/create":
+        elif path == "/api/repos/create":
             given = json.loads(self._body())
             name = f"{given.get('organization') or 'tester'}/{given['name']}"
             status = 409 if name in self.server.repositories else 200
             self.server.repositories.setdefault(name, Repository(given.get("visibility") == "private"))
             self._answer({"url": f"{self.server.endpoint}/{name}", "id": name, "name": name}, status)
-        elif path == "/api/validate-yaml":
-            self._body()
-            self._answer({"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             self._preupload(match[1])
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):

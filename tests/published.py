@@ -4,16 +4,19 @@ The wrappers below have the structure of the authors' modules, so the names in t
 theirs do. A twin knows nothing of files: it is a model, a projection and the ids of the tokens around the thoughts.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from recorded_objectives import Recording
 from slow_loop import slow_generate, slow_logits
 from tiny_models import SHAPES
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from coconut_ds.data.tokens import build_word_tokenizer
 from coconut_ds.generation.requests import Request
@@ -156,3 +159,23 @@ def with_adapters(twin: Twin, family: str, rank: int = 4, alpha: float = 8.0) ->
             if "lora_" in name:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
     return wrapped.eval()
+
+
+def recorded_base(folder: Path, recording: Recording, rows: int) -> None:
+    """The base model of a recording, whose tokenizer has a word for each id."""
+    words = build_word_tokenizer([" ".join(f"w{i}" for i in range(rows - 4))])
+    vocabulary = words.get_vocab()
+    assert len(vocabulary) == rows, len(vocabulary)
+    state = json.loads(words.backend_tokenizer.to_str())
+    # The recorded end of sequence has the last id.
+    last = next(name for name, index in vocabulary.items() if index == recording.ids["eos"])
+    end = "<|endoftext|>"
+    swapped = {last: vocabulary[end], end: vocabulary[last]}
+    state["model"]["vocab"] = {**vocabulary, **swapped}
+    state["added_tokens"] = []
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<|unknown|>", eos_token=end, bos_token=end
+    ).save_pretrained(folder)
+    config = json.loads((recording.folder / "config.json").read_text())
+    config["vocab_size"] = rows
+    (folder / "config.json").write_text(json.dumps(config))

@@ -1,21 +1,19 @@
 """``coconut-import``: published checkpoints become folders that think as the published models do, token for token."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from published import (
     Coconut,
     Codi,
-    Evil,
     Twin,
     coconut_twin,
     codi_twin,
     make_projection,
+    recorded_base,
     save_base,
     tiny_model,
     tokenizer,
@@ -24,18 +22,14 @@ from published import (
 from recorded_objectives import Recording
 from safetensors.torch import save_file
 from slow_loop import slow_logits
-from transformers import PreTrainedTokenizerFast
 
-from coconut_ds import push
-from coconut_ds.data.tokens import add_markers, build_word_tokenizer
-from coconut_ds.errors import CheckpointError
+from coconut_ds.data.tokens import add_markers
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Thoughts, Writing
-from coconut_ds.importing import cli
-from coconut_ds.importing.cli import FORMATS, main
+from coconut_ds.importing.cli import main
 from coconut_ds.importing.codi import feed_of
 from coconut_ds.importing.convert import ImportOptions, import_checkpoint
-from coconut_ds.importing.published import FormatName, recognised
+from coconut_ds.importing.published import recognised
 from coconut_ds.importing.tensors import Tensors, weight_files_of
 from coconut_ds.reasoner import Reasoner, load_reasoner
 
@@ -174,28 +168,6 @@ def test_codi_folders_of_latent_tts_and_svp(tmp_path, place):
     check(twin, tmp_path / "out", 6)
 
 
-def recorded_base(folder: Path, recording: Recording, rows: int) -> None:
-    """The base model of a recording, whose tokenizer has a word for each id."""
-    words = build_word_tokenizer([" ".join(f"w{i}" for i in range(rows - 4))])
-    vocabulary = words.get_vocab()
-    assert len(vocabulary) == rows, len(vocabulary)
-    state = json.loads(words.backend_tokenizer.to_str())
-    # The recorded end of sequence has the last id.
-    last = next(name for name, index in vocabulary.items() if index == recording.ids["eos"])
-    end = "<|endoftext|>"
-    swapped = {last: vocabulary[end], end: vocabulary[last]}
-    state["model"]["vocab"] = {**vocabulary, **swapped}
-    state["added_tokens"] = []
-    from tokenizers import Tokenizer
-
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<|unknown|>", eos_token=end, bos_token=end
-    ).save_pretrained(folder)
-    config = json.loads((recording.folder / "config.json").read_text())
-    config["vocab_size"] = rows
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("name", ["codi/gpt2", "simcot_codi/gpt2"])
 def test_the_recorded_answers_of_the_authors_code(tmp_path, name):
     """Their model's weights, imported, give the greedy tokens that their code gave."""
@@ -264,121 +236,6 @@ def test_the_recorded_answers_of_sim_cot_on_coconut(tmp_path):
         assert made[: len(wanted)] == wanted
         compared += len(wanted)
     assert compared >= 20
-
-
-@pytest.mark.parametrize("name", ["checkpoint_3", "pytorch_model.bin", "prj.pt", "projector.pt"])
-def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(tmp_path, name, capsys):
-    source, ran = tmp_path / "source", tmp_path / "ran"
-    twin = coconut_twin()
-    words = tokenizer()
-    add_markers(words)
-    source.mkdir()
-    if name.endswith(".pt"):
-        twin.model.save_pretrained(source)
-        words.save_pretrained(source)
-    state = {**twin.model.state_dict(), "code": Evil(ran)}
-    torch.save(state, source / name)
-    assert main([str(source), str(tmp_path / "out"), "--base", str(source), "--n-thoughts", "2"]) == 2
-    assert f"{name}: cannot be read as a state dict" in capsys.readouterr().err
-    assert not ran.exists()
-    assert not (tmp_path / "out").exists()
-    # The same file does run its code where code is allowed.
-    torch.load(source / name, weights_only=False)
-    assert ran.exists()
-
-
-def codi_state(family: str = "gpt2") -> dict:
-    rows = len(tokenizer())
-    twin = codi_twin(family, rows, None)
-    return Codi(with_adapters(twin, family), make_projection(), None).state_dict()
-
-
-def without_norm(state: dict) -> dict:
-    return {name: value for name, value in state.items() if not name.startswith("prj.ln")}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (without_norm, "has no layer norm .prj_no_ln."),
-        (lambda state: state | {"halt_head.weight": torch.ones(1)}, "no place in a model.*such as halt_head.weight"),
-        (
-            lambda state: (
-                state | {"codi.base_model.model.transformer.wte.lora_embedding_A.default": torch.ones(4, 20)}
-            ),
-            "no place in a model",
-        ),
-        (lambda state: {n: v for n, v in state.items() if not n.endswith("0.attn.c_attn.lora_B.default.weight")},
-         "adapter of transformer.h.0.attn.c_attn is not complete"),
-        (
-            lambda state: state | {"codi.base_model.model.lm_head.weight": torch.ones(len(tokenizer()) + 3, 32)},
-            "differ, but the model",
-        ),
-        (lambda state: state | {"prj.1.weight": torch.ones(24, 31)}, "two linear layers and"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_expressed_is_refused_with_the_reason(tmp_path, change, words):
-    save_base(tmp_path / "base", "gpt2")
-    state = change(codi_state())
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    options = ImportOptions(base=str(tmp_path / "base"))
-    with pytest.raises(CheckpointError, match=words):
-        import_checkpoint(str(tmp_path / "pytorch_model.bin"), tmp_path / "out", options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_wrong_sources_and_options_say_what_to_do(tmp_path, capsys):
-    rows = save_base(tmp_path / "base", "gpt2")
-    base = ["--base", str(tmp_path / "base")]
-    out = str(tmp_path / "out")
-
-    def error(*arguments: str) -> str:
-        assert main([*arguments]) == 2
-        return capsys.readouterr().err
-
-    path = tmp_path / "checkpoint_3"
-    torch.save(Coconut(coconut_twin().model).state_dict(), path)
-    assert "does not say how many thoughts" in error(str(path), out, *base)
-    assert "5 thoughts are not a multiple of 2" in error(str(path), out, *base, "--n-thoughts", "5")
-    assert "does not say its architecture" in error(str(path), out, "--n-thoughts", "4")
-    assert "not in the format codi; its files look like reference" in error(str(path), out, "--format", "codi")
-    assert "leave --method out" in error(str(path), out, "--method", "pause", *base)
-    assert "SOURCE=nowhere: no such folder" in error("nowhere", out)
-    assert "--base nowhere: model.model_id=nowhere: no such model type" in error(
-        str(path), out, "--base", "nowhere", "--n-thoughts", "4"
-    )
-    assert "--tokenizer=nowhere: no such folder" in error(
-        str(path), out, *base, "--tokenizer", "nowhere", "--n-thoughts", "4"
-    )
-    assert "holds no weights" in error(str(tmp_path / "base"), out)
-    torch.save(codi_state(), tmp_path / "codi.bin")
-    save_base(tmp_path / "larger", "gpt2", padded=9)
-    assert f"expected {rows + 9} of the base model" in error(
-        str(tmp_path / "codi.bin"), out, "--base", str(tmp_path / "larger")
-    )
-    # What SVP's trainer writes has the trained weights alone, and its optimizer.
-    torch.save({"weights": [torch.ones(2)], "iter": 3}, tmp_path / "ckpt_epoch9.pt")
-    assert "contains dict with the keys weights, iter" in error(str(tmp_path / "ckpt_epoch9.pt"), out, *base)
-    (tmp_path / "several").mkdir()
-    for name in ("checkpoint_1", "checkpoint_2"):
-        (tmp_path / "several" / name).write_bytes(path.read_bytes())
-    assert "several checkpoints (checkpoint_1, checkpoint_2); name one" in error(str(tmp_path / "several"), out)
-    assert main([str(path), out, *base, "--n-thoughts", "4"]) == 0
-    assert "is a model folder of this project" in error(out, str(tmp_path / "again"))
-    assert "exists and is not a model folder" in error(str(path), str(tmp_path / "base"), *base)
-
-
-def test_the_commands_of_the_manuals_are_read():
-    found = 0
-    for path in (*ROOT.glob("docs/*.md"), ROOT / "README.md"):
-        for name, words in re.findall(r"^coconut-(import|push) ([^#\n]+)", path.read_text(), flags=re.MULTILINE):
-            {"import": cli.parser, "push": push.parser}[name]().parse_args(words.split())
-            found += 1
-    assert found >= 10
-
-
-def test_the_command_offers_every_format():
-    assert set(FORMATS) == {"auto", *get_args(FormatName)}
 
 
 def test_a_projection_of_a_recording_is_the_feed():

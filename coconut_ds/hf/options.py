@@ -9,13 +9,17 @@ from coconut_ds.errors import DataError
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
 
-OURS = ("max_new_tokens", "max_length", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p")
-OURS += ("num_return_sequences", "pad_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate")
+OURS = (
+    *("max_new_tokens", "max_length", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p"),
+    *("num_return_sequences", "pad_token_id", "eos_token_id", "stop_strings", "return_dict_in_generate"),
+)
 """The arguments of transformers' ``generate`` that have an effect."""
 WITHOUT_EFFECT = ("use_cache", "bos_token_id", "transformers_version", "tokenizer", "cache_implementation")
 """Arguments that change no token."""
-NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_beam_groups": 1, "no_repeat_ngram_size": 0}
-NEUTRAL |= {"length_penalty": 1.0, "output_scores": False, "output_logits": False, "output_hidden_states": False}
+NEUTRAL: dict[str, Any] = {
+    **{"num_beams": 1, "num_beam_groups": 1, "repetition_penalty": 1.0, "length_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "output_scores": False, "output_logits": False, "output_hidden_states": False},
+}
 """Arguments that are accepted with the value that switches them off."""
 
 

@@ -102,10 +102,12 @@ def record_scores(folder: Path, card: ModelCard, scores: Sequence[Score]) -> Non
             if not path.exists():
                 write_readme(folder, card)
             shown = HubCard(path.read_text(encoding="utf-8"))
-            results = {_key(one): one for one in (*(shown.data.eval_results or ()), *(s.as_result() for s in scores))}
-            shown.data.eval_results = [results[key] for key in sorted(results)]
-            shown.data.model_name = shown.data.model_name or _title(card)
-            shown.text = _with_table(shown.text, [one for one in shown.data.eval_results if _is_ours(one)])
+            data = shown.data
+            assert isinstance(data, ModelCardData)
+            results = {_key(one): one for one in (*(data.eval_results or ()), *(s.as_result() for s in scores))}
+            data.eval_results = [results[key] for key in sorted(results)]
+            data.model_name = data.model_name or _title(card)
+            shown.text = _with_table(shown.text, [one for one in data.eval_results if _is_ours(one)])
             _replace(path, str(shown))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(
@@ -158,7 +160,7 @@ def _front_matter(card: ModelCard, origin: Origin) -> ModelCardData:
 
 
 def _title(card: ModelCard) -> str:
-    return str(card.provenance.get("run") or card.method)
+    return str(card.provenance.get("run") or card.provenance.get("imported_from") or card.method)
 
 
 def _body(card: ModelCard, origin: Origin) -> str:
