@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "accelerate": {"coconut_ds.training.trackers"},
     "hydra": {"coconut_ds.settings.compose", "coconut_ds.studies.sweep"},
-    "omegaconf": {"coconut_ds.settings.compose"},
+    "omegaconf": {"coconut_ds.settings.compose", "coconut_ds.studies.sweep"},
     "lm_eval": {"coconut_ds.lm_model.model"},
     "gradio": set(),
     "plotly": set(),
