@@ -3,7 +3,8 @@
 A sweep of three methods and two seeds on small sums runs once without a kill. Then, for each of Hydra's launchers, the
 whole process group of the same sweep gets SIGKILL at a random moment, ``--kills`` times, and the same command completes
 it. No finished run may be trained again, no run may begin again, and at the end the losses and the table, apart from
-its durations, must be those of the sweep that was left alone.
+its durations, must be those of the sweep that was left alone. With ``--forks`` the trainings of the sweeps that are
+killed are forks of a process that has imported everything, which saves most of the time.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from launching import environment
@@ -28,13 +31,15 @@ WORDS = (
     *("model=gpt2_scratch_tiny", "tokenizer=dataset", "model.model_config_overrides.n_embd=32", "training=demo"),
     *("max_latent_stage=2", "num_epochs=6", "max_epochs_per_stage=2", "batch_size_training=64", "threads=1"),
 )
+WORKER = "--worker"
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
-def start(folder: Path, launcher: str) -> subprocess.Popen[str]:
+def start(folder: Path, launcher: str, forks: bool) -> subprocess.Popen[str]:
     """Starts the sweep in a process group of its own; its output goes to ``log.txt``."""
     words = [*WORDS, *(JOBLIB if launcher == "joblib" else ())]
-    command = [sys.executable, "-m", "coconut_ds.sweep", *words]
+    program = [str(Path(__file__).resolve()), WORKER] if forks else ["-m", "coconut_ds.sweep"]
+    command = [sys.executable, *program, *words]
     folder.mkdir(exist_ok=True)
     with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
@@ -42,16 +47,61 @@ def start(folder: Path, launcher: str) -> subprocess.Popen[str]:
         )
 
 
-def complete(folder: Path, launcher: str) -> float:
+def work(words: list[str]) -> int:
+    """The sweep, in a process whose trainings are forks of it or of joblib's workers."""
+    from coconut_ds.studies import sweep
+    from coconut_ds.sweep import main
+    from coconut_ds.training import launch
+
+    assert launch.train, "imported for the forks"
+    sweep.whole_job = sweep.job  # type: ignore[attr-defined]
+    sweep.job = forking_job
+    return main(words)
+
+
+def forking_job(config: Any) -> float:
+    """One run of the sweep. Another process of joblib gets this function by its content, and has the original job."""
+    from coconut_ds.studies import harness, sweep
+
+    harness.run_program = run_forked
+    return float(getattr(sweep, "whole_job", sweep.job)(config))
+
+
+def run_forked(command: list[str], show: Callable[[str], object], threads: int | None) -> int:
+    """As ``harness.run_program``, for a training that Python alone starts."""
+    from coconut_ds import train
+
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(theirs, 1)
+            os.dup2(theirs, 2)
+            os.close(ours)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            code = train.main(command[2:])
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(theirs)
+    with os.fdopen(ours) as lines:
+        for line in lines:
+            show(line)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def complete(folder: Path, launcher: str, forks: bool = False) -> float:
     """Runs the sweep to its end; returns how long that took, in seconds."""
     began = time.monotonic()
-    assert start(folder, launcher).wait() == 0, (folder / "log.txt").read_text()[-3000:]
+    assert start(folder, launcher, forks).wait() == 0, (folder / "log.txt").read_text()[-3000:]
     return time.monotonic() - began
 
 
-def kill_after(folder: Path, launcher: str, seconds: float) -> bool:
+def kill_after(folder: Path, launcher: str, forks: bool, seconds: float) -> bool:
     """Starts the sweep and kills its group; returns whether it was still running."""
-    process = start(folder, launcher)
+    process = start(folder, launcher, forks)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -90,14 +140,14 @@ def table(folder: Path) -> tuple[list[str], list[list[str]]]:
     return lines, rows
 
 
-def check(folder: Path, launcher: str, alone: Path, moments: list[float]) -> None:
+def check(folder: Path, launcher: str, forks: bool, alone: Path, moments: list[float]) -> None:
     """Kills and completes the sweep in a folder, and compares it with the one that was left alone."""
     for moment in moments:
-        was_running = kill_after(folder, launcher, moment)
+        was_running = kill_after(folder, launcher, forks, moment)
         before = launches(folder)
         finished = [attempt for attempt, (status, _) in before.items() if status == "completed"]
         print(f"{launcher}: killed after {moment:.1f} s: {was_running}; {len(before)} runs, {len(finished)} finished")
-    complete(folder, launcher)
+    complete(folder, launcher, forks)
     after = launches(folder)
     assert all(after[attempt] == before[attempt] for attempt in finished), "a finished run was trained again"
     assert len(after) == len(METHODS) * len(SEEDS), f"runs were begun again: {sorted(after)}"
@@ -114,6 +164,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="kills of each sweep (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the moments")
     parser.add_argument("--folder", type=Path, help="kept, with the sweep left alone (default: a temporary one)")
+    parser.add_argument("--forks", action="store_true", help="fork the trainings of the sweeps that are killed")
     options = parser.parse_args()
     if options.folder is not None:
         check_all(options, options.folder)
@@ -135,8 +186,11 @@ def check_all(options: argparse.Namespace, folder: Path) -> None:
     print(f"without a kill: {seconds:.0f} s")
     for launcher in options.launchers:
         share = 1.0 if launcher == "basic" else 0.6
-        check(folder / launcher, launcher, alone, [draws.uniform(0, share * seconds) for _ in range(options.kills)])
+        moments = [draws.uniform(0, share * seconds) for _ in range(options.kills)]
+        check(folder / launcher, launcher, options.forks, alone, moments)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [WORKER]:
+        raise SystemExit(work(sys.argv[2:]))
     main()

@@ -62,7 +62,7 @@ OTHER_VALUES: dict[str, Any] = {
     "run.wandb_entity": "me",
     "training.defer_gradients": True,
     "run.wandb": "offline",
-    "run.trackers": ["tensorboard"],
+    "run.trackers": ("tensorboard",),
     "data.kind": "permutation_product",
     "data.train_path": "elsewhere",
     "data.val_path": "elsewhere",

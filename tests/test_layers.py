@@ -51,7 +51,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wandb": {"coconut_ds.training.wandb_mirror"},
     "accelerate": {"coconut_ds.training.trackers"},
     "hydra": {"coconut_ds.settings.composition", "coconut_ds.studies.sweep"},
-    "omegaconf": {"coconut_ds.settings.composition"},
+    "omegaconf": {"coconut_ds.settings.composition", "coconut_ds.studies.sweep"},
     "lm_eval": {"coconut_ds.lm_model.model"},
     "datasets": {"coconut_ds.data.published"},
     "math_verify": {"coconut_ds.scoring.mathematics"},

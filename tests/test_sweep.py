@@ -173,7 +173,7 @@ def check_a_second_start(out: Path) -> None:
     made = {path for path in out.rglob("result.json") if kept[path] != path.stat().st_mtime_ns}
     assert made == {folder / "result.json" for folder in (untested, untrained)}
     assert sorted(out.rglob("run_manifest.yaml")) == sorted(attempts), "no run has begun again"
-    launches = {path.parts[-5]: len(yaml.safe_load(path.read_text())["launches"]) for path in attempts}
+    launches = {path.parts[-4]: len(yaml.safe_load(path.read_text())["launches"]) for path in attempts}
     assert {row for row, count in launches.items() if count == 2} == {"pause"}
     assert without_seconds((out / "table.md").read_text()) == without_seconds(table)
 
