@@ -43,10 +43,7 @@ def write(benchmark: Benchmark, out: Path, place: Path | None, mirror: Path | No
     Raises:
         DataError: it cannot be read, or is not as published.
     """
-    if place is None:
-        rows, files = hub_rows(benchmark, mirror), []
-    else:
-        rows, files = local_rows(benchmark, place)
+    rows, files = (hub_rows(benchmark, mirror), list[Path]()) if place is None else local_rows(benchmark, place)
     lines = [f"{benchmark.name}, from {benchmark.source if place is None else place}"]
     lines += [f"  {shell_word(path)}: sha256 {file_digest(path)}" for path in files]
     options = {"benchmark": benchmark.name, "source": str(benchmark.source)}

@@ -92,8 +92,9 @@ def card_at(place: Path, method: str | None, n_thoughts: int | None, chat_templa
             f"{place}: has no coconut.json, so it does not say how many thoughts it needs; set n_thoughts too"
         )
     # Without a card the stage is not known: assume that a model with thoughts writes no steps, and others write all.
+    stage = 1 if n_thoughts else 0
     card = ModelCard(
-        method, stage=1 if n_thoughts else 0, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}
+        method, stage, num_thoughts=0, c_thought=0, max_latent_stage=0, marker_ids={}, chat_template=chat_template
     )
     return card.with_latents(n_thoughts or 0)
 
