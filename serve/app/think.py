@@ -103,7 +103,8 @@ def _result_components() -> list[Any]:
         gr.HTML(markup.hint(AFTER))
         with gr.Row(elem_classes="dims"):
             after = gr.Plot(label="Probability after k thoughts", min_width=WIDTH, elem_id="think-after")
-            after_table = gr.HTML(min_width=WIDTH, elem_id="think-after-table")
+            with gr.Column(min_width=WIDTH):
+                after_table = gr.HTML(elem_id="think-after-table")
         with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
     return [results, decoded, layers, geometry, norms, entropies, cosines, followed, after, after_table, table]
