@@ -1,6 +1,6 @@
 """Entry point ``python -m coconut_ds.probe MODE checkpoint=FOLDER …``, or ``coconut-probe``: analyses thoughts.
 
-The modes are ``think``, ``intervene``, ``effects``, ``graph``, and ``study``, which trains small models and measures
+The modes are ``think``, ``intervene``, ``effects``, ``attention``, ``patch``, ``graph``, and ``study``, which trains small models and measures
 all of them. The results are written to a folder as JSON, CSV and PNG files.
 """
 

@@ -244,7 +244,10 @@ def test_each_question_keeps_its_own_results_and_the_same_line_finds_them(checkp
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["dream", "checkpoint=x"], "dream: no such mode; expected one of think, intervene, effects, graph, study"),
+        (
+            ["dream", "checkpoint=x"],
+            "dream: no such mode; expected one of think, intervene, effects, attention, patch, graph, study",
+        ),
         (["question=1"], "checkpoint: missing; set checkpoint="),
         (["checkpoint=CHECKPOINT"], "no question; set question="),
         (["effects", "checkpoint=CHECKPOINT", "question=1"], "effects needs problems; set data="),

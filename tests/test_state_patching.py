@@ -1,6 +1,7 @@
 """Attention of thoughts, layer × position patching and the module of a model with its thoughts, against slow passes."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -100,25 +101,29 @@ def test_the_last_state_decides_the_first_token_and_the_first_thought_is_its_int
     if own.tokens[0] != donor.tokens[0]:
         assert not found.effect.cells[-1][-1].is_own
     # Replacing the input of the first block at thought 1 is patching the thought, if its position is the same.
-    donor = other_of_equal_length(reasoner)
-    found = patch_states(reasoner, QUESTION, donor, max_new_tokens=LIMIT)
-    outcome = intervene(reasoner, QUESTION, Intervention(Kind.PATCH, 1, donor=donor), max_new_tokens=LIMIT)[0]
+    question, donor = pair_of_equal_length(reasoner)
+    found = patch_states(reasoner, question, donor, max_new_tokens=LIMIT)
+    outcome = intervene(reasoner, question, Intervention(Kind.PATCH, 1, donor=donor), max_new_tokens=LIMIT)[0]
     (outcome,) = outcome.effect.outcomes
     cell = found.effect.cells[0][1]
     assert (cell.is_own, cell.is_donors) == (outcome.text == found.text, outcome.text == found.donor_text)
 
 
-def other_of_equal_length(reasoner: Reasoner) -> str:
-    """A question with as many tokens as QUESTION, but another text."""
-    others = [f"{a} + {b}" for a in "123" for b in "123"]
-    own, *known = baselines_of(reasoner, [QUESTION, *others], max_new_tokens=LIMIT)
-    return next(one.case.question for one in known if one.tokens != own.tokens)
+def pair_of_equal_length(reasoner: Reasoner) -> tuple[str, str]:
+    """Two questions with as many tokens, to which the model writes different texts."""
+    questions = [" ".join(words) for size in (1, 2, 3) for words in product("123+=", repeat=size)]
+    first: dict[int, Baseline] = {}
+    for one in baselines_of(reasoner, questions, max_new_tokens=LIMIT):
+        other = first.setdefault(len(one.case.prompt), one)
+        if other.tokens != one.tokens:
+            return other.case.question, one.case.question
+    raise AssertionError("the model writes the same text to all of them; use other weights")
 
 
 def test_other_positions_and_what_is_refused(reasoner):
-    equal = other_of_equal_length(reasoner)
-    found = patch_states(reasoner, QUESTION, equal, positions="all", later="kept", max_new_tokens=LIMIT)
-    assert len(found.positions) == len(baselines_of(reasoner, [QUESTION], max_new_tokens=LIMIT)[0].case.prompt)
+    question, equal = pair_of_equal_length(reasoner)
+    found = patch_states(reasoner, question, equal, positions="all", later="kept", max_new_tokens=LIMIT)
+    assert len(found.positions) == len(baselines_of(reasoner, [question], max_new_tokens=LIMIT)[0].case.prompt)
     with pytest.raises(DataError, match="is the question itself"):
         patch_states(reasoner, QUESTION, QUESTION)
     longer = next(one for one in REFERENCES if len(one) != len(QUESTION))

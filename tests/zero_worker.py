@@ -129,8 +129,6 @@ def config_of(variant: str, folder: Path, place: str, epochs: int | None, ranks:
     run = config.run.model_copy(update={"save_path": str(folder / place)})
     save_every = 5 if variant == SAVED else None
     lengths = {"num_epochs": epochs or config.training.num_epochs, "save_every_steps": save_every}
-    if family and ranks.size == 1 and "codi" not in rest:
-        lengths["batch_size_training"] = 2 * config.training.batch_size_training
     training = config.training.model_copy(update=lengths)
     return with_engine(config.model_copy(update={"run": run, "training": training}), engine_file, holds)
 

@@ -24,6 +24,9 @@ SUBTITLE = (
     "decodes to. The other tabs change thoughts, compare models and measure effects, always next to controls."
 )
 
+RESIZED = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 50); return []; }"
+"""Fits the figures of a tab to the window, whose width may have changed while the tab was not shown."""
+
 
 def blocks_of(studio: Studio) -> gr.Blocks:
     """All pages."""
@@ -46,6 +49,7 @@ def blocks_of(studio: Studio) -> gr.Blocks:
             with gr.Tab("Export", id="export"):
                 pages = opening.Pages(thinking, searching, changing, looking, comparing, measuring)
                 export.build(studio, bar, pages)
+        tabs.select(None, [], [], js=RESIZED, show_progress="hidden")
         opening.restore(blocks, studio, bar, pages, tabs)
     return blocks.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
 

@@ -15,7 +15,13 @@ window.asked = {
     document.documentElement.dataset.outdated = pages.join(' ');
   },
   change(values) { this.now = this.keys(values); this.show(); },
-  ask(page, values) { this.change(values); this.of[page] = this.now[page] ?? this.now.problem; this.show(); },
+  ask(page, values) {
+    const keys = this.keys(values), own = page in keys ? page : 'problem';
+    this.of[page] = keys[own];
+    // A measurement of a data set is asked without a question.
+    this.now = {...(this.now ?? keys), [own]: keys[own]};
+    this.show();
+  },
 };
 </script>"""
 """Part of the document's head. Values are those of ``Bar.question_inputs``."""

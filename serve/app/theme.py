@@ -107,6 +107,7 @@ a.file { display: inline-block; margin: .2rem .7rem .2rem 0; padding: .35rem .8r
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid #3b82f6 !important; outline-offset: 2px; }
 body:not(.dark) [role=tab][aria-selected=true] { color: #1d4ed8 !important; }
+:is(#model, #other-model, #file, #pause) input { padding-right: 1.8rem; text-overflow: ellipsis; }
 @media (max-width: 520px) {
   .gradio-container { padding: .5rem !important; } .gradio-container main { padding: .3rem !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }

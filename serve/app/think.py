@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 
@@ -64,6 +63,11 @@ class ThinkPage:
     """The last result, a ``ThinkResult``."""
 
 
+_Results = tuple[
+    gr.Column, gr.Plot, gr.Plot, gr.Row, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.HTML, gr.HTML
+]  # fmt: skip
+
+
 def build(studio: Studio, bar: Bar) -> ThinkPage:
     """Creates the page."""
     page = _components()
@@ -86,10 +90,10 @@ def _components() -> ThinkPage:
     with gr.Column(elem_classes="of-think"):
         answer = gr.HTML(markup.empty(START), elem_id="think-answer")
         results = _result_components()
-    return ThinkPage(run, follow, message, answer, *results, kept=gr.State(time_to_live=3600))
+    return ThinkPage(run, follow, message, answer, *results, gr.State(time_to_live=3600))
 
 
-def _result_components() -> list[Any]:
+def _result_components() -> _Results:
     """The components from ``ThinkPage.results`` on, without ``kept``."""
     with gr.Column(visible=False, elem_classes="waits-for-answer") as results:
         decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded", elem_classes="wide")
@@ -103,10 +107,11 @@ def _result_components() -> list[Any]:
         gr.HTML(markup.hint(AFTER))
         with gr.Row(elem_classes="dims"):
             after = gr.Plot(label="Probability after k thoughts", min_width=WIDTH, elem_id="think-after")
-            after_table = gr.HTML(min_width=WIDTH, elem_id="think-after-table")
+            with gr.Column(min_width=WIDTH):
+                after_table = gr.HTML(elem_id="think-after-table")
         with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
-    return [results, decoded, layers, geometry, norms, entropies, cosines, followed, after, after_table, table]
+    return results, decoded, layers, geometry, norms, entropies, cosines, followed, after, after_table, table
 
 
 def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
