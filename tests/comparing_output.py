@@ -5,8 +5,8 @@ from itertools import zip_longest
 
 NUMBER = re.compile(r"([-+]?\d[\d,]*\.?\d*)(%?)")
 RELATIVE, PERCENT = 0.1, 6.0
-"""How far a number may be from the one that is shown, and a percentage, in points. Losses depend a little on the processor,
-and so may the answer to one of twenty problems."""
+"""How far a number may be from the one that is shown, and a percentage, in points. Losses depend a little on the
+processor, and so may the answer to one of twenty problems."""
 
 
 def differences(shown: str, printed: str) -> list[str]:

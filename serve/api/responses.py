@@ -71,7 +71,9 @@ class CompletionChoice(ResponseModel):
     thoughts: list[ThoughtFields] = Field([], description="Only present with return_thoughts")
 
 
-WARNINGS: list[str] = Field([], description="Only present if there are any: words of the prompt that the tokenizer does not know")
+WARNINGS: list[str] = Field(
+    [], description="Only present if there are words of the prompt that the tokenizer does not know"
+)
 
 
 class CompletionResponse(ResponseModel):
