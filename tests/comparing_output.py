@@ -3,9 +3,10 @@
 import re
 from itertools import zip_longest
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)")
-RELATIVE, ABSOLUTE = 0.1, 2.0
-"""How far a number may be from the one that is shown. Losses and percentages depend a little on the processor."""
+NUMBER = re.compile(r"([-+]?\d[\d,]*\.?\d*)(%?)")
+RELATIVE, PERCENT = 0.1, 6.0
+"""How far a number may be from the one that is shown, and a percentage, in points. Losses depend a little on the
+processor, and so may the answer to one of twenty problems."""
 
 
 def differences(shown: str, printed: str) -> list[str]:
@@ -21,17 +22,26 @@ def differences(shown: str, printed: str) -> list[str]:
 
 
 def _equal(shown: str, printed: str) -> bool:
-    words = [re.escape(NUMBER.sub("0", part)) for part in shown.split("…")]
-    # Columns are as wide as their numbers.
-    pattern = re.sub(r"(?:\\ )+", r"\\s+", ".*?".join(words))
-    numbers = [NUMBER.findall(part) for part in shown.split("…")]
-    if len(numbers) > 1:
-        return re.fullmatch(pattern.replace("0", NUMBER.pattern), printed) is not None
-    if re.fullmatch(pattern, NUMBER.sub("0", printed)) is None:
-        return False
-    pairs = zip(map(_value, numbers[0]), map(_value, NUMBER.findall(printed)), strict=True)
-    return all(abs(one - other) <= max(RELATIVE * abs(one), ABSOLUTE * (one > 1), 0.01) for one, other in pairs)
+    pattern, end = "", 0
+    for number in NUMBER.finditer(shown):
+        pattern += f"{_words(shown[end : number.start()])}{NUMBER.pattern}"
+        end = number.end()
+    match = re.fullmatch(pattern + _words(shown[end:]), printed)
+    return match is not None and all(map(_near, NUMBER.findall(shown), _pairs(match)))
 
 
-def _value(text: str) -> float:
-    return float(text.replace(",", ""))
+def _words(text: str) -> str:
+    """The pattern of a text between two numbers. Columns are as wide as their numbers, so the widths of spaces vary."""
+    return re.sub(r"(?:\\ )+", r"\\s+", ".*?".join(map(re.escape, text.split("…"))))
+
+
+def _pairs(match: re.Match[str]) -> list[tuple[str, str]]:
+    """Each number that was printed, with its percent sign if it has one."""
+    groups = match.groups()
+    return list(zip(groups[::2], groups[1::2], strict=True))
+
+
+def _near(shown: tuple[str, str], printed: tuple[str, str]) -> bool:
+    one, other = (float(number.rstrip(",").replace(",", "")) for number, _ in (shown, printed))
+    allowed = PERCENT if shown[1] else max(RELATIVE * abs(one), 0.01)
+    return shown[1] == printed[1] and abs(one - other) <= allowed

@@ -42,7 +42,9 @@ def test_the_quickstart_prints_what_the_readme_shows(tmp_path):
         else:
             program, *words = shlex.split(content.replace("\\\n", " "), comments=True)
             command = [ROOT / "coconut_ds" / SCRIPTS[program], *words]
-        assert differences(shown, printed_by(command, tmp_path)) == [], content
+        # Lines about single updates come every 30 s, which only slow machines need.
+        printed = re.sub(r"^update .*\n", "", printed_by(command, tmp_path), flags=re.MULTILINE)
+        assert differences(shown, printed) == [], content
 
 
 @pytest.mark.slow
@@ -65,11 +67,14 @@ def test_the_notebook_prints_what_it_shows(tmp_path):
 @pytest.mark.parametrize(
     ("shown", "printed", "equal"),
     [
-        ("loss 0.50  12 s", "loss 0.52  13 s", True),
+        ("loss  0.50   12 s", "loss 0.52 13 s", True),
         ("loss 0.50", "loss 0.70", False),
         ("cab 95%", "cba 95%", False),
         ("run: outputs/…", "run: outputs/toy/aa11", True),
-        ("run: … 5 s", "run: x 17 s", True),
+        ("loss 0.50 in … s", "loss 0.52 in 17 s", True),
+        ("loss 0.50 in … s", "loss 0.72 in 17 s", False),
+        ("right 5.0%", "right 10.0%", True),
+        ("right 5.0%", "right 15.0%", False),
         ("a\nb", "a", False),
     ],
 )

@@ -219,7 +219,7 @@ def _option_lines(schema: type[BaseModel]) -> list[str]:
         f"  --help=GROUP, --help-all  keys of {', '.join(help_names(schema))}, or all",
         "  --cfg [job]               print the configuration that this command line gives, and stop",
         "  --config-dir DIR          also search DIR for options: DIR/training/mine.yaml is training=mine",
-        f"  -v, --log-level=LEVEL     also of libraries; least severe messages: {', '.join(LEVELS)}",
+        f"  -v, --log-level=LEVEL     show libraries' messages; least severe: {', '.join(LEVELS)}",
         f"  --version, --completion=SHELL  versions; a script that completes arguments ({', '.join(SHELLS)})",
     ]
 

@@ -72,7 +72,7 @@ class CompletionChoice(ResponseModel):
 
 
 WARNINGS: list[str] = Field(
-    [], description="Only present if there are any: words of the prompt that the tokenizer does not know"
+    [], description="Only present if there are words of the prompt that the tokenizer does not know"
 )
 
 
