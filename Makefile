@@ -29,6 +29,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	cd serve/vllm && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases coconut_vllm
 
 # DS_BUILD_OPS=0 builds none of DeepSpeed's ops, so that no compiler is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
