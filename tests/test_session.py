@@ -93,7 +93,7 @@ def test_requests_that_cannot_be_met_are_refused(checkpoint, data, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate(config_of(tmp_path / "none", data, tmp_path))
     with pytest.raises(
-        ConfigError, match="data=nowhere: no such file and no such option; expected a file or one of gsm"
+        ConfigError, match="data=nowhere: no such file and no such option; expected a file or one of asdiv_a"
     ):
         config_of(folder, "nowhere", tmp_path)
     with pytest.raises(ConfigError, match="checkpoint: missing"):
