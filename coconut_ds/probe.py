@@ -1,7 +1,7 @@
 """Entry point ``python -m coconut_ds.probe MODE checkpoint=FOLDER …``, or ``coconut-probe``: analyses thoughts.
 
-The modes are ``think``, ``intervene``, ``effects``, ``attention``, ``patch``, ``graph``, and ``study``, which trains small models and measures
-all of them. The results are written to a folder as JSON, CSV and PNG files.
+The modes are ``think``, ``intervene``, ``effects``, ``attention``, ``patch``, ``graph``, and ``study``, which trains
+small models and measures all of them. The results are written to a folder as JSON, CSV and PNG files.
 """
 
 import sys
