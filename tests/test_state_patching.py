@@ -1,7 +1,6 @@
 """Attention of thoughts, layer × position patching and the module of a model with its thoughts, against slow passes."""
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -95,35 +94,33 @@ def test_every_cell_is_what_a_slow_pass_gives(reasoner, later):
             assert random.cells[layer][index].effect == pytest.approx(effect, abs=2e-3), (layer, index)
 
 
-def test_the_last_state_decides_the_first_token_and_the_first_thought_is_its_intervention(reasoner):
+@pytest.fixture(scope="module")
+def rotary() -> Reasoner:
+    """A model that adds no embedding of the position, and whose texts differ between questions of the same length."""
+    return make_reasoner("llama")
+
+
+SUMS = [f"{a} + {b} + {c}" for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2)]
+
+
+def test_the_last_state_decides_the_first_token_and_the_first_thought_is_its_intervention(reasoner, rotary):
     """After the last layer, the last position's state is all that the first token depends on."""
     found, own, donor = patched(reasoner)
     if own.tokens[0] != donor.tokens[0]:
         assert not found.effect.cells[-1][-1].is_own
-    # Replacing the input of the first block at thought 1 is patching the thought, if its position is the same.
-    question, donor = pair_of_equal_length(reasoner)
-    found = patch_states(reasoner, question, donor, max_new_tokens=LIMIT)
-    outcome = intervene(reasoner, question, Intervention(Kind.PATCH, 1, donor=donor), max_new_tokens=LIMIT)[0]
-    (outcome,) = outcome.effect.outcomes
+    # Replacing the input of the first block at thought 1 is patching the thought.
+    found = patch_states(rotary, SUMS[0], references=SUMS[1:], max_new_tokens=LIMIT)
+    what = Intervention(Kind.PATCH, 1, donor=found.donor)
+    (outcome,) = intervene(rotary, SUMS[0], what, max_new_tokens=LIMIT)[0].effect.outcomes
     cell = found.effect.cells[0][1]
-    assert (cell.is_own, cell.is_donors) == (outcome.text == found.text, outcome.text == found.donor_text)
+    assert not cell.is_own or outcome.text == found.text
+    assert not cell.is_donors or outcome.text == found.donor_text
+    assert found.effect.cells[0][1].effect != 0
 
 
-def pair_of_equal_length(reasoner: Reasoner) -> tuple[str, str]:
-    """Two questions with as many tokens, to which the model writes different texts."""
-    questions = [" ".join(words) for size in (1, 2, 3) for words in product("123+=", repeat=size)]
-    first: dict[int, Baseline] = {}
-    for one in baselines_of(reasoner, questions, max_new_tokens=LIMIT):
-        other = first.setdefault(len(one.case.prompt), one)
-        if other.tokens != one.tokens:
-            return other.case.question, one.case.question
-    raise AssertionError("the model writes the same text to all of them; use other weights")
-
-
-def test_other_positions_and_what_is_refused(reasoner):
-    question, equal = pair_of_equal_length(reasoner)
-    found = patch_states(reasoner, question, equal, positions="all", later="kept", max_new_tokens=LIMIT)
-    assert len(found.positions) == len(baselines_of(reasoner, [question], max_new_tokens=LIMIT)[0].case.prompt)
+def test_other_positions_and_what_is_refused(reasoner, rotary):
+    found = patch_states(rotary, SUMS[0], references=SUMS[1:], positions="all", later="kept", max_new_tokens=LIMIT)
+    assert len(found.positions) == len(baselines_of(rotary, SUMS[:1], max_new_tokens=LIMIT)[0].case.prompt)
     with pytest.raises(DataError, match="is the question itself"):
         patch_states(reasoner, QUESTION, QUESTION)
     longer = next(one for one in REFERENCES if len(one) != len(QUESTION))
@@ -133,7 +130,7 @@ def test_other_positions_and_what_is_refused(reasoner):
         patch_states(reasoner, QUESTION)
     parallel = Reasoner(reasoner.backbone, replace(reasoner.card, iterations=2))
     with pytest.raises(DataError, match="set later=kept"):
-        patch_states(parallel, QUESTION, equal)
+        patch_states(parallel, QUESTION, longer)
 
 
 def test_attention_is_that_of_single_passes_and_edges_are_marked():
