@@ -80,29 +80,38 @@ def sampling(changed: dict[str, Any], **others: Any) -> SamplingParams:
     return SamplingParams(**({"temperature": 0, "max_tokens": tiny.NEW_TOKENS, "extra_args": changed} | others))
 
 
-def answered(llm: LLM, name: str, **others: Any) -> list[Any]:
-    """vLLM's outputs for all questions to a checkpoint."""
-    asked = tiny.asked(name)
+def answered(llm: LLM, name: str, times: int = 1, **others: Any) -> list[Any]:
+    """vLLM's outputs for all questions to a checkpoint, asked together ``times`` times."""
+    asked = tiny.asked(name) * times
     prompts = [text for text, _ in asked]
     return llm.generate(prompts, [sampling(changed, **others) for _, changed in asked], use_tqdm=False)
 
 
-def split(output: Any, ids: dict[str, int]) -> tuple[list[int], int]:
-    """The tokens of the text of an output, and its number of thoughts."""
-    tokens = list(output.outputs[0].token_ids)
-    text = [token for token in tokens if token not in (ids["<|latent|>"], ids["<|end-latent|>"])]
-    return text, tokens.count(ids["<|latent|>"])
+def split(output: Any, ids: dict[str, int], most: int | None = None) -> tuple[list[int], int]:
+    """The tokens of the text of an output, and its number of thoughts; up to ``most`` tokens of text."""
+    text: list[int] = []
+    thoughts = 0
+    for token in output.outputs[0].token_ids:
+        if len(text) == most:
+            break
+        if token == ids["<|latent|>"]:
+            thoughts += 1
+        elif token != ids["<|end-latent|>"]:
+            text.append(token)
+    return text, thoughts
 
 
 def differences(outputs: list[Any], name: str) -> list[int]:
-    """The questions whose answers are not those of the project's own engine."""
-    ids = tiny.tokenizer().get_vocab()
+    """The outputs, of one or more rounds of questions, that are not the answers of the project's own engine.
+
+    Where the model decides about thoughts, vLLM's limit leaves room for the most, so its texts may go on.
+    """
+    ids, answers = tiny.tokenizer().get_vocab(), REFERENCE[name]["answers"]
+    assert len(outputs) % len(answers) == 0
     wrong = []
-    for index, (output, right) in enumerate(zip(outputs, REFERENCE[name]["answers"], strict=True)):
-        text, thoughts = split(output, ids)
-        expected = right["tokens"]
-        # Where the model decides about thoughts, vLLM's limit leaves room for the most, so the text may go on.
-        if thoughts != right["thoughts"] or text[: len(expected)] != expected:
+    for index, output in enumerate(outputs):
+        right = answers[index % len(answers)]
+        if split(output, ids, len(right["tokens"])) != (right["tokens"], right["thoughts"]):
             wrong.append(index)
     return wrong
 

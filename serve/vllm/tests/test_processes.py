@@ -15,7 +15,7 @@ def in_a_process(folder, name, environment, changed):
     from vllm import LLM
 
     llm = LLM(str(folder), **options(**(SMALL_CACHE | changed)))
-    wrong = differences(answered(llm, name), name)
+    wrong = differences(answered(llm, name, 3), name)
     return wrong, preemptions(llm)
 
 
