@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils import cached_file
 from vllm.transformers_utils import config as vllm_config_module
 from vllm.transformers_utils.config import HFConfigParser, register_config_parser
+from vllm.transformers_utils.repo_utils import file_or_path_exists
 
 from coconut_vllm import hooks
 from coconut_vllm.card import CARD, Card, read_card
@@ -27,18 +28,10 @@ ARCHITECTURES = {
 
 def located(model: str, name: str, revision: str | None) -> Path | None:
     """A file of a checkpoint, in a folder or a Hugging Face repository; None if it has no such file."""
-    if Path(model).is_dir():
-        path = Path(model, name)
-        return path if path.is_file() else None
-    found = cached_file(
-        model,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
+    # vLLM's own, which also knows of offline use, and does not fail for names of other kinds.
+    if not file_or_path_exists(model, name, revision):
+        return None
+    return Path(model, name) if Path(model).is_dir() else Path(cached_file(model, name, revision=revision))
 
 
 def card_of(model_config: Any) -> Card | None:
