@@ -98,14 +98,18 @@ class World:
     def allowed(self, name: str, began: float) -> set[str | None]:
         """The states that a name may have for a request that began then and has just ended.
 
-        A server goes on with a model that it has loaded when its files break, so the version before is right, too; and
-        the one before that, if no request came in between.
+        A server goes on with a model that it has loaded when its files break, so earlier versions are right, too, back
+        to one that was there for so long that the server must have noticed it.
         """
         states = self._history[name]
         first = max((place for place, (since, _) in enumerate(states) if since <= began - LAG_S), default=0)
         found = {state for _, state in states[first:]}
         if BROKEN in found:
-            found |= {state for _, state in states[max(0, first - 2) : first]}
+            for place in reversed(range(first)):
+                since, state = states[place]
+                found.add(state)
+                if state != BROKEN and states[place + 1][0] - since >= LAG_S:
+                    break
         return found
 
     def change(self, names: Sequence[str] = ("changing", "coming", "breaking")) -> str:
