@@ -7,10 +7,11 @@ if gc.isenabled():
     # them takes a third of that time.
     gc.disable()
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import launching
 import pytest
 
+from coconut_ds.cli.logs import LIBRARIES, OWN
 from coconut_ds.files import train_script
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 # Tensors are tiny, so a second thread costs more time than it saves, above all with several processes at once.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+
+LOGGERS = (*OWN, *LIBRARIES)
+VERBOSITY = "TRANSFORMERS_VERBOSITY"
 
 COSTLY = (
     *("test_app_browser", "test_engine", "test_train", "test_plan", "test_signals", "test_serve_process"),
@@ -109,3 +114,35 @@ def tiny_model() -> Callable[[str], "PreTrainedModel"]:
         return made[family]
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Undoes what a test changes in the logs of this process, as programs do that tests call without a process."""
+    verbosity = os.environ.get(VERBOSITY)
+    last_resort = logging.lastResort
+    root, loggers = _state(logging.root), {name: _state(logging.getLogger(name)) for name in LOGGERS}
+    level = logging.NOTSET if last_resort is None else last_resort.level
+    yield
+    os.environ.pop(VERBOSITY, None)
+    if verbosity is not None:
+        os.environ[VERBOSITY] = verbosity
+    _restore(logging.root, root)
+    for name, state in loggers.items():
+        _restore(logging.getLogger(name), state)
+    if last_resort is not None:
+        last_resort.setLevel(level)
+    # Hydra's configuration of logs may disable every logger that exists.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
+def _state(logger: logging.Logger) -> tuple[int, bool, list[logging.Handler]]:
+    return logger.level, logger.propagate, list(logger.handlers)
+
+
+def _restore(logger: logging.Logger, state: tuple[int, bool, list[logging.Handler]]) -> None:
+    logger.setLevel(state[0])
+    logger.propagate = state[1]
+    logger.handlers[:] = state[2]
