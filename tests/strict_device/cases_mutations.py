@@ -149,7 +149,7 @@ MUTATIONS = {
     ),
     "mask": Mutation(SlotPasses, "extend", ", device=self.device", "", generate("jacobi")),
     "ranks_of_tokens": Mutation(sampling, "_draw", ", device=logits.device", "", generate("sampled")),
-    "questions": Mutation(states, "_embedded", "ids.to(reasoner.loop.device)", "ids", probe),
+    "questions": Mutation(states, "embedded", "ids.to(reasoner.loop.device)", "ids", probe),
 }
 
 
