@@ -22,7 +22,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The plugin of vLLM, on a CPU, in an environment of its own: 2.5 GB, for which pip downloads about 0.5 GB.
-test-vllm: $(VLLM)/.ready
+test-vllm: $(VLLM)/.ready-$(VLLM_VERSION)
 	cd serve/vllm && ../../$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
 
 lint: $(VENV)/.ready
@@ -39,7 +39,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(VLLM)/.ready: serve/vllm/pyproject.toml serve/vllm/install_cpu.sh
+# The version is part of the stamp's name, so that another one is installed into a new environment.
+$(VLLM)/.ready-$(VLLM_VERSION): serve/vllm/pyproject.toml serve/vllm/install_cpu.sh
+	rm -rf $(VLLM)
 	PYTHON=$(PYTHON) bash serve/vllm/install_cpu.sh $(VLLM) $(VLLM_VERSION)
 	touch $@
 

@@ -4,7 +4,6 @@ A *sealed* folder has a manifest with size and SHA-256 of all other files except
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,9 +11,7 @@ import os
 import shlex
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,6 @@ _PACKAGE = Path(__file__).resolve().parent
 SEAL, README = "manifest.json", "README.md"
 """The manifest of a sealed folder; and a text about the folder, which people edit and evaluations extend. No number
 depends on this text, so the manifest leaves it out, and changing it is no damage."""
-TEMPORARY = ".part"
-"""How the names of temporary folders end."""
 MAX_TEXT = 8192
 """Largest size, in bytes, of a JSON file whose text the manifest records."""
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -216,51 +211,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A new hidden folder in ``parent``, which is removed in the end; so are those that killed processes left there.
-
-    The folder is locked (``flock``) while it is in use: the system unlocks it when its process ends, however that ends.
-    """
-    for path in parent.glob(f".*{TEMPORARY}"):
-        if path.is_dir() and (lock := _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-    made, lock = _locked_folder(parent)
-    try:
-        yield made
-    finally:
-        remove(made)
-        if lock is not None:
-            os.close(lock)
-
-
-def _locked_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder and its lock; None where the file system has no locks, and no process removes another's folder."""
-    while True:
-        made = Path(tempfile.mkdtemp(prefix=".", suffix=TEMPORARY, dir=parent))
-        lock = _lock(made, fcntl.LOCK_EX)
-        # Another process may have removed the folder before it was locked.
-        if made.is_dir():
-            return made, lock
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(folder: Path, how: int) -> int | None:
-    """Locks a folder; the descriptor that holds the lock until it is closed. None if it cannot be locked."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, how)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def sync(path: Path) -> None:

@@ -58,6 +58,21 @@ class Format:
         """A question as the model reads it, with the text that follows it."""
         return f"{text.strip().replace('  ', ' ') if self.single_spaces else text}{self.question_end}"
 
+    def places(self, text: str) -> list[int]:
+        """For each character of ``question(text)``, the place of that character in ``text``; and the place of the end.
+
+        Characters that the format adds have places after the last one that is kept.
+        """
+        if not self.single_spaces:
+            return list(range(len(text) + len(self.question_end) + 1))
+        place = len(text) - len(text.lstrip())
+        end = place + len(text.strip())
+        kept = []
+        while place < end:
+            kept.append(place)
+            place += 2 if text.startswith("  ", place) else 1
+        return [*kept, *range(end, end + len(self.question_end) + 1)]
+
     def gold(self, answer: str) -> str:
         """What scoring reads in a reference answer; empty if it reads nothing, so that no text can be scored."""
         return self.extract(answer, answer)

@@ -18,6 +18,7 @@ from coconut_ds.distributed.launcher import launched_rank
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import CheckpointError, DataError
 from coconut_ds.formats import extract_answer
+from coconut_ds.generation.answer import Answer
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.decoding import DecodedThought, decode_thoughts
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
@@ -40,25 +41,6 @@ from coconut_ds.settings import ModelConfig
 log = logging.getLogger("coconut_ds")
 MOST_UNKNOWN = 0.01
 """Share of unknown tokens in questions above which a warning says so."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model generated for one question."""
-
-    question: str
-    """The question as given."""
-    text: str
-    """The generated text up to the first stop string, without markers and end of sequence."""
-    answer: str
-    """The final answer in the text, as scoring extracts it; in the default format, what comes after the last ``#``."""
-    completion: Completion
-    """Tokens, thoughts, and why generation ended."""
-
-    @property
-    def thoughts(self) -> torch.Tensor | None:
-        """[L, D] the hidden states of the L thoughts, before any feed; None without ``keep_thoughts``."""
-        return self.completion.thoughts
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import faults_of, fingerprints, remove, temporary_folder, write_whole
+from coconut_ds.files import faults_of, fingerprints, remove, write_whole
 from coconut_ds.runs.identity import differences, signature
 from coconut_ds.strict_json import parse_loosely
+from coconut_ds.temporary import temporary_folder
 
 FILE = "identity.json"
 """File with the identity of the results in its folder."""

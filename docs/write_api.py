@@ -16,7 +16,8 @@ TOP = ("load_reasoner", "Reasoner", "Answer")
 """Names that the package itself offers."""
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "Load a model and ask it": {
-        "coconut_ds.reasoner": TOP,
+        "coconut_ds.reasoner": ("load_reasoner", "Reasoner"),
+        "coconut_ds.generation.answer": ("Answer",),
         "coconut_ds.generation.requests": ("Completion",),
         "coconut_ds.generation.decoding": ("DecodedThought", "decode_thoughts"),
         "coconut_ds.model.card": ("ModelCard",),

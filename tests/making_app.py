@@ -1,5 +1,8 @@
 """Questions and graphs that the tests of the app share, one of them hostile to HTML."""
 
+import json
+from pathlib import Path
+
 from coconut_ds.data.problem import Problem
 
 HOSTILE = """<script>alert('x')</script>"&{{7*7}}${7*7}%{x}"""
@@ -26,3 +29,12 @@ REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is 
 
 STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \u202e"
 """A script, an image, templates, characters of several bytes, and one that turns the direction of writing."""
+
+
+def write_problems(folder: Path) -> list[Path]:
+    """Writes the files of problems that the app offers: ``sums.json`` and ``graphs.json``."""
+    paths = []
+    for name, problems in (("sums", SUMS), ("graphs", (SWAPPED, GRAPH))):
+        paths.append(folder / f"{name}.json")
+        paths[-1].write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
+    return paths

@@ -5,7 +5,6 @@ Needs Chromium (``apt-get install chromium``); skipped without it. Pictures of a
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,16 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
-from making_app import GRAPH, REFUSALS, STRANGE, SUMS, SWAPPED
+from making_app import REFUSALS, STRANGE, SUMS, write_problems
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 from using_app import change_everything, use_under_a_prefix
-from visiting import PATIENCE_MS, PICTURES, TABS, Visit, visiting
+from visiting import CHROMIUM, PATIENCE_MS, PICTURES, TABS, Visit, chromium, visiting
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 if CHROMIUM is None:
     pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
@@ -32,9 +28,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: p
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("app")
-    for name, problems in (("sums", SUMS), ("graphs", (SWAPPED, GRAPH))):
-        (folder / f"{name}.json").write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
-    data = [part for name in ("sums", "graphs") for part in ("--data", str(folder / f"{name}.json"))]
+    data = [part for path in write_problems(folder) for part in ("--data", str(path))]
     given = [f"{name}={save_checkpoint(folder / name, name)}" for name in ("coconut", "pause_as_thought")]
     with serving(*given, options=("--app", "--max-positions", "256", "--allowed-host", "example.org", *data)) as made:
         yield made
@@ -43,10 +37,8 @@ def server(tmp_path_factory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")

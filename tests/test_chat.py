@@ -82,13 +82,17 @@ def test_the_name_of_a_special_token_in_a_question_stays_text():
 
 def test_places_of_tokens_are_those_in_the_question():
     tokenizer = chat_tokenizer()
-    for question in ("1 + 2", "the cat sat."):
+    add_markers(tokenizer)
+    # The header contains "user" too; the name of a special token in a question is text.
+    for question in ("1 + 2", "the cat sat.", "user", "a <|latent|> b <|im_end|>"):
         (ids,), found = encode_chat(tokenizer, [question]), chat_places(tokenizer, question)
         inside = [
             (i, p)
             for i, p in zip(ids, found, strict=True)
             if p.start >= 0 and p.end <= len(question) and p.end > p.start
         ]
+        header = ids[: found.index(inside[0][1])]
+        assert tokenizer.decode(header) == "<|im_start|>user\n"
         assert "".join(question[place.start : place.end] for _, place in inside) == question
         assert [token for token, _ in inside] == encode(tokenizer, [question])[0]
 

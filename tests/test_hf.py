@@ -89,8 +89,13 @@ def test_thoughts_and_settings_of_tools(model):
     assert torch.equal(made.thoughts[0], answer.thoughts)
     assert made.num_thoughts.tolist() == [2]
     assert made.sequences.shape[1] <= prompts["input_ids"].shape[1] + 3
+    # Tools pass the defaults of transformers explicitly.
+    defaults = GenerationConfig._get_default_generation_params() | {"output_attentions": False, "synced_gpus": False}
+    plain = model.generate(**prompts, max_new_tokens=3)
+    assert torch.equal(model.generate(**prompts, **{**defaults, "max_length": None}, max_new_tokens=3), plain)
     for wrong, words in (
         ({"num_beams": 4}, "num_beams=4: is not supported"),
+        ({"output_attentions": True}, "output_attentions=True: is not supported"),
         ({"eos_token_id": 7}, "the ends of text are those of the checkpoint"),
         ({"max_length": 2}, "expected 1 or more"),
         ({"min_thoughts": 9}, "min_thoughts=9: expected at most 6"),

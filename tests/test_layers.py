@@ -10,7 +10,7 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 FLOORS = (
     "strict_json errors",
     "cli files formats methods parts",
-    "packages",
+    "packages temporary",
     "scoring",
     "distributed hub settings",
     "runs",

@@ -1,5 +1,6 @@
 """Text and tokens: the word tokenizer restores the text, markers are set by id, a missing tokenizer is one error."""
 
+import copy
 import json
 import socket
 import time
@@ -10,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making_tokenizers import tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
@@ -24,10 +26,11 @@ from coconut_ds.data.tokens import (
     encode_answers,
     encode_questions,
     load_tokenizer,
+    question_places,
     tokenize,
 )
 from coconut_ds.errors import ModelError
-from coconut_ds.formats import SYMBOLIC, TEXT, is_correct
+from coconut_ds.formats import FORMATS, SYMBOLIC, TEXT, is_correct
 from coconut_ds.hub import load_by_name
 from coconut_ds.methods.base import MarkerIds
 
@@ -240,6 +243,23 @@ def test_cue_and_rest_are_the_answer_as_it_is_trained_on(form):
     for problem, tail in zip(tokenize(tokenizer, problems, form), tails, strict=True):
         assert [*problem.cue, *problem.answer] == [*cue, *tail]
     assert tokenizer.decode(cue) == form.answer_start.strip()
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("kind", ["lone_spaces", "llama", "words"])
+def test_every_token_of_a_question_has_its_place(form, kind) -> None:
+    """Also where a format leaves spaces out; and without the token that the tokenizer adds after a text."""
+    tokenizer = copy.deepcopy(tokenizers()[kind])
+    end = ("<|endoftext|>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A <|endoftext|>", special_tokens=[end])
+    for question in ("the cat", "  the  cat   sat.  ", "the    cat sat. \n", " ", ""):
+        (ids,), found = encode_questions(tokenizer, [question], form), question_places(tokenizer, question, form)
+        assert len(ids) == len(found)
+        texts = [question[place.start : place.end] for place in found]
+        assert "".join("".join(texts).split()) == "".join(question.split())
+        for token, text in zip(ids, texts, strict=True):
+            if "cat" in text:
+                assert "cat" in tokenizer.decode([token])
 
 
 def test_threads_that_share_a_tokenizer_do_not_change_each_others_encodings() -> None:

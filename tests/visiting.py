@@ -1,5 +1,6 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from serving import ROOT
 if TYPE_CHECKING:
     from playwright import sync_api as playwright
 
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+"""The browser that is installed; None if there is none."""
 PICTURES = ROOT / "outputs" / "app_pictures"
 PATIENCE_MS = 60_000
 """Milliseconds; the cores may be shared with other tests."""
@@ -109,6 +114,17 @@ class Visit:
         """Saves a screenshot."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+@contextmanager
+def chromium() -> Iterator["playwright.Browser"]:
+    """Starts the browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
 
 
 @contextmanager

@@ -65,8 +65,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) ->
         ModelError: see ``chat_template_of``; or the template refuses a single message of a user.
     """
     template = chat_template_of(tokenizer)
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    names = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+    names = _special_names(tokenizer)
     prompts = [list(_pieces(tokenizer, template, question, names)) for question in questions]
     written = {ours: [text for prompt in prompts for text, own in prompt if own is ours] for ours in (True, False)}
     ids = {ours: iter(encode(tokenizer, texts, names_are_tokens=ours)) for ours, texts in written.items()}
@@ -80,14 +79,30 @@ def chat_places(tokenizer: PreTrainedTokenizerBase, question: str) -> list[Place
         DataError: the tokenizer does not know the places, or the template does not print the question as it is.
         ModelError: see ``encode_chat``.
     """
-    text = _rendered(tokenizer, chat_template_of(tokenizer), question)
-    start = text.find(question)
-    if start < 0:
+    template = chat_template_of(tokenizer)
+    pieces = list(_pieces(tokenizer, template, question, _special_names(tokenizer)))
+    around = _rendered(tokenizer, template, mark := _unused(question)).split(mark)
+    if len(around) < 2 or question.join(around) != "".join(text for text, _ in pieces):
         raise DataError(
             f"the tokenizer's chat template changes the question {question[:60]!r}, so it has no places in it"
         )
-    found = places(tokenizer, text, special=False, names_are_tokens=True)
-    return [Place(one.start - start, one.end - start) for one in found]
+    found, shift = [], -len(around[0])
+    for text, ours in pieces:
+        own = places(tokenizer, text, special=False, names_are_tokens=ours)
+        found += [Place(one.start + shift, one.end + shift) for one in own]
+        shift += len(text)
+    return found
+
+
+def _special_names(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Matches the name of any special token of the tokenizer; None if it has none."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+
+
+def _unused(question: str) -> str:
+    """A character that the question lacks, to mark a place in it."""
+    return next(mark for mark in map(chr, PRIVATE) if mark not in question)
 
 
 def _pieces(
@@ -99,7 +114,7 @@ def _pieces(
         yield _rendered(tokenizer, template, question), True
         return
     assert names is not None
-    place = next(mark for mark in map(chr, PRIVATE) if mark not in question)
+    place = _unused(question)
     parts = _rendered(tokenizer, template, names.sub(place, question)).split(place)
     # A template may use the question several times, or not at all; the names then follow in the same order each time.
     for number, part in enumerate(parts):

@@ -197,15 +197,19 @@ def question_places(tokenizer: PreTrainedTokenizerBase, question: str, format: F
     """The place in a question of each token of ``encode_questions``.
 
     Tokens that are not part of the question, such as those of a chat template, have places before its first or after
-    its last character. A token at the end that ``encode_questions`` leaves out may be included.
+    its last character.
 
     Raises:
         DataError, ModelError: see ``encoding.places`` and ``chat.chat_places``.
     """
     if format.chat_template:
         return chat_places(tokenizer, question)
+    found = places(tokenizer, format.question(question))
+    if after := len(added_around(tokenizer).after):
+        found = found[:-after]
     start = [Place(0, 0)] if format.starts_with_eos else []
-    return start + places(tokenizer, f"{question}{format.question_end}")
+    given = format.places(question)
+    return start + [Place(given[one.start], given[one.end]) for one in found]
 
 
 def encode_cue(tokenizer: PreTrainedTokenizerBase, format: Format) -> list[int]:

@@ -28,6 +28,7 @@ from coconut_ds.evaluation.partial import Key, PartialPredictions
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.report import finished_evaluations, write_results
 from coconut_ds.files import shell_word
+from coconut_ds.generation.answer import Answer
 from coconut_ds.generation.decoding import DecodedThought
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.generation.requests import Sampling
@@ -35,7 +36,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
-from coconut_ds.reasoner import Answer, Reasoner
+from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.runs.naming import model_name

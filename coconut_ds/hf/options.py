@@ -17,10 +17,17 @@ OURS = (
 WITHOUT_EFFECT = ("use_cache", "bos_token_id", "transformers_version", "tokenizer", "cache_implementation")
 """Arguments that change no token."""
 NEUTRAL: dict[str, Any] = {
-    **{"num_beams": 1, "num_beam_groups": 1, "repetition_penalty": 1.0, "length_penalty": 1.0},
-    **{"no_repeat_ngram_size": 0, "output_scores": False, "output_logits": False, "output_hidden_states": False},
+    **{"num_beams": 1, "num_beam_groups": 1, "early_stopping": False, "length_penalty": 1.0, "diversity_penalty": 0.0},
+    **{"min_length": 0, "typical_p": 1.0, "min_p": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
+    **{"remove_invalid_values": False, "renormalize_logits": False, "token_healing": False, "guidance_scale": 1.0},
+    **{"output_scores": False, "output_logits": False, "output_hidden_states": False, "output_attentions": False},
+    **{"num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.4},
+    **{"assistant_lookbehind": 10, "target_lookbehind": 10, "synced_gpus": False},
+    **{"logits_processor": [], "stopping_criteria": []},
 }
-"""Arguments that are accepted with the value that switches them off."""
+"""Arguments that are accepted with the value that switches them off, which is transformers' default."""
 
 
 def effective(config: GenerationConfig | None, settings: Mapping[str, Any], ends: Collection[int]) -> dict[str, Any]:

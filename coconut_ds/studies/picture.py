@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-from coconut_ds.files import temporary_folder
 from coconut_ds.studies.records import Row
+from coconut_ds.temporary import temporary_folder
 
 matplotlib.use("Agg")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
