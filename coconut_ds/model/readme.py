@@ -59,8 +59,8 @@ class Score:
     latents: int
     """Number of thoughts or pause tokens."""
     settings: Mapping[str, Any]
-    """What else the accuracy depends on: the problems (their hash), how tokens are chosen, how answers are compared, the
-    precision."""
+    """What else the accuracy depends on: the problems (their hash), how tokens are chosen, how answers are compared,
+    and the precision."""
 
     def as_result(self) -> EvalResult:
         """The score as an entry of the front matter."""

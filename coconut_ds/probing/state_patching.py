@@ -138,12 +138,9 @@ def patch_states(
     own_states, donor_states = (raw_states(reasoner.loop, _prompt(reasoner, one)) for one in (own, chosen))
     span = yield from _span(setting)
     effect = yield from _grid(setting, span, "patch", chosen, donor_states)
-    random = _random_states(setting, own_states, donor_states, seed)
-    controls = yield from _controls(setting, span, pool, random)
-    names = prompt_tokens(reasoner, own.case)
-    shown = tuple(names[at] for at in setting.positions)
+    controls = yield from _controls(setting, span, pool, _random_states(setting, own_states, donor_states, seed))
     question, donor = own.case.question, chosen.case.question
-    return StatePatching(question, donor, own.text, chosen.text, later, shown, effect, controls)
+    return StatePatching(question, donor, own.text, chosen.text, later, _names(setting), effect, controls)
 
 
 def _donor(own: Baseline, pool: Sequence[Baseline], donor: str | None) -> Baseline:
@@ -173,6 +170,12 @@ def _positions(own: Baseline, donor: Baseline, which: Positions) -> tuple[int, .
             )
         return tuple(range(length))
     return tuple(range(max(min(first, length) - 1, 0), length))
+
+
+def _names(setting: _Setting) -> tuple[str, ...]:
+    """[P] the token, or the thought, at each position."""
+    names = prompt_tokens(setting.reasoner, setting.own.case)
+    return tuple(names[at] for at in setting.positions)
 
 
 def _matches(own: Baseline, other: Baseline, setting: _Setting) -> bool:
