@@ -13,6 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 from coconut_ds.errors import ModelError
@@ -23,7 +24,10 @@ PROBE_TIMEOUT_S = 3.0
 """Longest time to wait for the hub's host, in seconds."""
 CACHED = "models--"
 """Beginning of the names of cache entries."""
-FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+HTTP_FAULT: type[Exception] = HfHubHTTPError.__bases__[0]
+"""The base of all errors of the hub's HTTP client, a broken connection among them. Which client that is differs between
+versions of huggingface_hub, whose own error derives from it."""
+FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, HTTP_FAULT)
 """What loading raises for files that are missing or broken, or that need a package that is not installed."""
 
 

@@ -108,9 +108,8 @@ def push(
         CheckpointError: the hub cannot be reached, or refuses the upload.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
 
-    from coconut_ds.hub import first_line, hub_reachable
+    from coconut_ds.hub import HTTP_FAULT, first_line, hub_reachable
 
     if not hub_reachable():
         raise CheckpointError(
@@ -128,7 +127,7 @@ def push(
             commit_message=message or None,
             create_pr=pull_request or None,
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HTTP_FAULT, OSError, ValueError) as error:
         raise CheckpointError(
             f"{repo}: {shell_word(folder)} could not be uploaded ({first_line(error)}); log in with `hf auth login`, "
             "or set HF_TOKEN to a token that may write there"

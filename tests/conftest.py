@@ -21,7 +21,7 @@ import launching
 import pytest
 
 from coconut_ds.cli.logs import LIBRARIES, OWN
-from coconut_ds.files import train_script
+from coconut_ds.files import evaluate_script, train_script
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,13 +89,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies fork their training runs, without a launcher. (The demo's test uses one for one of its runs.)"""
+    """Studies fork the processes of their runs, without a launcher. (The demo's test uses one for one of its runs.)"""
     from coconut_ds.studies import harness
 
     def popen(command: list[str], *, text: bool, **options: Any) -> launching.Process:
         assert text
         # What precedes the script starts it: Python, or a launcher of one rank.
-        return launching.start(command[command.index(str(train_script())) :], **options)
+        scripts = (str(train_script()), str(evaluate_script()))
+        first = next(place for place, word in enumerate(command) if word in scripts)
+        return launching.start(command[first:], **options)
 
     replacement = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(harness, "subprocess", replacement)

@@ -3,8 +3,8 @@
 A sweep of three methods and two seeds on small sums runs once without a kill. Then, for each of Hydra's launchers, the
 whole process group of the same sweep gets SIGKILL at a random moment, ``--kills`` times, and the same command completes
 it. No finished run may be trained again, no run may begin again, and at the end the losses and the table, apart from
-its durations, must be those of the sweep that was left alone. With ``--forks`` the trainings of the sweeps that are
-killed are forks of a process that has imported everything, which saves most of the time.
+its durations, must be those of the sweep that was left alone. With ``--forks`` the trainings and evaluations of the
+sweeps that are killed are forks of a process that has imported everything, which saves most of the time.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 from launching import environment
+
+from coconut_ds.files import train_script
 
 METHODS, SEEDS = ("coconut", "pause_as_thought", "no_thoughts"), (0, 1)
 WORDS = (
@@ -61,15 +63,15 @@ def work(words: list[str]) -> int:
 
 def forking_job(config: Any) -> float:
     """One run of the sweep. Another process of joblib gets this function by its content, and has the original job."""
-    from coconut_ds.studies import harness, sweep
+    from coconut_ds.studies import harness, scoring, sweep
 
-    harness.run_program = run_forked
+    harness.run_program = scoring.run_program = run_forked
     return float(getattr(sweep, "whole_job", sweep.job)(config))
 
 
 def run_forked(command: list[str], show: Callable[[str], object], threads: int | None) -> int:
-    """As ``harness.run_program``, for a training that Python alone starts."""
-    from coconut_ds import train
+    """As ``harness.run_program``, for a training or an evaluation that Python alone starts."""
+    from coconut_ds import evaluate, train
 
     ours, theirs = os.pipe()
     child = os.fork()
@@ -80,7 +82,8 @@ def run_forked(command: list[str], show: Callable[[str], object], threads: int |
             os.dup2(theirs, 2)
             os.close(ours)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-            code = train.main(command[2:])
+            program = train if command[1] == str(train_script()) else evaluate
+            code = program.main(command[2:])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -164,7 +167,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="kills of each sweep (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the moments")
     parser.add_argument("--folder", type=Path, help="kept, with the sweep left alone (default: a temporary one)")
-    parser.add_argument("--forks", action="store_true", help="fork the trainings of the sweeps that are killed")
+    parser.add_argument("--forks", action="store_true", help="fork the runs of the sweeps that are killed")
     options = parser.parse_args()
     if options.folder is not None:
         check_all(options, options.folder)

@@ -94,7 +94,7 @@ def test_sections_load_without_the_packages_for_training():
     assert outside - set(sys.stdlib_module_names) == {"torch", "transformers"} | (outside & ALWAYS_THERE)
 
 
-ALWAYS_THERE = {"huggingface_hub", "numpy", "safetensors", "tokenizers"}
+ALWAYS_THERE = {"huggingface_hub", "jinja2", "numpy", "safetensors", "tokenizers"}
 """Packages that transformers needs itself."""
 
 

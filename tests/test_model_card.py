@@ -138,6 +138,14 @@ def test_an_evaluation_adds_its_scores_once(checkpoint, tmp_path, capsys):
     assert f"| sums | test | 6 | {score['accuracy']:.1%} | {low:.1%} – {high:.1%} | 2 | decoding greedy" in first
     (checkpoint / README).unlink()
     assert run("a").count("| sums |") == 1
+    problems[0]["answer"] = "4"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sums.json").write_text(json.dumps(problems))
+    more = run("c", f"data={tmp_path / 'other' / 'sums.json'}", "data.answers=numbers", "data.max_new_tokens=2")
+    rows = [line for line in more.splitlines() if line.startswith("| sums |")]
+    assert len({row.partition("problems_sha256")[2] for row in rows}) == 2
+    assert ["answers numbers" in row for row in rows] == [True, False]
+    (checkpoint / README).write_text(first)
     both = run("b", "n_thoughts=0,2")
     assert [line.split(" | ")[2] for line in both.splitlines() if line.startswith("| sums |")] == ["0", "2", "6"]
     assert run("a") == both

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard as HubCard
 from huggingface_hub import constants, utils
 from making_feeds import save_with_feed
 
+from coconut_ds import hub as hub_module
 from coconut_ds import load_reasoner
 from coconut_ds.files import README
 from coconut_ds.hf import CoconutForCausalLM
@@ -95,5 +96,8 @@ def test_what_keeps_an_upload_from_happening_is_said(hub, checkpoint, tmp_path, 
     assert "is damaged: model.safetensors" in error(str(checkpoint), "lab/thinker")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     save_with_feed(tmp_path / "other")
+    with monkeypatch.context() as patched:
+        patched.setattr(hub_module, "hub_reachable", lambda: True)
+        assert "could not be uploaded" in error(str(tmp_path / "other"), "lab/thinker")
     assert "the hub cannot be reached" in error(str(tmp_path / "other"), "lab/thinker")
     assert hub.repositories == {}

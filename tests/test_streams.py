@@ -102,7 +102,7 @@ def test_every_program_prepares_its_streams_first():
     names = {script.partition(":")[0] for script in scripts if script.startswith("coconut_ds.")}
     mains = [import_module(name).main for name in sorted(names)]
     mains.append(import_module("serve.cli").main)
-    mains += [import_module(f"coconut_ds.studies.{name}").main for name in ("demo", "methods", "thoughts")]
+    mains += [import_module(f"coconut_ds.studies.{name}").main for name in ("demo", "grpo", "thoughts")]
     texts = [getsource(main) for main in mains]
     texts += [path.read_text() for path in (ROOT / "preprocessing").glob("*.py") if "def main(" in path.read_text()]
     assert len(texts) >= 15

@@ -1,6 +1,7 @@
 """Sweeps: the runs that a command line means, results that are kept, and runs that are killed or fail."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.overrides import quoted, read_text
 from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.settings.sweep_line import read_line, text_values
-from coconut_ds.studies import harness, jobs
+from coconut_ds.studies import harness, jobs, scoring
 from coconut_ds.studies.harness import HarnessError, TrainedRun, study_identity
-from coconut_ds.studies.jobs import Job, finish, finish_all
+from coconut_ds.studies.inputs import file_contents
+from coconut_ds.studies.job import Job
+from coconut_ds.studies.jobs import finish, finish_all
 from coconut_ds.studies.study import job_of, read_study, study_job
 from coconut_ds.studies.table import write_table
 from coconut_ds.sweep import main
@@ -288,3 +291,102 @@ def test_a_run_is_started_as_asked(monkeypatch: pytest.MonkeyPatch, start: str, 
         harness.launch_run("one", ["lr=1"], print, start, 1, None)
     assert " ".join(first) in " ".join(asked[0][1:])
     assert asked[0][-1] == "lr=1"
+
+
+PROGRAM = """
+import signal, sys, time
+
+def save(*given):
+    print("saving", flush=True)
+    time.sleep(0.4)
+    print("saved", flush=True)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+print("started", flush=True)
+time.sleep(60)
+"""
+"""A run that needs more time to save than Popen waits for after Ctrl-C."""
+
+
+def test_an_interrupted_program_saves_before_the_sweep_ends() -> None:
+    shown: list[str] = []
+
+    def show(line: str) -> None:
+        shown.append(line)
+        if line == "started\n":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_program([sys.executable, "-c", PROGRAM], show, None)
+    assert shown == ["started\n", "saving\n", "saved\n"]
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "status", "text"),
+    [
+        ("launch_run", KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+        ("launch_run", harness.StoppedError("it has saved"), "stopped", "it has saved"),
+        ("score", MemoryError("12 GiB"), "failed", "MemoryError: 12 GiB"),
+        ("score", HarnessError("see the log"), "failed", "see the log"),
+    ],
+)
+def test_the_record_of_a_run_says_how_it_ended(
+    trainings, tmp_path, monkeypatch, place: str, error: BaseException, status: str, text: str
+) -> None:
+    def end(*given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(jobs, place, end)
+    with pytest.raises(type(error)):
+        finish(*small_jobs("modular_sum", ["cot"]))
+    (record,) = (tmp_path / "out" / "jobs").iterdir()
+    found = json.loads(record.read_text())
+    assert (found["status"], found["error"]) == (status, text)
+
+
+@pytest.mark.parametrize(("code", "error"), [(75, harness.StoppedError), (1, HarnessError)])
+@pytest.mark.parametrize("start", ["plain", "torchrun"])
+def test_an_evaluation_is_a_process_that_can_be_stopped(tmp_path, monkeypatch, start: Any, code: int, error) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(scoring, "run_program", lambda command, show, threads: asked.append(command) or code)
+    with pytest.raises(HarnessError) as raised:
+        scoring.score("c", ["seed=0"], tmp_path, SweepConfig(start=start))
+    assert type(raised.value) is error
+    assert "coconut_ds/evaluate.py" in " ".join(asked[0])
+
+
+def test_the_model_card_of_a_checkpoint_is_no_part_of_a_runs_identity(tmp_path: Path) -> None:
+    """Evaluations write their scores there."""
+    overrides = [*("data=modular_sum", "model=gpt2_scratch_tiny"), f"run.load_model_path={tmp_path}"]
+    found = []
+    for name in ("model.safetensors", "README.md", "config.json"):
+        (tmp_path / name).write_text(name)
+        found.append(file_contents(overrides)["run.load_model_path"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_key_of_the_study_changes_the_study_and_no_run() -> None:
+    line = read_line(["study=small_tasks", "task=modular_sum", "row=cot", "study.seeds=[3,4]"])
+    assert "++run.seed=3,4" in line.words
+    job = job_of(["study=small_tasks", "++study.seeds=[3,4]", "run.seed=3"], line.sweep, line.study, 0)
+    assert (job.seed, job.more, [word for word in job.overrides if "study" in word]) == (3, (), [])
+    with pytest.raises(ConfigError, match="found several values"):
+        read_line(["study=small_tasks", "study.title=a,b"])
+
+
+def test_a_row_that_failed_is_not_trained_again_for_each_row_that_starts_from_it(trainings, tmp_path, capfd) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    rows: dict[str, Any] = {"first": {"overrides": ["method=cot", "training.lr=9"]}}
+    rows |= {name: {"after": "first", "overrides": ["training.lr=1"]} for name in ("second", "third")}
+    text = {"common": ["data=modular_sum", "model=gpt2_scratch_tiny"], "tasks": {"sums": {}}, "rows": rows}
+    (folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"study": {**text, "seeds": [4]}}))
+    line = ["study=mine", "out=out", "--config-dir", str(tmp_path)]
+    for launches in (1, 2):
+        assert main(line) == 1
+        assert len(trainings) == launches, "the next launch tries it again"
+    shown = capfd.readouterr().out
+    log = Path("out", "sums", "first", "seed_4", "log.txt")
+    assert "sums/third/seed 4: the run that it starts from has failed (sums/first/seed 4: the training" in shown
+    assert f"see {log}\n  ```\n  first\n  Traceback\n  what went wrong\n" in shown

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from scipy.stats import ttest_rel
 from coconut_ds.errors import ConfigError
 from coconut_ds.evaluation.statistics import paired_t
 from coconut_ds.settings.sweep import SweepConfig
-from coconut_ds.studies.jobs import Job, Shown, record
+from coconut_ds.studies.job import Job, Shown
+from coconut_ds.studies.jobs import record
 from coconut_ds.studies.table import write_table
 
 
@@ -97,6 +99,21 @@ def test_runs_of_lines_that_differ_are_different_rows_compared_with_their_own_ba
     text = write_table(tmp_path).markdown
     assert "| `coconut,lr=1` | 20.0 | 20.0 | `no_thoughts,lr=1` | +10.0 | – | – |" in text
     assert "| `coconut,lr=2` | 40.0 | 40.0 | `no_thoughts,lr=2` | +30.0 | – | – |" in text
+
+
+def test_the_latest_run_of_a_row_counts_and_numbers_order_the_rows(tmp_path: Path) -> None:
+    for number, (row, right) in enumerate([("pause", 1), ("coconut", 2)]):
+        made(tmp_path, row, 0, right, 5 - number)
+    # The row comes first in the command line of a later sweep, of another version of the run.
+    later = made(tmp_path, "pause", 0, None, 0)
+    changed = replace(later, overrides=(*later.overrides, "training.lr=2"))
+    (tmp_path / "later").mkdir()
+    old = json.loads((later.folder() / "result.json").read_text())
+    result = {**old, "overrides": list(changed.overrides), "accuracy": 0.9}
+    (tmp_path / "later" / "result.json").write_text(json.dumps(result))
+    record(changed, tmp_path / "later", "finished")
+    rows = [line for line in write_table(tmp_path).markdown.splitlines() if line.startswith("| `")]
+    assert [row.split(" | ")[:2] for row in rows] == [["| `pause`", "90.0"], ["| `coconut`", "20.0"]]
 
 
 def test_a_folder_without_a_sweep_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import struct
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import launching
@@ -13,10 +15,13 @@ from launching import TRAIN, environment
 from making_config import config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from coconut_ds.errors import ConfigError
+from coconut_ds.errors import CheckpointError, ConfigError
+from coconut_ds.runs.folder import RunFolder
 from coconut_ds.train import main
+from coconut_ds.training import run_record
 from coconut_ds.training.metrics import MetricsLog, read_metrics
 from coconut_ds.training.trackers import Tracked, open_tracker, refuse_missing_trackers
+from coconut_ds.training.wandb_mirror import wandb_mode
 
 TINY = (
     *("run=demo", "data=modular_sum", "num_terms=3", "size.train=40", "size.valid=10", "size.test=12"),
@@ -114,6 +119,11 @@ class Failing(tracking.GeneralTracker):
     def tracker(self) -> Any:
         return type("Run", (), {"hash": "abc"})
 
+    closed = 0
+
+    def finish(self) -> None:
+        Failing.closed += 1
+
     def start(self) -> None:
         if self.at_start:
             raise OSError("no server")
@@ -155,3 +165,27 @@ def test_a_tracker_that_does_not_start_or_is_not_installed_is_an_error(tmp_path,
 def test_trackers_that_contradict_are_refused(trackers, wandb, expected):
     with pytest.raises(ConfigError, match=expected):
         config({"run.trackers": trackers, "run.wandb": wandb})
+
+
+def test_a_tracker_is_closed_if_a_later_step_of_the_launch_fails(tmp_path, monkeypatch):
+    def fail(*given: Any) -> None:
+        raise CheckpointError("the record is shorter")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "aim", Failing)
+    monkeypatch.setattr(Failing, "closed", 0)
+    monkeypatch.setattr(run_record, "begin_metrics", fail)
+    monkeypatch.setattr(run_record, "_manifest", lambda *given: SimpleNamespace(wandb_run_id=None, tracked_runs={}))
+    experiment: Any = SimpleNamespace(config=config({"run.trackers": ["aim"], "run.wandb": "disabled"}))
+    start = SimpleNamespace(folder=RunFolder(tmp_path), path=tmp_path, resume_state=None, is_new=False)
+    claim: Any = SimpleNamespace(start=start, fence=SimpleNamespace(check=lambda: None))
+    with ExitStack() as stack, pytest.raises(CheckpointError, match="shorter"):
+        run_record._begin(experiment, claim, print, stack)
+    assert Failing.closed == 1
+
+
+def test_wandb_among_the_trackers_must_not_be_disabled(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(config({})) == ("disabled", None)
+    assert wandb_mode(config({"run.trackers": ["wandb"], "run.wandb": "offline"})) == ("offline", None)
+    with pytest.raises(ConfigError, match="WANDB_MODE=disabled; unset it"):
+        wandb_mode(config({"run.trackers": ["wandb"]}))

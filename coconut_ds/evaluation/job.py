@@ -51,6 +51,8 @@ class EvaluationJob:
     """The convention that decides which answers are right."""
     source: str = "problems"
     """Name of the file of the problems, or of their generator, for warnings."""
+    data_seed: int | None = None
+    """Seed of generated problems, which is also that of sampled answers; None if the problems are read from a file."""
     data_name: str = "problems"
     """Name of the problems in the model card of the checkpoint."""
     checkpoint: Path | None = None

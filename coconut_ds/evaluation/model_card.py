@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.evaluation.identity import problems_identity
 from coconut_ds.evaluation.job import EvaluationJob
 from coconut_ds.hub import cache_of
 from coconut_ds.model.card import CARD
 from coconut_ds.model.readme import Score, record_scores
+from coconut_ds.scoring.exact import Exact
+
+HASH_CHARACTERS = 8
+"""Length of the hash of the problems in a model card."""
 
 
 def checkpoint_with_card(path: str | Path | None) -> Path | None:
@@ -34,24 +39,30 @@ def add_to_model_card(job: EvaluationJob, scores: Sequence[Mapping[str, Any]]) -
     """
     if job.checkpoint is None or scores[0]["accuracy"] is None:
         return
-    found = [_score(job, number, one) for number, one in enumerate(scores)]
+    problems = problems_identity(job.problems)["data.problems"][:HASH_CHARACTERS]
+    found = [_score(job, number, one, problems) for number, one in enumerate(scores)]
     try:
         record_scores(job.checkpoint, job.reasoner.card, found)
     except CheckpointError as error:
         sys.stderr.write(f"note: {error}\n")
 
 
-def _score(job: EvaluationJob, number: int, scores: Mapping[str, Any]) -> Score:
+def _score(job: EvaluationJob, number: int, scores: Mapping[str, Any], problems: str) -> Score:
+    """The score of a thought budget. ``problems``: the hash of the problems."""
     sampling, thoughts = job.writing.sampling, job.budgets[number].thoughts
     drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     settings: dict[str, Any] = {
         "decoding": "sampled" if sampling.temperature else "greedy",
-        **({**drawn, "seed": sampling.seed} if sampling.temperature else {}),
+        **(drawn if sampling.temperature else {}),
+        "seed": sampling.seed if sampling.temperature else job.data_seed,
         "scoring": job.scoring.name,
+        "answers": job.scoring.answers if isinstance(job.scoring, Exact) else None,
         "precision": job.reasoner.precision,
         "min_thoughts": thoughts.least,
         "max_thoughts": thoughts.most,
         "force_text_after": thoughts.force_text_after,
+        # Files of the same name may have different problems, and so have generators with other settings.
+        "problems_sha256": problems,
     }
     return Score(
         job.data_name,

@@ -41,7 +41,7 @@ from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
 from coconut_ds.runs.naming import model_name
 from coconut_ds.scoring.base import Scoring
-from coconut_ds.settings import Config, EvalConfig
+from coconut_ds.settings import Config, DataConfig, EvalConfig
 
 
 def evaluate(config: EvalConfig, ranks: Ranks | None = None) -> list[Evaluation]:
@@ -68,6 +68,7 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
         settings=config.model_dump(mode="json", exclude={"out", "overwrite", "batch_size", "data_name"}),
         scoring=scoring,
         source=name_of(config.data, split),
+        data_seed=_data_seed(config.data, config.seed),
         data_name=str(config.data_name),
         checkpoint=checkpoint_with_card(config.checkpoint),
     )
@@ -116,9 +117,14 @@ def _job_of_run(config: Config, ranks: Ranks) -> EvaluationJob:
         settings=settings,
         scoring=scoring,
         source=name_of(config.data, split),
+        data_seed=_data_seed(config.data, config.run.seed),
         data_name=data_name,
         checkpoint=checkpoint_with_card(config.run.load_model_path),
     )
+
+
+def _data_seed(data: DataConfig, seed: int) -> int | None:
+    return None if data.kind == "file" else seed
 
 
 def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
@@ -222,9 +228,7 @@ def _predict(
     with Interrupts(job.ranks.launched) as interrupts:
 
         def kept() -> str:
-            # The other ranks keep theirs too.
-            least = "at least " if job.ranks.size > 1 else ""
-            return f"{least}{len(stored) + len(made):,} predictions are kept in {shell_word(partial.folder)}"
+            return _kept(len(stored) + len(made), partial, job.ranks)
 
         def check_interrupts(due: int) -> int:
             if interrupts.requested:
@@ -234,20 +238,21 @@ def _predict(
             return due
 
         try:
-            evaluator.predict(
-                job.reasoner.loop,
-                job.problems,
-                job.budgets,
-                evaluator.share_of(work),
-                done,
-                progress=True,
-                agree=check_interrupts,
-            )
+            own = evaluator.share_of(work)
+            asked = (job.reasoner.loop, job.problems, job.budgets, own, done)
+            evaluator.predict(*asked, progress=True, agree=check_interrupts)
             # One rank may have more to do than others: they wait here, where they notice if it ends.
             peers.meet(lambda: check_interrupts(0))
         finally:
             partial.close()
     return made
+
+
+def _kept(count: int, partial: PartialPredictions, ranks: Ranks) -> str:
+    """What is left of an evaluation that is interrupted."""
+    # The other ranks keep theirs too.
+    least = "at least " if ranks.size > 1 else ""
+    return f"{least}{count:,} predictions are kept in {shell_word(partial.folder)}"
 
 
 def _warn(line: str) -> None:

@@ -10,7 +10,7 @@ manifest of a checkpoint leaves the file out (``files.README``).
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class Score:
     latents: int
     """Number of thoughts or pause tokens."""
     settings: Mapping[str, Any]
-    """What else the accuracy depends on: how tokens are chosen, how answers are compared, the precision."""
+    """What else the accuracy depends on: the problems (their hash), how tokens are chosen, how answers are compared,
+    and the precision."""
 
     def as_result(self) -> EvalResult:
         """The score as an entry of the front matter."""
@@ -135,10 +136,15 @@ def _replace(path: Path, text: str) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes of this machine from changing the model card at the same time."""
+    """Keeps other processes of this machine from changing the model card at the same time.
+
+    Some network file systems cannot lock folders. There, the scores of one of two evaluations that end at the same
+    moment may be missing, until its command is started again.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

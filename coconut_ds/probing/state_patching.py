@@ -138,17 +138,9 @@ def patch_states(
     own_states, donor_states = (raw_states(reasoner.loop, _prompt(reasoner, one)) for one in (own, chosen))
     span = yield from _span(setting)
     effect = yield from _grid(setting, span, "patch", chosen, donor_states)
-    controls = []
-    same = next((one for one in pool if one.text == own.text and _matches(own, one, setting)), None)
-    if same is not None:
-        found = raw_states(reasoner.loop, _prompt(reasoner, same))
-        controls.append((yield from _grid(setting, span, SAME_ANSWER, same, found)))
-    random = _random_states(setting, own_states, donor_states, seed)
-    controls.append((yield from _grid(setting, span, "random", None, random)))
-    names = prompt_tokens(reasoner, own.case)
-    shown = tuple(names[at] for at in setting.positions)
+    controls = yield from _controls(setting, span, pool, _random_states(setting, own_states, donor_states, seed))
     question, donor = own.case.question, chosen.case.question
-    return StatePatching(question, donor, own.text, chosen.text, later, shown, effect, tuple(controls))
+    return StatePatching(question, donor, own.text, chosen.text, later, _names(setting), effect, controls)
 
 
 def _donor(own: Baseline, pool: Sequence[Baseline], donor: str | None) -> Baseline:
@@ -178,6 +170,12 @@ def _positions(own: Baseline, donor: Baseline, which: Positions) -> tuple[int, .
             )
         return tuple(range(length))
     return tuple(range(max(min(first, length) - 1, 0), length))
+
+
+def _names(setting: _Setting) -> tuple[str, ...]:
+    """[P] the token, or the thought, at each position."""
+    names = prompt_tokens(setting.reasoner, setting.own.case)
+    return tuple(names[at] for at in setting.positions)
 
 
 def _matches(own: Baseline, other: Baseline, setting: _Setting) -> bool:
@@ -234,6 +232,21 @@ def _grid(
     width = len(setting.positions)
     rows = tuple(tuple(cells[start : start + width]) for start in range(0, len(cells), width))
     return PatchedGrid(name, "" if source is None else source.case.question, rows)
+
+
+def _controls(
+    setting: _Setting, span: tuple[float, float], pool: Sequence[Baseline], random: Tensor
+) -> Parts[tuple[PatchedGrid, ...]]:
+    """``same answer``, if the pool has a question with the own text, and ``random``, whose states [N + 1, T, D] are
+    given."""
+    own, loop = setting.own, setting.reasoner.loop
+    controls = []
+    same = next((one for one in pool if one.text == own.text and _matches(own, one, setting)), None)
+    if same is not None:
+        found = raw_states(loop, _prompt(setting.reasoner, same))
+        controls.append((yield from _grid(setting, span, SAME_ANSWER, same, found)))
+    controls.append((yield from _grid(setting, span, "random", None, random)))
+    return tuple(controls)
 
 
 def _recompute(setting: _Setting, embeds: Tensor, part: Sequence[Replaced]) -> Parts[None]:

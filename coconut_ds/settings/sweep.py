@@ -37,6 +37,8 @@ class SweepConfig(Group):
     """Keys with several values on the command line; set automatically."""
     config_dirs: tuple[str, ...] = ()
     """Folders of --config-dir; set automatically."""
+    launch: str | None = None
+    """Id of this launch of the sweep, in which a run that has failed is not tried again; set automatically."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -94,7 +96,7 @@ class StudyConfig(Group):
 
 
 class SweepKeys(Config):
-    """All keys that the command line of a sweep may set. Never made: it only lists them."""
+    """All keys that the command line of a sweep may set. Never instantiated; it only lists the keys."""
 
     sweep: SweepConfig = Field(default_factory=SweepConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)

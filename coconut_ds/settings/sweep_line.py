@@ -67,7 +67,8 @@ def read_line(argv: Sequence[str]) -> SweepLine:
     values = compose_values("sweep", SweepKeys, single, folders)
     sweep = validated(SweepConfig, values["sweep"])
     study = validated(StudyConfig, values.get("study") or {})
-    if fixed := [key for key in varied if key == "study" or (key.startswith("sweep.") and key not in (ROW, TASK))]:
+    own = (key for key in varied if key == "study" or key.startswith(("sweep.", "study.")))
+    if fixed := [key for key in own if key not in (ROW, TASK)]:
         raise ConfigError(f"{fixed[0]}: found several values, expected one; start one sweep for each value")
     if any(option in ("-c", "-i") or option.startswith(_QUESTIONS) for option in options):
         # Hydra composes one configuration to answer these.

@@ -20,7 +20,8 @@ class Against:
     p_seeds: float | None
     """p-value of the paired t test over seeds; None with fewer than two seeds."""
     p_problems: float | None
-    """The largest p-value of McNemar's exact test over seeds; None if predictions are missing or of other problems."""
+    """The largest p-value of McNemar's exact test over seeds; None if predictions are missing, or if the two rows were
+    evaluated on different problems."""
 
 
 def against(row: Row, baseline: Row) -> Against | None:

@@ -25,7 +25,8 @@ from coconut_ds.results import ResultFolder, free_or_own
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.studies.harness import HarnessError, TrainedRun, score_on_test, study_identity
-from coconut_ds.studies.jobs import RESULT, launch_in, stored_result
+from coconut_ds.studies.job import RESULT
+from coconut_ds.studies.jobs import launch_in, stored_result
 from coconut_ds.training.metrics import read_metrics
 
 EVALUATION, TABLE = "evaluation", "table.md"

@@ -1,4 +1,4 @@
-"""Starts training runs as separate processes, and evaluates their last checkpoints.
+"""Starts training runs as separate processes, and evaluates their checkpoints.
 
 For programs that train several models.
 """
@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from coconut_ds.training.metrics import read_metrics
 
 
 class HarnessError(CoconutError):
-    """A training process failed."""
+    """A process of a run failed."""
 
 
 class StoppedError(HarnessError):
-    """A training process was asked to stop, and has saved."""
+    """A process of a run was asked to stop, and has saved."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ def launch_run(
 
 
 def run_program(command: Sequence[str], show: Callable[[str], object], threads: int | None) -> int:
-    """Runs a program to its end, passes each line of its output on, and returns its exit code."""
+    """Runs a program to its end, passes each line of its output on, and returns its exit code.
+
+    If this is interrupted, the program is asked to stop and waited for, since a training run then saves; a second
+    interruption ends the waiting.
+    """
     environment = {
         **os.environ,
         **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
@@ -108,13 +113,17 @@ def run_program(command: Sequence[str], show: Callable[[str], object], threads: 
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             for line in process.stdout:
                 show(line)
         except BaseException:
-            # This process is about to end; a training run saves when it is asked to stop.
             process.terminate()
+            for line in process.stdout:
+                # The error that is raised says more than that its output cannot be shown.
+                with suppress(Exception):
+                    show(line)
+            process.wait()
             raise
     return process.returncode
 
@@ -145,24 +154,17 @@ def study_identity(**values: Any) -> Identity:
 
 
 def score_on_test(run: TrainedRun, overrides: Sequence[str], out: Path) -> float:
-    """Evaluates the last checkpoint and returns its accuracy, from 0 to 1.
+    """Evaluates the last checkpoint in this process and returns its accuracy, from 0 to 1.
 
     Args:
         run: the finished training run.
         overrides: overrides of the evaluation's configuration; they choose the test problems.
         out: folder of the evaluation's results. It belongs to the caller's own result, so what is there is replaced.
     """
-    return score_checkpoint(run.checkpoint, overrides, out)
-
-
-def score_checkpoint(checkpoint: str, overrides: Sequence[str], out: Path, config_dirs: Sequence[str] = ()) -> float:
-    """Evaluates a checkpoint in this process and returns its accuracy; see ``score_on_test``."""
     from coconut_ds.evaluation.session import evaluate
 
-    config = compose_eval_config(
-        [text_override("checkpoint", checkpoint), text_override("out", out), "overwrite=true", *overrides], config_dirs
-    )
-    return evaluate(config)[0].accuracy
+    words = [text_override("checkpoint", run.checkpoint), text_override("out", out), "overwrite=true", *overrides]
+    return evaluate(compose_eval_config(words))[0].accuracy
 
 
 def data_overrides(overrides: Sequence[str]) -> list[str]:

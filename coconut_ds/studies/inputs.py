@@ -5,7 +5,7 @@ from pathlib import Path
 
 from coconut_ds.data.problem import file_digest
 from coconut_ds.data.sources import check_file
-from coconut_ds.files import fingerprint
+from coconut_ds.files import README, fingerprint
 from coconut_ds.runs.identity import signature
 from coconut_ds.settings.compose import compose_config
 
@@ -33,6 +33,9 @@ def file_contents(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
 
 
 def _content(path: Path) -> str:
-    """A hash of a file, or of the model in a checkpoint folder: what only a resume reads is left out."""
+    """A hash of a file, or of the model in a checkpoint folder.
+
+    What only a resume reads is left out, and so is the model card, which evaluations change.
+    """
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("latent/*")]
-    return signature({one.name: fingerprint(one) for one in sorted(files) if one.is_file()})
+    return signature({one.name: fingerprint(one) for one in sorted(files) if one.is_file() and one.name != README})

@@ -1,4 +1,4 @@
-"""One run of a sweep: its identity and folder, its training and evaluation, and the result that is kept.
+"""The work on one run of a sweep: its training, its evaluation, and the result that is kept.
 
 A sweep can be stopped at any moment and continued by the same command. A finished run has a ``result.json`` in its
 folder and is not repeated unless its overrides, its files or the code have changed. Nothing is replaced: a run with
@@ -8,13 +8,12 @@ folder ``jobs``, which tells ``studies.table`` what was asked for and, if the ru
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,103 +22,42 @@ from tqdm import tqdm
 
 from coconut_ds.errors import CoconutError, ConfigError
 from coconut_ds.files import write_whole
-from coconut_ds.results import ResultFolder, free_or_own, places_to_read
+from coconut_ds.results import ResultFolder, places_to_read
 from coconut_ds.runs.identity import signature
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.strict_json import JsonError, read_json
-from coconut_ds.studies.harness import (
-    HarnessError,
-    StoppedError,
-    TrainedRun,
-    launch_run,
-    study_identity,
-)
-from coconut_ds.studies.inputs import file_contents
+from coconut_ds.studies.harness import HarnessError, StoppedError, TrainedRun, launch_run
+from coconut_ds.studies.job import RESULT, Job
 from coconut_ds.studies.scoring import LOG, config_options, evaluation_overrides, score
 from coconut_ds.studies.trained import finished_run, with_all_launches
 
-RESULT, RECORDS = "result.json", "jobs"
+RECORDS = "jobs"
+"""Folder of the records of a sweep's runs."""
+FAILED = "failed"
 EARLIER: dict[str, Any] = {"checkpoint": "last", "test": []}
 """``evaluated_with`` of results of earlier versions of this program, which did not store it."""
 LAST_LINES = 12
 """Number of lines of the log that the record of a failed run keeps."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the table says about a run besides its results."""
+class FailedRunError(HarnessError):
+    """A run, or the one that it starts from, has failed in this launch of the sweep."""
 
-    title: str = ""
-    """Of its task."""
-    chance: float | None = None
-    paper: str | None = None
-    number: int = 0
-    """Orders the rows of the table, and its tasks."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run of a sweep, and its evaluation."""
-
-    task: str
-    """Name of the task; empty without a study."""
-    row: tuple[tuple[str, str], ...]
-    """What makes its row of the table: pairs of key and value; the key of a study's row is ``row``."""
-    seed: int
-    overrides: tuple[str, ...]
-    """Configuration overrides of the run, without its output folder and, with ``after``, the checkpoint it starts
-    from."""
-    sweep: SweepConfig
-    """How it is started and evaluated, and the folder of the sweep."""
-    more: tuple[str, ...] = ()
-    """Those of the overrides that the whole sweep has in common, from its command line."""
-    after: "Job | None" = None
-    """The run from whose best checkpoint it starts."""
-    shown: Shown = Shown()
-
-    def __str__(self) -> str:
-        return "/".join([*([self.task] if self.task else []), self.label, f"seed {self.seed}"])
-
-    @property
-    def label(self) -> str:
-        """Its row, in one line."""
-        return row_label(self.row) or "run"
-
-    @property
-    def out(self) -> Path:
-        """Folder of the sweep."""
-        return Path(self.sweep.out)
-
-    def folder(self) -> Path:
-        """Folder of the run and its result, unless it is in use."""
-        # File systems allow 255 bytes; a signature may follow.
-        name = re.sub(r"[^\w.,=+-]", "_", self.label)[:100]
-        return self.out / self.task / name / f"seed_{self.seed}"
-
-    def results(self) -> ResultFolder:
-        """Folder of the run and its result: ``folder``, or one beside it if that is in use."""
-        more: dict[str, Any] = {}
-        if files := file_contents(self.overrides, self.sweep.config_dirs):
-            more["files"] = files
-        if self.after is not None:
-            more["after"] = self.after.results().identity.signature
-        identity = study_identity(overrides=list(self.overrides), **more)
-        return free_or_own(ResultFolder(self.folder(), identity, (RESULT,)))
-
-
-def row_label(row: Sequence[tuple[str, str]]) -> str:
-    """A row in one line: a study's row by its name, other keys without their group."""
-    return ",".join(value if key == "row" else f"{key.rsplit('.', 1)[-1]}={value}" for key, value in row)
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = list(lines)
+        """The last lines of its log."""
 
 
 def finish(job: Job) -> dict[str, Any]:
     """Trains and evaluates a run, unless its result is there; returns the result.
 
-    Another process that works on the same run is waited for.
+    Another process that works on the same run is waited for. If this ends with an error, the record of the run says
+    why.
 
     Raises:
-        CoconutError: the run failed; its record says why.
+        CoconutError: the run failed, now or earlier in this launch of the sweep.
     """
     folder = job.folder()
     try:
@@ -130,15 +68,39 @@ def finish(job: Job) -> dict[str, Any]:
             if kept is not None:
                 record(job, place, "finished")
                 return kept
+            _refuse_failed(job)
             record(job, folder, "started")
             made = _make(job, results)
             record(job, folder, "finished")
             return made
-    except CoconutError as error:
-        status = "stopped" if isinstance(error, StoppedError) else "failed"
-        lines = _last_lines(folder / LOG) if isinstance(error, HarnessError) else []
-        record(job, folder, status, error=str(error), lines=lines)
+    except BaseException as error:
+        _record_error(job, folder, error)
         raise
+
+
+def _refuse_failed(job: Job) -> None:
+    """Refuses a run that has failed in this launch of the sweep: each row that starts from it would train it again.
+
+    Raises:
+        FailedRunError: has the error and the lines of the log that were recorded.
+    """
+    try:
+        found = read_json(_record_path(job))
+    except (OSError, JsonError):
+        return
+    launch = job.sweep.launch
+    if launch is not None and (found.get("status"), found.get("launch")) == (FAILED, launch):
+        raise FailedRunError(found["error"], found["lines"])
+
+
+def _record_error(job: Job, folder: Path, error: BaseException) -> None:
+    if isinstance(error, StoppedError) or not isinstance(error, Exception):
+        # Ctrl-C, or SIGTERM, which the sweep treats alike.
+        record(job, folder, "stopped", error=str(error) or type(error).__name__, lines=[])
+        return
+    text = str(error) if isinstance(error, CoconutError) else f"{type(error).__name__}: {error}"
+    lines = _last_lines(folder / LOG) if isinstance(error, HarnessError) else []
+    record(job, folder, FAILED, error=text, lines=error.lines if isinstance(error, FailedRunError) else lines)
 
 
 def stored(job: Job, results: ResultFolder) -> tuple[dict[str, Any] | None, Path]:
@@ -197,9 +159,8 @@ def described(job: Job, result: Mapping[str, Any]) -> str:
 
 def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
     """Trains and evaluates a run. ``result.json`` is written last, so that it marks a finished run."""
-    start_from = [] if job.after is None else [_best_of(finish(job.after))]
     sweep = job.sweep
-    run = launch_in(results, str(job), [*job.overrides, *start_from], sweep)
+    run = launch_in(results, str(job), [*job.overrides, *_start_from(job)], sweep)
     began = time.perf_counter()
     checkpoint = str(run.summary[f"{sweep.checkpoint}_checkpoint"] or run.checkpoint)
     accuracy = score(checkpoint, evaluation_overrides(job.overrides, job.seed, sweep), results.path, sweep)
@@ -226,8 +187,19 @@ def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
     return result
 
 
-def _best_of(result: Mapping[str, Any]) -> str:
-    return text_override("run.load_model_path", result["best_checkpoint"] or result["checkpoint"])
+def _start_from(job: Job) -> list[str]:
+    """The override that lets a run start from the best checkpoint of another, which is trained first."""
+    if job.after is None:
+        return []
+    log = job.after.results().path / LOG
+    try:
+        result = finish(job.after)
+    except StoppedError:
+        raise
+    except CoconutError as error:
+        lines = error.lines if isinstance(error, FailedRunError) else _last_lines(log)
+        raise FailedRunError(f"{job}: the run that it starts from has failed ({error}); see {log}", lines) from error
+    return [text_override("run.load_model_path", result["best_checkpoint"] or result["checkpoint"])]
 
 
 def launch_in(results: ResultFolder, label: str, overrides: Sequence[str], sweep: SweepConfig) -> TrainedRun:
@@ -253,24 +225,33 @@ def record(job: Job, folder: Path, status: str, **more: Any) -> None:
     Raises:
         ConfigError: the folder of the sweep cannot be written.
     """
-    asked = {"task": job.task, "row": [list(pair) for pair in job.row], "seed": job.seed}
-    asked["overrides"] = list(job.overrides)
     values = {
-        **asked,
+        **_asked(job),
         "more": list(job.more),
         "folder": os.path.relpath(folder, job.out),
         "status": status,
         "time": round(time.time(), 3),
+        "launch": job.sweep.launch,
         "baseline": job.sweep.baseline,
         **asdict(job.shown),
         **more,
     }
-    path = job.out / RECORDS / f"{signature(asked)}.json"
+    path = _record_path(job)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(f"out={job.out}: cannot be written ({error.strerror}); set it to another folder") from error
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """What tells the records of a sweep apart."""
+    row = [list(pair) for pair in job.row]
+    return {"task": job.task, "row": row, "seed": job.seed, "overrides": list(job.overrides)}
+
+
+def _record_path(job: Job) -> Path:
+    return job.out / RECORDS / f"{signature(_asked(job))}.json"
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -1,13 +1,14 @@
 """What is on the disk of a sweep: the record of each run and its result, as the rows of a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.strict_json import JsonError, read_json
-from coconut_ds.studies.jobs import RECORDS, RESULT, row_label, stored_result
+from coconut_ds.studies.job import RESULT, row_label
+from coconut_ds.studies.jobs import RECORDS, stored_result
 
 FINISHED = "finished"
 
@@ -41,7 +42,7 @@ class Row:
     pairs: tuple[tuple[str, str], ...]
     """What makes the row: keys and values, those that sweeps in this folder have set differently included."""
     shown: Mapping[str, Any]
-    """The record of one of its runs: ``title``, ``chance``, ``paper`` and ``baseline``."""
+    """The latest record of its runs: ``title``, ``chance``, ``paper`` and ``baseline``."""
     by_seed: dict[int, Entry] = field(default_factory=dict)
 
     @property
@@ -56,21 +57,28 @@ class Row:
 def read_rows(folder: Path) -> list[Row]:
     """The rows of all sweeps in a folder, in the order of their study or command line.
 
+    If a row has several runs of a seed, the one that was asked for last counts.
+
     Raises:
         ConfigError: no sweep has run in this folder.
     """
-    entries = sorted(_entries(folder), key=lambda entry: (entry.record["number"], entry.record["time"]))
+    entries = sorted(_entries(folder), key=lambda entry: entry.record["time"])
     if not entries:
         raise ConfigError(f"{folder}: found no runs of coconut-sweep, expected its folder out=; see {folder / RECORDS}")
     common = set.intersection(*(set(entry.record["more"]) for entry in entries))
     rows: dict[tuple[Any, ...], Row] = {}
+    places: dict[tuple[Any, ...], tuple[int, float]] = {}
     for entry in entries:
         record = entry.record
         own = [tuple(word.split("=", 1)) for word in record["more"] if word not in common]
         pairs = tuple((str(key), str(value)) for key, value in [*record["row"], *own])
-        row = rows.setdefault((record["task"], pairs), Row(record["task"], row_label(pairs) or "run", pairs, record))
+        key = (record["task"], pairs)
+        row = rows.get(key) or Row(record["task"], row_label(pairs) or "run", pairs, record)
         row.by_seed[record["seed"]] = entry
-    return list(rows.values())
+        rows[key] = replace(row, shown=record)
+        place = (record["number"], record["time"])
+        places[key] = min(places.get(key, place), place)
+    return [rows[key] for key in sorted(rows, key=places.__getitem__)]
 
 
 def baseline_of(row: Row, rows: Sequence[Row], baseline: str | None) -> Row | None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from coconut_ds.distributed.interrupts import EXIT_CODE
 from coconut_ds.distributed.launcher import starting
 from coconut_ds.files import evaluate_script
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.settings.overrides import Override, text_override
 from coconut_ds.settings.sweep import SweepConfig
-from coconut_ds.studies.harness import HarnessError, data_overrides, run_program, score_checkpoint, stored_json
+from coconut_ds.studies.harness import HarnessError, StoppedError, data_overrides, run_program, stored_json
 
 LOG, EVALUATION, SCORES = "log.txt", "evaluation", "scores.json"
 
@@ -30,19 +31,21 @@ def evaluation_overrides(overrides: Sequence[str], seed: int, sweep: SweepConfig
 def score(checkpoint: str, overrides: Sequence[str], folder: Path, sweep: SweepConfig) -> float:
     """Evaluates a checkpoint and returns its accuracy, from 0 to 1. The results are in ``folder/evaluation``.
 
-    With a launcher, its ranks share the problems; otherwise this process evaluates.
+    It runs in processes of its own, started as the run was, so that their memory on an accelerator is free again at the
+    end. With a launcher, its ranks share the problems.
 
     Raises:
-        HarnessError: the ranks failed.
+        StoppedError: the processes were asked to stop, and have stored the finished predictions.
+        HarnessError: the evaluation failed.
     """
     out = folder / EVALUATION
-    if sweep.start == "plain":
-        return score_checkpoint(checkpoint, overrides, out, sweep.config_dirs)
     words = [text_override("checkpoint", checkpoint), text_override("out", out), "overwrite=true", *overrides]
     words += config_options(sweep)
     with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
         command = [*starting(sweep.start, sweep.ranks), str(evaluate_script()), *words]
         code = run_program(command, log.write, sweep.threads)
+    if code == EXIT_CODE:
+        raise StoppedError(f"{checkpoint}: the evaluation was stopped; the same command continues it")
     if code != 0:
         raise HarnessError(f"{checkpoint}: the evaluation failed (exit code {code}); see {folder / LOG}")
     return float(stored_json(out / SCORES)["accuracy"])

@@ -6,7 +6,7 @@ from coconut_ds.settings.compose import compose_values
 from coconut_ds.settings.overrides import Override, read_text
 from coconut_ds.settings.schema import validated
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig, SweepKeys
-from coconut_ds.studies.jobs import Job, Shown
+from coconut_ds.studies.job import Job, Shown
 
 
 def read_study(name: str) -> tuple[StudyConfig, SweepConfig]:
@@ -82,7 +82,7 @@ def job_of(words: Sequence[str], sweep: SweepConfig, study: StudyConfig, number:
             seed = int(value)
         elif one.key in sweep.varied:
             varied.append((one.key, value))
-        elif one.key != "study" and not one.key.startswith("sweep."):
+        elif one.key != "study" and not one.key.startswith(("sweep.", "study.")):
             more.append(f"{one.key}={value}")
     if sweep.row is not None and sweep.task is not None:
         return study_job(study, sweep, sweep.task, sweep.row, seed, more, varied)

@@ -7,6 +7,7 @@ after the other or in parallel, on this machine or on a cluster. Each run trains
 
 import signal
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,9 +51,10 @@ def run(argv: Sequence[str]) -> int:
     if "--table" in argv:
         return _show_table(*_table_options(argv))
     line = read_line(argv)
+    launch = [] if line.asks_only else [f"++sweep.launch='{uuid.uuid4().hex}'"]
     code = 0
     try:
-        with _command_line(line.words):
+        with _command_line([*launch, *line.words]):
             # The undecorated function, so that launchers can send it to other processes by its name.
             hydra.main(version_base="1.3", config_path=str(project_folder("config")), config_name="sweep")(job)()
     except SystemExit as end:

@@ -19,7 +19,8 @@ from coconut_ds.results import ResultFolder, free_or_own, places_to_read
 from coconut_ds.settings.compose import compose_eval_config
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.studies.harness import data_overrides, stored_json, study_identity
-from coconut_ds.studies.jobs import Job, finish_all
+from coconut_ds.studies.job import Job
+from coconut_ds.studies.jobs import finish_all
 from coconut_ds.studies.study import read_study, study_job
 
 METHODS = ("coconut", "no_thoughts", "pause_as_thought")

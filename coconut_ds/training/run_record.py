@@ -91,44 +91,55 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
     manifest = _manifest(experiment, claim, notify)
     fence.check()
     folder.path.mkdir(exist_ok=True)
-    try:
-        mirrors = _open_mirrors(config, start, manifest, notify)
-    except ConfigError:
+    with ExitStack() as opened:
+        try:
+            mirrors = _open_mirrors(config, start, manifest, notify, opened)
+        except ConfigError:
+            opened.close()
+            if start.is_new:
+                remove(folder.path)
+            raise
+        lost = begin_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0, fence)
+        if lost is not None:
+            notify(f"metrics of updates after the checkpoint were moved to {lost.name}; these updates are repeated")
         if start.is_new:
-            remove(folder.path)
-        raise
-    lost = begin_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0, fence)
-    if lost is not None:
-        notify(f"metrics of updates after the checkpoint were moved to {lost.name}; these updates are repeated")
-    if start.is_new:
-        write_ingredients(folder.path.parent, claim.ingredients, fence.write)
-    fence.write(folder.config, to_yaml(config))
-    metrics = stack.enter_context(MetricsLog(folder.metrics, mirrors, notify, lambda: claim.lock.lost))
+            write_ingredients(folder.path.parent, claim.ingredients, fence.write)
+        fence.write(folder.config, to_yaml(config))
+        metrics = stack.enter_context(MetricsLog(folder.metrics, mirrors, notify, lambda: claim.lock.lost))
+        # From now on ``stack`` closes the mirrors, with the metrics.
+        opened.pop_all()
     manifest.write(folder.manifest, fence.write)
     return RunRecord(manifest, metrics, fence)
 
 
-def _open_mirrors(config: Config, start: Start, manifest: RunManifest, notify: Notify) -> list[MirrorThread]:
-    """Starts wandb and the trackers, and enters the ids of their runs in the manifest."""
+def _open_mirrors(
+    config: Config, start: Start, manifest: RunManifest, notify: Notify, opened: ExitStack
+) -> list[MirrorThread]:
+    """Starts wandb and the trackers, and enters the ids of their runs in the manifest. ``opened`` closes them."""
     mirrors: list[MirrorThread] = []
     manifest.wandb_run_id = manifest.wandb_run_id or uuid.uuid4().hex[:8]
     updates = 0 if start.resume_state is None else start.resume_state.position.global_step
-    try:
-        wandb, line = open_mirror(config, start.path, manifest.wandb_run_id)
-        mirrors += [] if wandb is None else [wandb]
-        for name in other_trackers(config):
-            run = Tracked(config, start.path, manifest.tracked_runs.get(name), updates)
-            mirror, manifest.tracked_runs[name] = open_tracker(name, run)
-            mirrors.append(mirror)
-    except ConfigError:
-        for mirror in mirrors:
-            # The error that is raised says what the user can do.
-            with suppress(Exception):
-                mirror.close()
-        raise
+
+    def add(mirror: MirrorThread) -> None:
+        mirrors.append(mirror)
+        opened.callback(_close_quietly, mirror)
+
+    wandb, line = open_mirror(config, start.path, manifest.wandb_run_id)
+    if wandb is not None:
+        add(wandb)
+    for name in other_trackers(config):
+        run = Tracked(config, start.path, manifest.tracked_runs.get(name), updates)
+        mirror, manifest.tracked_runs[name] = open_tracker(name, run)
+        add(mirror)
     if line:
         notify(line)
     return mirrors
+
+
+def _close_quietly(mirror: MirrorThread) -> None:
+    # The error that ends the launch says what the user can do; trackers' errors have no common base.
+    with suppress(Exception):
+        mirror.close()
 
 
 def _manifest(experiment: Experiment, claim: Claim, notify: Notify) -> RunManifest:

@@ -72,15 +72,20 @@ def wandb_mode(config: Config) -> tuple[str, str | None]:
     """The wandb mode to use, and a line for the log if wandb is off because the user is not logged in.
 
     Raises:
-        ConfigError: the user is not logged in, and ``run.trackers`` has wandb.
+        ConfigError: the user is not logged in or has disabled wandb, and ``run.trackers`` has wandb.
     """
     asked = config.run.wandb
     if config.run.debug:
         return "disabled", None
     if asked != "auto":
         return asked, None
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"], None
+    set_mode = os.environ.get("WANDB_MODE")
+    if set_mode == "disabled" and "wandb" in config.run.trackers:
+        raise ConfigError(
+            "run.trackers has wandb, but WANDB_MODE=disabled; unset it, or set run.wandb=online or offline"
+        )
+    if set_mode in ("online", "offline", "disabled"):
+        return set_mode, None
     import wandb
 
     try:
