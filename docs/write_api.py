@@ -113,6 +113,9 @@ def row(code: str, text: str) -> str:
 def function_lines(node: ast.FunctionDef, module: str, level: str) -> Iterator[str]:
     """A function or method with its signature."""
     kinds = {ast.unparse(one) for one in node.decorator_list}
+    if "in_parts" in kinds and isinstance(node.returns, ast.Subscript):
+        # The caller gets the result of the decorated function, not its parts.
+        node.returns = node.returns.slice
     if kinds & {"property", "cached_property"}:
         result = f": {ast.unparse(node.returns)}" if node.returns is not None else ""
         yield f"{level} `{node.name}{result}`\n"
