@@ -122,29 +122,21 @@ def tiny_model() -> Callable[[str], "PreTrainedModel"]:
 def _logs_as_before() -> Iterator[None]:
     """Undoes what a test changes in the logs of this process, as programs do that tests call without a process."""
     verbosity = os.environ.get(VERBOSITY)
-    last_resort = logging.lastResort
-    root, loggers = _state(logging.root), {name: _state(logging.getLogger(name)) for name in LOGGERS}
-    level = logging.NOTSET if last_resort is None else last_resort.level
+    loggers = [logging.root, *map(logging.getLogger, LOGGERS)]
+    states = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
+    # Handlers of pytest are at several loggers.
+    handlers = {one for *_, found in states for one in found} | {logging.lastResort}
+    levels = [(one, one.level) for one in handlers if one is not None]
     yield
     os.environ.pop(VERBOSITY, None)
     if verbosity is not None:
         os.environ[VERBOSITY] = verbosity
-    _restore(logging.root, root)
-    for name, state in loggers.items():
-        _restore(logging.getLogger(name), state)
-    if last_resort is not None:
-        last_resort.setLevel(level)
+    for logger, (level, propagate, own) in zip(loggers, states, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, own
+    for handler, level in levels:
+        handler.setLevel(level)
     # Hydra's configuration of logs may disable every logger that exists.
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.disabled = False
-
-
-def _state(logger: logging.Logger) -> tuple[int, bool, list[logging.Handler]]:
-    return logger.level, logger.propagate, list(logger.handlers)
-
-
-def _restore(logger: logging.Logger, state: tuple[int, bool, list[logging.Handler]]) -> None:
-    logger.setLevel(state[0])
-    logger.propagate = state[1]
-    logger.handlers[:] = state[2]
