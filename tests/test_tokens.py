@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imports import ROOT
 from making_tokenizers import tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
@@ -260,6 +261,20 @@ def test_every_token_of_a_question_has_its_place(form, kind) -> None:
         for token, text in zip(ids, texts, strict=True):
             if "cat" in text:
                 assert "cat" in tokenizer.decode([token])
+
+
+def test_the_plugin_of_vllm_encodes_questions_as_training_does(monkeypatch) -> None:
+    """In each of its formats; it is a distribution of its own, so it has code of its own."""
+    monkeypatch.syspath_prepend(ROOT / "serve" / "vllm")
+    from coconut_vllm.card import FORMATS as SERVED
+    from coconut_vllm.prompts import Questions
+
+    tokenizer = copy.deepcopy(tokenizers()["lone_spaces"])
+    add_markers(tokenizer)
+    questions = ["the cat", "  the  cat   sat.  ", "\n the    cat <|latent|> \n", " ", ""]
+    for name in SERVED:
+        plugin = Questions(tokenizer, name)
+        assert [plugin.encode(one) for one in questions] == encode_questions(tokenizer, questions, FORMATS[name])
 
 
 def test_threads_that_share_a_tokenizer_do_not_change_each_others_encodings() -> None:

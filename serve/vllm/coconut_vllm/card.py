@@ -16,8 +16,19 @@ MOST = 65_536
 """Largest number of thoughts or pause tokens that a card may name."""
 NUMBERS = ("stage", "num_thoughts", "c_thought", "max_latent_stage", "num_pauses", "tokens_per_epoch")
 REQUIRED = {"method", "stage", "num_thoughts", "c_thought", "max_latent_stage", "marker_ids"}
-KNOWN = REQUIRED | {"num_pauses", "tokens_per_epoch", "format", "iterations", "provenance", "feed", "looped"}
+KNOWN = REQUIRED | {
+    "num_pauses",
+    "tokens_per_epoch",
+    "format",
+    "iterations",
+    "provenance",
+    "feed",
+    "looped",
+    "chat_template",
+}
 FEEDS = ("projection",)
+FORMATS = ("text", "codi")
+"""How questions are written; see ``prompts``."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ class Card:
     """Number of thoughts or pause tokens, unless a request names another."""
     markers: Markers
     feed: Feed | None
+    format: str = "text"
+    """How questions are written, one of ``FORMATS``."""
 
     @property
     def method(self) -> Method:
@@ -114,7 +127,8 @@ def read_card(path: Path) -> Card:
     _refuse_other_thinking(path, values)
     method = METHODS[values["method"]]
     number = int(values.get("num_pauses", 0) if method.pauses else values["num_thoughts"])
-    return Card(values["method"], number, _markers(path, values["marker_ids"], method), _feed(path, values.get("feed")))
+    markers, feed = _markers(path, values["marker_ids"], method), _feed(path, values.get("feed"))
+    return Card(values["method"], number, markers, feed, values.get("format", "text"))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,8 +144,15 @@ def _refuse_other_thinking(path: Path, values: dict[str, Any]) -> None:
     instead = "serve this checkpoint with python -m serve api"
     if not isinstance(values["method"], str) or values["method"] not in METHODS:
         raise NotSupported(f"{path}: unknown method {values['method']!r}; expected one of {', '.join(METHODS)}")
-    if values.get("format", "text") != "text":
-        raise NotSupported(f"{path}: format is {values['format']!r}; this plugin serves the format 'text'; {instead}")
+    if values.get("format", "text") not in FORMATS:
+        raise NotSupported(
+            f"{path}: format is {values['format']!r}; this plugin serves the formats {', '.join(FORMATS)}; {instead}"
+        )
+    if values.get("chat_template", False) is not False:
+        raise NotSupported(
+            f"{path}: chat_template is {values['chat_template']!r}: its questions go through the tokenizer's chat "
+            f"template as in training, which this plugin does not do; {instead}"
+        )
     if values.get("iterations") is not None:
         raise NotSupported(
             f"{path}: iterations is {values['iterations']!r}: the thoughts are computed together (thinking=jacobi or "

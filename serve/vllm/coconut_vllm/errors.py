@@ -3,3 +3,7 @@
 
 class NotSupported(ValueError):
     """The engine must not start. The message says what was found, what is expected, and what to do."""
+
+
+class CannotTell(NotSupported):
+    """Whether a checkpoint has a file is not known, because the hub cannot be asked."""

@@ -32,7 +32,7 @@ class FrontEnd:
         self.card = card
         self.length = vllm_config.model_config.max_model_len
         self.most = most_thoughts(vllm_config, card)
-        self.questions = None if tokenizer is None else Questions(tokenizer)
+        self.questions = None if tokenizer is None else Questions(tokenizer, card.format)
 
     def check(self, params: Any, given: dict[str, Any]) -> Layout:
         """Refuses what cannot be served, and decides how the request thinks.
@@ -53,7 +53,15 @@ class FrontEnd:
         if given.get("resumable"):
             raise refused("input that arrives in parts is not supported; send the whole prompt")
         refuse_parameters(params, self.card.markers.all)
-        return layout(self.card, asked(params.extra_args), self.most)
+        made = layout(self.card, asked(params.extra_args), self.most)
+        if params.min_tokens and not made.is_fixed:
+            # vLLM counts thoughts as tokens, and how many there will be is not known.
+            raise refused(
+                f"min_tokens is {params.min_tokens}: not supported where the model decides how much it thinks "
+                "(min_thoughts, max_thoughts, the method coconut_reversed); leave it out",
+                "min_tokens",
+            )
+        return made
 
     def prompt(self, request: Any, prompt: Any) -> list[int]:
         """The token ids of the question, encoded as in training if it is a text; token ids are used unchanged."""
@@ -96,7 +104,7 @@ class FrontEnd:
         params.extra_args = {**(params.extra_args or {}), PLAN: list(astuple(made.plan)) if made.plan else []}
         params.max_tokens = min(params.max_tokens + made.most_extra, room)
         if params.min_tokens:
-            params.min_tokens = min(params.min_tokens + made.least_extra, params.max_tokens)
+            params.min_tokens = min(params.min_tokens + made.most_extra, params.max_tokens)
         request.prompt_token_ids, request.sampling_params = ids, params
         return request
 

@@ -16,8 +16,17 @@ STATE = "vllm.v1.worker.gpu.model_states.default:DefaultModelState"
 INPUTS = "vllm.v1.engine.input_processor:InputProcessor"
 SAMPLER = "vllm.v1.worker.gpu.sample.sampler:Sampler"
 BEAMS = "vllm.entrypoints.generate.beam_search"
-FUNCTIONS = {
+RECOGNITION = {
     "vllm.transformers_utils.config:HFConfigParser.parse": "self model trust_remote_code revision",
+    "vllm.transformers_utils.config:register_config_parser": "config_format",
+    "vllm.transformers_utils.config:_CONFIG_FORMAT_TO_CONFIG_PARSER.pop": "",
+    "vllm.transformers_utils.repo_utils:file_or_path_exists": "model config_name revision",
+    "vllm:ModelRegistry.register_model": "model_arch model_cls",
+    "vllm.model_executor.models.config:MODELS_CONFIG_MAP.__setitem__": "",
+    "vllm.model_executor.models.config:VerifyAndUpdateConfig.verify_and_update_config": "vllm_config",
+}
+"""What the plugin needs to recognize its checkpoints and to refuse them if another function differs (``FUNCTIONS``)."""
+FUNCTIONS = {
     "vllm.v1.worker.gpu.model_states:init_model_state": "vllm_config model encoder_cache device",
     f"{INPUTS}.__init__": "self vllm_config",
     f"{INPUTS}.process_inputs": "self request_id prompt params supported_tasks arrival_time lora_request "
@@ -34,8 +43,11 @@ FUNCTIONS = {
     f"{SAMPLER}.sample": "self logits",
     f"{BEAMS}.offline:BeamSearchOfflineMixin.beam_search": "self prompts params",
     f"{BEAMS}.online:BeamSearchOnlineMixin.beam_search": "self prompt request_id params",
+    "vllm.sampling_params:SamplingParams": "",
+    "vllm.exceptions:VLLMValidationError": "",
+    "vllm.logger:init_logger": "",
 }
-"""The names of the first arguments of each function that the plugin extends or replaces."""
+"""The names of the first arguments of each function that the plugin calls, extends or replaces."""
 RECORDS = {
     "vllm.v1.worker.gpu.input_batch:InputBatch": "num_reqs idx_mapping num_tokens num_tokens_after_padding "
     "query_start_loc input_ids positions logits_indices num_draft_tokens",
@@ -64,25 +76,37 @@ def found(name: str) -> object:
 
 
 def difference(name: str, expected: list[str]) -> str | None:
-    """How a function or a record differs from what the plugin relies on; None if it does not."""
+    """How a function or a record differs from what the plugin relies on; None if it does not.
+
+    ``expected``: the names of its first arguments or its fields; empty: that it exists is enough.
+    """
     try:
         value = found(name)
     except (ImportError, AttributeError) as error:
         return f"it has no {name} ({error})"
-    if name in RECORDS:
-        missing = set(expected) - {field.name for field in fields(value)}  # type: ignore[arg-type]
-        return f"{name} lacks {', '.join(sorted(missing))}" if missing else None
-    # A wrapper of ours has the signature of what it wraps.
-    names = list(inspect.signature(value).parameters)  # type: ignore[arg-type]
+    if not expected:
+        return None
+    try:
+        if name in RECORDS:
+            missing = set(expected) - {field.name for field in fields(value)}  # type: ignore[arg-type]
+            return f"{name} lacks {', '.join(sorted(missing))}" if missing else None
+        # A wrapper of ours has the signature of what it wraps.
+        names = list(inspect.signature(value).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        return f"{name} is not what the plugin expects ({error})"
     if names[: len(expected)] == expected:
         return None
     return f"{name} takes ({', '.join(names)}) instead of ({', '.join(expected)}, …)"
 
 
 @cache
-def fault() -> str | None:
-    """What is different in this vLLM, and what to install; None if nothing is."""
-    checked = {**FUNCTIONS, **RECORDS}
+def fault(recognition_only: bool = False) -> str | None:
+    """What is different in this vLLM, and what to install; None if nothing is.
+
+    Args:
+        recognition_only: check only what is needed to recognize checkpoints.
+    """
+    checked = RECOGNITION if recognition_only else {**RECOGNITION, **FUNCTIONS, **RECORDS}
     differences = [text for name, expected in checked.items() if (text := difference(name, expected.split()))]
     if not differences:
         return None

@@ -1,10 +1,12 @@
-"""Refuses settings of the engine with which the model would not think, or not rightly.
+"""Refuses settings of the engine with which the model would not think, or think incorrectly.
 
 It is called twice: when the configuration is made, so that a wrong one is refused before anything is loaded, and by the
 model itself in each worker, which no entry point can go around.
 """
 
 from typing import Any
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from coconut_vllm.errors import NotSupported
 from coconut_vllm.recognition import card_of, most_thoughts
@@ -80,3 +82,12 @@ def check_engine(config: Any) -> None:
             f"{config.model_config.model}: coconut.json names marker {max(card.markers.all)}, but the model has only "
             f"{vocabulary} embeddings, so these files are not of one checkpoint; copy it again"
         )
+
+
+class CheckedConfig(VerifyAndUpdateConfig):
+    """vLLM asks it about every configuration with one of the plugin's models, before anything is loaded."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: object) -> None:
+        """Refuses settings with which the model would not think, or think incorrectly."""
+        check_engine(vllm_config)

@@ -15,10 +15,11 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from coconut_vllm.card import CARD
-from coconut_vllm.errors import NotSupported
+from coconut_vllm.errors import CannotTell, NotSupported
 from coconut_vllm.feed import FEED_FILE, Projection, load_feed
+from coconut_vllm.files import located
 from coconut_vllm.limits import check_engine
-from coconut_vllm.recognition import card_of, located
+from coconut_vllm.recognition import card_of
 from coconut_vllm.state import ThinkingState
 
 
@@ -68,7 +69,13 @@ class Thinking:
             NotSupported: the weights are missing, do not fit, or no card names them.
         """
         model = vllm_config.model_config
-        path = located(str(model.model), FEED_FILE, model.revision)
+        try:
+            path = located(str(model.model), FEED_FILE, model.revision, getattr(model, "hf_token", None))
+        except CannotTell:
+            # Without a feed in the card, the file is not needed, so a cache may lack it.
+            if self.card.feed is not None:
+                raise
+            path = None
         if self.card.feed is None and path is None:
             return None
         if self.card.feed is None or path is None:

@@ -1,4 +1,4 @@
-"""Encodes questions as in training: with the newline, and with names of special tokens as ordinary text."""
+"""Encodes questions as in training: as the format writes them, and with names of special tokens as ordinary text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,18 @@ from tokenizers import Tokenizer
 
 from coconut_vllm.errors import NotSupported
 
-QUESTION_END = "\n"
+
+def written(question: str, format: str) -> str:
+    """A question as a format of the cards writes it: ``text`` ends it with a newline, ``codi`` joins double spaces."""
+    return question.strip().replace("  ", " ") if format == "codi" else f"{question}\n"
 
 
 class Questions:
     """Encodes questions with a copy of the engine's tokenizer. Any number of threads may use it."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """
+    def __init__(self, tokenizer: Any, format: str) -> None:
+        """``format``: that of the checkpoint's card.
+
         Raises:
             NotSupported: the tokenizer is not one of the ``tokenizers`` library.
         """
@@ -24,6 +28,7 @@ class Questions:
                 f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json, so questions cannot be encoded as in "
                 "training; save it with a fast tokenizer, and leave out --tokenizer-mode"
             )
+        self._format = format
         self._named, self._plain = (Tokenizer.from_str(backend.to_str()) for _ in range(2))
         for each in (self._named, self._plain):
             each.no_truncation()
@@ -48,7 +53,7 @@ class Questions:
 
     def encode(self, question: str) -> list[int]:
         """The token ids of a question. What the tokenizer adds after a text is left out, since thoughts follow."""
-        return [*self._before, *self._encode(self._plain, question + QUESTION_END)]
+        return [*self._before, *self._encode(self._plain, written(question, self._format))]
 
     def is_whole(self, text: str, ids: Sequence[int]) -> bool:
         """Whether ``ids`` are those that vLLM makes of all of ``text``, with or without what the tokenizer adds."""

@@ -4,17 +4,17 @@ vLLM then loads the plugin's class for the architecture.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
 from vllm.transformers_utils import config as vllm_config_module
 from vllm.transformers_utils.config import HFConfigParser, register_config_parser
-from vllm.transformers_utils.repo_utils import file_or_path_exists
 
 from coconut_vllm import hooks
 from coconut_vllm.card import CARD, Card, read_card
-from coconut_vllm.errors import NotSupported
+from coconut_vllm.errors import CannotTell, NotSupported
+from coconut_vllm.files import located
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "CoconutGPT2LMHeadModel",
@@ -26,21 +26,31 @@ ARCHITECTURES = {
 """For each architecture of vLLM, the plugin's own."""
 
 
-def located(model: str, name: str, revision: str | None) -> Path | None:
-    """A file of a checkpoint, in a folder or a Hugging Face repository; None if it has no such file."""
-    # vLLM's own, which also knows of offline use, and does not fail for names of other kinds.
-    if not file_or_path_exists(model, name, revision):
+def located_card(
+    model: str, architectures: Iterable[str], revision: str | None, token: str | bool | None
+) -> Path | None:
+    """The card of a checkpoint; None if it has none.
+
+    Raises:
+        CannotTell: whether it has one is not known, and its architecture is one that this project can train and serve.
+    """
+    try:
+        return located(model, CARD, revision, token)
+    except CannotTell:
+        if set(architectures) & {*ARCHITECTURES, *ARCHITECTURES.values()}:
+            raise
         return None
-    return Path(model, name) if Path(model).is_dir() else Path(cached_file(model, name, revision=revision))
 
 
 def card_of(model_config: Any) -> Card | None:
     """The card of the model that an engine serves; None if it is not one of ours.
 
     Raises:
-        NotSupported: the checkpoint has a card, but vLLM was told to load it as an ordinary model.
+        NotSupported: the checkpoint has a card, but vLLM was told to load it as an ordinary model; or whether it has
+            one is not known.
     """
-    path = located(str(model_config.model), CARD, model_config.revision)
+    token = getattr(model_config, "hf_token", None)
+    path = located_card(str(model_config.model), model_config.architectures, model_config.revision, token)
     if path is None:
         return None
     if not set(model_config.architectures) <= set(ARCHITECTURES.values()):
@@ -52,19 +62,19 @@ def card_of(model_config: Any) -> Card | None:
     return read_card(path)
 
 
-def recognize(model: str, revision: str | None, values: dict[str, Any], config: Any) -> None:
+def recognize(model: str, revision: str | None, token: str | bool | None, values: dict[str, Any], config: Any) -> None:
     """Changes the architecture in both forms of a model's configuration if the checkpoint thinks.
 
     Raises:
         NotSupported: this vLLM lacks a hook, or the checkpoint cannot be served.
     """
-    path = located(model, CARD, revision)
+    found = list(config.architectures or [])
+    path = located_card(model, found, revision, token)
     if path is None:
         return
     if fault := hooks.fault():
         raise NotSupported(f"{model}: {fault}")
     read_card(path)
-    found = list(config.architectures or [])
     if len(found) != 1 or found[0] not in {*ARCHITECTURES, *ARCHITECTURES.values()}:
         raise NotSupported(
             f"{model}: its architecture is {', '.join(found) or 'not named'}; this plugin serves "
@@ -80,7 +90,7 @@ class RecognizingParser(HFConfigParser):
         """The configuration as a dictionary, and as transformers' object."""
         values, config = super().parse(model, *args, **kwargs)
         revision = kwargs.get("revision", args[1] if len(args) > 1 else None)
-        recognize(str(model), revision, values, config)
+        recognize(str(model), revision, kwargs.get("token"), values, config)
         return values, config
 
 

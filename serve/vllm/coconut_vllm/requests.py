@@ -72,9 +72,9 @@ class Layout:
         return 0 if self.plan is None else self.plan.count + 1
 
     @property
-    def least_extra(self) -> int:
-        """Least number of such tokens."""
-        return 0 if self.plan is None or not self.plan.in_prompt else self.plan.least + 1
+    def is_fixed(self) -> bool:
+        """Whether exactly ``most_extra`` such tokens are written, all before the text: the model decides nothing."""
+        return self.plan is None or (self.plan.in_prompt and self.plan.least == self.plan.count)
 
 
 def layout(card: Card, numbers: Asked, most: int) -> Layout:

@@ -46,6 +46,7 @@ PARAMETERS = {
     "coconut_plan: unknown": {"extra_args": {"coconut_plan": []}},
     "kv_transfer_params: unknown": {"extra_args": {"kv_transfer_params": {"do_remote_decode": True}}},
     "expected at most 4": {"extra_args": {"min_thoughts": 5}},
+    "min_tokens is 2": {"extra_args": {"max_thoughts": 4}, "min_tokens": 2},
     "structured_outputs": {"structured_outputs": StructuredOutputsParams(json='{"type": "object"}')},
     "stop_token_ids": {"stop_token_ids": [THOUGHT]},
     "logit_bias": {"logit_bias": {THOUGHT: 5.0}},
@@ -146,6 +147,7 @@ CARDS = {
     "iterations is 3": {"iterations": 3},
     "looped is True": {"looped": True},
     "format is 'symbolic'": {"format": "symbolic"},
+    "chat_template is True": {"chat_template": True},
     "unknown method 'telepathy'": {"method": "telepathy"},
     "num_thoughts is '4'": {"num_thoughts": "4"},
     "num_thoughts is 65537": {"num_thoughts": 65537},
@@ -207,6 +209,7 @@ def test_a_feed_that_is_not_of_the_checkpoint_is_refused(checkpoint, tmp_path, c
     [
         ("vllm.v1.worker.gpu.sample.sampler:Sampler.sample", "self hidden_states"),
         ("vllm.v1.worker.gpu.sample.sampler:Sampler.gone", "self"),
+        ("vllm.v1.worker.gpu.sample.sampler:__name__", "self"),
         ("vllm.gone:Sampler", "self"),
     ],
 )

@@ -7,6 +7,7 @@ writes equally many tokens. Prints ``RESULT ready``, and then ``RESULT`` with th
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: F401 - sets vLLM up before it is imported
+import torch
 from vllm import LLM, SamplingParams
 
 
@@ -42,6 +44,9 @@ def main() -> None:
         max_num_seqs=workload["slots"],
         enable_prefix_caching=False,
     )
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    if torch.get_num_threads() != threads:
+        raise RuntimeError(f"the engine computes with {torch.get_num_threads()} threads instead of {threads}")
     prompts, params = requests(workload, kind == "stock")
     print("RESULT ready", flush=True)
     for _ in sys.stdin:
