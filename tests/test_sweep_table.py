@@ -102,13 +102,12 @@ def test_runs_of_lines_that_differ_are_different_rows_compared_with_their_own_ba
 
 
 def test_the_latest_run_of_a_row_counts_and_numbers_order_the_rows(tmp_path: Path) -> None:
-    for number, (row, right) in enumerate([("pause", 1), ("coconut", 2)]):
-        made(tmp_path, row, 0, right, 5 - number)
+    made(tmp_path, "coconut", 0, 2, 4)
+    pause = made(tmp_path, "pause", 0, 1, 5)
     # The row comes first in the command line of a later sweep, of another version of the run.
-    later = made(tmp_path, "pause", 0, None, 0)
-    changed = replace(later, overrides=(*later.overrides, "training.lr=2"))
+    changed = replace(pause, overrides=(*pause.overrides, "training.lr=2"), shown=replace(pause.shown, number=0))
     (tmp_path / "later").mkdir()
-    old = json.loads((later.folder() / "result.json").read_text())
+    old = json.loads((pause.folder() / "result.json").read_text())
     result = {**old, "overrides": list(changed.overrides), "accuracy": 0.9}
     (tmp_path / "later" / "result.json").write_text(json.dumps(result))
     record(changed, tmp_path / "later", "finished")
