@@ -3,6 +3,9 @@
 import shutil
 from pathlib import Path
 
+from serving import save_checkpoint
+
+from coconut_ds import load_reasoner
 from coconut_ds.files import put_in_place
 from serve.checkpoints.offered import find_checkpoints
 from serve.engine.model_thread import ModelThread
@@ -11,6 +14,14 @@ from serve.models.pool import Models
 
 SETTINGS = EngineSettings(slots=2, max_positions=64)
 QUESTION = "the cat"
+
+
+def make_versions(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Two models with other weights, and the text that each generates on ``QUESTION``."""
+    made = {name: save_checkpoint(folder / name, seed=seed) for seed, name in enumerate("xy")}
+    return {
+        name: (path, load_reasoner(path).generate(QUESTION, max_new_tokens=8)[0].text) for name, path in made.items()
+    }
 
 
 def put(version: Path, folder: Path) -> None:

@@ -148,7 +148,8 @@ sys.path[0] = {str(ROOT)!r}
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from serve.requests.asking import Ask
-from serve.limits import EngineSettings
+from serve.launch import make_service
+from serve.limits import EngineSettings, Limits
 service, _ = make_service([{str(tmp_path)!r}], EngineSettings(slots=2), Limits())
 print(service.answer_now(Ask("demo/checkpoint_1", ("a",), max_new_tokens=3))[0].finish_reason)
 service.close()

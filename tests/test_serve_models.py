@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from making_models import QUESTION, SETTINGS, put, scan, served, text_of
-from serving import save_checkpoint
+from making_models import QUESTION, SETTINGS, make_versions, put, scan, served, text_of
 from waiting import wait_until
 
 from coconut_ds import load_reasoner
@@ -28,12 +27,7 @@ from serve.requests.service import Service
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory):
-    """Two models with other weights, and the text that each generates."""
-    folder = tmp_path_factory.mktemp("versions")
-    made = {name: save_checkpoint(folder / name, seed=seed) for seed, name in enumerate("xy")}
-    return {
-        name: (path, load_reasoner(path).generate(QUESTION, max_new_tokens=8)[0].text) for name, path in made.items()
-    }
+    return make_versions(tmp_path_factory.mktemp("versions"))
 
 
 @pytest.fixture(autouse=True)
