@@ -26,7 +26,7 @@ RUNS = "outputs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     prepare_streams(outlives_readers=True)
-    arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve")
+    arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve", subcommand="api")
     set_up_logging(arguments.log_json)
     with stopping_at_once():
         try:
@@ -165,6 +165,8 @@ LIMITS = {
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    # Of the places that it shows by default, one that cannot be served does not keep the others from visitors.
+    arguments.skip_refused = not arguments.checkpoint
     arguments.checkpoint = arguments.checkpoint or default_checkpoints()
     settings, limits = settings_of(arguments)
     access, network = access_of(arguments), network_of(arguments)

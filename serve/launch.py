@@ -37,7 +37,7 @@ def start(
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     budget = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
-    service, metrics = make_service(arguments.checkpoint, settings, limits, budget)
+    service, metrics = make_service(arguments.checkpoint, settings, limits, budget, arguments.skip_refused)
     checkpoints = service.models.checkpoints
     log.info("%d checkpoints: %s", len(checkpoints.names), ", ".join(checkpoints.names[:20]))
     mounts = app_mounts(service, arguments.data) if arguments.app else None
@@ -71,7 +71,11 @@ def start(
 
 
 def make_service(
-    given: list[str], settings: EngineSettings, limits: Limits, budget_bytes: int | None = None
+    given: list[str],
+    settings: EngineSettings,
+    limits: Limits,
+    budget_bytes: int | None = None,
+    skip_refused: bool = False,
 ) -> tuple[Service, Metrics]:
     """Builds the service and its metrics, without loading a model.
 
@@ -80,14 +84,14 @@ def make_service(
         settings: slots, positions, dtype and device of every model.
         limits: bounds of requests.
         budget_bytes: see ``Models``.
+        skip_refused: see ``find_checkpoints``.
 
     Raises:
         CheckpointError: a checkpoint is missing, incomplete or not safe to load.
     """
     metrics = Metrics()
-    models = Models(
-        find_checkpoints(given), settings, limits.max_waiting, budget_bytes, metrics.observer, limits.guaranteed_room
-    )
+    checkpoints = find_checkpoints(given, skip_refused)
+    models = Models(checkpoints, settings, limits.max_waiting, budget_bytes, metrics.observer, limits.guaranteed_room)
     metrics.watch(lambda: models.loaded)
     return Service(models, limits), metrics
 

@@ -1,7 +1,9 @@
 """A real server process over tiny checkpoints, for tests and scripts."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +70,18 @@ def save_checkpoint(
     card = ModelCard(method, 1, 2 if method.startswith("coconut") else 0, 2, 1, marker_table(backbone.markers))
     save_model(folder, backbone.model, backbone.model.state_dict(), backbone.tokenizer, card)
     return folder
+
+
+def copy_checkpoint(checkpoint: Path, folder: Path) -> Path:
+    """Copies a checkpoint without its seal, so that its files may be changed."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "manifest.json").unlink()
+    return folder
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Sets keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 class ServerProcess:

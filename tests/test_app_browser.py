@@ -125,7 +125,7 @@ def test_every_page_works(desk):
     one.page.get_by_role("radio", name="Which state carries").check()
     one.page.locator("#run-states").click()
     one.wait("#states-second .js-plotly-plot")
-    assert "The largest effect" in one.page.locator("#states-state .finding").inner_text()
+    assert "has the largest effect" in one.page.locator("#states-state .finding").inner_text()
     one.inspect("states")
     one.shoot("states")
 

@@ -1,6 +1,7 @@
 """Which checkpoint the app begins with, what it says about checkpoints, and which one it proposes to compare with."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,26 +18,30 @@ from serve.app.problems import ProblemFile
 from serve.checkpoints.finding import ServedCheckpoint, Standing
 from serve.checkpoints.offered import Checkpoints
 
+BEST = Standing(is_best=True, is_finished=True)
+
 
 def served(
-    name: str, method: str = "coconut", accuracy: float | None = None, standing: Standing | None = None, **origin: str
+    name: str, method: str = "coconut", accuracy: float | None = None, standing: Standing | None = BEST, **origin: str
 ) -> ServedCheckpoint:
     latents = {"num_thoughts": 2 if method == "coconut" else 0, "num_pauses": 2 if method.startswith("pause") else 0}
     provenance = {**origin, **({} if accuracy is None else {"validation_accuracy": accuracy})}
     card = ModelCard(method, 1, c_thought=2, max_latent_stage=1, marker_ids={}, provenance=provenance, **latents)
     created = int(time.time()) - 7300
-    return ServedCheckpoint(name, Path(name), Path(name), card, created, standing=standing or Standing())
+    return ServedCheckpoint(name, Path(name), Path(name), card, created, standing=standing)
 
 
 @pytest.mark.parametrize(
     ("checkpoints", "first"),
     [
         ([served("a", "no_cot", 1.0), served("b", accuracy=0.2)], "b"),
-        ([served("a", accuracy=0.9, standing=Standing(is_best=False)), served("b", accuracy=0.8)], "b"),
-        ([served("a", accuracy=0.9, standing=Standing(is_finished=False)), served("b", accuracy=0.8)], "b"),
+        ([served("a", accuracy=0.9, standing=replace(BEST, is_best=False)), served("b", accuracy=0.8)], "b"),
+        ([served("a", accuracy=0.9, standing=replace(BEST, is_finished=False)), served("b", accuracy=0.8)], "b"),
         ([served("a", accuracy=0.8), served("b", accuracy=0.9), served("c", accuracy=0.9)], "b"),
         ([served("a", "no_cot"), served("b", "cot")], "a"),
         ([served("a", standing=Standing(False, False)), served("b", standing=Standing(True, False))], "b"),
+        ([served("a", accuracy=1.0, standing=None), served("b", standing=Standing(False, False))], "b"),
+        ([served("a", accuracy=0.8, standing=None), served("b", accuracy=0.9, standing=None)], "b"),
     ],
 )
 def test_the_app_begins_with_the_best_complete_checkpoint_that_thinks(checkpoints, first):
@@ -61,7 +66,10 @@ def test_lists_name_method_stage_accuracy_and_age_and_mark_the_best():
         "r/checkpoint_3: method coconut, stage 1 of its curriculum, trained with 2 thoughts, 93.7% of the validation "
         "problems right, saved 2 hours ago, best checkpoint of a complete run."
     )
-    assert "trained with 2 pauses, saved 2 hours ago, not the best checkpoint of an incomplete run." in facts(other)
+    assert facts(other).endswith("2 hours ago, a checkpoint other than the best of a run that is not complete.")
+    model = served("m", standing=None, run="r")
+    assert choices([model]) == [("m · coconut stage 1, 2 h old", "m")]
+    assert facts(model).endswith("trained with 2 thoughts, saved 2 hours ago.")
 
 
 def test_the_partner_has_the_same_data_and_another_method():
@@ -70,7 +78,7 @@ def test_the_partner_has_the_same_data_and_another_method():
         served("other data", "pause_as_thought", data="graphs"),
         served("same method", data="sums"),
         served("no thoughts", "no_thoughts", data="sums"),
-        served("pauses", "pause_as_thought", data="sums", standing=Standing(is_best=False)),
+        served("pauses", "pause_as_thought", data="sums", standing=replace(BEST, is_best=False)),
         served("best pauses", "pause_as_thought", data="sums"),
     ]
     for partner in ("best pauses", "pauses", "no thoughts", "same method", "other data"):
@@ -81,6 +89,9 @@ def test_the_partner_has_the_same_data_and_another_method():
     files = {name: ProblemFile(name, SUMS if name != "c" else SUMS[:2]) for name in "abc"}
     runs = [served("a"), served("c", "no_cot"), served("b", "no_cot")]
     assert partner_of("a", runs, files, {name: name for name in "abc"}) == "b"
+    # "file" in the card does not say which file.
+    files_of_runs = [served("a", data="file"), served("c", "pause", data="file"), served("b", "no_cot", data="file")]
+    assert partner_of("a", files_of_runs, files, {name: name for name in "abc"}) == "b"
 
 
 def test_the_address_that_is_printed_leads_to_the_app():

@@ -25,4 +25,6 @@ def test_a_link_that_makes_no_sense_is_but_a_start():
         None
     ] * 5
     assert [text_of(value) for value in (None, 2.0, 0.5, ["a", "b"], 0)] == ["", "2", "0.5", "a,b", "0"]
+    long = ("9" * 10, "9" * 5000, "0" * 8 + "9" * 10)
+    assert [number_of(text, 0, 999_999_999) for text in long] == [None] * 3
     assert [number_of(text, 1, 8) for text in ("0", "1", "8", "9", "x", "", "²", "9" * 99)] == [None, 1, 8] + [None] * 5

@@ -11,6 +11,7 @@ from imports import ROOT
 from pydantic import BaseModel
 
 from coconut_ds import __version__, evaluate, plan, probe, train
+from coconut_ds.cli.completion import Words, script
 from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.data import __main__ as data
 from coconut_ds.errors import ConfigError
@@ -186,7 +187,11 @@ def completing() -> Callable[[str, str], list[str]]:
         name: subprocess.run(
             [sys.executable, "-m", module, "--completion", "bash"], capture_output=True, text=True, cwd=ROOT, check=True
         ).stdout
-        for name, module in (("coconut-train", "coconut_ds.train"), ("coconut-runs", "coconut_ds.runs"))
+        for name, module in (
+            ("coconut-train", "coconut_ds.train"),
+            ("coconut-runs", "coconut_ds.runs"),
+            ("coconut-serve", "serve"),
+        )
     }
 
     def completing(program: str, line: str) -> list[str]:
@@ -215,10 +220,18 @@ def completing() -> Callable[[str, str], list[str]]:
         ("coconut-train", "coconut-train run.name=", []),
         ("coconut-runs", "coconut-runs ver", ["verify"]),
         ("coconut-runs", "coconut-runs list --na", ["--name"]),
+        ("coconut-serve", "coconut-serve --ch", ["--checkpoint"]),
+        ("coconut-serve", "coconut-serve a", []),
     ],
 )
 def test_bash_completes_groups_keys_and_values(program, line, expected, completing) -> None:
     assert sorted(completing(program, line)) == sorted(expected)
+
+
+def test_a_script_for_zsh_leaves_its_own_array_of_words_alone() -> None:
+    made = script("zsh", "coconut-train", Words(["run="]))
+    assert "compgen" in made
+    assert "words=" not in made
 
 
 @pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve])

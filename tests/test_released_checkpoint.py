@@ -14,6 +14,7 @@ from coconut_ds.data.encoding import unknown_note, unknown_places, unknown_words
 from coconut_ds.data.problem import load_problems
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.settings.compose import compose_eval_config
+from serve import cli
 from serve.api.app import create_app
 from serve.cli import default_checkpoints
 from serve.monitoring.metrics import Metrics
@@ -66,6 +67,14 @@ def test_it_is_small_and_what_the_app_shows_without_any_run(monkeypatch, tmp_pat
     assert default_checkpoints() == [str(FOLDER.parent)]
     (tmp_path / "outputs").mkdir()
     assert default_checkpoints() == ["outputs", str(FOLDER.parent)]
+
+
+def test_only_a_place_that_the_user_did_not_name_may_be_skipped(monkeypatch):
+    started = []
+    monkeypatch.setattr("serve.launch.start", lambda arguments, *others: started.append(arguments.skip_refused))
+    for words in (["app"], ["app", "--runs", "outputs"]):
+        cli._serve(cli._parser().parse_args(words))
+    assert started == [True, False]
 
 
 def test_it_was_trained_as_the_demo_trains():

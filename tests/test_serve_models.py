@@ -9,35 +9,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from serving import save_checkpoint
+from making_models import QUESTION, SETTINGS, make_versions, put, scan, served, text_of
 from waiting import wait_until
 
 from coconut_ds import load_reasoner
-from coconut_ds.files import put_in_place, remove_folder
+from coconut_ds.files import remove_folder
 from serve.checkpoints import offered as checkpoints_module
-from serve.checkpoints.offered import find_checkpoints
 from serve.engine.engine_jobs import EngineJobs
 from serve.errors import CheckpointFailedError, TimeLimitError, UnavailableError, UnknownModelError
-from serve.limits import EngineSettings, Limits
+from serve.limits import Limits
 from serve.models import loading, room
 from serve.models import loads as loads_module
 from serve.models.memory import needed_bytes
-from serve.models.pool import Models
 from serve.requests.asking import Ask
 from serve.requests.service import Service
-
-SETTINGS = EngineSettings(slots=2, max_positions=64)
-QUESTION = "the cat"
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory):
-    """Two models with other weights, and the text that each generates."""
-    folder = tmp_path_factory.mktemp("versions")
-    made = {name: save_checkpoint(folder / name, seed=seed) for seed, name in enumerate("xy")}
-    return {
-        name: (path, load_reasoner(path).generate(QUESTION, max_new_tokens=8)[0].text) for name, path in made.items()
-    }
+    return make_versions(tmp_path_factory.mktemp("versions"))
 
 
 @pytest.fixture(autouse=True)
@@ -47,27 +37,6 @@ def always_scanned(monkeypatch):
     monkeypatch.setattr(checkpoints_module, "time", still)
     monkeypatch.setattr(checkpoints_module, "SCAN_S", 0.0)
     monkeypatch.setattr(checkpoints_module, "REPLACING_S", 0.0)
-
-
-def put(version: Path, folder: Path) -> None:
-    """Puts a version in place as training does."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.copytree(version, part)
-    put_in_place(part, folder)
-
-
-def text_of(thread) -> str:
-    return thread.run(lambda reasoner: reasoner.generate(QUESTION, max_new_tokens=8)[0].text).result(60)
-
-
-def served(root: Path, budget_bytes: int = 10**8) -> Models:
-    return Models(find_checkpoints([str(root)]), SETTINGS, 8, budget_bytes)
-
-
-def scan(models: Models) -> None:
-    """Waits for a look at the folders that begins now: the first one may have begun before."""
-    for _ in range(2):
-        models.checkpoints.scan().result(20)
 
 
 def test_checkpoints_that_appear_change_and_vanish_are_noticed(versions, tmp_path):

@@ -66,9 +66,7 @@ continues with its state. In stage 1 problems have two thoughts, or none where t
 problems per epoch, the second of two ranks has no problems in the last micro step of an epoch's last update; with 9
 validation problems, it has none in its last batch."""
 SHORT = ["c_thought=1", "num_epochs=2", "size.train=40", "size.valid=3", "max_new_tokens=2"]
-"""Four updates: two without thoughts and two with one thought. A single process has micro batches of twice the size, so
-that each update has as many of them as on two ranks: two, and one at the end of an epoch. Not with CODI, whose loss
-divides by deviations within a micro batch."""
+"""Four updates: two without thoughts and two with one thought."""
 FAMILIES = ("llama", "qwen3")
 """With an untied head, and with a head tied to the embedding."""
 LORA = ["lora.rank=2", "lora.alpha=8"]
@@ -109,7 +107,7 @@ def family_overrides(family: str, folder: Path) -> list[str]:
     return [*OVERRIDES, *SHORT, f"load_model_path={folder / family}"]
 
 
-def config_of(variant: str, folder: Path, place: str, epochs: int | None, ranks: Ranks) -> Config:
+def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Config:
     """The configuration of one variant, which trains for another number of epochs if one is given.
 
     Variants with ``live0`` or ``held0`` get an engine file of their own.
@@ -159,7 +157,7 @@ def write_family(family: str, folder: Path) -> None:
 
 def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, epochs: int | None = None) -> dict:
     """Trains one variant and reads its record. ``place`` is the folder of its run, by default its name."""
-    run = train(config_of(variant, folder, place or variant, epochs, ranks), ranks)
+    run = train(config_of(variant, folder, place or variant, epochs), ranks)
     ranks.wait()
     lines = read_metrics(run.metrics)
     summary = json.loads(run.summary.read_text()) if ranks.is_first else {"last_checkpoint": None}
@@ -239,7 +237,7 @@ def main() -> None:
     result["built"] = {family: build(family, folder, ranks) for family in FAMILIES}
     result["held"] = held(ranks)
     result["fed"] = {
-        name: fed(config_of(name, folder, "fed", None, ranks), folder / f"{name}_fed", ranks) for name in VARIANTS
+        name: fed(config_of(name, folder, "fed", None), folder / f"{name}_fed", ranks) for name in VARIANTS
     }
     if ranks.is_first:
         weights = {name: load_file(Path(result[name]["checkpoint"]) / "model.safetensors") for name in LONG_VARIANTS}

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHELLS = ("bash", "zsh")
+# zsh keeps the command line in an array named words.
 _SCRIPT = """\
 {function}() {{
-    local line="${{COMP_LINE:0:COMP_POINT}}" words={names}
+    local line="${{COMP_LINE:0:COMP_POINT}}" offered={names}
     local word="${{line##* }}"
-    [[ "$word" == *=* ]] && words={values}
-    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    [[ "$word" == *=* ]] && offered={values}
+    COMPREPLY=($(compgen -W "$offered" -- "$word"))
     # Where the shell divides words at "=", it expects only what follows the last one.
     if [[ "$word" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
         COMPREPLY=("${{COMPREPLY[@]#"${{word%=*}}="}}")
@@ -53,12 +54,14 @@ def script(shell: str, program: str, words: Words) -> str:
     return f"{_ZSH}{body}" if shell == "zsh" else body
 
 
-def words_of_parser(parser: argparse.ArgumentParser) -> Words:
-    """The options of a parser, its subcommands, and the choices and options of these."""
+def words_of_parser(parser: argparse.ArgumentParser, subcommand: str | None = None) -> Words:
+    """The options of a parser, its subcommands, and the choices and options of these; or only those of a subcommand."""
     found: dict[str, None] = {}
     for action in parser._actions:
         found |= dict.fromkeys(action.option_strings)
         if isinstance(action, argparse._SubParsersAction):
+            if subcommand is not None:
+                return words_of_parser(action.choices[subcommand])
             for name, inner in action.choices.items():
                 found |= dict.fromkeys([name, *words_of_parser(inner).names])
         elif action.choices is not None:

@@ -48,4 +48,6 @@ def quiet(logger: logging.Logger) -> None:
     """Makes a library's logger, and its own handlers, pass on only the messages that the user wants to see."""
     logger.setLevel(_level_of_libraries)
     for handler in logger.handlers:
-        handler.setLevel(_level_of_libraries)
+        # One that the root logger has too receives the messages of all loggers.
+        if handler not in logging.root.handlers:
+            handler.setLevel(_level_of_libraries)

@@ -12,17 +12,18 @@ from coconut_ds.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, like all other errors, with exit code 2."""
 
-    def parse_program(self, argv: Sequence[str], program: str) -> argparse.Namespace:
+    def parse_program(self, argv: Sequence[str], program: str, subcommand: str | None = None) -> argparse.Namespace:
         """Parses the command line of a whole program, with the options that all programs share.
 
         Args:
             argv: the command line.
             program: the name under which the program is installed.
+            subcommand: the one that the installed program always runs, if any: shells then complete its options only.
         """
         self.epilog = "\n".join(["options of all programs:", *help_lines()])
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         try:
-            rest = take_common(argv, program, lambda: words_of_parser(self))
+            rest = take_common(argv, program, lambda: words_of_parser(self, subcommand))
         except ConfigError as error:
             self.error(str(error))
         return self.parse_args(rest)

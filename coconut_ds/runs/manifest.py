@@ -15,7 +15,7 @@ from coconut_ds.files import write_whole
 
 Status = Literal["running", "failed", "completed"]
 INTERRUPTED = "interrupted"
-"""``reason`` of a failed attempt that was asked to stop and has saved."""
+"""``reason`` of a failed attempt that was asked to stop. It has saved, unless a second Ctrl-C stopped it at once."""
 
 
 class LaunchRecord(BaseModel):

@@ -8,6 +8,7 @@ interprets some HTML.
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from plotly import graph_objects as go
 from plotly.colors import sample_colorscale
@@ -73,20 +74,14 @@ def heat_map(
         )
     )
     _add_texts(figure, cells, room)
-    figure.update_xaxes(
-        range=[-0.5, len(columns) - 0.5],
-        autotickangles=[0, 90],
-        tickvals=list(range(len(columns))),
-        ticktext=[plotly_text(one) for one in columns],
-        title=axes[0],
-    )
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))),
-        ticktext=[plotly_text(one) for one in rows],
-        title=axes[1],
-        range=[len(rows) - 0.5, -0.5],
-    )
+    figure.update_xaxes(**_named_axis(columns), title=axes[0], range=[-0.5, len(columns) - 0.5], autotickangles=[0, 90])
+    figure.update_yaxes(**_named_axis(rows), title=axes[1], range=[len(rows) - 0.5, -0.5])
     return set_layout(figure, 124 + CELL * len(cells))
+
+
+def _named_axis(names: Sequence[str]) -> dict[str, list[Any]]:
+    """Options of an axis that shows a name at each of the positions 0, 1, …"""
+    return {"tickvals": list(range(len(names))), "ticktext": [plotly_text(one) for one in names]}
 
 
 def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], room: int) -> None:

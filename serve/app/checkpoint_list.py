@@ -22,7 +22,7 @@ def label(one: ServedCheckpoint) -> str:
     parts = [f"{one.card.method} stage {one.card.stage}"]
     parts += [] if one.accuracy is None else [f"{one.accuracy:.1%}"]
     parts += [f"{_age(one)[0]} old"] if one.created else []
-    return f"{'★ ' if _is_marked(one) else ''}{one.name} · {', '.join(parts)}"
+    return f"{'★ ' if one.is_best_of_run else ''}{one.name} · {', '.join(parts)}"
 
 
 def facts(one: ServedCheckpoint) -> str:
@@ -32,16 +32,10 @@ def facts(one: ServedCheckpoint) -> str:
     parts = [f"method {card.method}", f"stage {card.stage} of its curriculum", f"trained with {number}"]
     parts += [] if one.accuracy is None else [f"{one.accuracy:.1%} of the validation problems right"]
     parts += [f"saved {_age(one)[1]} ago"] if one.created else []
-    if one.card.provenance.get("run"):
-        parts.append(
-            f"{'best' if one.standing.is_best else 'not the best'} checkpoint of "
-            f"{'a complete' if one.standing.is_finished else 'an incomplete'} run"
-        )
+    if one.standing is not None:
+        which = "best checkpoint" if one.standing.is_best else "a checkpoint other than the best"
+        parts.append(f"{which} of {'a complete run' if one.standing.is_finished else 'a run that is not complete'}")
     return f"{one.name}: {', '.join(parts)}."
-
-
-def _is_marked(one: ServedCheckpoint) -> bool:
-    return bool(one.card.provenance.get("run")) and one.standing.is_best
 
 
 def _age(one: ServedCheckpoint) -> tuple[str, str]:
@@ -87,14 +81,19 @@ def partner_of(
             other_method,
             pauses,
             not one.card.num_latents,
-            one.standing.is_best,
+            one.is_best_of_run,
         )
 
     return max((one for one in known.values() if one.name != model), key=worth, default=own).name
 
 
 def _data_of(one: ServedCheckpoint, files: dict[str, ProblemFile], file_of: dict[str, str]) -> object:
-    """What tells the data of two checkpoints apart: the name in the card, or else the problems of the run."""
-    name = one.card.provenance.get("data")
+    """What tells the data of two checkpoints apart: the kind of data in the card, or else the problems of the run.
+
+    None if neither is known. Of data that come from files, the card says only ``file``.
+    """
+    kind = one.card.provenance.get("data")
+    if kind and kind != "file":
+        return kind
     file = files.get(file_of.get(one.name, ""))
-    return name or (file.problems if file is not None else None)
+    return None if file is None else file.problems

@@ -164,19 +164,8 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     # Gradio keeps one list for each open page, and passes this list itself to the handlers.
     runs = gr.State([])
 
-    async def measure(
-        running: list[_Run],
-        model: str,
-        file: str | None,
-        n_thoughts: float,
-        parts: list[str],
-        count: float,
-        draws: float,
-    ) -> AsyncGenerator[ComponentUpdates, None]:
-        thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
-        num_problems = whole_number("problems", count, MIN_MEASURED, MAX_MEASURED)
-        num_draws = whole_number("draws", draws, 1, MAX_DRAWS_A_PROBLEM)
-        steps = measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws)
+    async def measure(running: list[_Run], *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
+        steps = _measurement(studio, *values)
         async with _Run.among(running) as run, aclosing(steps):
             yield {**results.cleared(), page.cancel: gr.update(visible=True), page.kept: None}
             async for step in steps:
@@ -208,6 +197,20 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     )
     options: dict[str, Any] = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
     on(page.cancel.click, report_cancelled, [runs], [page.state, page.cancel], page.message, **options)
+
+
+def _measurement(
+    studio: Studio, model: str, file: str | None, n_thoughts: float, parts: list[str], count: float, draws: float
+) -> AsyncGenerator[tuple[str, int, int] | DataSetResult, None]:
+    """Checks a visitor's inputs and returns the measurement, see ``measure_data_set``.
+
+    Raises:
+        DataError: an input is out of range.
+    """
+    thoughts = whole_number("thoughts", n_thoughts, 0, studio.max_thoughts)
+    num_problems = whole_number("problems", count, MIN_MEASURED, MAX_MEASURED)
+    num_draws = whole_number("draws", draws, 1, MAX_DRAWS_A_PROBLEM)
+    return measure_data_set(studio, model, file or "", num_problems, parts, thoughts, num_draws)
 
 
 def _tables(result: DataSetResult) -> str:

@@ -92,8 +92,8 @@ def unknown(question: str, places: Sequence[Place]) -> str:
         parts += [escape(question[end : place.start]), f"<mark>{escape(question[place.start : place.end])}</mark>"]
         end = place.end
     return (
-        '<div class="answer"><p class="label">The model does not know the marked words; it reads them all as one word'
-        f"</p><pre>{''.join(parts)}{escape(question[end:])}</pre></div>"
+        '<div class="answer"><p class="label">The model does not know the marked words; it reads each of them '
+        f"as its unknown token.</p><pre>{''.join(parts)}{escape(question[end:])}</pre></div>"
     )
 
 

@@ -6,6 +6,8 @@ from urllib.parse import urlencode
 
 from serve.app.studio import MAX_CHARACTERS
 
+MAX_DIGITS = 18
+"""Longest number that is read. No setting is that large, and Python refuses to read numbers of thousands of digits."""
 PAGES = ("think", "search", "intervene", "states", "compare", "dataset", "export")
 
 
@@ -62,7 +64,10 @@ def view_of(query: Mapping[str, str]) -> View:
 
 def number_of(text: str, low: int, high: int) -> int | None:
     """The number that a text represents; None if the text is not a whole number within bounds."""
-    return int(text) if text.isascii() and text.isdigit() and low <= int(text[:9]) <= high else None
+    if not (text.isascii() and text.isdigit()) or len(text) > MAX_DIGITS:
+        return None
+    value = int(text)
+    return value if low <= value <= high else None
 
 
 def decimal_of(text: str, low: float, high: float) -> float | None:

@@ -9,7 +9,7 @@ import gradio as gr
 from coconut_ds.errors import DataError
 from coconut_ds.probing.state_patching import StatePatching
 from coconut_ds.probing.thought_attention import ThoughtAttention
-from serve.app import markup, state_charts
+from serve.app import markup, state_charts, state_tables
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import attention_of, patching_of
 from serve.app.outdated import asking
@@ -158,23 +158,9 @@ def _showing_attention(page: StatesPage, found: ThoughtAttention, layer: float, 
     figure = state_charts.attention_figure(found, at, of)
     name = f"Attention in layer {at} of {layers}, {f'head {of} of {heads}' if of else f'mean over {heads} heads'}"
     update = {one: gr.update(visible=False) for one in page.figures[1:]}
-    table = _edge_table(found, at, of) if found.edges else ""
+    table = state_tables.attention_table(found, at, of)
     shown = gr.update(value=figure, label=name, visible=True)
     return {page.state: markup.hint(ATTENTION), page.figures[0]: shown, **update, page.table: table}
-
-
-def _edge_table(found: ThoughtAttention, layer: int, head: int | None) -> str:
-    shares = found.on_edges(layer, head)
-    rows = [
-        [
-            f"{'★ ' if edge.is_optimal else ''}{edge.name}",
-            "not reached" if edge.hop is None else str(edge.hop),
-            *(f"{row[index][0]:.0%} ({row[index][1]:.0%})" for row in shares),
-        ]
-        for index, edge in enumerate(found.edges)
-    ]
-    caption = "Attention to each edge, all its tokens together; in brackets: with equal attention to all positions"
-    return markup.html_table(caption, ["edge (★ on a shortest path)", "edges from the root", *found.rows], rows)
 
 
 def _showing_patching(page: StatesPage, found: StatePatching) -> ComponentUpdates:
@@ -191,7 +177,7 @@ def _showing_patching(page: StatesPage, found: StatePatching) -> ComponentUpdate
     return {
         **update,
         page.state: markup.hint(PATCHING) + markup.finding(_strongest(found)),
-        page.table: _sources(found),
+        page.table: state_tables.patching_tables(found),
     }
 
 
@@ -204,11 +190,4 @@ def _strongest(found: StatePatching) -> str:
     ]
     effect, layer, at = max(cells)
     place = "the input of the first layer" if not layer else f"layer {layer}"
-    return f"The largest effect, {effect:.2f}, has the state of {markup.shown_token(at)} at {place}."
-
-
-def _sources(found: StatePatching) -> str:
-    rows = [["question", found.question, markup.one_line(found.text)]]
-    rows.append(["donor", found.donor, markup.one_line(found.donor_text)])
-    rows += [[STATE_SOURCES[one.name], one.source, markup.one_line(found.text)] for one in found.controls if one.source]
-    return markup.html_table("Problems", ["", "question", "text of the model"], rows)
+    return f"The state of {markup.shown_token(at)} at {place} has the largest effect ({effect:.2f})."

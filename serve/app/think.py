@@ -140,11 +140,7 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
             page.kept: result,
         }
         if trace.thoughts:
-            yield {
-                page.norms: thought_figures.norms_figure(trace),
-                page.entropies: thought_figures.entropies_figure(trace),
-                page.cosines: thought_figures.cosines_figure(trace),
-            }
+            yield _geometry(page, trace)
         answers = await answers_by_thoughts(studio, checked)
         yield {
             page.after: thought_figures.answers_figure(answers) if checked.n_thoughts else gr.skip(),
@@ -161,6 +157,14 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
             on_error=on_error,
             js=asking("think"),
         )
+
+
+def _geometry(page: ThinkPage, trace: ThoughtTrace) -> ComponentUpdates:
+    return {
+        page.norms: thought_figures.norms_figure(trace),
+        page.entropies: thought_figures.entropies_figure(trace),
+        page.cosines: thought_figures.cosines_figure(trace),
+    }
 
 
 async def _streamed_answer(studio: Studio, checked: CheckedQuestion, ended: list[Choice]) -> AsyncGenerator[str, None]:

@@ -20,11 +20,11 @@ Mark = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True)
 class Standing:
-    """What a checkpoint is among those of its run. A model that belongs to no run is best and finished."""
+    """What a checkpoint is among those of its run."""
 
-    is_best: bool = True
+    is_best: bool
     """Whether the run names it as its best checkpoint."""
-    is_finished: bool = True
+    is_finished: bool
     """Whether the run is complete."""
 
     @classmethod
@@ -47,7 +47,13 @@ class ServedCheckpoint:
     """When the checkpoint was written, in seconds since 1970."""
     mark: Mark = ()
     """The state of its files when they were checked."""
-    standing: Standing = Standing()
+    standing: Standing | None = None
+    """None: it belongs to no run."""
+
+    @property
+    def is_best_of_run(self) -> bool:
+        """Whether it belongs to a run that names it as its best checkpoint."""
+        return self.standing is not None and self.standing.is_best
 
     @property
     def accuracy(self) -> float | None:
@@ -66,7 +72,8 @@ class Found:
     """The folder that the operator gave."""
     is_given: bool = False
     """Whether the operator gave this folder itself, not one that contains it."""
-    standing: Standing = Standing()
+    standing: Standing | None = None
+    """None: it belongs to no run."""
 
 
 def folders_of(text: str) -> list[Found]:
@@ -82,7 +89,7 @@ def folders_of(text: str) -> list[Found]:
         raise CheckpointError(f"--checkpoint {folder}: no such folder; give a model folder or a run's folder")
     folder = folder.resolve()
     if (folder / "config.json").exists():
-        standing = Standing.of(read_attempt(folder.parent), folder) if is_attempt(folder.parent) else Standing()
+        standing = Standing.of(read_attempt(folder.parent), folder) if is_attempt(folder.parent) else None
         return [Found(name or _default_name(folder), folder, folder, is_given=True, standing=standing)]
     found = _of_runs(folder, name)
     if not is_attempt(folder):

@@ -76,7 +76,8 @@ class Checkpoints:
         """Name of the checkpoint that the app selects initially.
 
         Of the checkpoints that think, or else of all, it is the best one of a complete run, with the highest validation
-        accuracy. Among equal ones, and where no run is complete, it is the first in the order of the options.
+        accuracy; where no run is complete, the best one of a run; and where there is no run, the model with the highest
+        accuracy. Among equal ones it is the first in the order of the options.
 
         Raises:
             UnknownModelError: all checkpoints have vanished.
@@ -217,10 +218,10 @@ class Checkpoints:
         return new
 
 
-def _worth(one: ServedCheckpoint) -> tuple[bool, bool, float]:
-    """Orders checkpoints: best ones of complete runs first, then best ones, then by accuracy."""
-    standing = one.standing
-    return standing.is_best and standing.is_finished, standing.is_best, one.accuracy or 0.0
+def _worth(one: ServedCheckpoint) -> tuple[bool, bool, bool, float]:
+    """Orders checkpoints: best ones of complete runs first, then best ones, then others of runs, then by accuracy."""
+    is_finished = one.standing is not None and one.standing.is_finished
+    return one.is_best_of_run and is_finished, one.is_best_of_run, one.standing is not None, one.accuracy or 0.0
 
 
 def _log_changes(before: dict[str, ServedCheckpoint], now: dict[str, ServedCheckpoint]) -> None:
@@ -233,19 +234,27 @@ def _log_changes(before: dict[str, ServedCheckpoint], now: dict[str, ServedCheck
             log.info("%d checkpoints have %s: %s", len(names), what, ", ".join(names[:20]))
 
 
-def find_checkpoints(given: Iterable[str]) -> Checkpoints:
+def find_checkpoints(given: Iterable[str], skip_refused: bool = False) -> Checkpoints:
     """Finds the checkpoints that ``--checkpoint`` options refer to.
 
     Args:
         given: each the path of a model folder, of a run's folder, or of a folder that contains runs or model folders,
             optionally preceded by ``NAME=``. Of runs, all complete checkpoints are taken, the newest first.
+        skip_refused: skip a path with a warning where it would raise an error, if another one can be served.
 
     Raises:
         CheckpointError: a folder does not exist, is not safe to load, is damaged, or contains no complete checkpoint.
             If only some of a folder's checkpoints are unsafe or damaged, they are skipped with a warning.
     """
-    texts = list(given)
-    return Checkpoints([checkpoint for text in texts for checkpoint in _checkpoints_of(text)], texts)
+    texts, found = list(given), list[ServedCheckpoint]()
+    for text in texts:
+        try:
+            found += _checkpoints_of(text)
+        except CheckpointError as error:
+            if not skip_refused:
+                raise
+            log.warning("skipped %s: %s", text, error)
+    return Checkpoints(found, texts)
 
 
 def _checkpoints_of(text: str) -> list[ServedCheckpoint]:
