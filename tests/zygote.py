@@ -71,10 +71,11 @@ READ_AT_IMPORT = (
 Face's libraries read ``HOME`` too, for their cache, which is not used offline."""
 SET_BY_LIBRARIES = (
     *("HF_HUB_DISABLE_TELEMETRY", "HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
-    "TORCHINDUCTOR_CACHE_DIR",
+    *("TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_VERBOSITY"),
 )
-"""Exceptions: variables that gradio, lm_eval, scikit-learn and torch set in their own process. A test process that uses
-these libraries passes the variables on, although the zygote, and perhaps another test process, has not set them."""
+"""Exceptions: variables that gradio, lm_eval, scikit-learn, torch and this project's programs set in their own process.
+A test process that uses these passes the variables on, although the zygote, and perhaps another test process, has not
+set them."""
 RANK_PATIENCE_S = 30.0
 """How long ranks may live on after one of them failed and the others got SIGTERM, as under the launcher."""
 
