@@ -17,8 +17,10 @@ from coconut_ds.probing.effects import measure_effects
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import linear_probes
+from coconut_ds.probing.state_patching import patch_states
 from coconut_ds.probing.states import attentions_of, final_norm, layer_states
 from coconut_ds.probing.superposition import superposition
+from coconut_ds.probing.thought_attention import thought_attention
 from coconut_ds.probing.trace import trace_of, trace_thoughts
 from coconut_ds.reasoner import Reasoner
 
@@ -46,6 +48,18 @@ def test_states_and_attention(reasoner):
     assert [tuple(one.layers.shape) for one in states] == [(3, 4, 32)] * len(QUESTIONS)
     assert {weights.device.type for weights in attentions_of(reasoner, cases, fed)} == {"cpu"}
     assert type(final_norm(reasoner.loop)).__name__ in ("LayerNorm", "LlamaRMSNorm")
+
+
+def test_states_are_patched_and_thoughts_attend(reasoner):
+    patched = patch_states(reasoner, QUESTION, references=REFERENCES, max_new_tokens=3)
+    assert patched.donor != QUESTION
+    assert len(thought_attention(reasoner, QUESTION).weights) == reasoner.loop.num_layers
+
+
+def test_the_trace_module(reasoner):
+    with torch.no_grad():
+        logits = reasoner.trace_module()(QUESTION, [1, 2])
+    assert (logits.device, len(logits)) == (DEVICE, 3)
 
 
 @pytest.mark.parametrize("method", ["coconut", "pause"])
