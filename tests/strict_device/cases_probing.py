@@ -16,9 +16,9 @@ from coconut_ds.probing.counterfactuals import counterfactuals
 from coconut_ds.probing.effects import measure_effects
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
+from coconut_ds.probing.layer_passes import Replaced, raw_states, replaced_pass
 from coconut_ds.probing.linear import linear_probes
-from coconut_ds.probing.state_patching import patch_states
-from coconut_ds.probing.states import attentions_of, final_norm, layer_states
+from coconut_ds.probing.states import attentions_of, embedded, final_norm, layer_states
 from coconut_ds.probing.superposition import superposition
 from coconut_ds.probing.thought_attention import thought_attention
 from coconut_ds.probing.trace import trace_of, trace_thoughts
@@ -50,9 +50,13 @@ def test_states_and_attention(reasoner):
     assert type(final_norm(reasoner.loop)).__name__ in ("LayerNorm", "LlamaRMSNorm")
 
 
-def test_states_are_patched_and_thoughts_attend(reasoner):
-    patched = patch_states(reasoner, QUESTION, references=REFERENCES, max_new_tokens=3)
-    assert patched.donor != QUESTION
+def test_states_are_replaced_and_thoughts_attend(reasoner):
+    baseline = baselines_of(reasoner, [QUESTION], max_new_tokens=1)[0]
+    with torch.no_grad():
+        embeds = embedded(reasoner, [baseline.case], [baseline.fed])
+        states = raw_states(reasoner.loop, embeds)
+        replaced_pass(reasoner.loop, embeds, [Replaced(1, 0, states[1, 0])])
+    assert states.device.type == "cpu"
     assert len(thought_attention(reasoner, QUESTION).weights) == reasoner.loop.num_layers
 
 
