@@ -85,7 +85,10 @@ def test_one_client_alone_never_gets_the_spare_slot(make):
 def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make):
     service = make(slots=1, max_waiting=40, max_completions=16, client_room=16)
     thread, hold = thread_of(service), threading.Event()
-    held = thread.run(lambda reasoner: hold.wait(20))
+    holds = threading.Event()
+    held = thread.run(lambda reasoner: (holds.set(), hold.wait(20))[1])
+    # Until then a forward pass could come first, which takes a request out of the queue.
+    assert holds.wait(20)
     limited = Client("key:limited", max_waiting=2)
 
     async def crowd() -> None:

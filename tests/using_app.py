@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from making_app import GRAPH
-from visiting import Visit
+from visiting import PATIENCE_MS, Visit
 
 NUMBERS = {
     **{"thoughts": 4, "thought": 3, "draws": 5, "strength": 2.5, "other-thought": 4, "seed": 7},
@@ -26,10 +26,13 @@ def change_everything(one: Visit) -> None:
     from playwright.sync_api import expect
 
     one.choose("model", "pause_as_thought")
+    question = one.page.locator("#question textarea")
     one.choose("file", "graphs")
+    # The first problem of the file, which would take the place of another one that is chosen before it is there.
+    expect(question).to_have_value(re.compile("Tom is"), timeout=PATIENCE_MS)
     one.set_number("number", 1)
-    expect(one.page.locator("#question textarea")).to_have_value(GRAPH.question)
-    one.page.locator("#question textarea").fill(f"{GRAPH.question} ")
+    expect(question).to_have_value(GRAPH.question, timeout=PATIENCE_MS)
+    question.fill(f"{GRAPH.question} ")
     one.set_number("thoughts", NUMBERS["thoughts"])
     for tab in ("Think", "Intervene", "States", "Compare", "Data set"):
         one.tab(tab)
