@@ -1,6 +1,8 @@
 """Services with one model, for tests of what happens on the thread of a model."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def thread_of(service: Service) -> ModelThread:
     """The thread of the service's model."""
     with service.models.holding("tiny") as thread:
         return thread
+
+
+def hold_thread(thread: ModelThread, go_on: threading.Event) -> "Future[bool]":
+    """Keeps a model's thread from its work until ``go_on`` is set, or for 20 s; returns once it is kept.
+
+    If a test went on before, a forward pass could come first.
+    """
+    begun = threading.Event()
+    held = thread.run(lambda reasoner: (begun.set(), go_on.wait(20))[1])
+    assert begun.wait(20)
+    return held
 
 
 def ask_of(*prompts: str, **options: object) -> Ask:

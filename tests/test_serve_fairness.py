@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from making_services import ask_of, services, thread_of
+from making_services import ask_of, hold_thread, services, thread_of
 from serving import save_checkpoint
 from waiting import until, wait_until
 
@@ -85,10 +85,7 @@ def test_one_client_alone_never_gets_the_spare_slot(make):
 def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make):
     service = make(slots=1, max_waiting=40, max_completions=16, client_room=16)
     thread, hold = thread_of(service), threading.Event()
-    holds = threading.Event()
-    held = thread.run(lambda reasoner: (holds.set(), hold.wait(20))[1])
-    # Until then a forward pass could come first, which takes a request out of the queue.
-    assert holds.wait(20)
+    held = hold_thread(thread, hold)
     limited = Client("key:limited", max_waiting=2)
 
     async def crowd() -> None:
@@ -253,7 +250,7 @@ def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
 def test_a_request_ends_at_its_own_time_limit_and_gets_no_slot_after_it(make):
     service = make(slots=1)
     thread, hold = thread_of(service), threading.Event()
-    thread.run(lambda reasoner: hold.wait(20))
+    hold_thread(thread, hold)
     for answer in (lambda one: asyncio.run(service.answer(one)), service.answer_now):
         with pytest.raises(TimeLimitError, match="X-Request-Timeout"):
             answer(ask(SMALL, timeout_s=0.05))

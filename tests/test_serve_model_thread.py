@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from making_services import ask_of as ask
-from making_services import service_of, services, thread_of
+from making_services import hold_thread, service_of, services, thread_of
 from serving import save_checkpoint
 from waiting import until, wait_until
 
@@ -87,7 +87,7 @@ def test_a_cancelled_request_frees_its_slot(make):
 def test_the_queue_is_bounded_and_lets_in_all_or_none(make):
     service = make(slots=1, max_waiting=32, max_completions=32)
     thread, hold = thread_of(service), threading.Event()
-    held = thread.run(lambda reasoner: hold.wait(20))
+    held = hold_thread(thread, hold)
 
     async def crowd():
         first = asyncio.ensure_future(service.answer(ask(samples=16, temperature=1.0)))
@@ -153,7 +153,7 @@ def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make)
 def test_requests_end_at_the_time_limit_and_when_the_service_stops(make):
     service = make(request_s=0.3)
     thread, hold = thread_of(service), threading.Event()
-    thread.run(lambda reasoner: hold.wait(20))
+    hold_thread(thread, hold)
     with pytest.raises(TimeLimitError):
         service.answer_now(ask())
     with pytest.raises(TimeLimitError):

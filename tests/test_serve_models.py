@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from making_models import QUESTION, SETTINGS, make_versions, put, scan, served, text_of
+from making_services import hold_thread
 from waiting import wait_until
 
 from coconut_ds import load_reasoner
@@ -216,10 +217,8 @@ def test_the_memory_of_a_thread_that_ends_late_is_freed_then(versions, tmp_path,
     monkeypatch.setattr(room, "ENDS_S", 0.05)
     put(versions["x"][0], tmp_path / "one")
     models, go_on = served(tmp_path), threading.Event()
-    begun = threading.Event()
     with models.holding("one") as thread:
-        work = thread.run(lambda reasoner: (begun.set(), go_on.wait(20))[1])
-        assert begun.wait(20)
+        work = hold_thread(thread, go_on)
     remove_folder(tmp_path / "one")
     scan(models)
     wait_until(lambda: any(one.name == "unload-one" for one in threading.enumerate()))
