@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.parser import Parser, exit_code
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CheckpointError, CoconutError, paths_checked
+from coconut_ds.errors import CheckpointError
 from coconut_ds.files import README, SEAL, damage, shell_word
 from coconut_ds.runs.edits import advice_on_damage
 from coconut_ds.runs.folder import ENGINE
@@ -24,17 +24,11 @@ LEFT_OUT = (f"{ENGINE}/*", ".*", "*/.*")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for an error that the user can fix."""
     prepare_streams()
-    options = parser().parse_args(argv)
-    try:
-        with paths_checked():
-            _run(options)
-    except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    options = parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-push")
+    return exit_code(lambda: _run(options))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of the command line."""
     made = Parser(prog="coconut-push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument

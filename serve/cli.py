@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.cli.late_imports import late_imports
-from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.parser import Parser, exit_code
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CoconutError, ConfigError, paths_checked
+from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder
 from coconut_ds.packages import needs
 from serve.limits import EngineSettings, Limits
@@ -29,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve", subcommand="api")
     set_up_logging(arguments.log_json)
     with stopping_at_once():
-        try:
-            with paths_checked():
-                _serve(arguments)
-        except CoconutError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 2
-    return 0
+        return exit_code(lambda: _serve(arguments))
 
 
 def api_main() -> int:

@@ -10,11 +10,12 @@ import yaml
 from imports import ROOT
 from pydantic import BaseModel
 
-from coconut_ds import __version__, evaluate, plan, probe, train
+from coconut_ds import __version__, evaluate, plan, probe, push, train
 from coconut_ds.cli.completion import Words, script
 from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.data import __main__ as data
 from coconut_ds.errors import ConfigError
+from coconut_ds.importing import cli as importing
 from coconut_ds.methods import METHODS
 from coconut_ds.runs import cli as runs
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
@@ -234,7 +235,7 @@ def test_a_script_for_zsh_leaves_its_own_array_of_words_alone() -> None:
     assert "words=" not in made
 
 
-@pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve])
+@pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve, importing, push])
 def test_every_program_says_its_versions(program, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         program.main(["--version"])

@@ -1,12 +1,13 @@
 """The argument parser of the programs whose settings Hydra does not compose."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from coconut_ds.cli.common import help_lines, take_common
 from coconut_ds.cli.completion import words_of_parser
-from coconut_ds.errors import ConfigError
+from coconut_ds.errors import CoconutError, ConfigError, paths_checked
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,3 +31,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Does a program's work and returns its exit code: 0, or 2 after reporting an error that the user can fix."""
+    try:
+        with paths_checked():
+            work()
+    except CoconutError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from coconut_ds.cli.parser import Parser
+from coconut_ds.cli.parser import Parser, exit_code
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.files import shell_word
 from coconut_ds.methods import METHODS
 
@@ -23,17 +22,11 @@ FORMATS = ("auto", "reference", "sim_cot", "codi", "latent_tts", "svp")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for an error that the user can fix."""
     prepare_streams()
-    options = parser().parse_args(argv)
-    try:
-        with paths_checked():
-            _run(options)
-    except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    options = parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-import")
+    return exit_code(lambda: _run(options))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of the command line."""
     made = Parser(prog="coconut-import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
