@@ -1,6 +1,7 @@
 """Connections: time limits, who makes room for whom, and encryption; in process."""
 
 import asyncio
+import socket
 import ssl
 import time
 
@@ -141,6 +142,21 @@ def test_an_address_does_not_take_the_room_of_others():
         assert await running.ask()
 
     serve(test, is_exempt=False)
+
+
+def test_a_burst_of_connections_does_not_end_a_request_that_has_arrived():
+    """The server finds all of them at the same time, the request first; there is room for a part of them."""
+
+    async def test(running: Running) -> None:
+        opened = [socket.create_connection(running.address) for _ in range(3 * running.connections.limits.most)]
+        opened[0].sendall(ASK % b"x")
+        opened[0].setblocking(False)
+        answer = await asyncio.get_running_loop().sock_recv(opened[0], 4096)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        for one in opened:
+            one.close()
+
+    serve(test)
 
 
 class Noted:

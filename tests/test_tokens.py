@@ -1,7 +1,10 @@
 """Text and tokens: the word tokenizer restores the text, markers are set by id, a missing tokenizer is one error."""
 
 import copy
+import ctypes
+import gc
 import json
+import resource
 import socket
 import time
 from pathlib import Path
@@ -13,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imports import ROOT
 from making_tokenizers import tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from coconut_ds import hub
 from coconut_ds.data.encoding import encode
@@ -52,6 +56,16 @@ WORDS = ["Tom", "shumpus", "yumpus", "bca", "3", "+", "=", "###"]
 def written(problem: Problem) -> str:
     """The text that a correct model generates."""
     return "".join(f"{step}\n" for step in problem.steps) + f"### {problem.answer}"
+
+
+STATM = Path("/proc/self/statm")
+
+
+def resident() -> int:
+    """Bytes of memory that this process needs."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -297,3 +311,23 @@ def test_a_tokenizer_that_changes_encodes_as_changed(tokenizer: PreTrainedTokeni
     assert encode(tokenizer, ["Tom"], special=True) == [[eos, *ids_of(tokenizer, "Tom")]]
     tokenizer.add_tokens(["zumpus"])
     assert encode(tokenizer, ["zumpus"]) == [[tokenizer.convert_tokens_to_ids("zumpus")]]
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="this system does not tell the memory of a process in /proc")
+@pytest.mark.parametrize("alone", [True, False])
+def test_tokenizers_that_no_longer_exist_keep_no_memory(alone: bool) -> None:
+    """A server that loads one checkpoint after another must not keep the words of each: 15 KB per round."""
+    bpe = models.BPE({letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz0123456789")}, [])
+    backend = Tokenizer(bpe)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    content, texts = backend.to_str(), [f"the word{index}" for index in range(64)]
+
+    def grown(rounds: int) -> int:
+        """Bytes by which encoding with new tokenizers makes the process grow."""
+        before = resident()
+        for _ in range(rounds):
+            encode(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content)), texts, alone=alone)
+        return resident() - before
+
+    grown(20)
+    assert grown(400) < 2_000_000

@@ -121,10 +121,18 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
 
 
 def _set_up(backend: Tokenizer, names_are_tokens: bool) -> None:
-    """Sets what a call of transformers would set."""
+    """Sets what a call of transformers would set, and turns off the cache of words.
+
+    Each thread that encodes keeps the words of every tokenizer that it has ever used, also of those that no longer
+    exist: a server that loads one checkpoint after another would grow by 15 KB per tokenizer and 64 words, without
+    bound. Encoding without the cache takes 1.3 to 1.5 times as long (GPT-2, 0.8 million tokens per second and core).
+    """
     backend.encode_special_tokens = not names_are_tokens
     backend.no_truncation()
     backend.no_padding()
+    resize = getattr(backend.model, "_resize_cache", None)
+    if resize is not None:  # BPE and Unigram: the others have no cache.
+        resize(0)
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> AddedAround:

@@ -15,7 +15,10 @@ from serve.network.descriptors import SpareDescriptors
 BACKLOG = 2048
 """Connections that the system holds until they are accepted."""
 PER_TURN = 32
-"""Connections accepted in one turn of the event loop, so that requests are answered in between."""
+"""Largest number of connections accepted in one turn of the event loop, so that requests are answered in between."""
+SHARE_PER_TURN = 1 / 32
+"""Of the connections that there may be, the share accepted in one turn. A request that came with its connection is
+read three or four turns after it; until then, newer connections must not push it out."""
 PAUSE_S = 0.5
 """Seconds without accepting after the process could open no further file."""
 SHUTDOWN_S = 3.0
@@ -89,6 +92,7 @@ class Listener:
         """
         self._sockets, self._connections, self._make, self._tls = list(sockets), connections, make, tls
         self._loop = asyncio.get_running_loop()
+        self._per_turn = max(1, min(PER_TURN, int(connections.limits.most * SHARE_PER_TURN)))
         self._spare = SpareDescriptors()
         self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,7 +119,7 @@ class Listener:
 
     def _accept(self, listens: socket.socket) -> None:
         """Accepts some of the connections that have arrived."""
-        for _ in range(PER_TURN):
+        for _ in range(self._per_turn):
             try:
                 accepted, address = listens.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
