@@ -36,6 +36,11 @@ def project_folder(name: str) -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / name
 
 
+def released_checkpoints() -> Path:
+    """The folder of the checkpoints that come with this project; it need not exist."""
+    return project_folder("examples") / "checkpoints"
+
+
 def train_script() -> Path:
     """The script that launchers start."""
     return _PACKAGE / "train.py"

@@ -2,8 +2,10 @@
 
 import sys
 
+from coconut_ds.cli.common import take_common
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, paths_checked
+from coconut_ds.settings.sweep_line import sweep_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,9 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams(outlives_readers=True)
     try:
         with paths_checked():
+            words = take_common(sys.argv[1:] if argv is None else argv, "coconut-sweep", sweep_words)
             from coconut_ds.studies.sweep import run
 
-            return run(sys.argv[1:] if argv is None else argv)
+            return run(words)
     except CoconutError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

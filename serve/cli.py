@@ -10,7 +10,7 @@ from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.parser import Parser, exit_code
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import project_folder
+from coconut_ds.files import released_checkpoints
 from coconut_ds.packages import needs
 from serve.limits import EngineSettings, Limits
 from serve.monitoring.logs import set_up_logging
@@ -173,7 +173,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 def default_checkpoints() -> list[str]:
     """What the app shows if the command line names nothing: the folder of runs, if any, and released checkpoints."""
-    released = project_folder("examples") / "checkpoints"
+    released = released_checkpoints()
     return [RUNS] * Path(RUNS).is_dir() + [str(released)] * released.is_dir() or [RUNS]
 
 

@@ -3,15 +3,13 @@
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import yaml
 from imports import ROOT
 from pydantic import BaseModel
 
-from coconut_ds import __version__, evaluate, plan, probe, push, train
-from coconut_ds.cli.completion import Words, script
+from coconut_ds import __version__, evaluate, plan, probe, push, sweep, train
 from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.data import __main__ as data
 from coconut_ds.errors import ConfigError
@@ -181,61 +179,7 @@ def test_garbage_is_not_looked_for_while_libraries_are_imported(monkeypatch) -> 
     assert gc.get_freeze_count() > before
 
 
-@pytest.fixture(scope="module")
-def completing() -> Callable[[str, str], list[str]]:
-    """What bash offers after a command line, by the script that the program prints."""
-    scripts = {
-        name: subprocess.run(
-            [sys.executable, "-m", module, "--completion", "bash"], capture_output=True, text=True, cwd=ROOT, check=True
-        ).stdout
-        for name, module in (
-            ("coconut-train", "coconut_ds.train"),
-            ("coconut-runs", "coconut_ds.runs"),
-            ("coconut-serve", "serve"),
-        )
-    }
-
-    def completing(program: str, line: str) -> list[str]:
-        function = f"_{program.replace('-', '_')}"
-        call = f"COMP_LINE='{line}'; COMP_POINT={len(line)}; {function}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        done = subprocess.run(
-            ["bash", "-c", scripts[program] + call],
-            capture_output=True,
-            text=True,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        return done.stdout.split()
-
-    return completing
-
-
-@pytest.mark.parametrize(
-    ("program", "line", "expected"),
-    [
-        ("coconut-train", "coconut-train run=demo meth", ["method=", *(f"{key}=" for key in METHOD_KEYS)]),
-        ("coconut-train", "coconut-train run=demo method=pause", ["pause", "pause_as_thought"]),
-        ("coconut-train", "coconut-train bf16=", ["false", "true"]),
-        ("coconut-train", "coconut-train run.resume_mode=n", ["never"]),
-        ("coconut-train", "coconut-train --log", ["--log-level="]),
-        ("coconut-train", "coconut-train run.name=", []),
-        ("coconut-runs", "coconut-runs ver", ["verify"]),
-        ("coconut-runs", "coconut-runs list --na", ["--name"]),
-        ("coconut-serve", "coconut-serve --ch", ["--checkpoint"]),
-        ("coconut-serve", "coconut-serve a", []),
-    ],
-)
-def test_bash_completes_groups_keys_and_values(program, line, expected, completing) -> None:
-    assert sorted(completing(program, line)) == sorted(expected)
-
-
-def test_a_script_for_zsh_leaves_its_own_array_of_words_alone() -> None:
-    made = script("zsh", "coconut-train", Words(["run="]))
-    assert "compgen" in made
-    assert "words=" not in made
-
-
-@pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve, importing, push])
+@pytest.mark.parametrize("program", [train, plan, evaluate, probe, runs, data, serve, importing, push, sweep])
 def test_every_program_says_its_versions(program, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         program.main(["--version"])

@@ -1,6 +1,7 @@
 """The model card of a checkpoint: made with it, extended by evaluations, edited by people, never counted as damage."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ from making import contents, make_backbone, make_card
 from making_feeds import SPEC
 
 from coconut_ds.errors import CheckpointError
+from coconut_ds.evaluation.model_card import checkpoint_with_card
 from coconut_ds.evaluation.session import evaluate
-from coconut_ds.files import README, SEAL, damage
+from coconut_ds.files import README, SEAL, damage, released_checkpoints
 from coconut_ds.model.checkpoint import load_folder, save_model
 from coconut_ds.model.readme import BEGIN, END, Origin, Score, record_scores, write_readme
 from coconut_ds.settings.compose import compose_config, compose_eval_config
@@ -120,6 +122,15 @@ def test_what_the_card_of_a_run_says_of_its_training(tmp_path):
     model = config.model.model_copy(update={"model_id": str(tmp_path)})
     assert origin_of(config.model_copy(update={"model": model})).base_model is None
     assert origin_of(compose_config(["data=modular_sum"])).data == "modular_sum"
+
+
+def test_cards_of_the_released_checkpoints_are_left_alone(tmp_path):
+    """git tracks them, or pip has installed them; a copy is the user's own."""
+    (folder,) = released_checkpoints().iterdir()
+    (tmp_path / "link").symlink_to(folder)
+    assert [checkpoint_with_card(one) for one in (folder, str(folder), tmp_path / "link")] == [None, None, None]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert checkpoint_with_card(copy) == copy
 
 
 def test_an_evaluation_adds_its_scores_once(checkpoint, tmp_path, capsys):

@@ -8,9 +8,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-SHELLS = ("bash", "zsh")
-# zsh keeps the command line in an array named words.
-_SCRIPT = """\
+_BASH = """\
 {function}() {{
     local line="${{COMP_LINE:0:COMP_POINT}}" offered={names}
     local word="${{line##* }}"
@@ -25,8 +23,25 @@ _SCRIPT = """\
 }}
 complete -o default -F {function} {program}
 """
-_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
-"""What makes zsh understand completions that are written for bash."""
+_ZSH = """\
+(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}
+{function}() {{
+    local -a names=({names}) values=({values})
+    if [[ "$PREFIX" == *=* ]]; then
+        compadd -a values && return
+        compset -P '*='
+    else
+        # No space is added after "KEY=".
+        compadd -S '' -- ${{(M)names:#*=}}
+        local found=$?
+        compadd -- ${{names:#*=}} || (( ! found )) && return
+    fi
+    _files
+}}
+compdef {function} {program}
+"""
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH}
+SHELLS = tuple(_SCRIPTS)
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,13 @@ def script(shell: str, program: str, words: Words) -> str:
         program: the name of the command.
         words: what to offer.
     """
-    function = f"_{program.replace('-', '_')}"
-    body = _SCRIPT.format(
-        function=function, program=program, names=_in_quotes(words.names), values=_in_quotes(words.values)
+    quoted = _in_quotes if shell == "bash" else _each_in_quotes
+    return _SCRIPTS[shell].format(
+        function=f"_{program.replace('-', '_')}",
+        program=program,
+        names=quoted(words.names),
+        values=quoted(words.values),
     )
-    return f"{_ZSH}{body}" if shell == "zsh" else body
 
 
 def words_of_parser(parser: argparse.ArgumentParser, subcommand: str | None = None) -> Words:
@@ -72,3 +89,7 @@ def words_of_parser(parser: argparse.ArgumentParser, subcommand: str | None = No
 def _in_quotes(words: Iterable[str]) -> str:
     """The words, separated by spaces, as one word of a shell script."""
     return "'" + " ".join(words).replace("'", "'\\''") + "'"
+
+
+def _each_in_quotes(words: Iterable[str]) -> str:
+    return " ".join(_in_quotes([word]) for word in words)

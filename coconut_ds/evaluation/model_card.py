@@ -8,6 +8,7 @@ from typing import Any
 from coconut_ds.errors import CheckpointError
 from coconut_ds.evaluation.identity import problems_identity
 from coconut_ds.evaluation.job import EvaluationJob
+from coconut_ds.files import released_checkpoints
 from coconut_ds.hub import cache_of
 from coconut_ds.model.card import CARD
 from coconut_ds.model.readme import Score, record_scores
@@ -20,12 +21,15 @@ HASH_CHARACTERS = 8
 def checkpoint_with_card(path: str | Path | None) -> Path | None:
     """The folder of a checkpoint whose model card may be extended.
 
-    None for models of other projects, and for downloads in the hub's cache, which is not ours to change.
+    None for models of other projects, and for what the user has only received: downloads in the hub's cache, and the
+    checkpoints that come with this project, whose files git tracks or pip has installed.
     """
     folder = None if path is None else Path(path)
-    if folder is None or not (folder / CARD).is_file() or cache_of(folder.resolve()) is not None:
+    if folder is None or not (folder / CARD).is_file():
         return None
-    return folder
+    place = folder.resolve()
+    is_received = cache_of(place) is not None or place.is_relative_to(released_checkpoints().resolve())
+    return None if is_received else folder
 
 
 def add_to_model_card(job: EvaluationJob, scores: Sequence[Mapping[str, Any]]) -> None:

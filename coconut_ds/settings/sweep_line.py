@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from coconut_ds.cli.completion import Words
 from coconut_ds.errors import ConfigError
+from coconut_ds.settings.completion import few_values, words_of_schema
 from coconut_ds.settings.compose import compose_values, has_several_values, option_names
+from coconut_ds.settings.config import Config
 from coconut_ds.settings.overrides import NULL, Override, full_key, quoted, read_text, text_keys
-from coconut_ds.settings.schema import validated
+from coconut_ds.settings.schema import leaf_field, leaf_keys, validated
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig, SweepKeys
 
 ROW, TASK, SEED = "sweep.row", "sweep.task", "run.seed"
@@ -24,8 +27,21 @@ _WITH_VALUE = ("--config-dir", "-cd")
 """Options of Hydra that this module reads, which take their value from the next word."""
 
 
-_QUESTIONS = ("--cfg", "--info", "--hydra-help", "--version", "--shell-completion")
+_QUESTIONS = ("--cfg", "--info", "--hydra-help", "--shell-completion")
 """Options with which Hydra answers and starts nothing."""
+
+
+def sweep_words() -> Words:
+    """What shells complete: the words of a training run, the studies, and what a sweep does with its runs."""
+    options = option_names((), SweepKeys.model_fields)
+    run = words_of_schema(Config, options)
+    names, values = [name for name in run.names if not name.startswith("--help")], [*run.values]
+    for key in leaf_keys(SweepConfig):
+        field = leaf_field(SweepConfig, key)
+        names.append(f"{key}=")
+        values += [f"{key}={value}" for value in few_values(field.annotation, field.metadata)]
+    values += [f"study={name}" for name in options["study"]]
+    return Words([*names, "study=", "--multirun", "--table", "--hydra-help"], values)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from coconut_ds.cli.common import help_lines
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import project_folder, shell_word
 from coconut_ds.settings.compose import option_names
@@ -46,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
         CoconutError: the command line is wrong, or the folder has no sweep.
     """
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(f"{USAGE}\nStudies: {', '.join(_studies())}\n{schema_help(SweepConfig)}")
+        shared = "\n".join(["options of all programs:", *help_lines()])
+        sys.stdout.write(f"{USAGE}\nStudies: {', '.join(_studies())}\n{schema_help(SweepConfig)}\n{shared}\n")
         return 0
     if "--table" in argv:
         return _show_table(*_table_options(argv))
