@@ -6,6 +6,7 @@ SEED ?= 0
 # One more than two cores: tests that wait for a process leave a core idle.
 WORKERS ?= 3
 VLLM := .venv-vllm
+AXE := tests/axe/node_modules/axe-core/axe.min.js
 VLLM_VERSION ?= 0.32.0
 VLLM_TESTS ?=
 
@@ -18,7 +19,7 @@ demo: $(VENV)/.ready
 app: $(VENV)/.ready
 	$(BIN)/python -m serve app
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready $(AXE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The plugin of vLLM, on a CPU, in an environment of its own: 2.5 GB, for which pip downloads about 0.5 GB.
@@ -39,6 +40,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# What the browser tests check the app's accessibility with; one of them is skipped without it.
+$(AXE): tests/axe/package-lock.json
+	npm ci --prefix tests/axe --no-audit --no-fund --silent && touch $@ || \
+		echo "npm cannot install axe-core: the test of the app's accessibility is skipped" >&2
+
 # The version is part of the stamp's name, so that another one is installed into a new environment.
 $(VLLM)/.ready-$(VLLM_VERSION): serve/vllm/pyproject.toml serve/vllm/install_cpu.sh
 	rm -rf $(VLLM)
@@ -46,4 +52,4 @@ $(VLLM)/.ready-$(VLLM_VERSION): serve/vllm/pyproject.toml serve/vllm/install_cpu
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) outputs dist
+	rm -rf $(VENV) $(VLLM) outputs dist tests/axe/node_modules

@@ -26,6 +26,8 @@ from coconut_ds.files import evaluate_script, train_script
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from serve.requests.service import Service
+
 # Its assertions show values when they fail, like those of test modules.
 pytest.register_assert_rewrite("resume_outcomes")
 
@@ -116,6 +118,23 @@ def tiny_model() -> Callable[[str], "PreTrainedModel"]:
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny checkpoint named ``tiny``; tests must not change it."""
+    from serving import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
+
+
+@pytest.fixture
+def make_service(tiny_checkpoint: Path) -> Iterator[Callable[..., "Service"]]:
+    """Makes services of the tiny checkpoint (arguments: see ``making_services.service_of``), closed after the test."""
+    from making_services import services
+
+    with services(tiny_checkpoint) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
 // Looks for faults of layout in the page as it is shown now. Returns one line for each fault.
+// axe-core checks the contrast of texts, except of those in pictures (SVG), which are checked here.
 () => {
   const faults = [];
   const shown = (element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
@@ -35,7 +36,7 @@
     return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
   };
 
-  // Texts of the page: cut, outside of the page, or of too little contrast.
+  // Texts of the page: cut, outside of the page, or in a picture and of too little contrast.
   const scrolls = (element) => element.closest(".scroll, .wide, .side-text, [role=listbox]");
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
@@ -55,8 +56,9 @@
         if (box.right > room.right + 1 || box.left < room.left - 1) faults.push(`cut: ${short(node.data)}`);
       }
     }
+    if (!(element instanceof SVGElement)) continue;
     const below = background(element);
-    const ink = over(rgba(element instanceof SVGElement ? style.fill : style.color), below);
+    const ink = over(rgba(style.fill), below);
     const [low, high] = [luminance(below), luminance(ink)].sort((a, b) => a - b);
     const size = parseFloat(style.fontSize);
     const isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);

@@ -2,17 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import environment, run
 from serving import ROOT, change_json, copy_checkpoint, save_checkpoint
 
 from coconut_ds.errors import CheckpointError
-from coconut_ds.files import seal
+from coconut_ds.files import remove_folder, seal
+from coconut_ds.reasoner import Reasoner
 from coconut_ds.runs.cli import main
 from serve.checkpoints.offered import find_checkpoints
-from serve.errors import UnknownModelError
+from serve.errors import ServiceError, UnknownModelError
 from serve.limits import EngineSettings
+from serve.models import loading
 from serve.models.pool import Models
 
 
@@ -159,3 +162,23 @@ print(any("model.safetensors" in path for path in opened))
     done = run([tmp_path / "script.py"], environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == ["length", "[]", "True"]
+
+
+@pytest.mark.parametrize("lost", ["", "model.safetensors"], ids=["the folder", "its weights"])
+def test_a_checkpoint_that_vanishes_during_its_load_is_one_line_of_the_log(
+    lost, checkpoint, tmp_path, monkeypatch, caplog
+):
+    folder = copy_checkpoint(checkpoint, tmp_path / "one")
+    models, load = Models(find_checkpoints([str(tmp_path)]), EngineSettings(2), 8, 10**9), loading.load_reasoner
+
+    def vanishing(place: Path, **options: Any) -> Reasoner:
+        remove_folder(place) if not lost else (place / lost).unlink()
+        return load(place, **options)
+
+    monkeypatch.setattr(loading, "load_reasoner", vanishing)
+    with pytest.raises(ServiceError):
+        models.hold("one")
+    (line,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert line.exc_info is None
+    assert f"one cannot be loaded: {folder}{'' if lost else ' no longer exists'}" in line.getMessage()
+    models.close()

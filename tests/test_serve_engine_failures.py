@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 from making_services import ask_of as ask
-from making_services import services, thread_of
-from serving import save_checkpoint
+from making_services import thread_of
 from waiting import until, wait_until
 
 from coconut_ds.model.latent_loop import LatentLoop
@@ -13,19 +12,8 @@ from serve.errors import EngineFailedError, UnavailableError
 from serve.limits import EngineSettings
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
-
-
-@pytest.fixture
-def make(checkpoint):
-    with services(checkpoint) as made:
-        yield made
-
-
-def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, caplog):
-    service = make()
+def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make_service, caplog):
+    service = make_service()
     thread, good = thread_of(service), service.answer_now(ask())[0].completion.tokens
     states = LatentLoop.states
 
@@ -52,13 +40,13 @@ def test_a_failing_pass_fails_its_requests_and_the_next_ones_are_served(make, ca
     assert thread.num_open == 0
 
 
-def test_clients_are_answered_when_the_engine_cannot_even_cancel(make, monkeypatch):
+def test_clients_are_answered_when_the_engine_cannot_even_cancel(make_service, monkeypatch):
     """As after an error that a CUDA device keeps: everything that touches it fails."""
 
     def broken(*arguments, **named):
         raise RuntimeError("the device failed")
 
-    service = make(slots=1, request_s=10)
+    service = make_service(slots=1, request_s=10)
     thread = thread_of(service)
     for name in ("step", "cancel", "close"):
         monkeypatch.setattr(thread._jobs._engine, name, broken)
@@ -68,7 +56,7 @@ def test_clients_are_answered_when_the_engine_cannot_even_cancel(make, monkeypat
         service.answer_now(ask())
     wait_until(lambda: thread.num_open == 0)
     assert (thread.num_running, thread._thread.is_alive()) == (0, True)
-    other = make(slots=1, request_s=10)
+    other = make_service(slots=1, request_s=10)
     thread = thread_of(other)
     monkeypatch.setattr(thread._jobs._engine, "step", broken)
     monkeypatch.setattr(thread._jobs, "recover", broken)
@@ -77,8 +65,8 @@ def test_clients_are_answered_when_the_engine_cannot_even_cancel(make, monkeypat
     assert thread._thread.is_alive()
 
 
-def test_neither_a_request_nor_a_function_that_fails_by_itself_affects_others(make, monkeypatch):
-    service = make(request_s=10)
+def test_neither_a_request_nor_a_function_that_fails_by_itself_affects_others(make_service, monkeypatch):
+    service = make_service(request_s=10)
     thread = thread_of(service)
     engine, submit = thread._jobs._engine, thread._jobs._engine.submit
 
@@ -110,9 +98,9 @@ def test_neither_a_request_nor_a_function_that_fails_by_itself_affects_others(ma
     assert thread._jobs._engine is engine
 
 
-def test_a_request_that_fails_alone_ends_with_an_error_and_the_others_go_on(make, caplog):
+def test_a_request_that_fails_alone_ends_with_an_error_and_the_others_go_on(make_service, caplog):
     """Its observer raises at its second token; the engine stays the same one."""
-    service = make()
+    service = make_service()
     thread, good = thread_of(service), service.answer_now(ask(min_new_tokens=8))[0].completion.tokens
     observer, engine = thread._jobs.observer, thread._jobs._engine
 
@@ -138,8 +126,8 @@ def test_a_request_that_fails_alone_ends_with_an_error_and_the_others_go_on(make
     assert thread.num_open == 0
 
 
-def test_the_cache_is_taken_when_a_model_is_loaded_and_freed_before_there_is_another(make):
-    service = make()
+def test_the_cache_is_taken_when_a_model_is_loaded_and_freed_before_there_is_another(make_service):
+    service = make_service()
     thread = thread_of(service)
     thread.run(lambda reasoner: None).result()
     first = thread._jobs._engine.cache

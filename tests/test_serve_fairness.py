@@ -9,8 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from making_services import ask_of, hold_thread, services, thread_of
-from serving import save_checkpoint
+from making_services import ask_of, hold_thread, thread_of
 from waiting import until, wait_until
 
 from coconut_ds.generation.slot_passes import SlotPasses
@@ -22,17 +21,6 @@ from serve.errors import QueueFullError, TimeLimitError, UnavailableError
 from serve.requests.asking import Ask
 
 GREEDY, SMALL, THIRD = Client("key:greedy"), Client("key:small"), Client("key:third")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
-
-
-@pytest.fixture
-def make(checkpoint):
-    with services(checkpoint) as made:
-        yield made
 
 
 def ask(client: Client, tokens: int = 8, **options: Any) -> Ask:
@@ -53,9 +41,9 @@ def test_the_one_that_used_least_comes_first_and_absence_earns_no_credit():
     assert [shares.first(["a", "c"]) for _ in range(3)] == ["a"] * 3
 
 
-def test_a_client_whose_long_requests_hold_all_slots_does_not_make_others_wait(make):
+def test_a_client_whose_long_requests_hold_all_slots_does_not_make_others_wait(make_service):
     """A newcomer gets the spare slot at once, and slots that become free go to clients that were served less."""
-    service = make(slots=4)
+    service = make_service(slots=4)
     thread, ended = thread_of(service), []
 
     async def note(one: Ask, name: str) -> None:
@@ -73,8 +61,8 @@ def test_a_client_whose_long_requests_hold_all_slots_does_not_make_others_wait(m
     wait_until(lambda: thread.num_open == 0)
 
 
-def test_one_client_alone_never_gets_the_spare_slot(make):
-    service = make(slots=2)
+def test_one_client_alone_never_gets_the_spare_slot(make_service):
+    service = make_service(slots=2)
     thread, most = thread_of(service), []
     due = thread._jobs.due
     thread._jobs.due = lambda: (due(), most.append(thread.num_running))[0]
@@ -82,8 +70,8 @@ def test_one_client_alone_never_gets_the_spare_slot(make):
     assert max(most) == 2
 
 
-def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make):
-    service = make(slots=1, max_waiting=40, max_completions=16, client_room=16)
+def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make_service):
+    service = make_service(slots=1, max_waiting=40, max_completions=16, client_room=16)
     thread, hold = thread_of(service), threading.Event()
     held = hold_thread(thread, hold)
     limited = Client("key:limited", max_waiting=2)
@@ -117,10 +105,10 @@ def test_a_full_queue_has_room_for_other_clients_and_for_the_limit_of_each(make)
     assert thread.num_open == 0
 
 
-def test_requests_and_functions_of_several_clients_share_the_time(make, monkeypatch):
+def test_requests_and_functions_of_several_clients_share_the_time(make_service, monkeypatch):
     """Three endless functions run beside a request: passes get two thirds of the time, and the clients of the
     functions equal parts of the rest. A pass takes 3 s, and a part 2 s, of a clock that only they move."""
-    service, now = make(), [0.0]
+    service, now = make_service(), [0.0]
     thread, used = thread_of(service), dict.fromkeys(("a", "b", "c"), 0.0)
     thread.run(lambda reasoner: None).result(20)
     for module in (functions, model_thread):
@@ -158,8 +146,8 @@ def test_requests_and_functions_of_several_clients_share_the_time(make, monkeypa
     thread.run(lambda reasoner: None).result(20)
 
 
-def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make):
-    service = make()
+def test_parts_give_the_whole_result_and_their_errors_are_their_callers(make_service):
+    service = make_service()
 
     @in_parts
     def doubled(value: int):
@@ -196,8 +184,8 @@ def test_work_on_other_threads_shares_two_and_is_not_begun_for_callers_that_have
     assert (len(names) <= 2, sorted(begun), needed[4].cancelled()) == (True, [0, 1, 2, 3], True)
 
 
-def test_the_first_pass_and_a_new_engine_are_reported_when_they_hang(make, monkeypatch):
-    service = make()
+def test_the_first_pass_and_a_new_engine_are_reported_when_they_hang(make_service, monkeypatch):
+    service = make_service()
     thread, hang = thread_of(service), threading.Event()
     assert pass_clock.PassClock().plausible_s == pass_clock.FIRST_S
     monkeypatch.setattr(pass_clock, "HUNG_S", 0.1)
@@ -210,8 +198,8 @@ def test_the_first_pass_and_a_new_engine_are_reported_when_they_hang(make, monke
     wait_until(lambda: thread.problem is None)
 
 
-def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
-    service, now = make(), [0.0]
+def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make_service, monkeypatch):
+    service, now = make_service(), [0.0]
     thread, hangs, hang = thread_of(service), threading.Event(), threading.Event()
     wait_until(lambda: 0 < thread._clock.plausible_s < pass_clock.FIRST_S)
     thread.run(lambda reasoner: None).result(20)
@@ -247,8 +235,8 @@ def test_a_pass_that_hangs_is_reported_and_long_work_is_not(make, monkeypatch):
     assert service.problems == {}
 
 
-def test_a_request_ends_at_its_own_time_limit_and_gets_no_slot_after_it(make):
-    service = make(slots=1)
+def test_a_request_ends_at_its_own_time_limit_and_gets_no_slot_after_it(make_service):
+    service = make_service(slots=1)
     thread, hold = thread_of(service), threading.Event()
     hold_thread(thread, hold)
     for answer in (lambda one: asyncio.run(service.answer(one)), service.answer_now):
@@ -264,8 +252,8 @@ def test_a_request_ends_at_its_own_time_limit_and_gets_no_slot_after_it(make):
     assert len(submitted) == 1
 
 
-def test_stopping_ends_functions_between_two_parts(make):
-    service = make()
+def test_stopping_ends_functions_between_two_parts(make_service):
+    service = make_service()
 
     def endless() -> Iterator[None]:
         while True:

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from making_services import ask_of as ask
-from making_services import hold_thread, service_of, services, thread_of
-from serving import save_checkpoint
+from making_services import hold_thread, service_of, thread_of
 from waiting import until, wait_until
 
 from coconut_ds import load_reasoner
@@ -22,27 +21,16 @@ from serve.requests.asking import Ask
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("services") / "tiny")
-
-
-@pytest.fixture
-def make(checkpoint):
-    with services(checkpoint) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def service(checkpoint):
+def service(tiny_checkpoint):
     """A service for tests that do not change it."""
-    made = service_of(checkpoint)
+    made = service_of(tiny_checkpoint)
     yield made
     made.close()
 
 
-def test_many_threads_and_coroutines_get_the_reasoners_own_text(make, checkpoint):
+def test_many_threads_and_coroutines_get_the_reasoners_own_text(make_service, tiny_checkpoint):
     """Prompts, numbers of thoughts and samples, all at once; random draws depend on nothing else."""
-    service, reasoner = make(slots=3), load_reasoner(checkpoint)
+    service, reasoner = make_service(slots=3), load_reasoner(tiny_checkpoint)
     kinds = [({"n_thoughts": count}, {"n_thoughts": count}) for count in range(4)] + [
         ({"temperature": 1.0, "seed": 7, "samples": 3}, {"temperature": 1.0, "seed": 7, "samples": 3}),
         ({"force_text_after": 1, "top_p": 0.5, "temperature": 2.0, "seed": 1},) * 2,
@@ -66,8 +54,8 @@ def test_many_threads_and_coroutines_get_the_reasoners_own_text(make, checkpoint
     assert [[one.completion.tokens for one in choices] for choices in plain] == expected
 
 
-def test_a_cancelled_request_frees_its_slot(make):
-    service = make(slots=2)
+def test_a_cancelled_request_frees_its_slot(make_service):
+    service = make_service(slots=2)
     thread = thread_of(service)
 
     async def leave():
@@ -84,8 +72,8 @@ def test_a_cancelled_request_frees_its_slot(make):
     assert (thread.num_running, thread.cache_use) == (0, 0.0)
 
 
-def test_the_queue_is_bounded_and_lets_in_all_or_none(make):
-    service = make(slots=1, max_waiting=32, max_completions=32)
+def test_the_queue_is_bounded_and_lets_in_all_or_none(make_service):
+    service = make_service(slots=1, max_waiting=32, max_completions=32)
     thread, hold = thread_of(service), threading.Event()
     held = hold_thread(thread, hold)
 
@@ -107,8 +95,8 @@ def test_the_queue_is_bounded_and_lets_in_all_or_none(make):
     assert thread.num_open == 0
 
 
-def test_all_steps_of_a_request_share_its_deadline(make):
-    service, states = make(), torch.zeros(2, 32)
+def test_all_steps_of_a_request_share_its_deadline(make_service):
+    service, states = make_service(), torch.zeros(2, 32)
     thread_of(service)
     begun = service.begun(ask(timeout_s=0.3))
 
@@ -122,15 +110,15 @@ def test_all_steps_of_a_request_share_its_deadline(make):
     asyncio.run(steps())
 
 
-def test_the_piece_of_the_settings_also_limits_probing(checkpoint):
-    models = Models(find_checkpoints([str(checkpoint)]), EngineSettings(2, piece=7), 8, 10**9)
+def test_the_piece_of_the_settings_also_limits_probing(tiny_checkpoint):
+    models = Models(find_checkpoints([str(tiny_checkpoint)]), EngineSettings(2, piece=7), 8, 10**9)
     with models.holding("tiny") as thread:
         assert (thread.reasoner.pass_positions, thread._jobs._piece) == (14, 7)
     models.close()
 
 
-def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make):
-    service = make()
+def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make_service):
+    service = make_service()
     thread = thread_of(service)
 
     async def both():
@@ -150,8 +138,8 @@ def test_other_work_runs_between_two_passes_and_its_errors_are_its_callers(make)
     assert service.call_now("tiny", lambda reasoner: reasoner.card.method) == "coconut"
 
 
-def test_requests_end_at_the_time_limit_and_when_the_service_stops(make):
-    service = make(request_s=0.3)
+def test_requests_end_at_the_time_limit_and_when_the_service_stops(make_service):
+    service = make_service(request_s=0.3)
     thread, hold = thread_of(service), threading.Event()
     hold_thread(thread, hold)
     with pytest.raises(TimeLimitError):
@@ -213,16 +201,16 @@ def test_without_a_number_the_text_is_as_long_as_there_is_room(service):
         service.answer_now(Ask("tiny", ("a" * 252,)))
 
 
-def test_samples_of_all_prompts_have_draws_of_their_own(checkpoint):
+def test_samples_of_all_prompts_have_draws_of_their_own(tiny_checkpoint):
     """Prompt i's sample j draws as sample i·n + j, so that equal prompts differ."""
-    reasoner = load_reasoner(checkpoint)
+    reasoner = load_reasoner(tiny_checkpoint)
     made = reasoner.generate(["a", "a"], temperature=1.0, samples=2, seed=3, max_new_tokens=12)
     assert len({tuple(one.completion.tokens) for one in made}) == 4
     assert Sampling(1.0, seed=3, sample=2) != Sampling(1.0, seed=3)
 
 
-def test_what_is_cached_of_a_prompt_is_told_to_its_client_only(make):
-    service = make()
+def test_what_is_cached_of_a_prompt_is_told_to_its_client_only(make_service):
+    service = make_service()
     question = "a question that two clients send"
     asked = [
         service.answer_now(ask(question, client=Client(name)))[0].completion

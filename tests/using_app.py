@@ -14,7 +14,7 @@ NUMBERS = {
 """A new value for each number, by control."""
 RADIOS = {
     "Intervene": ("scaled", "kept from the original run"),
-    "States": ("Which state carries", "all (a donor", "kept from the original run"),
+    "States": ("Which state carries", "all (needs a donor", "kept from the original run"),
 }
 """Labels of new choices, by tab."""
 BOXES = {"answers after": False, "interventions": False, "linear probes": True, "values on graphs": True}

@@ -20,6 +20,11 @@ PICTURES = ROOT / "outputs" / "app_pictures"
 PATIENCE_MS = 60_000
 """Milliseconds; the cores may be shared with other tests."""
 INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
+AXE = ROOT / "tests" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+"""axe-core, which checks accessibility: ``npm ci --prefix tests/axe``."""
+AXE_RULES = """() => axe.run({resultTypes: ["violations"]}).then(({violations}) =>
+  violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)))"""
+"""JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element."""
 CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
   .filter(one => !one.closest('#export-page, #export-link'))
   .map(one => ['radio', 'checkbox'].includes(one.type)
@@ -78,12 +83,15 @@ class Visit:
         self.wait("#think-decoded .js-plotly-plot")
 
     def inspect(self, name: str) -> None:
-        """Fails if a text is cut or has too little contrast, or labels overlap, or the page is too wide.
+        """Fails if a text is cut or has too little contrast, labels overlap, the page is too wide or not accessible.
 
         Looks at the page in light and in dark mode.
         """
+        has_axe = AXE.is_file()
+        if has_axe:
+            self.page.evaluate(AXE.read_text(encoding="utf-8"))
         for _ in range(2):
-            faults = self.page.evaluate(INSPECTION)
+            faults = [*self.page.evaluate(INSPECTION), *(self.page.evaluate(AXE_RULES) if has_axe else ())]
             assert not faults, (name, self.page.evaluate("document.body.className"), faults)
             self.page.evaluate("document.body.classList.toggle('dark')")
 

@@ -1,8 +1,8 @@
 """Plotly charts that the figures of all pages are made of: heat maps, line charts and their common layout.
 
 Backgrounds are transparent; ``theme`` sets the colours of text. Colours are distinguishable with colour blindness
-(cividis; Okabe and Ito's palette), and lines also differ by their markers. Texts of models are escaped, because Plotly
-interprets some HTML.
+(cividis; close to Okabe and Ito's palette), and lines also differ by their markers. Texts of models are escaped,
+because Plotly interprets some HTML.
 """
 
 import html
@@ -22,11 +22,10 @@ BLACK_FROM = next(
     if 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2 > 0.18
 )
 """The value, from 0 to 1, from which black text has more contrast than white text on the colour scale."""
-CHARACTERS = 42
-"""Characters that fit into a row of cells on a narrow screen."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-"""Okabe and Ito's palette; readable on white and on black."""
-LIGHTER = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7")
+NARROW, WIDE = 55, 100
+"""Characters that fit into a row of cells on a narrow screen, in a figure of the class ``wide`` or ``widest``."""
+COLOURS = ("#2185C5", "#D55E00", "#009E73", "#CC79A7")
+"""Okabe and Ito's palette with a lighter blue; each has a contrast of at least 3 on light and dark backgrounds."""
 MARKS = ("circle", "square", "diamond", "triangle-up")
 CELL = 46
 """Height of a row of cells in pixels."""
@@ -48,8 +47,10 @@ def heat_map(
     rows: Sequence[str],
     axes: tuple[str, str],
     bar: str,
+    characters: int = NARROW,
+    cuts_texts: bool = True,
 ) -> go.Figure:
-    """A heat map of values from 0 to 1, with the first row at the top. Cells show as much of their text as fits.
+    """A heat map of values from 0 to 1, with the first row at the top.
 
     Args:
         cells: [rows][columns].
@@ -57,12 +58,15 @@ def heat_map(
         rows: names of the rows.
         axes: titles of the x axis and the y axis.
         bar: title of the colour bar.
+        characters: how many fit into a row of cells.
+        cuts_texts: whether cells show the beginning of a text that does not fit; if not, as for numbers, no text.
     """
-    room = min(max(CHARACTERS // max(len(columns), 1), 2), 9)
+    room = min(max(characters // max(len(columns), 1), 2), 11)
+    shown = [[_fitted(cell.text, room, cuts_texts) for cell in row] for row in cells]
     figure = go.Figure(
         go.Heatmap(
             z=[[cell.value for cell in row] for row in cells],
-            text=[[_clipped(cell.text, room) for cell in row] for row in cells],
+            text=shown,
             customdata=[[cell.hover for cell in row] for row in cells],
             hovertemplate="%{customdata}<extra></extra>",
             colorscale=SCALE,
@@ -73,7 +77,7 @@ def heat_map(
             colorbar={"title": {"text": bar, "side": "right"}, "thickness": 10, "outlinewidth": 0},
         )
     )
-    _add_texts(figure, cells, room)
+    _add_texts(figure, cells, shown)
     figure.update_xaxes(**_named_axis(columns), title=axes[0], range=[-0.5, len(columns) - 0.5], autotickangles=[0, 90])
     figure.update_yaxes(**_named_axis(rows), title=axes[1], range=[len(rows) - 0.5, -0.5])
     return set_layout(figure, 124 + CELL * len(cells))
@@ -84,13 +88,13 @@ def _named_axis(names: Sequence[str]) -> dict[str, list[Any]]:
     return {"tickvals": list(range(len(names))), "ticktext": [plotly_text(one) for one in names]}
 
 
-def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], room: int) -> None:
+def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], shown: Sequence[Sequence[str]]) -> None:
     """Adds the texts of cells as marks of their own, since a heat map has one colour for all texts."""
-    places = [(x, y, cell) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.text]
+    places = [(x, y, cell) for y, row in enumerate(cells) for x, cell in enumerate(row) if shown[y][x]]
     figure.add_scatter(
         x=[x for x, _, _ in places],
         y=[y for _, y, _ in places],
-        text=[_clipped(cell.text, room) for _, _, cell in places],
+        text=[shown[y][x] for x, y, _ in places],
         mode="text",
         textfont={"size": 12, "color": ["#000" if (c.value or 0.0) >= BLACK_FROM else "#fff" for _, _, c in places]},
         hoverinfo="skip",
@@ -109,7 +113,7 @@ def line_chart(
             y=list(values),
             name=plotly_text(name),
             mode="lines+markers" if marks else "lines",
-            line={"color": LIGHTER[index % 4], "dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2.5},
+            line={"color": COLOURS[index % 4], "dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2.5},
             marker={"symbol": MARKS[index % 4], "size": 9},
         )
     figure.update_xaxes(title=x)
@@ -130,7 +134,7 @@ def add_means(figure: go.Figure, name: str, places: Sequence[int], means: Sequen
         },
         name=name,
         mode="lines+markers",
-        line={"color": LIGHTER[index], "dash": ("solid", "dash")[index], "width": 2.5},
+        line={"color": COLOURS[index], "dash": ("solid", "dash")[index], "width": 2.5},
         marker={"symbol": MARKS[index], "size": 9},
     )
     figure.update_xaxes(dtick=1)
@@ -152,7 +156,7 @@ def set_layout(figure: go.Figure, height: int) -> go.Figure:
         modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]},
     )
     figure.update_xaxes(**grid)
-    figure.update_yaxes(**grid)
+    figure.update_yaxes(**grid, title_standoff=14)
     return figure
 
 
@@ -161,5 +165,7 @@ def plotly_text(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _clipped(text: str, room: int) -> str:
-    return plotly_text(text if len(text) <= room else f"{text[: room - 1]}…")
+def _fitted(text: str, room: int, is_cut: bool) -> str:
+    if len(text) > room:
+        text = f"{text[: room - 1]}…" if is_cut else ""
+    return plotly_text(text)

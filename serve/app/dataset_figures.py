@@ -36,7 +36,7 @@ def effects_figure(found: Sequence[Effect]) -> go.Figure:
     cells = [[_effect_cell(table.get((name, thought))) for thought in thoughts] for name in names]
     rows = [words_of(name) for name in names]
     axes = ("thought", "kind of change")
-    return heat_map(cells, [str(one) for one in thoughts], rows, axes, "answers unchanged")
+    return heat_map(cells, [str(one) for one in thoughts], rows, axes, "answers unchanged", cuts_texts=False)
 
 
 def probes_figure(scores: Sequence[ProbeScore]) -> go.Figure:
@@ -46,7 +46,7 @@ def probes_figure(scores: Sequence[ProbeScore]) -> go.Figure:
     table = {(one.label, one.state): one for one in scores}
     cells = [[_probe_cell(table[label, state]) for state in states] for label in labels]
     columns = [state.replace("thought ", "").replace("before the ", "") for state in states]
-    return heat_map(cells, columns, labels, ("thought", "label"), "probe accuracy")
+    return heat_map(cells, columns, labels, ("thought", "label"), "probe accuracy", cuts_texts=False)
 
 
 def parallelism_figure(curve: Parallelism) -> go.Figure:
@@ -83,7 +83,7 @@ def _effect_cell(one: Effect | None) -> HeatCell:
         return HeatCell(None, "", "not measured")
     lines = [f"{plotly_text(words_of(one.name))}, thought {one.thought}", f"answer unchanged: {_interval(one.kept)}"]
     if one.became_donors is not None:
-        lines.append(f"donor's answer: {_interval(one.became_donors)}")
+        lines.append(f"other problem's answer: {_interval(one.became_donors)}")
     lines.append(f"{CHANGE}: {one.change.estimate:+.2f}; {one.num_problems} problems")
     return HeatCell(one.kept.estimate, f"{one.kept.estimate:.0%}", "<br>".join(lines))
 

@@ -132,4 +132,4 @@ def _connect(studio: Studio, bar: Bar, next_button: gr.Button) -> None:
 
 
 def _number_label(problems: Any) -> str:
-    return f"Number (0 to {len(problems) - 1:,})" if problems else "Number"
+    return f"Problem number (0 to {len(problems) - 1:,})" if problems else "Problem number"

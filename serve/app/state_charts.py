@@ -5,7 +5,7 @@ from plotly import graph_objects as go
 from coconut_ds.probing.state_figures import layer_names
 from coconut_ds.probing.state_patching import PatchedGrid, StatePatching
 from coconut_ds.probing.thought_attention import ThoughtAttention
-from serve.app.charts import HeatCell, heat_map, plotly_text
+from serve.app.charts import WIDE, HeatCell, heat_map, plotly_text
 from serve.app.markup import shown_token
 
 SHOWN_FROM = 0.095
@@ -31,7 +31,9 @@ def attention_figure(found: ThoughtAttention, layer: int, head: int | None) -> g
         for name, row in zip(found.rows, found.mean(layer, head), strict=True)
     ]
     marked = " (★: in an edge of a shortest path)" if optimal else ""
-    return heat_map(cells, tokens, found.rows, (f"token of the prompt{marked}", "attention of"), "weight")
+    return heat_map(
+        cells, tokens, found.rows, (f"token of the prompt{marked}", "attention of"), "weight", WIDE, cuts_texts=False
+    )
 
 
 def patching_figure(found: StatePatching, grid: PatchedGrid) -> go.Figure:
@@ -41,7 +43,7 @@ def patching_figure(found: StatePatching, grid: PatchedGrid) -> go.Figure:
         [
             HeatCell(
                 cell.effect,
-                f"{cell.effect:.2f}",
+                f"{cell.effect:z.2f}",
                 f"layer {name}, {plotly_text(shown_token(at))}<br>effect {cell.effect:.3f}<br>"
                 + ("donor's text" if cell.is_donors else "own text" if cell.is_own else "another text"),
             )
@@ -50,4 +52,5 @@ def patching_figure(found: StatePatching, grid: PatchedGrid) -> go.Figure:
         for name, row in zip(names, grid.cells, strict=True)
     ]
     columns = [shown_token(one) for one in found.positions]
-    return heat_map(cells[::-1], columns, names[::-1], ("position", "layer"), "effect")
+    axes = ("position of the replaced state", "layer")
+    return heat_map(cells[::-1], columns, names[::-1], axes, "effect", WIDE, cuts_texts=False)

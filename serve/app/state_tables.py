@@ -53,7 +53,7 @@ def _whose_text(cell: PatchedState) -> str:
 
 
 def _sources(found: StatePatching) -> str:
-    rows = [["question", found.question, markup.one_line(found.text)]]
+    rows = [["this question", found.question, markup.one_line(found.text)]]
     rows.append(["donor", found.donor, markup.one_line(found.donor_text)])
     rows += [[STATE_SOURCES[one.name], one.source, markup.one_line(found.text)] for one in found.controls if one.source]
-    return markup.html_table("Problems", ["", "question", "text of the model"], rows)
+    return markup.html_table("Problems", ["problem", "question", "text of the model"], rows)

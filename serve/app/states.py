@@ -19,6 +19,10 @@ from serve.app.results import StatesResult
 from serve.app.studio import CheckedQuestion, Studio, whole_number
 from serve.app.words import LATER, STATE_SOURCES
 
+INTRODUCTION = (
+    "Two views of the states inside the model: which tokens each thought reads (attention), and which single state "
+    "carries the answer, found by replacing each state with that of another problem, the donor (patching)."
+)
 ATTENTION = (
     "The row of a thought shows where the position that becomes this thought reads from. Compare it with the row "
     "“question”, the last token of the question, which is no thought. A weight shows what a position reads, not what "
@@ -30,7 +34,7 @@ PATCHING = (
     "with the controls: a problem with the same answer, and random changes of the same size."
 )
 WHAT = {"attention": "What each thought attends to", "patching": "Which state carries the answer (patching)"}
-POSITIONS = {"thoughts": "from the thoughts on", "all": "all (a donor with as many tokens)"}
+POSITIONS = {"thoughts": "from the thoughts on", "all": "all (needs a donor with as many tokens)"}
 START = "Press Look at the states to see the result here."
 CHANGED = "The question or a setting has changed since the last result. Press Look at the states."
 MAX_LAYER, MAX_HEAD = 999, 999
@@ -65,11 +69,14 @@ class StatesPage:
 
 def build(studio: Studio, bar: Bar) -> StatesPage:
     """Creates the page."""
+    gr.HTML(markup.hint(INTRODUCTION))
     what = gr.Radio([(text, name) for name, text in WHAT.items()], value="attention", label="Show", elem_id="what")
     with gr.Row():
         layer = gr.Number(0, label="Attention: layer (0: the last)", elem_id="layer", min_width=140)
         head = gr.Number(0, label="Attention: head (0: mean over heads)", elem_id="head", min_width=140)
-        donor = gr.Textbox(label="Patching: number of the donor (empty: first with another answer)", elem_id="donor")
+        donor = gr.Textbox(
+            label="Patching: problem number of the donor (empty: the first with another answer)", elem_id="donor"
+        )
     with gr.Row():
         positions = gr.Radio(
             [(text, name) for name, text in POSITIONS.items()],
@@ -147,7 +154,7 @@ def _donor(studio: Studio, file: str | None, checked: CheckedQuestion, number: s
     last = len(chosen.problems) - 1
     place = number_of(text, 0, last)
     if place is None:
-        raise DataError(f"number of the donor: is {text[:40]!r}; expected a whole number from 0 to {last}")
+        raise DataError(f"problem number of the donor: is {text[:40]!r}; expected a whole number from 0 to {last}")
     return chosen.problems[place].question
 
 

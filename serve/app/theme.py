@@ -40,6 +40,7 @@ CSS = (
   min-width: 0; max-width: 100%; }
 .message:not(:has(.notice)) { display: none !important; }
 #next { align-self: center !important; margin: .6rem; white-space: nowrap; }
+.row:has(> #next) { background: var(--block-background-fill) !important; }
 .finding { font-weight: 600; color: var(--body-text-color); margin: .6rem .2rem; }
 .side-title { font-weight: 600; margin: .2rem; color: var(--body-text-color); }
 .side-text { margin: .2rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; font-size: .9rem;
@@ -111,7 +112,7 @@ body:not(.dark) [role=tab][aria-selected=true] { color: #1d4ed8 !important; }
 @media (max-width: 520px) {
   .gradio-container { padding: .5rem !important; } .gradio-container main { padding: .3rem !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }
-  .scroll table { min-width: 34rem; } .wide .js-plotly-plot { min-width: 34rem; }
+  .scroll table { min-width: 34rem; } .wide .js-plotly-plot { min-width: 40rem; }
   .widest .js-plotly-plot { min-width: 56rem; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }

@@ -21,7 +21,8 @@ def decoded_figure(trace: ThoughtTrace) -> go.Figure:
         for one, name in zip(states, names, strict=True)
     ]
     what = "pause" if trace.pauses else "thought"
-    return heat_map(cells, [str(rank + 1) for rank in ranks], names, ("rank of the token", what), "probability")
+    axes = ("rank of the token (1: the most likely)", what)
+    return heat_map(cells, [str(rank + 1) for rank in ranks], names, axes, "probability")
 
 
 def layers_figure(trace: ThoughtTrace) -> go.Figure | None:

@@ -14,7 +14,7 @@ ARMS = {
 """Label of each control that is not the same change of another thought."""
 
 STATE_SOURCES = {
-    "patch": "States of the donor",
+    "patch": "States of the other problem, the donor",
     SAME_ANSWER: "Control: states of a problem with the same answer",
     "random": "Control: random changes of the same size",
 }

@@ -62,8 +62,10 @@ def load_model(
             )
     except Exception as error:
         # Any exception may come: what a broken file makes the libraries raise is not known.
-        known = isinstance(error, CheckpointError)
-        log.error("%s cannot be loaded: %s", checkpoint.name, error, exc_info=None if known else error)
+        is_gone = not checkpoint.folder.is_dir()
+        reason = f"{checkpoint.folder} no longer exists" if is_gone else error
+        is_known = is_gone or isinstance(error, (CheckpointError, FileNotFoundError))
+        log.error("%s cannot be loaded: %s", checkpoint.name, reason, exc_info=None if is_known else error)
         failure = CheckpointFailedError(
             f"model: {checkpoint.name} cannot be loaded; the server's log has the reason", "model"
         )
