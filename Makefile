@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
+PORT ?= 7860
 # One more than two cores: tests that wait for a process leave a core idle.
 WORKERS ?= 3
 VLLM := .venv-vllm
@@ -17,7 +18,7 @@ demo: $(VENV)/.ready
 
 # Shows the runs under outputs/, and the released checkpoint of the demo, so that nothing has to be trained first.
 app: $(VENV)/.ready
-	$(BIN)/python -m serve app
+	$(BIN)/python -m serve app --port $(PORT)
 
 test: $(VENV)/.ready $(AXE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -27,6 +27,8 @@ NARROW, WIDE = 55, 100
 COLOURS = ("#2185C5", "#D55E00", "#009E73", "#CC79A7")
 """Okabe and Ito's palette with a lighter blue; each has a contrast of at least 3 on light and dark backgrounds."""
 MARKS = ("circle", "square", "diamond", "triangle-up")
+LOW, TALL = 260, 330
+"""Heights, in pixels, of charts with one line and of those with several lines, which have a legend below."""
 CELL = 46
 """Height of a row of cells in pixels."""
 
@@ -120,7 +122,7 @@ def line_chart(
     figure.update_yaxes(title=y)
     if lines and all(isinstance(place, int) for _, places, _ in lines for place in places):
         figure.update_xaxes(dtick=1)
-    return set_layout(figure, 330 if len(lines) > 1 else 260)
+    return set_layout(figure, TALL if len(lines) > 1 else LOW)
 
 
 def add_means(figure: go.Figure, name: str, places: Sequence[int], means: Sequence[Mean], index: int) -> None:
@@ -138,6 +140,7 @@ def add_means(figure: go.Figure, name: str, places: Sequence[int], means: Sequen
         marker={"symbol": MARKS[index], "size": 9},
     )
     figure.update_xaxes(dtick=1)
+    set_layout(figure, TALL if len(figure.data) > 1 else LOW)
 
 
 def set_layout(figure: go.Figure, height: int) -> go.Figure:

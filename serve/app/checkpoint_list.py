@@ -42,6 +42,8 @@ def _age(one: ServedCheckpoint) -> tuple[str, str]:
     """The time since the checkpoint was written, short and in words."""
     seconds = max(time.time() - one.created, 0.0)
     short, words, size = next((unit for unit in UNITS if seconds >= unit[2]), UNITS[-1])
+    if seconds < size:
+        return f"under 1 {short}", f"less than a {words[:-1]}"
     count = int(seconds // size)
     return f"{count} {short}", f"{count} {words if count != 1 else words[:-1]}"
 
