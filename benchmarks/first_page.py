@@ -29,7 +29,9 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
         # A folder of its own, because make compares the time of .ready with those of the clone's files.
         (clone / ".venv").mkdir()
-        (clone / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
+        for part in Path(sys.prefix).iterdir():
+            if part.name != ".ready":
+                (clone / ".venv" / part.name).symlink_to(part)
         (clone / ".venv" / ".ready").touch()
         print(json.dumps(seconds_to_answer(clone)))
 

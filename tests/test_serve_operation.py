@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -251,6 +252,34 @@ def test_the_thread_that_ends_a_late_server_ends_with_the_server(monkeypatch):
             thread.join(5)
         assert not left
         assert bool(ended) is is_late
+
+
+def test_a_signal_may_come_at_any_line_of_the_handler_of_another():
+    """As when a service manager sends two at once. The handler of the second runs within that of the first."""
+    from serve.network import server
+
+    service = SimpleNamespace(limits=Limits(drain_s=5), num_requests=0)
+    connections = Connections(ConnectionLimits(), Metrics(), ThrottledLog(logging.getLogger("serve")), bool)
+    one = server.Server(uvicorn.Config(echo), service, connections, [], None)
+    lines: list[int] = []
+
+    def again(frame, event, argument):
+        sys.settrace(None)
+        lines.append(frame.f_lineno)
+        one.handle_exit(signal.SIGTERM, None)
+        sys.settrace(again)
+        return again
+
+    def first() -> None:
+        sys.settrace(again)
+        one.handle_exit(signal.SIGTERM, None)
+        sys.settrace(None)
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(lines) > 5
 
 
 def test_signals_before_the_server_serves_end_the_process(monkeypatch):

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
 from types import FrameType
 
 import uvicorn
@@ -55,7 +56,10 @@ class Server(uvicorn.Server):
         self._service, self._connections = service, connections
         self._sockets, self._network = sockets, network
         self._ends_at: float | None = None
-        self._signalled, self._has_run = threading.Event(), threading.Event()
+        # A queue, since a signal may come while the handler of another one runs: setting an event twice at once would
+        # wait for its own lock for ever.
+        self._signalled: SimpleQueue[None] = SimpleQueue()
+        self._has_run = threading.Event()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until the process gets a signal. Does not wait for threads in which something is still computed."""
@@ -74,7 +78,7 @@ class Server(uvicorn.Server):
             self._connections.log.flush(everything=True)
             loop.close()
             self._has_run.set()
-            self._signalled.set()
+            self._signalled.put(None)
             late.join()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -87,18 +91,18 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal starts draining, a second one ends it at once."""
-        now = time.monotonic()
-        if self._ends_at is None:
+        now, is_first = time.monotonic(), self._ends_at is None
+        self._ends_at = now + max(self._limit_s - GRACE_S, 0.0) if is_first else now
+        self._service.draining = True
+        self._signalled.put(None)
+        if is_first:
             log.info(
                 "stopping: %d running requests may finish within %.0f s", self._service.num_requests, self._limit_s
             )
-        self._ends_at = now + max(self._limit_s - GRACE_S, 0.0) if self._ends_at is None else now
-        self._service.draining = True
-        self._signalled.set()
 
     def _end_late(self) -> None:
         """Ends the process if it still runs long after its time, for example because a model is being loaded."""
-        self._signalled.wait()
+        self._signalled.get()
         if not self._has_run.wait(self._limit_s + LATE_S):
             end_at_once("the server did not stop in time, and is ended")
 
