@@ -15,7 +15,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends git procps && r
 WORKDIR /workspace
 ARG TORCH_INDEX=""
 COPY constraints.txt ./
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 
 FROM base AS cuda
 # Triton compiles the code that launches its kernels with a C compiler, when a kernel is first used.

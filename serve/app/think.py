@@ -127,12 +127,16 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
         async for html in _streamed_answer(studio, checked, ended):
             yield {page.answer: html}
         trace = await studio.trace(checked, ended[0], tokens)
-        result, followed = ThinkResult(model, trace), thought_figures.followed_figure(trace)
+        result = ThinkResult(model, trace)
         is_right, unknown = studio.is_right(checked, trace.text), await studio.unknown_places(checked)
         yield {
             page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right)
             + markup.unknown(checked.question, unknown),
+            # Alone, so that the browser paints this picture before it draws the others.
             page.decoded: thought_figures.decoded_figure(trace),
+        }
+        followed = thought_figures.followed_figure(trace)
+        yield {
             page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
             page.followed: gr.update(value=followed, visible=followed is not None),
             page.table: _thoughts_table(trace),
