@@ -16,6 +16,8 @@ from coconut_ds.files import released_checkpoints  # noqa: E402
 WIDTH = 900
 """Pixels; wide enough for the page's layout of two columns."""
 THOUGHT = 8
+OVERVIEW_MS = 300_000
+"""Milliseconds; the last figure of the page takes a second on an idle machine."""
 
 
 def main() -> None:
@@ -28,8 +30,8 @@ def main() -> None:
         one.tab("Intervene")
         one.set_number("thought", THOUGHT)
         one.page.locator("#run-intervene").click()
-        one.wait("#intervene-every .js-plotly-plot")
         one.wait("#intervene-picture .js-plotly-plot")
+        one.page.locator("#intervene-every .js-plotly-plot").wait_for(timeout=OVERVIEW_MS)
         top, last = (one.page.locator(name).first.bounding_box() for name in ("[role=tablist]", "#intervene-picture"))
         assert top is not None
         assert last is not None

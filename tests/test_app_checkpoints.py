@@ -1,5 +1,6 @@
 """Which checkpoint the app begins with, what it says about checkpoints, and which one it proposes to compare with."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,14 @@ from making_app import SUMS
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
+from coconut_ds.data.problem import Problem
+from coconut_ds.formats import TEXT
 from coconut_ds.model.card import ModelCard
+from coconut_ds.scoring import EXACT, scoring_of
 from serve.api.pages import add_pages
 from serve.app.checkpoint_list import choices, facts, partner_of
-from serve.app.problems import ProblemFile
+from serve.app.problems import ProblemFile, find_files
+from serve.app.studio import CheckedQuestion, Studio
 from serve.checkpoints.finding import ServedCheckpoint, Standing
 from serve.checkpoints.offered import Checkpoints
 
@@ -102,3 +107,34 @@ def test_the_address_that_is_printed_leads_to_the_app():
     with TestClient(app) as http:
         assert http.get("/", follow_redirects=False).headers["location"] == "app/"
         assert http.get("/").text == "the app"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "numbers"),
+    [
+        ("svamp.json", "number", False),
+        ("mine.json", "exact", False),
+        ("run/problems/test.json", "last_number", False),
+        ("other/problems/test.json", "exact", True),
+        ("broken/problems/test.json", "exact", False),
+    ],
+)
+def test_answers_are_judged_by_the_convention_of_their_data_set(place, name, numbers, tmp_path):
+    """Known from the run that has stored the problems, or from the name of the file."""
+    for run, data in (("run", "{scoring: last_number}"), ("other", "{answers: numbers}"), ("broken", "[")):
+        (tmp_path / run / "problems").mkdir(parents=True)
+        (tmp_path / run / "config.yaml").write_text(f"data: {data}\n")
+    path = tmp_path / place
+    path.write_text(json.dumps([one.as_dict() for one in SUMS]))
+    (file,) = find_files([path], [])[0].values()
+    assert file.scoring == scoring_of(name, "numbers" if numbers else "text")
+    right = file.scoring.is_correct("so it is 2.0 cats", "2") or file.scoring.is_correct("### 2.0", "2")
+    assert right is (name != "exact" or numbers)
+
+
+def test_the_app_asks_the_convention_of_the_question(monkeypatch):
+    checked = CheckedQuestion("any", "2 cats?", 0, Problem("2 cats?", (), "2"), (), scoring_of("number"))
+    studio = Studio(None, {})
+    monkeypatch.setattr(Studio, "card", lambda self, model: SimpleNamespace(text_format=TEXT))
+    assert studio.is_right(checked, "so it is 2.0 cats")
+    assert not studio.is_right(replace(checked, scoring=EXACT), "so it is 2.0 cats")

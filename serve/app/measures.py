@@ -22,6 +22,8 @@ from coconut_ds.probing.linear import linear_probes
 from coconut_ds.probing.state_patching import Later, Positions, StatePatching, patch_states
 from coconut_ds.probing.thought_attention import ThoughtAttention, thought_attention
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 from serve.app.results import DataSetResult, SearchResult
 from serve.app.studio import MAX_NEW_TOKENS, CheckedQuestion, Studio, graph_problem
 from serve.app.words import KINDS
@@ -45,7 +47,12 @@ async def answers_by_thoughts(studio: Studio, checked: CheckedQuestion) -> list[
     def ask(reasoner: Reasoner) -> Parts[list[list[AnswerAfter]]]:
         numbers = range(checked.n_thoughts + 1)
         return answers_after.parts(
-            reasoner, [checked.question], [checked.answer], numbers, max_new_tokens=MAX_NEW_TOKENS
+            reasoner,
+            [checked.question],
+            [checked.answer],
+            numbers,
+            max_new_tokens=MAX_NEW_TOKENS,
+            scoring=checked.scoring,
         )
 
     return (await studio.call(checked.model, ask))[0]
@@ -177,7 +184,8 @@ async def measure_data_set(
             "with more under Problems"
         )
     result = DataSetResult(model, file, len(problems), n_thoughts, draws, tuple(parts))
-    for label, function in _parts(problems, parts, n_thoughts, draws):
+    scoring = chosen.scoring if chosen is not None else EXACT
+    for label, function in _parts(problems, parts, n_thoughts, draws, scoring):
         yield label, 0, 0
         async for step in studio.watch(model, function):
             if isinstance(step, tuple):
@@ -193,12 +201,12 @@ PartFunction = Callable[[Reasoner, OnProgress], Parts[dict[str, Sequence[Any]]]]
 
 
 def _parts(
-    problems: Sequence[Problem], parts: Sequence[str], n_thoughts: int, draws: int
+    problems: Sequence[Problem], parts: Sequence[str], n_thoughts: int, draws: int, scoring: Scoring
 ) -> list[tuple[str, PartFunction]]:
     """The label and the function of each part of a measurement."""
     found: list[tuple[str, PartFunction]] = []
     if "sweep" in parts:
-        found.append((PARTS["sweep"], lambda reasoner, progress: _sweep(reasoner, problems, n_thoughts, progress)))
+        found.append((PARTS["sweep"], _sweep_of(problems, n_thoughts, scoring)))
     if "effects" in parts:
         for thought in range(1, n_thoughts + 1):
             for kind in OVERVIEW_KINDS:
@@ -221,12 +229,15 @@ def _parts(
     return found
 
 
-def _sweep(
-    reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int, progress: OnProgress
-) -> Parts[dict[str, Sequence[Any]]]:
-    numbers = range(n_thoughts + 1)
-    points = yield from sweep.parts(reasoner, problems, numbers, max_new_tokens=MAX_NEW_TOKENS, progress=progress)
-    return {"points": points}
+def _sweep_of(problems: Sequence[Problem], n_thoughts: int, scoring: Scoring) -> PartFunction:
+    def measure_sweep(reasoner: Reasoner, progress: OnProgress) -> Parts[dict[str, Sequence[Any]]]:
+        numbers = range(n_thoughts + 1)
+        points = yield from sweep.parts(
+            reasoner, problems, numbers, max_new_tokens=MAX_NEW_TOKENS, progress=progress, scoring=scoring
+        )
+        return {"points": points}
+
+    return measure_sweep
 
 
 def _effect_of(problems: Sequence[Problem], intervention: Intervention, n_thoughts: int) -> PartFunction:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.errors import CoconutError
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
+from serve.app.conventions import convention_of
 from serve.checkpoints.finding import ServedCheckpoint
 
 log = logging.getLogger("serve")
@@ -22,6 +25,8 @@ class ProblemFile:
 
     name: str
     problems: tuple[Problem, ...]
+    scoring: Scoring = EXACT
+    """Decides which answers are right."""
 
 
 def find_files(
@@ -38,7 +43,8 @@ def find_files(
     files: dict[str, ProblemFile] = {}
     for path in paths:
         name = path.stem if path.stem not in files else str(path)
-        files[name] = ProblemFile(name, tuple(load_problems(path, need_answers=False)[:MAX_PROBLEMS]))
+        problems = tuple(load_problems(path, need_answers=False)[:MAX_PROBLEMS])
+        files[name] = ProblemFile(name, problems, convention_of(path))
     file_of: dict[str, str] = {}
     known: dict[Path, str] = {}
     for checkpoint in checkpoints:
@@ -50,7 +56,7 @@ def find_files(
         path, problems = found
         if path not in known:
             known[path] = _free_name(f"{checkpoint.name.split('/')[0]}: {path.stem}", files)
-            files[known[path]] = ProblemFile(known[path], problems)
+            files[known[path]] = ProblemFile(known[path], problems, convention_of(path))
         file_of[checkpoint.name] = known[path]
     return files, file_of
 

@@ -14,13 +14,14 @@ from coconut_ds.data.encoding import Place, unknown_places
 from coconut_ds.data.graph_answers import is_graph_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
-from coconut_ds.formats import is_correct
 from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
 from coconut_ds.parts import Parts
 from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.trace import ThoughtTrace, trace_of
 from coconut_ds.reasoner import Reasoner
+from coconut_ds.scoring import EXACT
+from coconut_ds.scoring.base import Scoring
 from serve.app.problems import ProblemFile
 from serve.checkpoints.offered import Checkpoints
 from serve.errors import RequestError
@@ -51,6 +52,8 @@ class CheckedQuestion:
     """The problem of the selected file that has exactly this question."""
     references: tuple[str, ...] = ()
     """Other questions of that file."""
+    scoring: Scoring = EXACT
+    """Decides whether an answer is right."""
 
     @property
     def answer(self) -> str | None:
@@ -117,13 +120,14 @@ class Studio:
         own = next((problem for problem in problems if problem.question.strip() == text), None)
         others = (problem.question for problem in problems if problem.question.strip() != text)
         references = tuple(dict.fromkeys(others))[:MAX_REFERENCES]
-        return CheckedQuestion(model, own.question if own is not None else text, count, own, references)
+        scoring = chosen.scoring if chosen is not None else EXACT
+        return CheckedQuestion(model, own.question if own is not None else text, count, own, references, scoring)
 
     def is_right(self, checked: CheckedQuestion, text: str) -> bool | None:
         """Whether a generated text contains the right answer; None if that is not known."""
         if checked.answer is None:
             return None
-        return is_correct(text, checked.answer, self.card(checked.model).text_format)
+        return checked.scoring.is_correct(text, checked.answer, self.card(checked.model).text_format)
 
     @asynccontextmanager
     async def answering(self, checked: CheckedQuestion) -> AsyncIterator[AsyncIterator[Delta]]:
