@@ -142,6 +142,20 @@ class Fence:
             part.unlink(missing_ok=True)
             raise
 
+    def make_folder(self, target: Path) -> None:
+        """Makes an empty folder of the run, unless it exists.
+
+        Raises:
+            LostRunError: another launch has taken over the run; nothing was made.
+            OSError: it cannot be made.
+        """
+        if target.is_dir():
+            return
+        part = self.part(target.name)
+        with self.explained():
+            part.mkdir()
+        self.put(part, target)
+
     def discard(self, path: Path) -> None:
         """Removes a file or folder of the run; nothing can mistake a half-removed folder for a complete one.
 

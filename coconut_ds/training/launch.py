@@ -16,7 +16,7 @@ from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.watchdog import Watchdog
 from coconut_ds.files import remove, shell_word
-from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
+from coconut_ds.model.precision import multiplies_bf16, no_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start, complete_text
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
@@ -107,8 +107,9 @@ def _claim(experiment: Experiment, stack: ExitStack, watchdog: Watchdog, notify:
 def _describe(experiment: Experiment, tf32: str | None) -> str:
     """What is trained, and how precisely, for the log."""
     description = experiment.describe()
-    if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
-        description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
+    device = experiment.ranks.device
+    if experiment.config.run.bf16 and not multiplies_bf16(device):
+        description += f"\nrun.bf16=true, but {no_bf16(device)}: fp32 would be faster here"
     notes = [experiment.kernels.describe(experiment.backbone.model), tf32, *start_notes(experiment)]
     notes += experiment.objective.notes(experiment.problems.train(experiment.config.run.resume))
     return "\n".join([description, *(note for note in notes if note)])
