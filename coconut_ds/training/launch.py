@@ -31,7 +31,7 @@ from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
-from coconut_ds.training.progress import ProgressBar, peak_memory
+from coconut_ds.training.progress_bar import ProgressBar, peak_memory
 from coconut_ds.training.run_record import open_record
 from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.trainer import Trainer
