@@ -32,6 +32,8 @@ def main() -> None:
         one.page.locator("#run-intervene").click()
         one.wait("#intervene-picture .js-plotly-plot")
         one.page.locator("#intervene-every .js-plotly-plot").wait_for(timeout=OVERVIEW_MS)
+        # Places on the screen are then places on the page.
+        one.page.evaluate("window.scrollTo(0, 0)")
         top, last = (one.page.locator(name).first.bounding_box() for name in ("[role=tablist]", "#intervene-picture"))
         assert top is not None
         assert last is not None

@@ -133,7 +133,7 @@ def test_answers_are_judged_by_the_convention_of_their_data_set(place, name, num
 
 
 def test_the_app_asks_the_convention_of_the_question(monkeypatch):
-    checked = CheckedQuestion("any", "2 cats?", 0, Problem("2 cats?", (), "2"), (), scoring_of("number"))
+    checked = CheckedQuestion("any", "2 cats?", 0, Problem("2 cats?", (), "2"), (), scoring_of("last_number"))
     studio = Studio(None, {})
     monkeypatch.setattr(Studio, "card", lambda self, model: SimpleNamespace(text_format=TEXT))
     assert studio.is_right(checked, "so it is 2.0 cats")
