@@ -71,6 +71,9 @@
     if (!shown(plot)) continue;
     const texts = [...plot.querySelectorAll(".xtick text, .ytick text, .g-xtitle text, .g-ytitle text, .legendtext, .cbtitle text")]
       .filter(shown).map((text) => [short(text.textContent), text.getBoundingClientRect()]);
+    const room = plot.getBoundingClientRect();
+    const isCut = (box) => box.left < room.left - 1 || box.right > room.right + 1 || box.top < room.top - 1 || box.bottom > room.bottom + 1;
+    for (const [a, box] of texts) if (isCut(box)) faults.push(`cut by its plot: ${a}`);
     texts.forEach(([a, box], i) => texts.slice(i + 1).forEach(([b, other]) => {
       if (overlap(box, other, 2)) faults.push(`labels of a plot overlap: ${a} | ${b}`);
     }));

@@ -14,11 +14,14 @@ pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install pl
 GOOD = """<html lang="en"><title>A page</title><main><h1>A page</h1>
 <div style="overflow: hidden; width: 90px; white-space: nowrap">a text</div>
 <div class="graph"><svg width="200" height="60"><text x="10" y="20">one</text><text x="90" y="20">two</text>
-<polyline points="0,50 190,50"/></svg></div></main></html>"""
+<polyline points="0,50 190,50"/></svg></div>
+<div class="js-plotly-plot" style="width: 200px"><svg width="200" height="60" overflow="visible"><g class="g-xtitle">
+<text x="150" y="20">axis</text></g></svg></div></main></html>"""
 FAULTS = {
     "cut: a text": ("width: 90px", "width: 20px"),
     "labels overlap: one | two": ('x="90"', 'x="12"'),
     "an edge crosses one": ("0,50 190,50", "0,18 190,18"),
+    "cut by its plot: axis": ('x="150"', 'x="190"'),
     "the page is 2000 wide": ("<h1>", '<h1 style="width: 2000px; margin-left: -8px">'),
     "contrast 1.61: one": ('<text x="10"', '<text fill="#ccc" x="10"'),
 }

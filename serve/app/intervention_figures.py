@@ -27,9 +27,10 @@ def report_figure(report: InterventionReport) -> go.Figure:
     figure.add_vline(x=0, line_color="#888", line_width=1)
     names = [arm_name(report, arm) for arm in arms]
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4])
-    figure.update_xaxes(title=CHANGE)
+    # In two lines, since long names of the rows leave little room.
+    figure.update_xaxes(title=CHANGE.replace(" of ", "<br>of ", 1))
     figure.update_yaxes(title="what was changed")
-    return set_layout(figure, 180 + 34 * len(arms))
+    return set_layout(figure, 200 + 34 * len(arms))
 
 
 def arm_name(report: InterventionReport, arm: InterventionArm) -> str:
