@@ -29,7 +29,7 @@ CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id]
   .filter(one => !one.closest('#export-page, #export-link'))
   .map(one => ['radio', 'checkbox'].includes(one.type)
     ? [`${one.closest('.block').id}: ${one.closest('label').innerText.trim()}`, one.checked]
-    : [`${one.closest('.block').id} (${one.type})`, one.value.replace(/, \\d+ \\w+ old/, '')]))"""
+    : [`${one.closest('.block').id} (${one.type})`, one.value.replace(/, (under )?\\d+ \\w+ old/, '')]))"""
 """JavaScript that returns the state of every control of the page by its name, without the ages of checkpoints."""
 TABS = ("Think", "Search", "Intervene", "States", "Compare", "Data set", "Export")
 ANSWER = "#think-answer .answer, #think-after-table table"

@@ -30,7 +30,9 @@ def report_figure(report: InterventionReport) -> go.Figure:
     # In two lines, since long names of the rows leave little room.
     figure.update_xaxes(title=CHANGE.replace(" of ", "<br>of ", 1))
     figure.update_yaxes(title="what was changed")
-    return set_layout(figure, 200 + 34 * len(arms))
+    set_layout(figure, 216 + 34 * len(arms))
+    # Also if all draws have the same outcome; below a title of two lines.
+    return figure.update_layout(showlegend=True, margin_b=120)
 
 
 def arm_name(report: InterventionReport, arm: InterventionArm) -> str:
