@@ -111,10 +111,12 @@ class Matrix:
 
 def end(process: Process, number: int) -> None:
     """Kills the process group, or signals the launched process, and waits until the whole group is gone."""
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    # The launch may have ended a moment ago.
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
     process.wait(PATIENCE_S)
     for _ in range(600):
         try:

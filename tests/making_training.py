@@ -13,7 +13,7 @@ from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.metrics import MetricsLog, begin_metrics, read_metrics
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.saver import Scores
 from coconut_ds.training.trainer import Trainer
 

@@ -39,7 +39,7 @@ HEAVY = (
     *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "samples", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "loading", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
-    *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations", "progress")),
+    *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations", "progress_bar")),
     *(f"training.{name}" for name in ("engine_state", "convert_state", "checkpoint_writer")),
     *(f"training.{name}" for name in ("claim", "run_record", "prefetch", "saver", "trainer", "launch")),
 )

@@ -1,4 +1,5 @@
-"""TF32: set on CUDA only, off unless asked for, explained to the user, and part of what tells results apart."""
+"""bf16 is native or emulated; TF32 is set on CUDA only, off unless asked for, explained, and part of what tells results
+apart."""
 
 import re
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from coconut_ds.model.precision import describe, tf32_note, use_tf32
+from coconut_ds.model.precision import describe, multiplies_bf16, no_bf16, tf32_note, use_tf32
 from coconut_ds.runs.identity import ingredients, signature
 from coconut_ds.settings.compose import compose_config, compose_eval_config
 
@@ -77,3 +78,11 @@ def test_only_the_value_true_is_in_the_signature_of_a_run():
 def test_evaluations_have_the_setting_too():
     assert compose_eval_config(["checkpoint=x", "data=modular_sum", "tf32=true"]).tf32
     assert not compose_eval_config(["checkpoint=x", "data=modular_sum"]).tf32
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_before_ampere_do_not_compute_in_bf16(monkeypatch, capability, native):
+    """``torch.cuda.is_bf16_supported`` is true for a V100 or T4, since torch emulates what they lack."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies_bf16(CUDA) is native
+    assert "this GPU" in no_bf16(CUDA)

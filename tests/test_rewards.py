@@ -11,7 +11,7 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.errors import ConfigError, RewardError
 from coconut_ds.runs.identity import signature
 from coconut_ds.training.ingredients import run_ingredients
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.rewards import Reward
 
 GRPO = ("objective=grpo", "replay_prob=0", "grpo.num_generations=2", "warmup_steps=0", "num_epochs=1", "grpo.beta=0")

@@ -80,6 +80,7 @@ def test_each_change_fails_although_the_check_before_it_passed(tmp_path):
         lambda: loser.write(kept, "changed"),
         lambda: loser.write(attempt / "new", "new"),
         lambda: loser.discard(kept),
+        lambda: loser.make_folder(attempt / "folder"),
     ):
         with pytest.raises(FileNotFoundError):
             change()

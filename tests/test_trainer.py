@@ -23,7 +23,7 @@ from coconut_ds.training import saver
 from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.metrics import MetricsLog, read_metrics
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.trainer import Trainer
 
 

@@ -2,7 +2,8 @@
 
 A CPU without bf16 instructions multiplies bf16 matrices about a hundred times slower than fp32 matrices: 0.5 against
 60 GFLOPS on two cores that have only AVX2. With AVX-512 or AMX, bf16 is faster than fp32. So if bf16 is requested on a
-CPU without these instructions, the weights are rounded to bf16, but stored and computed with in fp32.
+CPU without these instructions, the weights are rounded to bf16, but stored and computed with in fp32. GPUs before
+Ampere (V100, T4) have no instructions for bf16 either, and are treated likewise.
 
 GPUs from Ampere on multiply fp32 matrices many times faster in TF32, which reads 10 of the 23 bits of the mantissa and
 adds in fp32. NVIDIA's data sheet of the A100 gives 19.5 TFLOP/s in fp32, 156 in TF32 and 312 in bf16. TF32 is off
@@ -12,15 +13,22 @@ unless a setting switches it on, because it changes the numbers.
 import torch
 from torch import nn
 
-SLOW_BF16 = "this CPU has no instructions for bf16"
 AMPERE = (8, 0)
-"""Compute capability of the first GPUs with TF32."""
+"""Compute capability of the first GPUs that multiply in TF32 and bf16."""
 TF32_GAIN = "an A100 multiplies at most 156 instead of 19.5 TFLOP/s"
 
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices natively, that is, at least as fast as fp32 ones."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    capability = capability_of(device)
+    return capability is None or capability >= AMPERE
+
+
+def no_bf16(device: torch.device) -> str:
+    """Says why ``multiplies_bf16`` is False."""
+    return f"this {'CPU' if device.type == 'cpu' else 'GPU'} has no instructions for bf16"
 
 
 def use_tf32(name: str, tf32: bool, bf16: bool, device: torch.device) -> str | None:
@@ -78,7 +86,7 @@ def describe(dtype: torch.dtype, model: nn.Module, device: torch.device) -> str:
     """
     name, held = (str(each).removeprefix("torch.") for each in (dtype, next(model.parameters()).dtype))
     if name != held:
-        return f"{name} weights, computed in {held} ({SLOW_BF16})"
+        return f"{name} weights, computed in {held} ({no_bf16(device)})"
     capability = capability_of(device)
     has_tf32 = capability is not None and capability >= AMPERE and torch.get_float32_matmul_precision() != "highest"
     return f"{name}, products in TF32" if has_tf32 and dtype == torch.float32 else name

@@ -87,9 +87,8 @@ class Fence:
             if number < self.number:
                 _remove_launch(path, notify)
 
-    @property
-    def lost(self) -> bool:
-        """Whether another launch has taken over the run; reads the lock."""
+    def find_lost(self) -> bool:
+        """Reads the lock, and returns whether another launch has taken over the run."""
         return self._lock is not None and not self._lock.still_ours()
 
     def check(self) -> None:
@@ -98,7 +97,7 @@ class Fence:
         Raises:
             LostRunError: another launch has taken it over.
         """
-        if self.lost:
+        if self.find_lost():
             raise LostRunError.of(self.run)
 
     def part(self, name: str) -> Path:
@@ -142,6 +141,20 @@ class Fence:
             part.unlink(missing_ok=True)
             raise
 
+    def make_folder(self, target: Path) -> None:
+        """Makes an empty folder of the run, unless it exists.
+
+        Raises:
+            LostRunError: another launch has taken over the run; nothing was made.
+            OSError: it cannot be made.
+        """
+        if target.is_dir():
+            return
+        part = self.part(target.name)
+        with self.explained():
+            part.mkdir()
+        self.put(part, target)
+
     def discard(self, path: Path) -> None:
         """Removes a file or folder of the run; nothing can mistake a half-removed folder for a complete one.
 
@@ -158,7 +171,7 @@ class Fence:
     def close(self) -> None:
         """Empties the launch folder; removes it too if the run consists of nothing else. Call it before the lock is
         released. Does nothing if another launch has taken over the run."""
-        if self.lost:
+        if self.find_lost():
             return
         with suppress(OSError):
             for path in self.path.iterdir():

@@ -193,7 +193,7 @@ class CheckpointWriter:
         errors = {rank: one for rank, one in enumerate(gather(found)) if one is not None}
         if not errors:
             return
-        if any(gather(self._fence is not None and self._fence.lost)):
+        if any(gather(self._fence is not None and self._fence.find_lost())):
             raise LostRunError.of(self._folder.path)
         if self._ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import ConfigError
-from coconut_ds.files import remove
 from coconut_ds.runs.attempts import Start, choose_start, folder_to_lock
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.identity import signature
@@ -64,10 +63,9 @@ def claim_attempt(
     start = choose_start(config, name, ingredients, notify)
     lock.name_attempt(start.path.name, fence.number)
     for path in start.folder.left_overs():
-        fence.check()
         # A left-over that cannot be removed does no harm.
         with suppress(OSError):
-            remove(path)
+            fence.discard(path)
     return Claim(start, lock, fence, ingredients)
 
 

@@ -16,7 +16,7 @@ from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.watchdog import Watchdog
 from coconut_ds.files import remove, shell_word
-from coconut_ds.model.precision import SLOW_BF16, multiplies_bf16, use_tf32
+from coconut_ds.model.precision import multiplies_bf16, no_bf16, use_tf32
 from coconut_ds.runs.attempts import SOLVED, Start, complete_text
 from coconut_ds.runs.fencing import Fence
 from coconut_ds.runs.folder import ENGINE, RUN_LINE, RunFolder
@@ -31,7 +31,7 @@ from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.ingredients import run_ingredients
 from coconut_ds.training.iterations import start_notes
 from coconut_ds.training.problems import Notify
-from coconut_ds.training.progress import ProgressBar, peak_memory
+from coconut_ds.training.progress_bar import ProgressBar, peak_memory
 from coconut_ds.training.run_record import open_record
 from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.trainer import Trainer
@@ -107,8 +107,9 @@ def _claim(experiment: Experiment, stack: ExitStack, watchdog: Watchdog, notify:
 def _describe(experiment: Experiment, tf32: str | None) -> str:
     """What is trained, and how precisely, for the log."""
     description = experiment.describe()
-    if experiment.config.run.bf16 and not multiplies_bf16(experiment.ranks.device):
-        description += f"\nrun.bf16=true, but {SLOW_BF16}: fp32 would be many times faster here"
+    device = experiment.ranks.device
+    if experiment.config.run.bf16 and not multiplies_bf16(device):
+        description += f"\nrun.bf16=true, but {no_bf16(device)}: fp32 would be faster here"
     notes = [experiment.kernels.describe(experiment.backbone.model), tf32, *start_notes(experiment)]
     notes += experiment.objective.notes(experiment.problems.train(experiment.config.run.resume))
     return "\n".join([description, *(note for note in notes if note)])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import CheckpointError, ConfigError
-from coconut_ds.files import remove
 from coconut_ds.runs.attempts import Start
 from coconut_ds.runs.fencing import Fence, LostRunError
 from coconut_ds.runs.identity import write_ingredients
@@ -89,15 +88,14 @@ def _begin(experiment: Experiment, claim: Claim, notify: Notify, stack: ExitStac
     """Writes the files that an attempt has from the start. ``stack`` closes the metrics."""
     config, start, folder, fence = experiment.config, claim.start, claim.start.folder, claim.fence
     manifest = _manifest(experiment, claim, notify)
-    fence.check()
-    folder.path.mkdir(exist_ok=True)
+    fence.make_folder(folder.path)
     with ExitStack() as opened:
         try:
             mirrors = _open_mirrors(config, start, manifest, notify, opened)
         except ConfigError:
             opened.close()
             if start.is_new:
-                remove(folder.path)
+                fence.discard(folder.path)
             raise
         lost = begin_metrics(folder.metrics, start.resume_state.metrics_bytes if start.resume_state else 0, fence)
         if lost is not None:

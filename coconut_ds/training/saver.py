@@ -213,7 +213,7 @@ class RunSaver:
         Raises:
             LostRunError: another launch has taken over the run; raised on all ranks.
         """
-        if self.experiment.ranks.any(self.fence is not None and self.fence.lost):
+        if self.experiment.ranks.any(self.fence is not None and self.fence.find_lost()):
             raise LostRunError.of(self.folder.path)
 
     def resume_from(self, checkpoint: Path, scores: Scores) -> None:

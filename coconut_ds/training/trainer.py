@@ -26,7 +26,7 @@ from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.iterations import Iterations
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.update_result import UpdateResult
 

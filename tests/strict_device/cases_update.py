@@ -19,7 +19,7 @@ from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings.model import LoraConfig
 from coconut_ds.training.batches import BatchGeometry, plan_update
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
-from coconut_ds.training.progress import ProgressBar
+from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.trainer import Trainer
 from strict_device.batches import SHAPES, layout_of
 from strict_device.engines import ZeroOptimizer, make_engine

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from coconut_ds.training.progress import ESTIMATE_AFTER, ProgressBar, peak_memory
+from coconut_ds.training.progress_bar import ESTIMATE_AFTER, ProgressBar, peak_memory
 
 
 class Clock:
