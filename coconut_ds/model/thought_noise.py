@@ -90,6 +90,7 @@ class NoiseSettings:
     """How to draw noise."""
 
     kind: Noise = "none"
+    """``none``, ``gaussian``, ``dropout``, or ``svp``, for which a model must be prepared as for GRPO."""
     sigma: float = 0.0
     """Standard deviation of ``gaussian``."""
     dropout: float = 0.0

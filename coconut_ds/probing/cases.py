@@ -48,6 +48,7 @@ class Sample:
     noise: NoiseSettings
     """Noise in the thoughts."""
     seed: int = 0
+    """Seed of the noise."""
     number: int = 0
     """Number of the sample, from 0."""
 
