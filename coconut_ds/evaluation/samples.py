@@ -54,7 +54,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     """The share of subsets of ``k`` samples that contain a right one, if ``right`` of ``samples`` are right."""
     assert 0 <= right <= samples, (right, samples)
     assert 1 <= k <= samples, (k, samples)
-    return 1 - comb(samples - right, k) / comb(samples, k)
+    subsets = comb(samples, k)
+    # With integers, rounded once.
+    return (subsets - comb(samples - right, k)) / subsets
 
 
 def numbers_of_samples(samples: int) -> list[int]:
