@@ -4,6 +4,7 @@ import json
 import signal
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,7 @@ from coconut_ds.model.thought_noise import NoiseSettings
 from coconut_ds.probing.answers import answers_after
 from coconut_ds.probing.cases import Sample
 from coconut_ds.probing.trace import trace_thoughts
+from coconut_ds.reasoner import load_reasoner
 from coconut_ds.scoring import EXACT, scoring_of
 from coconut_ds.settings.compose import compose_eval_config
 
@@ -111,6 +113,15 @@ def whole(place):
     return place / "whole"
 
 
+@pytest.fixture
+def fast(monkeypatch) -> None:
+    """Leaves out pictures and git, and loads a checkpoint once."""
+    monkeypatch.setattr("coconut_ds.evaluation.identity.code_identity", lambda: {"version": "1"})
+    for name in ("draw_sweep", "draw_samples"):
+        monkeypatch.setattr(f"coconut_ds.evaluation.report.{name}", lambda scores, path, *more: path.write_bytes(b""))
+    monkeypatch.setattr("coconut_ds.evaluation.loading.load_reasoner", cache(load_reasoner))
+
+
 def scores(out: Path) -> dict:
     return {key: value for key, value in json.loads((out / "scores.json").read_text()).items() if key != "run"}
 
@@ -144,7 +155,7 @@ def test_an_evaluation_writes_all_samples_their_scores_votes_and_a_picture(place
     assert (whole / "samples.png").is_file()
 
 
-def test_samples_depend_on_neither_batch_size_nor_order_nor_other_ranks(place, whole, tmp_path):
+def test_samples_depend_on_neither_batch_size_nor_order_nor_other_ranks(place, whole, tmp_path, fast):
     """With fewer samples they are the first ones of more. The problems come in another order, and from two ranks."""
     known = {(line["question"], line["sample"]): line for line in predictions(whole)}
 
@@ -175,7 +186,7 @@ def test_samples_depend_on_neither_batch_size_nor_order_nor_other_ranks(place, w
     check(lines)
 
 
-def test_samples_of_tokens_are_a_function_of_question_and_number(place, tmp_path):
+def test_samples_of_tokens_are_a_function_of_question_and_number(place, tmp_path, fast):
     """The temperature alone makes samples differ; evaluations with one answer draw as they always did."""
     found = []
     for size, data in ((2, "data.json"), (64, "again.json")):
@@ -203,7 +214,7 @@ def test_an_evaluation_of_samples_that_is_killed_carries_on_with_other_ranks(pla
     assert not (out / ".partial").exists()
 
 
-def test_a_sample_of_an_evaluation_can_be_traced(place, whole):
+def test_a_sample_of_an_evaluation_can_be_traced(place, whole, fast):
     """The probe's seed and number name the same noise. Thoughts are decoded without their own noise."""
     lines = predictions(whole)
     line = next(one for one in lines[3::5] if one["text"] != lines[5 * one["index"]]["text"])
