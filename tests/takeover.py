@@ -3,8 +3,8 @@
 ``python tests/takeover.py --trials 200 --json`` suspends a launch, the *loser*, at one of its steps: before it opens,
 renames, makes or removes a file or folder, and before or after it flushes one. Another launch, the *winner*, finds the
 lock silent, takes the run over and trains it to its end. Then the loser continues. Whatever changes below the run's
-folder from then on was written by the loser, except that it removes temporary files of its own lock. The last line of
-output is one JSON object; ``bytes_by_the_loser`` must be 0.
+folder from then on was written by the loser; it may only remove the files with which it was releasing its lock. The
+last line of output is one JSON object; ``bytes_by_the_loser`` must be 0.
 
 Most trials run in this process, with real files and an engine whose state is small, and go through all steps in turn.
 In each tenth trial, both launches are real processes that train with DeepSpeed, and the loser is stopped with SIGSTOP
@@ -64,8 +64,8 @@ EPOCHS = 2
 TRAIN = "--train"
 """First argument of a process that trains."""
 OLD_S = 1000.0
-LOCK_PART = f".{FILE}.part."
-"""Beginning of the names of a lock's temporary files."""
+OWN_LOCKS = f".{FILE}."
+"""Beginning of the names of files with which a launch takes and releases the lock."""
 ELSEWHERE = "COCONUT_TESTS_ELSEWHERE"
 """Environment variable: the process says that it runs on another machine, so others cannot check whether it runs."""
 
@@ -222,10 +222,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 def bytes_changed(before: dict[str, bytes], after: dict[str, bytes]) -> int:
     """Bytes of files that are new, changed or gone; 1 for each other entry that is new or gone.
 
-    A temporary file of a lock that is gone does not count: its name contains the token of the launch that removed it.
+    A file with which the loser was releasing its lock, and which is gone, does not count: its name contains the loser's
+    token.
     """
     changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    changed = [name for name in changed if name in after or not Path(name).name.startswith(LOCK_PART)]
+    changed = [name for name in changed if name in after or not Path(name).name.startswith(OWN_LOCKS)]
     for name in changed:
         print(f"changed: {name}", file=sys.stderr)
     return sum(max(1, len(after.get(name, b"")), len(before.get(name, b""))) for name in changed)
