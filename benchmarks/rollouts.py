@@ -43,7 +43,7 @@ from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.iterations import prepare_noise
 from coconut_ds.training.rewards import Reward
-from coconut_ds.training.rollouts import Batch, Sampler, explored
+from coconut_ds.training.rollouts import Batch, Sampler
 
 
 def prepared(options: argparse.Namespace, device: torch.device) -> tuple[LatentLoop, Sampler, Batch]:
@@ -102,14 +102,14 @@ def main() -> None:
     device = torch.device(options.device)
     loop, sampler, batch = prepared(options, device)
     requests = [request for index in batch.indices for request in sampler.requests(batch, index)]
-    keys = [key for index in batch.indices for key in sampler.keys(batch, index)]
+    plain = [replace(request, noise=None) for request in requests]
     eos_ids = sampler.prompter.eos_ids
     # Only requests of one owner share the beginnings of their prompts.
-    unshared = [replace(request, owner=number) for number, request in enumerate(requests)]
+    unshared = [replace(request, owner=number) for number, request in enumerate(plain)]
     works = [
-        partial(generate, loop, requests, eos_ids, options.slots),
+        partial(generate, loop, plain, eos_ids, options.slots),
         partial(generate, loop, unshared, eos_ids, options.slots),
-        partial(explored, loop, requests, keys, sampler.exploration, eos_ids, options.slots),
+        partial(generate, loop, requests, eos_ids, options.slots),
         partial(sampler.sample, loop, batch),
     ]
     for work in works:

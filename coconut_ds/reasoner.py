@@ -1,7 +1,6 @@
 """Loads a checkpoint and answers questions with it: ``load_reasoner(path).generate(["…"], n_thoughts=4)``.
 
-The training method and the number of thoughts come from the checkpoint's ``coconut.json``, never from the reference
-solution of a problem.
+Method and number of thoughts come from the checkpoint's ``coconut.json``, never from a problem's reference solution.
 """
 
 import logging
@@ -34,9 +33,10 @@ from coconut_ds.model.readme import Origin
 from coconut_ds.model.reference_state import check_state_file, load_state_dict
 from coconut_ds.model.starting import card_at
 from coconut_ds.model.support import context_length
+from coconut_ds.model.thought_noise import NoiseSettings
 from coconut_ds.model.trace_module import TraceModule
 from coconut_ds.runs.naming import model_name
-from coconut_ds.settings import ModelConfig
+from coconut_ds.settings import ModelConfig, ThoughtNoiseKind
 
 log = logging.getLogger("coconut_ds")
 MOST_UNKNOWN = 0.01
@@ -109,6 +109,9 @@ class Reasoner:
         top_p: float = 1.0,
         seed: int = 0,
         samples: int = 1,
+        thought_noise: ThoughtNoiseKind = "none",
+        thought_sigma: float | None = None,
+        thought_dropout: float | None = None,
         stop: Sequence[str] = (),
         keep_thoughts: bool = False,
         batch_size: int = 32,
@@ -128,6 +131,9 @@ class Reasoner:
             top_p: sample only from the most probable tokens whose probabilities sum to this value.
             seed: seed of the random draws, which differ for each question and sample.
             samples: number of answers to each question.
+            thought_noise: none, gaussian or dropout noise in the thoughts, drawn by (seed, question, sample, thought).
+            thought_sigma: standard deviation of ``gaussian``, in the units of what is fed back.
+            thought_dropout: share of the numbers that ``dropout`` sets to 0, the same ones in all thoughts.
             stop: strings that end a text; they are not part of it.
             keep_thoughts: whether to keep the hidden states of the thoughts (``Answer.thoughts``).
             batch_size: largest number of requests that run at a time.
@@ -138,7 +144,8 @@ class Reasoner:
         """
         thoughts = self.thoughts(n_thoughts, force_text_after, min_thoughts, max_thoughts)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        writing = Writing(max_new_tokens, sampling=sampling, stop=tuple(stop), keep_thoughts=keep_thoughts)
+        noise = NoiseSettings.of(thought_noise, thought_sigma, thought_dropout)
+        writing = Writing(max_new_tokens, 0, sampling, tuple(stop), keep_thoughts, noise=noise)
         return self._generate(questions, thoughts, writing, samples, batch_size, on_done)
 
     def _generate(

@@ -24,6 +24,8 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Look inside": {
         "coconut_ds.probing.trace": ("trace_thoughts", "ThoughtTrace", "ThoughtView"),
+        "coconut_ds.probing.cases": ("Sample",),
+        "coconut_ds.model.thought_noise": ("NoiseSettings",),
         "coconut_ds.probing.intervene": ("intervene", "InterventionReport", "InterventionArm"),
         "coconut_ds.probing.interventions": ("Intervention", "Kind"),
     },

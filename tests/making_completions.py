@@ -8,7 +8,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import lay_out_prompt
 from coconut_ds.methods.layouts import Layouts
-from coconut_ds.model.exploration import NoiseSizes
+from coconut_ds.model.thought_noise import NoiseSizes
 from coconut_ds.objectives.grpo import Completions
 from coconut_ds.settings import Config
 from coconut_ds.settings.compose import compose_config

@@ -13,9 +13,9 @@ from coconut_ds.model.checkpoint import save_model
 from coconut_ds.reasoner import Reasoner
 
 
-def make_place(folder: Path, problems: int) -> Path:
+def make_place(folder: Path, problems: int, family: str = "gpt2") -> Path:
     """A folder with a checkpoint, ``model``, and ``data.json``, of whose problems it answers two thirds correctly."""
-    backbone = make_backbone(seed=5)
+    backbone = make_backbone(family, seed=5)
     save_model(folder / "model", backbone.model, backbone.model.state_dict(), backbone.tokenizer, make_card(backbone))
     words = ["1", "2", "3", "+", "="]
     questions = [" ".join(words[n // 5**k % 5] for k in range(5)) for n in range(problems)]

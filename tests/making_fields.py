@@ -90,6 +90,12 @@ NUMBERS: dict[str, Sequence[Any]] = {
     "thought_top_k": (1, 5, 50),
 }
 """Valid values of fields that both kinds of completion have."""
+NOISES: Sequence[Fields] = (
+    {"thought_noise": "none"},
+    *({"thought_noise": "gaussian", "thought_sigma": sigma} for sigma in (0, 0.5, 1000)),
+    *({"thought_noise": "dropout", "thought_dropout": share} for share in (0, 0.5, 0.999)),
+)
+"""Valid values of the fields of noise in thoughts."""
 LIMITS: dict[str, Sequence[Any]] = {
     "n": (0, 16, 17, 2**31 - 1, 2**31),
     "temperature": (100.001, -0.001, 1e308),
@@ -102,6 +108,9 @@ LIMITS: dict[str, Sequence[Any]] = {
     "force_text_after": (64, 65),
     "min_thoughts": (64, 65),
     "max_thoughts": (64, 65),
+    "thought_noise": ("svp", "", 0),
+    "thought_sigma": (-0.001, 1000.001, 1e308),
+    "thought_dropout": (-0.001, 1, 1.5),
     "thought_top_k": (0, 50, 51),
     "logprobs": (0, 13, 50, 51),
     "top_logprobs": (0, 13, 50, 51),
@@ -119,6 +128,7 @@ def valid(rng: random.Random) -> tuple[str, Fields]:
     path = rng.choice([COMPLETIONS, COMPLETIONS, CHAT, THOUGHTS])
     question = "".join(rng.choice(PLAIN) for _ in range(rng.randint(1, 30)))
     fields: Fields = {"model": rng.choice(MODELS), "max_tokens": rng.randint(1, 4)}
+    fields |= rng.choice(NOISES) if rng.random() < 0.2 else {}
     if path == THOUGHTS:
         own = {"n_thoughts": (0, 1, 3), "force_text_after": (1, 2), "top_k": (1, 5, 50), "layers": (True, False)}
         fields |= {name: rng.choice(values) for name, values in own.items() if rng.random() < 0.5}

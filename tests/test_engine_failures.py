@@ -16,6 +16,7 @@ from coconut_ds.generation.requests import AtOnce, Request, Sampling, Thinking
 from coconut_ds.generation.thinking_engine import ThinkingEngine
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.thought_noise import NoiseSettings, SampleNoise
 
 QUESTION = [n % 30 + 1 for n in range(20)]
 PLAIN = Request(
@@ -238,7 +239,7 @@ def test_more_likeliest_tokens_than_there_are(tiny_model):
         ({"thinking": Thinking(3, 99, 2)}, "thinking: found token id 99"),
         ({"at_once": AtOnce(Parallel("jacobi", 2), 99)}, "at_once.marker: found token id 99"),
         ({"suppress": tuple(range(1, VOCABULARY))}, "suppress: excludes all 40 tokens"),
-        ({"codes": torch.zeros(2, 3)}, r"codes: found shape \(2, 3\)"),
+        ({"noise": SampleNoise(NoiseSettings("svp"), "0")}, "noise: found svp"),
     ],
 )
 def test_what_no_pass_could_run_is_refused(tiny_model, change, message):

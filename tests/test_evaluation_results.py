@@ -152,6 +152,7 @@ OTHER = {
     "bf16": "true",
     "attn_implementation": "eager",
     "seed": "1",
+    "samples": "3",
     "data.max_new_tokens": "2",
 }
 
@@ -167,10 +168,14 @@ def test_every_key_of_an_evaluation_changes_the_signature_or_is_known_not_to(pla
     generated = {key for key in leaf_keys(EvalConfig) if key.startswith(("data.size", "data.num_", "data.mod"))}
     generated |= {"data.wording", "data.split_by"}
     architecture = {key for key in leaf_keys(EvalConfig) if key.startswith("model.")}
-    assert set(leaf_keys(EvalConfig)) == FREE | OTHER.keys() | generated | architecture
+    noise = {"thought_noise", "thought_sigma", "thought_dropout"}
+    assert set(leaf_keys(EvalConfig)) == FREE | OTHER.keys() | generated | architecture | noise
     changed = [signature_of(f"{key}={value}") for key, value in OTHER.items()]
     changed += [signature_of(checkpoint=place / "other/a/model"), signature_of(data=place / "multiarith/test.json")]
     sums = [(9,), (8,), (9, "num_terms=5"), (9, "seed=1")]
+    noises = [("gaussian", "thought_sigma=1"), ("gaussian", "thought_sigma=2")]
+    noises += [("dropout", "thought_dropout=0.1"), ("dropout", "thought_dropout=0.2")]
+    changed += [signature_of(f"thought_noise={kind}", size) for kind, size in noises]
     changed += [signature_of("size.valid=20", f"size.test={count}", *more, data="modular_sum") for count, *more in sums]
     assert len({own, *changed}) == 1 + len(changed)
     (place / "copy.json").write_text(json.dumps(json.loads(data.read_text()), indent=3))

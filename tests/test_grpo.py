@@ -15,19 +15,20 @@ from torch_engine import tiny_experiment
 
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.generation import slot_table
+from coconut_ds.generation.batch import generate
 from coconut_ds.methods.layout import Layout
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model import loss as loss_module
 from coconut_ds.model.collate import Collator
-from coconut_ds.model.exploration import NoiseSizes
 from coconut_ds.model.feed import Projection
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.objectives.grpo import Completions, Grpo, noise_sizes
+from coconut_ds.model.thought_noise import NoiseSizes
+from coconut_ds.objectives.grpo import Completions, Grpo
 from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.advantages import advantages, longest_completion, token_weights
 from coconut_ds.training.batches import BatchGeometry, plan_update
 from coconut_ds.training.iterations import Iterations, prepare_noise
-from coconut_ds.training.rollouts import Batch, explored
+from coconut_ds.training.rollouts import Batch
 
 
 class Case(NamedTuple):
@@ -206,8 +207,8 @@ def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabili
 
     scored: list[list[float]] = []
 
-    def scoring(loop, requests, keys, *rest):
-        made = explored(loop, [replace(each, log_probabilities=True) for each in requests], keys, *rest)
+    def scoring(loop, requests, *rest):
+        made = generate(loop, [replace(each, log_probabilities=True) for each in requests], *rest)
         scored.extend(each.log_probabilities for each in made)
         return made
 
@@ -217,7 +218,7 @@ def test_rollouts_do_not_depend_on_ranks_and_their_replay_has_the_same_probabili
     layouts = Layouts.of([each.prompt.continued(each.tokens) for each in rollouts])
     keys = tuple(each.key for each in rollouts) if objective.exploration.kind != "none" else ()
     ones = np.ones(len(rollouts))
-    completions = Completions((layouts,), ones, ones, keys, noise_sizes(loop), run.backbone.markers.all(), False)
+    completions = Completions((layouts,), ones, ones, keys, loop.noise_sizes, run.backbone.markers.all(), False)
     temperature = run.config.objective.grpo.temperature
     for view in plan_update(layouts, BatchGeometry(15, 4, 4, 1), 0, "token"):
         replayed = loop(objective.log_probabilities, objective.collate(run.collator, completions, [view]))

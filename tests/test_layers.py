@@ -36,7 +36,7 @@ HEAVY = (
         f"data.{name}"
         for name in ("chat", "encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")
     ),
-    *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "partial", "session")),
+    *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "samples", "partial", "session")),
     *(f"evaluation.{name}" for name in ("identity", "job", "loading", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations", "progress_bar")),

@@ -33,7 +33,7 @@ def test_a_file_may_end_anywhere_and_any_bit_may_flip(tmp_path):
         for zeros in (0, 4096):
             path.write_bytes(whole[:cut] + bytes(zeros))
             found = partial.read(pytest.fail)
-            assert found == {(0, n): MADE[n] for n in range(sum(end <= cut for end in ends))}
+            assert found == {(0, n, 0): MADE[n] for n in range(sum(end <= cut for end in ends))}
     for _ in range(80):
         at = draw.randrange(len(whole))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
@@ -53,7 +53,7 @@ def test_a_process_with_the_id_of_a_killed_one_writes_a_file_of_its_own(tmp_path
     path.write_bytes(path.read_bytes()[:-3])
     stored(tmp_path, MADE[2:])
     assert len(list(first.folder.iterdir())) == 2
-    assert first.read(pytest.fail) == {(0, n): MADE[n] for n in (0, 2, 3, 4)}
+    assert first.read(pytest.fail) == {(0, n, 0): MADE[n] for n in (0, 2, 3, 4)}
     # A process with this id was killed while it removed the folder.
     gone = first.folder.with_name(".one.gone.7")
     gone.mkdir()
@@ -69,7 +69,7 @@ def test_predictions_of_an_earlier_version_count(tmp_path):
     lines = [line[9:] for line in path.read_bytes().splitlines()]
     path.write_bytes(b"\n".join([*lines[:2], lines[2][:-3], *lines[3:], b""]))
     warnings: list[str] = []
-    assert partial.read(warnings.append) == {(0, n): MADE[n] for n in (0, 1, 3, 4)}
+    assert partial.read(warnings.append) == {(0, n, 0): MADE[n] for n in (0, 1, 3, 4)}
     assert len(warnings) == 1
 
 

@@ -16,7 +16,7 @@ from coconut_ds.methods.layouts import Layouts
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.value_directions import value_projections
-from coconut_ds.objectives.grpo import Grpo, noise_sizes
+from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.training.batches import BatchGeometry, plan_update
 from coconut_ds.training.iterations import prepare_noise
 
@@ -29,7 +29,7 @@ def test_noise_on_values_is_another_value_projection_up_to_the_last_thought(fami
     objective, model = Grpo(config), make_model(family).eval()
     loop = objective.equip(LatentLoop(model))
     prepare_noise(loop, is_due=True)
-    sizes = noise_sizes(loop)
+    sizes = loop.noise_sizes
     completions = replace(completions_of(config, 3, loop.width, known=False), sizes=sizes)
     (view,) = plan_update(completions.views[0], BatchGeometry(5, 5, 1, 1), 0, "token")
     found = loop(objective.log_probabilities, objective.collate(Collator(0), completions, [view]))
@@ -78,7 +78,7 @@ def test_values_have_noise_in_the_prompt_and_in_thoughts_and_nowhere_else(family
     prompts = [lay_out_prompt(method, question, 2 + n % 2, MARKERS) for n, question in enumerate(QUESTIONS)]
     rows = [prompt.continued(tokens) for prompt, tokens in zip(prompts, WRITTEN, strict=True)]
     completions = replace(completions_of(objective.config, 2, loop.width, False), views=(Layouts.of(rows),))
-    completions = replace(completions, sizes=noise_sizes(loop))
+    completions = replace(completions, sizes=loop.noise_sizes)
     (view,) = plan_update(completions.views[0], BatchGeometry(5, 5, 1, 1), 0, "token")
     batch = objective.collate(Collator(0), completions, [view])
     loop(objective.log_probabilities, batch)

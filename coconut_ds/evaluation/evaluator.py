@@ -6,6 +6,7 @@ With several ranks the problems are divided among them, so that each problem is 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from tqdm import tqdm
@@ -15,8 +16,8 @@ from coconut_ds.data.tokens import tokenize
 from coconut_ds.distributed.ranks import ALONE, Ranks
 from coconut_ds.evaluation.prediction import Evaluation, Prediction, judge, with_category, writes_all_steps
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
-from coconut_ds.generation.requests import Completion, Request, check_prompts
+from coconut_ds.generation.prompter import Prompter, Thoughts, Writing, question_key
+from coconut_ds.generation.requests import Completion, Request, Sampling, check_prompts
 from coconut_ds.methods.base import CurriculumSpec
 from coconut_ds.methods.layout import expected_tokens
 from coconut_ds.scoring import EXACT
@@ -39,12 +40,14 @@ class ThoughtBudget:
 
 @dataclass(frozen=True)
 class Work:
-    """One prediction to make: one problem with one thought budget."""
+    """One prediction to make: one sample of one problem with one thought budget."""
 
     budget: int
     """Index into the list of thought budgets."""
     problem: int
     """Index into the list of problems."""
+    sample: int = 0
+    """Number of the sample, from 0."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Evaluator:
     """The convention that decides which answers are right."""
     same_passes: bool = False
     """Whether the ranks make the same forward passes, because each holds only a part of the weights (ZeRO-3)."""
+    samples: int | None = None
+    """Number of samples of each problem. They are drawn by (seed, question, sample). None: there is one answer, whose
+    tokens are drawn by (seed, index of the problem) if they are sampled."""
 
     def run(
         self,
@@ -91,8 +97,8 @@ class Evaluator:
         return self.evaluation(gathered, thoughts)
 
     def evaluation(self, predictions: Collection[Prediction], thoughts: Thoughts) -> Evaluation:
-        """Sorts the predictions by problem index and wraps them in an ``Evaluation``."""
-        in_order = sorted(predictions, key=lambda prediction: prediction.index)
+        """Sorts the predictions by problem and sample and wraps them in an ``Evaluation``."""
+        in_order = sorted(predictions, key=lambda prediction: (prediction.index, prediction.sample or 0))
         pauses = thoughts.count if self.prompter.method.pauses else 0
         return Evaluation(in_order, thoughts.count - pauses, pauses)
 
@@ -109,7 +115,7 @@ class Evaluator:
     def share_of(self, work: Sequence[Work]) -> list[Work]:
         """The part of the work that this rank does.
 
-        All budgets of a problem stay on the same rank, so that its question is encoded only once.
+        All budgets and samples of a problem stay on the same rank, so that its question is encoded only once.
         """
         different = {one.problem: place for place, one in enumerate({one.problem: one for one in work}.values())}
         return [one for one in work if different[one.problem] % self.ranks.size == self.ranks.rank]
@@ -146,7 +152,8 @@ class Evaluator:
 
         def done(ticket: int, completion: Completion) -> None:
             one = work[ticket]
-            prediction = self._judge(problems[one.problem], one, completion, expected[one], budgets[one.budget])
+            goal = expected[one.budget, one.problem]
+            prediction = self._judge(problems[one.problem], one, completion, goal, budgets[one.budget])
             made.append((one, prediction))
             if on_prediction is not None:
                 on_prediction(one, prediction)
@@ -176,29 +183,38 @@ class Evaluator:
         questions = self.prompter.encode([problem.question for problem in problems])
         for budget in budgets:
             check_prompts([self.prompter.prompt(ids, budget.thoughts) for ids in questions], self.context_length)
-        return [
-            self.prompter.request(questions[w.problem], budgets[w.budget].thoughts, self._writing(w.problem))
-            for w in work
-        ]
 
-    def _writing(self, problem: int) -> Writing:
-        """The writing options with random draws of their own for each problem."""
-        return replace(self.writing, sampling=replace(self.writing.sampling, sample=problem))
+        @cache
+        def first(budget: int, problem: int) -> Request:
+            question = questions[problem]
+            request = self.prompter.request(question, budgets[budget].thoughts, self.writing)
+            return replace(request, sampling=self._draws(problem, question))
+
+        return [first(one.budget, one.problem).numbered(one.sample) for one in work]
+
+    def _draws(self, problem: int, question: Sequence[int]) -> Sampling:
+        """How tokens are chosen for a problem, given its index and the token ids of its question."""
+        sampling = self.writing.sampling
+        if self.samples is None:
+            return replace(sampling, sample=problem)
+        return sampling.keyed(f"{sampling.seed}/{question_key(question)}")
 
     def _expected(
         self, problems: Sequence[Problem], budgets: Sequence[ThoughtBudget], work: Sequence[Work]
-    ) -> dict[Work, list[int]]:
-        """The tokens that a model that has mastered the stage writes; empty for a problem without an answer."""
+    ) -> dict[tuple[int, int], list[int]]:
+        """The tokens that a model that has mastered the stage writes, by budget and problem; empty for problems without
+        an answer."""
         prompter = self.prompter
         known = sorted({one.problem for one in work if problems[one.problem].has_answer})
         tokenized = tokenize(prompter.tokenizer, [problems[index] for index in known], prompter.format)
         gold = dict(zip(known, tokenized, strict=True))
 
-        def tokens(one: Work) -> list[int]:
-            problem, stage = gold[one.problem], budgets[one.budget].stage
-            return expected_tokens(prompter.method, problem, stage, self.spec, prompter.markers)
+        def tokens(budget: int, problem: int) -> list[int]:
+            stage = budgets[budget].stage
+            return expected_tokens(prompter.method, gold[problem], stage, self.spec, prompter.markers)
 
-        return {one: tokens(one) if one.problem in gold else [] for one in work}
+        pairs = {(one.budget, one.problem) for one in work}
+        return {pair: tokens(*pair) if pair[1] in gold else [] for pair in pairs}
 
     def _judge(
         self, problem: Problem, one: Work, completion: Completion, expected: list[int], budget: ThoughtBudget
@@ -223,6 +239,7 @@ class Evaluator:
             finish_reason=completion.finish_reason,
             latency_s=round(completion.seconds, 4),
             category=None,
+            sample=None if self.samples is None else one.sample,
         )
 
 

@@ -33,9 +33,13 @@ def evaluation_identity(
     writing: Writing,
     settings: Mapping[str, Any],
     scoring: Scoring,
+    samples: int | None = None,
 ) -> Identity:
     """The identity of an evaluation; the arguments are the fields of ``EvaluationJob``."""
     written = asdict(writing)
+    # Evaluations without noise and samples have the same identity as in versions that had neither.
+    del written["noise"]
+    drawn = writing.noise.shown | ({} if samples is None else {"samples": samples})
     values: dict[str, Any] = {
         **reasoner_identity(reasoner),
         "data.split": split,
@@ -44,6 +48,7 @@ def evaluation_identity(
         "budgets": [asdict(budget) for budget in budgets],
         **written.pop("sampling"),
         **written,
+        **drawn,
         **flattened({"code": code_identity()}),
     }
     return Identity(values, flattened(settings))

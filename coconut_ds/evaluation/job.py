@@ -16,6 +16,7 @@ from coconut_ds.scoring import EXACT
 from coconut_ds.scoring.base import Scoring
 
 PREDICTIONS, SCORES, SWEEP, PICTURE = "predictions.jsonl", "scores.json", "sweep.json", "accuracy.png"
+VOTES, SAMPLES_PICTURE = "votes.jsonl", "samples.png"
 """Names of the files in the folder of the results."""
 SUBFOLDERS = ("[0-9]*_thoughts", "text_after_[0-9]*")
 """Patterns of the folders of a sweep."""
@@ -55,6 +56,8 @@ class EvaluationJob:
     """Seed of generated problems, which is also that of sampled answers; None if the problems are read from a file."""
     data_name: str = "problems"
     """Name of the problems in the model card of the checkpoint."""
+    samples: int | None = None
+    """Number of samples of each problem; None: one answer."""
     checkpoint: Path | None = None
     """The checkpoint, if its model card may be extended by the scores (``model_card.checkpoint_with_card``)."""
 
@@ -69,13 +72,22 @@ class EvaluationJob:
         return Evaluator(
             *(reasoner.prompter, reasoner.card.spec, self.writing, self.slots, reasoner.context_length, self.ranks),
             scoring=self.scoring,
+            samples=self.samples,
         )
 
     def results(self) -> ResultFolder:
         """The folder of the results. Hashes the model's weights, which takes seconds for a large model."""
         identity = evaluation_identity(
-            self.reasoner, self.problems, self.split, self.budgets, self.writing, self.settings, self.scoring
+            *(self.reasoner, self.problems, self.split, self.budgets, self.writing, self.settings, self.scoring),
+            samples=self.samples,
         )
         out = self.out or self.default_out.with_name(f"{self.default_out.name}-{identity.signature}")
-        names = (PREDICTIONS, PICTURE, *SUBFOLDERS, *((SCORES, SWEEP) if self.is_sweep else (SWEEP, SCORES)))
+        names = (
+            PREDICTIONS,
+            VOTES,
+            PICTURE,
+            SAMPLES_PICTURE,
+            *SUBFOLDERS,
+            *((SCORES, SWEEP) if self.is_sweep else (SWEEP, SCORES)),
+        )
         return ResultFolder(out, identity, names, self.overwrite)

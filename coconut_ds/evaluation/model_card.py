@@ -55,10 +55,13 @@ def _score(job: EvaluationJob, number: int, scores: Mapping[str, Any], problems:
     """The score of a thought budget. ``problems``: the hash of the problems."""
     sampling, thoughts = job.writing.sampling, job.budgets[number].thoughts
     drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    is_drawn = bool(sampling.temperature) or job.writing.noise.kind != "none"
     settings: dict[str, Any] = {
         "decoding": "sampled" if sampling.temperature else "greedy",
         **(drawn if sampling.temperature else {}),
-        "seed": sampling.seed if sampling.temperature else job.data_seed,
+        **job.writing.noise.shown,
+        "samples": job.samples,
+        "seed": sampling.seed if is_drawn else job.data_seed,
         "scoring": job.scoring.name,
         "answers": job.scoring.answers if isinstance(job.scoring, Exact) else None,
         "precision": job.reasoner.precision,

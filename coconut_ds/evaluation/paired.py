@@ -15,7 +15,7 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import AccuracyDifference, Interval, mcnemar, paired_difference, wilson
 from coconut_ds.strict_json import parse_json, read_json, shown
 
-PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+PREDICTIONS, SCORES, VOTES = "predictions.jsonl", "scores.json", "votes.jsonl"
 SIGNATURE = re.compile(r"[0-9a-f]{12}")
 EXPECTED_TYPES: Mapping[str, tuple[type, ...]] = {
     "index": (int,),
@@ -229,6 +229,11 @@ def _read(path: Path) -> dict[int, _Answered]:
             continue
         index, answered = _parse(path, number, line)
         if index in found:
+            if path.name == PREDICTIONS and path.with_name(VOTES).is_file():
+                raise DataError(
+                    f"{path}: has several samples of each problem; compare the majority votes instead: {VOTES} in the "
+                    "same folder"
+                )
             raise DataError(
                 f"{path}: line {number}: found index {index} again (first in line {found[index].line}), expected each "
                 f"problem once; {HOW_TO_MAKE}"

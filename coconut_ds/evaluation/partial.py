@@ -26,8 +26,8 @@ from coconut_ds.files import remove_folder
 from coconut_ds.strict_json import parse_loosely
 
 FOLDER = ".partial"
-Key = tuple[int, int]
-"""Index of the thought budget, and index of the problem."""
+Key = tuple[int, int, int]
+"""Index of the thought budget, index of the problem, and number of the sample."""
 
 
 class PartialPredictions:
@@ -122,6 +122,7 @@ def _read(line: bytes) -> tuple[Key, Prediction] | None:
         return None
     try:
         item: Mapping[str, Any] = parse_loosely(text.decode())
-        return (item["arm"], item["prediction"]["index"]), Prediction(**item["prediction"])
+        prediction = Prediction(**item["prediction"])
+        return (item["arm"], prediction.index, prediction.sample or 0), prediction
     except (ValueError, TypeError, KeyError):
         return None

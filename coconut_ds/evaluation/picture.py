@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, pairwise
+from itertools import chain, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def draw_sweep(points: Sequence[BudgetPoint], path: Path, title: str, baselines:
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_accuracy(panels[0], points, baselines)
-    panels[0].set_title(_escape(textwrap.fill(title, 80)), fontsize=11, loc="left")
+    panels[0].set_title(escaped(textwrap.fill(title, 80)), fontsize=11, loc="left")
     if len(heights) > 1:
         _draw_categories(panels[1], points)
     _number_thoughts(panels[-1], [point.num_thoughts for point in points])
@@ -75,37 +75,65 @@ def draw_sweep(points: Sequence[BudgetPoint], path: Path, title: str, baselines:
 
 
 def _draw_accuracy(axes: Any, points: Sequence[BudgetPoint], baselines: Mapping[str, float]) -> None:
-    shown = [share for point in points for share in (point.low, point.accuracy, point.high)] + list(baselines.values())
+    shares = [(point.accuracy, point.low, point.high) for point in points]
+    low, high = fit_shares(axes, [*chain(*shares), *baselines.values()])
+    draw_shares(axes, [point.num_thoughts for point in points], shares, POINT_COLOUR)
+    _draw_baselines(axes, baselines, low, high)
+    style(axes, "accuracy, 95% interval")
+
+
+def fit_shares(axes: Any, shown: Sequence[float]) -> tuple[float, float]:
+    """Sets the limits of the vertical axis so that all shares are visible; returns them."""
     span = max(shown) - min(shown)
     pad = max(0.06 * span, (LEAST_SPAN - span) / 2)
     # The axis extends a little beyond 0 and 100 %, so that markers there are not cut in half.
     beyond = 0.03 * max(span, LEAST_SPAN)
     low, high = max(-beyond, min(shown) - pad), min(1 + beyond, max(shown) + pad)
     axes.set_ylim(low, high)
+    return low, high
+
+
+def draw_shares(
+    axes: Any,
+    places: Sequence[float],
+    shares: Sequence[tuple[float, float, float]],
+    colour: str,
+    marker: str = "o",
+    label: str | None = None,
+) -> None:
+    """Draws a curve of shares with their intervals.
+
+    Args:
+        axes: the panel.
+        places: horizontal places of the points.
+        shares: for each point the share, and the lower and upper end of its interval.
+        colour: colour of the curve.
+        marker: marker of the points.
+        label: name of the curve in a legend.
+    """
     axes.errorbar(
-        [point.num_thoughts for point in points],
-        [point.accuracy for point in points],
+        places,
+        [share for share, _, _ in shares],
         # Rounding can put an end of the interval on the wrong side of the point; matplotlib rejects negative lengths.
         yerr=[
-            [max(0.0, point.accuracy - point.low) for point in points],
-            [max(0.0, point.high - point.accuracy) for point in points],
+            [max(0.0, share - low) for share, low, _ in shares],
+            [max(0.0, high - share) for share, _, high in shares],
         ],
-        color=POINT_COLOUR,
-        marker="o",
+        color=colour,
+        marker=marker,
+        label=label,
         markersize=6,
         linewidth=1.2,
         elinewidth=1.4,
         capsize=4,
         zorder=3,
     )
-    _draw_baselines(axes, baselines, low, high)
-    _style(axes, "accuracy, 95% interval")
 
 
 def _draw_baselines(axes: Any, baselines: Mapping[str, float], low: float, high: float) -> None:
     """Draws dotted lines, with their names to the right of the panel; names of close lines are moved apart."""
     ordered = sorted(baselines.items(), key=lambda item: item[1])
-    labels = [_escape(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
+    labels = [escaped(textwrap.fill(f"{name}  {value:.1%}", LABEL_WIDTH)) for name, value in ordered]
     line = LABEL_SHARE * (high - low)
     places = spread([value for _, value in ordered], [line * (1 + text.count("\n")) for text in labels], low, high)
     for (_, value), text, place in zip(ordered, labels, places, strict=True):
@@ -169,12 +197,12 @@ def _draw_categories(axes: Any, points: Sequence[BudgetPoint]) -> None:
     base = [0.0] * len(points)
     for name, colour in _colours(points).items():
         shares = [point.categories.get(name, 0.0) for point in points]
-        words = _escape(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
+        words = escaped(textwrap.fill(name.replace("_", " "), LABEL_WIDTH))
         axes.bar(numbers, shares, width, bottom=base, color=colour, edgecolor="white", linewidth=0.6, label=words)
         base = [low + share for low, share in zip(base, shares, strict=True)]
     axes.set_ylim(0, max(1.0, *base))
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, frameon=False, fontsize=9, reverse=True)
-    _style(axes, "share of answers")
+    style(axes, "share of answers")
 
 
 def _colours(points: Sequence[BudgetPoint]) -> dict[str, str]:
@@ -203,7 +231,8 @@ def _smallest_gap(numbers: Sequence[int]) -> int:
     return min((later - one for one, later in pairwise(numbers)), default=1)
 
 
-def _style(axes: Any, label: str) -> None:
+def style(axes: Any, label: str) -> None:
+    """Styles a panel of shares; ``label`` is that of its vertical axis."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axes.set_ylabel(label)
@@ -214,6 +243,6 @@ def _style(axes: Any, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _escape(name: str) -> str:
+def escaped(name: str) -> str:
     """Escapes a name for matplotlib, which reads ``$`` as the start of a formula and hides labels that begin with _."""
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")

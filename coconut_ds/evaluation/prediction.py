@@ -47,15 +47,20 @@ class Prediction:
     cannot be used, and until ``with_category`` has added it."""
     latency_s: float = field(compare=False)
     """Seconds from the request's first pass to its last, while other requests run in the same batch."""
+    sample: int | None = None
+    """Number of the sample, from 0; None if the evaluation has one answer to each problem."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON."""
-        return asdict(self)
+        """The fields as plain values, ready for JSON. ``sample`` is left out if it is None."""
+        values = asdict(self)
+        if self.sample is None:
+            del values["sample"]
+        return values
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions for all problems, in the order of the problems."""
+    """Predictions for all problems, in the order of the problems, and of the samples of each."""
 
     predictions: list[Prediction]
     num_thoughts: int
@@ -70,17 +75,17 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct answers among the problems that have an answer; nan if there are none."""
+        """Share of correct answers to the problems that have an answer; nan if there are none."""
         return share([bool(p.correct) for p in self.judged])
 
     @property
     def wholly_right(self) -> float:
-        """Share of problems for which every token is right; nan if no problem has an answer."""
+        """Share of texts in which every token is right; nan if no problem has an answer."""
         return share([bool(p.wholly_right) for p in self.judged])
 
     @property
     def steps_match(self) -> float:
-        """Share of problems with the right steps before the answer; nan if no problem has an answer."""
+        """Share of texts with the right steps before the answer; nan if no problem has an answer."""
         return share([bool(p.steps_match) for p in self.judged])
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.job import PICTURE, PREDICTIONS, SCORES, SWEEP, EvaluationJob
+from coconut_ds.evaluation.job import PICTURE, PREDICTIONS, SAMPLES_PICTURE, SCORES, SWEEP, VOTES, EvaluationJob
 from coconut_ds.evaluation.model_card import add_to_model_card
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
+from coconut_ds.evaluation.samples import sample_scores, votes_of
+from coconut_ds.evaluation.samples_picture import draw_samples
 from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
@@ -48,7 +50,10 @@ def write_results(
     }
     # The scores come first, because people read this file.
     made_from = {"settings": dict(job.settings), "signature": identity.signature, "identity": dict(identity.values)}
-    scores = [common | scores_of(evaluation, job.problems) | made_from for evaluation in evaluations]
+    scores = [
+        common | scores_of(evaluation, job.problems) | _scores_of_samples(job, evaluation) | made_from
+        for evaluation in evaluations
+    ]
     try:
         with results.replacing() as out:
             _write(job, out, evaluations, scores)
@@ -62,12 +67,31 @@ def write_results(
         ) from error
 
 
+def _scores_of_samples(job: EvaluationJob, evaluation: Evaluation) -> dict[str, Any]:
+    """What ``scores.json`` says about the samples of each problem; nothing if there is one answer to each."""
+    if job.samples is None:
+        return {}
+    found = sample_scores(evaluation.judged, job.scoring) if evaluation.judged else {"number": job.samples}
+    return {"samples": _sampling_of(job) | found}
+
+
+def _sampling_of(job: EvaluationJob) -> dict[str, Any]:
+    """What makes the samples of a problem differ."""
+    temperature = job.writing.sampling.temperature
+    return job.writing.noise.shown | ({"temperature": temperature} if temperature else {})
+
+
 def _write(job: EvaluationJob, out: Path, evaluations: Sequence[Evaluation], scores: Sequence[dict[str, Any]]) -> None:
     for name, evaluation, one in zip(job.names, evaluations, scores, strict=True):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in evaluation.predictions]
         write_whole(folder / PREDICTIONS, "\n".join(lines) + "\n")
+        if job.samples is not None:
+            votes = [
+                json.dumps(one.as_dict(), ensure_ascii=False) for one in votes_of(evaluation.predictions, job.scoring)
+            ]
+            write_whole(folder / VOTES, "\n".join(votes) + "\n")
         write_whole(folder / SCORES, json.dumps(one, indent=2) + "\n")
     if job.is_sweep:
         write_whole(out / SWEEP, json.dumps(scores, indent=2) + "\n")
@@ -78,6 +102,10 @@ def _draw(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> No
         named = {BASELINES[key]: value for key, value in scores[0].get("baselines", {}).items()}
         title = f"{job.reasoner.name} on {len(job.problems):,} {job.split} problems"
         draw_sweep([sweep_point(one) for one in scores], out / PICTURE, title, named)
+        for name, one in zip(job.names, scores, strict=True):
+            if job.samples is not None:
+                drawn = [f"{key}={value}" for key, value in _sampling_of(job).items()]
+                draw_samples(one["samples"], out / name / SAMPLES_PICTURE, ", ".join([title, *drawn]))
 
 
 def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Evaluation] | None:
@@ -101,9 +129,14 @@ def finished_evaluations(job: EvaluationJob, results: ResultFolder) -> list[Eval
     _print(job, results.path, scores)
     # A launch may have been killed before it did so.
     add_to_model_card(job, scores)
-    if not _is_whole(results.path / PICTURE):
+    if not all(map(_is_whole, _pictures(job, results.path))):
         _draw_again(job, results.path, scores)
     return found
+
+
+def _pictures(job: EvaluationJob, out: Path) -> list[Path]:
+    of_samples = [] if job.samples is None else [out / name / SAMPLES_PICTURE for name in job.names]
+    return [out / PICTURE, *of_samples]
 
 
 def _is_whole(picture: Path) -> bool:

@@ -1,18 +1,20 @@
 """Scores of an evaluation, and the accuracies of shortcuts on the same problems.
 
-Intervals are Wilson intervals at 95 %. If no problem has an answer, the scores contain only counts and lengths. Graph
-problems whose graph cannot be used count for the accuracy, but have no category and do not count for the shortcuts.
+Intervals are at 95 %, over problems (``statistics.mean_of``). If no problem has an answer, the scores contain only
+counts and lengths. Graph problems whose graph cannot be used count for the accuracy, but have no category and do not
+count for the shortcuts. With several samples, lengths, categories and shares of texts are those of all samples, and the
+accuracy of a problem is the share of its samples that are right.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coconut_ds.data.graph_answers import CATEGORY_NAMES, Category, has_usable_graph, is_graph_problem, shortcuts
 from coconut_ds.data.problem import Problem
 from coconut_ds.evaluation.picture import BudgetPoint
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
-from coconut_ds.evaluation.statistics import wilson
+from coconut_ds.evaluation.samples import accuracy_of
 
 BASELINES = {"more_ancestors": "more ancestors", "mentioned_less": "mentioned less"}
 """Shortcuts that ignore paths (``data.graph_answers.shortcuts``), with their names in tables and figures."""
@@ -22,8 +24,8 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
     """Accuracy, related scores and lengths of an evaluation, as plain values for ``scores.json``."""
     judged, everything = evaluation.judged, evaluation.predictions
     scores: dict[str, Any] = {
-        "problems": len(everything),
-        "scored": len(judged),
+        "problems": _num_problems(everything),
+        "scored": _num_problems(judged),
         "num_thoughts": evaluation.num_thoughts,
         "num_pauses": evaluation.num_pauses,
         "tokens_a_problem": _mean([p.num_tokens for p in everything]),
@@ -34,16 +36,16 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
     by_steps = defaultdict(list)
     for prediction in judged:
         by_steps[prediction.num_steps or 0].append(prediction)
-    scores |= _accuracy(judged)
+    scores |= accuracy_of(judged)
     scores |= {"steps_match": evaluation.steps_match, "wholly_right": evaluation.wholly_right}
     scores["by_number_of_steps"] = {
-        str(count): {"problems": len(some), **_accuracy(some)} for count, some in sorted(by_steps.items())
+        str(count): {"problems": _num_problems(some), **accuracy_of(some)} for count, some in sorted(by_steps.items())
     }
     sorts = Counter(p.category for p in judged if p.category is not None)
     if sorts:
         total = sum(sorts.values())
         scores["categories"] = {str(category): sorts[category] / total for category in Category if sorts[category]}
-    known = [problems[prediction.index] for prediction in judged]
+    known = [problems[index] for index in dict.fromkeys(prediction.index for prediction in judged)]
     unusable = sum(is_graph_problem(problem) and not has_usable_graph(problem) for problem in known)
     scores |= {"unusable_graphs": unusable} if unusable else {}
     return scores | shortcut_accuracies(known)
@@ -70,6 +72,8 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
     """A table with one row per number of thoughts, then one row per shortcut; categories are the last columns."""
     latents = "pauses" if any(one["num_pauses"] for one in scores) else "thoughts"
     head = [latents, "accuracy", "95%", "steps match", "tokens", "problems"]
+    number = scores[0].get("samples", {}).get("number")
+    head += [] if number is None else [f"pass@{number}", f"majority of {number}"]
     names = [category for category in Category if any(category in one.get("categories", {}) for one in scores)]
     rows = [[*head, *(CATEGORY_NAMES[name] for name in names)]]
     for one in scores:
@@ -84,6 +88,7 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
                 _percent(one["steps_match"]) if known else "-",
                 f"{one['tokens_a_problem']:.1f}",
                 f"{one['problems']:,}",
+                *_shares_of_samples(one, number),
                 *(_percent(shares.get(name, 0.0)) for name in names),
             ]
         )
@@ -95,10 +100,18 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    right = sum(bool(prediction.correct) for prediction in predictions)
-    interval = wilson(right, len(predictions))
-    return {"accuracy": right / len(predictions), "accuracy_95": [interval.low, interval.high]}
+def _num_problems(predictions: Sequence[Prediction]) -> int:
+    return len({prediction.index for prediction in predictions})
+
+
+def _shares_of_samples(scores: Mapping[str, Any], number: int | None) -> list[str]:
+    """Coverage and majority vote of this number of samples in percent; none for evaluations without samples."""
+    if number is None:
+        return []
+    if scores["accuracy"] is None:
+        return ["-", "-"]
+    found = scores["samples"]
+    return [_percent(found["coverage"]["share"]), _percent(found["majority_of"][str(number)]["share"])]
 
 
 def _percent(value: float) -> str:

@@ -9,6 +9,7 @@ results (see ``evaluation.partial``). A finished one is found by the same comman
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.model.card import ModelCard
 from coconut_ds.model.precision import describe, use_tf32
 from coconut_ds.model.starting import card_of, starting_backbone
+from coconut_ds.model.thought_noise import NoiseSettings
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.runs.launch_facts import refuse_unequal_launch, without_code
@@ -59,7 +61,8 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
     reasoner = reasoner_of(config, ranks)
     budgets, names = budgets_of(config, reasoner)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
-    writing = Writing(config.data.max_new_tokens, sampling=sampling)
+    noise = NoiseSettings.of(config.thought_noise, config.thought_sigma, config.thought_dropout)
+    writing = Writing(config.data.max_new_tokens, sampling=sampling, noise=noise)
     default_out = Path("outputs/eval") / reasoner.name / f"{config.data_name}{_suffix(config)}"
     return EvaluationJob(
         *(reasoner, problems, split, budgets, names, writing, config.batch_size, default_out, ranks),
@@ -70,6 +73,7 @@ def evaluation_job(config: EvalConfig, ranks: Ranks) -> EvaluationJob:
         source=name_of(config.data, split),
         data_seed=_data_seed(config.data, config.seed),
         data_name=str(config.data_name),
+        samples=config.samples,
         checkpoint=checkpoint_with_card(config.checkpoint),
     )
 
@@ -164,7 +168,7 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     evaluator = job.evaluator()
     evaluations = []
     for number, budget in enumerate(job.budgets):
-        own = [one for (of_budget, _), one in predictions.items() if of_budget == number]
+        own = [one for (of_budget, *_), one in predictions.items() if of_budget == number]
         evaluations.append(evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts))
     new = len(predictions) - len(stored)
     run = {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)}
@@ -215,14 +219,14 @@ def _predict(
     """
     evaluator = job.evaluator()
     made: dict[Key, Prediction] = {}
-    budgets = range(len(job.budgets))
-    work = [Work(one, index) for index in range(len(job.problems)) for one in budgets if (one, index) not in stored]
+    places = product(range(len(job.problems)), range(len(job.budgets)), range(job.samples or 1))
+    work = [Work(budget, index, sample) for index, budget, sample in places if (budget, index, sample) not in stored]
 
     def done(one: Work, prediction: Prediction) -> None:
         if not made:
             # Not earlier: a request that is refused before its first prediction leaves nothing behind.
             results.claim()
-        made[one.budget, one.problem] = prediction
+        made[one.budget, one.problem, one.sample] = prediction
         partial.add(one.budget, prediction)
 
     with Interrupts(job.ranks.launched) as interrupts:
@@ -261,10 +265,13 @@ def _warn(line: str) -> None:
 
 def _suffix(config: EvalConfig) -> str:
     """The settings in the name of the results' folder, for people; the signature tells all evaluations apart."""
+    size = config.thought_sigma if config.thought_noise == "gaussian" else config.thought_dropout
     parts = [
         "" if config.is_sweep or config.n_thoughts is None else f"-{config.n_thoughts}_thoughts",
         "" if config.is_sweep or config.force_text_after is None else f"-text_after_{config.force_text_after}",
         f"-temperature_{config.temperature:g}" if config.temperature else "",
+        "" if config.thought_noise == "none" else f"-{config.thought_noise}_{size or 0:g}",
+        "" if config.samples is None else f"-samples_{config.samples}",
         f"-seed_{config.seed}" if config.seed else "",
         "-bf16" if config.bf16 else "",
         "-tf32" if config.tf32 else "",

@@ -15,6 +15,8 @@ HALVINGS = 60
 """Number of bisection steps: they shrink an interval of length 2 to less than the spacing of floats near 1."""
 RESAMPLES = 2000
 """Number of resamples of a bootstrap."""
+DRAWN_AT_ONCE = 1 << 20
+"""Number of values that a bootstrap draws at a time, which limits its memory."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) 
     """
     assert len(values) > 0
     array = numpy.asarray(values, dtype=float)
-    draws = numpy.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
+    generator, count = numpy.random.default_rng(seed), len(array)
+    means: list[float] = []
+    while len(means) < RESAMPLES:
+        rows = min(RESAMPLES - len(means), max(1, DRAWN_AT_ONCE // count))
+        means += array[generator.integers(count, size=(rows, count))].mean(axis=1).tolist()
     tail = (1 - confidence) / 2
-    low, high = numpy.quantile(array[draws].mean(axis=1), (tail, 1 - tail))
+    low, high = numpy.quantile(means, (tail, 1 - tail))
     return Interval(float(low), float(high))
 
 

@@ -150,6 +150,6 @@ class Prefill:
         Prompts with noise on values are encoded in one pass.
         """
         rest, size = len(row.prefix) - row.length, max(1, int(most / self._cost(row.length)))
-        if self._piece is None or rest <= size or row.request.codes is not None:
+        if self._piece is None or rest <= size or row.request.has_noisy_values:
             return None
         return row.length + math.ceil(rest / math.ceil(rest / size))

@@ -1,5 +1,6 @@
 """Turns questions into requests and generated tokens into text, for validation, evaluation, scripts and serving."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from coconut_ds.methods.base import MarkerIds, Method
 from coconut_ds.methods.layout import Layout, lay_out_prompt
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.backbone import Backbone
+from coconut_ds.model.thought_noise import NO_NOISE, NoiseSettings, SampleNoise
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class Writing:
     keep_thoughts: bool = False
     log_probabilities: bool = False
     num_likeliest: int = 0
+    noise: NoiseSettings = NO_NOISE
+    """Noise in the thoughts. It is drawn by (``sampling.seed``, question, sample, thought)."""
+
+
+def question_key(question: Sequence[int]) -> str:
+    """A text that identifies a question by its token ids."""
+    return hashlib.blake2b(" ".join(map(str, question)).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Prompter:
             DataError: see ``check``.
         """
         self.check(thoughts)
+        noise = self.sample_noise(question, writing.noise, writing.sampling.seed)
         starts = self.method.starts_thinking
         one_token = self.format.one_token and not self.method.writes_steps
         return Request(
@@ -131,7 +141,26 @@ class Prompter:
             log_probabilities=writing.log_probabilities,
             num_likeliest=writing.num_likeliest,
             keep_thoughts=writing.keep_thoughts,
+            noise=noise,
         )
+
+    def sample_noise(self, question: Sequence[int], settings: NoiseSettings, seed: int) -> SampleNoise | None:
+        """The noise of the first sample of a question, whose token ids are given; None if there is none.
+
+        It depends on the question itself, not on its place among others.
+
+        Raises:
+            DataError: the method feeds no thoughts back.
+        """
+        if settings.kind == "none":
+            return None
+        if self.method.pauses or not self.method.has_latents:
+            what = "uses pause tokens" if self.method.pauses else "does not think"
+            raise DataError(
+                f"thought_noise={settings.kind}: method={self.method.name} {what}, so no thought is fed back that "
+                "could be noisy; leave it out"
+            )
+        return SampleNoise(settings, f"{seed}/{question_key(question)}")
 
     def check(self, thoughts: Thoughts) -> None:
         """Refuses settings that do not fit the method.

@@ -18,7 +18,7 @@ def check_request(request: Request, loop: LatentLoop, eos_ids: Collection[int], 
 
     Raises:
         DataError: the prompt leaves no room for a token, a token is unknown to the model, no token may be chosen, or
-            the code of the noise on values has another shape than the model needs.
+            there is to be noise on values and the model was not prepared for it.
     """
     if len(request.prompt) >= capacity:
         raise DataError(
@@ -39,7 +39,11 @@ def check_request(request: Request, loop: LatentLoop, eos_ids: Collection[int], 
             f"suppress: excludes all {vocabulary} tokens of the vocabulary, with the ends of sequence that "
             f"min_new_tokens={request.min_new_tokens} excludes; expected at least one token that may be chosen"
         )
-    _check_codes(request, loop)
+    if request.has_noisy_values and loop.value_directions is None:
+        raise DataError(
+            "noise: found svp; this model has no singular vectors of its value projections: set LatentLoop."
+            "value_directions, or use gaussian or dropout"
+        )
 
 
 def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
@@ -47,12 +51,3 @@ def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
     if found and not 0 <= min(found) <= max(found) < vocabulary:
         wrong = next(token for token in found if not 0 <= token < vocabulary)
         raise DataError(f"{name}: found token id {wrong}; expected 0 to {vocabulary - 1}")
-
-
-def _check_codes(request: Request, loop: LatentLoop) -> None:
-    if request.codes is None:
-        return
-    expected = None if loop.value_directions is None else loop.value_directions.shape
-    if expected is None or tuple(request.codes.shape) != expected or not request.codes.is_floating_point():
-        needs = "no code, because this model has no noise on values" if expected is None else f"shape {expected}"
-        raise DataError(f"codes: found shape {tuple(request.codes.shape)} of {request.codes.dtype}; expected {needs}")

@@ -1,5 +1,6 @@
 """Requests to the thinking engine, and the completions that it returns."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 from coconut_ds.errors import DataError
 from coconut_ds.methods.layout import Layout
 from coconut_ds.methods.parallel import Parallel
+from coconut_ds.model.thought_noise import SampleNoise
 
 FinishReason = Literal["eos", "stop", "length", "continuation"]
 """Why generation ended: ``eos`` an end of sequence; ``stop`` a stop string; ``length`` ``max_new_tokens`` or the end of
@@ -74,6 +76,11 @@ class Sampling:
         if self.seed.bit_length() > MAX_SEED_BITS:
             raise DataError(f"seed: has {self.seed.bit_length()} bits; expected at most {MAX_SEED_BITS}")
 
+    def keyed(self, key: str) -> "Sampling":
+        """The same with a seed that is a hash of ``key``."""
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return replace(self, seed=int.from_bytes(digest, "little"))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -109,12 +116,12 @@ class Request:
     """Number of most probable tokens to return with each log probability; at most the whole vocabulary is returned."""
     keep_thoughts: bool = False
     """Whether to return the thoughts (``Completion.thoughts``)."""
+    noise: SampleNoise | None = None
+    """Noise on the vectors that are fed back, or on values at the positions of the prompt up to the last thought; None:
+    no noise. Requests with noise on values share no keys and values with others."""
     edit_thought: EditThought | None = None
-    """Replaces the vectors that are fed back; later thoughts are computed from the replaced ones. With ``at_once`` it
-    is called for every thought in every pass."""
-    codes: Tensor | None = None
-    """[N, r] on the model's device: the code of the noise on values at the positions of the prompt up to the last
-    thought (``model/value_directions.py``); None: no noise. Such requests share no keys and values with others."""
+    """Replaces the vectors that are fed back, after ``noise``; later thoughts are computed from the replaced ones. With
+    ``at_once`` it is called for every thought in every pass."""
     owner: str = ""
     """Whose request this is. Only requests of the same owner share keys and values of equal beginnings, so that
     ``Completion.num_shared`` tells nothing about the requests of others."""
@@ -147,6 +154,11 @@ class Request:
         return self.prompt.num_thoughts + (self.thinking.num_thoughts if self.thinking else 0)
 
     @property
+    def has_noisy_values(self) -> bool:
+        """Whether there is noise on values (``model/value_directions.py``)."""
+        return self.noise is not None and self.noise.settings.kind == "svp" and self.num_thoughts > 0
+
+    @property
     def num_positions(self) -> int:
         """Largest number of positions of prompt, thoughts and new tokens together."""
         own = self.thinking.num_thoughts + 1 if self.thinking else 0
@@ -154,8 +166,13 @@ class Request:
 
     def samples(self, count: int) -> Iterator["Request"]:
         """Yields the request ``count`` times, each with its own random draws. The engine encodes the prompt once."""
-        for sample in range(count):
-            yield replace(self, sampling=replace(self.sampling, sample=self.sampling.sample + sample))
+        return map(self.numbered, range(count))
+
+    def numbered(self, sample: int) -> "Request":
+        """Sample number ``sample`` of this request; number 0 is the request itself."""
+        sampling = replace(self.sampling, sample=self.sampling.sample + sample)
+        noise = None if self.noise is None else replace(self.noise, sample=self.noise.sample + sample)
+        return replace(self, sampling=sampling, noise=noise)
 
 
 class Score(NamedTuple):

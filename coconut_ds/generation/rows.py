@@ -3,12 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from coconut_ds.generation.edits import Draw, Edits
 from coconut_ds.generation.requests import Completion, FinishReason, Request, Sampling, Score
 from coconut_ds.generation.stop_strings import ends_with_stop
 from coconut_ds.generation.together import Together
@@ -66,6 +67,10 @@ class Row:
     """Tokens that end the request."""
     decode: Callable[[Sequence[int]], str] | None
     """Turns tokens into text; needed only for stop strings."""
+    draw: InitVar[Draw]
+    """Draws the request's noise."""
+    edits: Edits = field(init=False)
+    """What the request changes of what is fed back."""
     prefix: list[int] = field(init=False)
     """Tokens of the prompt before its first thought."""
     script: deque[int] = field(init=False)
@@ -99,8 +104,9 @@ class Row:
     _began_thinking: bool = False
     _started: float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, draw: Draw) -> None:
         prompt = self.request.prompt
+        self.edits = Edits(self.request, draw)
         self.prefix = list(prompt.input_ids[: prompt.first_thought])
         after = prompt.input_ids[prompt.first_thought + prompt.num_thoughts :]
         self.script = deque([THOUGHT] * prompt.num_thoughts + list(after))
@@ -122,15 +128,8 @@ class Row:
     def think_together(self, state: Tensor, fed: Tensor) -> None:
         """Begins to compute the next n thoughts at once; the arguments are those of ``Together``."""
         assert self.request.at_once is not None
-        self.together = Together(self.request.at_once.how, state, fed, self.num_next_thoughts, self._edited)
-
-    def _edited(self, fed: Tensor) -> Tensor:
-        """The inputs [n, D] of the next thoughts after the request's ``edit_thought``."""
-        edit = self.request.edit_thought
-        if edit is None:
-            return fed
-        edited = [edit(self.num_thoughts + i, vector) for i, vector in enumerate(fed)]
-        return torch.stack([vector.to(fed).expand_as(fed[0]) for vector in edited])
+        edited = partial(self.edits.of_several, self.num_thoughts)
+        self.together = Together(self.request.at_once.how, state, fed, self.num_next_thoughts, edited)
 
     def finish_together(self) -> None:
         """Records the thoughts that were computed at once, whose positions are now in the cache."""
@@ -156,7 +155,7 @@ class Row:
     @property
     def beginning(self) -> Beginning:
         """The prefix, as far as other requests may share it with this one: not at all with noise on values."""
-        return Beginning(self.request.owner, self.prefix if self.request.codes is None else [])
+        return Beginning(self.request.owner, [] if self.request.has_noisy_values else self.prefix)
 
     @property
     def cached(self) -> Beginning:
@@ -205,13 +204,13 @@ class Row:
 
         Args:
             state: [D] the state at the last position; a thought, if the input is one.
-            fed: [D] what will then be fed back; the same tensor as ``state`` without a feed. The request's
-                ``edit_thought`` changes it in place.
+            fed: [D] what will then be fed back; the same tensor as ``state`` without a feed. The request's noise and
+                its ``edit_thought`` change it in place.
         """
         self.input = self.script.popleft()
         if self.input == THOUGHT:
-            if self.request.edit_thought is not None:
-                fed.copy_(self.request.edit_thought(self.num_thoughts, fed.clone()))
+            if self.edits.are_any:
+                fed.copy_(self.edits.of_one(self.num_thoughts, fed.clone()))
             self._record_thought(state, fed)
 
     def _record_thought(self, state: Tensor, fed: Tensor) -> None:

@@ -29,7 +29,6 @@ from coconut_ds.generation.slots import PassPlan, SlotCache
 from coconut_ds.generation.spans import reading
 from coconut_ds.generation.uploads import upload
 from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.model.value_directions import ValueDirections
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
 
 WIDENING = ("cuda",)
@@ -67,12 +66,6 @@ class SlotPasses:
     def has_feed(self) -> bool:
         """Whether thoughts go through a feed before they are fed back."""
         return self._loop.feed is not None
-
-    @property
-    def value_directions(self) -> ValueDirections:
-        """Adds noise to the values of one pass."""
-        assert self._loop.value_directions is not None, "the loop has no noise on values"
-        return self._loop.value_directions
 
     def thought(self, slot: int) -> tuple[Tensor, Tensor]:
         """``last`` and ``fed`` [D] of a slot, to be read or changed in place; without a feed the same tensor twice."""

@@ -30,7 +30,6 @@ Shapes:
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from functools import partial
 
@@ -43,13 +42,13 @@ from coconut_ds.generation.prefill import Prefill
 from coconut_ds.generation.progress import Progress
 from coconut_ds.generation.request_checks import check_request
 from coconut_ds.generation.requests import Request
-from coconut_ds.generation.rows import THOUGHT, Listener, Row
+from coconut_ds.generation.rows import Listener, Row
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.generation.slots import SlotCache
 from coconut_ds.generation.step_graphs import Capturer, capturer_for
 from coconut_ds.generation.steps import EagerSteps, StaticSteps, Steps
-from coconut_ds.generation.uploads import upload
+from coconut_ds.generation.value_noise import EngineNoise
 from coconut_ds.model.latent_loop import LatentLoop
 
 PASS_POSITIONS = 2048
@@ -107,8 +106,7 @@ class ThinkingEngine:
         self._prefill = Prefill(self._table, piece, self._passes.widened, loop.width)
         self._progress = Progress(self._table, self._passes)
         self._steps_made: Steps | None = None
-        self._has_noise = False
-        """Whether a request with noise on values was ever submitted."""
+        self._noise = EngineNoise(loop)
 
     @property
     def cache(self) -> SlotCache:
@@ -158,11 +156,11 @@ class ThinkingEngine:
         check_request(request, self._loop, self._eos_ids, self.capacity)
         if request.stop and self._decode is None:
             raise DataError(f"stop={list(request.stop)}: this engine was made without decode, so it reads no text")
-        if request.codes is not None:
-            self._has_noise = True
+        if request.has_noisy_values:
+            self._noise.is_on_values = True
             # A captured step would repeat the noise of the rows that it was captured with.
             self._capturer = self._steps_made = None
-        row = Row(next(self._tickets), request, listener or Listener(), self._eos_ids, self._decode)
+        row = Row(next(self._tickets), request, listener or Listener(), self._eos_ids, self._decode, self._noise.draw)
         self._table.waiting.append(row)
         return row.ticket
 
@@ -229,7 +227,7 @@ class ThinkingEngine:
             # Rows with noise on values share no prompt (``SlotTable``), so this pass has none.
             self._passes.extend(slots[0], rows[0].length, self._passes.embed(parts[0]), all_states=end is None)
         else:
-            with self._noise(rows):
+            with self._noise.on_values(rows):
                 self._passes.encode(parts, slots)
         self._prefill.note(sum(map(len, parts)), rows[0].length, is_encoding=True)
         for slot, row, part in zip(slots, rows, parts, strict=True):
@@ -251,7 +249,7 @@ class ThinkingEngine:
             inputs = row.together.inputs
         except Exception as error:
             row.failure = error
-        with self._noise([row]):
+        with self._noise.on_values([row]):
             states = self._passes.extend(slot, row.length, inputs)
         self._prefill.note(len(inputs), row.length, is_encoding=False)
         self._progress.after_thoughts(slot, *states)
@@ -268,7 +266,7 @@ class ThinkingEngine:
         for source, target in self._table.close_gaps():
             self._passes.move(source, target)
         rows = [self._table[slot] for slot in range(self._table.stepping[-1] + 1)]
-        with self._noise(rows, only_thoughts=True):
+        with self._noise.on_values(rows, only_thoughts=True):
             self._steps.advance(rows)
         self._prefill.note_step()
         for slot, row in enumerate(rows):
@@ -278,18 +276,6 @@ class ThinkingEngine:
             else:
                 # The position was computed only because the row is among others; its next pass replaces it.
                 row.num_finite = -1
-
-    def _noise(self, rows: Sequence[Row], only_thoughts: bool = False) -> AbstractContextManager[None]:
-        """A context in which one pass over rows has their noise on values, or only rows whose input is a thought."""
-        if not self._has_noise:
-            return nullcontext()
-        noisy = [row.request.codes is not None and (not only_thoughts or row.input == THOUGHT) for row in rows]
-        if not any(noisy):
-            return nullcontext()
-        directions = self._passes.value_directions
-        known = next(row.request.codes for row in rows if row.request.codes is not None)
-        codes = torch.stack([known if row.request.codes is None else row.request.codes for row in rows])
-        return directions.adding(codes, upload([[flag] for flag in noisy], codes.device, torch.bool))
 
     def _idle(self, op: Op) -> None:
         """Runs the modules that ``op`` runs, without any effect, because other ranks run them (ZeRO-3)."""

@@ -2,7 +2,8 @@
 
 On a CPU, torch gives fp32 products to MKL, which repacks the whole weight in each call. In a generation step, which has
 only a few states, repacking takes most of the time. oneDNN reads the weight in place and takes half the time for 8 to
-64 states and a vocabulary of 50,260 tokens (``benchmarks/head.py``).
+64 states and a vocabulary of 50,260 tokens (``benchmarks/head.py``). With more states there is less to gain, and oneDNN
+keeps compiled code for up to 1,024 numbers of states, which took 150 MB in a server with prompts of all lengths.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from coconut_ds.distributed.zero import is_sharded
+
+MOST_STATES = 64
+"""Largest number of states whose product oneDNN computes."""
 
 
 def vocabulary_product(head: nn.Module, states: Tensor) -> Tensor:
@@ -34,5 +38,5 @@ def _is_plain(head: nn.Module, parameters: Mapping[str, nn.Parameter], states: T
         and all(one.dtype == torch.float32 and not is_sharded(one) for one in parameters.values())
         and states.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and states.numel() > 0
+        and 0 < states.numel() <= MOST_STATES * states.shape[-1]
     )

@@ -36,7 +36,6 @@ from transformers import Cache, PreTrainedModel
 from coconut_ds.errors import ModelError
 from coconut_ds.model.checkpointing import checkpoint_layers
 from coconut_ds.model.collate import LatentInputs, Targets
-from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.feed import Feed
 from coconut_ds.model.fused import PLAIN, Kernels, fuse_activations
 from coconut_ds.model.head import vocabulary_product
@@ -47,6 +46,7 @@ from coconut_ds.model.loss import target_loss
 from coconut_ds.model.passes import last_hidden_states, passes_of
 from coconut_ds.model.step_columns import StepColumns
 from coconut_ds.model.support import state_size
+from coconut_ds.model.thought_noise import NoiseSizes, ThoughtNoise
 from coconut_ds.model.value_directions import ValueDirections
 
 Result = TypeVar("Result")
@@ -116,6 +116,12 @@ class LatentLoop(nn.Module):
     def width(self) -> int:
         """D, the size of a state that is fed back, and of an input embedding."""
         return state_size(self.model)
+
+    @property
+    def noise_sizes(self) -> NoiseSizes:
+        """The sizes of the noise of a sample."""
+        directions = self.value_directions
+        return NoiseSizes(self.width, (0, 0) if directions is None else directions.shape)
 
     @property
     def vocabulary(self) -> int:

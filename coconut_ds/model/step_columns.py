@@ -15,8 +15,8 @@ from torch import Tensor
 
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.collate import LatentInputs
-from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.passes import Passes
+from coconut_ds.model.thought_noise import ThoughtNoise
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 The model samples G completions of each problem; a reward says how good each one is. The advantage A of a completion is
 its reward less the mean of the problem's completions. Its tokens learn by a clipped surrogate and stay near the model
 that the run started from (``policy.py``). The update replays each completion: its thoughts are computed again with the
-same noise (``model/exploration.py``), and gradients flow through all of them.
+same noise (``model/thought_noise.py``), and gradients flow through all of them.
 
 Completions are made by ``training/rollouts.py``, and advantages and weights by ``training/advantages.py``; this file
 computes the loss of completions that are given.
@@ -27,10 +27,10 @@ from torch import Tensor
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.model.collate import Batch, Collator, on_host, packed, viewed
-from coconut_ds.model.exploration import Exploration, NoiseSizes, ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
 from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.thought_noise import NoiseSettings, NoiseSizes, ThoughtNoise
 from coconut_ds.model.value_directions import ValueDirections, value_projections
 from coconut_ds.objectives.base import Examples, Objective
 from coconut_ds.objectives.policy import Clipping, Policy, Tokens, chosen, clipped_sums
@@ -48,7 +48,7 @@ class Completions(Examples):
     weights: Floats
     """[K] weight in the loss of each token of each completion."""
     keys: tuple[str, ...]
-    """[K] keys of the noise in the thoughts (``model/exploration.py``); empty: there is none."""
+    """[K] keys of the noise in the thoughts (``model/thought_noise.py``); empty: there is none."""
     sizes: NoiseSizes
     """Of the noise."""
     banned: tuple[int, ...]
@@ -114,7 +114,7 @@ class Grpo(Objective):
         settings = config.objective.grpo
         high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
         self._clipping = Clipping(settings.epsilon, high, settings.beta)
-        self.exploration = Exploration(settings.exploration, settings.sigma, settings.dropout)
+        self.exploration = NoiseSettings(settings.exploration, settings.sigma, settings.dropout)
 
     @property
     def keeps_start(self) -> bool:
@@ -206,12 +206,6 @@ class Grpo(Objective):
 
     def _policy(self, batch: GrpoBatch) -> Policy:
         return Policy(self.config.objective.grpo.temperature, batch.columns.banned)
-
-
-def noise_sizes(loop: LatentLoop) -> NoiseSizes:
-    """The sizes of the noise of a sample."""
-    directions = loop.value_directions
-    return NoiseSizes(loop.width, (0, 0) if directions is None else directions.shape)
 
 
 def predictors(loop: LatentLoop, batch: GrpoBatch) -> Tensor:

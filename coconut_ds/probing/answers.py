@@ -19,7 +19,7 @@ from coconut_ds.data.tokens import encode_answers
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Completion
 from coconut_ds.parts import Parts, in_parts
-from coconut_ds.probing.cases import OnProgress, Plain, prepare, run_requests, scoring_request, writing_request
+from coconut_ds.probing.cases import OnProgress, Plain, Sample, prepare, run_requests, scoring_request, writing_request
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.scoring import EXACT
 from coconut_ds.scoring.base import Scoring
@@ -72,6 +72,7 @@ def answers_after(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
     scoring: Scoring = EXACT,
+    sample: Sample | None = None,
 ) -> Parts[list[list[AnswerAfter]]]:
     """Answers each question once with each number of thoughts.
 
@@ -83,6 +84,7 @@ def answers_after(
         max_new_tokens: length limit of the generated text, in tokens.
         progress: see ``OnProgress``.
         scoring: the convention that decides which answers are right.
+        sample: which sample of each question, with noise in its thoughts; None: no noise.
 
     Returns:
         For each question, one result for each number of thoughts.
@@ -97,7 +99,7 @@ def answers_after(
     given = () if form.one_token else cue
     requests = []
     for number in numbers:
-        cases = yield from prepare.parts(reasoner, questions, number, max_new_tokens)
+        cases = yield from prepare.parts(reasoner, questions, number, max_new_tokens, sample)
         for case, tail in zip(cases, tails, strict=True):
             requests.append(writing_request(case, reasoner, max_new_tokens))
             requests.append(writing_request(case, reasoner, max_new_tokens, given))
@@ -120,11 +122,16 @@ def sweep(
     max_new_tokens: int = 128,
     progress: OnProgress | None = None,
     scoring: Scoring = EXACT,
+    sample: Sample | None = None,
 ) -> Parts[list[SweepPoint]]:
     """Accuracy on a data set with each number of thoughts; the arguments are those of ``answers_after``."""
     questions, known = [p.question for p in problems], [p.answer for p in problems]
     after = yield from answers_after.parts(
-        reasoner, questions, known, numbers, max_new_tokens=max_new_tokens, progress=progress, scoring=scoring
+        *(reasoner, questions, known, numbers),
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        scoring=scoring,
+        sample=sample,
     )
     return [_point(column) for column in zip(*after, strict=True)]
 

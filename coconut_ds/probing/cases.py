@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from coconut_ds.generation.batch import generate
-from coconut_ds.generation.prompter import Thoughts, Writing
+from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request
 from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import IGNORE, Layout
+from coconut_ds.model.thought_noise import NoiseSettings, SampleNoise
 from coconut_ds.parts import Parts, in_parts
 from coconut_ds.reasoner import Reasoner
 
@@ -40,6 +41,23 @@ class Plain:
         return asdict(self)  # type: ignore[call-overload]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Which sample of each question is examined: the one that an evaluation with these settings makes."""
+
+    noise: NoiseSettings
+    """Noise in the thoughts."""
+    seed: int = 0
+    """Seed of the noise."""
+    number: int = 0
+    """Number of the sample, from 0."""
+
+    def of(self, prompter: Prompter, question: Sequence[int]) -> SampleNoise | None:
+        """The noise of a question, whose token ids are given; None if there is none."""
+        first = prompter.sample_noise(question, self.noise, self.seed)
+        return None if first is None else replace(first, sample=self.number)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A question with its prompt, prepared for probing."""
@@ -50,6 +68,8 @@ class Case:
     given: Mapping[int, Tensor] = field(default_factory=dict)
     """Vectors [D] that are fed in place of the model's own, by index in the run of latents (from 0). They are input
     embeddings: they do not go through the feed."""
+    noise: SampleNoise | None = None
+    """Noise in the thoughts; vectors in ``given`` get none."""
     written: tuple[int, ...] = ()
     """Tokens, part of the prompt, that the model wrote before it started to think, if it decides that itself."""
 
@@ -85,6 +105,7 @@ class Case:
 
     def widened(self, embeddings: Tensor) -> "Case":
         """A copy in which the n tokens before the latents become latents too, fed as ``embeddings`` [n, D]."""
+        assert self.noise is None, "the noise of each thought depends on its index"
         extra = len(embeddings)
         first = self.prompt.first_thought - extra
         assert first > 0, "at least one token must remain before the run of latents"
@@ -95,7 +116,11 @@ class Case:
 
 @in_parts
 def prepare(
-    reasoner: Reasoner, questions: Sequence[str], n_thoughts: int | None = None, max_new_tokens: int = 128
+    reasoner: Reasoner,
+    questions: Sequence[str],
+    n_thoughts: int | None = None,
+    max_new_tokens: int = 128,
+    sample: Sample | None = None,
 ) -> Parts[list[Case]]:
     """Prepares a case for each question.
 
@@ -104,13 +129,18 @@ def prepare(
         questions: any number of questions.
         n_thoughts: number of thoughts or pauses; None: the checkpoint's number.
         max_new_tokens: for models that decide themselves when to start thinking: length limit of the text before that.
+        sample: which sample of each question; None: the thoughts have no noise.
 
     Raises:
-        DataError: thoughts are requested and the method does not think.
+        DataError: thoughts, or noise in them, are requested and the method does not think.
     """
     prompter, thoughts = reasoner.prompter, reasoner.thoughts(n_thoughts)
     prompter.check(thoughts)
     encoded = prompter.encode(questions)
+    if sample is not None:
+        plain = yield from prepare.parts(reasoner, questions, n_thoughts, max_new_tokens)
+        noises = [sample.of(prompter, question) for question in encoded]
+        return [replace(case, noise=noise) for case, noise in zip(plain, noises, strict=True)]
     if prompter.method.starts_thinking:
         return (yield from _after_writing(reasoner, questions, encoded, thoughts, max_new_tokens))
     layouts = [prompter.prompt(ids, thoughts) for ids in encoded]
@@ -192,6 +222,7 @@ def _request(case: Case, reasoner: Reasoner, cue: Sequence[int], length: int) ->
         suppress=prompter.markers.all(),
         log_probabilities=True,
         keep_thoughts=True,
+        noise=case.noise,
         edit_thought=case.edit if case.given else None,
     )
 

@@ -16,8 +16,10 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.identity import problems_identity, reasoner_identity, scoring_identity
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.model.precision import use_tf32
+from coconut_ds.model.thought_noise import NoiseSettings
 from coconut_ds.probing import figures, graph_figures, state_reports
 from coconut_ds.probing.answers import AnswerAfter, answers_after
+from coconut_ds.probing.cases import Sample
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.export import row_of, write_csv, write_json
 from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
@@ -52,6 +54,9 @@ FILES = (
 REPLACED = ("checkpoint", "data", "data_name", "model", "method", "pause", "tf32", "out", "overwrite")
 """Configuration keys that are left out of the identity: paths, replaced by hashes of the contents; tf32, which
 is part of the precision in the reasoner's identity; and keys that change no number."""
+
+NOISE_KEYS = ("thought_noise", "thought_sigma", "thought_dropout", "sample")
+"""Keys that are left out too if there is no noise, so that results of versions without these keys are found."""
 
 
 def write_report(config: ProbeConfig) -> Path:
@@ -96,7 +101,8 @@ def write_report(config: ProbeConfig) -> Path:
 
 def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
     """The folder of the results; its name contains the signature of everything that can change a number."""
-    values = config.model_dump(mode="json", exclude=set(REPLACED))
+    without = NOISE_KEYS if config.thought_noise == "none" else ()
+    values = config.model_dump(mode="json", exclude={*REPLACED, *without})
     values |= reasoner_identity(reasoner)
     if config.data is not None:
         values |= problems_identity(problems_of(config, config.data)) | scoring_identity(config.data.convention)
@@ -113,6 +119,8 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
 def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``think``: the trace of one question, and its answers after k thoughts. Returns a summary, as all modes."""
     question, known = question_of(config)
+    noise = NoiseSettings.of(config.thought_noise, config.thought_sigma, config.thought_dropout)
+    sample = None if noise.kind == "none" else Sample(noise, config.seed, config.sample)
     trace = trace_thoughts(
         reasoner,
         question,
@@ -120,9 +128,12 @@ def report_think(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Kept
         tokens=config.tokens,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
+        sample=sample,
     )[0]
     scoring = EXACT if config.data is None else config.data.convention
-    after = answers_after(reasoner, [question], [known], max_new_tokens=config.max_new_tokens, scoring=scoring)[0]
+    (after,) = answers_after(
+        reasoner, [question], [known], max_new_tokens=config.max_new_tokens, scoring=scoring, sample=sample
+    )
     write_json(out / "trace.json", {"trace": trace, "answers": after})
     states = [*((str(one.number), layer, d) for one in trace.thoughts for layer, d in enumerate(one.layers))]
     states.append(("text", len(trace.thoughts[0].layers) - 1 if trace.thoughts else -1, trace.last))

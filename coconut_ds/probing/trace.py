@@ -18,7 +18,7 @@ from coconut_ds.generation.decoding import DecodedThought, NearToken, decode_tho
 from coconut_ds.generation.requests import Completion
 from coconut_ds.model.support import embedding_weight
 from coconut_ds.parts import Parts, all_parts, in_parts
-from coconut_ds.probing.cases import Case, Plain, answered_case, prepare, run_requests, writing_request
+from coconut_ds.probing.cases import Case, Plain, Sample, answered_case, prepare, run_requests, writing_request
 from coconut_ds.probing.states import States, layer_states
 from coconut_ds.reasoner import Reasoner
 
@@ -74,6 +74,7 @@ def trace_thoughts(
     tokens: Sequence[str] = (),
     temperature: float = 1.0,
     max_new_tokens: int = 128,
+    sample: Sample | None = None,
 ) -> list[ThoughtTrace]:
     """Answers each question and traces its thoughts.
 
@@ -85,13 +86,15 @@ def trace_thoughts(
         tokens: single tokens whose rank and probability to return for each state (for example a target and a foil).
         temperature: temperature of the softmax that decodes the states.
         max_new_tokens: length limit of the generated text, in tokens.
+        sample: which sample of each question, with noise in its thoughts. Each thought is decoded as the model computes
+            it, before its own noise. None: no noise.
 
     Raises:
         DataError: a question is too long, a token is unknown, or thoughts are requested and the method does not think.
     """
     question_list = [questions] if isinstance(questions, str) else list(questions)
     chosen = [token_id(reasoner.backbone.tokenizer, text) for text in tokens]
-    cases = prepare(reasoner, question_list, n_thoughts, max_new_tokens)
+    cases = prepare(reasoner, question_list, n_thoughts, max_new_tokens, sample)
     made = run_requests(reasoner, [writing_request(case, reasoner, max_new_tokens) for case in cases])
     fed = [vectors for one in made if (vectors := one.fed) is not None]
     return [

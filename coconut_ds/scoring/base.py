@@ -36,6 +36,10 @@ class Scoring(ABC):
         """Whether the user should know that the convention reads something else in a reference answer than it says."""
         return False
 
+    def value(self, answer: str) -> str:
+        """For majority votes: a text that is the same for answers, as ``read`` returns them, that count as equal."""
+        return answer
+
     def prepare(self) -> None:  # noqa: B027 (most conventions need nothing)
         """Imports what the convention needs.
 

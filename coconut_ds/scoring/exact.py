@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from coconut_ds.formats import TEXT, Format, extract_answer, is_correct
+from coconut_ds.formats import TEXT, Format, extract_answer, is_correct, number_in
 from coconut_ds.scoring.base import Scoring
 
 
@@ -32,6 +32,11 @@ class Exact(Scoring):
     def is_correct(self, text: str, answer: str, form: Format = TEXT) -> bool:
         """See ``formats.is_correct``."""
         return is_correct(text, answer, form, self.answers)
+
+    def value(self, answer: str) -> str:
+        """The answer itself, or the value of a number with ``numbers``."""
+        found = number_in(answer) if self.numbers else None
+        return answer if found is None else "/".join(map(str, found.as_integer_ratio()))
 
     def alters(self, answer: str, form: Format = TEXT) -> bool:
         """See ``Format.alters``."""

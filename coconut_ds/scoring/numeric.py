@@ -49,6 +49,10 @@ class Number(Scoring):
         rounded = round(found, decimals) if decimals else found
         return any(abs(one - expected) < TOLERANCE for one in (found, rounded))
 
+    def value(self, answer: str) -> str:
+        """The value of the number."""
+        return _shown(answer)
+
 
 class LastNumber(Scoring):
     """The last number in the text, wherever it is, has the value of the reference answer.
@@ -72,6 +76,17 @@ class LastNumber(Scoring):
         """Whether the two numbers are exactly equal."""
         expected = _value(self.gold(answer))
         return expected is not None and _value(self.read(text)) == expected
+
+    def value(self, answer: str) -> str:
+        """The value of the number."""
+        return _shown(answer)
+
+
+def _shown(answer: str) -> str:
+    """A text that is the same for all ways to write a number."""
+    value = _value(answer)
+    # Adding 0 turns -0.0 into 0.0.
+    return answer if value is None else str(value + 0)
 
 
 def _value(text: str) -> float | None:

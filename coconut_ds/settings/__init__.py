@@ -13,6 +13,7 @@ from coconut_ds.settings.model import LoraConfig, MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig, SimCotConfig
 from coconut_ds.settings.probing import ProbeConfig
 from coconut_ds.settings.run import RunConfig
+from coconut_ds.settings.thought_noise import ThoughtNoiseKind
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "RunConfig",
     "SimCotConfig",
     "SplitSizes",
+    "ThoughtNoiseKind",
     "TrainingConfig",
 ]

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
+from coconut_ds.settings.thought_noise import Dropout, Sigma, ThoughtNoiseKind, noise_fault
 from coconut_ds.settings.types import MethodName, Natural, Positive
 
 SWEPT = ("n_thoughts", "force_text_after")
@@ -40,6 +41,16 @@ class EvalConfig(Group):
     """Sample only from the k most likely tokens (needs temperature)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample only from the most likely tokens that together have this probability (needs temperature)."""
+    thought_noise: ThoughtNoiseKind = "none"
+    """Noise on what thoughts feed back. gaussian: a normal number is added to each number. dropout: one mask for each
+    sample sets some numbers to 0, the same ones for all its thoughts. Drawn by (seed, problem, sample, thought)."""
+    thought_sigma: Sigma | None = None
+    """Standard deviation of the noise (thought_noise=gaussian), in the units of hidden states."""
+    thought_dropout: Dropout | None = None
+    """Share of the numbers that are set to 0 (thought_noise=dropout); the others are divided by 1 - thought_dropout."""
+    samples: Positive | None = None
+    """Number of answers to each problem, which differ by thought_noise, by temperature, or both; for pass@k, coverage
+    and majority vote. null: one answer."""
     batch_size: Positive = 64
     """Number of problems in one batch."""
     bf16: bool = False
@@ -76,4 +87,10 @@ class EvalConfig(Group):
                 raise ValueError(f"{key}={list(value)}: expected different numbers, at least one")
         if (self.top_k is not None or self.top_p < 1) and not self.temperature:
             raise ValueError("top_k and top_p need sampling; set temperature too, or leave them out")
+        if (self.samples or 1) > 1 and self.thought_noise == "none" and not self.temperature:
+            raise ValueError(
+                f"samples={self.samples}: all answers to a problem would be equal; set thought_noise or temperature"
+            )
+        if fault := noise_fault(self.thought_noise, self.thought_sigma, self.thought_dropout):
+            raise ValueError(fault)
         return self

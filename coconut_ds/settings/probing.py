@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
+from coconut_ds.settings.thought_noise import Dropout, Sigma, ThoughtNoiseKind, noise_fault
 from coconut_ds.settings.types import MethodName, Natural, Positive
 
 MODES = {
@@ -76,6 +77,14 @@ class ProbeConfig(Group):
     """Maximum number of problems to use from the data."""
     num_fit: Positive = 1000
     """Number of problems on which linear probes are fitted (effects)."""
+    thought_noise: ThoughtNoiseKind = "none"
+    """Noise on what thoughts feed back: gaussian or dropout, as in an evaluation (think)."""
+    thought_sigma: Sigma | None = None
+    """Standard deviation of the noise (thought_noise=gaussian), in the units of hidden states."""
+    thought_dropout: Dropout | None = None
+    """Share of the numbers that are set to 0 (thought_noise=dropout); the others are divided by 1 - thought_dropout."""
+    sample: Natural = 0
+    """Number, from 0, of the sample with noise: the same as in an evaluation with this seed (thought_noise)."""
     bf16: bool = False
     """Compute in bfloat16."""
     tf32: bool = False
@@ -95,4 +104,12 @@ class ProbeConfig(Group):
             raise ValueError(f"{self.mode} needs problems; set data= to an option of config/data or a file")
         if self.question is None and self.data is None:
             raise ValueError("no question; set question='…', or data= and problem=")
+        if fault := noise_fault(self.thought_noise, self.thought_sigma, self.thought_dropout):
+            raise ValueError(fault)
+        if self.thought_noise != "none" and self.mode != "think":
+            raise ValueError(
+                f"thought_noise={self.thought_noise}: {self.mode} examines thoughts without noise; only think takes it"
+            )
+        if self.sample and self.thought_noise == "none":
+            raise ValueError(f"sample={self.sample}: without noise all samples are equal; set thought_noise")
         return self

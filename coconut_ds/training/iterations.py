@@ -18,10 +18,10 @@ from coconut_ds.data.token_arrays import ProblemArrays
 from coconut_ds.errors import NonFiniteError
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.methods.layouts import Layouts
-from coconut_ds.model.exploration import NoiseSizes
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.starting import card_of
-from coconut_ds.objectives.grpo import Completions, Grpo, GrpoBatch, noise_sizes
+from coconut_ds.model.thought_noise import NoiseSizes
+from coconut_ds.objectives.grpo import Completions, Grpo, GrpoBatch
 from coconut_ds.training.advantages import advantages, is_mixed, longest_completion, token_weights
 from coconut_ds.training.batches import plan_update
 from coconut_ds.training.engine import Engine
@@ -209,7 +209,7 @@ def prepare_noise(loop: LatentLoop, is_due: bool) -> NoiseSizes:
     directions = loop.value_directions
     if directions is not None and (is_due or not directions.weights):
         directions.renew(loop)
-    return noise_sizes(loop)
+    return loop.noise_sizes
 
 
 def start_notes(experiment: Experiment) -> list[str]:

@@ -5,10 +5,8 @@ are a function of the weights and of (seed, iteration, problem, sample), so they
 rounding, on other completions, and a run that continues makes those that it would have made.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from coconut_ds.data.problem import Problem
@@ -19,9 +17,7 @@ from coconut_ds.generation.batch import generate
 from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.generation.requests import Completion, Request, Sampling
 from coconut_ds.methods.layout import Layout
-from coconut_ds.model.exploration import Exploration, ThoughtNoise
-from coconut_ds.model.latent_loop import LatentLoop
-from coconut_ds.objectives.grpo import noise_sizes
+from coconut_ds.model.thought_noise import NoiseSettings, SampleNoise
 from coconut_ds.training.rewards import Reward
 
 Call = Callable[..., Any]
@@ -61,7 +57,7 @@ class Sampler:
 
     prompter: Prompter
     writing: Writing
-    exploration: Exploration
+    exploration: NoiseSettings
     reward: Reward
     num_generations: int
     """Completions of each problem."""
@@ -81,20 +77,14 @@ class Sampler:
         """
         mine = range(self.ranks.rank, len(batch.indices), self.ranks.size)
         requests = [request for place in mine for request in self.requests(batch, batch.indices[place])]
-        keys = [key for place in mine for key in self.keys(batch, batch.indices[place])]
-        made = call(explored, requests, keys, self.exploration, self.prompter.eos_ids, self.slots, self._agree)
+        made = call(generate, requests, self.prompter.eos_ids, self.slots, None, None, self._agree)
         found: list[list[Rollout]] = []
         failed: str | None = None
         try:
             for number, place in enumerate(mine):
                 part = slice(number * self.num_generations, (number + 1) * self.num_generations)
                 problem = batch.texts[batch.indices[place]]
-                found.append(
-                    [
-                        self._rewarded(*each, problem)
-                        for each in zip(keys[part], requests[part], made[part], strict=True)
-                    ]
-                )
+                found.append([self._rewarded(*each, problem) for each in zip(requests[part], made[part], strict=True)])
         except RewardError as error:
             failed = str(error)
         gathered = self.ranks.gather((found, failed))
@@ -109,50 +99,21 @@ class Sampler:
         return self.ranks.largest(due) if self.same_passes else due
 
     def requests(self, batch: Batch, index: int) -> list[Request]:
-        """The requests for the completions of a problem, without noise."""
+        """The requests for the completions of a problem."""
         text = f"{self.seed}/{batch.iteration}/{index}"
-        draws = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-        sampling = replace(self.writing.sampling, seed=draws)
-        writing = replace(self.writing, sampling=sampling)
+        writing = replace(self.writing, sampling=self.writing.sampling.keyed(text))
         request = self.prompter.request(batch.tokens[index].question, Thoughts(batch.num_thoughts), writing)
-        return list(request.samples(self.num_generations))
+        noisy = replace(request, noise=SampleNoise(self.exploration, text))
+        return list(noisy.samples(self.num_generations))
 
-    def keys(self, batch: Batch, index: int) -> list[str]:
-        """The keys of the noise in the completions of a problem."""
-        return [f"{self.seed}/{batch.iteration}/{index}/{sample}" for sample in range(self.num_generations)]
-
-    def _rewarded(self, key: str, request: Request, completion: Completion, problem: Problem) -> Rollout:
+    def _rewarded(self, request: Request, completion: Completion, problem: Problem) -> Rollout:
         self.ranks.progress.step()
+        assert request.noise is not None
         tokens, has_ended = completion.tokens, completion.finish_reason == "eos"
-        return Rollout(key, request.prompt, tokens, has_ended, self.reward(problem, self.prompter.text(tokens)))
+        reward = self.reward(problem, self.prompter.text(tokens))
+        return Rollout(request.noise.key, request.prompt, tokens, has_ended, reward)
 
 
 def sampling_of(temperature: float) -> Sampling:
     """How tokens are sampled; the seed is set for each problem."""
     return Sampling(temperature)
-
-
-def explored(
-    loop: LatentLoop,
-    requests: Sequence[Request],
-    keys: Sequence[str],
-    exploration: Exploration,
-    eos_ids: Sequence[int],
-    slots: int,
-    agree: Callable[[int], int] = int,
-) -> list[Completion]:
-    """Completions of requests with noise in their thoughts; each key draws the noise of one request."""
-    most = max((request.prompt.num_thoughts for request in requests), default=0)
-    pinned = loop.device.type != "cpu"
-    noise = exploration.draw(keys, most, noise_sizes(loop), pinned) if requests else None
-    if noise is not None:
-        noise = noise.to(loop.device)
-        requests = [_noisy(request, noise, row) for row, request in enumerate(requests)]
-    return generate(loop, requests, eos_ids, slots, agree=agree)
-
-
-def _noisy(request: Request, noise: ThoughtNoise, row: int) -> Request:
-    """The request with the noise of sample ``row``."""
-    codes = None if noise.codes is None else noise.codes[row]
-    edit = partial(noise.on_one, row) if noise.changes_thoughts else None
-    return replace(request, edit_thought=edit, codes=codes)

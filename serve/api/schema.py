@@ -4,68 +4,30 @@ Types are strict: ``"8"`` is not accepted as a number, but 8.0 is accepted as an
 have no effect are in ``serve.api.neutral``. ``serve.requests.asking`` checks what depends on limits and on the model.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from serve.api import neutral
-from serve.api.neutral import Neutral
+from serve.api.fields import (
+    Body,
+    Count,
+    Ids,
+    Seed,
+    Text,
+    Texts,
+    ThoughtDropout,
+    ThoughtNoise,
+    ThoughtSigma,
+    Whole,
+    noise_of,
+)
 from serve.errors import RequestError
 from serve.requests.asking import Ask, Prompt
 
-
-def _whole(value: Any) -> Any:
-    """Turns 16.0 into 16: JSON has one type for numbers, and some clients write all of them as floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 TOP_K = 5
 """Default number of most likely tokens returned for each thought."""
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
-
-
-def _encodable(text: str) -> str:
-    """Refuses lone surrogates (``"\\ud800"``), which JSON can contain but UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"contains a lone surrogate at character {error.start}; send valid Unicode text") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Texts = Annotated[list[Text], Field(fail_fast=True)]
-Ids = Annotated[list[Whole], Field(fail_fast=True)]
-"""Of lists, only the first wrong item is reported: a body has room for 500,000 of them."""
-
-
-def _add_neutral(schema: dict[str, Any], body: type["Body"]) -> None:
-    """Lists the neutral fields of a body in its JSON schema."""
-    schema.setdefault("properties", {}).update(neutral.properties_of(body.neutral_fields))
-
-
-class Body(BaseModel):
-    """Base of all objects in requests: refuses unknown fields and does not convert types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_add_neutral)
-    neutral_fields: ClassVar[Mapping[str, Neutral]] = {}
-    """Further fields, which must have a value that changes nothing."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_own_fields(cls, values: Any) -> Any:
-        """Removes neutral fields and refuses unknown ones, of which a body may have thousands."""
-        if not isinstance(values, dict):
-            return values
-        own, known = neutral.without_neutral(values, cls.neutral_fields, cls.__name__), cls.model_fields
-        unknown = next((name for name in own if name not in known), None)
-        if unknown is None:
-            return own
-        # pydantic reports the first unknown field, after the faults of known ones.
-        return {name: value for name, value in own.items() if name in known or name == unknown}
 
 
 class StreamOptions(Body):
@@ -90,7 +52,7 @@ class Generation(Body):
     top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
         None, description="Samples only from this many of the most likely tokens; default, -1 and 0: from all tokens"
     )
-    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     stop: Text | Texts | None = None
     max_tokens: Count | None = Field(
         None, description="Maximum number of generated tokens; default 128, or fewer if there is no room for 128"
@@ -110,6 +72,9 @@ class Generation(Body):
     max_thoughts: Count | None = Field(
         None, description="Lets the model end thinking by itself, after at most this many thoughts"
     )
+    thought_noise: ThoughtNoise = None
+    thought_sigma: ThoughtSigma = None
+    thought_dropout: ThoughtDropout = None
     return_thoughts: bool | None = Field(None, description="Whether choices include their decoded thoughts")
     thought_top_k: Annotated[Whole, Field(ge=1, le=50)] | None = Field(
         None, description=f"Number of most likely tokens returned for each thought; default {TOP_K}"
@@ -151,6 +116,7 @@ class Generation(Body):
             top_k=self.top_k if self.top_k is not None and self.top_k > 0 else None,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
+            noise=noise_of(self.thought_noise, self.thought_sigma, self.thought_dropout),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             num_likeliest=num_likeliest,
             keep_thoughts=bool(self.return_thoughts),
@@ -251,6 +217,10 @@ class ThoughtsRequest(Body):
     n_thoughts: Count | None = None
     force_text_after: Count | None = None
     max_tokens: Count | None = None
+    thought_noise: ThoughtNoise = None
+    thought_sigma: ThoughtSigma = None
+    thought_dropout: ThoughtDropout = None
+    seed: Seed | None = Field(None, description="Seed of thought_noise; default: a random one")
     top_k: Annotated[Whole, Field(ge=1, le=50)] | None = Field(
         None, description=f"Number of most likely tokens reported for each thought; default {TOP_K}"
     )
@@ -269,6 +239,8 @@ class ThoughtsRequest(Body):
             n_thoughts=self.n_thoughts,
             force_text_after=self.force_text_after,
             max_new_tokens=self.max_tokens,
+            noise=noise_of(self.thought_noise, self.thought_sigma, self.thought_dropout),
+            seed=self.seed,
             keep_thoughts=True,
             num_decoded=self.top_k or TOP_K,
             all_layers=bool(self.layers),

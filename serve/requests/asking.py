@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from coconut_ds.errors import CoconutError
 from coconut_ds.generation.prompter import Prompter, Writing
 from coconut_ds.generation.requests import Request, Sampling
+from coconut_ds.model.thought_noise import NO_NOISE, NoiseSettings
 from coconut_ds.reasoner import Reasoner
 from serve.clients.client import IN_PROCESS, Client
 from serve.engine.deadlines import Deadline
@@ -41,7 +42,9 @@ class Ask:
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    """None: a random seed for each request; only matters if ``temperature`` is not 0."""
+    """None: a random seed for each request; only matters with ``temperature`` or ``noise``."""
+    noise: NoiseSettings = NO_NOISE
+    """Noise in the thoughts, drawn by (seed, question, sample, thought)."""
     stop: tuple[str, ...] = ()
     num_likeliest: int | None = None
     """Number of most likely tokens returned with each log probability; None: no log probabilities."""
@@ -152,6 +155,7 @@ def _writing(ask: Ask, sampling: Sampling) -> Writing:
         ask.keep_thoughts,
         log_probabilities=ask.num_likeliest is not None,
         num_likeliest=ask.num_likeliest or 0,
+        noise=ask.noise,
     )
 
 

@@ -13,14 +13,15 @@ from torch_engine import tiny_experiment
 import strict_device
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.generation import thinking_engine
+from coconut_ds.generation.batch import generate
 from coconut_ds.memory.passes import whole_micro_batch
 from coconut_ds.model import loss
 from coconut_ds.model.collate import Collator
 from coconut_ds.model.latent_loop import LatentLoop
+from coconut_ds.model.thought_noise import SampleNoise
 from coconut_ds.objectives import grpo
 from coconut_ds.objectives.grpo import Grpo, GrpoBatch
 from coconut_ds.training.iterations import Iterations, prepare_noise
-from coconut_ds.training.rollouts import explored
 from strict_device import cases_generation
 from strict_device.cases_generation import EOS, FOUR, PLAIN, REQUESTS, SHORT, written
 from strict_device.cases_training import check_gradients
@@ -118,8 +119,9 @@ def noisy(kind: str, family: str, dtype: torch.dtype = torch.float32):
     prepare_noise(loop, is_due=True)
 
     def sample(requests):
-        keys = [f"0/0/0/{row}" for row in range(len(requests))]
-        return explored(loop, requests, keys, objective.exploration, EOS, slots=3)
+        noise = SampleNoise(objective.exploration, "0/0/0")
+        noisy = [replace(each, noise=replace(noise, sample=row)) for row, each in enumerate(requests)]
+        return generate(loop, noisy, EOS, slots=3)
 
     return sample
 

@@ -22,9 +22,9 @@ from coconut_ds.generation import sampling, slot_passes, uploads
 from coconut_ds.generation.slot_passes import SlotPasses
 from coconut_ds.model import deferred, latent_loop, marker_rows, passes, tables
 from coconut_ds.model.collate import Batch
-from coconut_ds.model.exploration import ThoughtNoise
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.step_columns import StepColumns
+from coconut_ds.model.thought_noise import ThoughtNoise
 from coconut_ds.model.value_directions import ValueDirections
 from coconut_ds.objectives.grpo import Grpo, GrpoBatch
 from coconut_ds.probing import states

@@ -2,7 +2,8 @@
 
 The noise of a sample depends only on its key, never on a global generator, on other samples or on ranks. So the
 thinking engine, which makes the samples, and the latent loop, which computes their gradients, apply the same noise. A
-key is a text, for example ``seed/iteration/problem/sample``.
+key is a text, for example ``seed/iteration/problem/sample``. GRPO, evaluation, ``load_reasoner``, server and probing
+all draw their noise here.
 
 * ``gaussian``: the k-th thought of a sample feeds v + σ·n_k instead of v, where n_k is standard normal.
 * ``dropout``: every thought of a sample feeds v ∘ m / (1 - p). The mask m is drawn once for the sample and held over
@@ -24,15 +25,17 @@ Shapes:
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from coconut_ds.errors import DataError
 from coconut_ds.model.collate import on_host
+from coconut_ds.settings.thought_noise import ThoughtNoiseKind, noise_fault
 
-Noise = Literal["none", "gaussian", "dropout", "svp"]
+Noise = ThoughtNoiseKind | Literal["svp"]
 
 
 class NoiseSizes(NamedTuple):
@@ -83,14 +86,32 @@ class ThoughtNoise:
 
 
 @dataclass(frozen=True)
-class Exploration:
+class NoiseSettings:
     """How to draw noise."""
 
     kind: Noise = "none"
+    """``none``, ``gaussian``, ``dropout``, or ``svp``, for which a model must be prepared as for GRPO."""
     sigma: float = 0.0
     """Standard deviation of ``gaussian``."""
     dropout: float = 0.0
     """Probability of a zero in the mask of ``dropout``."""
+
+    @classmethod
+    def of(cls, kind: str, sigma: float | None, dropout: float | None) -> "NoiseSettings":
+        """The settings with the values of ``thought_noise``, ``thought_sigma`` and ``thought_dropout``.
+
+        Raises:
+            DataError: a value is out of range, or does not belong to this kind of noise.
+        """
+        if fault := noise_fault(kind, sigma, dropout):
+            raise DataError(fault)
+        return cls(cast(Noise, kind), sigma or 0.0, dropout or 0.0)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The same values by their names, for results; without noise there are none."""
+        sizes = {"gaussian": {"thought_sigma": self.sigma}, "dropout": {"thought_dropout": self.dropout}}
+        return {} if self.kind == "none" else {"thought_noise": self.kind, **sizes.get(self.kind, {})}
 
     def draw(
         self, keys: Sequence[str], num_thoughts: int, sizes: NoiseSizes, pinned: bool = False
@@ -115,6 +136,30 @@ class Exploration:
             )
         kept = [each.random((1, sizes.width), np.float32) >= self.dropout for each in generators]
         return ThoughtNoise(factor=on_host(np.stack(kept).astype(np.float32) / np.float32(1 - self.dropout), pinned))
+
+
+NO_NOISE = NoiseSettings()
+
+
+@dataclass(frozen=True)
+class SampleNoise:
+    """The noise of one sample of a problem. The engine draws it when the sample gets a slot."""
+
+    settings: NoiseSettings
+    source: str
+    """What tells its key from those of other problems, for example ``seed/problem``."""
+    sample: int = 0
+    """Number of the sample, from 0."""
+
+    @property
+    def key(self) -> str:
+        """The key that the noise is a function of."""
+        return f"{self.source}/{self.sample}"
+
+    def draw(self, num_thoughts: int, sizes: NoiseSizes, device: torch.device) -> ThoughtNoise | None:
+        """The noise of this sample alone (B = 1) on ``device``; None if there is none."""
+        drawn = self.settings.draw([self.key], num_thoughts, sizes, pinned=device.type != "cpu")
+        return None if drawn is None else drawn.to(device)
 
 
 def _philox_key(text: str) -> int:
