@@ -131,7 +131,7 @@ class Reasoner:
             top_p: sample only from the most probable tokens whose probabilities sum to this value.
             seed: seed of the random draws, which differ for each question and sample.
             samples: number of answers to each question.
-            thought_noise: none, gaussian or dropout noise in the thoughts, drawn by (seed, question, sample, thought).
+            thought_noise: none, gaussian or dropout, drawn by (seed, question, sample): equal for equal questions.
             thought_sigma: standard deviation of ``gaussian``, in the units of what is fed back.
             thought_dropout: share of the numbers that ``dropout`` sets to 0, the same ones in all thoughts.
             stop: strings that end a text; they are not part of it.

@@ -99,6 +99,11 @@ def test_equal_values_vote_together_and_the_first_of_tied_answers_wins():
         assert voted(split[:-1], scoring_of(name, answers)).votes == 2
         assert voted([*split[:-1], "07"], scoring_of(name, answers)).extracted == "7"
     assert voted(split, scoring_of("exact", "numbers")).votes == 3
+    # Python refuses to write numbers of more than 4,300 digits.
+    assert voted(["9" * 5000, "7", "7"], scoring_of("exact", "numbers")).correct
+    choice = scoring_of("choice", "text")
+    assert voted(["True", "1", "1.0", "False", "False"], choice).votes == 3
+    assert voted(["A", "B", "A", "0"], choice).extracted == "A"
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +192,7 @@ def test_samples_depend_on_neither_batch_size_nor_order_nor_other_ranks(place, w
 
 
 def test_samples_of_tokens_are_a_function_of_question_and_number(place, tmp_path, fast):
-    """The temperature alone makes samples differ; evaluations with one answer draw as they always did."""
+    """The temperature alone makes samples differ."""
     found = []
     for size, data in ((2, "data.json"), (64, "again.json")):
         items = json.loads((place / "data.json").read_text())[:6]
@@ -197,6 +202,15 @@ def test_samples_of_tokens_are_a_function_of_question_and_number(place, tmp_path
         found.append({(line["question"], line["sample"]): line["text"] for line in predictions(out)})
     assert found[0] == found[1]
     assert len(set(found[0].values())) > 6
+
+
+def test_without_samples_tokens_are_drawn_by_seed_and_index_of_the_problem(place, tmp_path):
+    """So an evaluation with one answer draws the tokens that it drew in versions without samples."""
+    config = compose_eval_config([*arguments_of(place, tmp_path / "drawn"), "temperature=1.5", "seed=7"])
+    job = evaluation_job(config, ALONE)
+    work = [Work(0, index) for index in range(PROBLEMS)]
+    requests = job.evaluator()._requests(job.problems, job.budgets, work)
+    assert [(one.sampling.seed, one.sampling.sample) for one in requests] == [(7, index) for index in range(PROBLEMS)]
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def test_noise_is_refused_where_it_has_no_effect_or_no_size(reasoner):
     for options, words in (
         ({"thought_noise": "gaussian"}, "thought_noise=gaussian: needs thought_sigma"),
         ({"thought_noise": "dropout", "thought_dropout": 1.0}, "thought_dropout=1.0: expected 0 or more, and less"),
-        ({"thought_noise": "gaussian", "thought_sigma": float("nan")}, "thought_sigma=nan: expected a finite"),
+        ({"thought_noise": "gaussian", "thought_sigma": float("nan")}, "thought_sigma=nan: expected 0 to 1000"),
+        ({"thought_noise": "gaussian", "thought_sigma": 1e39}, r"thought_sigma=1e\+39: expected 0 to 1000"),
         ({"thought_sigma": 0.5}, "thought_sigma=0.5: is read only with thought_noise=gaussian"),
         ({"thought_noise": "svp"}, "thought_noise=svp: expected one of none, gaussian, dropout"),
     ):

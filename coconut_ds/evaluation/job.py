@@ -9,15 +9,15 @@ from coconut_ds.data.problem import Problem
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.evaluation.evaluator import Evaluator, ThoughtBudget
 from coconut_ds.evaluation.identity import evaluation_identity
+from coconut_ds.evaluation.paired import PREDICTIONS, SCORES, VOTES
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.results import ResultFolder
 from coconut_ds.scoring import EXACT
 from coconut_ds.scoring.base import Scoring
 
-PREDICTIONS, SCORES, SWEEP, PICTURE = "predictions.jsonl", "scores.json", "sweep.json", "accuracy.png"
-VOTES, SAMPLES_PICTURE = "votes.jsonl", "samples.png"
-"""Names of the files in the folder of the results."""
+SWEEP, PICTURE, SAMPLES_PICTURE = "sweep.json", "accuracy.png", "samples.png"
+"""Names of further files in the folder of the results."""
 SUBFOLDERS = ("[0-9]*_thoughts", "text_after_[0-9]*")
 """Patterns of the folders of a sweep."""
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from coconut_ds.errors import DataError
-from coconut_ds.evaluation.job import PICTURE, PREDICTIONS, SAMPLES_PICTURE, SCORES, SWEEP, VOTES, EvaluationJob
+from coconut_ds.evaluation.job import PICTURE, SAMPLES_PICTURE, SWEEP, EvaluationJob
 from coconut_ds.evaluation.model_card import add_to_model_card
+from coconut_ds.evaluation.paired import PREDICTIONS, SCORES, VOTES
 from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.samples import sample_scores, votes_of

@@ -6,9 +6,10 @@
 * *Coverage* is pass@n: the share of problems with at least one right sample (B. Brown et al., "Large language
   monkeys", arXiv 2407.21787).
 * The *majority vote* is the answer of most samples (X. Wang et al., "Self-consistency improves chain of thought
-  reasoning", arXiv 2203.11171). Answers that scoring takes for the same value are one answer; samples in which it reads
-  no answer do not vote. Of answers with equally many votes, the one wins whose first sample has the lowest number.
-  Samples are exchangeable, so this favours no answer.
+  reasoning", arXiv 2203.11171). Answers that scoring takes for the same value are one answer. Samples in which it
+  reads no answer do not vote; under ``choice``, a text without an option reads as C, and is a vote for it. Of answers
+  with equally many votes, the one wins whose first sample has the lowest number. Samples are exchangeable, so this
+  favours no answer.
 
 All of them are computed for each problem and averaged over the problems that have an answer. The interval of such a
 mean is ``statistics.mean_of``.

@@ -74,5 +74,5 @@ class _CompletionCollector(Listener):
 
     def on_failed(self, ticket: int, error: Exception) -> None:
         if isinstance(error, ModelError):
-            raise ModelError(f"problem {ticket}: {error}") from error
+            raise ModelError(f"request {ticket}: {error}") from error
         raise error

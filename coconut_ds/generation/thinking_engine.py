@@ -37,6 +37,7 @@ import torch
 
 from coconut_ds.errors import DataError
 from coconut_ds.generation.attention import switch_for
+from coconut_ds.generation.engine_noise import EngineNoise
 from coconut_ds.generation.pass_size import PassSize
 from coconut_ds.generation.prefill import Prefill
 from coconut_ds.generation.progress import Progress
@@ -48,7 +49,6 @@ from coconut_ds.generation.slot_table import SlotTable
 from coconut_ds.generation.slots import SlotCache
 from coconut_ds.generation.step_graphs import Capturer, capturer_for
 from coconut_ds.generation.steps import EagerSteps, StaticSteps, Steps
-from coconut_ds.generation.value_noise import EngineNoise
 from coconut_ds.model.latent_loop import LatentLoop
 
 PASS_POSITIONS = 2048

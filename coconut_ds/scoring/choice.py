@@ -51,6 +51,10 @@ class Choice(Scoring):
             return float(found) == TRUTH[expected]
         return bool(expected) and found == expected
 
+    def value(self, answer: str) -> str:
+        """The number that ``is_correct`` takes a truth value or a number for; a letter is itself."""
+        return str(TRUTH[answer] if answer in TRUTH else float(answer)) if answer not in tuple(LETTERS) else answer
+
 
 def _answer_in(text: str) -> str:
     _, announced, after = text.replace(",", "").rpartition(ANNOUNCED)

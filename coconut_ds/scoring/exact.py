@@ -36,7 +36,8 @@ class Exact(Scoring):
     def value(self, answer: str) -> str:
         """The answer itself, or the value of a number with ``numbers``."""
         found = number_in(answer) if self.numbers else None
-        return answer if found is None else "/".join(map(str, found.as_integer_ratio()))
+        # Hexadecimal, since Python refuses to write more than 4,300 decimal digits.
+        return answer if found is None else "/".join(f"{part:x}" for part in found.as_integer_ratio())
 
     def alters(self, answer: str, form: Format = TEXT) -> bool:
         """See ``Format.alters``."""

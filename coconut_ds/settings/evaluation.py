@@ -43,7 +43,7 @@ class EvalConfig(Group):
     """Sample only from the most likely tokens that together have this probability (needs temperature)."""
     thought_noise: ThoughtNoiseKind = "none"
     """Noise on what thoughts feed back. gaussian: a normal number is added to each number. dropout: one mask for each
-    sample sets some numbers to 0, the same ones for all its thoughts. Drawn by (seed, problem, sample, thought)."""
+    sample sets some numbers to 0, the same ones for all its thoughts. Drawn by (seed, question, sample, thought)."""
     thought_sigma: Sigma | None = None
     """Standard deviation of the noise (thought_noise=gaussian), in the units of hidden states."""
     thought_dropout: Dropout | None = None

@@ -3,13 +3,14 @@
 GRPO has keys of its own (``objective.grpo``), since it also explores in other ways.
 """
 
-import math
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 ThoughtNoiseKind = Literal["none", "gaussian", "dropout"]
-Sigma = Annotated[float, Field(ge=0)]
+MOST_SIGMA = 1000.0
+"""Largest standard deviation. Far larger ones overflow in fp32."""
+Sigma = Annotated[float, Field(ge=0, le=MOST_SIGMA)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -18,8 +19,8 @@ def noise_fault(kind: str, sigma: float | None, dropout: float | None) -> str | 
     kinds = get_args(ThoughtNoiseKind)
     if kind not in kinds:
         return f"thought_noise={kind}: expected one of {', '.join(kinds)}"
-    if sigma is not None and not 0 <= sigma < math.inf:
-        return f"thought_sigma={sigma}: expected a finite number, 0 or more"
+    if sigma is not None and not 0 <= sigma <= MOST_SIGMA:
+        return f"thought_sigma={sigma}: expected 0 to {MOST_SIGMA:g}"
     if dropout is not None and not 0 <= dropout < 1:
         return f"thought_dropout={dropout}: expected 0 or more, and less than 1"
     for owner, key, value, example in (

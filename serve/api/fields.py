@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from coconut_ds.model.thought_noise import NoiseSettings
-from coconut_ds.settings.thought_noise import ThoughtNoiseKind, noise_fault
+from coconut_ds.settings.thought_noise import MOST_SIGMA, ThoughtNoiseKind, noise_fault
 from serve.api import neutral
 from serve.api.neutral import Neutral
 from serve.errors import RequestError
@@ -17,8 +17,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-MOST_SIGMA = 1000
-"""Largest standard deviation of the noise in thoughts."""
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
