@@ -90,8 +90,8 @@ def test_every_page_works(desk):
     one.wait("#think-after .js-plotly-plot")
     one.wait("#think-after-table table")
     assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
-    one.inspect("think")
     one.shoot("think")
+    one.inspect("think")
 
     # A result is hidden while the question is another one.
     one.page.locator("#question textarea").fill(SUMS[1].question)
