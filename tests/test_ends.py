@@ -88,7 +88,9 @@ def test_an_evaluation_scores_a_text_that_another_end_ended(made, tmp_path, monk
     data.write_text(json.dumps([{"question": q, "steps": [], "answer": "3"} for q in QUESTIONS]))
     gold = [[*tokens[:-1], ends[0] if tokens[-1] in ends else tokens[-1]] for tokens in expected]
     monkeypatch.setattr(
-        Evaluator, "_expected", lambda self, problems, budgets, work: {w: gold[w.problem] for w in work}
+        Evaluator,
+        "_expected",
+        lambda self, problems, budgets, work: {(one.budget, one.problem): gold[one.problem] for one in work},
     )
     options = [f"checkpoint={folder}", f"data={data}", f"out={tmp_path / 'out'}", "n_thoughts=2"]
     predictions = evaluate(compose_eval_config([*options, f"max_new_tokens={LENGTH}"]))[0].predictions

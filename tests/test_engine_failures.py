@@ -216,7 +216,7 @@ def test_bf16_on_a_cpu_reads_no_slot_that_may_not_be_finite(cancels):
 
 
 def test_offline_the_error_of_a_request_is_raised(tiny_model):
-    with pytest.raises(ModelError, match=r"problem 1: .* not finite"):
+    with pytest.raises(ModelError, match=r"request 1: .* not finite"):
         generate(LatentLoop(tiny_model("gpt2")), [OTHERS[0], NAN], [0])
     with pytest.raises(Broken):
         generate(LatentLoop(tiny_model("gpt2")), [replace(PLAIN, edit_thought=breaks)], [0])

@@ -9,7 +9,7 @@ from imports import ROOT, check_no_cycle, graph, imported, importers, modules
 # A package imports from the floors above its own, never from its own floor or below.
 FLOORS = (
     "strict_json errors",
-    "cli files formats methods parts",
+    "cli files formats methods noise_kinds parts",
     "packages temporary",
     "scoring",
     "distributed hub settings",

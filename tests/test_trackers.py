@@ -177,7 +177,7 @@ def test_a_tracker_is_closed_if_a_later_step_of_the_launch_fails(tmp_path, monke
     monkeypatch.setattr(run_record, "_manifest", lambda *given: SimpleNamespace(wandb_run_id=None, tracked_runs={}))
     experiment: Any = SimpleNamespace(config=config({"run.trackers": ["aim"], "run.wandb": "disabled"}))
     start = SimpleNamespace(folder=RunFolder(tmp_path), path=tmp_path, resume_state=None, is_new=False)
-    claim: Any = SimpleNamespace(start=start, fence=SimpleNamespace(check=lambda: None))
+    claim: Any = SimpleNamespace(start=start, fence=SimpleNamespace(make_folder=lambda path: None))
     with ExitStack() as stack, pytest.raises(CheckpointError, match="shorter"):
         run_record._begin(experiment, claim, print, stack)
     assert Failing.closed == 1

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from coconut_ds.errors import DataError
 from coconut_ds.model.collate import on_host
-from coconut_ds.settings.thought_noise import ThoughtNoiseKind, noise_fault
+from coconut_ds.noise_kinds import ThoughtNoiseKind, noise_fault
 
 Noise = ThoughtNoiseKind | Literal["svp"]
 

@@ -6,6 +6,7 @@ below it; ``--help`` prints these docstrings. Hydra's result enters through ``Co
 reported together in one message.
 """
 
+from coconut_ds.noise_kinds import ThoughtNoiseKind
 from coconut_ds.settings.config import Config
 from coconut_ds.settings.data import DataConfig, SplitSizes
 from coconut_ds.settings.evaluation import EvalConfig
@@ -13,7 +14,6 @@ from coconut_ds.settings.model import LoraConfig, MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig, SimCotConfig
 from coconut_ds.settings.probing import ProbeConfig
 from coconut_ds.settings.run import RunConfig
-from coconut_ds.settings.thought_noise import ThoughtNoiseKind
 from coconut_ds.settings.training import DeepSpeedConfig, TrainingConfig
 
 __all__ = [

@@ -4,10 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from coconut_ds.noise_kinds import ThoughtNoiseKind, noise_fault
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.model import ModelConfig
 from coconut_ds.settings.schema import Group
-from coconut_ds.settings.thought_noise import Dropout, Sigma, ThoughtNoiseKind, noise_fault
+from coconut_ds.settings.thought_noise import Dropout, Sigma
 from coconut_ds.settings.types import MethodName, Natural, Positive
 
 MODES = {

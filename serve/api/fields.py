@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from coconut_ds.model.thought_noise import NoiseSettings
-from coconut_ds.settings.thought_noise import MOST_SIGMA, ThoughtNoiseKind, noise_fault
+from coconut_ds.noise_kinds import MOST_SIGMA, ThoughtNoiseKind, noise_fault
 from serve.api import neutral
 from serve.api.neutral import Neutral
 from serve.errors import RequestError
