@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import gradio as gr
 
@@ -38,9 +37,6 @@ SHOWN_EVERY_S = 0.1
 """Shortest time between two updates of an answer that is being generated: each takes the browser some milliseconds."""
 WIDTH = 300
 """Pixels. Figures with less horizontal space than this are placed below each other."""
-UNSEEN: Literal["hidden"] = "hidden"
-"""Value of ``visible`` of what is created with the page but not shown. With False, Gradio creates it when it is shown,
-and loses values that arrive until then, as they do in a slow browser."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def _components() -> ThinkPage:
 
 def _result_components() -> _Results:
     """The components from ``ThinkPage.results`` on, without ``kept``."""
-    with gr.Column(visible=UNSEEN, elem_classes="waits-for-answer") as results:
+    with gr.Column(visible=False, elem_classes="waits-for-answer") as results:
         decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded", elem_classes="wide")
         gr.HTML(markup.hint(LENS))
         layers = gr.Plot(label="Thoughts decoded at each layer", elem_id="think-layers", elem_classes="wide")
@@ -107,7 +103,7 @@ def _result_components() -> _Results:
             norms, entropies, cosines = (
                 gr.Plot(label=name, min_width=WIDTH) for name in ("Norm", "Entropy of the decoded tokens", "Direction")
             )
-        followed = gr.Plot(label="Followed tokens", visible=UNSEEN, elem_id="think-followed")
+        followed = gr.Plot(label="Followed tokens", visible=False, elem_id="think-followed")
         gr.HTML(markup.hint(AFTER))
         with gr.Row(elem_classes="dims"):
             after = gr.Plot(label="Probability after k thoughts", min_width=WIDTH, elem_id="think-after")
@@ -124,24 +120,21 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
     ) -> AsyncGenerator[ComponentUpdates, None]:
         checked = studio.check_question(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
-        shapes = gr.update(visible=bool(checked.n_thoughts) or UNSEEN)
+        # Shown before its figures have values: Gradio may lose a figure that is created together with its column.
+        shapes = gr.update(visible=bool(checked.n_thoughts))
         yield {page.results: gr.update(visible=True), page.geometry: shapes, page.after: shapes}
         ended: list[Choice] = []
         async for html in _streamed_answer(studio, checked, ended):
             yield {page.answer: html}
         trace = await studio.trace(checked, ended[0], tokens)
-        result = ThinkResult(model, trace)
+        result, followed = ThinkResult(model, trace), thought_figures.followed_figure(trace)
         is_right, unknown = studio.is_right(checked, trace.text), await studio.unknown_places(checked)
         yield {
             page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right)
             + markup.unknown(checked.question, unknown),
-            # Alone, so that the browser paints this picture before it draws the others.
             page.decoded: thought_figures.decoded_figure(trace),
-        }
-        followed = thought_figures.followed_figure(trace)
-        yield {
-            page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts) or UNSEEN),
-            page.followed: gr.update(value=followed, visible=followed is not None or UNSEEN),
+            page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
+            page.followed: gr.update(value=followed, visible=followed is not None),
             page.table: _thoughts_table(trace),
             page.after_table: markup.busy("Answering after fewer thoughts …"),
             page.kept: result,
@@ -157,7 +150,7 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
 
     figures = (page.decoded, page.layers, page.norms, page.entropies, page.cosines, page.followed, page.after)
     outputs = [page.answer, page.results, page.geometry, *figures, page.after_table, page.table, page.kept]
-    on_error = {page.answer: markup.empty(START), page.results: gr.update(visible=UNSEEN), page.kept: None}
+    on_error = {page.answer: markup.empty(START), page.results: gr.update(visible=False), page.kept: None}
     for trigger in (page.run.click, bar.question.submit):
         on(
             *(trigger, think, [*bar.question_inputs, page.follow], outputs, page.message),
