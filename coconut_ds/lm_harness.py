@@ -7,8 +7,8 @@ The harness's own command cannot name models from other packages. This command r
 import sys
 
 from coconut_ds.cli.common import versions_line
+from coconut_ds.cli.parser import exit_code
 from coconut_ds.cli.streams import prepare_streams
-from coconut_ds.errors import CoconutError, paths_checked
 from coconut_ds.packages import needs
 
 
@@ -18,15 +18,13 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(f"{versions_line()}\n")
         return 0
-    try:
-        with needs("harness"):
-            from coconut_ds.lm_model.model import run_command
-        with paths_checked():
-            run_command()
-    except CoconutError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return exit_code(_run)
+
+
+def _run() -> None:
+    with needs("harness"):
+        from coconut_ds.lm_model.model import run_command
+    run_command()
 
 
 if __name__ == "__main__":
