@@ -5,12 +5,12 @@ a long prompt itself. More threads would not finish this work earlier, since Pyt
 """
 
 import asyncio
-import ctypes
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 from weakref import WeakSet
+
+from serve.heap import give_back
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -28,15 +28,12 @@ async def aside(function: Callable[Arguments, Result], *arguments: Arguments.arg
     try:
         return await loop.run_in_executor(_threads, function, *arguments)
     finally:
-        if loop not in _tidying and sys.platform == "linux":
+        if loop not in _tidying:
             _tidying.add(loop)
             loop.call_later(TIDY_S, _tidy, loop)
 
 
 def _tidy(loop: asyncio.AbstractEventLoop) -> None:
-    """Gives back what the C library keeps for later, which after large requests is more than the server needs."""
+    """Gives memory back, which after large requests is more than the server needs."""
     _tidying.discard(loop)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    # Only glibc has this function.
-    if trim is not None:
-        _threads.submit(trim, 0)
+    _threads.submit(give_back)

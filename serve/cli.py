@@ -12,6 +12,7 @@ from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import released_checkpoints
 from coconut_ds.packages import needs
+from serve.heap import use_one_heap
 from serve.limits import EngineSettings, Limits
 from serve.monitoring.logs import set_up_logging
 from serve.network.stopping import leave_if_busy, stopping_at_once
@@ -26,6 +27,7 @@ RUNS = "outputs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until the process gets a signal. Returns the exit code, which is 2 for an error that the user can fix."""
     prepare_streams(outlives_readers=True)
+    use_one_heap()
     arguments = _parser().parse_program(sys.argv[1:] if argv is None else argv, "coconut-serve", subcommand="api")
     set_up_logging(arguments.log_json)
     with stopping_at_once():

@@ -8,7 +8,7 @@ from imports import PLUGIN, ROOT, check_no_cycle, graph, imported, importers, mo
 
 # A module of a group imports only from its own group and the groups before it.
 GROUPS = (
-    "errors limits aside",
+    "errors limits heap aside",
     "clients",
     "checkpoints",
     "engine",

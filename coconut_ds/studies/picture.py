@@ -16,10 +16,11 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 def draw_rows(rows: Sequence[Row], path: Path) -> None:
     """Draws the accuracies of finished runs, with chance and what the paper reports."""
     from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
 
     tasks = list(dict.fromkeys(row.task for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
-    size = (5.2 * len(tasks), 0.42 * len(names) + 1.2)
+    size = (5.2 * len(tasks), 0.42 * len(names) + 1.5)
     figure, panels = pyplot.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout="constrained")
     heights = {name: len(names) - number for number, name in enumerate(names)}
     for axes, task in zip(panels[0], tasks, strict=True):
@@ -35,9 +36,12 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
         if reported:
             axes.scatter(*zip(*reported, strict=True), s=60, color="#D55E00", marker="|", label="paper", zorder=4)
         axes.set(xlim=(0, 1), xlabel="accuracy on test problems", title=shown["title"])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_yticks(list(heights.values()), list(heights))
-        if shown["chance"] is not None or reported:
-            axes.legend(loc="lower right", frameon=False)
+    # Below the panels, since dots may be anywhere in them; once, though several panels have the same signs.
+    signs = {sign.get_label(): sign for axes in panels[0] for sign in axes.get_legend_handles_labels()[0]}
+    if signs:
+        figure.legend(handles=list(signs.values()), loc="outside lower center", ncols=len(signs), frameon=False)
     with temporary_folder(path.parent) as folder:
         figure.savefig(folder / path.name, dpi=150)
         (folder / path.name).replace(path)
