@@ -9,7 +9,7 @@ wrong key; and again and again one of the servers gets SIGKILL and is started an
 * ``bad_gateway``: answers with status 502, to any client;
 * ``failed``: requests of the first clients that got an error before their first byte (``first_failed``: some of them);
 * ``wrong``: answers that are not those of ``load_reasoner``;
-* ``cut``: streams that a killed server had begun and could not end: all that may be lost.
+* ``cut``: answers that a killed server had begun to send and could not end: all that may be lost.
 
 The exit code is 1 if any of the first three is not 0.
 """
@@ -99,7 +99,8 @@ class Traffic:
                     status, answer = await connection.post("/v1/completions", json.dumps(body).encode(), HEADERS)
             except (OSError, EOFError) as error:
                 connection.close()
-                if stream:
+                # A whole answer has begun if its head, which has its length, has arrived.
+                if stream or getattr(error, "expected", None) is not None:
                     self.cut += 1
                 else:
                     self.failed.append(repr(error))

@@ -78,8 +78,8 @@ def launch(config: EvalConfig, out: str, when: str) -> int:
 def serve(requests: Path, words: list[str]) -> None:
     """Makes the launches that are asked for, one after the other, until the pipe is closed."""
     config = compose_eval_config(words)
-    reasoner = session._reasoner(config, alone())
-    session._reasoner = lambda config, ranks: reasoner  # type: ignore[assignment]
+    reasoner = session.reasoner_of(config, alone())
+    session.reasoner_of = lambda config, ranks: reasoner
     with requests.open() as asked:
         for line in asked:
             values = json.loads(line)
