@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from serve.app.outdated import STYLE
+from serve.app import empty, outdated
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -32,7 +32,8 @@ def theme() -> gr.themes.Base:
 
 
 CSS = (
-    STYLE
+    outdated.STYLE
+    + empty.STYLE
     + """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100% !important; }
