@@ -83,12 +83,13 @@ def test_the_pages_of_the_api_need_no_script_and_no_other_host(browser, server, 
 
 
 def test_every_page_works(desk):
-    """Every page of one question once; Intervene needs three clicks."""
+    """Every page of one question once; Intervene needs three clicks. A slow browser shows all figures of Think too."""
     one = desk
     one.shoot("start")
-    one.page.locator("#run-think").click()
-    one.wait("#think-after .js-plotly-plot")
-    one.wait("#think-after-table table")
+    with one.slowed(10):
+        one.page.locator("#run-think").click()
+        one.wait("#think-after-table table")
+    playwright.expect(one.page.locator(".js-plotly-plot:visible")).to_have_count(6, timeout=PATIENCE_MS)
     assert one.page.locator("#think-decoded .heatmaplayer").count() == 1
     one.shoot("think")
     one.inspect("think")

@@ -22,7 +22,7 @@ PATIENCE_MS = 60_000
 INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
 AXE = ROOT / "tests" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 """axe-core, which checks accessibility: ``npm ci --prefix tests/axe``."""
-AXE_RULES = """() => axe.run({exclude: [[".empty"]]}, {resultTypes: ["violations"]}).then(({violations}) =>
+AXE_RULES = """() => axe.run({resultTypes: ["violations"]}).then(({violations}) =>
   violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)))"""
 """JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element."""
 CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
@@ -75,6 +75,15 @@ class Visit:
         self.page.locator("#question textarea").fill(question)
         self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
         self.page.locator("#run-think").click()
+
+    @contextmanager
+    def slowed(self, rate: float) -> Iterator[None]:
+        """Makes the browser's processor slower by this factor."""
+        tools = self.page.context.new_cdp_session(self.page)
+        tools.send("Emulation.setCPUThrottlingRate", {"rate": rate})
+        yield
+        tools.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        tools.detach()
 
     def wait_for_answer(self) -> None:
         """Waits until everything about the last question is shown. It must differ from the question before."""

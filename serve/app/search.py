@@ -122,9 +122,14 @@ def _table(frontier: Frontier) -> str:
     ]
     headers = ["node", "value", "probability of its name", "edges from the root"]
     headers += ["edges to the nearest leaf", "edges to the farthest leaf", "leads to the target"]
-    caption = f"After {frontier.num_thoughts} thoughts; candidates are {frontier.hop} edges from the root. "
+    thoughts, edges = _count(frontier.num_thoughts, "thought"), _count(frontier.hop, "edge")
+    caption = f"After {thoughts}; candidates are {edges} from the root. "
     if any(node.value is not None for node in frontier.nodes):
         caption += f"The names of all candidates together have probability {frontier.mass:.3f}."
     else:
         caption += "No node is that far from it."
     return markup.html_table(caption, headers, rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

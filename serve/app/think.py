@@ -209,7 +209,9 @@ def _why_right(answers: Sequence[AnswerAfter]) -> str:
     if not first.is_right:
         return markup.finding("Without thoughts, the model answers wrongly.")
     if first.is_forced_right:
-        return markup.finding("Right without thoughts, even as a forced answer: this problem needed no thoughts.")
+        return markup.finding(
+            "Right without thoughts, even as a forced answer, so this problem does not show that thoughts are needed."
+        )
     if "\n" in first.text.strip():
         return markup.finding(
             "Right without thoughts because the model then writes the steps as text; its forced answer is wrong."
