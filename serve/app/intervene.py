@@ -250,7 +250,8 @@ def _verdict(report: InterventionReport) -> str:
     text = f"{what}: {kept} of {draws} draws left the answer unchanged"
     if arm.became_donors is not None:
         text += f", {round(arm.became_donors * draws)} of {draws} gave the other problem's answer"
-    return markup.answer(report.answer, report.text, None, None) + markup.finding(f"{text}.")
+    original = markup.answer(report.answer, report.text, None, None, label="original answer")
+    return original + markup.finding(f"{text}.")
 
 
 def _table(report: InterventionReport) -> str:
