@@ -116,6 +116,7 @@ body:not(.dark) [role=tab][aria-selected=true] { color: #1d4ed8 !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }
   .scroll table { min-width: 34rem; } .wide .js-plotly-plot { min-width: 40rem; }
   .widest .js-plotly-plot { min-width: 56rem; }
+  .figure > label { position: relative !important; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """

@@ -93,8 +93,9 @@ def _result_components() -> _Results:
     """The components from ``ThinkPage.decoded`` on, without ``kept``."""
     with gr.Column(elem_classes=[GROUP, "waits-for-answer"]):
         decoded = figure("Decoded thoughts", "think-decoded", ["wide"])
-        gr.HTML(markup.hint(LENS))
-        layers = figure("Thoughts decoded at each layer", "think-layers", ["wide"])
+        with gr.Column(elem_classes=GROUP):
+            gr.HTML(markup.hint(LENS))
+            layers = figure("Thoughts decoded at each layer", "think-layers", ["wide"])
         with gr.Row(elem_classes=GROUP):
             norms = figure("Norm", "think-norms", min_width=WIDTH)
             entropies = figure("Entropy of the decoded tokens", "think-entropies", min_width=WIDTH)
