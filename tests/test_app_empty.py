@@ -1,6 +1,6 @@
 """No part of the app is created, nor changed by an update of what contains it, while its content arrives.
 
-Gradio loses values of such components in slow browsers; ``test_every_page_works`` of ``test_app_browser.py`` uses one.
+Gradio loses values of such components in slow browsers. A test in ``test_app_browser.py`` uses such a browser.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -146,11 +147,17 @@ def chromium() -> Iterator["playwright.Browser"]:
 
 @contextmanager
 def visiting(
-    browser: "playwright.Browser", address: str, query: str = "", width: int = 1280, key: str | None = None
+    browser: "playwright.Browser",
+    address: str,
+    query: str = "",
+    width: int = 1280,
+    key: str | None = None,
+    scripts: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Visit]:
     """Opens the app in a fresh browser; at the end the page must have logged no error and contacted no other host.
 
-    ``key``: the password that the visitor types.
+    ``key``: the password that the visitor types. ``scripts``: what the browser gets instead of scripts of the app, by
+    pattern of their addresses.
     """
     context = browser.new_context(
         viewport={"width": width, "height": 900},
@@ -163,6 +170,8 @@ def visiting(
     page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
     page.on("pageerror", lambda error: made.complaints.append(str(error)))
     page.on("request", lambda one: made.note(one.url))
+    for pattern, text in scripts.items():
+        page.route(pattern, lambda one, text=text: one.fulfill(body=text, content_type="text/javascript"))
     page.goto(address + query)
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
     yield made
