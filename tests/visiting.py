@@ -1,7 +1,7 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -145,6 +145,11 @@ def chromium() -> Iterator["playwright.Browser"]:
         made.close()
 
 
+def _answering(script: str) -> "Callable[[playwright.Route], None]":
+    """Answers requests with a script."""
+    return lambda one: one.fulfill(body=script, content_type="text/javascript")
+
+
 @contextmanager
 def visiting(
     browser: "playwright.Browser",
@@ -171,7 +176,7 @@ def visiting(
     page.on("pageerror", lambda error: made.complaints.append(str(error)))
     page.on("request", lambda one: made.note(one.url))
     for pattern, text in scripts.items():
-        page.route(pattern, lambda one, text=text: one.fulfill(body=text, content_type="text/javascript"))
+        page.route(pattern, _answering(text))
     page.goto(address + query)
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
     yield made
