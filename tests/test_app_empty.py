@@ -21,13 +21,13 @@ from serve.limits import Limits
 CONTAINERS = {"row", "column", "group", "form", "accordion", "tabitem"}
 
 
-def config() -> dict[str, Any]:
+def config() -> Any:
     """The components and events of the whole app, as browsers get them."""
     card = ModelCard("coconut", 1, c_thought=2, max_latent_stage=1, marker_ids={}, num_thoughts=2)
     checkpoints = Checkpoints([ServedCheckpoint("a", Path("a"), Path("a"), card, 0)])
     service: Any = SimpleNamespace(models=SimpleNamespace(checkpoints=checkpoints), limits=Limits())
 
-    async def make() -> dict[str, Any]:
+    async def make() -> Any:
         # In a coroutine: without a running event loop, Gradio makes one of its own and never closes it.
         return blocks_of(Studio(service, {"sums": ProblemFile("sums", SUMS)})).get_config_file()
 

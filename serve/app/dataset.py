@@ -165,7 +165,7 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     async def measure(running: list[_Run], *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         steps = _measurement(studio, *values)
         async with _Run.among(running) as run, aclosing(steps):
-            yield {**emptied(*results.all), page.state: markup.busy("Starting …"), page.kept: None}
+            yield {**emptied(*results.all), page.state: markup.progress("Measurement", 0, 0), page.kept: None}
             async for step in steps:
                 if run.cancelled:
                     return
