@@ -74,7 +74,7 @@ details summary { cursor: pointer; padding: .25rem 0; font-weight: 600; font-siz
 .scroll table { border-collapse: collapse; width: 100%; font-size: .9rem; color: var(--body-text-color); }
 .scroll :is(table, thead, tbody, tr) { border: 0 !important; }
 .scroll caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-.scroll caption span { display: inline-block; position: sticky; left: 0; max-width: min(100%, calc(100vw - 3.5rem)); }
+.scroll caption span { display: inline-block; position: sticky; left: 0; max-width: min(100%, calc(100vw - 6rem)); }
 .scroll th, .scroll td { text-align: left; padding: .32rem .6rem .32rem 0; vertical-align: top; white-space: pre-wrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; font-weight: 400;
   overflow-wrap: break-word; max-width: 26rem; }
