@@ -167,9 +167,10 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(desk):
     """The results of all pages on a narrow screen, light and dark."""
     desk.page.set_viewport_size({"width": 400, "height": 900})
     desk.tab("Think")
+    desk.mark_answer()
     desk.page.locator("#run-think").focus()
     desk.page.keyboard.press("Enter")
-    desk.wait("#think-after .js-plotly-plot")
+    desk.wait_for_equal_answer()
     for name in TABS:
         desk.tab(name)
         time.sleep(0.3)

@@ -74,8 +74,17 @@ class Visit:
     def ask(self, question: str) -> None:
         """Types a question and presses *Think*."""
         self.page.locator("#question textarea").fill(question)
-        self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
+        self.mark_answer()
         self.page.locator("#run-think").click()
+
+    def mark_answer(self) -> None:
+        """Marks what is shown of the last answer, so that the next answer is told apart."""
+        self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
+
+    def wait_for_equal_answer(self) -> None:
+        """Waits until another answer to the same question is complete, and nothing is dimmed any more."""
+        self.wait("#think-answer .answer:not([data-before])")
+        self.page.wait_for_function("!document.querySelector('.of-think .busy')", timeout=PATIENCE_MS)
 
     @contextmanager
     def slowed(self, rate: float) -> Iterator[None]:

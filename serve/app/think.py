@@ -128,11 +128,11 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
             + markup.unknown(checked.question, unknown),
             # Without the other figures, so that the browser paints this one first.
             page.decoded: thought_figures.decoded_figure(trace),
+            page.after_table: markup.busy("Answering after fewer thoughts …"),
         }
         yield {
             **_figures(page, trace),
             page.table: _thoughts_table(trace),
-            page.after_table: markup.busy("Answering after fewer thoughts …"),
             page.kept: result,
         }
         answers = await answers_by_thoughts(studio, checked)
