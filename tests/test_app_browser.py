@@ -16,7 +16,7 @@ import pytest
 from making_app import REFUSALS, STRANGE, SUMS, write_problems
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
-from using_app import change_everything, use_under_a_prefix
+from using_app import change_everything, think_in_a_slow_browser, use_under_a_prefix
 from visiting import CHROMIUM, PATIENCE_MS, PICTURES, TABS, Visit, chromium, visiting
 
 pytestmark = pytest.mark.slow
@@ -167,9 +167,10 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(desk):
     """The results of all pages on a narrow screen, light and dark."""
     desk.page.set_viewport_size({"width": 400, "height": 900})
     desk.tab("Think")
+    desk.mark_answer()
     desk.page.locator("#run-think").focus()
     desk.page.keyboard.press("Enter")
-    desk.wait("#think-after .js-plotly-plot")
+    desk.wait_for_equal_answer()
     for name in TABS:
         desk.tab(name)
         time.sleep(0.3)
@@ -182,11 +183,7 @@ def test_it_fits_a_phone_and_is_reached_by_the_keyboard(desk):
         desk.page.evaluate("document.body.classList.toggle('dark')")
 
 
-@pytest.mark.parametrize(
-    "questions",
-    [(STRANGE,), tuple(REFUSALS)],
-    ids=["script, image, templates, emoji", "endless, beyond the context, nothing"],
-)
+@pytest.mark.parametrize("questions", [(STRANGE,), tuple(REFUSALS)], ids=["strange text", "refused"])
 def test_strange_questions(desk, questions):
     """The question is answered, or refused with advice; its text is never executed, and no raw error is shown."""
     desk.tab("Think")
@@ -204,6 +201,10 @@ def test_strange_questions(desk, questions):
         desk.page.locator("#run-compare").click()
         # Shown as it was typed: no template of the page interprets it.
         playwright.expect(desk.page.locator("#compare-first .side-text")).to_have_text(question, timeout=PATIENCE_MS)
+
+
+def test_a_slow_browser_shows_every_figure(visit):
+    think_in_a_slow_browser(visit)
 
 
 def test_long_work_is_cancelled(desk):

@@ -28,7 +28,9 @@ ONLY_IN = {
     "uvicorn": {"serve.network.server", "serve.network.connections"},
     "h11": {"serve.network.connections"},
     "opentelemetry": {"serve.network.spans"},
-    "gradio": {f"serve.app.{name}" for name in ("theme", "events", "question", *PAGES, "export", "opening", "layout")},
+    "gradio": {
+        f"serve.app.{name}" for name in ("theme", "empty", "events", "question", *PAGES, "export", "opening", "layout")
+    },
     "plotly": {
         f"serve.app.{name}"
         for name in (

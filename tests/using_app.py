@@ -19,6 +19,25 @@ RADIOS = {
 """Labels of new choices, by tab."""
 BOXES = {"answers after": False, "interventions": False, "linear probes": True, "values on graphs": True}
 TEXTS = {"follow": "1,2", "token": "x", "donor": "0", "other-question": "1 + 1 ="}
+BOX = """export { draw as default };
+function draw(anchor) {
+  const box = document.createElement('div');
+  box.dataset.testid = 'plotly';
+  box.textContent = 'a figure';
+  anchor.before(box);
+}"""
+"""A script in place of that which draws figures with Plotly: it shows a box at once."""
+
+
+def think_in_a_slow_browser(visit: Callable[..., AbstractContextManager[Visit]]) -> None:
+    """Asks in a browser whose processor is ten times slower; every figure must arrive."""
+    from playwright.sync_api import expect
+
+    with visit(scripts={"**/PlotlyPlot-*.js": BOX}) as one:
+        with one.slowed(10):
+            one.page.locator("#run-think").click()
+            one.page.locator("#think-after-table table").wait_for(timeout=3 * PATIENCE_MS)
+        expect(one.page.locator("[data-testid=plotly]:visible")).to_have_count(6, timeout=PATIENCE_MS)
 
 
 def change_everything(one: Visit) -> None:

@@ -1,9 +1,10 @@
 """A visit to the app: a page in a browser, and what a visitor does on it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ PATIENCE_MS = 60_000
 INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
 AXE = ROOT / "tests" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 """axe-core, which checks accessibility: ``npm ci --prefix tests/axe``."""
-AXE_RULES = """() => axe.run({exclude: [[".empty"]]}, {resultTypes: ["violations"]}).then(({violations}) =>
+AXE_RULES = """() => axe.run({resultTypes: ["violations"]}).then(({violations}) =>
   violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)))"""
 """JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element."""
 CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
@@ -73,8 +74,26 @@ class Visit:
     def ask(self, question: str) -> None:
         """Types a question and presses *Think*."""
         self.page.locator("#question textarea").fill(question)
-        self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
+        self.mark_answer()
         self.page.locator("#run-think").click()
+
+    def mark_answer(self) -> None:
+        """Marks what is shown of the last answer, so that the next answer is told apart."""
+        self.page.evaluate(f"document.querySelectorAll('{ANSWER}').forEach(one => one.dataset.before = '')")
+
+    def wait_for_equal_answer(self) -> None:
+        """Waits until another answer to the same question is complete, and nothing is dimmed any more."""
+        self.wait("#think-answer .answer:not([data-before])")
+        self.page.wait_for_function("!document.querySelector('.of-think .busy')", timeout=PATIENCE_MS)
+
+    @contextmanager
+    def slowed(self, rate: float) -> Iterator[None]:
+        """Makes the browser's processor slower by this factor."""
+        tools = self.page.context.new_cdp_session(self.page)
+        tools.send("Emulation.setCPUThrottlingRate", {"rate": rate})
+        yield
+        tools.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        tools.detach()
 
     def wait_for_answer(self) -> None:
         """Waits until everything about the last question is shown. It must differ from the question before."""
@@ -135,13 +154,24 @@ def chromium() -> Iterator["playwright.Browser"]:
         made.close()
 
 
+def _answering(script: str) -> "Callable[[playwright.Route], None]":
+    """Answers requests with a script."""
+    return lambda one: one.fulfill(body=script, content_type="text/javascript")
+
+
 @contextmanager
 def visiting(
-    browser: "playwright.Browser", address: str, query: str = "", width: int = 1280, key: str | None = None
+    browser: "playwright.Browser",
+    address: str,
+    query: str = "",
+    width: int = 1280,
+    key: str | None = None,
+    scripts: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Visit]:
     """Opens the app in a fresh browser; at the end the page must have logged no error and contacted no other host.
 
-    ``key``: the password that the visitor types.
+    ``key``: the password that the visitor types. ``scripts``: what the browser gets instead of scripts of the app, by
+    pattern of their addresses.
     """
     context = browser.new_context(
         viewport={"width": width, "height": 900},
@@ -154,6 +184,8 @@ def visiting(
     page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
     page.on("pageerror", lambda error: made.complaints.append(str(error)))
     page.on("request", lambda one: made.note(one.url))
+    for pattern, text in scripts.items():
+        page.route(pattern, _answering(text))
     page.goto(address + query)
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE_MS)
     yield made

@@ -6,7 +6,8 @@ because Plotly interprets some HTML.
 """
 
 import html
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ LOW, TALL = 260, 330
 """Heights, in pixels, of charts with one line and of those with several lines, which have a legend below."""
 CELL = 46
 """Height of a row of cells in pixels."""
+NAME = 30
+"""Longest line of a row's name in characters: longer lines would leave no room for the row on a narrow screen."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,20 @@ def heat_map(
         )
     )
     _add_texts(figure, cells, shown)
-    figure.update_xaxes(**_named_axis(columns), title=axes[0], range=[-0.5, len(columns) - 0.5], autotickangles=[0, 90])
-    figure.update_yaxes(**_named_axis(rows), title=axes[1], range=[len(rows) - 0.5, -0.5])
+    figure.update_xaxes(
+        **_named_axis(map(plotly_text, columns)),
+        title=axes[0],
+        range=[-0.5, len(columns) - 0.5],
+        autotickangles=[0, 90],
+    )
+    figure.update_yaxes(**_named_axis(map(wrapped, rows)), title=axes[1], range=[len(rows) - 0.5, -0.5])
     return set_layout(figure, 124 + CELL * len(cells))
 
 
-def _named_axis(names: Sequence[str]) -> dict[str, list[Any]]:
-    """Options of an axis that shows a name at each of the positions 0, 1, …"""
-    return {"tickvals": list(range(len(names))), "ticktext": [plotly_text(one) for one in names]}
+def _named_axis(names: Iterable[str]) -> dict[str, list[Any]]:
+    """Options of an axis that shows a name, as Plotly reads it, at each of the positions 0, 1, …"""
+    texts = list(names)
+    return {"tickvals": list(range(len(texts))), "ticktext": texts}
 
 
 def _add_texts(figure: go.Figure, cells: Sequence[Sequence[HeatCell]], shown: Sequence[Sequence[str]]) -> None:
@@ -166,6 +175,11 @@ def set_layout(figure: go.Figure, height: int) -> go.Figure:
 def plotly_text(text: str) -> str:
     """Text that Plotly shows as it is. Plotly reads tags and some entities; quotation marks are not among these."""
     return html.escape(text, quote=False)
+
+
+def wrapped(name: str) -> str:
+    """The name of a row in lines that are not too long, as Plotly reads it."""
+    return "<br>".join(map(plotly_text, textwrap.wrap(name, NAME, break_long_words=False)))
 
 
 def _fitted(text: str, room: int, is_cut: bool) -> str:

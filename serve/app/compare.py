@@ -9,6 +9,7 @@ import gradio as gr
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import markup, thought_figures
 from serve.app.checkpoint_list import choices, partner_of
+from serve.app.empty import GROUP, emptied, figure
 from serve.app.events import ComponentUpdates, on
 from serve.app.outdated import asking
 from serve.app.question import Bar
@@ -45,7 +46,6 @@ class ComparePage:
     """The second question; the first is that of the bar."""
     message: gr.HTML
     state: gr.HTML
-    results: gr.Row
     sides: tuple[_Side, _Side]
     table: gr.HTML
     kept: gr.State
@@ -83,18 +83,18 @@ def _components(studio: Studio, bar: Bar) -> ComparePage:
     gr.HTML(markup.empty(CHANGED), elem_classes="instead-compare")
     with gr.Column(elem_classes=["of-compare", "dims"]):
         state = gr.HTML(markup.empty(START), elem_id="compare-state")
-        with gr.Row(visible=False) as results:
+        with gr.Row(elem_classes=GROUP):
             sides = _side("first"), _side("second")
         table = gr.HTML(elem_id="compare-table")
-    return ComparePage(run, model, question, message, state, results, sides, table, gr.State(time_to_live=3600))
+    return ComparePage(run, model, question, message, state, sides, table, gr.State(time_to_live=3600))
 
 
 def _side(name: str) -> _Side:
     with gr.Column(min_width=320):
         return _Side(
             gr.HTML(elem_id=f"compare-{name}"),
-            gr.Plot(label="Decoded thoughts", elem_id=f"compare-{name}-decoded", elem_classes="wide"),
-            gr.Plot(label="Thoughts decoded at each layer", elem_classes="wide"),
+            figure("Decoded thoughts", f"compare-{name}-decoded", ["wide"]),
+            figure("Thoughts decoded at each layer", f"compare-{name}-layers", ["wide"]),
         )
 
 
@@ -107,23 +107,18 @@ def _connect(studio: Studio, bar: Bar, page: ComparePage) -> None:
         n_second = n_thoughts if second == first else studio.card(second).num_latents
         other = other if (other or "").strip() else text
         questions.append(studio.check_question(second, file, other, n_second))
-        yield {page.state: markup.busy("Running both …"), page.results: gr.update(visible=True)}
+        yield {page.state: markup.busy("Running both …")}
         traces = [await studio.think(checked) for checked in questions]
         update: ComponentUpdates = {page.state: "", page.table: _table(traces[0], traces[1])}
         for checked, trace, side in zip(questions, traces, page.sides, strict=True):
-            layers = gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts))
             update[side.answer] = _answer(studio, checked, trace)
-            update |= {side.decoded: thought_figures.decoded_figure(trace), side.layers: layers}
+            update[side.decoded] = thought_figures.decoded_figure(trace)
+            update[side.layers] = thought_figures.layers_figure(trace)
         yield {**update, page.kept: CompareResult((first, second), (traces[0], traces[1]))}
 
     shown = [component for side in page.sides for component in (side.answer, side.decoded, side.layers)]
-    outputs = [page.state, page.results, *shown, page.table, page.kept]
-    on_error = {
-        page.state: markup.empty(START),
-        page.results: gr.update(visible=False),
-        page.table: "",
-        page.kept: None,
-    }
+    outputs = [page.state, *shown, page.table, page.kept]
+    on_error = {page.state: markup.empty(START), **emptied(*shown, page.table), page.kept: None}
     on(
         *(page.run.click, compare, [*bar.question_inputs, page.model, page.question], outputs, page.message),
         on_error=on_error,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from coconut_ds.evaluation.statistics import Mean
 from serve.app import dataset_figures, markup
+from serve.app.empty import GROUP, emptied, figure
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import MAX_MEASURED, MIN_MEASURED, PARTS, measure_data_set
 from serve.app.outdated import asking
@@ -39,7 +41,7 @@ class DataSetPage:
     draws: gr.Slider
     run: gr.Button
     cancel: gr.Button
-    """Visible while a measurement runs."""
+    """Shown while a measurement runs."""
     message: gr.HTML
     state: gr.HTML
     results: "_Results"
@@ -54,29 +56,27 @@ class _Results:
     sweep: gr.Plot
     effects: gr.Plot
     probes: gr.Plot
-    graphs: gr.Row
-    """Contains the next three."""
     parallelism_first: gr.Plot
     parallelism_last: gr.Plot
     heights: gr.Plot
     table: gr.HTML
 
-    def cleared(self) -> ComponentUpdates:
-        """Updates that hide all figures and empty the table."""
-        hidden = {one: gr.update(visible=False) for one in (self.sweep, self.effects, self.probes, self.graphs)}
-        return {**hidden, self.table: ""}
+    @property
+    def all(self) -> tuple[Component, ...]:
+        """All of them."""
+        figures = (self.sweep, self.effects, self.probes, self.parallelism_first, self.parallelism_last, self.heights)
+        return *figures, self.table
 
     def filled(self, result: DataSetResult) -> ComponentUpdates:
         """Updates that show a result."""
         update: ComponentUpdates = {self.table: _tables(result)}
         if result.points:
-            update[self.sweep] = gr.update(value=dataset_figures.sweep_figure(result.points), visible=True)
+            update[self.sweep] = dataset_figures.sweep_figure(result.points)
         if result.effects:
-            update[self.effects] = gr.update(value=dataset_figures.effects_figure(result.effects), visible=True)
+            update[self.effects] = dataset_figures.effects_figure(result.effects)
         if result.probes:
-            update[self.probes] = gr.update(value=dataset_figures.probes_figure(result.probes), visible=True)
+            update[self.probes] = dataset_figures.probes_figure(result.probes)
         if result.parallelism:
-            update[self.graphs] = gr.update(visible=True)
             update[self.parallelism_first] = dataset_figures.parallelism_figure(result.parallelism[0])
             update[self.parallelism_last] = dataset_figures.parallelism_figure(result.parallelism[-1])
             update[self.heights] = dataset_figures.heights_figure(result.heights, "shortest")
@@ -136,7 +136,7 @@ def _components() -> DataSetPage:
         )
     with gr.Row():
         run = gr.Button("Measure", variant="primary", elem_id="run-dataset", min_width=120)
-        cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120, visible=False)
+        cancel = gr.Button("Cancel", elem_id="cancel-dataset", min_width=120)
     message = gr.HTML(elem_id="dataset-message", elem_classes="message")
     gr.HTML(markup.empty(CHANGED), elem_classes="instead-dataset")
     with gr.Column(elem_classes="of-dataset"):
@@ -146,17 +146,15 @@ def _components() -> DataSetPage:
 
 
 def _result_components() -> _Results:
-    hidden: dict[str, Any] = {"visible": False}
-    sweep = gr.Plot(label="Right answers after k thoughts", elem_id="dataset-sweep", **hidden)
-    hidden["elem_classes"] = "wide"
-    effects = gr.Plot(label="Interventions: share of unchanged answers", elem_id="dataset-effects", **hidden)
-    probes = gr.Plot(label="Accuracy of linear probes", elem_id="dataset-probes", **hidden)
-    with gr.Row(visible=False) as graphs:
+    sweep = figure("Right answers after k thoughts", "dataset-sweep")
+    effects = figure("Interventions: share of unchanged answers", "dataset-effects", ["wide"])
+    probes = figure("Accuracy of linear probes", "dataset-probes", ["wide"])
+    with gr.Row(elem_classes=GROUP):
         first, last, heights = (
-            gr.Plot(label=name, min_width=300)
+            figure(name, min_width=300)
             for name in ("Best candidates, fewest thoughts", "Best candidates, all thoughts", "Value by height of node")
         )
-    return _Results(sweep, effects, probes, graphs, first, last, heights, gr.HTML(elem_id="dataset-table"))
+    return _Results(sweep, effects, probes, first, last, heights, gr.HTML(elem_id="dataset-table"))
 
 
 def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
@@ -167,7 +165,7 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
     async def measure(running: list[_Run], *values: Any) -> AsyncGenerator[ComponentUpdates, None]:
         steps = _measurement(studio, *values)
         async with _Run.among(running) as run, aclosing(steps):
-            yield {**results.cleared(), page.cancel: gr.update(visible=True), page.kept: None}
+            yield {**emptied(*results.all), page.state: markup.progress("Measurement", 0, 0), page.kept: None}
             async for step in steps:
                 if run.cancelled:
                     return
@@ -175,28 +173,25 @@ def _connect(studio: Studio, bar: Bar, page: DataSetPage) -> None:
                     yield {page.state: markup.progress(*step)}
                 else:
                     yield {**results.filled(step), page.kept: step}
-            yield {page.state: markup.finding("Done."), page.cancel: gr.update(visible=False)}
+            yield {page.state: markup.finding("Done.")}
 
     async def report_cancelled(running: list[_Run]) -> AsyncGenerator[ComponentUpdates, None]:
         # The browser calls this before it sends Gradio's own request to cancel. Progress that is reported between the
         # two would replace the message.
         await asyncio.gather(*(run.cancel() for run in running))
-        kept = markup.finding("Cancelled. The results of completed parts are kept.")
-        yield {page.state: kept, page.cancel: gr.update(visible=False)}
+        yield {page.state: markup.finding("Cancelled. The results of completed parts are kept.")}
 
     inputs = [runs, bar.model, bar.file, bar.thoughts, page.parts, page.count, page.draws]
-    figures = [results.sweep, results.effects, results.probes, results.graphs]
-    figures += [results.parallelism_first, results.parallelism_last, results.heights]
-    outputs = [page.state, page.cancel, *figures, results.table, page.kept]
+    outputs = [page.state, *results.all, page.kept]
     running = on(
         *(page.run.click, measure, inputs, outputs, page.message),
-        on_error={page.state: markup.empty(START), page.cancel: gr.update(visible=False)},
+        on_error={page.state: markup.empty(START)},
         concurrency_limit=2,
         concurrency_id="dataset",
         js=asking("dataset", "[values[1], values[2], '', values[3]]"),
     )
     options: dict[str, Any] = {"cancels": [running], "concurrency_id": "bar", "concurrency_limit": 16}
-    on(page.cancel.click, report_cancelled, [runs], [page.state, page.cancel], page.message, **options)
+    on(page.cancel.click, report_cancelled, [runs], [page.state], page.message, **options)
 
 
 def _measurement(

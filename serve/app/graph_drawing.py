@@ -31,8 +31,9 @@ def graph_svg(view: GraphView, place: int) -> str:
     named = _candidates_text(frontier) or "none"
     label = f"graph of {len(view.symbols)} nodes after {frontier.num_thoughts} thoughts; candidates: {named}"
     width = int(placed.width)
+    moves = " moves" if len(view.after) > 1 else ""
     return (
-        f'<div class="scroll graph" tabindex="0" role="region" aria-label="the graph">'
+        f'<div class="scroll graph{moves}" tabindex="0" role="region" aria-label="the graph">'
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {int(placed.height)}" '
         f'style="min-width:{width}px;max-width:{int(width * 1.25)}px">'
         f"{_ARROWS}{''.join(parts)}</svg></div>{_legend(placed.note is not None)}"

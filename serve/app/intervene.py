@@ -12,6 +12,7 @@ from coconut_ds.methods import METHODS
 from coconut_ds.probing.intervene import InterventionArm, InterventionReport
 from coconut_ds.probing.interventions import Intervention, Kind
 from serve.app import intervention_figures, markup
+from serve.app.empty import GROUP, emptied, figure
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import MAX_DRAWS, intervention_overview, run_intervention
 from serve.app.outdated import asking
@@ -47,9 +48,8 @@ class IntervenePage:
     options: "Options"
     message: gr.HTML
     verdict: gr.HTML
-    results: gr.Column
     table: gr.HTML
-    figure: gr.Plot
+    effect: gr.Plot
     waiting: gr.HTML
     """Says that the overview is being computed."""
     overview: gr.Plot
@@ -99,14 +99,14 @@ def _components(studio: Studio, count: int) -> IntervenePage:
     gr.HTML(markup.empty(CHANGED), elem_classes="instead-intervene")
     with gr.Column(elem_classes=["of-intervene", "dims"]):
         verdict = gr.HTML(markup.empty(START), elem_id="intervene-verdict")
-        with gr.Column(visible=False) as results:
+        with gr.Column(elem_classes=GROUP):
             table = gr.HTML(elem_id="intervene-table")
-            figure = gr.Plot(label="Effect of each draw", elem_id="intervene-picture", elem_classes="wide")
+            effect = figure("Effect of each draw", "intervene-picture", ["wide"])
             with gr.Column(elem_classes="dims"):
                 gr.HTML(markup.hint(OVERVIEW))
                 waiting = gr.HTML()
-                overview = gr.Plot(label="Every thought", elem_id="intervene-every", elem_classes="wide")
-    shown = (message, verdict, results, table, figure, waiting, overview)
+                overview = figure("Every thought", "intervene-every", ["wide"])
+    shown = (message, verdict, table, effect, waiting, overview)
     return IntervenePage(run, kind, thought, draws, options, *shown, gr.State(time_to_live=3600))
 
 
@@ -154,14 +154,14 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
         intervention = _intervention(studio, checked, *values[4:-1])
         pausing = _pausing(studio, values[-1])
         waiting = markup.busy("Running the intervention and the controls …")
-        yield {page.verdict: waiting, page.waiting: "", page.results: gr.update(visible=True)}
+        yield {page.verdict: waiting, page.waiting: ""}
         report = await run_intervention(studio, checked, intervention, pausing)
         result = InterventionResult(checked.model, report)
         yield {
             page.verdict: _verdict(report),
             page.waiting: markup.busy("Running each kind of change on each thought …"),
             page.table: _table(report),
-            page.figure: intervention_figures.report_figure(report),
+            page.effect: intervention_figures.report_figure(report),
             page.kept: result,
         }
         overview = await intervention_overview(studio, checked)
@@ -174,9 +174,9 @@ def _connect(studio: Studio, bar: Bar, page: IntervenePage) -> None:
     options = page.options
     inputs = [*bar.question_inputs, page.kind, page.thought, page.draws, options.later, options.strength]
     inputs += [options.other, options.token, options.seed, options.pause]
-    outputs = [page.verdict, page.results, page.table, page.figure, page.waiting, page.overview, page.kept]
-    on_error: ComponentUpdates = {page.verdict: markup.empty(START), page.waiting: "", page.kept: None}
-    on_error[page.results] = gr.update(visible=False)
+    shown = [page.table, page.effect, page.waiting, page.overview]
+    outputs = [page.verdict, *shown, page.kept]
+    on_error = {page.verdict: markup.empty(START), **emptied(*shown), page.kept: None}
     on(*(page.run.click, intervene, inputs, outputs, page.message), on_error=on_error, js=asking("intervene"))
 
     async def on_thoughts(count: float, thought: float, other: float) -> AsyncGenerator[ComponentUpdates, None]:
@@ -250,7 +250,8 @@ def _verdict(report: InterventionReport) -> str:
     text = f"{what}: {kept} of {draws} draws left the answer unchanged"
     if arm.became_donors is not None:
         text += f", {round(arm.became_donors * draws)} of {draws} gave the other problem's answer"
-    return markup.answer(report.answer, report.text, None, None) + markup.finding(f"{text}.")
+    original = markup.answer(report.answer, report.text, None, None, label="original answer")
+    return original + markup.finding(f"{text}.")
 
 
 def _table(report: InterventionReport) -> str:

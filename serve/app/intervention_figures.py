@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from plotly import graph_objects as go
 
 from coconut_ds.probing.intervene import InterventionArm, InterventionReport
-from serve.app.charts import COLOURS, HeatCell, heat_map, plotly_text, set_layout
+from serve.app.charts import COLOURS, HeatCell, heat_map, plotly_text, set_layout, wrapped
 from serve.app.words import ARMS, CHANGE
 
 
@@ -14,7 +14,7 @@ def report_figure(report: InterventionReport) -> go.Figure:
     arms = (report.effect, *report.controls)
     figure = go.Figure()
     for kept, symbol, name in ((False, "circle", "answer changed"), (True, "circle-open", "answer unchanged")):
-        places = [(arm_name(report, a), one) for a in arms for one in a.outcomes if one.kept == kept]
+        places = [(wrapped(arm_name(report, a)), one) for a in arms for one in a.outcomes if one.kept == kept]
         figure.add_scatter(
             x=[one.change for _, one in places],
             y=[place for place, _ in places],
@@ -25,12 +25,12 @@ def report_figure(report: InterventionReport) -> go.Figure:
             hovertemplate="%{y}<br>answer %{customdata}<br>%{x:+.2f} nats<extra></extra>",
         )
     figure.add_vline(x=0, line_color="#888", line_width=1)
-    names = [arm_name(report, arm) for arm in arms]
+    names = [wrapped(arm_name(report, arm)) for arm in arms]
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4])
     # In two lines, since long names of the rows leave little room.
     figure.update_xaxes(title=CHANGE.replace(" of ", "<br>of ", 1))
     figure.update_yaxes(title="what was changed")
-    set_layout(figure, 216 + 34 * len(arms))
+    set_layout(figure, 216 + 38 * len(arms))
     # Also if all draws have the same outcome; below a title of two lines.
     return figure.update_layout(showlegend=True, margin_b=120)
 

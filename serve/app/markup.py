@@ -38,7 +38,7 @@ def html_table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -72,12 +72,12 @@ def folded(summary: str, inside: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
 
 
-def answer(text: str, written: str, right: str | None, is_right: bool | None) -> str:
-    """An answer, the generated text that contains it, and the right answer if it is known."""
+def answer(text: str, written: str, right: str | None, is_right: bool | None, label: str = "answer") -> str:
+    """An answer below a label, the generated text that contains it, and the right answer if it is known."""
     mark = {None: "", True: '<span class="mark">✓ right</span>', False: '<span class="mark">✗ wrong</span>'}[is_right]
     known = f'<p class="known">right answer: {escape(right)}</p>' if right is not None else ""
     return (
-        f'<div class="answer" role="status"><p class="label">answer {mark}</p><p class="big">'
+        f'<div class="answer" role="status"><p class="label">{escape(label)} {mark}</p><p class="big">'
         f'{escape(text) or "(none)"}</p><p class="label">generated text</p><pre>{escape(written) or "(nothing)"}</pre>'
         f"{known}</div>"
     )

@@ -31,9 +31,9 @@ class SearchPage:
 
     run: gr.Button
     after: gr.Slider
-    """Number of thoughts after which values are shown."""
+    """Number of thoughts after which values are shown; hidden unless there are several."""
     wanted: gr.Number
-    """The number of thoughts to show once the graph is drawn, if a link asks for one. Not visible."""
+    """The number of thoughts to show once the graph is drawn, if a link asks for one. Never shown."""
     message: gr.HTML
     picture: gr.HTML
     table: gr.HTML
@@ -54,7 +54,6 @@ def build(studio: Studio, bar: Bar) -> SearchPage:
             value=0,
             step=1,
             label="Show the values after this many thoughts",
-            visible=False,
             elem_id="after",
             min_width=230,
         )
@@ -77,9 +76,7 @@ def _connect(studio: Studio, bar: Bar, page: SearchPage) -> None:
         some = [one.num_thoughts for one in after if any(node.value is not None for node in one.nodes)]
         place = _place(result.view, (some or [0])[-1] if wanted is None else wanted)
         step = after[1].num_thoughts if len(after) > 1 else 1
-        slider = gr.update(
-            maximum=max(after[-1].num_thoughts, 1), step=step, value=after[place].num_thoughts, visible=len(after) > 1
-        )
+        slider = gr.update(maximum=max(after[-1].num_thoughts, 1), step=step, value=after[place].num_thoughts)
         yield {page.after: slider, **_shown(page, result.view, place), page.wanted: None, page.kept: result}
 
     async def move(result: SearchResult | None, number: float) -> AsyncGenerator[ComponentUpdates, None]:
@@ -93,7 +90,6 @@ def _connect(studio: Studio, bar: Bar, page: SearchPage) -> None:
         on_error={
             page.picture: markup.empty(START),
             page.table: "",
-            page.after: gr.update(visible=False),
             page.kept: None,
         },
         js=asking("search"),
@@ -126,9 +122,14 @@ def _table(frontier: Frontier) -> str:
     ]
     headers = ["node", "value", "probability of its name", "edges from the root"]
     headers += ["edges to the nearest leaf", "edges to the farthest leaf", "leads to the target"]
-    caption = f"After {frontier.num_thoughts} thoughts; candidates are {frontier.hop} edges from the root. "
+    thoughts, edges = _count(frontier.num_thoughts, "thought"), _count(frontier.hop, "edge")
+    caption = f"After {thoughts}; candidates are {edges} from the root. "
     if any(node.value is not None for node in frontier.nodes):
         caption += f"The names of all candidates together have probability {frontier.mass:.3f}."
     else:
         caption += "No node is that far from it."
     return markup.html_table(caption, headers, rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from coconut_ds.errors import DataError
 from coconut_ds.probing.state_patching import StatePatching
 from coconut_ds.probing.thought_attention import ThoughtAttention
 from serve.app import markup, state_charts, state_tables
+from serve.app.empty import GROUP, emptied, figure
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import attention_of, patching_of
 from serve.app.outdated import asking
@@ -56,7 +57,6 @@ class StatesPage:
     later: gr.Radio
     message: gr.HTML
     state: gr.HTML
-    results: gr.Column
     figures: tuple[gr.Plot, gr.Plot, gr.Plot]
     table: gr.HTML
     kept: gr.State
@@ -64,7 +64,7 @@ class StatesPage:
 
     def cleared(self) -> ComponentUpdates:
         """Updates that remove the last result."""
-        return {self.state: markup.empty(START), self.results: gr.update(visible=False), self.kept: None}
+        return {self.state: markup.empty(START), **emptied(*self.figures, self.table), self.kept: None}
 
 
 def build(studio: Studio, bar: Bar) -> StatesPage:
@@ -93,18 +93,18 @@ def build(studio: Studio, bar: Bar) -> StatesPage:
     gr.HTML(markup.empty(CHANGED), elem_classes="instead-states")
     with gr.Column(elem_classes=["of-states", "dims"]):
         state = gr.HTML(markup.empty(START), elem_id="states-state")
-        with gr.Column(visible=False) as results:
+        with gr.Column(elem_classes=GROUP):
             figures = _plot("first"), _plot("second"), _plot("third")
             table = gr.HTML(elem_id="states-table")
     kept = gr.State(time_to_live=3600)
     inputs = (run, what, layer, head, donor, positions, later)
-    page = StatesPage(*inputs, message, state, results, figures, table, kept)
+    page = StatesPage(*inputs, message, state, figures, table, kept)
     _connect(studio, bar, page)
     return page
 
 
 def _plot(name: str) -> gr.Plot:
-    return gr.Plot(label="Result", elem_id=f"states-{name}", elem_classes=["wide", "widest"])
+    return figure("Result", f"states-{name}", ["wide", "widest"])
 
 
 def _connect(studio: Studio, bar: Bar, page: StatesPage) -> None:
@@ -113,7 +113,7 @@ def _connect(studio: Studio, bar: Bar, page: StatesPage) -> None:
         what, layer, head, donor, positions, later = values[4:]
         if what not in WHAT or positions not in POSITIONS or later not in LATER:
             raise DataError("the settings: found values that this page does not offer; reload the page")
-        yield {page.state: markup.busy("Running the model …"), page.results: gr.update(visible=True)}
+        yield {page.state: markup.busy("Running the model …")}
         if what == "attention":
             attention = await attention_of(studio, checked)
             update = _showing_attention(page, attention, layer, head)
@@ -130,7 +130,7 @@ def _connect(studio: Studio, bar: Bar, page: StatesPage) -> None:
     inputs = [*bar.question_inputs, page.what, page.layer, page.head, page.donor, page.positions, page.later]
     shown = [page.state, *page.figures, page.table]
     on(
-        *(page.run.click, look, inputs, [*shown, page.results, page.kept], page.message),
+        *(page.run.click, look, inputs, [*shown, page.kept], page.message),
         on_error=page.cleared(),
         js=asking("states"),
     )
@@ -162,25 +162,20 @@ def _showing_attention(page: StatesPage, found: ThoughtAttention, layer: float, 
     layers, heads = len(found.weights), len(found.weights[0])
     at = whole_number("layer", layer, 0, layers) or layers
     of = whole_number("head", head, 0, heads) or None
-    figure = state_charts.attention_figure(found, at, of)
     name = f"Attention in layer {at} of {layers}, {f'head {of} of {heads}' if of else f'mean over {heads} heads'}"
-    update = {one: gr.update(visible=False) for one in page.figures[1:]}
-    table = state_tables.attention_table(found, at, of)
-    shown = gr.update(value=figure, label=name, visible=True)
-    return {page.state: markup.hint(ATTENTION), page.figures[0]: shown, **update, page.table: table}
+    return {
+        page.state: markup.hint(ATTENTION),
+        page.figures[0]: gr.update(value=state_charts.attention_figure(found, at, of), label=name),
+        **emptied(*page.figures[1:]),
+        page.table: state_tables.attention_table(found, at, of),
+    }
 
 
 def _showing_patching(page: StatesPage, found: StatePatching) -> ComponentUpdates:
     grids = (found.effect, *found.controls)
-    update: ComponentUpdates = {}
-    for index, figure in enumerate(page.figures):
-        if index < len(grids):
-            label = STATE_SOURCES[grids[index].name]
-            update[figure] = gr.update(
-                value=state_charts.patching_figure(found, grids[index]), label=label, visible=True
-            )
-        else:
-            update[figure] = gr.update(visible=False)
+    update = emptied(*page.figures)
+    for plot, grid in zip(page.figures, grids, strict=False):
+        update[plot] = gr.update(value=state_charts.patching_figure(found, grid), label=STATE_SOURCES[grid.name])
     return {
         **update,
         page.state: markup.hint(PATCHING) + markup.finding(_strongest(found)),

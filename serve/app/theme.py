@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from serve.app.outdated import STYLE
+from serve.app import empty, outdated
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -32,7 +32,8 @@ def theme() -> gr.themes.Base:
 
 
 CSS = (
-    STYLE
+    outdated.STYLE
+    + empty.STYLE
     + """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100% !important; }
@@ -73,6 +74,7 @@ details summary { cursor: pointer; padding: .25rem 0; font-weight: 600; font-siz
 .scroll table { border-collapse: collapse; width: 100%; font-size: .9rem; color: var(--body-text-color); }
 .scroll :is(table, thead, tbody, tr) { border: 0 !important; }
 .scroll caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+.scroll caption span { display: inline-block; position: sticky; left: 0; max-width: min(100%, calc(100vw - 6rem)); }
 .scroll th, .scroll td { text-align: left; padding: .32rem .6rem .32rem 0; vertical-align: top; white-space: pre-wrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; font-weight: 400;
   overflow-wrap: break-word; max-width: 26rem; }
@@ -114,6 +116,7 @@ body:not(.dark) [role=tab][aria-selected=true] { color: #1d4ed8 !important; }
   .app-title h1 { font-size: 1.15rem; } .scroll th, .scroll td { padding-right: .45rem; }
   .scroll table { min-width: 34rem; } .wide .js-plotly-plot { min-width: 40rem; }
   .widest .js-plotly-plot { min-width: 56rem; }
+  .figure > label { position: relative !important; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """

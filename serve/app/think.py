@@ -9,6 +9,7 @@ import gradio as gr
 from coconut_ds.probing.answers import AnswerAfter
 from coconut_ds.probing.trace import ThoughtTrace
 from serve.app import markup, thought_figures
+from serve.app.empty import GROUP, emptied, figure
 from serve.app.events import ComponentUpdates, on
 from serve.app.measures import answers_by_thoughts
 from serve.app.outdated import asking
@@ -47,11 +48,8 @@ class ThinkPage:
     follow: gr.Textbox
     message: gr.HTML
     answer: gr.HTML
-    results: gr.Column
     decoded: gr.Plot
     layers: gr.Plot
-    geometry: gr.Row
-    """Contains the next three; hidden if there are no thoughts."""
     norms: gr.Plot
     entropies: gr.Plot
     cosines: gr.Plot
@@ -63,9 +61,7 @@ class ThinkPage:
     """The last result, a ``ThinkResult``."""
 
 
-_Results = tuple[
-    gr.Column, gr.Plot, gr.Plot, gr.Row, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.HTML, gr.HTML
-]  # fmt: skip
+_Results = tuple[gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.Plot, gr.HTML, gr.HTML]
 
 
 def build(studio: Studio, bar: Bar) -> ThinkPage:
@@ -94,24 +90,25 @@ def _components() -> ThinkPage:
 
 
 def _result_components() -> _Results:
-    """The components from ``ThinkPage.results`` on, without ``kept``."""
-    with gr.Column(visible=False, elem_classes="waits-for-answer") as results:
-        decoded = gr.Plot(label="Decoded thoughts", elem_id="think-decoded", elem_classes="wide")
-        gr.HTML(markup.hint(LENS))
-        layers = gr.Plot(label="Thoughts decoded at each layer", elem_id="think-layers", elem_classes="wide")
-        with gr.Row() as geometry:
-            norms, entropies, cosines = (
-                gr.Plot(label=name, min_width=WIDTH) for name in ("Norm", "Entropy of the decoded tokens", "Direction")
-            )
-        followed = gr.Plot(label="Followed tokens", visible=False, elem_id="think-followed")
+    """The components from ``ThinkPage.decoded`` on, without ``kept``."""
+    with gr.Column(elem_classes=[GROUP, "waits-for-answer"]):
+        decoded = figure("Decoded thoughts", "think-decoded", ["wide"])
+        with gr.Column(elem_classes=GROUP):
+            gr.HTML(markup.hint(LENS))
+            layers = figure("Thoughts decoded at each layer", "think-layers", ["wide"])
+        with gr.Row(elem_classes=GROUP):
+            norms = figure("Norm", "think-norms", min_width=WIDTH)
+            entropies = figure("Entropy of the decoded tokens", "think-entropies", min_width=WIDTH)
+            cosines = figure("Direction", "think-cosines", min_width=WIDTH)
+        followed = figure("Followed tokens", "think-followed")
         gr.HTML(markup.hint(AFTER))
         with gr.Row(elem_classes="dims"):
-            after = gr.Plot(label="Probability after k thoughts", min_width=WIDTH, elem_id="think-after")
+            after = figure("Probability after k thoughts", "think-after", min_width=WIDTH)
             with gr.Column(min_width=WIDTH):
                 after_table = gr.HTML(elem_id="think-after-table")
         with gr.Accordion("Table of all thoughts", open=False):
             table = gr.HTML()
-    return results, decoded, layers, geometry, norms, entropies, cosines, followed, after, after_table, table
+    return decoded, layers, norms, entropies, cosines, followed, after, after_table, table
 
 
 def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
@@ -120,37 +117,34 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
     ) -> AsyncGenerator[ComponentUpdates, None]:
         checked = studio.check_question(model, file, question, n_thoughts)
         tokens = followed_tokens(follow)
-        # Shown before its figures have values: Gradio may lose a figure that is created together with its column.
-        shapes = gr.update(visible=bool(checked.n_thoughts))
-        yield {page.results: gr.update(visible=True), page.geometry: shapes, page.after: shapes}
         ended: list[Choice] = []
         async for html in _streamed_answer(studio, checked, ended):
             yield {page.answer: html}
         trace = await studio.trace(checked, ended[0], tokens)
-        result, followed = ThinkResult(model, trace), thought_figures.followed_figure(trace)
+        result = ThinkResult(model, trace)
         is_right, unknown = studio.is_right(checked, trace.text), await studio.unknown_places(checked)
         yield {
             page.answer: markup.answer(trace.answer, trace.text, checked.answer, is_right)
             + markup.unknown(checked.question, unknown),
+            # Without the other figures, so that the browser paints this one first.
             page.decoded: thought_figures.decoded_figure(trace),
-            page.layers: gr.update(value=thought_figures.layers_figure(trace), visible=bool(trace.thoughts)),
-            page.followed: gr.update(value=followed, visible=followed is not None),
-            page.table: _thoughts_table(trace),
             page.after_table: markup.busy("Answering after fewer thoughts …"),
+        }
+        yield {
+            **_figures(page, trace),
+            page.table: _thoughts_table(trace),
             page.kept: result,
         }
-        if trace.thoughts:
-            yield _geometry(page, trace)
         answers = await answers_by_thoughts(studio, checked)
         yield {
-            page.after: thought_figures.answers_figure(answers) if checked.n_thoughts else gr.skip(),
+            page.after: thought_figures.answers_figure(answers) if checked.n_thoughts else None,
             page.after_table: _why_right(answers) + _answers_table(answers),
             page.kept: replace(result, answers=tuple(answers)),
         }
 
     figures = (page.decoded, page.layers, page.norms, page.entropies, page.cosines, page.followed, page.after)
-    outputs = [page.answer, page.results, page.geometry, *figures, page.after_table, page.table, page.kept]
-    on_error = {page.answer: markup.empty(START), page.results: gr.update(visible=False), page.kept: None}
+    outputs = [page.answer, *figures, page.after_table, page.table, page.kept]
+    on_error = {page.answer: markup.empty(START), **emptied(*figures), page.kept: None}
     for trigger in (page.run.click, bar.question.submit):
         on(
             *(trigger, think, [*bar.question_inputs, page.follow], outputs, page.message),
@@ -159,11 +153,17 @@ def _connect(studio: Studio, bar: Bar, page: ThinkPage) -> None:
         )
 
 
-def _geometry(page: ThinkPage, trace: ThoughtTrace) -> ComponentUpdates:
+def _figures(page: ThinkPage, trace: ThoughtTrace) -> ComponentUpdates:
+    """Updates that show all figures of the thoughts but the first one; without thoughts, most have nothing to show."""
+    followed = {page.followed: thought_figures.followed_figure(trace)}
+    if not trace.thoughts:
+        return {**emptied(page.layers, page.norms, page.entropies, page.cosines), **followed}
     return {
+        page.layers: thought_figures.layers_figure(trace),
         page.norms: thought_figures.norms_figure(trace),
         page.entropies: thought_figures.entropies_figure(trace),
         page.cosines: thought_figures.cosines_figure(trace),
+        **followed,
     }
 
 
@@ -210,7 +210,9 @@ def _why_right(answers: Sequence[AnswerAfter]) -> str:
     if not first.is_right:
         return markup.finding("Without thoughts, the model answers wrongly.")
     if first.is_forced_right:
-        return markup.finding("Right without thoughts, even as a forced answer: this problem needed no thoughts.")
+        return markup.finding(
+            "Right without thoughts, even as a forced answer, so this problem does not show that thoughts are needed."
+        )
     if "\n" in first.text.strip():
         return markup.finding(
             "Right without thoughts because the model then writes the steps as text; its forced answer is wrong."
