@@ -151,7 +151,9 @@ def _logs_as_before() -> Iterator[None]:
     if verbosity is not None:
         os.environ[VERBOSITY] = verbosity
     for logger, (level, propagate, own) in zip(loggers, states, strict=True):
-        logger.setLevel(level)
+        if logger.level != level:
+            # Looks through all loggers of the process, and so takes more than a millisecond.
+            logger.setLevel(level)
         logger.propagate, logger.handlers[:] = propagate, own
     for handler, level in levels:
         handler.setLevel(level)
