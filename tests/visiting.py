@@ -22,11 +22,14 @@ PATIENCE_MS = 60_000
 INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
 AXE = ROOT / "tests" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 """axe-core, which checks accessibility: ``npm ci --prefix tests/axe``."""
-AXE_RULES = """({coloursOnly = false, plots = true} = {}) => axe.run(
-  {exclude: [[".empty"], ...(plots ? [] : [[".js-plotly-plot"]])]},
-  {resultTypes: ["violations"], ...(coloursOnly ? {runOnly: ["color-contrast", "link-in-text-block"]} : {})},
-).then(({violations}) =>
-  violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)))"""
+AXE_RULES = """(asked) => {
+  const {coloursOnly = false, plots = true} = asked ?? {};
+  return axe.run(
+    {exclude: [[".empty"], ...(plots ? [] : [[".js-plotly-plot"]])]},
+    {resultTypes: ["violations"], ...(coloursOnly ? {runOnly: ["color-contrast", "link-in-text-block"]} : {})},
+  ).then(({violations}) =>
+    violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)));
+}"""
 """JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element. Its
 argument can restrict it to the rules about colours, and to what is not part of a plot."""
 CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
