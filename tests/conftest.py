@@ -152,7 +152,7 @@ def _logs_as_before() -> Iterator[None]:
         os.environ[VERBOSITY] = verbosity
     for logger, (level, propagate, own) in zip(loggers, states, strict=True):
         if logger.level != level:
-            # Looks through all loggers of the process, and so takes more than a millisecond.
+            # This empties a cache of each of the thousands of loggers, which adds up over all tests.
             logger.setLevel(level)
         logger.propagate, logger.handlers[:] = propagate, own
     for handler, level in levels:
