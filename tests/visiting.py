@@ -100,6 +100,8 @@ class Visit:
             dark: whether to look at the page in dark mode, too.
             plots: whether axe-core looks into plots in light mode. The width of the screen changes nothing there.
         """
+        # Gradio fades results that are being computed again.
+        self.page.locator(".pending:visible").first.wait_for(state="hidden", timeout=PATIENCE_MS)
         has_axe = AXE.is_file()
         if has_axe and not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE.read_text(encoding="utf-8"))
