@@ -31,7 +31,8 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
-	cd serve/vllm && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases coconut_vllm
+	cd serve/vllm && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases \
+		--cache-dir ../../.mypy_cache coconut_vllm
 
 # DS_BUILD_OPS=0 builds none of DeepSpeed's ops, so that no compiler is needed.
 $(VENV)/.ready: pyproject.toml constraints.txt

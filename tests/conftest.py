@@ -48,11 +48,12 @@ LOGGERS = (*OWN, *LIBRARIES)
 VERBOSITY = "TRANSFORMERS_VERBOSITY"
 
 COSTLY = (
-    *("test_app_browser", "test_engine", "test_train", "test_plan", "test_signals", "test_serve_process"),
-    *("test_static", "test_resume_stops", "test_evaluation_runs", "test_sweep", "test_collectives"),
-    *("test_resume", "test_kill_matrix", "test_lm_harness", "test_thinking_engine", "test_strict_device"),
-    *("test_gpu_sections", "test_resume_damage", "test_gpu_check", "test_two_machines", "test_package", "test_probe"),
-    *("test_serve_api", "test_serve_clients"),
+    *("test_engine", "test_app_browser", "test_train", "test_plan", "test_signals", "test_serve_process"),
+    *("test_sweep", "test_resume_stops", "test_strict_device", "test_kill_matrix", "test_resume", "test_static"),
+    *("test_evaluation_runs", "test_grpo_runs", "test_collectives", "test_layered", "test_lm_harness"),
+    *("test_thinking_engine", "test_gpu_sections", "test_probe", "test_resume_damage", "test_serve_operation"),
+    *("test_session", "test_sim_cot", "test_trainer", "test_codi", "test_gpu_check", "test_two_machines"),
+    *("test_package", "test_serve_api", "test_serve_clients"),
 )
 """Test files that take longest, the longest first."""
 
@@ -151,7 +152,9 @@ def _logs_as_before() -> Iterator[None]:
     if verbosity is not None:
         os.environ[VERBOSITY] = verbosity
     for logger, (level, propagate, own) in zip(loggers, states, strict=True):
-        logger.setLevel(level)
+        if logger.level != level:
+            # This empties a cache of each of the thousands of loggers, which adds up over all tests.
+            logger.setLevel(level)
         logger.propagate, logger.handlers[:] = propagate, own
     for handler, level in levels:
         handler.setLevel(level)

@@ -17,7 +17,7 @@ from coconut_ds.training import engine_state
 ZEROS = ("zero0", "zero1", "zero3")
 STEADY = [
     "model.model_config_overrides={resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}",
-    *("max_latent_stage=1", "batch_size_training=16"),
+    *("max_latent_stage=1", "batch_size_training=4"),
 ]
 """Without dropout, which ranks draw differently. An update is two micro batches of one rank, or one of each of two."""
 

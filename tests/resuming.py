@@ -26,7 +26,10 @@ from coconut_ds.training.launch import train
 from coconut_ds.training.metrics import read_metrics
 from coconut_ds.training.trainer import Trainer
 
-SMALL = [*RUN, "size.train=128", "num_epochs=4", "save_every_steps=3", "batch_size_eval=24", "max_new_tokens=2"]
+SMALL = [
+    *(*RUN, "size.train=32", "global_batch_size=8", "batch_size_training=8", "batch_size_eval=24", "max_new_tokens=2"),
+    *("num_epochs=4", "save_every_steps=3"),
+]
 """Four updates per epoch, so the checkpoints are 0_3, 1, 1_2, 2, 2_1, 3, 3_3 and 4. A run keeps the last two and the
 best."""
 DIES_AT = 11

@@ -58,3 +58,5 @@ def test_faults_of_accessibility_are_found(page, fault):
     page.set_content(GOOD.replace(*AXE_FAULTS[fault]))
     page.evaluate(AXE.read_text(encoding="utf-8"))
     assert [one.split(":")[0] for one in page.evaluate(AXE_RULES)] == [fault]
+    of_colours = [one.split(":")[0] for one in page.evaluate(AXE_RULES, {"coloursOnly": True, "plots": False})]
+    assert of_colours == [fault] * (fault == "color-contrast")

@@ -1,4 +1,4 @@
-"""What threads have freed goes back to the system. In a process of its own, whose heaps are like those of a new server."""
+"""What threads have freed goes back to the system; in a process of its own, whose heaps are those of a new server."""
 
 import subprocess
 import sys

@@ -29,7 +29,9 @@ def folder(tmp_path_factory):
 def test_sigterm_drains(folder, limit_s):
     """20 streams are open. They finish if there is time and otherwise end with an error. New requests are refused."""
     options = ("--slots", "4", "--load", "--drain-s", str(limit_s))
-    body = {"model": "coconut", "prompt": "a", "max_tokens": 240, "min_tokens": 240, "stream": True}
+    # Five rounds of four streams, which end in time, or have begun when time is up.
+    length = 120 if limit_s > 10 else 240
+    body = {"model": "coconut", "prompt": "a", "max_tokens": length, "min_tokens": length, "stream": True}
     answers: list[bytes] = []
     ended: list[float] = []
     with serving(folder / "coconut", options=options) as server:

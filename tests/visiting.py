@@ -23,9 +23,16 @@ PATIENCE_MS = 60_000
 INSPECTION = (ROOT / "tests" / "inspecting_page.js").read_text(encoding="utf-8")
 AXE = ROOT / "tests" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 """axe-core, which checks accessibility: ``npm ci --prefix tests/axe``."""
-AXE_RULES = """() => axe.run({resultTypes: ["violations"]}).then(({violations}) =>
-  violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)))"""
-"""JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element."""
+AXE_RULES = """(asked) => {
+  const {coloursOnly = false, plots = true} = asked ?? {};
+  return axe.run(
+    plots ? document : {exclude: [[".js-plotly-plot"]]},
+    {resultTypes: ["violations"], ...(coloursOnly ? {runOnly: ["color-contrast", "link-in-text-block"]} : {})},
+  ).then(({violations}) =>
+    violations.flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 120)}`)));
+}"""
+"""JavaScript that returns one line for each fault of accessibility that axe-core finds: its rule and the element. Its
+argument can restrict it to the rules about colours, and to what is not part of a plot."""
 CONTROLS = """() => Object.fromEntries([...document.querySelectorAll('.block[id] :is(input, textarea)')]
   .filter(one => !one.closest('#export-page, #export-link'))
   .map(one => ['radio', 'checkbox'].includes(one.type)
@@ -101,18 +108,28 @@ class Visit:
             self.wait(f"{part}:not([data-before])")
         self.wait("#think-decoded .js-plotly-plot")
 
-    def inspect(self, name: str) -> None:
+    def inspect(self, name: str, dark: bool = True, plots: bool = True) -> None:
         """Fails if a text is cut or has too little contrast, labels overlap, the page is too wide or not accessible.
 
-        Looks at the page in light and in dark mode.
+        axe-core takes up to seconds for a page with plots, so it checks only what can differ from earlier checks. Dark
+        mode changes nothing but colours, and axe-core does not look at the colours of texts in plots.
+
+        Args:
+            name: of the page, for the message.
+            dark: whether to look at the page in dark mode, too.
+            plots: whether axe-core looks into plots in light mode. The width of the screen changes nothing there.
         """
+        # Gradio fades results that are being computed again.
+        self.page.locator(".pending:visible").first.wait_for(state="hidden", timeout=PATIENCE_MS)
         has_axe = AXE.is_file()
-        if has_axe:
+        if has_axe and not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE.read_text(encoding="utf-8"))
-        for _ in range(2):
-            faults = [*self.page.evaluate(INSPECTION), *(self.page.evaluate(AXE_RULES) if has_axe else ())]
+        for is_dark in (False, True) if dark else (False,):
+            self.page.evaluate("(isDark) => document.body.classList.toggle('dark', isDark)", is_dark)
+            asked = {"coloursOnly": is_dark, "plots": plots and not is_dark}
+            faults = [*self.page.evaluate(INSPECTION), *(self.page.evaluate(AXE_RULES, asked) if has_axe else ())]
             assert not faults, (name, self.page.evaluate("document.body.className"), faults)
-            self.page.evaluate("document.body.classList.toggle('dark')")
+        self.page.evaluate("document.body.classList.remove('dark')")
 
     def controls(self) -> dict[str, str | bool]:
         """The state of every control of all tabs, which are created when they are first opened."""

@@ -75,9 +75,10 @@ CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
     *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=8"),
-    *("stage_switches=null", "num_epochs=1", "size.train=20"),
+    *("stage_switches=null", "max_latent_stage=1", "num_epochs=1", "size.train=20", "batch_size_eval=24"),
 ]
-"""Three updates, on the completions of 8, 8 and 4 problems: several micro batches even on each of two ranks."""
+"""Three updates, on the completions of 8, 8 and 4 problems: several micro batches even on each of two ranks. All
+completions of an update, each with one thought, are sampled at the same time."""
 LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16")
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
