@@ -197,6 +197,8 @@ def visiting(
         http_credentials={"username": "me", "password": key} if key else None,
     )
     page = context.new_page()
+    # Playwright's own limit, 30 s, is exceeded on a busy machine.
+    page.set_default_timeout(PATIENCE_MS)
     made = Visit(page, address)
     page.on("console", lambda one: made.complaints.append(one.text) if one.type == "error" else None)
     page.on("pageerror", lambda error: made.complaints.append(str(error)))
