@@ -19,7 +19,7 @@ SMALL = ("num_nodes=[8,10]", "num_edges=[8,9]", "num_hops=[2,3]", "split_by=prob
 
 
 def source(*overrides: str) -> Source:
-    config = compose_config(["size={train: 30, valid: 6, test: 6}", "online=true", *overrides])
+    config = compose_config(["size={train: 15, valid: 3, test: 3}", "online=true", *overrides])
     return open_source(config.data, config.run.seed)
 
 
@@ -56,7 +56,7 @@ def test_graphs_of_any_size_have_the_sizes_that_were_asked_for(kind: tuple[str, 
                 check_problem(problem)
             else:
                 check_symbols(problem, r"(\d+)>(\d+)" if wording == "arrows" else r"(\d+) (\d+)(?: \||$)")
-    assert len({problem.question for problem in one.train(0) + one.train(1)}) == 60
+    assert len({problem.question for problem in one.train(0) + one.train(1)}) == 30
 
 
 def test_large_graphs_and_long_paths_are_drawn_and_split_by_their_graphs() -> None:
@@ -70,12 +70,12 @@ def test_large_graphs_and_long_paths_are_drawn_and_split_by_their_graphs() -> No
 
 def test_balanced_problems_leave_nothing_to_tell_the_options_apart_but_the_root() -> None:
     """Both options have as many ancestors and mentions, are as deep below their roots on average, and win as often."""
-    problems = source("data=prosqa_balanced", "size.train=100").train(0)
+    problems = source("data=prosqa_balanced", "size.train=60").train(0)
     stats = graph_stats(problems)
     assert (stats.more_ancestors, stats.mentioned_less) == (0.5, 0.5)
     assert set(stats.path_lengths) == {3, 4}
     assert stats.distractor_depth == pytest.approx(stats.path_length, abs=0.3)
-    assert 30 < sum(problem.extra["root"] for problem in problems) < 70
+    assert 15 < sum(problem.extra["root"] for problem in problems) < 45
     assert 0.3 < stats.answer_first < 0.7
     for problem in problems:
         assert set(shortcut_points(question_of(problem)).values()) == {0.5}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from making_saver import make_saver, names
-from making_training import AskedToStop, column, record, run_left_alone_and_stopped, train
+from making_training import AskedToStop, Scripted, column, record, run_left_alone_and_stopped, train
 from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
@@ -148,18 +148,6 @@ def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
 
 
 SCRIPTED = ("advance=accuracy", "advance_at=0.8", "save_every=9", "keep_best=false")
-
-
-class Scripted:
-    """An evaluator that finds the given shares of problems wholly right, one evaluation after the other."""
-
-    def __init__(self, shares: list[float]) -> None:
-        self.shares = shares
-
-    def run(self, call, problems, stage, thoughts, progress, check) -> Evaluation:
-        right = round(self.shares.pop(0) * 10)
-        made = [Prediction(i, "", "", "", "", False, False, i < right, 0, 0, 0, 0, "eos", None, 0.0) for i in range(10)]
-        return Evaluation(made, thoughts.count, 0)
 
 
 @pytest.mark.parametrize(
