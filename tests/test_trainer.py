@@ -15,7 +15,6 @@ from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import DataError, NonFiniteError
 from coconut_ds.evaluation.evaluator import Evaluator
-from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.files import is_complete
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
 from coconut_ds.runs.resume_state import Position, ResumeState
