@@ -18,11 +18,13 @@ from coconut_ds.reasoner import Reasoner
 from coconut_ds.settings import ModelConfig, SplitSizes
 
 FORMATS = {"text": TEXT, "symbolic": SYMBOLIC, "arrows": TEXT}
+ALL_FORMATS = {**FORMATS, "symbolic arrows": SYMBOLIC}
 
 
 def problems_of(form: str, count: int = 6) -> list[Problem]:
-    if form == "symbolic":
-        return SymbolicProsqa(0, SplitSizes(train=1, valid=1, test=count), (3, 4), False).test()
+    if ALL_FORMATS[form].one_token:
+        size, wording = SplitSizes(train=1, valid=1, test=count), "arrows" if "arrows" in form else "triples"
+        return SymbolicProsqa(0, size, (3, 4), False, wording=wording).test()
     if form == "arrows":
         size = {"train": 1, "valid": 1, "test": count}
         return LayeredGraphs(0, size, (8, 9), (3, 4), (8, 9), False, "arrows").test()

@@ -44,6 +44,8 @@ def test_impossible_architectures_are_refused():
         build_backbone(
             settings_of().model_copy(update={"model_config_overrides": {"n_layers": 2}}), build_word_tokenizer(TEXTS)
         )
+    with pytest.raises(ModelError, match=r"no key n_embd, n_layer.*model\.model_config_overrides=\{\} before"):
+        build_backbone(settings_of().model_copy(update={"model_id": "llama"}), build_word_tokenizer(TEXTS))
     with pytest.raises(ModelError, match="no such model type"):
         build_backbone(ModelConfig(model_id="gtp2", model_init="scratch"), build_word_tokenizer(TEXTS))
     with pytest.raises(ModelError, match="hub cannot be reached"):

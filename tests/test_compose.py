@@ -30,8 +30,10 @@ def test_every_option_of_every_group_composes(row: int) -> None:
     recipe = next(word.partition("=")[2] for word in chosen if word.startswith("training="))
     if objective := next((name for name in ("sim_cot", "codi", "lotus") if name in recipe), None):
         chosen.append(f"objective={objective}")
-    if objective or "data=prosqa_symbolic" in chosen:
-        chosen = ["method=coconut" if word.startswith("method=") else word for word in chosen]
+    symbolic = {"data=prosqa_symbolic", "data=prosqa_balanced"} & set(chosen)
+    if objective or symbolic:
+        method = "method=coconut_no_curriculum" if objective and symbolic else "method=coconut"
+        chosen = [method if word.startswith("method=") else word for word in chosen]
     made = composed(*chosen, *FILES)
     assert f"run={made.run.name}" in chosen
     assert f"method={made.method.kind}" in chosen
@@ -162,6 +164,15 @@ def test_a_key_is_set_with_or_without_its_group(override: str, key: str, value: 
 def test_keys_below_a_mapping_are_added_to_it() -> None:
     overrides = compose_config(["model.model_config_overrides.n_layer=3"]).model.model_config_overrides
     assert (overrides["n_layer"], overrides["n_embd"]) == (3, 512)
+
+
+def test_an_empty_mapping_drops_the_keys_of_the_option_and_those_before_it() -> None:
+    llama, own = ["model=gpt2_scratch_tiny", "model_id=llama"], "model.model_config_overrides={hidden_size: 64}"
+    dropped = [*llama, "model_config_overrides={}", own, "model.model_config_overrides.num_hidden_layers=1"]
+    assert compose_config(dropped).model.model_config_overrides == {"hidden_size": 64, "num_hidden_layers": 1}
+    assert compose_config([*llama, own, "model_config_overrides={}"]).model.model_config_overrides == {}
+    # The option itself is as before.
+    assert {"hidden_size", "n_embd"} <= set(compose_config([*llama, own]).model.model_config_overrides)
 
 
 @pytest.mark.parametrize(

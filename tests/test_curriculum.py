@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut_ds.data.sequences import mixed_stage
+from coconut_ds.errors import ConfigError
 from coconut_ds.methods import METHODS
 from coconut_ds.settings import TrainingConfig
+from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.curriculum import Curriculum, learning_rate, resets_optimizer, schedule_factor
 
 
@@ -183,3 +185,63 @@ def test_optimizer_state_is_reset_as_set(rule: str, at_start: bool, same_stage: 
     assert resets_optimizer(training, 0, None) is at_start
     assert resets_optimizer(training, 2, 2) is same_stage
     assert resets_optimizer(training, 3, 2) is new_stage
+
+
+def rates(plan: Curriculum, stages: list[int], switches: list[int], num_batches: int) -> list[float]:
+    """Learning rates of all updates of a run with these stages, whose optimizer is reset as set."""
+    found, since_reset = [], 0
+    for epoch, (stage, before) in enumerate(zip(stages, [None, *stages], strict=False)):
+        since_reset = 0 if resets_optimizer(plan.training, stage, before) else since_reset
+        for batch in range(num_batches):
+            # What the run records later is not known yet.
+            known = [switch for switch in switches if switch <= epoch]
+            found.append(plan.rate(epoch, known, batch, num_batches, since_reset))
+            since_reset += 1
+    return found
+
+
+def slow_rates(training: TrainingConfig, num_updates: list[int], total: list[int]) -> list[float]:
+    """For each stage, a warm-up followed by a line to 0, which the stage would reach after ``total`` updates."""
+    found = []
+    for made, planned in zip(num_updates, total, strict=True):
+        line = [(planned - done) / (planned - training.warmup_steps) for done in range(training.warmup_steps, planned)]
+        rise = [(1 + done) / training.warmup_steps for done in range(training.warmup_steps)]
+        found += [training.lr * factor for factor in [*rise, *line][:made]]
+    return found
+
+
+@pytest.mark.parametrize("reset", ["stage", "never"])
+@pytest.mark.parametrize(
+    ("rules", "accuracies", "num_updates", "total"),
+    [
+        # Two epochs of five updates per stage; the last stage lasts until the run ends.
+        ({"epochs_per_stage": 2}, [0.0] * 7, [10, 10, 15], [10, 10, 15]),
+        ({"stage_switches": (1, 4)}, [0.0] * 7, [5, 15, 15], [5, 15, 15]),
+        # By accuracy: stage 0 is planned for three epochs and ends after two, stage 1 takes all three.
+        ({"advance": "accuracy", "max_epochs_per_stage": 3}, [0, 1, 0, 0, 0, 0, 0], [10, 15, 10], [15, 15, 10]),
+    ],
+)
+def test_a_schedule_over_stages_begins_again_with_each(
+    reset: str, rules: dict[str, Any], accuracies: list[float], num_updates: list[int], total: list[int]
+) -> None:
+    common = {"lr_schedule": "linear", "warmup_steps": 3, "lr": 0.5, "num_epochs": 7, "max_latent_stage": 2}
+    plan = curriculum(longest=2, reset_optimizer=reset, lr_schedule_over="stage", **common, **rules)
+    stages, switches = run(plan, accuracies)
+    assert rates(plan, stages, switches, 5) == pytest.approx(slow_rates(plan.training, num_updates, total))
+
+
+def test_a_schedule_over_the_run_does_not_see_stages_or_skipped_epochs() -> None:
+    training = TrainingConfig(lr_schedule="linear", lr=0.5, num_epochs=6, epochs_per_stage=1, reset_optimizer="never")
+    for first in (0, 2):
+        plan = Curriculum.of(training, METHODS["coconut"], 9, first)
+        total = (6 - first) * 4
+        found = [plan.rate(first + done // 4, [], done % 4, 4, done) for done in range(total)]
+        assert found == [0.5 * schedule_factor(training, done, total) for done in range(total)]
+
+
+def test_a_schedule_over_stages_of_unknown_length_is_refused() -> None:
+    known = ["data=modular_sum", "lr_schedule=linear", "lr_schedule_over=stage", "advance=accuracy"]
+    with pytest.raises(ConfigError, match=r"set training\.max_epochs_per_stage, or lr_schedule_over=run"):
+        compose_config(known)
+    for more in ("max_epochs_per_stage=3", "stage_switches=[1,2]", "method=cot"):
+        assert compose_config([*known, more]).training.lr_schedule_over == "stage"

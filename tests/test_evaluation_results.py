@@ -166,7 +166,7 @@ def test_every_key_of_an_evaluation_changes_the_signature_or_is_known_not_to(pla
 
     own = signature_of()
     generated = {key for key in leaf_keys(EvalConfig) if key.startswith(("data.size", "data.num_", "data.mod"))}
-    generated |= {"data.wording", "data.split_by"}
+    generated |= {"data.wording", "data.split_by", "data.schedule", "data.balanced"}
     architecture = {key for key in leaf_keys(EvalConfig) if key.startswith("model.")}
     noise = {"thought_noise", "thought_sigma", "thought_dropout"}
     assert set(leaf_keys(EvalConfig)) == FREE | OTHER.keys() | generated | architecture | noise

@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from making_graphs import FORMATS, problems_of, walks
+from making_graphs import ALL_FORMATS, FORMATS, problems_of, walks
 
 from coconut_ds.data.graph_stats import question_of
 from coconut_ds.data.graphs import Graph
@@ -39,12 +39,12 @@ def test_heights_groups_and_optimal_edges_are_those_of_all_paths(form):
             assert set(edges["optimal"]) == {(path[hop - 1], path[hop]) for path in shortest if hop < len(path)}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_a_changed_edge_changes_the_answer_or_not(form):
     """The changed graph is read back from the changed question, sentence by sentence."""
     changed = 0
     for index, problem in enumerate(problems_of(form, 30)):
-        text = graph_text(problem, FORMATS[form])
+        text = graph_text(problem, ALL_FORMATS[form])
         for make, turns in ((redirected, True), (unrelated, False)):
             twin = make(text, random.Random(index))
             if twin is None:
@@ -53,6 +53,10 @@ def test_a_changed_edge_changes_the_answer_or_not(form):
             new = twin.problem
             if form == "symbolic":
                 edges = [tuple(pair.split()) for pair in new.question.split(" [Q] ")[0].split(" | ")]
+            elif form == "symbolic arrows":
+                edges = [tuple(pair.split(">")) for pair in new.question.split(" [Q] ")[0].split()]
+                assert new.steps[-1] == new.answer
+                assert text.names(0) == [text.symbols[0]]
             elif form == "arrows":
                 edges = [tuple(pair.split(">")) for pair in new.question.split(" From ")[0].split()]
                 assert [tuple(step.split(">"))[1] for step in new.steps][-1] == new.answer
@@ -69,7 +73,7 @@ def test_a_changed_edge_changes_the_answer_or_not(form):
             assert new.answer.rstrip(".").split()[-1] == goal
             assert question_of(new).target == nodes[goal]
             assert len(new.steps) == graph.distances(text.asked.root)[nodes[goal]]
-            asked = {"symbolic": "[Q]", "arrows": " From ", "text": " Is "}[form]
+            asked = {"arrows": " From ", "text": " Is "}.get(form, "[Q]")
             assert new.question.split(asked)[1] == problem.question.split(asked)[1]
             for edge in twin.graph.edges:
                 start, end = twin.span(edge)

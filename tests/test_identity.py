@@ -9,6 +9,7 @@ import pytest
 from coconut_ds.errors import ConfigError
 from coconut_ds.runs.identity import (
     ABSENT,
+    EARLIER_DEFAULTS,
     LATER_KEYS,
     NOT_A_NUMBER,
     IngredientDifference,
@@ -69,6 +70,10 @@ OTHER_VALUES: dict[str, Any] = {
     "data.test_path": "elsewhere",
     "data.made_by": "hand",
     "data.format": "symbolic",
+    **dict.fromkeys(("data.num_nodes", "data.num_layers", "data.num_edges", "data.num_hops"), (5, 9)),
+    "data.num_symbols": 50,
+    "data.schedule": ({"kind": "modular_sum", "epochs": 2},),
+    "data.wording": "arrows",
     "method.kind": "cot",
     "objective.kind": "codi",
     "objective.feed": "projection",
@@ -83,6 +88,7 @@ OTHER_VALUES: dict[str, Any] = {
     "training.stage_switches": (1, 2),
     "training.reset_optimizer": "never",
     "training.lr_schedule": "cosine",
+    "training.lr_schedule_over": "stage",
     "training.loss_reduction": "reference",
     "training.gradient_accumulation_steps": 3,
     "training.save_every_steps": 9,
@@ -154,6 +160,25 @@ def test_a_key_that_older_versions_lack_counts_only_if_it_is_set(key: str) -> No
     assert value_of(BASE, key) == LATER_KEYS[key]
     assert key not in table()
     assert table(with_value(BASE, key, other(key)))[key] == other(key)
+
+
+def test_sizes_that_no_key_names_are_recorded_as_older_versions_did() -> None:
+    """Those versions had one default for all kinds of data, which only one kind read."""
+    for key, (value, kind) in EARLIER_DEFAULTS.items():
+        for name in ("file", "synthetic", "prosqa_symbolic"):
+            plain = config(data__kind=name)
+            given = with_value(plain, key, tuple(value) if isinstance(value, list) else value)
+            assert table(plain)[key] == value
+            assert f"{key}_is_set" not in table(plain)
+            assert (table(given) == table(plain)) == (name in ("file", kind))
+
+
+def test_the_files_of_a_schedule_count_by_content() -> None:
+    def recorded(path: str, **content: str) -> Any:
+        entry = {"train_path": path, "val_path": "v.json", "epochs": 2}
+        return table(config(data__schedule=(entry,)), schedule=[{"train": "1", "val": "2", **content}])
+
+    assert recorded("here.json") == recorded("there.json") != recorded("here.json", train="3")
 
 
 @pytest.mark.parametrize(

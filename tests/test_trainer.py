@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 from making_saver import make_saver, names
-from making_training import AskedToStop, column, record, train
+from making_training import AskedToStop, Scripted, column, record, run_left_alone_and_stopped, train
 from slow_training import slow_training
 from torch_engine import DROPOUT, TorchEngine, run_folder, tiny_experiment
 
 from coconut_ds.distributed.interrupts import Interrupted
 from coconut_ds.errors import DataError, NonFiniteError
 from coconut_ds.evaluation.evaluator import Evaluator
-from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.files import is_complete
 from coconut_ds.runs.folder import ENGINE, RESUME_STATE, RunFolder
-from coconut_ds.runs.resume_state import Position
+from coconut_ds.runs.resume_state import Position, ResumeState
 from coconut_ds.training import saver
 from coconut_ds.training.batches import epoch_batches
 from coconut_ds.training.experiment import Experiment
@@ -95,6 +94,17 @@ def test_a_run_that_is_stopped_at_any_moment_and_continued_is_the_run_left_alone
         assert all(torch.equal(states[0][key][name], value) for name, value in values.items())
 
 
+def test_a_rate_that_falls_over_each_stage_is_the_same_after_a_resume(tmp_path):
+    """Six updates in stage 0 and three in stage 1, after a warm-up of one; the run is stopped within both stages."""
+    falling = ("lr_schedule=linear", "lr_schedule_over=stage", "warmup_steps=1", "epochs_per_stage=2", DROPOUT)
+    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *falling, stops=(4, 6))
+    factors = [1, 1, 0.8, 0.6, 0.4, 0.2, 1, 1, 0.5]
+    assert column(whole, "train/lr") == pytest.approx([2e-3 * factor for factor in factors])
+    assert record(stopped) == record(whole)
+    weights = [(one.checkpoint(3) / "model.safetensors").read_bytes() for one in (whole, stopped)]
+    assert weights[0] == weights[1]
+
+
 def test_a_checkpoint_is_written_every_so_many_updates_and_at_the_end_of_each_epoch(tmp_path):
     """Updates 2, 4, 6 and 8 are due; update 6 ends an epoch, whose checkpoint follows the validation."""
     folder = run_folder(tmp_path)
@@ -139,18 +149,6 @@ def test_a_stop_right_after_a_checkpoint_writes_no_other(tmp_path):
 SCRIPTED = ("advance=accuracy", "advance_at=0.8", "save_every=9", "keep_best=false")
 
 
-class Scripted:
-    """An evaluator that finds the given shares of problems wholly right, one evaluation after the other."""
-
-    def __init__(self, shares: list[float]) -> None:
-        self.shares = shares
-
-    def run(self, call, problems, stage, thoughts, progress, check) -> Evaluation:
-        right = round(self.shares.pop(0) * 10)
-        made = [Prediction(i, "", "", "", "", False, False, i < right, 0, 0, 0, 0, "eos", None, 0.0) for i in range(10)]
-        return Evaluation(made, thoughts.count, 0)
-
-
 @pytest.mark.parametrize(
     ("shares", "options", "stages", "switches"),
     [
@@ -174,8 +172,8 @@ def test_accuracy_ends_stages_and_the_run(tmp_path, monkeypatch, shares, options
     assert position.stage_switches == switches
     assert column(folder, "curriculum/stage_switches") == [switches[: n + 1] for n in range(len(switches))]
     assert position.solved == (len(stages) < len(shares) or ("stop_at=0.9" in options and stages[-1] == 3))
-    last = json.loads((folder.checkpoint(len(stages)) / ENGINE / RESUME_STATE).read_text())
-    assert last["position"] == asdict(position)
+    last = ResumeState.read(folder.checkpoint(len(stages)) / ENGINE / RESUME_STATE)
+    assert asdict(last.position) == asdict(position)
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_problems_and_ends_the_run(tmp_path):

@@ -139,7 +139,9 @@ def _mentions(graph: Graph, node: int) -> int:
 
 
 def _answer_first(problem: Problem, question: GraphQuestion) -> bool:
-    options = problem.question.rstrip("?").split()[-3::2]
+    words = problem.question.rstrip("?").split()
+    # "… Is Eva a felpus or rempus?", or "… [Q] 5 4 [R] 3".
+    options = words[-4:-2] if "[R]" in words[-2:] else words[-3::2]
     return options[:1] == [problem.extra["idx_to_symbol"][question.target]]
 
 

@@ -3,7 +3,7 @@
 A problem is a pure function of (seed, split, epoch, index). Validation and test problems never change. No graph occurs
 in two splits, even with other node numbers, because its fingerprint decides its split. (With ``split_by=problems``, for
 settings with few different graphs, this holds for problems instead of graphs.) Within one split a graph may occur more
-than once. Questions are written with the sentences of ProsQA, or with one word per edge (``wording``).
+than once. Questions are written as sentences, triples or with one word per edge (`graph_writing`).
 
 Layer 0 of a graph has two persons: the root of the question and its rival. Each other node belongs to the family of one
 person, and then its parents do too, or is mixed, with any parents. Each node below layer 0 has a parent in the layer
@@ -18,23 +18,11 @@ Cost: about 1 ms per training problem, and 10 ms per validation or test problem.
 
 import random
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise
 from typing import Self
 
-from coconut_ds.data.graphs import (
-    CONCEPTS,
-    MAX_CONCEPTS,
-    NAMES,
-    Edge,
-    Graph,
-    GraphQuestion,
-    arrow,
-    concepts,
-    split_of_graph,
-    split_of_problem,
-    word,
-    word_as_arrows,
-)
+from coconut_ds.data.graph_writing import graph_writer
+from coconut_ds.data.graphs import Edge, Graph, GraphQuestion, split_of_graph, split_of_problem
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig
@@ -47,8 +35,9 @@ FAMILY_WEIGHTS = (0.35, 0.35, 0.30)
 SKIP_POWER = 2.0
 """An additional edge across d layers is drawn with weight d ** -SKIP_POWER."""
 MAX_TRIES = 1000
-MAX_SYMBOLS = 64
-"""Maximum number of nodes with ``wording=arrows``, where each pair of symbols is a word of the vocabulary."""
+
+NUM_NODES, NUM_LAYERS, NUM_EDGES = (16, 24), (4, 6), (24, 40)
+"""The ranges of a data group that names none."""
 
 Layers = list[list[int]]
 """The family of each node, layer by layer. Nodes are numbered in this order."""
@@ -137,6 +126,10 @@ class LayeredGraphs:
         online: bool,
         wording: str = "sentences",
         split_by: str = "graphs",
+        *,
+        num_hops: tuple[int, int] | None = None,
+        num_symbols: int | None = None,
+        nodes_as_steps: bool = False,
     ) -> None:
         """Checks the settings.
 
@@ -147,23 +140,22 @@ class LayeredGraphs:
             num_layers: range of the number of layers, including that of the persons.
             num_edges: range of the number of edges.
             online: whether training uses new problems in each epoch, instead of those of epoch 0.
-            wording: sentences, or arrows (``graphs.word_as_arrows``); both describe the same graphs.
+            wording: sentences, triples or arrows (``graph_writing``); all describe the same graphs.
             split_by: what may occur in only one split: graphs, however their nodes are named, or problems.
+            num_hops: range of the number of edges from root to target; None: any number.
+            num_symbols: number of names that nodes can have (``graph_writing.graph_writer``); None: as many as needed.
+            nodes_as_steps: whether the steps of arrows are nodes (``data.format=symbolic``) instead of edges.
 
         Raises:
             DataError: some numbers of the ranges cannot be combined, or give too few graphs for three splits.
         """
         self._seed, self._size, self._online = seed, dict(size), online
-        self._ranges = (num_nodes, num_layers, num_edges)
-        self._concepts = CONCEPTS
-        self._arrows, self._by_graphs = wording == "arrows", split_by == "graphs"
+        self._ranges, self._hops = (num_nodes, num_layers, num_edges), num_hops
+        self._by_graphs = split_by == "graphs"
         self._kept: dict[str, list[Problem]] = {}
         _check_form(self._size, num_nodes, num_layers, num_edges)
-        if self._arrows:
-            _check_symbols(num_nodes)
+        self._writer = graph_writer(wording, nodes_as_steps, num_nodes, num_symbols)
         _check_fit(num_nodes, num_layers, num_edges)
-        self._concepts = concepts(max(len(CONCEPTS), num_nodes[1] - 2))
-        self._symbols = tuple(map(str, range(num_nodes[1])))
         for split in SPLITS:
             if self._size[split]:
                 self.problem(split, 0, 0)
@@ -171,8 +163,18 @@ class LayeredGraphs:
     @classmethod
     def from_config(cls, data: DataConfig, seed: int) -> Self:
         """The source that the group ``data`` describes."""
-        ranges = (data.num_nodes, data.num_layers, data.num_edges)
-        return cls(seed, data.size.model_dump(), *ranges, data.online, data.wording, data.split_by)
+        ranges = (data.num_nodes or NUM_NODES, data.num_layers or NUM_LAYERS, data.num_edges or NUM_EDGES)
+        return cls(
+            seed,
+            data.size.model_dump(),
+            *ranges,
+            data.online,
+            data.graph_wording,
+            data.split_by,
+            num_hops=data.num_hops,
+            num_symbols=data.num_symbols,
+            nodes_as_steps=data.text_format.one_token,
+        )
 
     def train(self, epoch: int) -> list[Problem]:
         """The training problems of an epoch; those of epoch 0 unless ``online``."""
@@ -188,12 +190,7 @@ class LayeredGraphs:
 
     def vocabulary(self) -> list[str]:
         """Texts that contain every word of any problem, with each punctuation mark that can follow it."""
-        if self._arrows:
-            arrows = [arrow(parent, child) for parent, child in permutations(self._symbols, 2)]
-            return [*arrows, *(f"From {symbol} to {symbol} or {symbol}?" for symbol in self._symbols)]
-        one = self._concepts[0]
-        persons = [f"{name} is a {one}. Is {name} a {one} or {one}?" for name in NAMES]
-        return persons + [f"Every {concept} is a {concept}. Is {NAMES[0]} a {concept}?" for concept in self._concepts]
+        return self._writer.vocabulary()
 
     def problem(self, split: str, epoch: int, index: int) -> Problem:
         """Draws the problem with this index, and draws again while the result belongs to another split."""
@@ -202,21 +199,25 @@ class LayeredGraphs:
             graph = _draw_graph(rng, *(rng.randint(*bounds) for bounds in self._ranges))
             if self._by_graphs and split_of_graph(graph) != split:
                 continue
-            problem = self._word(_ask(rng, graph), rng)
+            question = _ask(rng, graph)
+            if not self._has_hops(question):
+                continue
+            problem = self._writer.write(question, rng)
             if self._by_graphs or split_of_problem(problem) == split:
                 return problem
         nodes, layers, edges = map(list, self._ranges)
+        hops = f", data.num_hops={list(self._hops)}" if self._hops else ""
         raise DataError(
-            f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges} give too few "
-            f"different graphs: {MAX_TRIES} draws gave none for the split '{split}', expected about one in ten; widen "
-            f"a range, for example data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with suitable data.num_edges, or set "
-            "data.split_by=problems"
+            f"data=synthetic: data.num_nodes={nodes}, data.num_layers={layers}, data.num_edges={edges}{hops} give too "
+            f"few different graphs: {MAX_TRIES} draws gave none for the split '{split}', expected about one in ten; "
+            f"widen a range, for example data.num_nodes=[{nodes[0]},{nodes[1] + 8}] with suitable data.num_edges, or "
+            "set data.split_by=problems"
         )
 
-    def _word(self, question: GraphQuestion, rng: random.Random) -> Problem:
-        if self._arrows:
-            return word_as_arrows(question, rng, self._symbols)
-        return word(question, rng, self._concepts)
+    def _has_hops(self, question: GraphQuestion) -> bool:
+        if self._hops is None:
+            return True
+        return self._hops[0] <= question.graph.distances(question.root)[question.target] <= self._hops[1]
 
     def _draw(self, split: str, epoch: int) -> list[Problem]:
         return [self.problem(split, epoch, index) for index in range(self._size[split])]
@@ -238,15 +239,6 @@ def _check_form(size: Mapping[str, int], *ranges: Sequence[int]) -> None:
             )
 
 
-def _check_symbols(num_nodes: Sequence[int]) -> None:
-    if num_nodes[1] > MAX_SYMBOLS:
-        raise DataError(
-            f"data.num_nodes: found {list(num_nodes)}, expected at most {MAX_SYMBOLS} with data.wording=arrows (each "
-            f"pair of nodes is a word); set data.num_nodes=[{min(num_nodes[0], MAX_SYMBOLS)},{MAX_SYMBOLS}] or "
-            "data.wording=sentences"
-        )
-
-
 def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: Sequence[int]) -> None:
     """Checks that all numbers of the three ranges can be combined, because each is drawn independently."""
     if num_layers[0] < 2:
@@ -259,11 +251,6 @@ def _check_fit(num_nodes: Sequence[int], num_layers: Sequence[int], num_edges: S
             f"data.num_nodes: found {list(num_nodes)}, expected at least {2 * num_layers[1]}, two for each of up "
             f"to {num_layers[1]} layers (data.num_layers={list(num_layers)}); set "
             f"data.num_nodes=[{2 * num_layers[1]},{max(num_nodes[1], 2 * num_layers[1])}] or fewer layers"
-        )
-    if num_nodes[1] - 2 > MAX_CONCEPTS:
-        raise DataError(
-            f"data.num_nodes: found {list(num_nodes)}, expected at most {MAX_CONCEPTS + 2} (there are no more words); "
-            f"set data.num_nodes=[{min(num_nodes[0], MAX_CONCEPTS + 2)},{MAX_CONCEPTS + 2}]"
         )
     if num_edges[0] < num_nodes[1] - 2:
         least = num_nodes[1] - 2

@@ -15,6 +15,7 @@ from coconut_ds.data.problem import Problem, iter_problems, load_problems
 from coconut_ds.errors import DataError
 from coconut_ds.settings import DataConfig
 from coconut_ds.settings.data import SOURCES
+from coconut_ds.settings.data_schedule import phases_of
 
 DEBUG_TRAIN, DEBUG_VALID = 5000, 32
 """Maximum numbers of problems per split under ``run.debug``."""
@@ -35,6 +36,13 @@ class Source(Protocol):
 
     def test(self) -> list[Problem]:
         """The test problems."""
+
+    def vocabulary(self) -> list[str]:
+        """Texts that together contain every word that the tokenizer must know."""
+
+
+class Vocabulary(Protocol):
+    """What a tokenizer of the words of the data is built from. Every ``Source`` is one."""
 
     def vocabulary(self) -> list[str]:
         """Texts that together contain every word that the tokenizer must know."""
@@ -155,6 +163,33 @@ class DebugSource:
     def vocabulary(self) -> list[str]:
         """The texts of the complete source."""
         return self._source.vocabulary()
+
+
+class Words:
+    """The words of several sources, the last of which is the run's own."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+
+    def vocabulary(self) -> list[str]:
+        """The texts of all sources. Those of the run's own come first, so that its words have the same token ids."""
+        *earlier, own = self._sources
+        return [text for one in (own, *earlier) for text in one.vocabulary()]
+
+
+def open_sources(data: DataConfig, seed: int, debug: bool = False) -> list[Source]:
+    """The sources of a run: those of ``data.schedule`` in order, and last that of ``data`` itself.
+
+    Raises:
+        DataError: a generator cannot create the requested problems.
+    """
+    sources = []
+    for index, phase in enumerate(phases_of(data)):
+        try:
+            sources.append(open_source(phase.data, seed, debug))
+        except DataError as error:
+            raise DataError(f"data.schedule[{index}]: {error}") from error
+    return [*sources, open_source(data, seed, debug)]
 
 
 def open_source(data: DataConfig, seed: int, debug: bool = False) -> Source:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sequences import Sequences
-from coconut_ds.data.sources import open_source
+from coconut_ds.data.sources import Words, open_sources
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.data.tokens import add_markers, encode_announcements, tokenize
 from coconut_ds.errors import ConfigError, ModelError
@@ -80,15 +80,16 @@ def planner_of(config: Config, gpus: int, tokens: int | None, targets: int | Non
     if tokens is not None:
         work = synthetic_workload(config, tokens, tokens // 4 if targets is None else targets)
         return Planner(config, model, model.get_text_config().vocab_size, work, gpus, feed, on_cpu=on_cpu)
-    source = open_source(config.data, config.run.seed, config.run.debug)
+    sources = open_sources(config.data, config.run.seed, config.run.debug)
     try:
-        tokenizer = starting_tokenizer(config, source)
+        tokenizer = starting_tokenizer(config, Words(sources))
     except ModelError as error:
         raise ModelError(f"{error}; or set tokens=T, with which no tokenizer is needed") from error
     add_markers(tokenizer, METHODS[config.method.kind].pauses)
     from_scratch = config.model.model_init == "scratch"
     rows = len(tokenizer) if from_scratch else max(len(tokenizer), model.get_text_config().vocab_size)
-    problems = sorted(source.train(config.run.resume), key=lambda one: -len(one.question + "".join(one.steps)))
+    every = [problem for source in sources for problem in source.train(config.run.resume)]
+    problems = sorted(every, key=lambda one: -len(one.question + "".join(one.steps)))
     longest = longest_of(config, problems[:NUM_LONGEST], tokenizer)
     return Planner(config, model, rows, longest, gpus, feed, on_cpu=on_cpu)
 

@@ -201,7 +201,9 @@ def architecture(settings: ModelConfig) -> PreTrainedConfig:
     if unknown:
         raise ModelError(
             f"model.model_config_overrides: {type(default).__name__} has no key {', '.join(unknown)}; "
-            f"its keys include {', '.join(sorted(default.to_dict())[:40])}"
+            f"its keys include {', '.join(sorted(default.to_dict())[:40])}. If the option "
+            "model=… sets the others, for its own model_id, type model.model_config_overrides={} before your own keys, "
+            "for example model.model_config_overrides={} model.model_config_overrides.num_hidden_layers=2"
         )
     try:
         return load(**overrides)

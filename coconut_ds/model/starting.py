@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coconut_ds.data.sources import Source
+from coconut_ds.data.sources import Vocabulary
 from coconut_ds.data.tokens import build_word_tokenizer, load_tokenizer
 from coconut_ds.distributed.zero import in_shards
 from coconut_ds.errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ from coconut_ds.model.tables import recompute_tables
 from coconut_ds.settings import Config
 
 
-def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] | None = None) -> Backbone:
+def starting_backbone(config: Config, source: Vocabulary, engine: Mapping[str, Any] | None = None) -> Backbone:
     """The model and tokenizer to start from: ``run.load_model_path`` if it is set, else what ``model`` describes.
 
     Args:
@@ -46,7 +46,7 @@ def starting_backbone(config: Config, source: Source, engine: Mapping[str, Any] 
     return backbone
 
 
-def _load(config: Config, source: Source) -> Backbone:
+def _load(config: Config, source: Vocabulary) -> Backbone:
     path, pause = config.run.load_model_path, METHODS[config.method.kind].pauses
     if path is None:
         return build_backbone(config.model, starting_tokenizer(config, source), pause)
@@ -140,7 +140,7 @@ def starting_feed(backbone: Backbone, wanted: FeedSpec | None, method: Method, s
     return loaded
 
 
-def starting_tokenizer(config: Config, source: Source) -> PreTrainedTokenizerBase:
+def starting_tokenizer(config: Config, source: Vocabulary) -> PreTrainedTokenizerBase:
     """The tokenizer that the configuration group ``model`` describes."""
     name = config.model.tokenizer or config.model.model_id
     return build_word_tokenizer(source.vocabulary()) if name == "dataset" else load_tokenizer(name)

@@ -1,6 +1,7 @@
 """Maps graph problems to their text: where an edge is written, what precedes a node's name, and edits of single edges.
 
-Supports three notations: the sentences of ProsQA, triples of symbols, and arrows (one word per edge).
+Supports the notations of `data.graph_writing`: the sentences of ProsQA, triples of symbols, and arrows (one word per
+edge), whose steps are edges, or nodes as those of triples.
 """
 
 import random
@@ -28,6 +29,8 @@ class GraphText:
     """Names of the nodes, by index."""
     wording: Literal["sentences", "triples", "arrows"]
     """How edges are written: ``Every 1 is a 2.``, ``1 2 |`` or ``1>2``."""
+    nodes_as_steps: bool
+    """Whether a step is a node instead of an edge: with triples, and with arrows whose question has ``[Q]``."""
 
     @property
     def graph(self) -> Graph:
@@ -69,7 +72,7 @@ class GraphText:
 
     def names(self, node: int) -> list[str]:
         """The texts that name a node as the next one: its symbol or, with arrows, each edge that leads to it."""
-        if self.wording != "arrows":
+        if self.wording != "arrows" or self.nodes_as_steps:
             return [self.symbols[node]]
         return [self.edge((parent, node)) for parent in self.graph.parents[node]] or [self.symbols[node]]
 
@@ -118,13 +121,13 @@ class GraphText:
         question = self.problem.question[:start] + written + self.problem.question[end:]
         names = [self.symbols[node] for node in graph.draw_shortest_path(rng, asked.root, asked.target)]
         steps, answer = tuple(names[1:]), names[-1]
-        if self.wording == "arrows":
+        if self.wording == "arrows" and not self.nodes_as_steps:
             steps = tuple(arrow(a, b) for a, b in pairwise(names))
         elif self.wording == "sentences":
             steps = tuple(f"{'Every ' if i else ''}{a} is a {b}." for i, (a, b) in enumerate(pairwise(names)))
             answer = f"{names[0]} is a {answer}."
         problem = Problem(question, steps, answer, {**self.problem.extra, **asked.as_dict(self.symbols)})
-        return GraphText(problem, asked, self.symbols, self.wording)
+        return replace(self, problem=problem, asked=asked)
 
 
 def graph_text(problem: Problem, format: Format, where: str = "problem") -> GraphText:
@@ -140,9 +143,10 @@ def graph_text(problem: Problem, format: Format, where: str = "problem") -> Grap
     """
     asked, symbols = question_of(problem, where), problem.extra["idx_to_symbol"]
     first = [symbols[node] for node in asked.graph.edges[0]]
-    if format.one_token:
-        return GraphText(problem, asked, symbols, "triples")
-    return GraphText(problem, asked, symbols, "arrows" if arrow(*first) in problem.question.split() else "sentences")
+    nodes_as_steps = format.one_token or " [Q] " in problem.question
+    if arrow(*first) in problem.question.split():
+        return GraphText(problem, asked, symbols, "arrows", nodes_as_steps)
+    return GraphText(problem, asked, symbols, "triples" if nodes_as_steps else "sentences", nodes_as_steps)
 
 
 def redirected(text: GraphText, rng: random.Random) -> GraphText | None:

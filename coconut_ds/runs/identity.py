@@ -7,70 +7,23 @@ run whose reward failed continues with the corrected function.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.files import write_whole
-from coconut_ds.settings import Config, ObjectiveConfig
+from coconut_ds.runs.counted_keys import EARLIER_DEFAULTS, LATER_KEYS, NOT_A_NUMBER
+from coconut_ds.settings import Config
+from coconut_ds.settings.data import GRAPHS
+from coconut_ds.settings.data_schedule import phases_of
 from coconut_ds.settings.schema import leaf_keys, value_of
 from coconut_ds.strict_json import JsonError, read_json
 
 FILE = "signature.json"
 """File with the table, in the folder that all attempts of a run share."""
 
-NOT_A_NUMBER = (
-    # Names, output folders, loggers and which checkpoints are kept.
-    "run.name",
-    "run.save_path",
-    "run.project",
-    "run.wandb_entity",
-    "run.wandb",
-    "run.trackers",
-    "run.watchdog_s",
-    "run.watchdog_ends",
-    "run.log_every",
-    "run.save_only_improve",
-    "run.async_save",
-    "training.save_every",
-    "training.save_every_steps",
-    "training.keep_last",
-    "training.keep_best",
-    # Which attempt to continue, and for how many epochs.
-    "run.resume_mode",
-    "run.resume_attempt_id",
-    "run.allow_mismatch",
-    "run.signature_ignore_keys",
-    "training.num_epochs",
-    # Training does not read these.
-    "run.only_eval",
-    "data.cache_path",
-    "data.made_by",
-    "data.test_path",
-    # How a global batch is divided into micro batches.
-    "training.batch_size_training",
-    "training.gradient_accumulation_steps",
-    "training.batch_size_eval",
-    # Whether activations are stored or recomputed, and in which order gradients are added up.
-    "training.activation_checkpointing",
-    "training.defer_gradients",
-    # How often weights are gathered under ZeRO-3.
-    "deepspeed.hold_weights",
-)
-"""Configuration keys that cannot change a number and are left out of the table."""
-LATER_KEYS = {
-    "data.answers": "text",
-    "data.scoring": "exact",
-    "data.chat_template": False,
-    "model.fused_kernels": "off",
-    "run.tf32": False,
-    "training.lr_schedule": "constant",
-} | {f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)}
-"""Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
-of the table, so that runs begun with an older version keep their signature. Keys that an objective reads are in the
-table of its runs, whatever their value."""
 VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of a model's ``config.json`` that tell where it comes from and not what it is."""
 
@@ -103,6 +56,7 @@ def ingredients(
     global_batch_size: int,
     engine_file: Mapping[str, Any],
     data: Mapping[str, str],
+    schedule: Sequence[Mapping[str, str]] = (),
     weights: str | None,
     tokenizer: str,
     chat_template: str | None = None,
@@ -117,6 +71,7 @@ def ingredients(
         global_batch_size: problems in one optimizer update.
         engine_file: content of ``deepspeed.config``.
         data: ``train`` and ``val`` to a hash of the file's content; empty for generated data.
+        schedule: the same for each entry of ``data.schedule``.
         weights: hash of the initial weights; None if they are random and follow from the seed.
         tokenizer: hash of the tokenizer's content, without its chat template.
         chat_template: hash of the tokenizer's chat template; None: ``data.chat_template`` is false.
@@ -132,10 +87,13 @@ def ingredients(
     for split in ("train", "val"):
         assert config.data.kind != "file" or split in data, f"the content of data.{split}_path is not given"
         owned[f"data.{split}_path"] = {f"data.{split}_content": data[split]} if split in data else {}
+    if config.data.schedule:
+        owned["data.schedule"] = {"data.schedule": _schedule(config, schedule)}
     owned["model.tokenizer"] = {"model.tokenizer_content": tokenizer}
     if chat_template is not None:
         owned["data.chat_template"] = {"data.chat_template_content": chat_template}
     _replace_model_paths(owned, config, weights)
+    _restore_defaults(owned, config)
     owned["deepspeed.config"] = dict(_leaves(engine_file, "deepspeed.file"))
     owned["training.global_batch_size"] = {"training.global_batch_size": global_batch_size}
     if config.training.lr_schedule != "constant":
@@ -212,7 +170,7 @@ def _is_left_out(config: Config, key: str, value: Any) -> bool:
     """Whether ``LATER_KEYS`` leaves a key out of the table."""
     group, _, part = key.partition(".")
     is_read = group == "objective" and "." in part and config.objective.reads(part.partition(".")[0])
-    return key in LATER_KEYS and value == LATER_KEYS[key] and not is_read
+    return key in LATER_KEYS and not _differ(value, LATER_KEYS[key]) and not is_read
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -221,6 +179,28 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{key}.{name}")
     else:
         yield key, value
+
+
+def _schedule(config: Config, contents: Sequence[Mapping[str, str]]) -> tuple[dict[str, Any], ...]:
+    """The entries of ``data.schedule``, with hashes of the files of problems in place of their paths."""
+    entries = config.model_dump(mode="json")["data"]["schedule"]
+    found = []
+    given = contents or [{}] * len(entries)
+    for entry, phase, content in zip(entries, phases_of(config.data), given, strict=True):
+        assert phase.data.kind != "file" or content, "the content of the files of data.schedule is not given"
+        plain = {key: value for key, value in entry.items() if key not in ("train_path", "val_path")}
+        found.append(plain | {f"{split}_content": digest for split, digest in content.items()})
+    return tuple(found)
+
+
+def _restore_defaults(owned: dict[str, dict[str, Any]], config: Config) -> None:
+    """Puts what older versions recorded in place of null (``EARLIER_DEFAULTS``)."""
+    for key, (value, kind) in EARLIER_DEFAULTS.items():
+        if owned[key][key] is None:
+            owned[key] = {key: value}
+        elif config.data.kind in GRAPHS and config.data.kind != kind:
+            # The other generator takes null for something else than this value, which older versions ignored.
+            owned[key] |= {f"{key}_is_set": True}
 
 
 def _replace_model_paths(owned: dict[str, dict[str, Any]], config: Config, weights: str | None) -> None:

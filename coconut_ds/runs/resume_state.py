@@ -11,6 +11,8 @@ from coconut_ds.errors import CheckpointError
 from coconut_ds.strict_json import parse_loosely
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+LATER_FIELDS = (("position", "data_switches"), ("scores", "best_phase"))
+"""Fields that older versions lack. A run without ``data.schedule`` does not write them, so its files are the same."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Position:
     """Stage of the previous epoch; None before the first epoch ends."""
     stage_switches: list[int] = field(default_factory=list)
     """Epochs, counted from 0, at which stages 1, 2, ... began, as decided by the curriculum."""
+    data_switches: list[int] = field(default_factory=list)
+    """Epochs, counted from 0, at which phases 1, 2, ... of ``data.schedule`` began."""
     loss_sum: float = 0.0
     """Sum of the losses of the updates completed in the current epoch."""
     solved: bool = False
@@ -43,7 +47,8 @@ class Position:
 
 @dataclass
 class Scores:
-    """Validation accuracies of a run. Only accuracies of the same stage are compared: earlier stages are easier."""
+    """Validation accuracies of a run. Only accuracies of the same stage, on the same problems, are compared: earlier
+    stages and earlier phases of ``data.schedule`` are easier."""
 
     __pydantic_config__ = _STRICT
 
@@ -53,16 +58,18 @@ class Scores:
     """Best accuracy at ``best_stage``; -1 before the first evaluation."""
     best_checkpoint: str | None = None
     """Folder name of the checkpoint with that accuracy; None if it was not saved or has been removed."""
+    best_phase: int = 0
+    """Phase of ``data.schedule`` in which ``best_accuracy`` was found, counted from 0."""
     last_accuracy: float = -1.0
     last_checkpoint: str | None = None
     """Folder name of the checkpoint written last."""
 
-    def record(self, stage: int, accuracy: float) -> bool:
+    def record(self, stage: int, accuracy: float, phase: int = 0) -> bool:
         """Records an evaluation; returns whether it is the best so far."""
         self.last_accuracy = accuracy
-        if stage < self.best_stage or (stage == self.best_stage and accuracy <= self.best_accuracy):
+        if (phase, stage, accuracy) <= (self.best_phase, self.best_stage, self.best_accuracy):
             return False
-        self.best_stage, self.best_accuracy, self.best_checkpoint = stage, accuracy, None
+        self.best_phase, self.best_stage, self.best_accuracy, self.best_checkpoint = phase, stage, accuracy, None
         return True
 
 
@@ -99,13 +106,17 @@ class ResumeState:
         values = parse_loosely(text.decode())
         for name, part in (("position", Position), ("scores", Scores)):
             for one in fields(part):
-                if one.name not in values[name]:
+                if one.name not in values[name] and (name, one.name) not in LATER_FIELDS:
                     raise _unusable(path, f"{name}.{one.name}: Field required")
         return state
 
     def write(self, path: Path) -> None:
         """Writes the file."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        values = asdict(self)
+        for part, name in LATER_FIELDS:
+            if not values[part][name]:
+                del values[part][name]
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _unusable(path: Path, fault: str) -> CheckpointError:

@@ -20,6 +20,7 @@ from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.completion import words_of_schema
 from coconut_ds.settings.composition import SETS, composed, option_files, parsed
+from coconut_ds.settings.data_schedule import with_groups
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
 from coconut_ds.settings.overrides import (
@@ -118,7 +119,22 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) ->
     if own and "global_batch_size" not in given:
         # The user's accumulation overrides the preset's global batch size, which is then computed from it.
         values["training"]["global_batch_size"] = None
+    _expand_schedule(values["data"], config_dirs)
     return Config.from_dict(values)
+
+
+def _expand_schedule(data: dict[str, Any], config_dirs: Sequence[str]) -> None:
+    """Puts the keys of data groups in place of their names in ``data.schedule``."""
+
+    def values_of(name: str) -> dict[str, Any]:
+        return compose_values("config", Config, [f"data={name}"], config_dirs)["data"]
+
+    if not data.get("schedule"):
+        return
+    try:
+        data["schedule"] = with_groups(data, values_of, option_names(config_dirs)["data"])
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
 
 
 def compose_eval_config(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> EvalConfig:

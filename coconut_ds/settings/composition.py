@@ -83,8 +83,10 @@ def composed(root: str, overrides: Sequence[str], config_dirs: Sequence[str] = (
 
 def _set(config: DictConfig, word: str) -> None:
     one = _parser().parse_override(word)
+    value = one.value()
     try:
-        OmegaConf.update(config, one.key_or_group, one.value(), merge=True, force_add=True)
+        # A mapping adds to the keys of the option; an empty one, which would add nothing, drops them.
+        OmegaConf.update(config, one.key_or_group, value, merge=value != {}, force_add=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"Error merging override {word}: {str(error).splitlines()[0]}") from error
 

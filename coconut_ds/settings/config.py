@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.settings.data import DataConfig
+from coconut_ds.settings.data_schedule import phases_of
 from coconut_ds.settings.model import MethodConfig, ModelConfig
 from coconut_ds.settings.objective import ObjectiveConfig
 from coconut_ds.settings.objective_checks import objective_problems
@@ -29,6 +30,7 @@ class Config(Group):
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
+        problems += self._data_schedule_problems()
         problems += objective_problems(self.objective, self.method, self.training, self.data)
         if problems:
             raise ValueError("; ".join(problems))
@@ -78,6 +80,47 @@ class Config(Group):
             problems.append(
                 f"run.resume={self.run.resume} skips all of training.num_epochs={self.training.num_epochs}; "
                 f"set run.resume below {self.training.num_epochs} or num_epochs above {self.run.resume}"
+            )
+        return [*problems, *self._schedule_problems()]
+
+    @property
+    def _ends_rate_by_recorded_stage(self) -> bool:
+        """Whether the learning rate falls over stages that end by accuracy."""
+        training = self.training
+        by_stage = training.lr_schedule != "constant" and training.lr_schedule_over == "stage"
+        return by_stage and training.advance == "accuracy" and training.stage_switches is None
+
+    def _schedule_problems(self) -> list[str]:
+        training = self.training
+        if not (self._ends_rate_by_recorded_stage and METHODS[self.method.kind].has_curriculum):
+            return []
+        if training.max_epochs_per_stage is not None:
+            return []
+        return [
+            f"training.lr_schedule={training.lr_schedule} with lr_schedule_over=stage and advance=accuracy: nothing "
+            "says when a stage ends at the latest; set training.max_epochs_per_stage, or lr_schedule_over=run"
+        ]
+
+    def _data_schedule_problems(self) -> list[str]:
+        try:
+            phases = phases_of(self.data)
+        except ValueError as error:
+            return [f"data.{error}"]
+        problems = []
+        curriculum = METHODS[self.method.kind].has_curriculum
+        for index, phase in enumerate(phases):
+            where = f"data.schedule[{index}]"
+            if phase.data.kind == "file" and not (phase.data.train_path and phase.data.val_path):
+                problems.append(f"{where}: problems of files need train_path and val_path; add both")
+            if phase.mastery is not None and self.data.text_format.one_token and curriculum:
+                problems.append(
+                    f"{where}.mastery={phase.mastery} with data.format={self.data.format}: before the last stage "
+                    "several nodes can be correct, so accuracy does not show mastery; set epochs instead"
+                )
+        if phases and curriculum and self._ends_rate_by_recorded_stage:
+            problems.append(
+                "data.schedule with training.advance=accuracy: the first stage lasts until the schedule has ended, so "
+                "no one knows its length; set training.lr_schedule_over=run"
             )
         return problems
 

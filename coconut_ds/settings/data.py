@@ -1,7 +1,7 @@
 """The group ``data``, and the registry of data sources."""
 
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -23,6 +23,8 @@ SOURCES = {
 The classes are named rather than imported: they take their settings from ``DataConfig``, so their modules import this
 one. ``coconut_ds.data.sources.open_source`` imports the class when a run needs its problems.
 """
+GRAPHS = ("prosqa_symbolic", "synthetic")
+"""The generators of questions about graphs."""
 
 
 class SplitSizes(Group):
@@ -50,7 +52,8 @@ class DataConfig(Group):
     made_by: str | None = None
     """Command that creates the files; shown if one is missing."""
     format: Annotated[str, AfterValidator(NameIn(FORMATS, "format"))] = "text"
-    """text: sentences. symbolic: triples of symbols and one target token per sequence (prosqa_symbolic)."""
+    """text: all steps and the answer are written. symbolic: one target token per sequence, for graphs whose wording is
+    triples or arrows."""
     answers: Annotated[str, AfterValidator(NameIn(ANSWER_KINDS, "kind of answers"))] = "text"
     """How scoring=exact compares answers. text: equal text, without thousands separators. numbers: also equal if both
     are numbers of the same value, so that 145, 145.0, $145 and 145% are the same."""
@@ -72,19 +75,38 @@ class DataConfig(Group):
     """Number of terms of a sum or product (modular_sum, permutation_product)."""
     modulus: Annotated[int, Field(ge=2, strict=True)] = 10
     """Modulus (modular_sum)."""
-    num_nodes: tuple[Positive, Positive] = (16, 24)
-    """Smallest and largest number of nodes of a graph (synthetic)."""
-    num_layers: tuple[Positive, Positive] = (4, 6)
-    """Smallest and largest number of layers of a graph (synthetic)."""
-    num_edges: tuple[Positive, Positive] = (24, 40)
-    """Smallest and largest number of edges of a graph (synthetic)."""
-    wording: Literal["sentences", "arrows"] = "sentences"
-    """sentences: the sentences of ProsQA. arrows: one word per edge (synthetic)."""
+    num_nodes: tuple[Positive, Positive] | None = None
+    """Smallest and largest number of nodes of a graph. null: 16 to 24 (synthetic), or as in the published files, about
+    23 (prosqa_symbolic)."""
+    num_layers: tuple[Positive, Positive] | None = None
+    """Smallest and largest number of layers of a graph (synthetic); null: 4 to 6."""
+    num_edges: tuple[Positive, Positive] | None = None
+    """Smallest and largest number of edges of a graph. null: 24 to 40 (synthetic), or any (prosqa_symbolic)."""
+    num_symbols: Positive | None = None
+    """Number of names that nodes can have; with wording=sentences, of concepts. A tokenizer of the words of the data
+    then serves graphs of all sizes. null: as many as the largest graph needs, at least 31 (prosqa_symbolic) or 38
+    concepts."""
+    wording: Literal["sentences", "arrows", "triples"] | None = None
+    """How graphs are written. sentences: the sentences of ProsQA. arrows: one word per edge. triples: two symbols per
+    edge, and nodes as steps. null: sentences (synthetic), or triples (prosqa_symbolic, and with format=symbolic)."""
     split_by: Literal["graphs", "problems"] = "graphs"
-    """What may occur in only one split (synthetic). graphs: a graph, however its nodes are named. problems: a problem,
-    for settings with few different graphs."""
-    num_hops: tuple[Positive, Positive] = (3, 4)
-    """Smallest and largest number of edges from root to target (prosqa_symbolic)."""
+    """What may occur in only one split of generated graphs. graphs: a graph, however its nodes are named. problems: a
+    problem, for settings with few different graphs."""
+    num_hops: tuple[Positive, Positive] | None = None
+    """Smallest and largest number of edges from root to target. null: 3 to 4 (prosqa_symbolic), or any (synthetic)."""
+    balanced: bool = False
+    """Only questions whose two options have as many ancestors and as many mentions as each other, so that neither count
+    tells the answer (prosqa_symbolic). Those of synthetic are equal on average."""
+    schedule: tuple[dict[str, Any], ...] = ()
+    """Problems to train on before these, one after the other. Each entry has the keys of data that differ, or group (an
+    option of data), and its end: epochs, mastery (a share of wholly right validation problems), or both. Example:
+    [{num_nodes: [8, 8], mastery: 0.97}, {group: synthetic_tiny, epochs: 5}]."""
+
+    @property
+    def graph_wording(self) -> str:
+        """How graphs are written: ``wording``, or what null means."""
+        triples = self.kind == "prosqa_symbolic" or self.text_format.one_token
+        return self.wording or ("triples" if triples else "sentences")
 
     @property
     def text_format(self) -> Format:
@@ -109,9 +131,27 @@ class DataConfig(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Self:
+        if self.kind not in GRAPHS:
+            return self
+        if self.text_format.one_token and self.graph_wording == "sentences":
+            raise ValueError(
+                f"format={self.format} needs symbols, found wording=sentences; set data.format=text, or "
+                "data.wording=triples or arrows"
+            )
+        if self.kind == "synthetic" and self.balanced:
+            raise ValueError("balanced=true: only ProsQA's graphs can be balanced; set data=prosqa_balanced")
+        if self.kind == "prosqa_symbolic" and self.num_layers is not None:
+            raise ValueError(
+                f"num_layers={list(self.num_layers)}: ProsQA's graphs are not drawn in layers; set data.num_hops="
+                "[smallest,largest] instead, or use data=synthetic"
+            )
+        return self
+
     @field_validator("num_nodes", "num_layers", "num_edges", "num_hops")
     @classmethod
-    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1]:
+    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and value[0] > value[1]:
             raise ValueError(f"smallest {value[0]} exceeds largest {value[1]}; write [smallest, largest]")
         return value

@@ -50,7 +50,8 @@ class ModelConfig(Group):
     model_init: Literal["pretrained", "scratch"] = "pretrained"
     """pretrained: load the weights of model_id. scratch: random weights, in the architecture of model_id."""
     model_config_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the Hugging Face configuration to replace (model_init=scratch only)."""
+    """Keys of the Hugging Face configuration to replace (model_init=scratch only). Keys on the command line add to
+    those of the option of model; model_config_overrides={} before them drops those, as another model_id needs it."""
     tokenizer: str | None = None
     """Tokenizer folder or hub name. dataset: a word-level tokenizer built from the problems; null: the tokenizer of
     model_id."""

@@ -79,8 +79,11 @@ class TrainingConfig(Group):
     lr: Annotated[float, Field(gt=0, strict=True)] = 1e-4
     """Learning rate."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """The learning rate after the warm-up: constant, or falling to 0 at the end of the run along half a cosine or a
-    line. A run with cosine or linear has another result if num_epochs changes, so it is then another run."""
+    """The learning rate after the warm-up: constant, or falling to 0 along half a cosine or a line. A run with cosine
+    or linear has another result if num_epochs changes, so it is then another run."""
+    lr_schedule_over: Literal["run", "stage"] = "run"
+    """run: lr_schedule ends with the run, whatever its stages. stage: it ends with each stage, and schedule and warm-up
+    begin again with the next one. With advance=accuracy a stage ends at max_epochs_per_stage at the latest."""
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
     """AdamW's decoupled weight decay."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -88,7 +91,8 @@ class TrainingConfig(Group):
     eps: Annotated[float, Field(gt=0, strict=True)] = 1e-8
     """AdamW's term for numerical stability."""
     warmup_steps: Natural = 0
-    """Number of updates over which the learning rate rises linearly, counted from the last reset of the optimizer."""
+    """Number of updates over which the learning rate rises linearly, counted from the last reset of the optimizer, and
+    with lr_schedule_over=stage from the beginning of each stage."""
     max_grad_norm: Annotated[float, Field(ge=0, strict=True)] = 0.0
     """Maximum gradient norm; gradients of an update are clipped to it. 0: no clipping."""
 

@@ -51,16 +51,53 @@ class Curriculum:
             return min(epoch // self.epochs_per_stage, self.last_stage)
         return min(sum(epoch >= switch for switch in switches), self.last_stage)
 
-    def advances(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
-        """Whether the stage ends after ``epoch``. ``accuracy``: share of validation problems that were wholly right."""
+    def advances(self, epoch: int, switches: Sequence[int], accuracy: float, since: int = 0) -> bool:
+        """Whether the stage ends after ``epoch``.
+
+        Args:
+            epoch: the epoch.
+            switches: the epochs at which stages 1, 2, ... began, as recorded so far.
+            accuracy: share of validation problems that were wholly right.
+            since: the first epoch that counts (the first on the run's own problems, with ``data.schedule``).
+        """
         if not self.recorded or self.stage(epoch, switches) >= self.last_stage:
             return False
         began = switches[-1] if switches else self.first_epoch
-        lasted = epoch + 1 - began
+        lasted = epoch + 1 - max(began, since)
         if lasted < self.training.min_epochs_per_stage:
             return False
         longest = self.training.max_epochs_per_stage
         return accuracy >= self.training.advance_at or (longest is not None and lasted >= longest)
+
+    def span(self, epoch: int, switches: Sequence[int]) -> tuple[int, int]:
+        """The first epoch of the stage of ``epoch``, and the epoch before which it ends at the latest."""
+        stage, began, end = self.stage(epoch, switches), epoch, self.training.num_epochs
+        while began > self.first_epoch and self.stage(began - 1, switches) == stage:
+            began -= 1
+        if self.recorded:
+            longest = self.training.max_epochs_per_stage
+            return began, end if longest is None or stage == self.last_stage else min(began + longest, end)
+        return began, next((later for later in range(epoch, end) if self.stage(later, switches) != stage), end)
+
+    def rate(
+        self, epoch: int, switches: Sequence[int], batch: int, num_batches: int, updates_since_reset: int
+    ) -> float:
+        """The learning rate of an update.
+
+        Args:
+            epoch: its epoch.
+            switches: the epochs at which stages 1, 2, ... began, as recorded so far.
+            batch: number of updates that the epoch has made before it.
+            num_batches: number of updates of the epoch. If it differs between epochs, ``training.lr_schedule`` falls
+                by the same amount in each epoch.
+            updates_since_reset: number of updates since the optimizer was reset.
+        """
+        by_stage = self.training.lr_schedule_over == "stage"
+        began, end = self.span(epoch, switches) if by_stage else (self.first_epoch, self.training.num_epochs)
+        done = (epoch - began) * num_batches + batch
+        warmed_up = min(updates_since_reset, done) if by_stage else updates_since_reset
+        factor = schedule_factor(self.training, done, (end - began) * num_batches)
+        return learning_rate(self.training, warmed_up) * factor
 
     def solved(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
         """Whether the run may stop after ``epoch``: it is at the last stage and has reached ``training.stop_at``."""
@@ -79,12 +116,12 @@ def learning_rate(training: TrainingConfig, updates_since_reset: int) -> float:
 def schedule_factor(training: TrainingConfig, done: int, total: int) -> float:
     """What ``training.lr_schedule`` multiplies the learning rate of the next update with.
 
-    1 during the warm-up at the beginning of the run. After it, it falls from 1 to 0 along half a cosine or a line.
+    1 during the first warm-up. After it, it falls from 1 to 0 along half a cosine or a line.
 
     Args:
         training: holds schedule and warm-up.
-        done: number of updates that the run has made.
-        total: number of updates that the run will have made at its end.
+        done: number of updates that the run, or the stage, has made.
+        total: number of updates that it will have made at its end.
     """
     if training.lr_schedule == "constant" or done <= training.warmup_steps:
         return 1.0

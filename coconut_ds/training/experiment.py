@@ -4,7 +4,7 @@ Building it writes one thing: the tokens of a training file, to the cache in ``d
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from coconut_ds.data.sequences import Sequences
-from coconut_ds.data.sources import open_source
+from coconut_ds.data.sources import Source, Words, open_sources
 from coconut_ds.data.tokens import encode_announcements
 from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
@@ -32,9 +32,12 @@ from coconut_ds.model.starting import starting_backbone, starting_feed, wanted_f
 from coconut_ds.model.support import context_length
 from coconut_ds.objectives import objective_of
 from coconut_ds.objectives.base import Objective
+from coconut_ds.runs.resume_state import Position
 from coconut_ds.settings import Config
+from coconut_ds.settings.data_schedule import phases_of
 from coconut_ds.training.batches import BatchGeometry
 from coconut_ds.training.curriculum import Curriculum
+from coconut_ds.training.data_schedule import DataSchedule
 from coconut_ds.training.engine_file import engine_values, zero_stage
 from coconut_ds.training.problems import Notify, RunProblems, check_lengths
 from coconut_ds.training.rewards import Reward
@@ -54,12 +57,15 @@ class Experiment:
     weights: str | None
     """Hash of the initial weights, on rank 0; None if they are random, and on other ranks."""
     problems: RunProblems
+    """The run's own problems; with ``data.schedule``, those of its last phase."""
     kernels: Kernels
     objective: Objective
     auxiliary: dict[str, nn.Module]
     """What the objective trains beside the model."""
     reward: Reward | None
     """The reward of completions; None for objectives that sample none."""
+    earlier: tuple[RunProblems, ...] = ()
+    """The problems of the entries of ``data.schedule``."""
 
     @classmethod
     def prepare(cls, config: Config, ranks: Ranks, notify: Notify) -> "Experiment":
@@ -79,9 +85,9 @@ class Experiment:
         geometry = BatchGeometry.derive(training, ranks.size, objective.samples)
         reward = Reward(config) if objective.samples else None
         seed_generators(config.run.seed)
-        source = open_source(config.data, config.run.seed, config.run.debug)
+        sources = open_sources(config.data, config.run.seed, config.run.debug)
         values = engine_values(config, geometry, ranks.size) if zero_stage(config) == 3 else None
-        backbone = starting_backbone(config, source, values)
+        backbone = starting_backbone(config, Words(sources), values)
         _check_kernels(config, kernels, backbone)
         # Random weights follow from seed and configuration, which are in the signature; loaded weights need a hash.
         loaded = config.run.load_model_path is not None or config.model.model_init == "pretrained"
@@ -89,15 +95,15 @@ class Experiment:
         method = METHODS[config.method.kind]
         auxiliary = _add_trained(config, backbone, method, objective)
         spec = training.curriculum_spec
-        # Another run may tokenize the same data for any time.
-        excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
-        problems = RunProblems(source, config.data, backbone.tokenizer, notify, excused)
-        longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
+        every = _open_problems(config, sources, backbone, ranks, notify)
+        *earlier, problems = every
+        longest = max(method.num_stages(one, spec) for part in every for one in part.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)
         if context is not None:
-            views = objective.views(method)
-            problems.check(partial(check_lengths, views, curriculum.last_stage, spec, context))
+            check = partial(check_lengths, objective.views(method), curriculum.last_stage, spec, context)
+            for one in every:
+                one.check(check)
         return cls(
             config,
             ranks,
@@ -112,7 +118,18 @@ class Experiment:
             objective,
             auxiliary,
             reward,
+            tuple(earlier),
         )
+
+    @cached_property
+    def data_schedule(self) -> DataSchedule:
+        """Decides which problems each epoch trains on."""
+        return DataSchedule(phases_of(self.config.data), self.config.run.resume)
+
+    def problems_at(self, position: Position) -> RunProblems:
+        """The problems of the current epoch."""
+        phase = self.data_schedule.phase(position.epoch, position.data_switches)
+        return (*self.earlier, self.problems)[phase]
 
     @property
     def pad_id(self) -> int:
@@ -168,8 +185,22 @@ class Experiment:
             f"{f' with {loaded} of {start}' if start else ''}, "
             f"{len(self.backbone.tokenizer)} tokens; {len(self.problems.train(self.config.run.resume)):,} training and "
             f"{len(self.problems.valid):,} validation problems"
+            f"{f' after {len(self.earlier)} earlier phases of data.schedule' if self.earlier else ''}"
             + "".join(f"\n{note}" for note in self.backbone.notes_on(self.config.data.text_format))
         )
+
+
+def _open_problems(
+    config: Config, sources: Sequence[Source], backbone: Backbone, ranks: Ranks, notify: Notify
+) -> list[RunProblems]:
+    """The problems of each phase of ``data.schedule``, and last the run's own."""
+    # Another run may tokenize the same data for any time.
+    excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
+    settings = [*(phase.data for phase in phases_of(config.data)), config.data]
+    return [
+        RunProblems(source, data, backbone.tokenizer, notify, excused)
+        for source, data in zip(sources, settings, strict=True)
+    ]
 
 
 def _check_kernels(config: Config, kernels: Kernels, backbone: Backbone) -> None:

@@ -7,6 +7,7 @@ from coconut_ds.data.problem import file_digest
 from coconut_ds.data.tokens import digest_tokenizer
 from coconut_ds.runs.code import code_identity
 from coconut_ds.runs.identity import ingredients
+from coconut_ds.settings import DataConfig
 from coconut_ds.training.engine_file import read_engine_file
 from coconut_ds.training.experiment import Experiment
 
@@ -17,17 +18,14 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
     Entries of the code are only in rank 0's table, because they depend on whether git is installed;
     ``runs.launch_facts`` compares the files of the code.
     """
-    config, ranks, data = experiment.config, experiment.ranks, {}
+    config, ranks = experiment.config, experiment.ranks
     tokenizer = experiment.backbone.tokenizer
-    if config.data.kind == "file":
-        assert config.data.train_path is not None
-        assert config.data.val_path is not None
-        data = {"train": file_digest(config.data.train_path), "val": file_digest(config.data.val_path)}
     return ingredients(
         config,
         global_batch_size=experiment.geometry.global_batch_size,
         engine_file=read_engine_file(config),
-        data=data,
+        data=_contents(config.data),
+        schedule=[_contents(phase.data) for phase in experiment.data_schedule.phases],
         # The engine gives all ranks the weights of rank 0.
         weights=ranks.from_first(experiment.weights),
         tokenizer=digest_tokenizer(tokenizer, experiment.backbone.eos_ids[1:]),
@@ -36,3 +34,12 @@ def run_ingredients(experiment: Experiment) -> dict[str, Any]:
         batch=experiment.geometry.describe(),
         micro_batch=experiment.geometry.micro_batch_size,
     )
+
+
+def _contents(data: DataConfig) -> dict[str, str]:
+    """Hashes of the files that a data group trains with; empty for generated data."""
+    if data.kind != "file":
+        return {}
+    assert data.train_path is not None
+    assert data.val_path is not None
+    return {"train": file_digest(data.train_path), "val": file_digest(data.val_path)}

@@ -27,6 +27,7 @@ from coconut_ds.training.batches import plan_update
 from coconut_ds.training.engine import Engine
 from coconut_ds.training.engine_file import zero_stage
 from coconut_ds.training.experiment import Experiment
+from coconut_ds.training.problems import RunProblems
 from coconut_ds.training.rollouts import Batch, Rollout, Sampler, sampling_of
 from coconut_ds.training.update_result import UpdateResult
 
@@ -36,6 +37,8 @@ class Iterations:
     """Makes the iterations of one experiment."""
 
     experiment: Experiment
+    problems: RunProblems | None = None
+    """The problems of the epoch; None: the run's own."""
 
     @property
     def objective(self) -> Grpo:
@@ -49,7 +52,8 @@ class Iterations:
     ) -> Iterator["Iteration"]:
         """The iterations with these batches of an epoch; ``done``: number of iterations of the run before them."""
         run = self.experiment
-        texts, num_thoughts = run.problems.texts(epoch), run.method.num_latents(stage, None, run.spec)
+        texts = (self.problems or run.problems).texts(epoch)
+        num_thoughts = run.method.num_latents(stage, None, run.spec)
         for number, indices in enumerate(batches, start=done):
             yield Iteration(self, Batch(number, indices, problems, texts, num_thoughts))
 

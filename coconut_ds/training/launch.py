@@ -154,6 +154,8 @@ def _write_problems(experiment: Experiment, folder: RunFolder, fence: Fence) -> 
     part = fence.part(folder.problems.name)
     with fence.explained():
         experiment.problems.write(part)
+        for number, problems in enumerate(experiment.earlier):
+            problems.write(part / f"schedule_{number}", with_test=False)
     if part.is_dir():
         fence.put(part, folder.problems)
 
@@ -165,6 +167,7 @@ def _write_summary(folder: RunFolder, position: Position, saver: RunSaver, fence
         "epochs": position.epoch,
         "updates": position.global_step,
         "stage_switches": position.stage_switches,
+        **({"data_switches": position.data_switches} if position.data_switches else {}),
         "best_checkpoint": _path(folder, scores.best_checkpoint),
         "best_accuracy": scores.best_accuracy,
         "best_stage": scores.best_stage,

@@ -110,11 +110,12 @@ class RunProblems:
             self._texts = self._source.train(epoch)
         return self._texts
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, with_test: bool = True) -> None:
         """Writes generated problems to ``folder`` for inspection: the latest training problems, validation and test."""
         if self._is_file:
             return
-        splits = {"train": self._texts, "valid": self.valid, "test": self._source.test()}
+        splits = {"train": self._texts, "valid": self.valid}
+        splits |= {"test": self._source.test()} if with_test else {}
         with Outputs(folder, "problems", epoch=self._epoch) as outputs:
             for split, problems in splits.items():
                 file = outputs.open(f"{split}.json")

@@ -58,25 +58,29 @@ class RunSaver:
         if self.background is not None:
             self._writer.own_tokenizer()
 
-    def after_epoch(self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool) -> None:
+    def after_epoch(
+        self, engine: Engine, position: Position, stage: int, evaluation: Evaluation, last: bool, phase: int = 0
+    ) -> None:
         """Saves a checkpoint if one is due after this epoch, and always after the last one (``last``).
 
         Some predictions are analysed and written afterwards: they are optional, and an error must not cost an epoch.
+        ``phase`` is that of ``data.schedule`` in the epoch.
         """
-        improved = self.scores.record(stage, evaluation.accuracy)
+        improved = self.scores.record(stage, evaluation.accuracy, phase)
         due = position.epoch % self.experiment.config.training.save_every == 0
         with self._saving():
             if due or last or (improved and keeps_best(self.experiment.config)):
                 self.save(engine, position, stage, improved)
             if self.experiment.ranks.is_first:
-                self._write_samples(position.epoch, stage, evaluation)
+                self._write_samples(position.epoch, stage, evaluation, phase)
 
-    def _write_samples(self, epoch: int, stage: int, evaluation: Evaluation) -> None:
+    def _write_samples(self, epoch: int, stage: int, evaluation: Evaluation, phase: int) -> None:
         run = self.experiment
+        valid = (*run.earlier, run.problems)[phase].valid
 
         def analysed(one: Prediction) -> Prediction:
             writes_all = writes_all_steps(run.method, stage, evaluation.num_thoughts + evaluation.num_pauses)
-            return with_category(one, run.problems.valid[one.index], run.config.data.text_format, writes_all)
+            return with_category(one, valid[one.index], run.config.data.text_format, writes_all)
 
         samples = [analysed(one) for one in evaluation.predictions[:NUM_SAMPLES]]
         try:
@@ -236,6 +240,7 @@ class RunSaver:
                 "global_step": position.global_step,
                 # The trainer changes its list while the card may still be written.
                 "stage_switches": list(position.stage_switches),
+                **({"data_switches": list(position.data_switches)} if run.earlier else {}),
                 "validation_accuracy": None if position.batch else self.scores.last_accuracy,
                 "run": run.config.run.name,
                 "signature": self.folder.signature,

@@ -20,12 +20,14 @@ from coconut_ds.generation.prompter import Thoughts
 from coconut_ds.model.latent_loop import latent_loss
 from coconut_ds.runs.resume_state import Position
 from coconut_ds.training.batches import BatchGeometry, epoch_batches, plan_update
-from coconut_ds.training.curriculum import learning_rate, resets_optimizer, schedule_factor
+from coconut_ds.training.curriculum import resets_optimizer
+from coconut_ds.training.data_schedule import record_switches
 from coconut_ds.training.engine import Engine
 from coconut_ds.training.experiment import Experiment
 from coconut_ds.training.iterations import Iterations
 from coconut_ds.training.metrics import MetricsLog
 from coconut_ds.training.prefetch import Prepared, prepared_ahead
+from coconut_ds.training.problems import RunProblems
 from coconut_ds.training.progress_bar import ProgressBar
 from coconut_ds.training.saver import RunSaver
 from coconut_ds.training.update_result import UpdateResult
@@ -77,7 +79,7 @@ class Trainer:
                 self.engine.reset_optimizer()
                 position.updates_since_reset = 0
             with run.ranks.progress.during("preparing the problems of an epoch", host_work=True):
-                problems = run.problems.train(position.epoch)
+                problems = run.problems_at(position).train(position.epoch)
             batches = epoch_batches(run.config.run.seed, position.epoch, len(problems), run.geometry.global_batch_size)
             left = len(batches) * (training.num_epochs - position.epoch) - position.batch
             self.progress.start(position.global_step + left, position.global_step)
@@ -90,27 +92,26 @@ class Trainer:
         return position
 
     def _end_epoch(self, position: Position, stage: int, evaluation: Evaluation) -> None:
-        """Updates curriculum and position after an epoch, then saves a checkpoint if one is due."""
-        curriculum, share = self.experiment.curriculum, evaluation.wholly_right
-        position.solved = curriculum.solved(position.epoch, position.stage_switches, share)
-        if curriculum.advances(position.epoch, position.stage_switches, share):
-            position.stage_switches.append(position.epoch + 1)
-            self._log(position.epoch, position.global_step, {"curriculum/stage_switches": position.stage_switches})
+        """Updates schedule, curriculum and position after an epoch, then saves a checkpoint if one is due."""
+        run = self.experiment
+        phase = run.data_schedule.phase(position.epoch, position.data_switches)
+        switched = record_switches(position, run.data_schedule, run.curriculum, evaluation.wholly_right)
+        if switched:
+            self._log(position.epoch, position.global_step, switched)
         position.next_epoch(stage)
-        last = position.solved or position.epoch == self.experiment.config.training.num_epochs
-        self.saver.after_epoch(self.engine, position, stage, evaluation, last)
+        last = position.solved or position.epoch == run.config.training.num_epochs
+        self.saver.after_epoch(self.engine, position, stage, evaluation, last, phase)
         self._stop_if_requested(position, stage, saved=self.saver.is_saved(position))
 
     def _epoch(self, position: Position, stage: int, problems: ProblemArrays, batches: list[list[int]]) -> None:
         """Makes the updates of the epoch that ``position`` does not count yet."""
-        training = self.experiment.config.training
-        every = training.save_every_steps
-        total = len(batches) * (training.num_epochs - self.experiment.config.run.resume)
+        every = self.experiment.config.training.save_every_steps
         for step in self._steps(position, stage, problems, batches[position.batch :]):
             began = time.perf_counter()
             self.experiment.ranks.progress.begin_update(position.global_step + 1)
-            lr = learning_rate(training, position.updates_since_reset)
-            lr *= schedule_factor(training, position.global_step, total)
+            lr = self.experiment.curriculum.rate(
+                position.epoch, position.stage_switches, position.batch, len(batches), position.updates_since_reset
+            )
             update = self._update(position, stage, step, lr)
             position.global_step += 1
             position.updates_since_reset += 1
@@ -158,7 +159,7 @@ class Trainer:
         """The updates with these batches of the epoch, to be made in order."""
         objective = self.experiment.objective
         if objective.samples:
-            iterations = Iterations(self.experiment)
+            iterations = Iterations(self.experiment, self.experiment.problems_at(position))
             return iterations.of_batches(position.epoch, stage, problems, batches, position.global_step)
         self.engine.train()
         prepare = partial(self._prepare, position.epoch, stage, problems)
@@ -235,12 +236,13 @@ class Trainer:
 
     def _validate(self, position: Position, stage: int, train_loss: float, train_began: float) -> Evaluation:
         run, trained_s = self.experiment, time.perf_counter() - train_began
-        began = time.perf_counter()
+        problems, began = run.problems_at(position), time.perf_counter()
+        phase = run.data_schedule.phase(position.epoch, position.data_switches)
         self.engine.train(False)
-        loss = self._validation_loss(stage)
+        loss = self._validation_loss(problems, stage)
         evaluation = run.evaluator().run(
             self.engine,
-            run.problems.valid,
+            problems.valid,
             stage,
             Thoughts(run.method.num_latents(stage, None, run.spec)),
             progress=run.ranks.is_first,
@@ -249,6 +251,7 @@ class Trainer:
         self.progress.line(
             f"epoch {position.epoch + 1:>3}  stage {stage}  "
             + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
+            + (f"  data {phase + 1} of {1 + len(run.earlier)}" if run.earlier else "")
             + f"  "
             f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
             f"exact match (steps and answer) {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
@@ -261,6 +264,7 @@ class Trainer:
                 "eval/stage": stage,
                 "eval/num_thoughts": evaluation.num_thoughts,
                 "eval/num_pauses": evaluation.num_pauses,
+                **({"eval/data_phase": phase} if run.earlier else {}),
                 "eval/loss": loss,
                 "eval/accuracy": evaluation.accuracy,
                 "eval/wholly_right": evaluation.wholly_right,
@@ -271,10 +275,10 @@ class Trainer:
         return evaluation
 
     @torch.no_grad()
-    def _validation_loss(self, stage: int) -> float:
+    def _validation_loss(self, problems: RunProblems, stage: int) -> float:
         """Mean cross entropy per target token over all validation problems at ``stage``, without stage mixing."""
         run = self.experiment
-        layouts = run.sequences.at_stage(run.problems.valid_tokens, stage)
+        layouts = run.sequences.at_stage(problems.valid_tokens, stage)
         geometry = BatchGeometry(len(layouts), run.config.training.batch_size_eval, 1, run.ranks.size)
         plan = plan_update(layouts, geometry, run.ranks.rank, "token")
         losses = [self.engine(latent_loss, *run.collator.collate(batch).to(self.engine.device)) for batch in plan]
