@@ -52,7 +52,8 @@ class Curriculum:
         return min(sum(epoch >= switch for switch in switches), self.last_stage)
 
     def advances(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
-        """Whether the stage ends after ``epoch``. ``accuracy``: share of validation problems that were wholly right."""
+        """Whether the stage ends after ``epoch``. ``accuracy``: share of validation problems that were wholly right, or
+        another value of ``training.advance_metric``."""
         if not self.recorded or self.stage(epoch, switches) >= self.last_stage:
             return False
         began = switches[-1] if switches else self.first_epoch

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from coconut_ds.data.hops import HopReader
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import encode_announcements
@@ -18,8 +19,9 @@ from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
 from coconut_ds.errors import ModelError
-from coconut_ds.evaluation.evaluator import Evaluator
-from coconut_ds.generation.prompter import Prompter, Writing
+from coconut_ds.evaluation.evaluator import Call, Evaluator
+from coconut_ds.evaluation.hop_scores import HopMeasure, HopScore
+from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
@@ -91,7 +93,10 @@ class Experiment:
         spec = training.curriculum_spec
         # Another run may tokenize the same data for any time.
         excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
-        problems = RunProblems(source, config.data, backbone.tokenizer, notify, excused)
+        wanted, tokenizer = objective.thought_targets, backbone.tokenizer
+        reads_hops = wanted is not None or training.advance_metric != "accuracy"
+        hops = HopReader(tokenizer, config.data.text_format) if reads_hops else None
+        problems = RunProblems(source, config.data, tokenizer, notify, excused, hops, needs_graphs=wanted == "frontier")
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)
@@ -154,6 +159,28 @@ class Experiment:
             data.convention,
             same_passes=zero_stage(self.config) == 3,
         )
+
+    def hop_scores(self, call: Call, stage: int) -> dict[int, HopScore]:
+        """What the states that become thoughts say about the validation problems at ``stage``, by hop. All ranks call
+        it; empty if the run does not need it.
+
+        Args:
+            call: the engine, in evaluation mode.
+            stage: the stage, which determines the number of thoughts.
+        """
+        reader, training, data = self.problems.hop_reader, self.config.training, self.config.data
+        if reader is None:
+            return {}
+        measure = HopMeasure(
+            Prompter(self.backbone, self.method, data.text_format, self.config.parallel),
+            reader,
+            training.c_thought,
+            training.batch_size_eval,
+            context_length(self.backbone.model),
+            self.config.objective.supervised_thoughts.thought_of_step,
+            ranks=self.ranks,
+        )
+        return measure.scores(call, self.problems.valid, Thoughts(self.method.num_latents(stage, None, self.spec)))
 
     def describe(self) -> str:
         """One line for the log."""
