@@ -15,7 +15,7 @@ the number after ``<<``).
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,55 +47,15 @@ class HopReader:
         """
         if not has_usable_graph(problem):
             return [Hop(path, path) for path in self._paths_of_steps(problem.steps)]
-        text = graph_text(problem, self._format)
-        distances = text.graph.distances(text.asked.root)
-        nodes: dict[int, list[int]] = defaultdict(list)
-        for node, distance in distances.items():
-            nodes[distance].append(node)
-        frontiers = [
-            self._frontier(text, nodes[hop], set(nodes[hop - 1]))
-            for hop in range(1, (len(problem.steps) or distances[text.asked.target]) + 1)
-        ]
-        paths: Sequence[Shares] = [self._path(text, step) for step in problem.steps] or [{}] * len(frontiers)
+        nodes = _NodeTokens(graph_text(problem, self._format), self._tokens)
+        frontiers = nodes.frontiers(len(problem.steps))
+        paths: Sequence[Shares] = [nodes.path(step) for step in problem.steps] or [{}] * len(frontiers)
         return [Hop(path, frontier) for path, frontier in zip(paths, frontiers, strict=True)]
 
-    def _frontier(self, text: GraphText, nodes: Sequence[int], before: set[int]) -> Shares:
-        """The tokens of ``nodes``, whose parents on shortest paths are in ``before``."""
-        shares: dict[int, float] = defaultdict(float)
-        for node in nodes:
-            parents = [parent for parent in text.graph.parents[node] if parent in before]
-            for parent in parents:
-                step, name = text.step((parent, node)), text.symbols[node]
-                token = self._token(text, step, step.rindex(name), name)
-                shares[token] += 1 / (len(nodes) * len(parents))
-        return dict(shares)
-
-    def _path(self, text: GraphText, step: str) -> Shares:
-        """The token of the node to which a step leads."""
-        found = NAME.search(step)
-        name = found[0] if found else ""
-        if found is None or name not in text.symbols:
-            # The step is written in other words than the edges.
-            return dict.fromkeys(self._tokens([step])[0][:1], 1.0)
-        return {self._token(text, step, found.start(), name): 1.0}
-
-    def _token(self, text: GraphText, step: str, place: int, name: str) -> int:
-        """The first token of a step that differs from the steps to the other nodes of the graph.
-
-        Args:
-            text: the problem.
-            step: the step.
-            place: where the name of the node begins in it.
-            name: the name.
-        """
-        before, after = step[:place], step[place + len(name) :]
-        own, *others = self._tokens([step, *(f"{before}{symbol}{after}" for symbol in text.symbols if symbol != name)])
-        return own[min(len(own) - 1, _num_shared([own, *others]))]
-
     def _paths_of_steps(self, steps: Sequence[str]) -> list[Shares]:
-        tokens = self._tokens(steps)
-        shared = _num_shared(self._tokens(list(dict.fromkeys(steps)))) if len(set(steps)) > 1 else 0
-        return [{own[min(len(own) - 1, shared)]: 1.0} if own else {} for own in tokens]
+        distinct = self._tokens(list(dict.fromkeys(steps)))
+        shared = _num_shared(distinct) if len(distinct) > 1 else 0
+        return [{own[min(len(own) - 1, shared)]: 1.0} if own else {} for own in self._tokens(steps)]
 
     def _tokens(self, steps: Sequence[str]) -> list[Ids]:
         """The tokens of each step, as in training."""
@@ -107,6 +67,66 @@ class HopReader:
         encoded = encode(self._tokenizer, [step + self._format.step_end for step in missing])
         known.update(zip(missing, encoded, strict=True))
         return [known[step] for step in steps]
+
+
+class _NodeTokens:
+    """The tokens that name the nodes of one graph problem."""
+
+    def __init__(self, text: GraphText, tokens: Callable[[Sequence[str]], list[Ids]]) -> None:
+        """
+        Args:
+            text: the problem.
+            tokens: returns the tokens of steps.
+        """
+        self._text, self._tokens = text, tokens
+        self._shared: dict[tuple[str, str], int] = {}
+
+    def frontiers(self, num_hops: int) -> list[Shares]:
+        """The tokens of all nodes at each distance from the root.
+
+        Args:
+            num_hops: the number of distances; 0: up to that of the target.
+        """
+        distances = self._text.graph.distances(self._text.asked.root)
+        nodes: dict[int, list[int]] = defaultdict(list)
+        for node, distance in distances.items():
+            nodes[distance].append(node)
+        last = num_hops or distances[self._text.asked.target]
+        return [self._frontier(nodes[hop], set(nodes[hop - 1])) for hop in range(1, last + 1)]
+
+    def path(self, step: str) -> Shares:
+        """The token of the node to which a step leads."""
+        found = NAME.search(step)
+        if found is None or found[0] not in self._text.symbols:
+            # The step is written in other words than the edges.
+            return dict.fromkeys(self._tokens([step])[0][:1], 1.0)
+        return {self._token(step, found.start(), found[0]): 1.0}
+
+    def _frontier(self, nodes: Sequence[int], before: set[int]) -> Shares:
+        """The tokens of ``nodes``, whose parents on shortest paths are in ``before``."""
+        text = self._text
+        shares: dict[int, float] = defaultdict(float)
+        for node in nodes:
+            parents = [parent for parent in text.graph.parents[node] if parent in before]
+            for parent in parents:
+                step, name = text.step((parent, node)), text.symbols[node]
+                shares[self._token(step, step.rindex(name), name)] += 1 / (len(nodes) * len(parents))
+        return dict(shares)
+
+    def _token(self, step: str, place: int, name: str) -> int:
+        """The first token of a step that differs from the steps to other nodes of the graph.
+
+        Args:
+            step: the step.
+            place: where the name of the node begins in it.
+            name: the name.
+        """
+        before, after = step[:place], step[place + len(name) :]
+        if (before, after) not in self._shared:
+            to_any = [f"{before}{symbol}{after}" for symbol in self._text.symbols]
+            self._shared[before, after] = _num_shared(self._tokens(to_any))
+        own = self._tokens([step])[0]
+        return own[min(len(own) - 1, self._shared[before, after])]
 
 
 def _num_shared(texts: Sequence[Ids]) -> int:
