@@ -81,8 +81,10 @@ def measure_of(reasoner: Reasoner, micro: int = 2, size: int = 1, **more) -> Hop
     ("form", "number", "size"),
     [("symbolic", 2, 1), ("symbolic", 0, 1), ("symbolic", 2, 2), ("text", 3, 1), ("arrows", 2, 2)],
 )
-def test_values_are_those_of_one_state_at_a_time_on_any_number_of_ranks(form, number, size):
-    """Problems with different numbers of steps and tokens; a rank repeats a problem; one problem has no graph."""
+def test_values_are_those_of_one_state_at_a_time_on_any_number_of_ranks(form, number, size, monkeypatch):
+    """Problems with different numbers of steps and tokens; a rank repeats a problem; one problem has no graph; logits
+    are computed in several chunks."""
+    monkeypatch.setattr("coconut_ds.model.hop_targets.LOGITS_AT_A_TIME", 150)
     problems = problems_of(form, 5)
     reasoner = make_graph_reasoner(form, problems, c_thought=size)
     mixed = [*problems[:2], replace(problems[2], extra={}), *problems[3:]]
@@ -127,7 +129,8 @@ def test_means_are_over_problems_and_several_states_of_a_problem_count_once():
     assert scores_by_hop([]) == {}
 
 
-def test_an_evaluation_stores_and_prints_hops_for_each_number_of_thoughts(tmp_path, capsys):
+def test_an_evaluation_stores_and_prints_hops_for_each_number_of_thoughts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("coconut_ds.evaluation.report.draw_sweep", lambda *arguments: None)
     problems = problems_of("symbolic", 3)
     reasoner = make_graph_reasoner("symbolic", problems)
     backbone = reasoner.backbone

@@ -110,11 +110,14 @@ def test_a_test_file_with_hidden_answers_does_not_end_training(tmp_path: Path) -
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_a_problem_without_edges_is_named_where_thoughts_learn_frontiers(tmp_path: Path, split: str) -> None:
     """Before anything is trained; the path needs no edges."""
-    contents = {"train": problems_of("text", 6), "valid": problems_of("arrows", 2)}
+    some = problems_of("text", 8)
+    contents = {"train": some[:6], "valid": some[6:]}
     contents[split][1] = Problem("No graph?", ("one",), "two")
     config = config_of(tmp_path, contents["train"], contents["valid"], None)
     source = open_source(config.data, config.run.seed)
-    tokenizer = build_word_tokenizer(source.vocabulary())
+    tokenizer = build_word_tokenizer(
+        [text for one in [*some, contents[split][1]] for text in (one.question, *one.steps)]
+    )
     hops = HopReader(tokenizer, config.data.text_format)
     with pytest.raises(
         DataError, match=rf"{split}\.json: item 1: key 'idx_to_symbol' is missing.*thought_targets=path"
