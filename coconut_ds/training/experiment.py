@@ -93,10 +93,9 @@ class Experiment:
         spec = training.curriculum_spec
         # Another run may tokenize the same data for any time.
         excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
-        wanted, tokenizer = objective.thought_targets, backbone.tokenizer
-        reads_hops = wanted is not None or training.advance_metric != "accuracy"
-        hops = HopReader(tokenizer, config.data.text_format) if reads_hops else None
-        problems = RunProblems(source, config.data, tokenizer, notify, excused, hops, needs_graphs=wanted == "frontier")
+        hops = _hop_reader(config, objective, backbone)
+        needs_graphs = objective.thought_targets == "frontier"
+        problems = RunProblems(source, config.data, backbone.tokenizer, notify, excused, hops, needs_graphs)
         longest = max(method.num_stages(problem, spec) for problem in problems.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
         context = context_length(backbone.model)
@@ -197,6 +196,13 @@ class Experiment:
             f"{len(self.problems.valid):,} validation problems"
             + "".join(f"\n{note}" for note in self.backbone.notes_on(self.config.data.text_format))
         )
+
+
+def _hop_reader(config: Config, objective: Objective, backbone: Backbone) -> HopReader | None:
+    """What finds the hops of the problems; None if neither the objective nor the curriculum needs them."""
+    if objective.thought_targets is None and config.training.advance_metric == "accuracy":
+        return None
+    return HopReader(backbone.tokenizer, config.data.text_format)
 
 
 def _check_kernels(config: Config, kernels: Kernels, backbone: Backbone) -> None:
