@@ -8,8 +8,7 @@ import pytest
 import torch
 from making_config import composed, refusal
 from making_graphs import make_graph_reasoner, problems_of, walks
-from making_training import column, record, run_left_alone_and_stopped, train
-from torch_engine import run_folder
+from torch_engine import tiny_experiment
 
 from coconut_ds.data.graph_stats import question_of
 from coconut_ds.data.hops import HopReader
@@ -162,30 +161,13 @@ def test_a_stage_is_as_well_learned_as_its_worst_hop():
     assert math.isnan(Evaluation([], 0, 0).mastery("mass"))
 
 
-BY_HOP = ("data=synthetic_tiny", "advance=accuracy", "advance_metric=mass", "stop_at=null")
-
-
-def test_stages_that_end_by_a_hop_are_recorded_and_a_stopped_run_is_the_run_left_alone(tmp_path):
-    """Stage 0 of text has no thoughts, so it ends by accuracy, here by its longest duration."""
-    probe = run_folder(tmp_path / "probe")
-    train(probe, *BY_HOP, "advance_at=0.0", "num_epochs=3")
-    masses = column(probe, "eval/hop_1_mass")
-    assert len(masses) == 2
-    # Far above the accuracy of a model that has hardly learned anything, and less than the mass of stage 1.
-    rule = ("num_epochs=4", "max_epochs_per_stage=2", f"advance_at={min(masses) * 0.9}")
-    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *BY_HOP, *rule)
-    assert record(stopped) == record(whole)
-    stages = column(whole, "eval/stage")
-    assert stages == [0, 0, 1, 2]
-    assert [sorted(key for key in line if key.endswith("_mass")) for line in record(whole) if "eval/loss" in line] == [
-        [],
-        [],
-        ["eval/hop_1_mass"],
-        ["eval/hop_1_mass", "eval/hop_2_mass"],
-    ]
-    never = run_folder(tmp_path / "never")
-    train(never, *BY_HOP, "num_epochs=4", "max_epochs_per_stage=2", "advance_at=1.0")
-    assert column(never, "eval/stage") == [0, 0, 1, 1]
+def test_a_run_reads_hops_only_if_something_needs_them():
+    """Here by the tokens of steps, since there are no graphs."""
+    by_hop = tiny_experiment("advance=accuracy", "advance_metric=mass")
+    scores = by_hop.hop_scores(by_hop.loop().eval(), 2)
+    assert [one.problems for one in scores.values()] == [6, 6]
+    assert list(scores[2].metrics) == ["hop_2_loss", "hop_2_in_frontier", "hop_2_mass"]
+    assert tiny_experiment().hop_scores(None, 2) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Supervised thoughts: parts of the loss, gradients and measures equal the slow twin; runs resume exactly."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from making_config import refusal
-from making_training import record, run_left_alone_and_stopped
+from making_training import column, record, run_left_alone_and_stopped
 from slow_supervised_thoughts import Asked, slow_supervised_thoughts
 from tiny_models import make_model
 from torch_engine import DROPOUT, tiny_config
@@ -175,19 +174,27 @@ def test_pause_tokens_may_come_with_any_way_of_thinking_which_they_do_not_use():
     assert tiny_config("objective=supervised_thoughts", "method=pause", "thinking=jacobi")
 
 
-RUN = ("objective=supervised_thoughts", "data=synthetic_tiny", "max_latent_stage=2", DROPOUT)
+RUN = ("objective=supervised_thoughts", "data=synthetic_tiny", "num_epochs=4", DROPOUT)
+BY_HOP = ("advance=accuracy", "advance_metric=mass", "advance_at=0.000001", "max_epochs_per_stage=2")
+"""A share that a model reaches at any hop before it has learned anything, and accuracy does not."""
 
 
 def test_a_run_that_was_stopped_and_continued_is_the_run_left_alone(tmp_path: Path) -> None:
-    """With dropout; problems of the first stage have no thoughts."""
-    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *RUN)
+    """With dropout, and stages that end by a metric by hop. Stage 0 has no thoughts, so it ends by accuracy, here after
+    its longest duration."""
+    whole, stopped, _ = run_left_alone_and_stopped(tmp_path, *RUN, *BY_HOP)
     lines = record(whole)
     assert record(stopped) == lines
     updates = [line for line in lines if "train/loss" in line]
     for line in updates:
         assert line["train/loss"] == pytest.approx(line["train/loss_likelihood"] + line["train/loss_thoughts"])
-    hops = [sorted({key[6:11] for key in line if key.startswith("train/hop_")}) for line in updates]
-    assert hops == [[]] * 3 + [["hop_1"]] * 3 + [["hop_1", "hop_2"]] * 3
-    last = json.loads(json.dumps(updates[-1]))
-    assert 0 <= last["train/hop_1_in_frontier"] <= 1
-    assert 0 < last["train/hop_1_mass"] < 1
+    for kind, times in (("train", 3), ("eval", 1)):
+        hops = [
+            sorted(key.removeprefix(f"{kind}/") for key in line if key.startswith(f"{kind}/hop_"))
+            for line in lines
+            if f"{kind}/loss" in line
+        ]
+        names = [[f"hop_{hop}_{name}" for name in ("in_frontier", "loss", "mass")] for hop in (1, 2)]
+        assert hops == [[]] * 2 * times + [names[0]] * times + [[*names[0], *names[1]]] * times
+    assert column(whole, "eval/stage") == [0, 0, 1, 2]
+    assert all(0 <= value <= 1 for key, value in updates[-1].items() if key.endswith(("_in_frontier", "_mass")))
