@@ -16,7 +16,7 @@ from coconut_ds.formats import TEXT
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_frontiers_and_paths_are_those_of_all_walks(form):
-    problems = problems_of(form, 12)
+    problems = problems_of(form)
     texts = [text for p in problems for text in (p.question, *p.steps, p.answer, "[A]")]
     tokenizer = build_word_tokenizer(texts)
     reader = HopReader(tokenizer, FORMATS[form])
@@ -48,7 +48,7 @@ def test_a_node_is_named_by_the_first_token_that_differs_from_steps_to_other_nod
     """Whatever the tokenizer does with spaces and with the beginning of a step."""
     tokenizer = tokenizers()[kind]
     reader = HopReader(tokenizer, TEXT)
-    for problem in problems_of(form, 4):
+    for problem in problems_of(form, 3):
         for hop, step in zip(reader.hops(problem), problem.steps, strict=True):
             name = step.removesuffix(".").split()[-1].split(">")[-1]
             (token,) = hop.path
