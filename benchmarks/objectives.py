@@ -38,6 +38,7 @@ from coconut_ds.memory.passes import LiveBytes, whole_micro_batch
 from coconut_ds.methods import METHODS
 from coconut_ds.model.backbone import Backbone
 from coconut_ds.model.collate import Batch, Collator
+from coconut_ds.model.hop_targets import hop_sums
 from coconut_ds.model.latent_loop import LatentLoop, latent_loss
 from coconut_ds.model.loss import target_loss
 from coconut_ds.model.starting import starting_feed, wanted_feed
@@ -85,6 +86,17 @@ def sim_cot_codi_parts(loop: LatentLoop, batch: Any) -> list[Work]:
     return [*codi_parts(loop, batch.base), _decoder_part(loop, batch, batch.base.student.batch)]
 
 
+def supervised_thoughts_parts(loop: LatentLoop, batch: Any) -> list[Work]:
+    """The likelihood of the sequences, and the logits of random states at the thoughts."""
+    thoughts = batch.thoughts
+    size = 1, int(thoughts.targets.index.max()) + 1, loop.width
+    states = torch.randn(size, device=loop.device, dtype=loop.model.dtype, requires_grad=True)
+    return [
+        partial(loop, latent_loss, *batch.written),
+        lambda: hop_sums(loop.head, loop.vocabulary, states, thoughts)[0],
+    ]
+
+
 def grpo_parts(loop: LatentLoop, batch: Any) -> list[Work]:
     """The likelihood of the same completions."""
     return [partial(loop, latent_loss, *batch.batch)]
@@ -103,6 +115,9 @@ ENTRIES = {
     "lotus": Entry(("objective=lotus", "c_thought=13"), lotus_parts),
     "sim_cot": Entry(("objective=sim_cot",), sim_cot_parts),
     "sim_cot_codi": Entry(("objective=sim_cot_codi",), sim_cot_codi_parts),
+    "supervised_thoughts": Entry(
+        ("objective=supervised_thoughts", "supervised_thoughts.thought_targets=path"), supervised_thoughts_parts
+    ),
     # The replay of given completions; ``rollouts.py`` measures how fast they are made.
     "grpo": Entry(("objective=grpo", "grpo.exploration=none"), grpo_parts),
 }

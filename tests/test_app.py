@@ -33,6 +33,7 @@ from serve.app.measures import (
 )
 from serve.app.problems import ProblemFile, find_files
 from serve.app.results import DataSetResult, InterventionResult, ThinkResult
+from serve.app.search import hop_table
 from serve.app.studio import MAX_CHARACTERS, CheckedQuestion, Studio, followed_tokens, whole_number
 from serve.cli import main
 from serve.launch import make_service
@@ -89,6 +90,8 @@ def test_a_graph_is_drawn_in_layers_with_a_description_in_words(studio):
     found = asyncio.run(search_graph(studio, checked_of(studio, GRAPH.question, "graphs")))
     view = found.view
     assert layers_of(view) == ([[0], [2, 3], [4], [1], [5], [6]], 3)
+    rows = ElementTree.fromstring(f"<all>{hop_table(found)}</all>").findall(".//tbody/tr")
+    assert [row[2].text for row in rows] == [f"{one.mass:.1%}" for one in found.hops] != []
     hostile = replace(view, symbols=(HOSTILE, *view.symbols[1:]))
     for drawn in (view, hostile):
         for place, frontier in enumerate(drawn.after):

@@ -34,7 +34,7 @@ def simulated(schedule: DataSchedule, curriculum: Curriculum, shares: Sequence[f
     """The position of a run in which these shares of the validation problems were right, epoch by epoch."""
     position = Position(epoch=schedule.first_epoch)
     for share in shares:
-        record_switches(position, schedule, curriculum, share)
+        record_switches(position, schedule, curriculum, share, share)
         position.next_epoch(curriculum.stage(position.epoch, position.stage_switches))
     return position
 

@@ -19,6 +19,7 @@ from zero_worker import (
     OVERRIDES,
     RESUMED,
     SAVED,
+    SUPERVISED_ZERO,
     ZERO,
     family_overrides,
     write_family,
@@ -99,6 +100,20 @@ def test_self_distillation_is_the_same_under_every_zero_stage(results):
             record = results[ranks][f"{zero}_llama_codi"]
             assert record["losses"] == pytest.approx(reference["losses"], rel=1e-5), (ranks, zero)
             assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4), (ranks, zero)
+
+
+@pytest.mark.slow
+def test_supervised_thoughts_are_the_same_under_zero_stages(results):
+    """Problems of the first two updates have no thoughts; in the others, some of a micro batch have none."""
+    reference = results[1]["zero0_llama_supervised"]
+    assert len(set(reference["losses"])) == 4
+    assert [mass is None for mass in reference["masses"]] == [True, True, False, False]
+    for ranks in (1, 2):
+        for zero in SUPERVISED_ZERO:
+            record = results[ranks][f"{zero}_llama_supervised"]
+            assert record["losses"] == pytest.approx(reference["losses"], rel=1e-5), (ranks, zero)
+            assert record["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-4), (ranks, zero)
+            assert record["masses"][2:] == pytest.approx(reference["masses"][2:], rel=1e-4), (ranks, zero)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 from making_graphs import ALL_FORMATS, FORMATS, problems_of, walks
 
 from coconut_ds.data.graph_stats import question_of
+from coconut_ds.data.graph_text import graph_text, redirected, unrelated
 from coconut_ds.data.graphs import Graph
-from coconut_ds.probing.graph_text import graph_text, redirected, unrelated
 from coconut_ds.probing.superposition import edge_groups, node_groups
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 from making_graphs import FORMATS, make_graph_reasoner, problems_of, slow_probabilities
 
+from coconut_ds.data.graph_text import graph_text
 from coconut_ds.probing.answers import answers_after
-from coconut_ds.probing.graph_text import graph_text
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
 
 

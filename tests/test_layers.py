@@ -34,9 +34,12 @@ HEAVY = (
     *(f"importing.{name}" for name in ("codi", "convert", "published", "tensors")),
     *(
         f"data.{name}"
-        for name in ("chat", "encoding", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")
+        for name in ("chat", "encoding", "hops", "tokenizer_files", "tokens", "token_bytes", "token_table", "report")
     ),
-    *(f"evaluation.{name}" for name in ("prediction", "evaluator", "scores", "samples", "partial", "session")),
+    *(
+        f"evaluation.{name}"
+        for name in ("prediction", "evaluator", "hop_scores", "scores", "samples", "partial", "session")
+    ),
     *(f"evaluation.{name}" for name in ("identity", "job", "loading", "model_card", "report")),
     *(f"training.{name}" for name in ("engine", "wandb_mirror", "problems", "experiment", "ingredients")),
     *(f"training.{name}" for name in ("step_numbers", "update_result", "rollouts", "iterations", "progress_bar")),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from making_graphs import FORMATS, make_graph_reasoner, problems_of
 
-from coconut_ds.probing.graph_text import graph_text
+from coconut_ds.data.graph_text import graph_text
 from coconut_ds.probing.graph_values import graph_views
 from coconut_ds.probing.superposition import edge_groups, edge_positions, node_groups, superposition
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from making_graphs import problems_of
 
+from coconut_ds.data.hops import HopReader
 from coconut_ds.data.problem import Problem, load_problems
 from coconut_ds.data.sources import open_source
 from coconut_ds.data.tokens import build_word_tokenizer, tokenize
@@ -103,3 +105,23 @@ def test_a_test_file_with_hidden_answers_does_not_end_training(tmp_path: Path) -
     config = config_of(tmp_path, problems(0, 3), problems(3, 6), None)
     (tmp_path / "test.json").write_text(json.dumps([{"question": "9 + 1 ="}, {"question": "3 + 1 =", "answer": ""}]))
     assert "warning: 1 of 2 test questions are validation questions too" in opened(config)[1]
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_problem_without_edges_is_named_where_thoughts_learn_frontiers(tmp_path: Path, split: str) -> None:
+    """Before anything is trained; the path needs no edges."""
+    some = problems_of("text", 8)
+    contents = {"train": some[:6], "valid": some[6:]}
+    contents[split][1] = Problem("No graph?", ("one",), "two")
+    config = config_of(tmp_path, contents["train"], contents["valid"], None)
+    source = open_source(config.data, config.run.seed)
+    tokenizer = build_word_tokenizer(
+        [text for one in [*some, contents[split][1]] for text in (one.question, *one.steps)]
+    )
+    hops = HopReader(tokenizer, config.data.text_format)
+    with pytest.raises(
+        DataError, match=rf"{split}\.json: item 1: key 'idx_to_symbol' is missing.*thought_targets=path"
+    ):
+        RunProblems(source, config.data, tokenizer, print, hops=hops, needs_graphs=True)
+    kept = RunProblems(source, config.data, tokenizer, print, hops=hops).train(0)
+    assert [kept.hops(index) for index in range(6)] == [hops.hops(problem) for problem in contents["train"]]

@@ -72,6 +72,7 @@ FAMILIES = ("llama", "qwen3")
 LORA = ["lora.rank=2", "lora.alpha=8"]
 CODI = ["objective=sim_cot_codi", "feed_width=16", "sim_cot.decoder_layers=1"]
 """With all of CODI's parts, and an auxiliary decoder."""
+SUPERVISED = ["objective=supervised_thoughts", "supervised_thoughts.thought_targets=path"]
 GRPO = [
     *("objective=grpo", "replay_prob=0", "grpo.num_generations=3", "grpo.num_iterations=2", "grpo.beta=0.5"),
     *("grpo.exploration=svp", "grpo.svp_renew=2", "grpo.reward=making_rewards:brevity", "global_batch_size=8"),
@@ -83,12 +84,14 @@ LONG_VARIANTS = ("zero0", "zero1", "zero2", "zero3", "zero3_live0", "zero2_bf16"
 """``live0``: DeepSpeed releases every weight after each use of its module. ``held0``: every weight is gathered for each
 update and held. In ``zero3`` these weights are so small that DeepSpeed never releases them."""
 ZERO = ("zero0", "zero1", "zero2", "zero3_held0")
+SUPERVISED_ZERO = ("zero0", "zero2", "zero3_held0")
 GRPO_ZERO = ("zero0", "zero2", "zero3_held0", "zero3_live0")
 OFFLOAD = ("zero2_offload", "zero3_offload")
 SHORT_VARIANTS = (
     *(f"{zero}_{family}" for family in FAMILIES for zero in ZERO),
     *(f"{zero}_llama_lora" for zero in (*ZERO, "zero3_live0")),
     *(f"{zero}_llama_codi" for zero in ZERO),
+    *(f"{zero}_llama_supervised" for zero in SUPERVISED_ZERO),
     *(f"{zero}_llama_grpo" for zero in GRPO_ZERO),
     *(f"{zero}_qwen3" for zero in OFFLOAD),
 )
@@ -123,7 +126,7 @@ def config_of(variant: str, folder: Path, place: str, epochs: int | None) -> Con
         write_whole(path, json.dumps({"zero_optimization": {"stage": 3, **NOTHING_KEPT}}))
         engine_file = str(path)
     base = family_overrides(family, folder) if family else OVERRIDES
-    parts = (("bf16", ["bf16=true"]), ("lora", LORA), ("codi", CODI), ("grpo", GRPO))
+    parts = (("bf16", ["bf16=true"]), ("lora", LORA), ("codi", CODI), ("supervised", SUPERVISED), ("grpo", GRPO))
     config = composed(*base, *(word for name, words in parts if name in rest for word in words))
     run = config.run.model_copy(update={"save_path": str(folder / place)})
     save_every = 5 if variant == SAVED else None
@@ -165,6 +168,7 @@ def record(variant: str, folder: Path, ranks: Ranks, place: str | None = None, e
     return {
         "losses": [line["train/loss"] for line in lines if "train/loss" in line],
         "grad_norms": [line["train/grad_norm"] for line in lines if "train/loss" in line],
+        "masses": [line.get("train/hop_1_mass") for line in lines if "train/loss" in line],
         "rewards": [line["train/reward"] for line in lines if "train/reward" in line],
         "stages": [line["train/stage"] for line in lines if "train/loss" in line],
         "evaluations": [[line["eval/loss"], line["eval/accuracy"]] for line in lines if "eval/loss" in line],

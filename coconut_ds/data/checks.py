@@ -82,9 +82,9 @@ def name_of(data: DataConfig, split: str) -> str:
 
     Args:
         data: describes the problems.
-        split: ``test`` or ``validation``.
+        split: ``training``, ``test`` or ``validation``.
     """
-    path = data.test_path if split == "test" else data.val_path
+    path = {"training": data.train_path, "test": data.test_path}.get(split, data.val_path)
     return str(path) if data.kind == "file" else f"data={data.kind}, {split}"
 
 

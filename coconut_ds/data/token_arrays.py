@@ -5,7 +5,8 @@ of a batch of problems without a loop over tokens.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
@@ -28,6 +29,20 @@ class TokenArrays(NamedTuple):
     ids: NDArray[np.int32]
 
 
+Shares = Mapping[int, float]
+"""Token ids, each with its share; the shares sum to 1. Empty: there is no such token."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The tokens that name the nodes at one hop of a problem (``hops.py``)."""
+
+    path: Shares
+    """The token of the solution's step; empty if the solution is not known."""
+    frontier: Shares
+    """The tokens of all nodes at this distance from the root; those of ``path`` if the problem has no graph."""
+
+
 def arrays_of(problems: Sequence[TokenizedProblem]) -> TokenArrays:
     """The pieces of ``problems``, copied."""
     pieces = [piece for each in problems for piece in (each.question, *each.steps, each.answer)]
@@ -39,17 +54,32 @@ def arrays_of(problems: Sequence[TokenizedProblem]) -> TokenArrays:
 class ProblemArrays(LazySequence[TokenizedProblem]):
     """Tokenized problems in one or several ``TokenArrays``; a problem's lists are made when it is accessed."""
 
-    def __init__(self, parts: Sequence[TokenArrays], cue: Ids) -> None:
+    def __init__(
+        self, parts: Sequence[TokenArrays], cue: Ids, hops: Callable[[int], Sequence[Hop]] | None = None
+    ) -> None:
         """
         Args:
             parts: the problems, in order.
             cue: ``TokenizedProblem.cue``, which all of them share.
+            hops: returns the hops of the problem with an index; None: see ``hops``.
         """
-        self._parts, self._cue = parts, cue
+        self._parts, self._cue, self._hops = parts, cue, hops
         self._starts = list(accumulate((len(part.rows) - 1 for part in parts), initial=0))
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def with_hops(self, hops: Callable[[int], Sequence[Hop]]) -> "ProblemArrays":
+        """The same problems; ``hops`` returns the hops of the one with an index."""
+        return ProblemArrays(self._parts, self._cue, hops)
+
+    def hops(self, index: int) -> Sequence[Hop]:
+        """The hops of a problem. Where only its tokens are known, as in a plan of memory, the first token of each
+        step."""
+        if self._hops is not None:
+            return self._hops(index)
+        firsts = [dict.fromkeys(step[:1], 1.0) for step in self[index].steps]
+        return [Hop(first, first) for first in firsts]
 
     def pieces(self, indices: Sequence[int]) -> Pieces:
         """The pieces of the problems with these indices (at least one), in this order, copied."""

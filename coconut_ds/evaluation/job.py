@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coconut_ds.data.hops import HopReader
 from coconut_ds.data.problem import Problem
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.evaluation.evaluator import Evaluator, ThoughtBudget
+from coconut_ds.evaluation.hop_scores import HopMeasure, HopScore
 from coconut_ds.evaluation.identity import evaluation_identity
 from coconut_ds.evaluation.paired import PREDICTIONS, SCORES, VOTES
 from coconut_ds.generation.prompter import Writing
@@ -74,6 +76,22 @@ class EvaluationJob:
             scoring=self.scoring,
             samples=self.samples,
         )
+
+    def hop_scores(self, budget: ThoughtBudget) -> dict[int, HopScore]:
+        """What the states that become thoughts say about the problems with graphs, by hop. All ranks call it.
+
+        Nothing is measured where the model ends thinking by itself, or with noise in the thoughts.
+        """
+        reasoner, thoughts = self.reasoner, budget.thoughts
+        if thoughts.may_end or self.writing.noise.kind != "none":
+            return {}
+        card = reasoner.card
+        reader = HopReader(reasoner.backbone.tokenizer, card.text_format)
+        block = max(card.c_thought, 1)
+        measure = HopMeasure(
+            *(reasoner.prompter, reader, block, self.slots, reasoner.context_length), graphs_only=True, ranks=self.ranks
+        )
+        return measure.scores(reasoner.loop, self.problems, thoughts)
 
     def results(self) -> ResultFolder:
         """The folder of the results. Hashes the model's weights, which takes seconds for a large model."""

@@ -1,12 +1,13 @@
 """The model's prediction for each problem, and the shares computed from the predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from coconut_ds.data.checks import is_scored
 from coconut_ds.data.graph_answers import categorise, has_usable_graph
 from coconut_ds.data.problem import Problem
+from coconut_ds.evaluation.hop_scores import HopScore
 from coconut_ds.formats import Format
 from coconut_ds.generation.requests import FinishReason
 from coconut_ds.methods.base import Method
@@ -67,6 +68,8 @@ class Evaluation:
     """Requested number of thoughts per problem."""
     num_pauses: int
     """Requested number of pause tokens per problem."""
+    hops: Mapping[int, HopScore] = field(default_factory=dict)
+    """What the states that become thoughts say, by hop; empty if that was not measured."""
 
     @property
     def judged(self) -> list[Prediction]:
@@ -82,6 +85,15 @@ class Evaluation:
     def wholly_right(self) -> float:
         """Share of texts in which every token is right; nan if no problem has an answer."""
         return share([bool(p.wholly_right) for p in self.judged])
+
+    def mastery(self, metric: Literal["accuracy", "in_frontier", "mass"]) -> float:
+        """How well the stage is learned, from 0 to 1, by the metric (``training.advance_metric``).
+
+        Where no hops were measured, the metric is accuracy: ``wholly_right``.
+        """
+        if metric == "accuracy" or not self.hops:
+            return self.wholly_right
+        return min(one.in_frontier.estimate if metric == "in_frontier" else one.mass for one in self.hops.values())
 
     @property
     def steps_match(self) -> float:

@@ -14,7 +14,7 @@ from coconut_ds.evaluation.picture import draw_sweep
 from coconut_ds.evaluation.prediction import Evaluation, Prediction
 from coconut_ds.evaluation.samples import sample_scores, votes_of
 from coconut_ds.evaluation.samples_picture import draw_samples
-from coconut_ds.evaluation.scores import BASELINES, score_table, scores_of, sweep_point
+from coconut_ds.evaluation.scores import BASELINES, hop_table, score_table, scores_of, sweep_point
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.results import ResultFolder
 from coconut_ds.strict_json import parse_loosely
@@ -182,8 +182,9 @@ def _print(job: EvaluationJob, out: Path, scores: Sequence[dict[str, Any]]) -> N
     note += (
         f"graphs that cannot be used, so not categorised nor counted for shortcuts: {unusable:,}\n" if unusable else ""
     )
+    tables = "".join(f"{table}\n" for table in (score_table(scores), hop_table(scores)) if table)
     sys.stdout.write(
         f"{job.reasoner.name}, method {job.reasoner.card.method}, {job.split} problems\n"
-        f"{score_table(scores)}\n{note}"
+        f"{tables}{note}"
         f"{scores[0]['run']['problems_per_s']:.2f} predictions/s; {shell_word(where)}\n"
     )

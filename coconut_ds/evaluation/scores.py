@@ -31,6 +31,8 @@ def scores_of(evaluation: Evaluation, problems: Sequence[Problem]) -> dict[str, 
         "tokens_a_problem": _mean([p.num_tokens for p in everything]),
         "thoughts_a_problem": _mean([p.num_thoughts for p in everything]),
     }
+    if evaluation.hops:
+        scores["hops"] = {str(hop): one.as_dict() for hop, one in evaluation.hops.items()}
     if not judged:
         return scores | {"accuracy": None}
     by_steps = defaultdict(list)
@@ -95,6 +97,31 @@ def score_table(scores: Sequence[dict[str, Any]]) -> str:
     for key, name in BASELINES.items():
         if "baselines" in scores[0]:
             rows.append([name, _percent(scores[0]["baselines"][key]), *[""] * (len(rows[0]) - 2)])
+    return _aligned(rows)
+
+
+def hop_table(scores: Sequence[dict[str, Any]]) -> str:
+    """A table with one row per number of thoughts and hop; empty if no hops were measured."""
+    latents = "pauses" if any(one["num_pauses"] for one in scores) else "thoughts"
+    rows = [[latents, "hop", "argmax in frontier", "95%", "mass on frontier", "loss", "problems"]]
+    for one in scores:
+        for hop, found in one.get("hops", {}).items():
+            low, high = found["in_frontier_95"]
+            rows.append(
+                [
+                    str(one["num_thoughts"] + one["num_pauses"]),
+                    hop,
+                    _percent(found["in_frontier"]),
+                    f"{low * 100:.1f}–{high * 100:.1f}",
+                    _percent(found["mass"]),
+                    f"{found['loss']:.3f}",
+                    f"{found['problems']:,}",
+                ]
+            )
+    return _aligned(rows) if len(rows) > 1 else ""
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ results (see ``evaluation.partial``). A finished one is found by the same comman
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -169,7 +169,8 @@ def run_job(job: EvaluationJob, peers: Peers) -> list[Evaluation]:
     evaluations = []
     for number, budget in enumerate(job.budgets):
         own = [one for (of_budget, *_), one in predictions.items() if of_budget == number]
-        evaluations.append(evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts))
+        whole = evaluator.evaluation(evaluator.with_categories(own, job.problems, budget), budget.thoughts)
+        evaluations.append(replace(whole, hops=job.hop_scores(budget)))
     new = len(predictions) - len(stored)
     run = {"seconds": round(seconds, 2), "problems_per_s": round(new / seconds, 3)}
     ranks.on_first(lambda: write_results(job, results, evaluations, run, unknown))

@@ -24,9 +24,9 @@ Shapes:
     N  targets in the batch
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,15 +37,8 @@ from coconut_ds.methods.layout import IGNORE, Layout
 from coconut_ds.methods.layouts import Layouts
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.packing import packed, viewed
 from coconut_ds.model.widths import CUDA_WIDTHS, rounded_up
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Part = TypeVar("Part", bound="DataclassInstance")
-
-TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, np.dtype(np.bool_): torch.bool}
-"""torch's names of the types of the tensors."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +113,6 @@ class Batch(_Pair):
         return Batch.of(viewed(self.inputs, buffer), viewed(self.targets, buffer), buffer)
 
 
-def viewed(part: Part, buffer: Tensor) -> Part:
-    """``part`` with its tensors replaced by those at the same places of another buffer."""
-    values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            start = value.storage_offset() * value.itemsize
-            values[name] = buffer[start : start + value.nbytes].view(value.dtype).view(value.shape)
-    return type(part)(**values)
-
-
 @dataclass(frozen=True)
 class Collator:
     """Builds the tensors of micro batches, in the memory of the host."""
@@ -154,7 +137,12 @@ class Collator:
         return cls(pad_id, parallel, multiple, max_width, pinned=device.type != "cpu")
 
     def __call__(
-        self, layouts: Sequence[Layout], weights: Sequence[float], num_thoughts: int, num_targets: int = 0
+        self,
+        layouts: Sequence[Layout],
+        weights: Sequence[float],
+        num_thoughts: int,
+        num_targets: int = 0,
+        also: Layouts | None = None,
     ) -> Batch:
         """The tensors of one micro batch.
 
@@ -163,6 +151,7 @@ class Collator:
             weights: [B] for each row, the weight of each of its targets in the loss.
             num_thoughts: L; the largest number of thoughts in ``layouts``, or in the micro batch of any other rank.
             num_targets: N of the rank with the most targets; may be 0 if this is the only rank.
+            also: the same sequences with other labels. The states that predict these are computed too.
         """
         rows = Layouts.of(layouts)
         cuts = _cuts(rows, num_thoughts)
@@ -179,6 +168,9 @@ class Collator:
         is_read, in_prefix = np.zeros((size, width), bool), column < width
         is_read[np.arange(size), cuts - 1] = True
         is_read[row[in_prefix], column[in_prefix]] = True
+        if also is not None:
+            others = _predictors(also, np.flatnonzero(also.labels != IGNORE), cuts, width)
+            is_read[tuple(each[others[1] < width] for each in others)] = True
         arrays: dict[str, NDArray[Any]] = {
             "prefix_ids": ids[:, :width],
             "prefix_last": cuts - 1,
@@ -206,9 +198,9 @@ class Collator:
         inputs = LatentInputs(**tensors, attention_mask=mask, parallel=self.parallel)
         return Batch.of(inputs, targets, buffer)
 
-    def collate(self, batch: MicroBatch) -> Batch:
-        """The tensors of a planned micro batch."""
-        return self(batch.layouts, batch.weights, batch.num_thoughts, batch.num_targets)
+    def collate(self, batch: MicroBatch, also: Layouts | None = None) -> Batch:
+        """The tensors of a planned micro batch; ``also``: see ``__call__``."""
+        return self(batch.layouts, batch.weights, batch.num_thoughts, batch.num_targets, also)
 
     def _width(self, longest: int) -> int:
         """The number of columns of the prefix, at least ``longest``."""
@@ -255,37 +247,3 @@ def _cuts(rows: Layouts, num_thoughts: int) -> NDArray[np.int64]:
     thinks = rows.num_thoughts > 0
     width = rows.first_thought[thinks].max() if thinks.any() else 1
     return np.where(thinks, rows.first_thought, np.minimum(rows.lengths, width))
-
-
-def on_host(values: NDArray[Any], pinned: bool) -> Tensor:
-    """The tensor of an array, in the memory of the host; ``pinned``: see ``Collator``."""
-    made = torch.from_numpy(values)
-    return made.pin_memory() if pinned else made
-
-
-def packed(
-    arrays: Mapping[np.dtype[Any], Mapping[str, NDArray[Any]]], pinned: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Copies arrays into one buffer. Returns it, and for each array the tensor that is its copy there.
-
-    Args:
-        arrays: for each type, the largest first so that all are aligned, the arrays to store as that type.
-        pinned: see ``Collator``.
-    """
-    size = sum(dtype.itemsize * sum(each.size for each in group.values()) for dtype, group in arrays.items())
-    if pinned:
-        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        memory = buffer.numpy()
-    else:
-        memory = np.empty(size, np.uint8)
-        buffer = torch.from_numpy(memory)
-    tensors: dict[str, Tensor] = {}
-    start = 0
-    for dtype, group in arrays.items():
-        sizes = [each.size for each in group.values()]
-        end = start + dtype.itemsize * sum(sizes)
-        np.concatenate([each.ravel() for each in group.values()], out=memory[start:end].view(dtype))
-        parts = buffer[start:end].view(TYPES[dtype]).split(sizes)
-        tensors |= {name: part.view(each.shape) for part, (name, each) in zip(parts, group.items(), strict=True)}
-        start = end
-    return buffer, tensors

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from coconut_ds.errors import DataError
-from coconut_ds.model.collate import on_host
+from coconut_ds.model.packing import on_host
 from coconut_ds.noise_kinds import ThoughtNoiseKind, noise_fault
 
 Noise = ThoughtNoiseKind | Literal["svp"]

@@ -11,6 +11,7 @@ from coconut_ds.objectives.grpo import Grpo
 from coconut_ds.objectives.likelihood import Likelihood
 from coconut_ds.objectives.lotus import Lotus
 from coconut_ds.objectives.sim_cot import SimCot, SimCotOnCodi
+from coconut_ds.objectives.supervised_thoughts import SupervisedThoughts
 from coconut_ds.settings import Config
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "lotus": Lotus,
     "sim_cot": SimCot,
     "sim_cot_codi": SimCotOnCodi,
+    "supervised_thoughts": SupervisedThoughts,
     "grpo": Grpo,
 }
 

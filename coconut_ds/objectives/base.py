@@ -10,9 +10,9 @@ Shapes:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,20 @@ class Objective(ABC):
 
     parts: ClassVar[tuple[str, ...]]
     """Names of the K parts of the loss."""
-    measures: ClassVar[tuple[str, ...]] = ()
-    """Names of further numbers that ``loss`` returns after the parts. They are logged, and have no gradient."""
+    measures: tuple[str, ...] = ()
+    """Names of further numbers that ``loss`` returns after the parts. They have no gradient; ``logged`` says what the
+    record has of them."""
     samples: ClassVar[bool] = False
     """Whether the model samples what it learns from during the update, so that nothing can be prepared ahead."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @property
+    def thought_targets(self) -> Literal["path", "frontier"] | None:
+        """What thoughts learn to predict at their hop (``data.hops``), if this objective reads
+        ``ProblemArrays.hops``."""
+        return None
 
     def kept_numbers(self, loop: LatentLoop) -> int:
         """How many numbers, in the type of the model, this objective keeps on each device beside weights."""
@@ -117,6 +124,10 @@ class Objective(ABC):
     def notes(self, problems: Sequence[TokenizedProblem]) -> list[str]:
         """Lines for the log about what this objective does with the training problems; often nothing."""
         return []
+
+    def logged(self, measures: Mapping[str, float]) -> dict[str, float]:
+        """What the record has of the measures of an update, by name."""
+        return dict(measures)
 
     @abstractmethod
     def loss(self, loop: LatentLoop, batch: Any) -> Tensor:

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays
-from coconut_ds.model.collate import Batch, Collator, on_host, packed, viewed
+from coconut_ds.model.collate import Batch, Collator
 from coconut_ds.model.latent_loop import LatentLoop
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
 from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.packing import on_host, packed, viewed
 from coconut_ds.model.thought_noise import NoiseSettings, NoiseSizes, ThoughtNoise
 from coconut_ds.model.value_directions import ValueDirections, value_projections
 from coconut_ds.objectives.base import Examples, Objective
@@ -106,7 +107,7 @@ class Grpo(Objective):
     """The clipped surrogate of completions, and their KL divergence from the start of the run."""
 
     parts: ClassVar[tuple[str, ...]] = ("policy", "kl")
-    measures: ClassVar[tuple[str, ...]] = ("kl", "clip_fraction", "entropy")
+    measures: tuple[str, ...] = ("kl", "clip_fraction", "entropy")
     samples: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 from coconut_ds.methods.base import Ids, join
 from coconut_ds.methods.layout import Layout
 from coconut_ds.methods.layouts import Integers, Layouts
-from coconut_ds.model.collate import Collator, LatentInputs, Targets, packed, viewed
+from coconut_ds.model.collate import Collator, LatentInputs, Targets
 from coconut_ds.model.micro_batch import MicroBatch
+from coconut_ds.model.packing import packed, viewed
 from coconut_ds.model.widths import rounded_up
 
 WIDTHS = 16

@@ -8,13 +8,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coconut_ds.data.graph_text import graph_text, redirected, unrelated
 from coconut_ds.data.problem import Problem
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.formats import is_correct
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Plain
-from coconut_ds.probing.graph_text import graph_text, redirected, unrelated
 from coconut_ds.reasoner import Reasoner
 
 

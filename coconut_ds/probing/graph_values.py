@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.encoding import encode
+from coconut_ds.data.graph_text import GraphText, graph_text
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import encode_cue
 from coconut_ds.errors import DataError
@@ -23,7 +24,6 @@ from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.generation.requests import Request
 from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.cases import Case, OnProgress, Plain, prepare, run_requests, scoring_request
-from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.reasoner import Reasoner
 
 HEIGHTS = ("shortest", "longest")

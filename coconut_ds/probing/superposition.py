@@ -23,13 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coconut_ds.data.graph_text import GraphText, graph_text
 from coconut_ds.data.graphs import Edge
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.tokens import question_places
 from coconut_ds.evaluation.statistics import Mean, mean_of
 from coconut_ds.probing.baselines import Baseline, baselines_of
 from coconut_ds.probing.cases import Plain, embeddings
-from coconut_ds.probing.graph_text import GraphText, graph_text
 from coconut_ds.probing.graph_values import name_tokens
 from coconut_ds.probing.states import attentions_of, layer_states
 from coconut_ds.reasoner import Reasoner

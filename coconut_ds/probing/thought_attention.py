@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from coconut_ds.data.graph_answers import has_usable_graph
+from coconut_ds.data.graph_text import graph_text
 from coconut_ds.data.problem import Problem
 from coconut_ds.parts import Parts, in_parts
 from coconut_ds.probing.baselines import baselines_of
 from coconut_ds.probing.cases import Case, Plain
-from coconut_ds.probing.graph_text import graph_text
 from coconut_ds.probing.states import head_attentions, read_positions
 from coconut_ds.probing.superposition import edge_positions
 from coconut_ds.reasoner import Reasoner

@@ -53,6 +53,7 @@ LATER_KEYS = {
     "run.tf32": False,
     "training.lr_schedule": "constant",
     "training.lr_schedule_over": "run",
+    "training.advance_metric": "accuracy",
 } | {f"objective.{key}": value_of(ObjectiveConfig().model_dump(mode="json"), key) for key in leaf_keys(ObjectiveConfig)}
 """Keys that older versions lack, with the value that means what those versions did. A key with that value is left out
 of the table, so that runs begun with an older version keep their signature. Keys that an objective reads are in the

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.parallel import Parallel
+from coconut_ds.settings.advance_checks import advance_problems
 from coconut_ds.settings.data import DataConfig
 from coconut_ds.settings.data_schedule import phases_of
 from coconut_ds.settings.model import MethodConfig, ModelConfig
@@ -31,6 +32,7 @@ class Config(Group):
     def _check(self) -> Self:
         problems = [*self._file_problems(), *self._run_problems(), *self._format_problems()]
         problems += self._data_schedule_problems()
+        problems += advance_problems(self.method, self.training)
         problems += objective_problems(self.objective, self.method, self.training, self.data)
         if problems:
             raise ValueError("; ".join(problems))
@@ -112,7 +114,8 @@ class Config(Group):
             where = f"data.schedule[{index}]"
             if phase.data.kind == "file" and not (phase.data.train_path and phase.data.val_path):
                 problems.append(f"{where}: problems of files need train_path and val_path; add both")
-            if phase.mastery is not None and self.data.text_format.one_token and curriculum:
+            by_accuracy = curriculum and self.training.advance_metric == "accuracy"
+            if phase.mastery is not None and self.data.text_format.one_token and by_accuracy:
                 problems.append(
                     f"{where}.mastery={phase.mastery} with data.format={self.data.format}: before the last stage "
                     "several nodes can be correct, so accuracy does not show mastery; set epochs instead"
@@ -133,10 +136,12 @@ class Config(Group):
                 f"method.kind={self.method.kind}: the model starts thinking by writing a marker, but "
                 f"data.format={self.data.format} has no markers; set method=coconut"
             )
-        if self.training.advance == "accuracy" and self.training.stage_switches is None:
+        by_accuracy = self.training.advance == "accuracy" and self.training.advance_metric == "accuracy"
+        if by_accuracy and self.training.stage_switches is None:
             problems.append(
                 f"training.advance=accuracy with data.format={self.data.format}: before the last stage several nodes "
-                "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs"
+                "can be correct, so accuracy does not show when a stage is learned; set training.advance=epochs, or "
+                "training.advance_metric=in_frontier"
             )
         return problems
 

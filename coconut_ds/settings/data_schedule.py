@@ -40,7 +40,8 @@ class Phase:
     epochs: int | None
     """The number of epochs after which it ends at the latest; None: no limit."""
     mastery: float | None
-    """It ends once this share of its validation problems is entirely right, with all remaining steps; None: never."""
+    """It ends once this share of its validation problems is entirely right, with all remaining steps, or once another
+    ``training.advance_metric`` has this value; None: never."""
 
 
 def phases_of(data: DataConfig) -> tuple[Phase, ...]:

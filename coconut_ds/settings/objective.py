@@ -72,6 +72,19 @@ class SimCotConfig(Group):
         return self
 
 
+class SupervisedThoughtsConfig(Group):
+    """Thoughts that learn to predict the nodes at their hop (kind=supervised_thoughts)."""
+
+    thought_targets: Literal["frontier", "path"] = "frontier"
+    """What the state that becomes the thought of step i must predict. frontier: all nodes at distance i from the root,
+    with equal probability; each problem needs a graph (the keys of ProsQA's files). path: the node to which step i of
+    the solution leads; any problems with steps, also without a graph."""
+    thought_weight: Annotated[float, Field(gt=0, strict=True)] = 1.0
+    """Factor of the cross entropy of these predictions, which is a mean over them."""
+    thought_of_step: Literal["last", "first", "all"] = "last"
+    """Which of the c_thought thoughts or pause tokens of a step must predict."""
+
+
 class GrpoConfig(Group):
     """Reinforcement learning of sampled completions (kind=grpo). Where trl has the same option, it has the same
     name."""
@@ -130,6 +143,7 @@ READERS = {
     "codi": ("codi", "sim_cot_codi"),
     "lotus": ("lotus",),
     "sim_cot": ("sim_cot", "sim_cot_codi"),
+    "supervised_thoughts": ("supervised_thoughts",),
     "grpo": ("grpo",),
 }
 """For each group of keys below ``objective``, the kinds of objectives that read it."""
@@ -138,7 +152,9 @@ READERS = {
 class ObjectiveConfig(Group):
     """What is learned of the sequences that the method makes."""
 
-    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "sim_cot_codi", "grpo"] = "likelihood"
+    kind: Literal["likelihood", "codi", "lotus", "sim_cot", "sim_cot_codi", "supervised_thoughts", "grpo"] = (
+        "likelihood"
+    )
     """Name of an objective in coconut_ds/objectives."""
     feed: Literal["identity", "projection"] = "identity"
     """What a hidden state goes through before it is the next input embedding. identity: nothing. projection: two linear
@@ -151,6 +167,8 @@ class ObjectiveConfig(Group):
     """Thoughts that predict steps."""
     sim_cot: SimCotConfig = Field(default_factory=SimCotConfig)
     """SIM-CoT's auxiliary decoder."""
+    supervised_thoughts: SupervisedThoughtsConfig = Field(default_factory=SupervisedThoughtsConfig)
+    """Thoughts that predict nodes."""
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     """Reinforcement learning."""
 

@@ -19,6 +19,8 @@ def objective_problems(
         problems += _lotus_problems(objective, method, training)
     if objective.reads("sim_cot"):
         problems += _sim_cot_problems(objective, method, training)
+    if objective.reads("supervised_thoughts"):
+        problems += _supervised_problems(method, training)
     if objective.reads("grpo"):
         problems += _grpo_problems(objective, method, training, data)
     return problems
@@ -125,6 +127,30 @@ def _sim_cot_problems(objective: ObjectiveConfig, method: MethodConfig, training
     return problems
 
 
+def _supervised_problems(method: MethodConfig, training: TrainingConfig) -> list[str]:
+    where, kind = "objective.kind=supervised_thoughts", METHODS[method.kind]
+    if reason := _without_latents(method, training):
+        remedy = "set them to 1 or more"
+        if not kind.has_latents:
+            remedy = "set method=coconut, or method=pause_as_thought for pause tokens"
+        return [
+            f"{where}: the states that become thoughts learn to predict nodes, but {reason}; {remedy}, or "
+            "objective=likelihood"
+        ]
+    if kind.starts_thinking:
+        return [
+            f"{where}: thought i learns what step i leads to, but with method.kind={method.kind} thoughts replace the "
+            "last steps; set method=coconut"
+        ]
+    if method.thinking != "sequential" and not kind.pauses:
+        return [
+            f"{where} reads the states that become thoughts one after the other, which method.thinking="
+            f"{method.thinking} does not compute; set method.thinking=sequential, or objective=lotus, which reads the "
+            "states of looped thinking"
+        ]
+    return []
+
+
 def _last_stage(training: TrainingConfig, method: Method) -> int:
     """The last stage that a run can reach, whatever its problems and its accuracy."""
     last, epochs = training.max_latent_stage + 1, training.num_epochs
@@ -216,7 +242,13 @@ def _unread_stages(where: str, training: TrainingConfig) -> list[str]:
 def _without_thoughts(method: MethodConfig, training: TrainingConfig) -> str:
     """Why sequences have no thoughts; empty if they have some."""
     kind = METHODS[method.kind]
-    if not kind.has_latents or kind.pauses:
+    return f"method.kind={kind.name} has no thoughts" if kind.pauses else _without_latents(method, training)
+
+
+def _without_latents(method: MethodConfig, training: TrainingConfig) -> str:
+    """Why sequences have neither thoughts nor pause tokens; empty if they have some."""
+    kind = METHODS[method.kind]
+    if not kind.has_latents:
         return f"method.kind={kind.name} has no thoughts"
     zero = [f"training.{key}=0" for key in ("c_thought", "max_latent_stage") if not getattr(training, key)]
     return f"with {' and '.join(zero)} there are none" if zero else ""

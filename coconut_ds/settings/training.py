@@ -24,7 +24,12 @@ class TrainingConfig(Group):
     advance_at."""
     advance_at: Share = 0.95
     """Validation accuracy that ends a stage (advance=accuracy): the share of problems with all remaining steps and the
-    answer correct."""
+    answer correct, or what advance_metric measures."""
+    advance_metric: Literal["accuracy", "in_frontier", "mass"] = "accuracy"
+    """What must reach advance_at (advance=accuracy). accuracy: see there. in_frontier, mass: what the model's head
+    predicts at the states that become thoughts, at the hop where it is smallest. in_frontier: share of validation
+    problems whose likeliest token is in the frontier (without a graph: is that of the step). mass: mean probability of
+    the frontier. A stage without such states, such as stage 0 of data.format=text, ends by accuracy."""
     min_epochs_per_stage: Positive = 1
     """Minimum number of epochs per stage (advance=accuracy)."""
     max_epochs_per_stage: Positive | None = None

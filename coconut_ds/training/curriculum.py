@@ -57,7 +57,8 @@ class Curriculum:
         Args:
             epoch: the epoch.
             switches: the epochs at which stages 1, 2, ... began, as recorded so far.
-            accuracy: share of validation problems that were wholly right.
+            accuracy: share of validation problems that were wholly right, or another value of
+                ``training.advance_metric``.
             since: the first epoch that counts (the first on the run's own problems, with ``data.schedule``).
         """
         if not self.recorded or self.stage(epoch, switches) >= self.last_stage:

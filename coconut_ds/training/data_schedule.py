@@ -32,18 +32,19 @@ class DataSchedule:
         """Whether ``epoch`` trains on the run's own problems."""
         return self.phase(epoch, switches) == len(self.phases)
 
-    def ends(self, epoch: int, switches: Sequence[int], accuracy: float) -> bool:
-        """Whether the phase ends after ``epoch``. ``accuracy``: share of validation problems that were wholly right."""
+    def ends(self, epoch: int, switches: Sequence[int], mastery: float) -> bool:
+        """Whether the phase ends after ``epoch``. ``mastery``: how well its problems are learned
+        (``training.advance_metric``)."""
         if self.is_over(epoch, switches):
             return False
         phase = self.phases[self.phase(epoch, switches)]
         lasted = epoch + 1 - self.began(switches)
-        is_mastered = phase.mastery is not None and accuracy >= phase.mastery
+        is_mastered = phase.mastery is not None and mastery >= phase.mastery
         return is_mastered or (phase.epochs is not None and lasted >= phase.epochs)
 
 
 def record_switches(
-    position: Position, schedule: DataSchedule, curriculum: Curriculum, share: float
+    position: Position, schedule: DataSchedule, curriculum: Curriculum, share: float, mastery: float
 ) -> dict[str, list[int]]:
     """Records in ``position`` what ends with the current epoch: the phase, the stage, or the run.
 
@@ -55,18 +56,19 @@ def record_switches(
         schedule: decides when phases end.
         curriculum: decides when stages and the run end.
         share: of the validation problems, how many were wholly right.
+        mastery: how well the stage is learned, by ``training.advance_metric``.
 
     Returns:
         What ``metrics.jsonl`` says about it; empty if nothing was recorded.
     """
     epoch, phases, stages = position.epoch, position.data_switches, position.stage_switches
-    if schedule.ends(epoch, phases, share):
+    if schedule.ends(epoch, phases, mastery):
         phases.append(epoch + 1)
         return {"data/switches": phases}
     if not schedule.is_over(epoch, phases):
         return {}
     position.solved = curriculum.solved(epoch, stages, share)
-    if not curriculum.advances(epoch, stages, share, schedule.began(phases)):
+    if not curriculum.advances(epoch, stages, mastery, schedule.began(phases)):
         return {}
     stages.append(epoch + 1)
     return {"curriculum/stage_switches": stages}

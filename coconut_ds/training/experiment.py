@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
+from coconut_ds.data.hops import HopReader
+from coconut_ds.data.problem import Problem
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.sources import Source, Words, open_sources
 from coconut_ds.data.tokens import encode_announcements
@@ -18,8 +20,9 @@ from coconut_ds.distributed.random_states import seed_generators
 from coconut_ds.distributed.ranks import Ranks
 from coconut_ds.distributed.zero import whole_shape
 from coconut_ds.errors import ModelError
-from coconut_ds.evaluation.evaluator import Evaluator
-from coconut_ds.generation.prompter import Prompter, Writing
+from coconut_ds.evaluation.evaluator import Call, Evaluator
+from coconut_ds.evaluation.hop_scores import HopMeasure, HopScore
+from coconut_ds.generation.prompter import Prompter, Thoughts, Writing
 from coconut_ds.methods import METHODS
 from coconut_ds.methods.base import CurriculumSpec, Method
 from coconut_ds.model.backbone import Backbone
@@ -95,7 +98,7 @@ class Experiment:
         method = METHODS[config.method.kind]
         auxiliary = _add_trained(config, backbone, method, objective)
         spec = training.curriculum_spec
-        every = _open_problems(config, sources, backbone, ranks, notify)
+        every = _open_problems(config, objective, sources, backbone, ranks, notify)
         *earlier, problems = every
         longest = max(method.num_stages(one, spec) for part in every for one in part.train(config.run.resume))
         curriculum = Curriculum.of(training, method, longest, config.run.resume, objective.samples)
@@ -172,6 +175,29 @@ class Experiment:
             same_passes=zero_stage(self.config) == 3,
         )
 
+    def hop_scores(self, call: Call, problems: Sequence[Problem], stage: int) -> dict[int, HopScore]:
+        """What the states that become thoughts say about validation problems at ``stage``, by hop. All ranks call it;
+        empty if the run does not need it.
+
+        Args:
+            call: the engine, in evaluation mode.
+            problems: the validation problems.
+            stage: the stage, which determines the number of thoughts.
+        """
+        reader, training, data = self.problems.hop_reader, self.config.training, self.config.data
+        if reader is None:
+            return {}
+        measure = HopMeasure(
+            Prompter(self.backbone, self.method, data.text_format, self.config.parallel),
+            reader,
+            training.c_thought,
+            training.batch_size_eval,
+            context_length(self.backbone.model),
+            self.config.objective.supervised_thoughts.thought_of_step,
+            ranks=self.ranks,
+        )
+        return measure.scores(call, problems, Thoughts(self.method.num_latents(stage, None, self.spec)))
+
     def describe(self) -> str:
         """One line for the log."""
         parameters, trained = _sizes([self.backbone.model])
@@ -191,16 +217,24 @@ class Experiment:
 
 
 def _open_problems(
-    config: Config, sources: Sequence[Source], backbone: Backbone, ranks: Ranks, notify: Notify
+    config: Config, objective: Objective, sources: Sequence[Source], backbone: Backbone, ranks: Ranks, notify: Notify
 ) -> list[RunProblems]:
     """The problems of each phase of ``data.schedule``, and last the run's own."""
     # Another run may tokenize the same data for any time.
     excused = partial(ranks.progress.during, "waiting for a process that tokenizes the same data", excused=True)
+    hops, needs_graphs = _hop_reader(config, objective, backbone), objective.thought_targets == "frontier"
     settings = [*(phase.data for phase in phases_of(config.data)), config.data]
     return [
-        RunProblems(source, data, backbone.tokenizer, notify, excused)
+        RunProblems(source, data, backbone.tokenizer, notify, excused, hops, needs_graphs)
         for source, data in zip(sources, settings, strict=True)
     ]
+
+
+def _hop_reader(config: Config, objective: Objective, backbone: Backbone) -> HopReader | None:
+    """What finds the hops of the problems; None if neither the objective nor the curriculum needs them."""
+    if objective.thought_targets is None and config.training.advance_metric == "accuracy":
+        return None
+    return HopReader(backbone.tokenizer, config.data.text_format)
 
 
 def _check_kernels(config: Config, kernels: Kernels, backbone: Backbone) -> None:

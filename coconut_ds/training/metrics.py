@@ -6,7 +6,8 @@ The file has one JSON object per line, with ``epoch`` (counted from 1), ``global
 * one per update: ``train/stage``, ``train/loss``, ``train/grad_norm``, ``train/lr``, ``perf/tokens_per_s``,
   ``perf/update_s``; with several parts of the loss ``train/loss_<part>``, and what else the objective measures;
 * one per epoch, after validation: ``eval/stage``, ``eval/num_thoughts``, ``eval/num_pauses``, ``eval/loss``,
-  ``eval/accuracy``, ``eval/wholly_right``, ``perf/epoch_s``, ``perf/eval_s``;
+  ``eval/accuracy``, ``eval/wholly_right``, ``perf/epoch_s``, ``perf/eval_s``; if hops are measured,
+  ``eval/hop_<i>_loss``, ``eval/hop_<i>_in_frontier``, ``eval/hop_<i>_mass``;
 * one per stage switch under ``training.advance=accuracy``: ``curriculum/stage_switches``;
 * one per switch of ``data.schedule``: ``data/switches``. Validations then have ``eval/data_phase``, counted from 0.
 

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from coconut_ds.data.checks import file_warnings, is_scored, name_of, warnings_about
 from coconut_ds.data.encoding import unknown_share
+from coconut_ds.data.graph_answers import graph_fault
+from coconut_ds.data.hops import HopReader
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import Source, check_splits, training_file
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
@@ -35,6 +37,8 @@ class RunProblems:
         tokenizer: PreTrainedTokenizerBase,
         notify: Notify,
         excused: Callable[[], AbstractContextManager[None]] = nullcontext,
+        hops: HopReader | None = None,
+        needs_graphs: bool = False,
     ) -> None:
         """Reads or generates the problems of the first epoch and the validation problems.
 
@@ -45,11 +49,15 @@ class RunProblems:
             notify: receives lines for the log, about the cache, about questions that occur in two files, and about
                 validation problems that cannot be scored or analysed.
             excused: makes the context in which this process waits for another one that tokenizes the same file.
+            hops: finds the hops of the training problems (``ProblemArrays.hops``); None: they are not needed.
+            needs_graphs: whether a problem without a usable graph is an error.
 
         Raises:
-            DataError: a file cannot be used, or no validation problem can be scored.
+            DataError: a file cannot be used, no validation problem can be scored, or a problem has no graph although
+                it needs one.
         """
-        self._source = source
+        self._source, self.hop_reader = source, hops
+        self._needs_graphs, self._train_name = needs_graphs, name_of(data, "training")
         self._tokenizer, self._format, scoring = tokenizer, data.text_format, data.convention
         self.valid = source.valid()
         where, path = name_of(data, "validation"), training_file(source)
@@ -61,6 +69,8 @@ class RunProblems:
                 f"{where}: no problem has an answer that scoring can read, and the best checkpoint is chosen by the "
                 "accuracy on these problems; set data.val_path to a file with answers"
             )
+        if needs_graphs:
+            check_graphs(self.valid, where)
         self.valid_tokens = self._tokenize(self.valid)
         self._check_words(tokenizer, notify)
         self._epoch = -1
@@ -72,10 +82,21 @@ class RunProblems:
             format, cache = data.text_format, data.cache_path
             self._tokens = table = cached_tokens(path, tokenizer, cache, format, notify, excused=excused)
             check_splits(data, set(table.question_hashes.tolist()), self.valid, hash_question, notify)
+            if hops is not None:
+                self._tokens = self._with_hops(table, self.texts(0))
 
     def _tokenize(self, problems: Sequence[Problem]) -> ProblemArrays:
         tokens = tokenize(self._tokenizer, problems, self._format)
         return ProblemArrays([arrays_of(tokens)], encode_cue(self._tokenizer, self._format))
+
+    def _with_hops(self, tokens: ProblemArrays, texts: Sequence[Problem]) -> ProblemArrays:
+        """Training problems with their hops, if these are needed."""
+        hops = self.hop_reader
+        if hops is None:
+            return tokens
+        if self._needs_graphs:
+            check_graphs(texts, self._train_name)
+        return tokens.with_hops(lambda index: hops.hops(texts[index]))
 
     def _check_words(self, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> None:
         share = unknown_share(tokenizer, [problem.question for problem in self.valid_tokens])
@@ -97,7 +118,7 @@ class RunProblems:
             return self._tokens
         texts, self._epoch = self._source.train(epoch), epoch
         if texts != self._texts:
-            self._texts, self._tokens = texts, self._tokenize(texts)
+            self._texts, self._tokens = texts, self._with_hops(self._tokenize(texts), texts)
             self._check("training", self._tokens)
         return self._tokens
 
@@ -121,6 +142,25 @@ class RunProblems:
                 file = outputs.open(f"{split}.json")
                 for problem in problems:
                     file.write(problem)
+
+
+def check_graphs(problems: Sequence[Problem], where: str) -> None:
+    """Checks that every problem has a graph whose frontiers thoughts can learn to predict.
+
+    Args:
+        problems: the problems.
+        where: names them in the message.
+
+    Raises:
+        DataError: a problem has none, or one that cannot be used; the message names the first of them.
+    """
+    for index, problem in enumerate(problems):
+        if fault := graph_fault(problem, f"{where}: item {index}"):
+            raise DataError(
+                f"{fault}. Thoughts learn to predict all nodes at their hop, which needs the edges of each problem; "
+                "set objective.supervised_thoughts.thought_targets=path to predict the steps alone, or use problems "
+                "with graphs, such as data=prosqa_symbolic"
+            )
 
 
 def check_lengths(

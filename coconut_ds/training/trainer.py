@@ -6,7 +6,7 @@ It contains no policy: stages and learning rates come from ``curriculum``, batch
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -95,7 +95,8 @@ class Trainer:
         """Updates schedule, curriculum and position after an epoch, then saves a checkpoint if one is due."""
         run = self.experiment
         phase = run.data_schedule.phase(position.epoch, position.data_switches)
-        switched = record_switches(position, run.data_schedule, run.curriculum, evaluation.wholly_right)
+        mastery = evaluation.mastery(run.config.training.advance_metric)
+        switched = record_switches(position, run.data_schedule, run.curriculum, evaluation.wholly_right, mastery)
         if switched:
             self._log(position.epoch, position.global_step, switched)
         position.next_epoch(stage)
@@ -248,6 +249,8 @@ class Trainer:
             progress=run.ranks.is_first,
             check=lambda: self._stop_if_requested(position, stage, self.saver.is_saved(position)),
         )
+        evaluation = replace(evaluation, hops=run.hop_scores(self.engine, problems.valid, stage))
+        hops = evaluation.hops.values()
         self.progress.line(
             f"epoch {position.epoch + 1:>3}  stage {stage}  "
             + (f"pauses {evaluation.num_pauses}" if run.method.pauses else f"thoughts {evaluation.num_thoughts}")
@@ -255,6 +258,7 @@ class Trainer:
             + f"  "
             f"train loss {train_loss:.4f}  val loss {loss:.4f}  accuracy {evaluation.accuracy:6.1%}  "
             f"exact match (steps and answer) {evaluation.wholly_right:6.1%}  {trained_s:.1f} s"
+            + (f"  in frontier by hop {' '.join(f'{one.in_frontier.estimate:.1%}' for one in hops)}" if hops else "")
         )
         # The record comes last: if anything fails before, a resume repeats the validation and records it once.
         self._log(
@@ -268,6 +272,7 @@ class Trainer:
                 "eval/loss": loss,
                 "eval/accuracy": evaluation.accuracy,
                 "eval/wholly_right": evaluation.wholly_right,
+                **{f"eval/{name}": value for one in hops for name, value in one.metrics.items()},
                 "perf/epoch_s": round(trained_s, 3),
                 "perf/eval_s": round(time.perf_counter() - began, 3),
             },

@@ -24,7 +24,8 @@ class UpdateResult:
         """The outcome, with ``numbers`` of the global batch in the order in which the objective returns them."""
         count = len(objective.parts)
         losses = dict(zip(objective.parts, numbers[:count], strict=True))
-        return cls(losses, grad_norm, stops, dict(zip(objective.measures, numbers[count:], strict=True)))
+        measures = objective.logged(dict(zip(objective.measures, numbers[count:], strict=True)))
+        return cls(losses, grad_norm, stops, measures)
 
     @property
     def loss(self) -> float:

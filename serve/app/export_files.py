@@ -97,7 +97,10 @@ def _parts(result: Result) -> tuple[dict[str, list[Row]], dict[str, Drawing]]:
     if isinstance(result, SearchResult):
         view = result.view
         values = [row_of(node, num_thoughts=one.num_thoughts) for one in view.after for node in one.nodes]
-        return {"values": values}, {"graph": lambda path: graph_figures.draw_graph(view, path, result.model)}
+        hops = [row_of(one) for one in result.hops]
+        return {"values": values, "hops": hops}, {
+            "graph": lambda path: graph_figures.draw_graph(view, path, result.model)
+        }
     if isinstance(result, InterventionResult):
         report = result.report
         rows = {"outcomes": _outcomes([report]), "overview": _outcomes(result.overview)}

@@ -16,6 +16,7 @@ from coconut_ds.probing.answers import AnswerAfter, answers_after, sweep
 from coconut_ds.probing.cases import OnProgress
 from coconut_ds.probing.effects import measure_effects
 from coconut_ds.probing.graph_values import graph_views, height_values, parallelism
+from coconut_ds.probing.hop_reading import hops_of
 from coconut_ds.probing.intervene import InterventionReport, intervene
 from coconut_ds.probing.interventions import Intervention, Kind
 from coconut_ds.probing.linear import linear_probes
@@ -59,7 +60,8 @@ async def answers_by_thoughts(studio: Studio, checked: CheckedQuestion) -> list[
 
 
 async def search_graph(studio: Studio, checked: CheckedQuestion) -> SearchResult:
-    """Values of all nodes of the question's graph after 0, c, 2c, … thoughts, where a step of the task has c thoughts.
+    """Values of all nodes of the question's graph after 0, c, 2c, … thoughts, where a step of the task has c thoughts;
+    and what the model's head predicts at the states that become them.
 
     Raises:
         DataError: the question does not have a graph.
@@ -68,7 +70,8 @@ async def search_graph(studio: Studio, checked: CheckedQuestion) -> SearchResult
     size = max(studio.card(checked.model).c_thought, 1)
     numbers = range(0, checked.n_thoughts + 1, size)
     (view,) = await studio.call(checked.model, lambda reasoner: graph_views.parts(reasoner, [problem], numbers))
-    return SearchResult(checked.model, view)
+    hops = await studio.call(checked.model, lambda reasoner: hops_of.parts(reasoner, problem, checked.n_thoughts))
+    return SearchResult(checked.model, view, tuple(hops))
 
 
 async def run_intervention(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from coconut_ds.evaluation.hop_scores import HopValue
 from coconut_ds.probing.answers import AnswerAfter, SweepPoint
 from coconut_ds.probing.cases import Plain
 from coconut_ds.probing.effects import Effect
@@ -28,6 +29,8 @@ class SearchResult(Plain):
 
     model: str
     view: GraphView
+    hops: tuple[HopValue, ...] = ()
+    """What the model's head predicts at the states that become thoughts."""
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,11 @@ def _connect(studio: Studio, bar: Bar, page: SearchPage) -> None:
         place = _place(result.view, (some or [0])[-1] if wanted is None else wanted)
         step = after[1].num_thoughts if len(after) > 1 else 1
         slider = gr.update(maximum=max(after[-1].num_thoughts, 1), step=step, value=after[place].num_thoughts)
-        yield {page.after: slider, **_shown(page, result.view, place), page.wanted: None, page.kept: result}
+        yield {page.after: slider, **_shown(page, result, place), page.wanted: None, page.kept: result}
 
     async def move(result: SearchResult | None, number: float) -> AsyncGenerator[ComponentUpdates, None]:
         if result is not None:
-            yield _shown(page, result.view, _place(result.view, number))
+            yield _shown(page, result, _place(result.view, number))
 
     shown = [page.picture, page.table]
     on(
@@ -103,8 +103,21 @@ def _place(view: GraphView, number: float) -> int:
     return min(range(len(view.after)), key=lambda index: abs(view.after[index].num_thoughts - number))
 
 
-def _shown(page: SearchPage, view: GraphView, place: int) -> ComponentUpdates:
-    return {page.picture: graph_svg(view, place), page.table: _table(view.after[place])}
+def _shown(page: SearchPage, result: SearchResult, place: int) -> ComponentUpdates:
+    view = result.view
+    return {page.picture: graph_svg(view, place), page.table: _table(view.after[place]) + hop_table(result)}
+
+
+def hop_table(result: SearchResult) -> str:
+    """What the model's head predicts at the states that become thoughts; empty if there are none."""
+    if not result.hops:
+        return ""
+    rows = [
+        [str(one.hop), "yes" if one.in_frontier else "no", f"{one.mass:.1%}", f"{one.loss:.3f}"] for one in result.hops
+    ]
+    caption = "What the model's head predicts at the states that become thoughts, without any text after them."
+    headers = ["edges from the root", "the likeliest token is such a node", "probability of all such nodes"]
+    return markup.html_table(caption, [*headers, "cross entropy, uniform over them (nats)"], rows)
 
 
 def _table(frontier: Frontier) -> str:

@@ -112,6 +112,7 @@ def test_the_state_is_read_to_the_cpu(syncs, monkeypatch):
         ("objective=sim_cot", "sim_cot.decoder_init=model"),
         ("objective=sim_cot_codi",),
         ("objective=lotus",),
+        ("objective=supervised_thoughts", "supervised_thoughts.thought_targets=path"),
     ],
     ids=lambda objective: objective[0].removeprefix("objective="),
 )

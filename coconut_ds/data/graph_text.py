@@ -48,6 +48,11 @@ class GraphText:
         # A class is written "Every A is a B."; a person, who is not a class, "A is a B."
         return f"Every {sentence}" if f"Every {sentence}" in self.problem.question else sentence
 
+    def step(self, edge: Edge) -> str:
+        """The step of a solution that follows an edge: the edge, or the node where it ends."""
+        step = self.edge(edge)
+        return step if self.wording == "sentences" or step in self.names(edge[1]) else self.symbols[edge[1]]
+
     def span(self, edge: Edge) -> tuple[int, int]:
         """Start and end (exclusive) of an edge in the question, in characters.
 
