@@ -96,8 +96,7 @@ class Trainer:
         run = self.experiment
         phase = run.data_schedule.phase(position.epoch, position.data_switches)
         mastery = evaluation.mastery(run.config.training.advance_metric)
-        switched = record_switches(position, run.data_schedule, run.curriculum, evaluation.wholly_right, mastery)
-        if switched:
+        if switched := record_switches(position, run.data_schedule, run.curriculum, evaluation.wholly_right, mastery):
             self._log(position.epoch, position.global_step, switched)
         position.next_epoch(stage)
         last = position.solved or position.epoch == run.config.training.num_epochs
