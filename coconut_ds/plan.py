@@ -96,9 +96,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(line: str) -> None:
-    """Reports progress. Only the plan goes to standard output."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{line} …\n")
+    """Reports progress, since a plan of a large model takes minutes. Only the plan goes to standard output."""
+    sys.stderr.write(f"{line} …\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -147,7 +147,9 @@ def test_an_evaluation_stores_and_prints_hops_for_each_number_of_thoughts(tmp_pa
     row = next(line.split() for line in printed.splitlines() if line.split()[:2] == ["2", "3"])
     assert row[-2:] == [f"{expected[1][3].loss:.3f}", "3"]
     evaluate(compose_eval_config(line))
-    assert capsys.readouterr().out.endswith(printed)
+    # DeepSpeed prints a line when a process imports it.
+    own = "".join(line for line in printed.splitlines(keepends=True) if "real_accelerator" not in line)
+    assert capsys.readouterr().out.endswith(own)
 
 
 def score(hop: int, share: float, mass: float) -> HopScore:

@@ -50,8 +50,7 @@ class GraphText:
 
     def step(self, edge: Edge) -> str:
         """The step of a solution that follows an edge: the edge, or the node where it ends."""
-        step = self.edge(edge)
-        return step if self.wording == "sentences" or step in self.names(edge[1]) else self.symbols[edge[1]]
+        return self.symbols[edge[1]] if self.nodes_as_steps else self.edge(edge)
 
     def span(self, edge: Edge) -> tuple[int, int]:
         """Start and end (exclusive) of an edge in the question, in characters.
