@@ -29,7 +29,7 @@ class TrainingConfig(Group):
     """What must reach advance_at (advance=accuracy). accuracy: see there. in_frontier, mass: what the model's head
     predicts at the states that become thoughts, at the hop where it is smallest. in_frontier: share of validation
     problems whose likeliest token is in the frontier (without a graph: is that of the step). mass: mean probability of
-    the frontier. A stage without such states, such as stage 0 of data.format=text, ends by accuracy."""
+    the frontier. A stage without such states, such as stage 0 where steps are text, ends by accuracy."""
     min_epochs_per_stage: Positive = 1
     """Minimum number of epochs per stage (advance=accuracy)."""
     max_epochs_per_stage: Positive | None = None
