@@ -23,6 +23,9 @@ SWAPPED = Problem(GRAPH.question.replace("cat or elk", "elk or cat"), GRAPH.step
 
 SUMS = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(1, 5) for b in range(1, 4))
 
+LONG = tuple(Problem(f"{a} + {b} =", (str(a),), str(a + b)) for a in range(10, 30) for b in range(10, 25))
+"""As many problems as the app measures at once, which takes a minute."""
+
 REFUSALS = {"x" * 10_000: "10,000 characters", "x" * 5_000: "room for", "": "is empty"}
 """For each question that cannot be answered, part of the advice."""
 
@@ -32,9 +35,9 @@ STRANGE = f"{HOSTILE} <img src=x onerror='window.hacked=1'> 🥥💭 ñ 你好 \
 
 
 def write_problems(folder: Path) -> list[Path]:
-    """Writes the files of problems that the app offers: ``sums.json`` and ``graphs.json``."""
+    """Writes the files of problems that the app offers: ``sums.json``, ``graphs.json`` and ``long.json``."""
     paths = []
-    for name, problems in (("sums", SUMS), ("graphs", (SWAPPED, GRAPH))):
+    for name, problems in (("sums", SUMS), ("graphs", (SWAPPED, GRAPH)), ("long", LONG)):
         paths.append(folder / f"{name}.json")
         paths[-1].write_text(json.dumps([one.as_dict() for one in problems]), encoding="utf-8")
     return paths

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from making_app import REFUSALS, STRANGE, SUMS, write_problems
+from making_app import LONG, REFUSALS, STRANGE, SUMS, write_problems
 from proxying import proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 from using_app import change_everything, think_in_a_slow_browser, use_under_a_prefix
@@ -209,17 +209,20 @@ def test_a_slow_browser_shows_every_figure(visit):
 
 
 def test_long_work_is_cancelled(desk):
+    desk.choose_file("long", LONG[0].question)
     desk.tab("Data set")
     for name in ("interventions on thoughts", "linear probes"):
         desk.page.get_by_role("checkbox", name=name).set_checked(name == "interventions on thoughts")
-    # With the default of two draws, a quiet machine is done before the click on Cancel.
-    draws = desk.page.get_by_label("number input for Draws per problem")
-    draws.fill(draws.get_attribute("max"))
+    # A fast server must not be done before a slow browser clicks on Cancel.
+    for label in ("Number of problems", "Draws per problem"):
+        field = desk.page.get_by_label(f"number input for {label}")
+        field.fill(field.get_attribute("max"))
     desk.page.locator("#run-dataset").click()
     desk.wait("#dataset-state progress")
     desk.page.locator("#cancel-dataset").click()
     desk.wait("#dataset-state .finding:has-text('Cancelled')")
     # The model is free for the next question.
+    desk.choose_file("sums", SUMS[0].question)
     desk.tab("Think")
     desk.ask(SUMS[1].question)
     desk.wait_for_answer()

@@ -154,6 +154,13 @@ class Visit:
         self.page.locator(f"#{name} input").click()
         self.page.get_by_role("option").filter(has_text=text).first.click()
 
+    def choose_file(self, name: str, first: str) -> None:
+        """Selects a file of problems, and waits until its first question is shown."""
+        from playwright.sync_api import expect
+
+        self.choose("file", name)
+        expect(self.page.locator("#question textarea")).to_have_value(first, timeout=PATIENCE_MS)
+
     def shoot(self, name: str) -> None:
         """Saves a screenshot."""
         PICTURES.mkdir(parents=True, exist_ok=True)
