@@ -11,6 +11,15 @@ ID = {word: number for number, word in enumerate(WORDS)}
 
 MARKERS = MarkerIds(start=ID["<s>"], end=ID["<e>"], thought=ID["<t>"], pause=ID["<p>"])
 
+RAGGED = [
+    TokenizedProblem([1, 2, 3], ([4, 5], [6, 7, 8, 9, 10]), [11, 0]),
+    TokenizedProblem([*range(1, 10)], ([12], [13, 14], [15, 16, 17]), [18, 19, 0]),
+    TokenizedProblem([20, 21], (), [22, 0]),
+    TokenizedProblem([3, 1, 4, 1, 5], ([23, 24, 25],), [26, 0]),
+    TokenizedProblem([2, 7, 1], ([27, 28, 29, 30], [31], [32, 33], [34]), [35, 0]),
+]
+"""Five problems with two, three, no, one and four steps, of one to five tokens. Ids are below 36."""
+
 
 def make_problem(num_steps: int = 3) -> TokenizedProblem:
     steps = tuple([ID[f"s{number}"]] * 2 for number in range(1, num_steps + 1))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparing_objectives import compare as compare_recorded
 from comparing_objectives import compare_answers
+from making_layouts import RAGGED
 from making_training import column, record, run_left_alone_and_stopped
 from recorded_cases import trusted_cases
 from recorded_lotus import RecordedLotus
@@ -21,7 +22,7 @@ from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import ProblemArrays, arrays_of
 from coconut_ds.generation.prompter import Writing
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import MarkerIds, TokenizedProblem
+from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.parallel import Parallel
 from coconut_ds.model import loss
 from coconut_ds.model.collate import Collator
@@ -33,19 +34,11 @@ from coconut_ds.settings.compose import compose_config
 from coconut_ds.training.batches import BatchGeometry, plan_update
 
 MARKERS = MarkerIds(start=36, end=37, thought=38)
-PROBLEMS = [
-    TokenizedProblem([1, 2, 3], ([4, 5], [6, 7, 8, 9, 10]), [11, 0]),
-    TokenizedProblem([*range(1, 10)], ([12], [13, 14], [15, 16, 17]), [18, 19, 0]),
-    TokenizedProblem([20, 21], (), [22, 0]),
-    TokenizedProblem([3, 1, 4, 1, 5], ([23, 24, 25],), [26, 0]),
-    TokenizedProblem([2, 7, 1], ([27, 28, 29, 30], [31], [32, 33], [34]), [35, 0]),
-]
-"""Five problems with two, three, no, one and four steps, of one to five tokens. A block has three thoughts."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An epoch of ``PROBLEMS`` under some configuration."""
+    """An epoch of ``RAGGED`` under some configuration."""
 
     config: Config
     stage: int
@@ -59,7 +52,7 @@ class Setting:
     def rows(self) -> list[LotusRow]:
         """The problems as the twin reads them."""
         found = []
-        for index, problem in enumerate(PROBLEMS):
+        for index, problem in enumerate(RAGGED):
             row = self.sequences.one_for_training(self.epoch, self.stage, index, problem)
             stage = self.sequences.stage_of(self.epoch, self.stage, index, problem)
             found.append(LotusRow(row, self.sequences.method.replaced(problem, stage, self.sequences.spec)))
@@ -85,9 +78,9 @@ class Setting:
 
     def fast_parts(self, loop: LatentLoop, micro: int, world: int) -> torch.Tensor:
         """The sum over the micro batches of all ranks."""
-        objective, geometry = objective_of(self.config), BatchGeometry(len(PROBLEMS), micro, 1, world)
-        collator, arrays = Collator(3, self.config.parallel), ProblemArrays([arrays_of(PROBLEMS)], ())
-        examples = objective.examples(self.sequences, self.epoch, self.stage, arrays, range(len(PROBLEMS)))
+        objective, geometry = objective_of(self.config), BatchGeometry(len(RAGGED), micro, 1, world)
+        collator, arrays = Collator(3, self.config.parallel), ProblemArrays([arrays_of(RAGGED)], ())
+        examples = objective.examples(self.sequences, self.epoch, self.stage, arrays, range(len(RAGGED)))
         found = torch.zeros(2)
         for rank in range(world):
             plans = [plan_update(view, geometry, rank, "token", examples.views[0]) for view in examples.views]
@@ -156,7 +149,7 @@ def test_recorded_numbers_are_reproduced():
 
 def test_a_warning_says_that_many_steps_are_cut():
     """Of the eleven steps, eight have more than one token, five more than two, and three more than three."""
-    steps = [problem for problem in PROBLEMS for _ in range(2)]
+    steps = [problem for problem in RAGGED for _ in range(2)]
     said = {}
     for block in (1, 3, 5):
         for flat in (False, True):

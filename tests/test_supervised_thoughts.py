@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from making_config import refusal
+from making_layouts import RAGGED
 from making_training import column, record, run_left_alone_and_stopped
 from slow_supervised_thoughts import Asked, slow_supervised_thoughts
 from tiny_models import make_model
@@ -15,7 +16,7 @@ from torch_engine import DROPOUT, tiny_config
 from coconut_ds.data.sequences import Sequences
 from coconut_ds.data.token_arrays import Hop, ProblemArrays, arrays_of
 from coconut_ds.methods import METHODS
-from coconut_ds.methods.base import MarkerIds, TokenizedProblem
+from coconut_ds.methods.base import MarkerIds
 from coconut_ds.methods.layout import Layout
 from coconut_ds.model import loss
 from coconut_ds.model.collate import Collator
@@ -25,14 +26,6 @@ from coconut_ds.settings import Config
 from coconut_ds.training.batches import BatchGeometry, plan_update
 
 MARKERS = MarkerIds(start=36, end=37, thought=38, pause=39)
-PROBLEMS = [
-    TokenizedProblem([1, 2, 3], ([4, 5], [6, 7, 8, 9, 10]), [11, 0]),
-    TokenizedProblem([*range(1, 10)], ([12], [13, 14], [15, 16, 17]), [18, 19, 0]),
-    TokenizedProblem([20, 21], (), [22, 0]),
-    TokenizedProblem([3, 1, 4, 1, 5], ([23, 24, 25],), [26, 0]),
-    TokenizedProblem([2, 7, 1], ([27, 28, 29, 30], [31], [32, 33], [34]), [35, 0]),
-]
-"""Five problems with two, three, no, one and four steps."""
 HOPS = [
     [Hop({5: 1.0}, {5: 0.5, 0: 0.25, 30: 0.25}), Hop({7: 1.0}, {7: 1.0})],
     # No node is three edges away: the path is not a shortest one.
@@ -45,7 +38,7 @@ HOPS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """An epoch of ``PROBLEMS`` under some configuration."""
+    """An epoch of ``RAGGED`` under some configuration."""
 
     config: Config
     stage: int
@@ -71,9 +64,7 @@ class Setting:
 
     def slow(self, model: torch.nn.Module) -> tuple[torch.Tensor, list[float]]:
         """The two parts, and the sums of the measures and the count of each hop."""
-        rows = [
-            self.sequences.one_for_training(0, self.stage, index, problem) for index, problem in enumerate(PROBLEMS)
-        ]
+        rows = [self.sequences.one_for_training(0, self.stage, index, problem) for index, problem in enumerate(RAGGED)]
         asked = [self.asked(row, hops) for row, hops in zip(rows, HOPS, strict=True)]
         weight = self.config.objective.supervised_thoughts.thought_weight
         parts, measured = slow_supervised_thoughts(model, rows, asked, weight)
@@ -85,9 +76,9 @@ class Setting:
 
     def fast(self, loop: LatentLoop, micro: int, world: int) -> torch.Tensor:
         """The sum over the micro batches of all ranks."""
-        objective, geometry = objective_of(self.config), BatchGeometry(len(PROBLEMS), micro, 1, world)
-        arrays = ProblemArrays([arrays_of(PROBLEMS)], (), HOPS.__getitem__)
-        examples = objective.examples(self.sequences, 0, self.stage, arrays, range(len(PROBLEMS)))
+        objective, geometry = objective_of(self.config), BatchGeometry(len(RAGGED), micro, 1, world)
+        arrays = ProblemArrays([arrays_of(RAGGED)], (), HOPS.__getitem__)
+        examples = objective.examples(self.sequences, 0, self.stage, arrays, range(len(RAGGED)))
         found = torch.zeros(2 + len(objective.measures))
         for rank in range(world):
             plans = [plan_update(view, geometry, rank, "token", examples.views[0]) for view in examples.views]

@@ -135,8 +135,9 @@ class HopMeasure:
         firsts = np.cumsum(counts) - counts
         found = []
         for view in self._plan(targets.layouts):
-            inputs, _ = collator.collate(view).to(device)
-            batch = targets.collate(collator, view).to(device)
+            made = collator.collate(view)
+            inputs, _ = made.to(device)
+            batch = targets.collate(made.targets, view, collator.pinned).to(device)
             values = iter(call(_values, inputs, batch).tolist())
             if view.share:
                 for row in view.rows.tolist():

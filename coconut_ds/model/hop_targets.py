@@ -26,7 +26,7 @@ from torch import Tensor
 from coconut_ds.data.token_arrays import Shares
 from coconut_ds.methods.layout import IGNORE
 from coconut_ds.methods.layouts import Integers, Layouts, spans
-from coconut_ds.model.collate import Collator, Targets
+from coconut_ds.model.collate import Targets
 from coconut_ds.model.loss import LOGITS_AT_A_TIME, sum_over_targets
 from coconut_ds.model.micro_batch import MicroBatch
 from coconut_ds.model.packing import packed, viewed
@@ -109,17 +109,17 @@ class HopTargets:
         hops = np.array([one.hop for one in flat], np.int64)
         return cls(replace(layouts, labels=labels, num_targets=counts), ids, targets, frontier, hops)
 
-    def collate(self, collator: Collator, view: MicroBatch, num_hops: int = 0) -> "HopBatch":
+    def collate(self, places: Targets, view: MicroBatch, pinned: bool, num_hops: int = 0) -> "HopBatch":
         """The tensors of a micro batch, in the memory of the host.
 
         Args:
-            collator: of the run.
+            places: the targets of ``view`` as ``Collator.collate`` makes them.
             view: rows of ``layouts``.
+            pinned: see ``Collator``.
             num_hops: H; later hops are not counted.
         """
         counts = self.layouts.num_targets
         rows = spans((np.cumsum(counts) - counts)[view.rows], counts[view.rows])
-        places = collator.collate(view).targets
         has_frontier = self.frontier[rows].any(axis=1, keepdims=True)
         counted = (self.hops[rows, None] == np.arange(1, num_hops + 1)) & has_frontier
         buffer, tensors = packed(
@@ -132,7 +132,7 @@ class HopTargets:
                     "counted": counted,
                 },
             },
-            collator.pinned,
+            pinned,
         )
         index, weights = tensors.pop("index"), tensors.pop("weights")
         return HopBatch(Targets(index, index, weights, places.max_targets), HopTable(**tensors), buffer)

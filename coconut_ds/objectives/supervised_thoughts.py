@@ -107,7 +107,8 @@ class SupervisedThoughts(Objective):
         written, thoughts = views
         # States before pause tokens are computed only if something asks for them.
         batch = collator.collate(written, also=thoughts.layouts)
-        return ThoughtsBatch(batch, examples.hops.collate(collator, thoughts, self._num_hops))
+        places = collator.collate(thoughts).targets
+        return ThoughtsBatch(batch, examples.hops.collate(places, thoughts, collator.pinned, self._num_hops))
 
     def loss(self, loop: LatentLoop, batch: ThoughtsBatch) -> Tensor:
         """The two parts and the measures, [2 + 4·H]."""
