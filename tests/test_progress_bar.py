@@ -62,6 +62,19 @@ def test_time_left_is_that_of_the_updates_so_far(capsys) -> None:
     assert (first.rsplit(", ", 1)[1], second.rsplit(", ", 1)[1]) == ("time left unknown", "time left 2:10:00")
 
 
+def test_a_longer_epoch_changes_the_total(capsys) -> None:
+    """The phases of data.schedule can have epochs of different lengths."""
+    clock = Clock()
+    progress = ProgressBar(True, 1, clock=clock)
+    progress.start(4)
+    for total in (4, 4, 10):
+        progress.start(total, 99)
+        clock.now += 60.0
+        progress.update(0, 1.0, 10.0, {})
+    assert "update 3/10, " in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "time left 0:07:00" in last
+
+
 def test_a_run_for_debugging_says_once_how_long_it_will_take(capsys) -> None:
     clock = Clock()
     progress = ProgressBar(True, None, estimates=True, clock=clock)

@@ -18,7 +18,7 @@ from slow_loop import slow_generate
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from coconut_ds.errors import ModelError
-from coconut_ds.generation import thinking_engine
+from coconut_ds.generation import slot_table, thinking_engine
 from coconut_ds.generation.batch import generate
 from coconut_ds.generation.requests import Request, Thinking
 from coconut_ds.generation.thinking_engine import Op, ThinkingEngine
@@ -67,6 +67,26 @@ def test_a_batch_equals_the_slow_one(tiny_model, family):
     assert [one.num_thoughts for one in made] == [3, 0, 8, 4, 2]
     assert made[4].finish_reason == "length"
     assert len(made[4].tokens) == 96 - 93
+
+
+def test_no_prompt_that_could_be_copied_is_overlooked(tiny_model, monkeypatch):
+    """A prompt is compared only with those that begin as it does. Comparing it with all gives the same shares."""
+    loop, both = LatentLoop(tiny_model("gpt2")), []
+    for compares_all in (False, True):
+        if compares_all:
+            monkeypatch.setattr(slot_table, "_start", lambda beginning: ())
+        shares = []
+        for case in range(10):
+            rng = random.Random(f"alike/{case}")
+            starts = [[start] * 15 for start in (1, 2, 3)]
+            questions = [rng.choice(starts) + [rng.randint(1, 2) for _ in range(rng.randint(0, 9))] for _ in range(12)]
+            requests = [Request(prompt_of(question, rng.randint(0, 2)), 3) for question in questions]
+            requests = [replace(request, owner=rng.choice(["", "x"])) for request in requests]
+            engine = ThinkingEngine(loop, [0], rng.randint(2, 5), 96)
+            shares.append([one.num_shared for one in run_with_arrivals(engine, requests, rng)])
+        both.append(shares)
+    assert both[0] == both[1]
+    assert sum(map(sum, both[0])) > 400
 
 
 def test_equal_beginnings_are_encoded_once(tiny_model):

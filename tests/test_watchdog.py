@@ -154,12 +154,16 @@ def test_ranks_say_which_one_is_stopped_and_which_ones_wait_where(tmp_path):
         return json.loads(lock.read_text() or "{}").get("stalled")
 
     try:
-        wait_until(lambda: [one for one in tmp_path.glob("*/*/*/metrics.jsonl") if one.stat().st_size > 1000], PATIENCE_S, log)
+        wait_until(
+            lambda: [one for one in tmp_path.glob("*/*/*/metrics.jsonl") if one.stat().st_size > 1000], PATIENCE_S, log
+        )
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         ranks = [one for one in map(int, children) if b"stalling" in Path(f"/proc/{one}/cmdline").read_bytes()]
         stopped_at = log.stat().st_size
         os.kill(ranks[1], signal.SIGSTOP)
-        wait_until(lambda: says("rank 0: rank 1 gives no sign of life: it is stopped", since=stopped_at), PATIENCE_S, log)
+        wait_until(
+            lambda: says("rank 0: rank 1 gives no sign of life: it is stopped", since=stopped_at), PATIENCE_S, log
+        )
         assert says(
             "watchdog, rank 0: the run has made no progress for",
             "distributed_c10d.py",

@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 
 from coconut_ds.generation.rows import Beginning, Row
 from coconut_ds.generation.slots import SlotCache
@@ -14,8 +14,9 @@ MAX_SCRIPTED = 4
 """If at most this many tokens of a prompt remain after copying, they join the one-position passes; otherwise they are
 encoded in a separate pass."""
 
-
 NOTHING = Beginning("", [])
+_Start = tuple[str, tuple[int, ...]]
+"""Owner and first tokens of a prompt."""
 
 
 class SlotTable:
@@ -101,19 +102,23 @@ class SlotTable:
         if not free or not self.waiting:
             return
         first = list(itertools.islice(self.waiting, len(free)))
-        to_encode = [self[slot] for slot in self.to_encode]
+        alike = _Alike()
+        for slot in range(len(self)):
+            alike.add_slot(slot, self._cached(slot))
+        for slot in self.to_encode:
+            alike.add_row(self[slot], most)
         for row in first:
-            own = [other for other in to_encode if other.request.owner == row.request.owner]
-            if sum(min(len(other.prefix) - other.length, most / 2) for other in own) >= most:
+            if alike.left[row.request.owner] >= most:
                 continue
-            source, shared = self._best_source(row)
-            if max((_num_reusable(row, other.beginning) for other in to_encode), default=0) > shared:
+            source, shared = self._best_source(row, alike.slots(row))
+            if max((_num_reusable(row, other.beginning) for other in alike.rows(row)), default=0) > shared:
                 continue
             slot = source if source in free else free[0]
             free.remove(slot)
             self.waiting.remove(row)
             if self._enter(row, slot, source, shared):
-                to_encode.append(row)
+                alike.add_row(row, most)
+            # What it has copied is still in its source, so its slot need not be noted.
 
     def encoded(self, slot: int) -> None:
         """Notes that the prompt in a slot has been encoded up to its first thought."""
@@ -147,14 +152,19 @@ class SlotTable:
         self._cache.clear(slot, columns)
         self._leftover[slot] = NOTHING
 
-    def _best_source(self, row: Row) -> tuple[int, int]:
-        """The slot that shares most positions with a row's prompt, and their number; (-1, 0) if none does.
+    def _cached(self, slot: int) -> Beginning:
+        """What the cache has in a slot, for whoever runs there or ran there last."""
+        row = self._rows[slot]
+        return self._leftover[slot] if row is None else row.cached
+
+    def _best_source(self, row: Row, slots: Iterable[int]) -> tuple[int, int]:
+        """The slot of ``slots`` that shares most positions with a row's prompt, and their number; (-1, 0) if none does.
 
         Of slots that share equally many, a free one is preferred, since the row can then use it without copying.
         """
         best = (-1, 0)
-        for slot, other in enumerate(self._rows):
-            shared = _num_reusable(row, self._leftover[slot] if other is None else other.cached)
+        for slot in slots:
+            other, shared = self._rows[slot], _num_reusable(row, self._cached(slot))
             is_better = shared > best[1] or (shared and shared == best[1] and other is None)
             if is_better and (other is None or self._is_proven(slot, shared)):
                 best = slot, shared
@@ -187,6 +197,40 @@ class SlotTable:
             return False
         self.to_encode.append(slot)
         return True
+
+
+class _Alike:
+    """Slots, and rows that are to be encoded, by their first ``MIN_SHARED`` tokens.
+
+    A row is compared only with those that begin as it does, instead of with all.
+    """
+
+    def __init__(self) -> None:
+        self._slots: defaultdict[_Start, list[int]] = defaultdict(list)
+        self._rows: defaultdict[_Start, list[Row]] = defaultdict(list)
+        self.left: defaultdict[str, float] = defaultdict(float)
+        """For each owner, the number of positions that are left to encode; at most ``most / 2`` for each row."""
+
+    def add_slot(self, slot: int, cached: Beginning) -> None:
+        """Notes what the cache has in a slot."""
+        self._slots[_start(cached)].append(slot)
+
+    def add_row(self, row: Row, most: float) -> None:
+        """Notes a row whose prompt is to be encoded."""
+        self._rows[_start(row.beginning)].append(row)
+        self.left[row.request.owner] += min(len(row.prefix) - row.length, most / 2)
+
+    def slots(self, row: Row) -> list[int]:
+        """The slots that began as a row does, in ascending order."""
+        return self._slots[_start(row.beginning)]
+
+    def rows(self, row: Row) -> list[Row]:
+        """The rows that begin as a row does."""
+        return self._rows[_start(row.beginning)]
+
+
+def _start(beginning: Beginning) -> _Start:
+    return beginning.owner, tuple(beginning.tokens[:MIN_SHARED])
 
 
 def _num_reusable(row: Row, cached: Beginning) -> int:

@@ -66,9 +66,10 @@ class ProgressBar:
             sys.stdout.flush()
 
     def start(self, total: int, done: int = 0) -> None:
-        """Shows a bar over ``total`` updates, ``done`` of which were completed earlier. Keeps a bar that exists.
+        """Shows a bar over ``total`` updates, ``done`` of which were completed earlier.
 
-        The bar is not drawn unless standard error is a terminal.
+        A bar that exists is kept, with the new total: epochs can have different numbers of updates (``data.schedule``).
+        It is not drawn unless standard error is a terminal.
         """
         if self._bar is None:
             self._bar = tqdm(
@@ -78,8 +79,8 @@ class ProgressBar:
                 disable=None if self._is_first else True,
                 dynamic_ncols=True,
             )
-            self._total, self._done, self._logged = total, done, done
-            self._logged_at = self._clock()
+            self._done, self._logged, self._logged_at = done, done, self._clock()
+        self._total = self._bar.total = total
 
     def update(self, stage: int, loss: float, tokens_per_s: float, parts: Mapping[str, float]) -> None:
         """Advances the bar by one update. ``parts``: the parts of the loss and other numbers to show, by name."""
