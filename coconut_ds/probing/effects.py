@@ -5,7 +5,7 @@ between problems, not between draws. See ``intervene`` for single questions and 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -21,6 +21,9 @@ from coconut_ds.probing.interventions import RANDOM_KINDS, Intervention, Kind, M
 from coconut_ds.reasoner import Reasoner
 from coconut_ds.scoring import EXACT
 from coconut_ds.scoring.base import Scoring
+
+IsRight = Callable[[Outcome | Baseline, int], bool]
+"""Whether an outcome, or an unchanged text, is right for the problem with this index."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,35 @@ class _PlannedEffect:
     is_control: bool
 
 
+@dataclass(frozen=True, eq=False)
+class MadeEffect:
+    """An intervention, or its control, with the outcomes of its trials, from which effects are computed."""
+
+    planned: _PlannedEffect
+    outcomes: list[list[Outcome]]
+    """For each problem of ``planned``, the outcome of each of its trials."""
+
+    def effect(self, is_right: IsRight | None, only: Container[int] | None = None) -> Effect | None:
+        """The mean effect over problems.
+
+        Args:
+            is_right: which answers are right; None: this is not known.
+            only: indices of the problems to average over; None: all.
+
+        Returns:
+            None if the intervention could be applied to none of the problems.
+        """
+        chosen = [
+            pair
+            for pair in zip(self.planned.problems, self.outcomes, strict=True)
+            if only is None or pair[0].index in only
+        ]
+        if not chosen:
+            return None
+        problems, made = [one for one, _ in chosen], [own for _, own in chosen]
+        return _effect(replace(self.planned, problems=problems), made, is_right)
+
+
 @in_parts
 def measure_effects(
     reasoner: Reasoner,
@@ -99,22 +131,41 @@ def measure_effects(
         DataError: an intervention changes a thought that no problem has.
     """
     baselines = yield from baselines_of.parts(reasoner, questions, n_thoughts, max_new_tokens)
+    is_right = None if known is None else rightness(reasoner, known, scoring)
+    made = yield from make_effects.parts(
+        reasoner, baselines, interventions, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+    )
+    return [effect for one in made if (effect := one.effect(is_right)) is not None]
+
+
+@in_parts
+def make_effects(
+    reasoner: Reasoner,
+    baselines: Sequence[Baseline],
+    interventions: Sequence[Intervention],
+    *,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Parts[list[MadeEffect]]:
+    """Makes the interventions of ``measure_effects``, and their controls, on questions whose baselines are known."""
+    planned = yield from _planned_effects(reasoner, baselines, interventions, seed)
+    trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
+    outcomes = iter((yield from outcomes_of.parts(reasoner, trials, max_new_tokens, progress)))
+    return [MadeEffect(one, [[next(outcomes) for _ in own.trials] for own in one.problems]) for one in planned]
+
+
+def rightness(reasoner: Reasoner, known: Sequence[str], scoring: Scoring = EXACT) -> IsRight:
+    """The function that tells whether an outcome of the problem with some index is right; ``known``: right answers."""
     form = reasoner.card.text_format
 
-    def is_right(outcome: Outcome, index: int) -> bool:
-        answer = "" if known is None else known[index]
+    def is_right(outcome: Outcome | Baseline, index: int) -> bool:
+        answer = known[index]
         # An answer may be empty if it is a model's own, as in a comparison with its unchanged texts.
         known_one = bool(scoring.gold(answer, form))
         return scoring.is_correct(outcome.text, answer, form) if known_one else outcome.answer == answer
 
-    planned = yield from _planned_effects(reasoner, baselines, interventions, seed)
-    trials = [trial for effect in planned for one in effect.problems for trial in one.trials]
-    outcomes = iter((yield from outcomes_of.parts(reasoner, trials, max_new_tokens, progress)))
-    found = []
-    for effect in planned:
-        made = [[next(outcomes) for _ in one.trials] for one in effect.problems]
-        found.append(_effect(effect, made, None if known is None else is_right))
-    return found
+    return is_right
 
 
 def _planned_effects(
@@ -133,9 +184,7 @@ def _planned_effects(
     return [effect for effect in planned if effect.problems]
 
 
-def _effect(
-    planned: _PlannedEffect, made: list[list[Outcome]], is_right: Callable[[Outcome, int], bool] | None
-) -> Effect:
+def _effect(planned: _PlannedEffect, made: list[list[Outcome]], is_right: IsRight | None) -> Effect:
     """Averages the outcomes of an intervention: ``made`` has one list per problem, with one outcome per trial."""
     donors = [one.donor_answers for one in planned.problems]
     became = None

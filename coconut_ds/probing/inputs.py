@@ -1,9 +1,11 @@
 """The question and the problems that a configuration of ``coconut_ds.probe`` asks for."""
 
 import random
+from itertools import islice
 from pathlib import Path
 
 from coconut_ds.data.checks import is_scored
+from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.data.problem import Problem
 from coconut_ds.data.sources import open_source
 from coconut_ds.errors import DataError
@@ -41,13 +43,25 @@ def splits_of(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], lis
     The probes are fit on training problems if there are any. Otherwise half of the problems are for the fit.
     """
     scored = [one for one in problems_of(config, data) if is_scored(one, data.text_format, data.convention)]
-    if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
-        held_out = {one.question for one in scored}
-        fit = list({one.question: one for one in open_source(data, config.seed).train(0)}.values())
-        fit = [one for one in fit if one.question not in held_out]
-    else:
-        random.Random(f"split/{config.seed}").shuffle(scored)
-        fit, scored = scored[: len(scored) // 2], scored[len(scored) // 2 :]
+    fit, scored = _split(config, data, scored)
     if len(fit) < 2 or len(scored) < 2:
         raise DataError(f"data={config.data_name}: too few problems with answers; expected at least four")
     return fit[: config.num_fit], scored[: config.num_problems]
+
+
+def graph_splits_of(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[Problem]]:
+    """The same two sets as ``splits_of``, of problems whose graph can be used; either may be empty."""
+    scored = [one for one in problems_of(config, data) if has_usable_graph(one)]
+    fit, scored = _split(config, data, scored)
+    return list(islice(filter(has_usable_graph, fit), config.num_fit)), scored[: config.num_problems]
+
+
+def _split(config: ProbeConfig, data: DataConfig, scored: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """All problems that the data has for a fit, none of which is in ``scored``, and the ones to score on."""
+    if data.kind != "file" or (data.train_path is not None and Path(data.train_path).is_file()):
+        held_out = {one.question for one in scored}
+        fit = {one.question: one for one in open_source(data, config.seed).train(0)}.values()
+        return [one for one in fit if one.question not in held_out], scored
+    mixed = list(scored)
+    random.Random(f"split/{config.seed}").shuffle(mixed)
+    return mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]

@@ -105,18 +105,27 @@ def linear_probes(
 
 
 @in_parts
-def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Parts[Tensor]:
-    """[problems, L + 1, D] the states of the thoughts and the state before the text, at one layer."""
+def probed_states(
+    reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int
+) -> Parts[list[Tensor]]:
+    """[L + 1, D] for each problem: the states of its thoughts and the state before the text, at one layer."""
     known = yield from baselines_of.parts(reasoner, [p.question for p in problems], n_thoughts, max_new_tokens=1)
     states: list[States] = yield from layer_states.parts(
         reasoner, [one.case for one in known], [one.fed for one in known]
     )
-    counts = sorted({one.layers.shape[1] for one in states})
+    return [one.layers[layer] for one in states]
+
+
+@in_parts
+def _features(reasoner: Reasoner, problems: Sequence[Problem], n_thoughts: int | None, layer: int) -> Parts[Tensor]:
+    """[problems, L + 1, D] the states of ``probed_states`` of problems with equal numbers of thoughts."""
+    states = yield from probed_states.parts(reasoner, problems, n_thoughts, layer)
+    counts = sorted({len(one) for one in states})
     if len(counts) > 1:
         raise DataError(
             f"linear probes: problems have {counts[0] - 1} to {counts[-1] - 1} thoughts, expected equal numbers"
         )
-    return torch.stack([one.layers[layer] for one in states])
+    return torch.stack(states)
 
 
 def _probe_accuracies(states: Tensor, values: Sequence[str], split: int, seed: int) -> tuple[Mean, Mean, float]:

@@ -9,26 +9,21 @@ from pathlib import Path
 
 import torch
 
-from coconut_ds.data.checks import graph_warnings
-from coconut_ds.data.graph_answers import has_usable_graph
 from coconut_ds.distributed.ranks import alone
 from coconut_ds.errors import DataError
 from coconut_ds.evaluation.identity import problems_identity, reasoner_identity, scoring_identity
 from coconut_ds.files import shell_word, write_whole
 from coconut_ds.model.precision import use_tf32
 from coconut_ds.model.thought_noise import NoiseSettings
-from coconut_ds.probing import figures, graph_figures, state_reports
+from coconut_ds.probing import figures, graph_reports, state_reports
 from coconut_ds.probing.answers import AnswerAfter, answers_after
 from coconut_ds.probing.cases import Sample
-from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
 from coconut_ds.probing.export import row_of, write_csv, write_json
-from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
-from coconut_ds.probing.inputs import problem_of, problems_of, question_of, splits_of
+from coconut_ds.probing.inputs import graph_splits_of, problem_of, problems_of, question_of, splits_of
 from coconut_ds.probing.intervene import intervene
 from coconut_ds.probing.interventions import Intervention, Kind
-from coconut_ds.probing.measures import MEASURED, measure_checkpoint, percent, progress_bar, summary, write_measured
+from coconut_ds.probing.measures import MEASURED, measure_checkpoint, summary, write_measured
 from coconut_ds.probing.parts import KeptParts
-from coconut_ds.probing.superposition import GroupValue, superposition
 from coconut_ds.probing.trace import trace_thoughts
 from coconut_ds.reasoner import Reasoner, load_reasoner
 from coconut_ds.results import Identity, ResultFolder
@@ -46,8 +41,7 @@ FILES = (
     *("intervention.json", "intervention.csv", "intervention.png"),
     *MEASURED,
     *state_reports.FILES,
-    *("values.json", "parallelism.json", "heights.csv", "counterfactuals.json", "graph.json", "groups.csv"),
-    *("graph.png", "parallelism.png", "heights.png", "groups.png"),
+    *graph_reports.FILES,
     SUMMARY,
 )
 """The files of all modes."""
@@ -108,6 +102,8 @@ def _results(config: ProbeConfig, reasoner: Reasoner) -> ResultFolder:
         values |= problems_identity(problems_of(config, config.data)) | scoring_identity(config.data.convention)
         if config.mode == "effects":
             values |= problems_identity(splits_of(config, config.data)[0], "fit")
+        if config.mode == "graph":
+            values |= problems_identity(graph_splits_of(config, config.data)[0], "fit")
     if config.pause is not None:
         values |= reasoner_identity(load_reasoner(config.pause), "pause")
     settings = config.model_dump(mode="json", exclude={"out", "overwrite", "data_name"})
@@ -209,46 +205,6 @@ def report_effects(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: Ke
     return summary(made)
 
 
-def report_graph(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
-    """Mode ``graph``: node values, parallelism, heights, node groups and counterfactual edges on graph problems."""
-    assert config.data is not None
-    found = problems_of(config, config.data)
-    for line in graph_warnings(found, config.data_name):
-        sys.stderr.write(f"{line}\n")
-    problems = [one for one in found if has_usable_graph(one)][: config.num_problems]
-    if not problems:
-        raise DataError(f"data={config.data_name}: no problem has a graph; make some with preprocessing/prosqa.py")
-    title = f"{reasoner.name}, {len(problems):,} problems of {config.data_name}"
-
-    def values() -> tuple[GraphView, ...]:
-        with progress_bar("values of nodes") as progress:
-            return tuple(graph_views(reasoner, problems, frontier_only=True, progress=progress))
-
-    views = parts.get("values", tuple[GraphView, ...], values)
-    curves, heights = parallelism(views), height_values(views)
-    changed = parts.get(
-        "counterfactuals", Counterfactuals, lambda: counterfactuals(reasoner, problems, seed=config.seed)
-    )
-    write_json(out / "values.json", views)
-    write_json(out / "parallelism.json", curves)
-    write_csv(out / "heights.csv", [row_of(one) for one in heights])
-    write_json(out / "counterfactuals.json", changed)
-    chosen = min(config.problem, len(problems) - 1)
-    view = graph_views(reasoner, [problems[chosen]])[0]
-    write_json(out / "graph.json", view)
-    graph_figures.draw_graph(view, out / "graph.png", f"{reasoner.name}: values of nodes, problem {chosen}")
-    if curves:
-        graph_figures.draw_parallelism(curves, out / "parallelism.png", f"Values of the best candidates: {title}")
-        graph_figures.draw_heights(heights, out / "heights.png", f"Values by height: {title}")
-    groups: tuple[GroupValue, ...] = ()
-    if reasoner.card.num_latents:
-        groups = parts.get("groups", tuple[GroupValue, ...], lambda: tuple(superposition(reasoner, problems)))
-    write_csv(out / "groups.csv", [row_of(one) for one in groups])
-    if groups:
-        graph_figures.draw_groups(groups, out / "groups.png", f"Groups of nodes and edges: {title}")
-    return _changed_lines(changed)
-
-
 def report_attention(config: ProbeConfig, reasoner: Reasoner, out: Path, parts: KeptParts) -> str:
     """Mode ``attention``, see ``state_reports``."""
     problem = None if config.question is not None else problem_of(config)
@@ -267,7 +223,7 @@ MODES: dict[str, Callable[[ProbeConfig, Reasoner, Path, KeptParts], str]] = {
     "effects": report_effects,
     "attention": report_attention,
     "patch": report_patch,
-    "graph": report_graph,
+    "graph": graph_reports.report_graph,
 }
 
 
@@ -277,12 +233,3 @@ def _answer_line(one: AnswerAfter) -> str:
         f"after {one.num_thoughts} thoughts: writes {one.text!r} (p {one.probability:.2f}){mark}; "
         f"forced answer: {one.forced!r} (p {one.forced_probability:.2f})"
     )
-
-
-def _changed_lines(changed: Counterfactuals) -> str:
-    lines = [f"{changed.num_right} of {changed.num_problems} problems are answered correctly"]
-    if changed.followed is not None:
-        lines.append(f"one edge changed so that the answer changes: {percent(changed.followed)} % new answers right")
-    if changed.stayed is not None:
-        lines.append(f"an edge changed that the root does not reach: {percent(changed.stayed)} % answers still right")
-    return "\n".join(lines) + "\n"

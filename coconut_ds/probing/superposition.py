@@ -76,7 +76,7 @@ def _by_inner_product(reasoner: Reasoner, texts: Sequence[GraphText], known: Seq
     for text, own in zip(texts, states, strict=True):
         products = own.inputs @ names.embedded([text.names(node) for node in range(text.graph.num_nodes)]).T
         for index, row in enumerate(products.tolist()):
-            groups = node_groups(text, _hop(reasoner, index))
+            groups = node_groups(text, hop_of(reasoner, index))
             table.add("inner product", index + 1, {name: [row[node] for node in groups[name]] for name in GROUPS})
     return table.values()
 
@@ -89,7 +89,7 @@ def _by_attention(reasoner: Reasoner, texts: Sequence[GraphText], known: Sequenc
         for layer, rows in enumerate(own):
             # The last row belongs to the state before the text, which is not a thought.
             for index, row in enumerate(rows[:-1]):
-                groups = edge_groups(text, _hop(reasoner, index))
+                groups = edge_groups(text, hop_of(reasoner, index))
                 sums = {name: [float(row[places[edge]].sum()) for edge in groups[name]] for name in GROUPS}
                 table.add(f"attention, layer {layer + 1}", index + 1, sums)
     return table.values()
@@ -131,7 +131,7 @@ def edge_positions(reasoner: Reasoner, text: GraphText) -> dict[Edge, list[int]]
     return found
 
 
-def _hop(reasoner: Reasoner, index: int) -> int:
+def hop_of(reasoner: Reasoner, index: int) -> int:
     """The hop of the step that thought ``index`` (from 0) replaces."""
     return index // max(reasoner.card.c_thought, 1) + 1
 

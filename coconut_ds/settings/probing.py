@@ -17,7 +17,7 @@ MODES = {
     "effects": "a data set: answers after k thoughts, linear probes, mean effects of changed thoughts",
     "attention": "one question: what each thought attends to, by layer and head; on graphs with the edges marked",
     "patch": "two problems: replace the state of each layer at each position, and see which one carries the answer",
-    "graph": "graph problems: values of nodes, heights, parallelism, superposition, effects of changed edges",
+    "graph": "graph problems: values of nodes, frontiers in thoughts, superposition, effects of changed thoughts, edges",
 }
 """The modes of the program, each with what it does."""
 FREE_TEXT = ("question", "donor", "token", "tokens")
@@ -77,7 +77,7 @@ class ProbeConfig(Group):
     num_problems: Positive = 500
     """Maximum number of problems to use from the data."""
     num_fit: Positive = 1000
-    """Number of problems on which linear probes are fitted (effects)."""
+    """Number of problems on which linear probes are fitted (effects, graph)."""
     thought_noise: ThoughtNoiseKind = "none"
     """Noise on what thoughts feed back: gaussian or dropout, as in an evaluation (think)."""
     thought_sigma: Sigma | None = None
