@@ -17,7 +17,7 @@ MODES = {
     "effects": "a data set: answers after k thoughts, linear probes, mean effects of changed thoughts",
     "attention": "one question: what each thought attends to, by layer and head; on graphs with the edges marked",
     "patch": "two problems: replace the state of each layer at each position, and see which one carries the answer",
-    "graph": "graph problems: values of nodes, frontiers in thoughts, superposition, effects of changed thoughts, edges",
+    "graph": "graph problems: values of nodes, frontiers in thoughts, superposition, changed thoughts and edges",
 }
 """The modes of the program, each with what it does."""
 FREE_TEXT = ("question", "donor", "token", "tokens")
