@@ -15,7 +15,9 @@ from coconut_ds.data.prosqa import generate_problem
 from coconut_ds.probe import main
 from coconut_ds.probing import measures
 from coconut_ds.probing.counterfactuals import Counterfactuals, counterfactuals
+from coconut_ds.probing.frontier_probes import Readable, readable_frontiers
 from coconut_ds.probing.graph_values import GraphView, graph_views, height_values, parallelism
+from coconut_ds.probing.hop_effects import HopEffects, effects_by_hops
 from coconut_ds.probing.parts import KeptParts
 from coconut_ds.probing.reports import FILES
 from coconut_ds.probing.superposition import GroupValue, superposition
@@ -165,13 +167,26 @@ def test_graph_writes_the_figures_of_any_graph_checkpoint(tmp_path):
     assert [float(row["value"]) for row in groups] == [one.value.estimate for one in superposition(reasoner, problems)]
     assert json.loads((out / "counterfactuals.json").read_text(encoding="utf-8"))["num_problems"] == 6
     assert json.loads((out / "graph.json").read_text(encoding="utf-8"))["question"] == problems[1].question
-    assert pictures(out) == {"graph.png", "parallelism.png", "heights.png", "groups.png"}
+    readable = json.loads((out / "readable.json").read_text(encoding="utf-8"))
+    # Half of the problems are only used for the fit.
+    assert (readable["num_fit"], readable["num_scored"]) == (3, 3)
+    table = rows(out / "readable.csv")
+    assert [float(row["thought_state_precision"]) for row in table] == [
+        one["thought_state"]["precision"]["estimate"] for one in readable["hops"]
+    ]
+    effects = effects_by_hops(reasoner, problems)
+    found = json.loads((out / "interventions.json").read_text(encoding="utf-8"))
+    assert found == json.loads(json.dumps([one.as_dict() for one in effects]))
+    drawn = {"graph.png", "parallelism.png", "heights.png", "groups.png", "readable.png", "interventions.png"}
+    assert pictures(out) == drawn
     # What an interrupted probe has kept is what it computed.
     parts, found = KeptParts(ResultFolder(tmp_path / "kept", Identity({}), ())), counterfactuals(reasoner, problems)
     for kind, value in (
         (tuple[GraphView, ...], tuple(views)),
         (tuple[GroupValue, ...], tuple(superposition(reasoner, problems))),
         (Counterfactuals, found),
+        (Readable, readable_frontiers(reasoner, problems[:3], problems[3:])),
+        (tuple[HopEffects, ...], tuple(effects)),
     ):
         assert parts.get(str(kind), kind, lambda value=value: value) == parts.get(str(kind), kind, stopped) == value
 

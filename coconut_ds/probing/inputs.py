@@ -50,8 +50,15 @@ def splits_of(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], lis
 
 
 def graph_splits_of(config: ProbeConfig, data: DataConfig) -> tuple[list[Problem], list[Problem]]:
-    """The same two sets as ``splits_of``, of problems whose graph can be used; either may be empty."""
+    """The same two sets as ``splits_of``, of problems whose graph can be used; either may be empty.
+
+    Of the training problems that a generator makes, only as many are made as may be needed: it makes each problem by
+    itself, and those of graphs take milliseconds.
+    """
     scored = [one for one in problems_of(config, data) if has_usable_graph(one)]
+    if data.kind != "file":
+        train = min(data.size.train, config.num_fit + len(scored))
+        data = data.model_copy(update={"size": data.size.model_copy(update={"train": train})})
     fit, scored = _split(config, data, scored)
     return list(islice(filter(has_usable_graph, fit), config.num_fit)), scored[: config.num_problems]
 
