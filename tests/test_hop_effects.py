@@ -1,4 +1,4 @@
-"""Effects of replaced thoughts by hops, against effects on the problems one group at a time."""
+"""Effects of replaced thoughts by hops, against thoughts that are replaced by hand."""
 
 import json
 
@@ -13,7 +13,7 @@ from coconut_ds.probing.interventions import Intervention, Kind
 
 
 def test_right_answers_by_hops_against_thoughts_replaced_by_hand():
-    """Each thought is replaced by hand by the mean over all questions; the effects on all problems are those of ``effects``."""
+    """Thoughts become the mean over all questions; effects on all problems are those of ``measure_effects``."""
     problems = problems_of("symbolic", 8)
     reasoner = make_graph_reasoner("symbolic", problems)
     questions = [one.question for one in problems]
