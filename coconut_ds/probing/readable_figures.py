@@ -32,9 +32,9 @@ def draw_readable(hops: Sequence[ReadableHop], path: Path, title: str) -> None:
                 made = [(one.thought, getattr(one, name)) for one in own if getattr(one, name) is not None]
                 means = [(thought, getattr(ranking, measure)) for thought, ranking in made]
                 _means(axes, means, label, colour, mark, line)
-            ticks = [f"{one.thought}\n(hop {one.hop}, {one.num_scored:,})" for one in own]
+            ticks = [f"{one.thought}\nhop {one.hop}\n{one.num_scored:,}" for one in own]
             axes.set_xticks([one.thought for one in own], ticks, fontsize=8)
-            axes.set(xlabel="thought (its hop, and problems with nodes at this hop)", ylim=(0, 1.02))
+            axes.set(xlabel="thought, its hop, number of problems with this hop", ylim=(0, 1.02))
         top.set(title="best name is in the frontier", ylabel="share of problems, 95 % interval")
         precision.set(title="average precision of the frontier", ylabel="mean over problems, 95 % interval")
         top.figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
