@@ -260,6 +260,18 @@ def test_a_link_restores_the_view_and_the_graph_is_drawn(visit, desk):
         one.shoot("search")
 
 
+def test_a_visitor_without_runs_first_sees_a_model_that_searches(visit):
+    with (
+        serving(str(ROOT / "examples" / "checkpoints"), options=("--app",)) as served,
+        visit(at=f"{served.url}/app/") as one,
+    ):
+        one.wait("#search-graph svg")
+        assert one.page.get_by_role("tab", name="Search", exact=True).get_attribute("aria-selected") == "true"
+        assert "graph_search" in one.page.locator("#model input").first.input_value()
+        one.inspect("search")
+        one.shoot("first-sight")
+
+
 def test_behind_a_proxy_that_says_nothing(visit, server):
     """The proxy removes the prefix, and the server knows neither it nor the host that the browser sees.
 

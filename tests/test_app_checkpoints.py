@@ -46,7 +46,7 @@ def served(
         ([served("a", "no_cot"), served("b", "cot")], "a"),
         ([served("a", standing=Standing(False, False)), served("b", standing=Standing(True, False))], "b"),
         ([served("a", accuracy=1.0, standing=None), served("b", standing=Standing(False, False))], "b"),
-        ([served("a", accuracy=0.8, standing=None), served("b", accuracy=0.9, standing=None)], "b"),
+        ([served("a", accuracy=0.8, standing=None), served("b", accuracy=0.9, standing=None)], "a"),
     ],
 )
 def test_the_app_begins_with_the_best_complete_checkpoint_that_thinks(checkpoints, first):

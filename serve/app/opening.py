@@ -1,10 +1,14 @@
-"""Opens the app: brings its lists up to date, and restores the view of a link and computes its results."""
+"""Opens the app: brings its lists up to date, restores the view of a link and computes its results.
+
+Without a link it opens on the page *Think*, or, with the released model that searches graphs, on its search.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from coconut_ds.data.graph_answers import is_graph_problem
 from serve.app.checkpoint_list import choices
 from serve.app.compare import ComparePage, partner
 from serve.app.dataset import MAX_DRAWS_A_PROBLEM, DataSetPage
@@ -84,7 +88,8 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
         view = view_of(query)
         update = _lists(studio, bar, pages, view)
         if "view" not in query:
-            return {press: "", **update}
+            first = "search" if _opens_on_a_search(studio) else ""
+            return {press: first, **update, **({tabs: gr.update(selected=first)} if first else {})}
         update |= _problem(studio, bar, view)
         update |= _inputs(studio, pages, view)
         return {**update, tabs: gr.update(selected=view.view), press: view.view if view.view in LABELS else ""}
@@ -92,6 +97,18 @@ def restore(blocks: gr.Blocks, studio: Studio, bar: Bar, pages: Pages, tabs: gr.
     outputs = [tabs, press, bar.facts, pages.search.wanted, *settings_of(bar, pages)]
     loaded = blocks.load(opened, None, outputs, api_visibility="private", show_progress="hidden")
     loaded.then(None, [press], None, js=PRESS)
+
+
+def _opens_on_a_search(studio: Studio) -> bool:
+    """Whether the app opens on a model that belongs to no run, and whose own problems are graphs.
+
+    The released model that searches is one. Its search is shown at once; the work takes a fraction of a second.
+    """
+    if not studio.checkpoints.names:
+        return False
+    first = studio.checkpoints[studio.checkpoints.first_thinking]
+    file = studio.file(studio.file_of.get(first.name))
+    return first.standing is None and file is not None and is_graph_problem(file.problems[0])
 
 
 def _lists(studio: Studio, bar: Bar, pages: Pages, view: View) -> ComponentUpdates:

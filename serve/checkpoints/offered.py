@@ -76,8 +76,8 @@ class Checkpoints:
         """Name of the checkpoint that the app selects initially.
 
         Of the checkpoints that think, or else of all, it is the best one of a complete run, with the highest validation
-        accuracy; where no run is complete, the best one of a run; and where there is no run, the model with the highest
-        accuracy. Among equal ones it is the first in the order of the options.
+        accuracy; where no run is complete, the best one of a run; and where there is no run, the first in the order of
+        the options and of names, since accuracies on different problems say nothing about each other.
 
         Raises:
             UnknownModelError: all checkpoints have vanished.
@@ -219,9 +219,10 @@ class Checkpoints:
 
 
 def _worth(one: ServedCheckpoint) -> tuple[bool, bool, bool, float]:
-    """Orders checkpoints: best ones of complete runs first, then best ones, then others of runs, then by accuracy."""
-    is_finished = one.standing is not None and one.standing.is_finished
-    return one.is_best_of_run and is_finished, one.is_best_of_run, one.standing is not None, one.accuracy or 0.0
+    """Orders checkpoints: best ones of complete runs first, then best ones, then others of runs by accuracy."""
+    if one.standing is None:
+        return False, False, False, 0.0
+    return one.is_best_of_run and one.standing.is_finished, one.is_best_of_run, True, one.accuracy or 0.0
 
 
 def _log_changes(before: dict[str, ServedCheckpoint], now: dict[str, ServedCheckpoint]) -> None:
