@@ -5,8 +5,8 @@ from coconut_ds.settings.compose import compose_eval_config, compose_probe_confi
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig
 from coconut_ds.studies.harness import data_overrides
 from coconut_ds.studies.job import FurtherTest, Job, Probe
-from coconut_ds.studies.probes import probe_overrides
-from coconut_ds.studies.scoring import chooses_data, evaluation_overrides
+from coconut_ds.studies.probes import asked_of_probe
+from coconut_ds.studies.scoring import asked_overrides, chooses_data
 from coconut_ds.studies.study import study_job
 
 CHECKPOINT = "checkpoint=CHECKPOINT"
@@ -29,7 +29,8 @@ def check_further(study: StudyConfig, sweep: SweepConfig) -> None:
             for seed in study.seeds:
                 job = study_job(study, sweep, task, row, seed)
                 data = tuple(data_overrides(job.overrides))
-                for one in [*job.tests, *job.probes]:
+                further: list[FurtherTest | Probe] = [*job.tests, *job.probes]
+                for one in further:
                     if (one, data) not in checked and chooses_data([*data, *sweep.test, *one.overrides]):
                         checked.add((one, data))
                         _check(job, one)
@@ -38,10 +39,10 @@ def check_further(study: StudyConfig, sweep: SweepConfig) -> None:
 def _check(job: Job, one: FurtherTest | Probe) -> None:
     try:
         if isinstance(one, FurtherTest):
-            words = evaluation_overrides(job.overrides, job.seed, job.sweep, one.overrides)
+            words = asked_overrides(job.overrides, job.sweep, one.overrides)
             compose_eval_config([CHECKPOINT, *words], job.sweep.config_dirs)
         else:
-            compose_probe_config(one.mode, [CHECKPOINT, *probe_overrides(job, one)], job.sweep.config_dirs)
+            compose_probe_config(one.mode, [CHECKPOINT, *asked_of_probe(job, one)], job.sweep.config_dirs)
     except ConfigError as error:
         group = "tests" if isinstance(one, FurtherTest) else "probes"
         raise ConfigError(f"study.{group}.{one.name}.overrides, task {job.task}: {error}") from error

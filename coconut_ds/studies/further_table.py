@@ -1,8 +1,9 @@
 """The tables of further tests, and links to probes, below the main table of each task."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from coconut_ds.studies.cells import (
@@ -92,11 +93,11 @@ def probe_links(rows: Sequence[Row], task: str, folder: Path) -> list[str]:
 
 def tests_csv(rows: Sequence[Row]) -> str:
     """One line for each run and further test, or for each number of thoughts of one; accuracies from 0 to 1."""
-    made = [
-        [row.task, row.name, seed, name, thoughts, accuracy, entry.folder / folder_of_test(name)]
-        for row in rows
-        for seed, entry in sorted(row.by_seed.items())
-        for name in entry.tests
-        for thoughts, accuracy in [*entry.by_thoughts(name).items()] or [("", entry.on_test(name).accuracy)]
-    ]
+    made = []
+    for row in rows:
+        for seed, entry in sorted(row.by_seed.items()):
+            for name in entry.tests:
+                folder, several = entry.folder / folder_of_test(name), entry.by_thoughts(name)
+                scores: Iterable[tuple[Any, Any]] = several.items() if several else [("", entry.on_test(name).accuracy)]
+                made += [[row.task, row.name, seed, name, *score, folder] for score in scores]
     return csv_text(["task", "run", "seed", "test", "thoughts", "accuracy", "folder"], made)

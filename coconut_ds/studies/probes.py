@@ -21,14 +21,13 @@ def made_with_probe(job: Job, probe: Probe) -> dict[str, Any]:
     return {"checkpoint": job.sweep.checkpoint, "mode": probe.mode, "overrides": list(probe.overrides)}
 
 
-def probe_overrides(job: Job, probe: Probe) -> list[str]:
-    """The overrides of a probe: the run's problems, seed and precision, then its own.
+def asked_of_probe(job: Job, probe: Probe) -> list[str]:
+    """The overrides of a probe that choose the run's problems, and its own.
 
     If its own choose ``data``, the problems of the run do not count. Those of ``sweep.test`` never do, since an
     evaluation has other keys.
     """
-    own = [] if chooses_data(probe.overrides) else data_overrides(job.overrides)
-    return [*own, f"seed={job.seed}", *precision_overrides(job.overrides, job.sweep), *probe.overrides]
+    return [*([] if chooses_data(probe.overrides) else data_overrides(job.overrides)), *probe.overrides]
 
 
 def run_probe(job: Job, probe: Probe, checkpoint: str, folder: Path) -> dict[str, Any]:
@@ -39,7 +38,8 @@ def run_probe(job: Job, probe: Probe, checkpoint: str, folder: Path) -> dict[str
     """
     out = folder / folder_of_probe(probe.name)
     words = [text_override("checkpoint", checkpoint), text_override("out", out), "overwrite=true"]
-    words += [*probe_overrides(job, probe), *config_options(job.sweep)]
+    words += [f"seed={job.seed}", *precision_overrides(job.overrides, job.sweep)]
+    words += [*asked_of_probe(job, probe), *config_options(job.sweep)]
     with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
         command = [sys.executable, str(probe_script()), probe.mode, *words]
         code = run_program(command, log.write, job.sweep.threads)

@@ -29,11 +29,22 @@ def without_batch_size(overrides: Sequence[str]) -> list[str]:
 def evaluation_overrides(
     overrides: Sequence[str], seed: int, sweep: SweepConfig, further: Sequence[str] = ()
 ) -> list[str]:
-    """The overrides of the evaluation of a run: its problems, seed and precision, then those of ``sweep.test``.
+    """The overrides of the evaluation of a run: its seed and precision, then what ``asked_overrides`` returns.
 
     Args:
         overrides: of the run.
         seed: of the run; generated problems depend on it.
+        sweep: its settings.
+        further: overrides of a further test.
+    """
+    return [f"seed={seed}", *precision_overrides(overrides, sweep), *asked_overrides(overrides, sweep, further)]
+
+
+def asked_overrides(overrides: Sequence[str], sweep: SweepConfig, further: Sequence[str] = ()) -> list[str]:
+    """The overrides of an evaluation that choose problems, those of ``sweep.test``, and those of a further test.
+
+    Args:
+        overrides: of the run.
         sweep: its settings. If ``sweep.test`` chooses ``data``, the problems of the run do not count.
         further: overrides of a further test. If they choose ``data``, the problems of the main evaluation do not count.
     """
@@ -41,7 +52,7 @@ def evaluation_overrides(
     if chooses_data(further):
         test = tuple(word for word in test if not _is_about_data(word))
     own = [] if chooses_data([*test, *further]) else data_overrides(overrides)
-    return [*own, f"seed={seed}", *precision_overrides(overrides, sweep), *test, *further]
+    return [*own, *test, *further]
 
 
 def precision_overrides(overrides: Sequence[str], sweep: SweepConfig) -> list[str]:
