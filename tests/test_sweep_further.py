@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_sweep_table import made
+from making_sweeps import made
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings.schema import validated
