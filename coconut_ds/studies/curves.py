@@ -55,7 +55,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> bool:
     panels[0][0].set_ylabel("accuracy on validation problems")
     if any(is_earlier for found in curves.values() for curve in found for *_, is_earlier in curve):
         handles.append(Line2D([], [], color="#666666", linestyle=EARLIER, label="earlier problems\n(data.schedule)"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, handlelength=2.8)
     with temporary_folder(path.parent) as folder:
         figure.savefig(folder / path.name, dpi=150)
         (folder / path.name).replace(path)
