@@ -51,6 +51,11 @@ def evaluate_script() -> Path:
     return _PACKAGE / "evaluate.py"
 
 
+def probe_script() -> Path:
+    """The script that analyses the thoughts of a checkpoint."""
+    return _PACKAGE / "probe.py"
+
+
 def shell_word(path: str | Path) -> str:
     """A path as one word of a shell command, in quotes where it needs them. Programs print paths like this, so that a
     user can paste them into the next command."""

@@ -7,6 +7,10 @@ small models and measures all of them. The results are written to a folder as JS
 import sys
 from pathlib import Path
 
+if __package__ in (None, ""):
+    # Started as a script: Python put the package's folder on sys.path; imports need the project's root instead.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from coconut_ds.cli.late_imports import late_imports
 from coconut_ds.cli.streams import prepare_streams
 from coconut_ds.errors import CoconutError, ConfigError, paths_checked

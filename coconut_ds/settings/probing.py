@@ -11,6 +11,7 @@ from coconut_ds.settings.schema import Group
 from coconut_ds.settings.thought_noise import Dropout, Sigma
 from coconut_ds.settings.types import MethodName, Natural, Positive
 
+ProbeMode = Literal["think", "intervene", "effects", "attention", "patch", "graph"]
 MODES = {
     "think": "one question: decode each thought at each layer, and show the answer after k thoughts",
     "intervene": "one question: change a thought and compare with controls",
@@ -27,7 +28,7 @@ FREE_TEXT = ("question", "donor", "token", "tokens")
 class ProbeConfig(Group):
     """The configuration of one probing run."""
 
-    mode: Literal["think", "intervene", "effects", "attention", "patch", "graph"] = "think"
+    mode: ProbeMode = "think"
     """The first word of the command line: think, intervene, effects, attention, patch or graph."""
     checkpoint: str
     """Model folder, run or folder of runs (then the best checkpoint), or state dict file of the reference."""

@@ -1,11 +1,12 @@
 """The settings of ``coconut-sweep``: what it does with each run, and the study files of ``config/study``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from coconut_ds.settings.config import Config
+from coconut_ds.settings.further import NAME, FurtherConfig, FurtherTestConfig, StudyProbeConfig
 from coconut_ds.settings.schema import Group
 from coconut_ds.settings.types import Positive, Share
 
@@ -84,6 +85,15 @@ class StudyConfig(Group):
     """Seeds of the runs, unless run.seed is set."""
     paper: str = ""
     """Where the numbers of ``rows.*.paper`` are from."""
+    tests: Mapping[str, FurtherTestConfig] = Field(default_factory=dict)
+    """Further tests of each run's checkpoint by name, with overrides of coconut-eval on top of ``sweep.test``."""
+    probes: Mapping[str, StudyProbeConfig] = Field(default_factory=dict)
+    """Probes of each run's checkpoint by name, with overrides of coconut-probe."""
+
+    def further(self) -> Iterator[tuple[str, str, FurtherConfig]]:
+        """Its tests and probes, each with the name of the group (tests, probes) and its own name."""
+        yield from (("tests", name, one) for name, one in self.tests.items())
+        yield from (("probes", name, one) for name, one in self.probes.items())
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,6 +102,13 @@ class StudyConfig(Group):
                 raise ValueError(
                     f"rows.{name}.after: found {row.after}, expected the name of a row that starts from no other"
                 )
+        for group, name, further in self.further():
+            if NAME.fullmatch(name) is None:
+                raise ValueError(f"{group}: found the name {name!r}, expected letters, digits, _ and - alone")
+            for key, chosen, names in (("tasks", further.tasks, self.tasks), ("rows", further.rows, self.rows)):
+                if unknown := [one for one in chosen or () if one not in names]:
+                    has = ", ".join(names) or "none"
+                    raise ValueError(f"{group}.{name}.{key}: found {unknown[0]}, expected some of {has}")
         return self
 
 

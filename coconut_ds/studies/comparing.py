@@ -6,7 +6,6 @@ from coconut_ds.errors import DataError
 from coconut_ds.evaluation.paired import compare_predictions
 from coconut_ds.evaluation.statistics import paired_t
 from coconut_ds.studies.records import Row
-from coconut_ds.studies.scoring import EVALUATION
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ def against(row: Row, baseline: Row) -> Against | None:
         return None
     try:
         largest = max(
-            compare_predictions(one.folder / EVALUATION, other.folder / EVALUATION).p_value for one, other in pairs
+            compare_predictions(one.folder / one.evaluation, other.folder / other.evaluation).p_value
+            for one, other in pairs
         )
     except DataError:
         largest = None

@@ -28,8 +28,27 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class FurtherTest:
+    """A further evaluation of a run's checkpoint."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+    """Overrides of the evaluation, on top of those of the main one."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe of a run's checkpoint."""
+
+    name: str
+    mode: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Job:
-    """One training run of a sweep, and its evaluation."""
+    """One training run of a sweep, its evaluation, and what else is done with its checkpoint."""
 
     task: str
     """Name of the task; empty without a study."""
@@ -46,6 +65,9 @@ class Job:
     after: "Job | None" = None
     """The run from whose best checkpoint it starts."""
     shown: Shown = Shown()
+    tests: tuple[FurtherTest, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    """Neither tests nor probes are part of its identity: a run that has been trained gets new ones at any time."""
 
     def __str__(self) -> str:
         return "/".join([*([self.task] if self.task else []), self.label, f"seed {self.seed}"])

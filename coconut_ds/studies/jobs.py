@@ -27,9 +27,10 @@ from coconut_ds.runs.identity import signature
 from coconut_ds.settings.overrides import text_override
 from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.strict_json import JsonError, read_json
+from coconut_ds.studies.further import add_further, asked_further, kept_further, lacks_further
 from coconut_ds.studies.harness import HarnessError, StoppedError, TrainedRun, launch_run
 from coconut_ds.studies.job import RESULT, Job
-from coconut_ds.studies.scoring import LOG, config_options, evaluation_overrides, score
+from coconut_ds.studies.scoring import LOG, config_options, evaluated_with, evaluation_overrides, score
 from coconut_ds.studies.trained import finished_run, with_all_launches
 
 RECORDS = "jobs"
@@ -50,11 +51,18 @@ class FailedRunError(HarnessError):
         """The last lines of its log."""
 
 
-def finish(job: Job) -> dict[str, Any]:
-    """Trains and evaluates a run, unless its result is there; returns the result.
+def finish(job: Job, further: bool = True) -> dict[str, Any]:
+    """Trains and evaluates a run, unless its result is there, then runs the tests and probes that it lacks.
 
     Another process that works on the same run is waited for. If this ends with an error, the record of the run says
     why.
+
+    Args:
+        job: the run.
+        further: whether to run tests and probes. A run that starts from this one does not need them.
+
+    Returns:
+        The result of the run.
 
     Raises:
         CoconutError: the run failed, now or earlier in this launch of the sweep.
@@ -64,15 +72,19 @@ def finish(job: Job) -> dict[str, Any]:
         results = job.results()
         folder = results.path
         with _locked(folder):
-            kept, place = stored(job, results)
-            if kept is not None:
-                record(job, place, "finished")
-                return kept
-            _refuse_failed(job)
-            record(job, folder, "started")
-            made = _make(job, results)
+            result, folder = stored(job, results)
+            if result is None:
+                _refuse_failed(job)
+                record(job, folder, "started")
+                result = _make(job, results)
+            elif not further and _failure(job) is not None:
+                # A test or probe of it has failed in this launch, which the record keeps.
+                return result
+            if further and lacks_further(asked_further(job), result):
+                record(job, folder, "started")
+                add_further(job, folder, result)
             record(job, folder, "finished")
-            return made
+            return result
     except BaseException as error:
         _record_error(job, folder, error)
         raise
@@ -84,13 +96,18 @@ def _refuse_failed(job: Job) -> None:
     Raises:
         FailedRunError: has the error and the lines of the log that were recorded.
     """
-    try:
-        found = read_json(_record_path(job))
-    except (OSError, JsonError):
-        return
-    launch = job.sweep.launch
-    if launch is not None and (found.get("status"), found.get("launch")) == (FAILED, launch):
+    if (found := _failure(job)) is not None:
         raise FailedRunError(found["error"], found["lines"])
+
+
+def _failure(job: Job) -> dict[str, Any] | None:
+    """The record of a run that has failed in this launch of the sweep; None if it has not."""
+    try:
+        found: dict[str, Any] = read_json(_record_path(job))
+    except (OSError, JsonError):
+        return None
+    launch = job.sweep.launch
+    return found if launch is not None and (found.get("status"), found.get("launch")) == (FAILED, launch) else None
 
 
 def _record_error(job: Job, folder: Path, error: BaseException) -> None:
@@ -114,12 +131,6 @@ def stored(job: Job, results: ResultFolder) -> tuple[dict[str, Any] | None, Path
         if result is not None and result.get("evaluated_with", EARLIER) == evaluated_with(job.sweep):
             return result, place
     return None, results.path
-
-
-def evaluated_with(sweep: SweepConfig) -> dict[str, Any]:
-    """The settings of a sweep that can change the accuracy of a run that has been trained."""
-    changing = [word for word in sweep.test if not word.startswith("batch_size=")]
-    return {"checkpoint": sweep.checkpoint, "test": changing}
 
 
 def stored_result(path: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -181,6 +192,7 @@ def _make(job: Job, results: ResultFolder) -> dict[str, Any]:
         "best_checkpoint": run.summary.get("best_checkpoint"),
         "checkpoint": checkpoint,
         "evaluated_with": evaluated_with(sweep),
+        **kept_further(stored_result(results.path / RESULT, job.overrides)),
         **results.identity.as_dict(),
     }
     write_whole(results.path / RESULT, json.dumps(result, indent=2) + "\n")
@@ -193,7 +205,7 @@ def _start_from(job: Job) -> list[str]:
         return []
     log = job.after.results().path / LOG
     try:
-        result = finish(job.after)
+        result = finish(job.after, further=False)
     except StoppedError:
         raise
     except CoconutError as error:
@@ -234,6 +246,7 @@ def record(job: Job, folder: Path, status: str, **more: Any) -> None:
         "launch": job.sweep.launch,
         "baseline": job.sweep.baseline,
         **asdict(job.shown),
+        **asked_further(job),
         **more,
     }
     path = _record_path(job)

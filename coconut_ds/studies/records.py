@@ -7,8 +7,11 @@ from typing import Any
 
 from coconut_ds.errors import ConfigError
 from coconut_ds.strict_json import JsonError, read_json
+from coconut_ds.studies.further import PROBES, TESTS, finished_further, lacks_further
+from coconut_ds.studies.further_tests import ACCURACY, BY_THOUGHTS, folder_of_test
 from coconut_ds.studies.job import RESULT, row_label
 from coconut_ds.studies.jobs import RECORDS, stored_result
+from coconut_ds.studies.scoring import EVALUATION
 
 FINISHED = "finished"
 
@@ -21,16 +24,40 @@ class Entry:
     folder: Path
     result: Mapping[str, Any] | None
     """None: the run is not finished."""
+    evaluation: str = EVALUATION
+    """Name of the folder with the predictions that ``accuracy`` counts."""
 
     @property
     def status(self) -> str:
-        """``finished``, ``failed``, ``stopped`` or ``started``."""
-        return FINISHED if self.result is not None else str(self.record["status"])
+        """``finished``, ``failed``, ``stopped`` or ``started``. A test or a probe that is missing counts too."""
+        is_whole = self.result is not None and not lacks_further(self.record, self.result)
+        return FINISHED if is_whole else str(self.record["status"])
 
     @property
     def accuracy(self) -> float | None:
         """Accuracy on test problems, from 0 to 1; None if the run is not finished."""
         return None if self.result is None else float(self.result["accuracy"])
+
+    @property
+    def tests(self) -> dict[str, dict[str, Any]]:
+        """The results of its finished tests, by name."""
+        return finished_further(self.record, self.result or {}, TESTS)
+
+    @property
+    def probes(self) -> dict[str, Path]:
+        """The folders of its finished probes, by name."""
+        found = finished_further(self.record, self.result or {}, PROBES)
+        return {name: self.folder / one["folder"] for name, one in found.items()}
+
+    def on_test(self, name: str) -> "Entry":
+        """The same run with the accuracy of a further test in place of that of the main one; unfinished without it."""
+        accuracy = self.tests.get(name, {}).get(ACCURACY)
+        result = None if accuracy is None else {**(self.result or {}), "accuracy": accuracy}
+        return replace(self, result=result, evaluation=folder_of_test(name))
+
+    def by_thoughts(self, name: str) -> dict[int, float]:
+        """The accuracies of a further test by number of thoughts or pause tokens; empty without them."""
+        return {int(number): one for number, one in self.tests.get(name, {}).get(BY_THOUGHTS, {}).items()}
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,16 @@ class Row:
     def done(self) -> dict[int, Entry]:
         """The finished runs by seed."""
         return {seed: self.by_seed[seed] for seed in sorted(self.by_seed) if self.by_seed[seed].result is not None}
+
+    @property
+    def tests(self) -> dict[str, str]:
+        """The names of the further tests that its runs were asked for, with their titles."""
+        asked = [entry.record.get(TESTS, {}) for _, entry in sorted(self.by_seed.items())]
+        return {name: str(one["title"]) for tests in asked for name, one in tests.items()}
+
+    def on_test(self, name: str) -> "Row":
+        """The same runs with the accuracies of a further test in place of those of the main one."""
+        return replace(self, by_seed={seed: entry.on_test(name) for seed, entry in self.by_seed.items()})
 
     def __str__(self) -> str:
         return f"{self.task}/{self.name}" if self.task else self.name

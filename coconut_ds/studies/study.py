@@ -6,7 +6,7 @@ from coconut_ds.settings.compose import compose_values
 from coconut_ds.settings.overrides import Override, read_text
 from coconut_ds.settings.schema import validated
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig, SweepKeys
-from coconut_ds.studies.job import Job, Shown
+from coconut_ds.studies.job import FurtherTest, Job, Probe, Shown
 
 
 def read_study(name: str) -> tuple[StudyConfig, SweepConfig]:
@@ -52,6 +52,14 @@ def study_job(
         tuple(more),
         after,
         Shown(about.title or task, about.chance, chosen.paper, place),
+        tuple(
+            FurtherTest(name, one.title or name, one.overrides)
+            for name, one in study.tests.items()
+            if one.applies(task, row, seed)
+        ),
+        tuple(
+            Probe(name, one.mode, one.overrides) for name, one in study.probes.items() if one.applies(task, row, seed)
+        ),
     )
 
 

@@ -26,6 +26,7 @@ from coconut_ds.settings.help import schema_help
 from coconut_ds.settings.schema import validated
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig, SweepKeys
 from coconut_ds.settings.sweep_line import read_line
+from coconut_ds.studies.checks import check_further
 from coconut_ds.studies.jobs import described, finish
 from coconut_ds.studies.study import job_of
 from coconut_ds.studies.table import write_table
@@ -53,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
     if "--table" in argv:
         return _show_table(*_table_options(argv))
     line = read_line(argv)
+    if not line.asks_only:
+        check_further(line.study, line.sweep)
     launch = [] if line.asks_only else [f"++sweep.launch='{uuid.uuid4().hex}'"]
     code = 0
     try:

@@ -1,7 +1,5 @@
 """The table of a sweep: Markdown, CSV and a picture, from what is on the disk."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +8,21 @@ from typing import Any
 
 from coconut_ds.files import write_whole
 from coconut_ds.settings.overrides import Override
-from coconut_ds.studies.comparing import Against, against
-from coconut_ds.studies.records import Row, baseline_of, read_rows
+from coconut_ds.studies.cells import (
+    COMPARED,
+    Line,
+    compared_cells,
+    csv_text,
+    lines_of,
+    markdown_table,
+    mean_text,
+    seed_cells,
+)
+from coconut_ds.studies.further_table import lines_of_tests, probe_links, test_tables, tests_csv
+from coconut_ds.studies.records import Row, read_rows
 
-MARKDOWN, CSV, RUNS, PICTURE = "table.md", "table.csv", "runs.csv", "table.png"
+MARKDOWN, CSV, RUNS, TESTS = "table.md", "table.csv", "runs.csv", "tests.csv"
+PICTURE, CURVES = "table.png", "curves.png"
 
 
 @dataclass(frozen=True)
@@ -23,23 +32,6 @@ class Table:
     markdown: str
     files: tuple[Path, ...]
     has_failures: bool
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A row with what the table says about it."""
-
-    row: Row
-    against: Against | None
-
-    @property
-    def scores(self) -> list[float]:
-        """Accuracies in percent."""
-        return [100 * (entry.accuracy or 0.0) for entry in self.row.done.values()]
-
-    def values(self, key: str) -> list[Any]:
-        """Values of the results, by seed."""
-        return [(entry.result or {}).get(key) for entry in self.row.done.values()]
 
 
 def write_table(folder: Path, baseline: str | None = None) -> Table:
@@ -53,75 +45,63 @@ def write_table(folder: Path, baseline: str | None = None) -> Table:
         ConfigError: no sweep has run in this folder.
     """
     rows = read_rows(folder)
-    lines = [_Line(row, _against(row, rows, baseline)) for row in rows]
+    lines = lines_of(rows, baseline)
     write_whole(folder / CSV, _rows_csv(lines))
     write_whole(folder / RUNS, _runs_csv(rows))
-    markdown = _markdown(lines, baseline or rows[-1].shown["baseline"])
+    markdown = _markdown(lines, baseline, folder)
     write_whole(folder / MARKDOWN, markdown)
     names = [MARKDOWN, CSV, RUNS]
-    if any(row.done for row in rows):
+    if any(row.tests for row in rows):
+        write_whole(folder / TESTS, tests_csv(rows))
+        names.append(TESTS)
+    if done := [row for row in rows if row.done]:
         # Imported here, since matplotlib takes a second to load.
+        from coconut_ds.studies.curves import draw_curves
         from coconut_ds.studies.picture import draw_rows
 
-        draw_rows([row for row in rows if row.done], folder / PICTURE)
-        names.append(PICTURE)
+        draw_rows(done, folder / PICTURE)
+        names += [PICTURE, *([CURVES] if draw_curves(done, folder / CURVES) else [])]
     failed = any(entry.status == "failed" for row in rows for entry in row.by_seed.values())
     return Table(markdown, tuple(folder / name for name in names), failed)
 
 
-def _against(row: Row, rows: Sequence[Row], baseline: str | None) -> Against | None:
-    other = baseline_of(row, rows, baseline or row.shown["baseline"])
-    return None if other is None else against(row, other)
-
-
-def _markdown(lines: Sequence[_Line], baseline: str | None) -> str:
-    parts = []
+def _markdown(lines: Sequence[Line], baseline: str | None, folder: Path) -> str:
+    rows, parts = [line.row for line in lines], []
+    tests = lines_of_tests(rows, baseline)
+    compared = [*lines, *(line for test in tests.values() for line in test)]
     for task in dict.fromkeys(line.row.task for line in lines):
         own = [line for line in lines if line.row.task == task]
         shown = own[0].row.shown
         title = shown["title"] + (f"; chance {shown['chance']:.1%}" if shown["chance"] is not None else "")
         parts.append("\n".join([*([title, ""] if title else []), *_table(own)]) + "\n")
-    if any(line.against for line in lines):
-        parts.append(_tests(lines))
-    elif baseline:
-        parts.append(f"Nothing is compared with the baseline {baseline}: no such row, or no seed that two rows have.\n")
+        parts += [*test_tables(rows, task, tests), *probe_links(rows, task, folder)]
+    named = baseline or rows[-1].shown["baseline"]
+    if any(line.against for line in compared):
+        parts.append(_comparisons(compared))
+    elif named:
+        parts.append(f"Nothing is compared with the baseline {named}: no such row, or no seed that two rows have.\n")
     parts += [text for text in (_failures(lines), _unfinished(lines)) if text]
     return "\n".join(parts)
 
 
-def _table(lines: Sequence[_Line]) -> list[str]:
+def _table(lines: Sequence[Line]) -> list[str]:
     """A task's table in Markdown."""
     seeds = sorted({seed for line in lines for seed in line.row.by_seed})
     has_paper, has_tests = any(line.row.shown["paper"] for line in lines), any(line.against for line in lines)
     headings = ["run", "accuracy, %", *(["paper"] if has_paper else []), *(f"seed {seed}" for seed in seeds)]
-    headings += ["against", "difference", "p (seeds)", "p (problems)"] if has_tests else []
+    headings += COMPARED if has_tests else []
     headings += ["updates", "last stage", "latents", "seconds"]
-    made = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    made = []
     for line in lines:
-        each = {seed: 100 * (entry.accuracy or 0.0) for seed, entry in line.row.done.items()}
-        cells = [f"`{line.row.name}`", _mean(line.scores)]
+        cells = [f"`{line.row.name}`", mean_text(line.scores)]
         cells += [line.row.shown["paper"] or ""] if has_paper else []
-        cells += [f"{each[seed]:.1f}" if seed in each else "–" for seed in seeds]
-        cells += _test_cells(line.against) if has_tests else []
-        made.append(f"| {' | '.join([*cells, *_run_cells(line)])} |")
-    return made
+        cells += seed_cells(line.row, seeds)
+        cells += compared_cells(line.against) if has_tests else []
+        made.append([*cells, *_run_cells(line)])
+    return markdown_table(headings, made)
 
 
-def _mean(scores: Sequence[float]) -> str:
-    if not scores:
-        return "–"
-    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread}"
-
-
-def _test_cells(one: Against | None) -> list[str]:
-    if one is None:
-        return [""] * 4
-    p_values = ["–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}" for p in (one.p_seeds, one.p_problems)]
-    return [f"`{one.baseline}`", f"{100 * one.difference:+.1f}", *p_values]
-
-
-def _run_cells(line: _Line) -> list[str]:
+def _run_cells(line: Line) -> list[str]:
     if not line.scores:
         return ["–"] * 4
     latents = [thoughts + pauses for thoughts, pauses in _latents(line)]
@@ -130,11 +110,11 @@ def _run_cells(line: _Line) -> list[str]:
     return [_updates(line), _range(line.values("stage")), f"{_range(latents)}{kind}", f"{seconds:.0f}"]
 
 
-def _latents(line: _Line) -> list[tuple[int, int]]:
+def _latents(line: Line) -> list[tuple[int, int]]:
     return list(zip(line.values("num_thoughts"), line.values("num_pauses"), strict=True))
 
 
-def _updates(line: _Line) -> str:
+def _updates(line: Line) -> str:
     """Updates of each seed; with ``stop_at``, a dash after those that ended without being solved."""
     found = []
     for entry in line.row.done.values():
@@ -150,7 +130,7 @@ def _range(values: Sequence[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _tests(lines: Sequence[_Line]) -> str:
+def _comparisons(lines: Sequence[Line]) -> str:
     counts = sorted({line.against.seeds for line in lines if line.against})
     return (
         f"Differences in points from the row under *against*, over {_range(counts)} seeds that both have. p (seeds): "
@@ -160,7 +140,7 @@ def _tests(lines: Sequence[_Line]) -> str:
     )
 
 
-def _failures(lines: Sequence[_Line]) -> str:
+def _failures(lines: Sequence[Line]) -> str:
     made = []
     for line in lines:
         for seed, entry in sorted(line.row.by_seed.items()):
@@ -172,7 +152,7 @@ def _failures(lines: Sequence[_Line]) -> str:
     return "Failed:\n\n" + "".join(made) if made else ""
 
 
-def _unfinished(lines: Sequence[_Line]) -> str:
+def _unfinished(lines: Sequence[Line]) -> str:
     names = [
         f"{line.row}, seed {seed} ({entry.status})"
         for line in lines
@@ -182,7 +162,7 @@ def _unfinished(lines: Sequence[_Line]) -> str:
     return f"Not finished; the same command continues: {'; '.join(names)}.\n" if names else ""
 
 
-def _rows_csv(lines: Sequence[_Line]) -> str:
+def _rows_csv(lines: Sequence[Line]) -> str:
     """One line for each row of the table; accuracies and differences from 0 to 1."""
     headings = ["task", "run", "finished", "mean", "sd", "paper", "against", "difference", "p_seeds", "p_problems"]
     made = []
@@ -193,7 +173,7 @@ def _rows_csv(lines: Sequence[_Line]) -> str:
         tests = ["", "", "", ""] if one is None else [one.baseline, one.difference, one.p_seeds, one.p_problems]
         seconds = statistics.median(line.values("duration_s")) if scores else ""
         made.append([line.row.task, line.row.name, len(scores), mean, spread, line.row.shown["paper"], *tests, seconds])
-    return _csv([*headings, "median_duration_s"], made)
+    return csv_text([*headings, "median_duration_s"], made)
 
 
 def _runs_csv(rows: Sequence[Row]) -> str:
@@ -204,12 +184,4 @@ def _runs_csv(rows: Sequence[Row]) -> str:
         for row in rows
         for seed, entry in sorted(row.by_seed.items())
     ]
-    return _csv(["task", "run", "seed", "status", *keys, "folder"], made)
-
-
-def _csv(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(["task", "run", "seed", "status", *keys, "folder"], made)
