@@ -153,7 +153,7 @@ class SlotTable:
         self._leftover[slot] = NOTHING
 
     def _cached(self, slot: int) -> Beginning:
-        """What the cache has in a slot, for whoever runs there or ran there last."""
+        """What the cache has in a slot, of the row that runs there or ran there last."""
         row = self._rows[slot]
         return self._leftover[slot] if row is None else row.cached
 
