@@ -20,6 +20,7 @@ from coconut_ds.studies.harness import HarnessError, StoppedError, TrainedRun
 from coconut_ds.studies.job import FurtherTest, Job, Probe
 from coconut_ds.studies.jobs import finish, record
 from coconut_ds.studies.records import read_rows
+from coconut_ds.studies.scoring import own_data
 from coconut_ds.studies.study import study_job
 from coconut_ds.studies.table import write_table
 from coconut_ds.sweep import main
@@ -274,3 +275,16 @@ def test_a_curve_is_dotted_where_a_run_has_other_problems_than_its_own(tmp_path:
     assert draw_curves(read_rows(tmp_path), tmp_path / "curves.png")
     assert drawn == [("-", [8, 16, 24, 32, 40, 48]), (":", [8, 16]), ("-", [24, 32, 40, 48])]
     assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["run=graph_search", "data.num_hops=[5,6]"], ["data=prosqa_arrows", "data.num_hops=[5,6]"]),
+        (["run=quick", "size.train=9"], ["data=prosqa_quick", "size.train=9"]),
+        (["run=quick", "data=modular_sum"], ["data=modular_sum"]),
+        (["method=cot"], ["data=prosqa_file"]),
+    ],
+)
+def test_the_problems_of_a_run_are_known_also_if_another_option_or_the_default_chooses_them(words, data):
+    assert own_data(words, SweepConfig()) == data

@@ -19,7 +19,7 @@ from coconut_ds.cli.common import take_common
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings import Config, EvalConfig, ProbeConfig
 from coconut_ds.settings.completion import words_of_schema
-from coconut_ds.settings.composition import SETS, composed, option_files, parsed
+from coconut_ds.settings.composition import SETS, chosen_options, composed, option_files, parsed
 from coconut_ds.settings.data_schedule import with_groups
 from coconut_ds.settings.evaluation import SWEPT
 from coconut_ds.settings.help import all_keys_help, group_help, short_help
@@ -234,6 +234,16 @@ def compose_values(
         words = None if one.key in groups else texts.take(one)
         resolved += [_resolved(one, schema, groups)] if words is None else words
     return texts.put_back(composed(root, resolved, config_dirs))
+
+
+def chosen_option(group: str, overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> str:
+    """The option of a group in the configuration of a training run.
+
+    It is what ``group=option`` says, or the option of another group (``run=quick`` chooses the data), or the default.
+    """
+    groups = option_names(config_dirs)
+    choices = [word for word in overrides if Override.read(word).key in groups]
+    return chosen_options("config", choices, config_dirs)[group]
 
 
 def option_names(

@@ -99,6 +99,29 @@ def _chosen(root: str, choices: tuple[str, ...], versions: tuple[tuple[str, int,
         return compose(root, overrides=list(choices))
 
 
+def chosen_options(root: str, choices: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, str]:
+    """The option of each group, also where it is the default, or the option of another group chooses it.
+
+    Args:
+        root: name of the file.
+        choices: overrides that choose options, ``group=option``.
+        config_dirs: further folders to search for options.
+
+    Raises:
+        ConfigError: Hydra refuses an override.
+    """
+    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
+    words = [*choices, *([f"hydra.searchpath=[{','.join(search)}]"] if search else [])]
+    try:
+        with _COMPOSING:
+            GlobalHydra.instance().clear()
+            with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
+                found = compose(root, overrides=words, return_hydra_config=True).hydra.runtime.choices
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    return {str(group): str(option) for group, option in found.items()}
+
+
 def _versions(root: str, config_dirs: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
     """Path, time of the last change and size of each file that may be read."""
     found = [project_folder("config") / f"{root}.yaml", *option_files(config_dirs)]

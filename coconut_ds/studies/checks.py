@@ -3,10 +3,9 @@
 from coconut_ds.errors import ConfigError
 from coconut_ds.settings.compose import compose_eval_config, compose_probe_config
 from coconut_ds.settings.sweep import StudyConfig, SweepConfig
-from coconut_ds.studies.harness import data_overrides
 from coconut_ds.studies.job import FurtherTest, Job, Probe
 from coconut_ds.studies.probes import asked_of_probe
-from coconut_ds.studies.scoring import asked_overrides, chooses_data
+from coconut_ds.studies.scoring import asked_overrides, own_data
 from coconut_ds.studies.study import study_job
 
 CHECKPOINT = "checkpoint=CHECKPOINT"
@@ -16,7 +15,7 @@ CHECKPOINT = "checkpoint=CHECKPOINT"
 def check_further(study: StudyConfig, sweep: SweepConfig) -> None:
     """Refuses a test or probe whose overrides are no configuration of its program.
 
-    They are composed with the data of each task. Runs whose data groups are chosen by the command line are left out.
+    They are composed with the data of each run of the study, without what the command line adds.
 
     Raises:
         ConfigError: says which test or probe, and what is wrong with its overrides.
@@ -28,10 +27,10 @@ def check_further(study: StudyConfig, sweep: SweepConfig) -> None:
         for row in study.rows if sweep.row is None else [sweep.row]:
             for seed in study.seeds:
                 job = study_job(study, sweep, task, row, seed)
-                data = tuple(data_overrides(job.overrides))
+                data = tuple(own_data(job.overrides, sweep))
                 further: list[FurtherTest | Probe] = [*job.tests, *job.probes]
                 for one in further:
-                    if (one, data) not in checked and chooses_data([*data, *sweep.test, *one.overrides]):
+                    if (one, data) not in checked:
                         checked.add((one, data))
                         _check(job, one)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from coconut_ds.files import probe_script
 from coconut_ds.settings.overrides import text_override
-from coconut_ds.studies.harness import HarnessError, data_overrides, run_program
+from coconut_ds.studies.harness import HarnessError, run_program
 from coconut_ds.studies.job import Job, Probe
-from coconut_ds.studies.scoring import LOG, chooses_data, config_options, precision_overrides
+from coconut_ds.studies.scoring import LOG, chooses_data, config_options, own_data, precision_overrides
 
 
 def folder_of_probe(name: str) -> str:
@@ -27,7 +27,7 @@ def asked_of_probe(job: Job, probe: Probe) -> list[str]:
     If its own choose ``data``, the problems of the run do not count. Those of ``sweep.test`` never do, since an
     evaluation has other keys.
     """
-    return [*([] if chooses_data(probe.overrides) else data_overrides(job.overrides)), *probe.overrides]
+    return [*([] if chooses_data(probe.overrides) else own_data(job.overrides, job.sweep)), *probe.overrides]
 
 
 def run_probe(job: Job, probe: Probe, checkpoint: str, folder: Path) -> dict[str, Any]:

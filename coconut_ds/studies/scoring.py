@@ -8,7 +8,7 @@ from coconut_ds.distributed.interrupts import EXIT_CODE
 from coconut_ds.distributed.launcher import starting
 from coconut_ds.files import evaluate_script
 from coconut_ds.settings import EvalConfig
-from coconut_ds.settings.compose import compose_config
+from coconut_ds.settings.compose import chosen_option, compose_config
 from coconut_ds.settings.overrides import Override, full_key, text_override
 from coconut_ds.settings.sweep import SweepConfig
 from coconut_ds.studies.harness import HarnessError, StoppedError, data_overrides, run_program, stored_json
@@ -51,8 +51,14 @@ def asked_overrides(overrides: Sequence[str], sweep: SweepConfig, further: Seque
     test = sweep.test
     if chooses_data(further):
         test = tuple(word for word in test if not _is_about_data(word))
-    own = [] if chooses_data([*test, *further]) else data_overrides(overrides)
+    own = [] if chooses_data([*test, *further]) else own_data(overrides, sweep)
     return [*own, *test, *further]
+
+
+def own_data(overrides: Sequence[str], sweep: SweepConfig) -> list[str]:
+    """The overrides that choose the problems of a run, also if another option (``run=quick``) or the default does."""
+    own = data_overrides(overrides)
+    return own if chooses_data(own) else [f"data={chosen_option('data', overrides, sweep.config_dirs)}", *own]
 
 
 def precision_overrides(overrides: Sequence[str], sweep: SweepConfig) -> list[str]:
