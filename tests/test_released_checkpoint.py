@@ -1,12 +1,12 @@
-"""The released checkpoint answers as its card says, and a server with it tells of words that it does not know."""
+"""The released checkpoint of the demo answers as its card says, and a server with it tells of words that it does not know."""
 
 import json
 import re
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from making_services import service_of
+from released_models import RELEASED, table
 from starlette.testclient import TestClient
 
 from coconut_ds import load_reasoner
@@ -19,8 +19,7 @@ from serve.api.app import create_app
 from serve.cli import default_checkpoints
 from serve.monitoring.metrics import Metrics
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "examples" / "checkpoints" / "permutation_product"
+FOLDER = RELEASED / "permutation_product"
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
 PROBLEMS = load_problems(FOLDER / "problems" / "test.json")
 
@@ -30,17 +29,10 @@ def reasoner() -> Reasoner:
     return load_reasoner(FOLDER)
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading of the card, without its head."""
-    part = CARD.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in part.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
-
-
 def test_it_is_as_right_as_its_card_says(reasoner):
     """On the problems beside it. The command in the card measures the others, which takes half a minute."""
     assert len(PROBLEMS) == 200
-    for thoughts, _, right in rows("Accuracy"):
+    for thoughts, _, right in table(FOLDER.name, "Accuracy"):
         count = int(thoughts.split()[0])
         if count in (2, 8):
             answers = reasoner.generate(
@@ -52,9 +44,9 @@ def test_it_is_as_right_as_its_card_says(reasoner):
 
 
 def test_its_thoughts_are_those_that_its_card_shows(reasoner):
-    table = rows("Thoughts")
-    answers = reasoner.generate([row[0] for row in table], max_new_tokens=16, keep_thoughts=True)
-    for (question, products, expected, thoughts), answer in zip(table, answers, strict=True):
+    shown = table(FOLDER.name, "Thoughts")
+    answers = reasoner.generate([row[0] for row in shown], max_new_tokens=16, keep_thoughts=True)
+    for (question, products, expected, thoughts), answer in zip(shown, answers, strict=True):
         decoded = [thought.tokens[0].strip() or "⏎" for thought in reasoner.decode_thoughts(answer)][::2]
         assert (answer.answer, ", ".join(decoded)) == (expected, thoughts)
         (problem,) = [one for one in PROBLEMS if one.question == question]

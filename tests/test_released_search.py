@@ -1,30 +1,20 @@
 """The released checkpoint that searches graphs answers and thinks as its card says."""
 
-from pathlib import Path
-
 import pytest
+from released_models import RELEASED, table
 
 from coconut_ds import load_reasoner
 from coconut_ds.data.graph_stats import question_of
 from coconut_ds.data.problem import load_problems
 from coconut_ds.reasoner import Reasoner
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "examples" / "checkpoints" / "graph_search"
-CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+FOLDER = RELEASED / "graph_search"
 PROBLEMS = load_problems(FOLDER / "problems" / "test.json")
 
 
 @pytest.fixture(scope="module")
 def reasoner() -> Reasoner:
     return load_reasoner(FOLDER)
-
-
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading of the card, without its head."""
-    part = CARD.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in part.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def frontiers(index: int) -> list[set[str]]:
@@ -38,7 +28,7 @@ def frontiers(index: int) -> list[set[str]]:
 
 def test_it_is_as_right_as_its_card_says(reasoner: Reasoner) -> None:
     assert len(PROBLEMS) == 100
-    for thoughts, _, right in rows("Accuracy"):
+    for thoughts, _, right in table(FOLDER.name, "Accuracy"):
         answers = reasoner.generate(
             [one.question for one in PROBLEMS], n_thoughts=int(thoughts.split()[0]), batch_size=100
         )
@@ -50,7 +40,9 @@ def test_it_is_as_right_as_its_card_says(reasoner: Reasoner) -> None:
 def test_its_thoughts_are_those_that_its_card_shows(reasoner: Reasoner) -> None:
     (answer,) = reasoner.generate([PROBLEMS[0].question], keep_thoughts=True)
     decoded = reasoner.decode_thoughts(answer)
-    for (number, tokens, nodes), thought, frontier in zip(rows("Thoughts"), decoded, frontiers(0), strict=False):
+    for (number, tokens, nodes), thought, frontier in zip(
+        table(FOLDER.name, "Thoughts"), decoded, frontiers(0), strict=False
+    ):
         assert tokens.split() == [token.strip() for token in thought.tokens[:3]], number
         assert set(nodes.split()) == frontier, number
 
