@@ -30,7 +30,10 @@ def test_every_option_of_every_group_composes(row: int) -> None:
     recipe = next(word.partition("=")[2] for word in chosen if word.startswith("training="))
     if objective := next((name for name in ("sim_cot", "codi", "lotus") if name in recipe), None):
         chosen.append(f"objective={objective}")
-    symbolic = {"data=prosqa_symbolic", "data=prosqa_balanced"} & set(chosen)
+    if "run=graph_search" in chosen:
+        # Its objective needs thoughts.
+        chosen = ["method=coconut" if word.startswith("method=") else word for word in chosen]
+    symbolic = {"data=prosqa_symbolic", "data=prosqa_balanced", "data=prosqa_arrows"} & set(chosen)
     if objective or symbolic:
         method = "method=coconut_no_curriculum" if objective and symbolic else "method=coconut"
         chosen = [method if word.startswith("method=") else word for word in chosen]

@@ -126,7 +126,8 @@ def test_what_the_card_of_a_run_says_of_its_training(tmp_path):
 
 def test_cards_of_the_released_checkpoints_are_left_alone(tmp_path):
     """git tracks them, or pip has installed them; a copy is the user's own."""
-    (folder,) = released_checkpoints().iterdir()
+    folder, *others = sorted(released_checkpoints().iterdir())
+    assert [checkpoint_with_card(one) for one in others] == [None]
     (tmp_path / "link").symlink_to(folder)
     assert [checkpoint_with_card(one) for one in (folder, str(folder), tmp_path / "link")] == [None, None, None]
     copy = shutil.copytree(folder, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""The released checkpoint of the demo answers as its card says, and a server with it tells of words that it does not know."""
+"""The demo's released checkpoint answers as its card says, and a server with it tells of words it does not know."""
 
 import json
 import re

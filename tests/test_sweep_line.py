@@ -53,7 +53,7 @@ def test_a_study_gives_what_the_command_line_leaves_out() -> None:
     ("word", "expected"),
     [
         ("lrr=1", "did you mean lr"),
-        ("study=none", "no such option; expected one of gsm8k_table1"),
+        ("study=none", "no such option; expected one of graph_search, gsm8k_table1"),
         ("method=none", "no such option; expected one of coconut"),
         ("row=cot", "choose a study with study=NAME"),
         ("out=a,b", "found several values, expected one"),
