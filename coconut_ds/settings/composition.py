@@ -64,10 +64,7 @@ def composed(root: str, overrides: Sequence[str], config_dirs: Sequence[str] = (
     Raises:
         ConfigError: Hydra refuses an override.
     """
-    choices = tuple(word for word in overrides if not word.startswith(SETS))
-    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
-    if search:
-        choices = (*choices, f"hydra.searchpath=[{','.join(search)}]")
+    choices = _searching([word for word in overrides if not word.startswith(SETS)], config_dirs)
     try:
         with _COMPOSING:
             config = copy.deepcopy(_chosen(root, choices, _versions(root, config_dirs)))
@@ -94,9 +91,20 @@ def _set(config: DictConfig, word: str) -> None:
 @lru_cache(maxsize=32)
 def _chosen(root: str, choices: tuple[str, ...], versions: tuple[tuple[str, int, int], ...]) -> DictConfig:
     """The files of the chosen options, before keys are set. To read them takes ten times longer than to set keys."""
+    return _by_hydra(root, choices)
+
+
+def _searching(choices: Sequence[str], config_dirs: Sequence[str]) -> tuple[str, ...]:
+    """Overrides that choose options, and one that lets Hydra search further folders for them."""
+    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
+    return (*choices, *([f"hydra.searchpath=[{','.join(search)}]"] if search else []))
+
+
+def _by_hydra(root: str, choices: Sequence[str], **options: bool) -> DictConfig:
+    """What Hydra composes; the caller holds ``_COMPOSING``."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
-        return compose(root, overrides=list(choices))
+        return compose(root, overrides=list(choices), **options)
 
 
 def chosen_options(root: str, choices: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, str]:
@@ -110,13 +118,9 @@ def chosen_options(root: str, choices: Sequence[str], config_dirs: Sequence[str]
     Raises:
         ConfigError: Hydra refuses an override.
     """
-    search = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
-    words = [*choices, *([f"hydra.searchpath=[{','.join(search)}]"] if search else [])]
     try:
         with _COMPOSING:
-            GlobalHydra.instance().clear()
-            with initialize_config_dir(str(project_folder("config")), version_base="1.3"):
-                found = compose(root, overrides=words, return_hydra_config=True).hydra.runtime.choices
+            found = _by_hydra(root, _searching(choices, config_dirs), return_hydra_config=True).hydra.runtime.choices
     except HydraException as error:
         raise ConfigError(str(error)) from error
     return {str(group): str(option) for group, option in found.items()}
