@@ -5,10 +5,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 CHUNK = 65536
+
+
+class LateEnds:
+    """Holds the end of an event stream until the page has asked for its next event, or for five seconds."""
+
+    def __init__(self) -> None:
+        self.holding, self.asked = Event(), Event()
+
+    def hold(self) -> None:
+        """Waits for the next event."""
+        self.asked.clear()
+        self.holding.set()
+        self.asked.wait(5)
+        # The answer to that request must reach the page before the end of the stream does.
+        time.sleep(0.5)
+        self.holding.clear()
 
 
 @contextmanager
@@ -20,6 +36,7 @@ def proxying(
     sends: str | None = None,
     keeps_host: bool = True,
     stream_pause_s: float = 0,
+    late: "LateEnds | None" = None,
 ) -> Iterator[str]:
     """Yields the address of the proxy, without the prefix. Everything outside of the prefix is 404.
 
@@ -30,6 +47,7 @@ def proxying(
         sends: value of ``X-Forwarded-Prefix``; None: the header is not sent.
         keeps_host: whether the server gets the ``Host`` that the browser sent, or its own.
         stream_pause_s: seconds that the proxy waits before it forwards the next part of an event stream.
+        late: makes the proxy forward the ends of event streams late.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,11 +83,15 @@ def proxying(
             try:
                 while part := answer.read1(CHUNK):
                     time.sleep(pause_s)
+                    if late is not None and b"close_stream" in part:
+                        late.hold()
                     self.wfile.write(part)
                     self.wfile.flush()
             except (OSError, HTTPException):
                 pass
             connection.close()
+            if late is not None and self.path.endswith("/queue/join"):
+                late.asked.set()
 
         def log_message(self, *message: object) -> None:
             """Logs nothing."""

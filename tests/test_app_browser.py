@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from making_app import LONG, REFUSALS, STRANGE, SUMS, write_problems
-from proxying import proxying
+from proxying import LateEnds, proxying
 from serving import ROOT, ServerProcess, save_checkpoint, serving
 from using_app import change_everything, think_in_a_slow_browser, use_under_a_prefix
 from visiting import CHROMIUM, PATIENCE_MS, PICTURES, TABS, Visit, chromium, visiting
@@ -279,6 +279,18 @@ def test_behind_a_proxy_that_says_nothing(visit, server):
     """
     with proxying(server.url, "/a/b", strips=True, keeps_host=False, stream_pause_s=0.1) as proxy:
         use_under_a_prefix(visit, proxy, "/a/b", None)
+
+
+def test_a_question_asked_while_the_end_of_the_last_stream_is_under_way(visit, server):
+    """The server has ended the stream, the page does not know it yet, and the next question needs a new stream."""
+    late = LateEnds()
+    with proxying(server.url, "/a", strips=True, late=late) as proxy, visit(at=f"{proxy}/a/app/") as one:
+        one.tab("Export")
+        one.page.locator("#run-export").click()
+        assert late.holding.wait(60)
+        one.tab("Think")
+        one.ask("hello")
+        one.wait_for_answer()
 
 
 def test_behind_a_proxy_that_keeps_the_prefix_with_a_password(visit, tmp_path):

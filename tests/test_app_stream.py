@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve.app.event_stream import STREAM, WholeEvents
+from serve.app.event_stream import END, ENDED, EVENT, STREAM, WholeEvents
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -25,7 +25,9 @@ def sent_for(messages: list, path: str = STREAM, send=None) -> list:
         await asyncio.sleep(0)
         found.append(message)
 
-    asyncio.run(WholeEvents(app)({"type": "http", "path": path, "root_path": ""}, None, send or record))
+    asyncio.run(
+        WholeEvents(app)({"type": "http", "path": path, "root_path": "", "query_string": b""}, None, send or record)
+    )
     return found
 
 
@@ -58,3 +60,45 @@ def test_an_error_of_the_connection_reaches_the_app():
 
     with pytest.raises(OSError, match="gone"):
         sent_for([START, body(b"a"), 0.01, body(b"b"), 0.01, body(b"c")], send=fail)
+
+
+def test_the_answer_to_an_event_tells_how_many_streams_of_its_session_have_ended():
+    """A stream has ended as soon as its last message is written, and each session has its own."""
+    found = []
+
+    async def app(scope, receive, forward):
+        if scope["path"] == STREAM:
+            await forward(START)
+            await forward(body(b"data: {" + END + b"}"))
+            await ask("a")
+            await forward(body(b"", False))
+        else:
+            await receive()
+            await forward(START | {"headers": []})
+
+    app = WholeEvents(app)
+
+    async def stream(session):
+        query = f"session_hash={session}".encode()
+        await app({"type": "http", "path": STREAM, "root_path": "", "query_string": query}, None, drop)
+
+    async def drop(message):
+        pass
+
+    async def ask(session):
+        async def receive():
+            return {"type": "http.request", "body": f'{{"session_hash": "{session}"}}'.encode()}
+
+        async def note(message):
+            found.append((session, dict(message["headers"])[ENDED.lower().encode()]))
+
+        await app({"type": "http", "path": EVENT, "root_path": "", "query_string": b""}, receive, note)
+
+    async def visit():
+        await ask("a")
+        await stream("a")
+        await stream("b")
+        await ask("a")
+
+    asyncio.run(visit())
+    assert found == [("a", b"0"), ("a", b"1"), ("a", b"1"), ("a", b"1")]

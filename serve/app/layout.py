@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from serve.app import compare, dataset, export, intervene, markup, opening, question, search, states, think
 from serve.app.addresses import ICON, MANIFEST, OwnAddresses
-from serve.app.event_stream import WholeEvents
+from serve.app.event_stream import SCRIPT, WholeEvents
 from serve.app.events import MAX_RUNNING, MAX_WAITING
 from serve.app.housekeeping import FILES_S, MAX_SESSIONS, Housekeeping
 from serve.app.outdated import VALUES
@@ -80,7 +80,7 @@ def make_app(studio: Studio) -> ASGIApp:
         max_file_size=1,
         theme=theme(),
         css=CSS,
-        head=VALUES + _preload_plotly(),
+        head=SCRIPT + VALUES + _preload_plotly(),
     )
     return OwnAddresses(WholeEvents(Housekeeping(outer, blocks.state_holder)))
 
