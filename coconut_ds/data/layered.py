@@ -18,9 +18,11 @@ Cost: about 1 ms per training problem, and 10 ms per validation or test problem.
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Self
 
+from coconut_ds.data.drawing import draw_all
 from coconut_ds.data.graph_writing import graph_writer
 from coconut_ds.data.graphs import Edge, Graph, GraphQuestion, split_of_graph, split_of_problem
 from coconut_ds.data.problem import Problem
@@ -220,7 +222,7 @@ class LayeredGraphs:
         return self._hops[0] <= question.graph.distances(question.root)[question.target] <= self._hops[1]
 
     def _draw(self, split: str, epoch: int) -> list[Problem]:
-        return [self.problem(split, epoch, index) for index in range(self._size[split])]
+        return draw_all(partial(self.problem, split, epoch), self._size[split], split)
 
     def _keep(self, split: str) -> list[Problem]:
         if split not in self._kept:

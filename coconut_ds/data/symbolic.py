@@ -13,9 +13,10 @@ from all symbols, because names in the order of the nodes would reveal their dep
 """
 
 import random
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Self
 
+from coconut_ds.data.drawing import draw_all
 from coconut_ds.data.graph_writing import GraphWriter, graph_writer
 from coconut_ds.data.graphs import GraphQuestion, split_of_graph, split_of_problem
 from coconut_ds.data.problem import Problem
@@ -101,15 +102,15 @@ class SymbolicProsqa:
 
     def train(self, epoch: int) -> list[Problem]:
         """The training problems of an epoch."""
-        return [self.problem("train", epoch, index) for index in range(self._size.train)]
+        return draw_all(partial(self.problem, "train", epoch), self._size.train, "train")
 
     def valid(self) -> list[Problem]:
         """The validation problems; the same at every call."""
-        return [self.problem("valid", 0, index) for index in range(self._size.valid)]
+        return draw_all(partial(self.problem, "valid", 0), self._size.valid, "valid")
 
     def test(self) -> list[Problem]:
         """The test problems; the same at every call."""
-        return [self.problem("test", 0, index) for index in range(self._size.test)]
+        return draw_all(partial(self.problem, "test", 0), self._size.test, "test")
 
     def vocabulary(self) -> list[str]:
         """Texts that contain every word of any problem, with each punctuation mark that can follow it."""
