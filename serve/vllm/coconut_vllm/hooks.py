@@ -10,7 +10,7 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-KNOWN = ("0.32.0",)
+KNOWN = ("0.31.0", "0.32.0")
 """Versions with which the tests were run."""
 STATE = "vllm.v1.worker.gpu.model_states.default:DefaultModelState"
 INPUTS = "vllm.v1.engine.input_processor:InputProcessor"

@@ -4,7 +4,9 @@ import pytest
 import tiny
 from conftest import REFERENCE, SMALL_CACHE, answered, differences, options, preemptions, sampling, split, whole
 from vllm import LLM
+from vllm.platforms.cpu import CpuPlatform
 
+from coconut_vllm.state import ThinkingState
 from coconut_vllm.thoughts import Thoughts
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "mistral")
@@ -28,6 +30,20 @@ def resumed(monkeypatch):
     return known_thoughts
 
 
+@pytest.fixture
+def from_cache(monkeypatch):
+    """For each request that enters a slot, how many of its positions after the prompt are in the prefix cache."""
+    found: list[int] = []
+    original = ThinkingState.add_request
+
+    def noted(self, req_index, new_req_data):
+        found.append(new_req_data.num_computed_tokens - len(new_req_data.prompt_token_ids))
+        original(self, req_index, new_req_data)
+
+    monkeypatch.setattr(ThinkingState, "add_request", noted)
+    return found
+
+
 @pytest.fixture(scope="module")
 def wide(checkpoint):
     """An engine with room for 16 requests at a time, for tests that need no other."""
@@ -37,7 +53,7 @@ def wide(checkpoint):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_answers_equal_the_reference_through_preemptions_and_pieces_of_prompts(engine, resumed, name):
+def test_answers_equal_the_reference_through_preemptions_and_pieces_of_prompts(engine, resumed, from_cache, name):
     """40 questions with 0 to 8 thoughts, three times; at least 20 preemptions, some of them within thoughts."""
     llm = engine(name, **SMALL_CACHE)
     outputs = answered(llm, name, ROUNDS)
@@ -46,6 +62,8 @@ def test_answers_equal_the_reference_through_preemptions_and_pieces_of_prompts(e
     assert texts == [whole(one["text"]) for one in REFERENCE[name]["answers"]] * ROUNDS
     assert preemptions(llm) >= 20
     assert any(known > 0 for known in resumed)
+    # A resumed request finds keys and values of its own thoughts, which come directly after the prompt.
+    assert any(count > 0 for count in from_cache)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -69,8 +87,15 @@ def test_without_the_kept_thoughts_answers_are_wrong(engine, monkeypatch):
     assert differences(answered(engine("gpt2", **SMALL_CACHE), "gpt2"), "gpt2") != []
 
 
-def test_the_asynchronous_scheduler_gives_the_same_answers(engine):
-    """A step is scheduled before the tokens of the one before it are known."""
+def test_the_asynchronous_scheduler_gives_the_same_answers(engine, monkeypatch):
+    """A step is scheduled before the tokens of the one before it are known. vLLM turns this off on CPUs."""
+    original = CpuPlatform.check_and_update_config
+
+    def with_asynchronous_scheduling(config):
+        original(config)
+        config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(with_asynchronous_scheduling))
     llm = engine("llama", **SMALL_CACHE, async_scheduling=True)
     assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
     assert differences(answered(llm, "llama", ROUNDS), "llama") == []

@@ -1,4 +1,4 @@
-"""The OpenAI server: vLLM's own, in processes of its own, with the asynchronous scheduler and preemptions."""
+"""The OpenAI server: vLLM's own, in processes of its own, with preemptions."""
 
 import json
 import os

@@ -35,12 +35,14 @@ def main() -> None:
     """Answers until its input ends."""
     folder, file, kind, dtype = sys.argv[1:]
     workload = json.loads(Path(file).read_text(encoding="utf-8"))
+    written = workload["thoughts"] + 1 + workload["new_tokens"]
     llm = LLM(
         folder,
         dtype=dtype,
         enforce_eager=kind != "compiled",
         block_size=32,
-        max_model_len=512,
+        # With the marker that begins the thoughts.
+        max_model_len=max(map(len, workload["prompts"])) + 1 + written,
         max_num_seqs=workload["slots"],
         enable_prefix_caching=False,
     )
@@ -53,7 +55,7 @@ def main() -> None:
         began = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - began
-        assert {len(one.outputs[0].token_ids) for one in outputs} == {workload["thoughts"] + 1 + workload["new_tokens"]}
+        assert {len(one.outputs[0].token_ids) for one in outputs} == {written}
         print(f"RESULT {seconds}", flush=True)
 
 
