@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve.app.event_stream import END, ENDED, EVENT, STREAM, WholeEvents
+from serve.app.event_stream import END, ENDED, EVENT, STREAM, WholeEvents, _session
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -60,6 +60,11 @@ def test_an_error_of_the_connection_reaches_the_app():
 
     with pytest.raises(OSError, match="gone"):
         sent_for([START, body(b"a"), 0.01, body(b"b"), 0.01, body(b"c")], send=fail)
+
+
+@pytest.mark.parametrize("sent", [b"", b"no JSON", b"[" * 100_000, b"[1]", b"\xff", b"{}"])
+def test_an_event_without_a_session_is_answered_as_without_the_header(sent):
+    assert _session(sent) == ""
 
 
 def test_the_answer_to_an_event_tells_how_many_streams_of_its_session_have_ended():

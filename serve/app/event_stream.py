@@ -11,13 +11,13 @@ the server has ended the stream, and the page opens no other. There are two ways
 """
 
 import asyncio
-import json
 from collections import OrderedDict
 from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from coconut_ds.strict_json import JsonError, parse_loosely
 from serve.api.prefix import route_of
 
 STREAM = "/gradio_api/queue/data"
@@ -115,8 +115,8 @@ class WholeEvents:
 def _session(body: bytes) -> str:
     """The session of an event; "" if the body is not one, which Gradio answers with an error."""
     try:
-        found = json.loads(body)
-    except ValueError:
+        found = parse_loosely(body.decode("utf-8", "replace"))
+    except JsonError:
         return ""
     return str(found.get("session_hash", "")) if isinstance(found, dict) else ""
 
