@@ -11,7 +11,7 @@ AXE := tests/axe/node_modules/axe-core/axe.min.js
 VLLM_VERSION ?= 0.32.0
 VLLM_TESTS ?=
 
-.PHONY: demo app test test-vllm lint clean
+.PHONY: demo app test test-vllm environments lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m coconut_ds.demo --seed $(SEED)
@@ -26,6 +26,9 @@ test: $(VENV)/.ready $(AXE)
 # The plugin of vLLM, on a CPU, in an environment of its own: 2.5 GB, for which pip downloads about 0.5 GB.
 test-vllm: $(VLLM)/.ready-$(VLLM_VERSION)
 	cd serve/vllm && ../../$(VLLM)/bin/python -m pytest -n 2 --dist loadfile $(VLLM_TESTS)
+
+# Both environments; with -j 2 at the same time.
+environments: $(VENV)/.ready $(VLLM)/.ready-$(VLLM_VERSION)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format .
