@@ -24,7 +24,7 @@ STREAM = "/gradio_api/queue/data"
 EVENT = "/gradio_api/queue/join"
 ENDED = "X-Ended-Streams"
 """Header of the answer to an event: the number of the session's streams that the server had ended by then."""
-END = b'"close_stream"'
+END = b'"msg":"close_stream"'
 """Part of the message that ends a stream."""
 MAX_SESSIONS = 10_000
 """Sessions whose ended streams are counted; beyond that, those that were used least recently are forgotten."""
