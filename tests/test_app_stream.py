@@ -63,7 +63,7 @@ def test_an_error_of_the_connection_reaches_the_app():
 
 
 @pytest.mark.parametrize("sent", [b"", b"no JSON", b"[" * 100_000, b"[1]", b"\xff", b"{}"])
-def test_an_event_without_a_session_is_answered_as_without_the_header(sent):
+def test_a_body_without_a_session_is_no_error_and_belongs_to_none(sent):
     assert _session(sent) == ""
 
 
