@@ -113,9 +113,23 @@ WRONG = {
     "holds markers": {"prompt": [5, tiny.tokenizer().get_vocab()["<|latent|>"]]},
     "not those of the whole text": {"truncate_prompt_tokens": 3},
     "priority": {"priority": 3},
+    "prompt_embeds": {"prompt_embeds": "AAAA"},
     "presence_penalty": {"presence_penalty": 1.0},
     "stop_token_ids": {"stop_token_ids": [tiny.tokenizer().get_vocab()["<|latent|>"]]},
 }
+
+
+@pytest.mark.parametrize(
+    ("message", "changed"),
+    [
+        ("priority scheduling", {"scheduling_policy": "priority"}),
+        ("pipeline parallelism", {"pipeline_parallel_size": 2}),
+    ],
+)
+def test_a_setting_with_which_it_would_not_think_stops_the_server(checkpoint, tmp_path, message, changed):
+    """The other settings are refused at the same place (``test_refusals.py``)."""
+    with pytest.raises(RuntimeError, match=message):
+        start(checkpoint("llama"), tmp_path / "log.txt", **changed)
 
 
 @pytest.mark.parametrize("message", WRONG)
